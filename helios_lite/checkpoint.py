@@ -1,0 +1,246 @@
+"""Checkpoint files: their names, their safe writing and reading, and which of them stay.
+
+A file is `<save_name>_epoch_<E>_iter_<S><metadata>.pth`, with the epochs and optimizer updates finished. It holds
+tensors and plain containers only, so that any program can read it with `torch.load(path, weights_only=True)`.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+logger = logging.getLogger("helios_lite")
+
+FORMAT = 1
+"""The number of this layout of a checkpoint's content; a file with a higher one is refused."""
+
+_MARKER = r"_epoch_(\d+)_iter_(\d+)"
+_PLAIN = {type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device}
+_TENSORS = {torch.Tensor, torch.nn.Parameter}
+# What torch.load(weights_only=True) restores as the type it was; schedulers count milestones in a Counter.
+_MAPPINGS = {dict, collections.OrderedDict, collections.Counter}
+
+
+class CheckpointError(RuntimeError):
+    """A file that is no checkpoint this version can read; the message names it and says why."""
+
+
+def file_name(save_name: str, epoch: int, step: int, append_metadata: Callable[[str], str]) -> str:
+    """Return the name of a checkpoint file.
+
+    Args:
+        save_name: the model's name; characters that file systems treat specially are replaced.
+        epoch: epochs finished.
+        step: optimizer updates finished.
+        append_metadata: gets the name without extension and returns it with something appended
+            (`Model.append_metadata_to_chkpt_name`).
+
+    Raises:
+        ValueError: the metadata was not appended.
+    """
+    stem = f"{_flat(save_name)}_epoch_{epoch}_iter_{step}"
+    named = append_metadata(stem)
+    if not named.startswith(stem):
+        raise ValueError(f"append_metadata_to_chkpt_name({stem!r}) returned {named!r}: it may only append")
+    # A marker inside the metadata would read as another file's counters; 255 bytes is what file systems allow.
+    metadata = re.sub(_MARKER, r"-epoch-\1-iter-\2", _flat(named[len(stem) :]))
+    return f"{stem}{metadata[: 250 - len(stem)]}.pth"
+
+
+def find(folder: Path, save_name: str) -> list[Path]:
+    """Return the checkpoint files of a model in a folder, newest first: by (step, epoch) in their names."""
+    pattern = re.compile(re.escape(_flat(save_name)) + _MARKER + rf"(?:(?!{_MARKER}).)*\.pth")
+    found = []
+    for path in folder.glob("*.pth"):
+        if match := pattern.fullmatch(path.name):
+            found.append((int(match[2]), int(match[1]), path))
+    return [path for *_, path in sorted(found, reverse=True)]
+
+
+def save(content: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint so that at any moment there is either the whole file or none of that name.
+
+    Raises:
+        TypeError: something in it is neither a tensor nor plain; the message tells where it is.
+        OSError: the disk is full, or the folder cannot be written; no partial file stays.
+    """
+    require_plain(content)
+    _replace(path, lambda file: torch.save(content, file))
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint; nothing but tensors and plain containers is ever unpickled.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CheckpointError: the file is damaged, unsafe, foreign or of a newer format.
+    """
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        # torch raises many types for damaged files; for unsafe ones it explains how to load them, which we will not.
+        reason = "it is damaged, or holds more than tensors and plain containers"
+        raise CheckpointError(f"{path}: {reason} ({type(error).__name__})") from error
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+        raise CheckpointError(f"{path}: it is no helios_lite checkpoint")
+    if content["format"] > FORMAT:
+        writer = f"helios_lite {content.get('version', 'of a later version')}"
+        raise CheckpointError(f"{path}: {writer} wrote it in format {content['format']}; this one reads up to {FORMAT}")
+    return content
+
+
+def write_json(content: Any, path: Path) -> None:
+    """Write plain data as json, with the same safety as a checkpoint."""
+    _replace(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
+
+
+def require_plain(value: Any, where: str = "checkpoint") -> None:
+    """Raise TypeError, telling where, if a value is something that `weights_only=True` does not load."""
+    if type(value) in _MAPPINGS:
+        for key, item in value.items():
+            require_plain(key, where)
+            require_plain(item, f"{where}[{key!r}]")
+    elif type(value) in (list, tuple, set):
+        for i, item in enumerate(value):
+            require_plain(item, f"{where}[{i}]")
+    elif type(value) not in _PLAIN | _TENSORS:
+        kind = f"{type(value).__module__}.{type(value).__qualname__}"
+        raise TypeError(f"{where} is a {kind}: a checkpoint holds tensors and plain containers only")
+
+
+class Checkpoints:
+    """The checkpoints of one model in one folder, and which of them stay.
+
+    `manifest.json` beside them lists what runs in this folder wrote, with scores. Only files listed there are ever
+    deleted, and only after a newer one is durable.
+
+    Args:
+        folder: made if missing.
+        save_name: the model's name; files of other models are left alone.
+        mode: "min" or "max": which scores are better.
+        keep_last: how many of the newest stay, the newest in any case; -1: all.
+        keep_best: how many of the best stay; -1: all that were judged.
+    """
+
+    def __init__(self, folder: Path, save_name: str, mode: str, keep_last: int, keep_best: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.save_name = save_name
+        self._manifest = folder / "manifest.json"
+        self._sign = 1 if mode == "min" else -1
+        self._keep_last, self._keep_best = keep_last, keep_best
+        self._entries: list[dict[str, Any]] = []
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            self._entries = json.loads(self._manifest.read_text())["checkpoints"]
+        self._entries = [entry for entry in self._entries if (folder / entry["file"]).exists()]
+
+    def save(
+        self,
+        content: dict[str, Any],
+        *,
+        epoch: int,
+        step: int,
+        append_metadata: Callable[[str], str],
+        score: float | None,
+        spare: Path | None,
+    ) -> Path:
+        """Write a checkpoint, then delete what is neither among the newest nor among the best.
+
+        Args:
+            content: what the file holds.
+            epoch: epochs finished.
+            step: optimizer updates finished.
+            append_metadata: as in `file_name`.
+            score: the monitored value, None if this state was not judged.
+            spare: a file that stays: the one this run was resumed from.
+
+        Returns:
+            The file.
+        """
+        name = file_name(self.save_name, epoch, step, append_metadata)
+        self._entries = [entry for entry in self._entries if entry["file"] != name]
+        self._entries.append({"file": name, "epoch": epoch, "step": step, "score": score})
+        # Listed before it exists: a run that is killed in between must not leave a file that nobody ever deletes.
+        self._write_manifest()
+        save(content, self.folder / name)
+        kept = self._entries if self._keep_last < 0 else self._entries[-max(1, self._keep_last) :]
+        kept = kept + self._ranked()[: None if self._keep_best < 0 else self._keep_best]
+        for entry in self._entries:
+            path = self.folder / entry["file"]
+            if entry not in kept and path != spare:
+                path.unlink(missing_ok=True)
+        self._entries = [entry for entry in self._entries if (self.folder / entry["file"]).exists()]
+        self._write_manifest()
+        return self.folder / name
+
+    def would_be_kept(self, score: float) -> bool:
+        """Say whether a checkpoint of that score would stay as one of the best."""
+        as_good = [entry for entry in self._ranked() if self._sign * entry["score"] <= self._sign * score]
+        return self._keep_best < 0 or len(as_good) < self._keep_best
+
+    def best(self) -> Path | None:
+        """Return the best file; None if none was judged."""
+        ranked = self._ranked()
+        return self.folder / ranked[0]["file"] if ranked else None
+
+    def load(self, choice: str, device: torch.device) -> tuple[Path, dict[str, Any]] | None:
+        """Read the "best" checkpoint or the "last"; None if there is none.
+
+        A file that cannot be read is passed over with a warning that names it: the best one for the newest, and
+        that for the next older one.
+        """
+        best = [path for path in (self.best(),) if choice == "best" and path is not None]
+        for path in best + find(self.folder, self.save_name):
+            try:
+                return path, load(path, device)
+            except CheckpointError as error:
+                logger.warning("passing over a checkpoint: %s", error)
+        return None
+
+    def _ranked(self) -> list[dict[str, Any]]:
+        """Return the judged entries, best first; of equal ones the earlier is better."""
+        judged = [entry for entry in self._entries if entry["score"] is not None]
+        return sorted(judged, key=lambda entry: (self._sign * entry["score"], entry["step"]))
+
+    def _write_manifest(self) -> None:
+        write_json({"checkpoints": self._entries}, self._manifest)
+
+
+def _flat(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._=+-]", "-", text)
+
+
+def _replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write a file beside `path`, make it durable, and only then give it its name."""
+    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    with _opened(path.parent) as folder:
+        os.fsync(folder)
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

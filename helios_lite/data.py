@@ -1,0 +1,460 @@
+"""Splits of data, and the batches of an epoch from any position on.
+
+The order of a Split's samples is a function of (seed, epoch), and what a sample's own code draws at random is a
+function of (seed, epoch, index). So a position is one number, the count of samples finished in the epoch: resuming
+jumps there without reading what was skipped, whatever `num_workers` was or is.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Sampler,
+    Subset,
+    TensorDataset,
+    get_worker_info,
+)
+
+from helios_lite import rng
+
+logger = logging.getLogger("helios_lite")
+
+
+@dataclasses.dataclass
+class Split:
+    """A dataset and how to batch it; the trainer makes the loader.
+
+    Order and randomness are as the module's docstring says for every map-style dataset (`__len__` and
+    `__getitem__`). An IterableDataset is batched by a DataLoader and treated like a foreign loader, as
+    `DataModule` says.
+
+    Args:
+        dataset: any PyTorch dataset.
+        batch_size: samples per batch and process; left out with `batch_sampler`.
+        shuffle: a new random order in every epoch.
+        drop_last: leave out an epoch's last batch if it is not full.
+        num_workers: loading processes; any number gives the same batches.
+        collate_fn: makes a batch of a list of samples; PyTorch's default_collate if None.
+        sampler: any finite sampler of indices, drawn once per epoch; its randomness (its `generator` or torch's,
+            random's and numpy's global ones) is seeded from (seed, epoch), and `set_epoch` is called if it has one.
+        batch_sampler: the same for a sampler of lists of indices, for batches of varying size.
+        seed_samples: seed torch, random and numpy (if imported) from (seed, epoch, index) around each
+            `__getitem__`. A dataset with `__getitems__` is seeded once per batch, from its first index. Turn it off
+            for datasets that draw nothing and are so fast that some microseconds per sample count.
+        pin_memory, timeout, worker_init_fn, multiprocessing_context, prefetch_factor, persistent_workers: as in
+            `torch.utils.data.DataLoader`.
+
+    Raises:
+        ValueError, TypeError: options that exclude each other or have a wrong value.
+    """
+
+    dataset: Dataset[Any]
+    batch_size: int | None = None
+    shuffle: bool = False
+    drop_last: bool = False
+    num_workers: int = 0
+    collate_fn: Callable[[list[Any]], Any] | None = None
+    sampler: Sampler[int] | Iterable[int] | None = None
+    batch_sampler: Sampler[list[int]] | Iterable[Sequence[int]] | None = None
+    seed_samples: bool = True
+    pin_memory: bool = False
+    timeout: float = 0
+    worker_init_fn: Callable[[int], None] | None = None
+    multiprocessing_context: Any = None
+    prefetch_factor: int | None = None
+    persistent_workers: bool = False
+
+    def __post_init__(self) -> None:
+        if self.batch_sampler is None:
+            if not isinstance(self.batch_size, int) or isinstance(self.batch_size, bool):
+                raise TypeError(f"batch_size={self.batch_size!r}: must be an int")
+            if self.batch_size < 1:
+                raise ValueError(f"batch_size={self.batch_size}: must be at least 1")
+        elif self.batch_size is not None or self.shuffle or self.drop_last or self.sampler is not None:
+            raise ValueError("batch_sampler: excludes batch_size, shuffle, drop_last and sampler")
+        if self.sampler is not None and self.shuffle:
+            raise ValueError("sampler: excludes shuffle")
+        if isinstance(self.dataset, IterableDataset):
+            if self.shuffle or self.sampler is not None or self.batch_sampler is not None:
+                raise ValueError("dataset: an IterableDataset has no order to shuffle or sample")
+        elif not hasattr(self.dataset, "__len__") or not hasattr(self.dataset, "__getitem__"):
+            raise TypeError(f"dataset: {type(self.dataset).__name__} has no __len__ and __getitem__")
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers={self.num_workers}: must not be negative")
+
+
+class DataModule:
+    """The data of a run: `train`, `valid` and `test`, given here or assigned by `setup` of a subclass.
+
+    Each is a Split or None; `valid` and `test` may also be a dict of them by name, whose metrics are then called
+    `valid/<name>/...`. `train` is asked for again at every epoch, so it may change between epochs.
+
+    A ready DataLoader, or any iterable of batches that can be iterated anew in every epoch, is accepted too, with
+    what can be kept of exactness: before each epoch `set_epoch` is called wherever it exists, and generators of the
+    loader and its samplers are seeded from (seed, epoch). A resume restores the object's `state_dict` if it has
+    one, and reads and drops the finished batches of the epoch otherwise, which takes its time. Random draws inside
+    its dataset are not seeded per sample.
+    """
+
+    train: Any = None
+    valid: Any = None
+    test: Any = None
+
+    def __init__(self, train: Any = None, valid: Any = None, test: Any = None) -> None:
+        self.train, self.valid, self.test = train, valid, test
+
+    def prepare_data(self) -> None:
+        """Download or convert what all processes will read. Runs once, before processes start."""
+
+    def setup(self) -> None:
+        """Assign `train`, `valid` and `test`. Runs in every process, seeded alike in each."""
+
+    def teardown(self) -> None:
+        """Release what was acquired. Always runs, also after errors; in every process."""
+
+
+class Batch(NamedTuple):
+    """A batch and its place in the epoch.
+
+    Attributes:
+        data: what the collate function made.
+        size: samples in it.
+        share: its part of the samples of its accumulation window; 1.0 if it is the only one.
+        closes: whether it is the last of its window: the optimizer steps.
+        last: whether it is known to be the last of the epoch.
+    """
+
+    data: Any
+    size: int
+    share: float
+    closes: bool
+    last: bool
+
+
+class Loader(Protocol):
+    """What the trainer asks of a split."""
+
+    source: Any
+
+    def epoch(self, epoch: int, *, samples: int = 0, batches: int = 0, window: int = 1) -> Epoch:
+        """Return the rest of an epoch after so many samples and batches, in accumulation windows."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the position in the data is beyond the run's counters."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore it; takes effect at the next `epoch`."""
+
+
+class Epoch(NamedTuple):
+    """What is left of an epoch: its batches, and their number if anybody knows it."""
+
+    batches: Iterator[Batch]
+    length: int | None
+
+
+def make_loader(source: Any, phase: str, seed: int) -> Loader:
+    """Return the loader of a split.
+
+    Args:
+        source: a Split, a DataLoader or another iterable of batches.
+        phase: its name in messages.
+        seed: what orders and draws are derived from.
+
+    Raises:
+        TypeError: the source is no such thing.
+        ValueError: it has length zero.
+    """
+    if isinstance(source, Split):
+        if isinstance(source.dataset, IterableDataset):
+            return IterableLoader(source, _stock_loader(source), phase, seed)
+        return SplitLoader(source, phase, seed)
+    if not isinstance(source, Iterable):
+        raise TypeError(f"the {phase} split is a {type(source).__name__}: needs a Split, a DataLoader or an iterable")
+    return IterableLoader(source, source, phase, seed)
+
+
+class SplitLoader:
+    """Batches of a map-style Split, exact as the module's docstring says."""
+
+    def __init__(self, split: Split, phase: str, seed: int) -> None:
+        self.source = split
+        self._phase = phase
+        self._seed = seed
+        self._length = len(split.dataset)  # type: ignore[arg-type]
+        if self._length == 0:
+            raise ValueError(f"the {phase} split is empty")
+        # A TensorDataset draws nothing: no need to seed around it.
+        seeded = split.seed_samples and type(_unwrapped(split.dataset)) is not TensorDataset
+        self._indices = _Indices(seeded)
+        # A private generator: otherwise every new iterator would draw from the training's own.
+        self._generator = torch.Generator()
+        self._loader: DataLoader[Any] = DataLoader(
+            _SeededDataset(split.dataset) if seeded else split.dataset,
+            batch_sampler=self._indices,
+            generator=self._generator,
+            **_loader_options(split),
+        )
+
+    def epoch(self, epoch: int, *, samples: int = 0, batches: int = 0, window: int = 1) -> Epoch:
+        """Return the rest of an epoch; `batches` does not matter, for the position is `samples`."""
+        seed = rng.derive(self._seed, epoch)
+        plan = self._plan(epoch, seed, samples)
+        if len(plan) == 0 and samples == 0:
+            raise ValueError(f"the {self._phase} split has no full batch: {self._length} samples and drop_last")
+        self._generator.manual_seed(seed)
+        self._indices.plan = plan
+        self._indices.seed = seed
+        return Epoch(self._windows(plan, window), len(plan))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the counters hold the position."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def _plan(self, epoch: int, seed: int, start: int) -> _Plan | _Batches:
+        split = self.source
+        if split.batch_sampler is not None:
+            batches = iter(_draw(split.batch_sampler, epoch, seed))
+            while start > 0:
+                start -= len(next(batches, range(start)))
+            return _Batches(batches)
+        order: Sequence[int] | Tensor
+        if split.sampler is not None:
+            order = _draw(split.sampler, epoch, seed)
+        elif split.shuffle:
+            order = torch.randperm(self._length, generator=torch.Generator().manual_seed(seed))
+        else:
+            order = range(self._length)
+        assert split.batch_size is not None  # Split requires it without a batch_sampler.
+        return _Plan(order, start, split.batch_size, split.drop_last)
+
+    def _windows(self, plan: _Plan | _Batches, window: int) -> Iterator[Batch]:
+        length = len(plan)
+        total = 0
+        for i, data in enumerate(self._loader):
+            if i % window == 0:
+                total = sum(plan.size(j) for j in range(i, min(i + window, length)))
+            size = plan.size(i)
+            last = i + 1 == length
+            yield Batch(data, size, size / total, last or (i + 1) % window == 0, last)
+
+
+class IterableLoader:
+    """Batches of somebody else's loader. With accumulation a window is read before it is used, to know its size."""
+
+    def __init__(self, source: Any, iterable: Any, phase: str, seed: int) -> None:
+        self.source = source
+        self._iterable = iterable
+        self._phase = phase
+        self._seed = seed
+        self._restored = False
+
+    def epoch(self, epoch: int, *, samples: int = 0, batches: int = 0, window: int = 1) -> Epoch:
+        """Return the rest of an epoch, after its restored state or else after dropping `batches`."""
+        _reseed(self._iterable, epoch, rng.derive(self._seed, epoch))
+        length = len(self._iterable) if hasattr(self._iterable, "__len__") else None
+        if length == 0:
+            raise ValueError(f"the {self._phase} split is empty")
+        iterator = iter(self._iterable)
+        if batches > 0 and not self._restored:
+            logger.info("reading and dropping %d batches of the %s split to reach the position", batches, self._phase)
+            for _ in itertools.islice(iterator, batches):
+                pass
+        self._restored = False
+        return Epoch(self._windows(iterator, window, fresh=batches == 0), None if length is None else length - batches)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the iterable's own state, if it keeps one."""
+        return {"loader": self._iterable.state_dict()} if hasattr(self._iterable, "state_dict") else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the iterable's own state, if it was saved and can be restored."""
+        if "loader" in state_dict and hasattr(self._iterable, "load_state_dict"):
+            self._iterable.load_state_dict(state_dict["loader"])
+            self._restored = True
+
+    def _windows(self, iterator: Iterator[Any], window: int, fresh: bool) -> Iterator[Batch]:
+        while batches := list(itertools.islice(iterator, window)):
+            fresh = False
+            sizes = [batch_size(data) for data in batches]
+            total = sum(sizes)
+            for i, (data, size) in enumerate(zip(batches, sizes, strict=True)):
+                # `last` stays False: nobody's length is trusted, the end is where the iterator ends.
+                yield Batch(data, size, size / total, i + 1 == len(batches), False)
+        if fresh:
+            raise ValueError(f"the {self._phase} split gave no batch (an iterator can be used for one epoch only)")
+
+
+def batch_size(batch: Any) -> int:
+    """Return the leading dimension of the first tensor in a nested batch, else the first length found, else 1."""
+    if isinstance(batch, Tensor):
+        return batch.shape[0] if batch.ndim > 0 else 1
+    if isinstance(batch, Mapping):
+        parts: Sequence[Any] = list(batch.values())
+    elif isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
+        parts = batch
+    elif dataclasses.is_dataclass(batch):
+        parts = [getattr(batch, field.name) for field in dataclasses.fields(batch)]
+    else:
+        return 1
+    nested = [part for part in parts if isinstance(part, Tensor | Mapping | Sequence) and not isinstance(part, str)]
+    return batch_size(nested[0]) if nested else max(1, len(parts))
+
+
+def to_device(batch: Any, device: torch.device) -> Any:
+    """Move a batch: tensors, anything else with `.to`, and these in dicts, lists, tuples and dataclasses.
+
+    Other objects are returned as they are; containers are new objects of the same type.
+    """
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if hasattr(batch, "to"):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        moved = {key: to_device(value, device) for key, value in batch.items()}
+        return moved if type(batch) is dict else type(batch)(moved)  # type: ignore[call-arg]
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(to_device(value, device) for value in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(to_device(value, device) for value in batch)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        twin = copy.copy(batch)
+        for field in dataclasses.fields(batch):
+            object.__setattr__(twin, field.name, to_device(getattr(batch, field.name), device))
+        return twin
+    return batch
+
+
+class _Plan:
+    """The index batches of an order from a position on."""
+
+    def __init__(self, order: Sequence[int] | Tensor, start: int, size: int, drop_last: bool) -> None:
+        self._order, self._start, self._size = order, start, size
+        left = max(0, len(order) - start)
+        self._left = left - left % size if drop_last else left
+
+    def __len__(self) -> int:
+        return -(-self._left // self._size)
+
+    def size(self, i: int) -> int:
+        return min(self._size, self._left - i * self._size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for i in range(len(self)):
+            low = self._start + i * self._size
+            part = self._order[low : low + self.size(i)]
+            yield part.tolist() if isinstance(part, Tensor) else list(part)
+
+
+class _Batches(list[list[int]]):
+    """The index batches of a batch sampler."""
+
+    def size(self, i: int) -> int:
+        return len(self[i])
+
+
+class _Indices:
+    """The batch sampler of a SplitLoader's DataLoader: it lives as long as the workers, the plan for one epoch."""
+
+    plan: _Plan | _Batches
+    seed: int
+
+    def __init__(self, seeded: bool) -> None:
+        self._seeded = seeded
+
+    def __iter__(self) -> Iterator[Any]:
+        # The seed travels with the indices, so that workers that outlive an epoch know which one they work for.
+        return ((self.seed, indices) for indices in self.plan) if self._seeded else iter(self.plan)
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+
+class _SeededDataset(Dataset[Any]):
+    """Fetches a batch of samples, each with generators seeded from its index."""
+
+    def __init__(self, dataset: Dataset[Any]) -> None:
+        self._dataset = dataset
+        self._whole_batch = callable(getattr(_unwrapped(dataset), "__getitems__", None))
+
+    def __getitems__(self, seed_and_indices: tuple[int, list[int]]) -> Any:
+        seed, indices = seed_and_indices
+        if get_worker_info() is not None:
+            return self._fetch(seed, indices)
+        # In the training process the generators belong to the training; once per batch is enough.
+        before = rng.capture(torch.device("cpu"))
+        try:
+            return self._fetch(seed, indices)
+        finally:
+            rng.restore(before, torch.device("cpu"))
+
+    def _fetch(self, seed: int, indices: list[int]) -> Any:
+        if self._whole_batch:
+            rng.seed_cpu(rng.derive(seed, indices[0]))
+            return self._dataset.__getitems__(indices)  # type: ignore[attr-defined]
+        samples = []
+        for index in indices:
+            rng.seed_cpu(rng.derive(seed, index))
+            samples.append(self._dataset[index])
+        return samples
+
+
+def _unwrapped(dataset: Dataset[Any]) -> Dataset[Any]:
+    """Return what a Subset (of a Subset ...) is a subset of: its own `__getitems__` only passes on."""
+    while type(dataset) is Subset:
+        dataset = dataset.dataset
+    return dataset
+
+
+def _loader_options(split: Split) -> dict[str, Any]:
+    names = (
+        "num_workers collate_fn pin_memory timeout worker_init_fn multiprocessing_context prefetch_factor "
+        "persistent_workers"
+    )
+    return {name: getattr(split, name) for name in names.split()}
+
+
+def _stock_loader(split: Split) -> DataLoader[Any]:
+    return DataLoader(
+        split.dataset,
+        batch_size=split.batch_size,
+        drop_last=split.drop_last,
+        generator=torch.Generator(),
+        **_loader_options(split),
+    )
+
+
+def _draw(sampler: Iterable[Any], epoch: int, seed: int) -> list[Any]:
+    """Return everything that a sampler yields in an epoch, with its randomness seeded."""
+    with rng.isolated(seed, torch.device("cpu")):
+        _reseed(sampler, epoch, seed)
+        return list(sampler)
+
+
+def _reseed(source: Any, epoch: int, seed: int) -> None:
+    """Tell a loader or sampler, and what it is made of, the epoch; and seed the generators found in them."""
+    pending, seen = [source], list[Any]()
+    while pending:
+        part = pending.pop()
+        if part is None or any(part is other for other in seen):
+            continue
+        seen.append(part)
+        if callable(getattr(part, "set_epoch", None)):
+            part.set_epoch(epoch)
+        if isinstance(getattr(part, "generator", 0), torch.Generator | None):
+            part.generator = torch.Generator().manual_seed(seed)
+        pending += [getattr(part, name, None) for name in ("sampler", "batch_sampler", "dataset")]

@@ -1,0 +1,227 @@
+"""The options of a Trainer and their checks. Standard library only: an option is judged before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from helios_lite.hooks import Callback
+from helios_lite.loggers import Logger
+
+
+@dataclasses.dataclass(kw_only=True)
+class Options:
+    """The configuration of a run: plain values, checked when they are given.
+
+    Run
+        run_name: folder of the run below `root`; the model's `save_name` if None.
+        root: folder of all runs; None writes no file at all (sweeps, tests).
+        resume: "auto" continues from the newest valid checkpoint of the run folder, if there is one; "never"
+            refuses a folder that has checkpoints; a path continues from that file.
+        seed: of everything random: weights, order of the data, augmentation, dropout.
+        deterministic: ask PyTorch for deterministic algorithms only (slower on a GPU; an error where there is none).
+        benchmark: let cuDNN try out its algorithms (faster for fixed shapes, not reproducible).
+        fast_dev_run: one update, one validation batch and one test batch, no file written: does it run at all?
+
+    Length: at least one; the first that is reached ends the run
+        max_epochs, max_steps (optimizer updates), max_minutes (of training, over all resumes).
+
+    Placement
+        accelerator: "auto" (CUDA, then MPS, then CPU), "cpu", "cuda" or "mps".
+
+    Numerics
+        precision: "fp32" or "bf16" (autocast; the weights stay fp32).
+        accumulation_steps: micro-batches per update; an epoch's last window may be shorter and is averaged as such.
+        clip_norm: largest 2-norm of the gradients of one optimizer; None does not clip.
+        check_finite: a logged training value that is NaN or infinite ends the run with a FloatingPointError
+            that names it and its step, before anything poisoned is saved.
+
+    Validation
+        valid_every_epochs: whole epochs between validations, or a fraction (0.25 = four times an epoch); None: never.
+        valid_every_steps: updates between validations, besides the former; None: never.
+        sanity_batches: validation batches run before a new training starts, to fail early.
+
+    Best and early stop
+        monitor: the validation metric that says which checkpoint is best; of several names, the sum.
+        mode: "min" or "max".
+        patience: validations in a row without improvement after which the run ends; None: never.
+        min_delta: an improvement must be larger than this.
+
+    Checkpoints
+        save_every_epochs, save_every_steps, save_every_minutes: any of them; the last state is saved in any case.
+        keep_last: newest files kept (-1: all; 0: periodic saves are left out, only best and final states are saved).
+        keep_best: best files kept, judged by `monitor` (-1: all that were validated; 0: none).
+
+    Sight
+        log_every_steps: updates between two rows of training metrics; the end of an epoch has a row as well.
+        loggers: objects of the protocol `helios_lite.loggers.Logger`.
+        callbacks: `helios_lite.Callback` objects, called after the model's hooks in this order.
+        progress: progress bars, if stderr is a terminal.
+        print_banner: banner, parameter table and final table.
+
+    Raises:
+        TypeError, ValueError: an option has a wrong type or value; the message begins with its name.
+    """
+
+    run_name: str | None = None
+    root: str | os.PathLike[str] | None = "runs"
+    resume: Literal["auto", "never"] | os.PathLike[str] | str = "auto"
+    seed: int = 0
+    deterministic: bool = False
+    benchmark: bool = False
+    fast_dev_run: bool = False
+
+    max_epochs: int | None = None
+    max_steps: int | None = None
+    max_minutes: float | None = None
+
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+
+    precision: Literal["fp32", "bf16"] = "fp32"
+    accumulation_steps: int = 1
+    clip_norm: float | None = None
+    check_finite: bool = True
+
+    valid_every_epochs: float | None = 1
+    valid_every_steps: int | None = None
+    sanity_batches: int = 1
+
+    monitor: str | Sequence[str] | None = None
+    mode: Literal["min", "max"] = "min"
+    patience: int | None = None
+    min_delta: float = 0.0
+
+    save_every_epochs: int | None = 1
+    save_every_steps: int | None = None
+    save_every_minutes: float | None = None
+    keep_last: int = 1
+    keep_best: int = 1
+
+    log_every_steps: int = 50
+    loggers: Sequence[Logger] = ()
+    callbacks: Sequence[Callback] = ()
+    progress: bool = True
+    print_banner: bool = True
+
+    def __post_init__(self) -> None:
+        for name in (
+            "deterministic",
+            "benchmark",
+            "fast_dev_run",
+            "check_finite",
+            "progress",
+            "print_banner",
+        ):
+            self._expect(name, isinstance(getattr(self, name), bool), TypeError, "must be True or False")
+
+        self._expect("run_name", self.run_name is None or isinstance(self.run_name, str), TypeError, "must be a str")
+        self._expect("run_name", self.run_name != "", ValueError, "must not be empty")
+        self._expect(
+            "root",
+            self.root is None or isinstance(self.root, str | os.PathLike),
+            TypeError,
+            "must be a path or None",
+        )
+        self._expect(
+            "resume",
+            isinstance(self.resume, str | os.PathLike),
+            TypeError,
+            'must be "auto", "never" or a path',
+        )
+        self._integer("seed", least=0)
+
+        self._integer("max_epochs", least=1, optional=True)
+        self._integer("max_steps", least=1, optional=True)
+        self._number("max_minutes", optional=True)
+        if not self.fast_dev_run and self.max_epochs is self.max_steps is self.max_minutes is None:
+            raise ValueError("max_epochs, max_steps, max_minutes: at least one is needed")
+
+        self._choice("accelerator", "auto", "cpu", "cuda", "mps")
+        self._choice("precision", "fp32", "bf16")
+        self._integer("accumulation_steps", least=1)
+        self._number("clip_norm", optional=True)
+
+        self._number("valid_every_epochs", optional=True)
+        every = self.valid_every_epochs
+        if every is not None:
+            self._expect(
+                "valid_every_epochs",
+                every < 1 or every == int(every),
+                ValueError,
+                "must be whole or a fraction of 1",
+            )
+        self._integer("valid_every_steps", least=1, optional=True)
+        self._integer("sanity_batches", least=0)
+
+        names = (self.monitor,) if self.monitor is None or isinstance(self.monitor, str) else self.monitor
+        self._expect("monitor", isinstance(names, Sequence), TypeError, "must be a name or a list of names")
+        self._expect(
+            "monitor",
+            self.monitor is None or all(isinstance(name, str) for name in names),
+            TypeError,
+            "must be a name or a list of names",
+        )
+        self._expect("monitor", len(names) > 0 and "" not in names, ValueError, "must not be empty")
+        self._choice("mode", "min", "max")
+        self._integer("patience", least=1, optional=True)
+        self._number("min_delta", zero=True)
+
+        self._integer("save_every_epochs", least=1, optional=True)
+        self._integer("save_every_steps", least=1, optional=True)
+        self._number("save_every_minutes", optional=True)
+        self._integer("keep_last", least=-1)
+        self._integer("keep_best", least=-1)
+
+        self._integer("log_every_steps", least=1)
+        for name, kind in (("loggers", Logger), ("callbacks", Callback)):
+            value = getattr(self, name)
+            good = isinstance(value, Sequence) and all(isinstance(item, kind) for item in value)
+            self._expect(name, good, TypeError, f"must be a sequence of {kind.__name__} objects")
+
+    def config(self) -> dict[str, Any]:
+        """Return every option as plain data (numbers, strings, lists); an object is told by its class's name."""
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(Options)}
+
+    def _expect(self, name: str, condition: bool, error: type[Exception], what: str) -> None:
+        if not condition:
+            raise error(f"{name}={getattr(self, name)!r}: {what}")
+
+    def _integer(self, name: str, *, least: int, optional: bool = False) -> None:
+        value = getattr(self, name)
+        if optional and value is None:
+            return
+        self._expect(name, isinstance(value, int) and not isinstance(value, bool), TypeError, "must be an int")
+        self._expect(name, value >= least, ValueError, f"must be at least {least}")
+
+    def _number(self, name: str, *, zero: bool = False, optional: bool = False) -> None:
+        value = getattr(self, name)
+        if optional and value is None:
+            return
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        self._expect(name, is_number, TypeError, "must be a number")
+        self._expect(name, math.isfinite(value), ValueError, "must be finite")
+        self._expect(
+            name,
+            value > 0 or (zero and value == 0),
+            ValueError,
+            "must be positive" + (" or 0" if zero else ""),
+        )
+
+    def _choice(self, name: str, *choices: str) -> None:
+        value = getattr(self, name)
+        self._expect(name, isinstance(value, str), TypeError, f"must be one of {', '.join(choices)}")
+        self._expect(name, value in choices, ValueError, f"must be one of {', '.join(choices)}")
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, os.PathLike):
+        return str(Path(value))
+    if isinstance(value, Sequence):
+        return [_plain(item) for item in value]
+    return type(value).__name__

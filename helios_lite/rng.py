@@ -1,0 +1,80 @@
+"""Random generators: seeds derived from numbers, states saved and restored."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+_MASK = (1 << 64) - 1
+
+
+def derive(*numbers: int) -> int:
+    """Mix any integers into one seed of 63 bits; neighbouring numbers give unrelated seeds.
+
+    The mixing step is SplitMix64's (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
+    """
+    mixed = 0
+    for number in numbers:
+        mixed = (mixed + number + 0x9E3779B97F4A7C15) & _MASK
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
+        mixed ^= mixed >> 31
+    return mixed >> 1
+
+
+def seed_all(seed: int) -> None:
+    """Seed torch (every device), random, and numpy if the program has imported it."""
+    seed_cpu(seed)
+    torch.manual_seed(seed)
+
+
+def seed_cpu(seed: int) -> None:
+    """The same for the generators of the CPU only: fast, and allowed in a loading process."""
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed & 0xFFFFFFFF)
+
+
+def capture(device: torch.device) -> dict[str, Any]:
+    """Return the state of every generator in use, as tensors and plain containers.
+
+    Args:
+        device: the accelerator whose generator is included; CPU adds nothing.
+    """
+    version, words, gauss = random.getstate()
+    state: dict[str, Any] = {"torch": torch.get_rng_state(), "random": [version, list(words), gauss]}
+    if device.type != "cpu":
+        state[device.type] = torch.get_device_module(device).get_rng_state()
+    if "numpy" in sys.modules:
+        name, keys, *rest = sys.modules["numpy"].random.get_state()
+        state["numpy"] = [name, keys.tolist(), *rest]
+    return state
+
+
+def restore(state: dict[str, Any], device: torch.device) -> None:
+    """Set every generator that `capture` found; a state of another kind of device is passed over."""
+    torch.set_rng_state(state["torch"].cpu())
+    version, words, gauss = state["random"]
+    random.setstate((version, tuple(words), gauss))
+    if device.type in state:
+        torch.get_device_module(device).set_rng_state(state[device.type].cpu())
+    if "numpy" in state and "numpy" in sys.modules:
+        name, keys, *rest = state["numpy"]
+        sys.modules["numpy"].random.set_state((name, keys, *rest))
+
+
+@contextlib.contextmanager
+def isolated(seed: int, device: torch.device) -> Iterator[None]:
+    """Run a block with freshly seeded generators, and leave those outside as if it had never run."""
+    before = capture(device)
+    seed_all(seed)
+    try:
+        yield
+    finally:
+        restore(before, device)

@@ -1,0 +1,188 @@
+"""What surrounds every loop: setting up and taking down, hooks, evaluation, the choice of a checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from helios_lite import checkpoint, console, rng
+from helios_lite.checkpoint import Checkpoints
+from helios_lite.data import DataModule, Loader, make_loader
+from helios_lite.distributed import choose_device
+from helios_lite.metrics import Metrics
+from helios_lite.model import Model, Runtime
+from helios_lite.precision import Precision
+from helios_lite.state import TrainingState
+
+if TYPE_CHECKING:
+    from helios_lite.trainer import Trainer
+
+logger = logging.getLogger("helios_lite")
+
+
+class Run:
+    """A model, its data and its folder for the time of one call of the trainer.
+
+    Args:
+        trainer: the options, and what `model.trainer` returns.
+        model: the model.
+        datamodule: its data.
+    """
+
+    def __init__(self, trainer: Trainer, model: Model, datamodule: DataModule) -> None:
+        self.trainer, self.model, self.datamodule = trainer, model, datamodule
+        self.device = choose_device(trainer.accelerator)
+        self.state = TrainingState()
+        self.metrics = Metrics(self.device)
+        self.bars = console.Bars(False, self.state, None, "step")
+        self.folder: Path | None = None
+        if trainer.root is not None and not trainer.fast_dev_run:
+            self.folder = Path(trainer.root) / (trainer.run_name or model.save_name)
+        self.checkpoints: Checkpoints | None = None
+
+    @contextlib.contextmanager
+    def around(self) -> Iterator[None]:
+        """Do what comes before and after everything, however it ends."""
+        trainer = self.trainer
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.datamodule.teardown)
+            if self.folder is not None:
+                self.checkpoints = Checkpoints(
+                    self.folder / "checkpoints",
+                    self.model.save_name,
+                    mode="max" if trainer.monitor is None else trainer.mode,
+                    keep_last=trainer.keep_last,
+                    keep_best=trainer.keep_best,
+                )
+            log = console.RunLog(None if self.folder is None else self.folder / "train.log")
+            stack.callback(log.close)
+            stack.callback(lambda: self.bars.close())
+            stack.enter_context(_backend_flags(trainer.deterministic, trainer.benchmark))
+            self.datamodule.prepare_data()
+            yield
+
+    def setup(self, *, fast_init: bool, ready: bool = False) -> None:
+        """Let the datamodule, the model (unless it is `ready`) and the callbacks build what they need."""
+        trainer, model = self.trainer, self.model
+        rng.seed_all(trainer.seed)
+        self.datamodule.setup()
+        precision = Precision(trainer.precision, self.device)
+        self.runtime = model._runtime = Runtime(trainer, self.device, precision, self.metrics)
+        # Seeded anew, so that the weights do not depend on what the data drew.
+        rng.seed_all(trainer.seed)
+        if not ready:
+            model.setup(fast_init=fast_init)
+        for callback in trainer.callbacks:
+            callback.model = model
+            callback.setup(fast_init=fast_init)
+
+    def call(self, hook: str, *arguments: Any) -> None:
+        """Call a hook of the model and then of every callback."""
+        getattr(self.model, hook)(*arguments)
+        for callback in self.trainer.callbacks:
+            getattr(callback, hook)(*arguments)
+
+    def loaders(self, phase: str) -> dict[str, Loader]:
+        """Return the loaders of the validation or test split by the prefix of their metrics."""
+        source = getattr(self.datamodule, phase)
+        if source is None:
+            return {}
+        parts = {f"/{name}": part for name, part in source.items()} if isinstance(source, Mapping) else {"": source}
+        return {phase + name: make_loader(part, phase + name, self.trainer.seed) for name, part in parts.items()}
+
+    def evaluate(self, phase: str, loaders: dict[str, Loader], cycle: int, limit: int | None) -> dict[str, float]:
+        """Run one evaluation and return its metrics; not one bit of the training changes by it.
+
+        Args:
+            phase: "valid" or "test".
+            loaders: the split's loaders by the prefix of their metrics.
+            cycle: number of the validation; a test has none.
+            limit: batches of each split, None for all.
+        """
+        model, runtime = self.model, self.runtime
+        testing = phase == "test"
+        hooks = "on_testing" if testing else "on_validation"
+        numbers = () if testing else (cycle,)
+        step_on = model.test_step if testing else model.valid_step
+        modes = [(module, module.training) for net in model._modules() for module in net.modules()]
+        runtime.metrics = Metrics(self.device)
+        step = 0
+        # no_grad, not inference_mode: a buffer first made here (a cache of positions) must serve training later.
+        with rng.isolated(rng.derive(self.trainer.seed), self.device), torch.no_grad():
+            model.eval()
+            self.call(f"{hooks}_start", *numbers)
+            for prefix, loader in loaders.items():
+                batches, length = loader.epoch(0)
+                hidden = self.bars.start(prefix, length)
+                for done, batch in enumerate(itertools.islice(batches, limit), start=1):
+                    runtime.phase, runtime.batch_size = prefix, batch.size
+                    self.call(f"{hooks}_batch_start", step)
+                    step_on(model.batch_to_device(batch.data, phase), step)
+                    self.call(f"{hooks}_batch_end", step)
+                    step += 1
+                    self.bars.update(done, runtime.latest)
+                self.bars.finish(hidden)
+            runtime.phase, runtime.batch_size = phase, 1
+            self.call(f"{hooks}_end", *numbers)
+        values = runtime.metrics.compute()
+        scores = model._test_scores if testing else model._val_scores
+        values.update({f"{phase}/{name}": float(value) for name, value in scores.items()})
+        model.train()
+        for module, training in modes:  # A part that its user had frozen stays in the mode it had.
+            module.training = training
+        runtime.metrics, runtime.phase = self.metrics, "train"
+        return values
+
+    def load(self, choice: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]] | None:
+        """Read the checkpoint that "best", "last" or a path means; None if the run's folder has none."""
+        if choice not in ("best", "last"):
+            return Path(choice), checkpoint.load(Path(choice), self.device)
+        return None if self.checkpoints is None else self.checkpoints.load(str(choice), self.device)
+
+
+class Evaluation(Run):
+    """One call of `validate` or `test`."""
+
+    def run(self, phase: str, choice: str | os.PathLike[str] | None) -> dict[str, float]:
+        """Return the metrics of the "valid" or "test" split with the checkpoint that was chosen."""
+        model, trainer = self.model, self.trainer
+        with self.around():
+            ready = "_runtime" in vars(model) and model.device == self.device
+            self.setup(fast_init=True, ready=ready)
+            loaders = self.loaders(phase)
+            if not loaders:
+                raise ValueError(f"the datamodule has no {phase} split")
+            found = None if choice is None else self.load(choice)
+            if found is not None:
+                path, content = found
+                logger.info("%s: using %s", phase, path)
+                model.load_state_dict(content["model"], fast_init=True)
+            elif choice is not None or not ready:
+                model.load_for_testing()
+            self.bars = console.Bars(trainer.progress, self.state, None, "step")
+            metrics = self.evaluate(phase, loaders, cycle=1, limit=1 if trainer.fast_dev_run else None)
+            model.eval()
+            if trainer.print_banner:
+                console.show_metrics(metrics)
+            return metrics
+
+
+@contextlib.contextmanager
+def _backend_flags(deterministic: bool, benchmark: bool) -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses to be deterministic without.
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = benchmark
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]

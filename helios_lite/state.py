@@ -1,0 +1,74 @@
+"""What a run counts and what it returns. Standard library only."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+
+@dataclasses.dataclass
+class TrainingState:
+    """The counters of a run. They count what is finished, so resuming needs no correction.
+
+    The trainer alone writes them; hooks read them. Equal on every rank, but for `seconds`.
+
+    Attributes:
+        epoch: epochs finished; while the third epoch runs it is 2.
+        step: optimizer updates finished, the clock of everything public (logs, limits, file names).
+        batch: micro-batches finished since the start of the run.
+        epoch_batch: micro-batches finished in the current epoch.
+        epoch_samples: samples of the current epoch finished by all ranks together: the position in the data.
+        validation_cycle: validations finished (sanity batches do not count).
+        validated_step: `step` at the last validation, so that none is ever done twice; None before the first.
+        early_stop_count: validations in a row without an improvement.
+        best_score: the best monitored value so far, None without `monitor` or before the first validation.
+        best_step: `step` at the best validation, None before it.
+        seconds: wall time spent training and validating, over all resumes.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    batch: int = 0
+    epoch_batch: int = 0
+    epoch_samples: int = 0
+    validation_cycle: int = 0
+    validated_step: int | None = None
+    early_stop_count: int = 0
+    best_score: float | None = None
+    best_step: int | None = None
+    seconds: float = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counters as a plain dict."""
+        return dataclasses.asdict(self)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Set the counters from `state_dict()` of another one; an unknown name is an AttributeError."""
+        known = {field.name for field in dataclasses.fields(self)}
+        for name, value in state_dict.items():
+            if name not in known:
+                raise AttributeError(f"TrainingState has no counter {name!r}; it has {sorted(known)}")
+            setattr(self, name, value)
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """What `Trainer.fit` returns.
+
+    Attributes:
+        state: the counters at the end.
+        metrics: the last value of every metric, by its full name ("train/loss", "valid/accuracy").
+        best_metrics: `metrics` as they were at the best validation; empty if none was judged.
+        best_checkpoint: the file with the best validation, None if none was judged or kept.
+        last_checkpoint: the newest file, None with `root=None`.
+        stop_reason: "max_epochs", "max_steps", "max_minutes", "patience", "should_training_stop"
+            or "fast_dev_run".
+    """
+
+    state: TrainingState
+    metrics: dict[str, float]
+    best_metrics: dict[str, float]
+    best_checkpoint: Path | None
+    last_checkpoint: Path | None
+    stop_reason: str

@@ -1,0 +1,441 @@
+"""The Trainer and its loop."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from helios_lite import checkpoint, console, rng
+from helios_lite.data import Batch, DataModule, Loader, make_loader
+from helios_lite.loggers import JsonlLogger, Logger
+from helios_lite.model import Model
+from helios_lite.options import Options
+from helios_lite.run import Evaluation, Run
+from helios_lite.state import FitResult
+from helios_lite.stopping import has_improved, limit_reached, monitored_score, save_due, validation_due
+from helios_lite.version import __version__
+
+logger = logging.getLogger("helios_lite")
+
+
+class Trainer(Options):
+    """Trains, validates and tests models. It holds the options of a run (see `Options`), never its state."""
+
+    def fit(self, model: Model, datamodule: DataModule) -> FitResult:
+        """Train the model, or go on with a training that was stopped; afterwards the model holds the final weights.
+
+        Raises:
+            FloatingPointError: a logged training value is not finite (`check_finite`).
+            FileExistsError: `resume="never"` and the run folder has checkpoints.
+            ValueError: a split is empty, or an option does not fit the model or the data; the message names it.
+            Exception: whatever the model, the data or a callback raises, as it is, after `teardown`.
+        """
+        return _Training(self, model, datamodule).run()
+
+    def validate(
+        self, model: Model, datamodule: DataModule, checkpoint: str | os.PathLike[str] | None = "best"
+    ) -> dict[str, float]:
+        """Evaluate the validation split and return its metrics by full name; `checkpoint` is as in `test`."""
+        return Evaluation(self, model, datamodule).run("valid", checkpoint)
+
+    def test(
+        self, model: Model, datamodule: DataModule, checkpoint: str | os.PathLike[str] | None = "best"
+    ) -> dict[str, float]:
+        """Evaluate the test split and return its metrics by full name.
+
+        Args:
+            model: what to test; set up with `fast_init=True` unless a run has set it up already.
+            datamodule: its `test` split is used.
+            checkpoint: "best" (the newest if none was judged), "last", a path, or None for the weights the model
+                has. If the run folder has no checkpoint, `load_for_testing` is called.
+
+        Raises:
+            FileNotFoundError, CheckpointError: the path given cannot be read.
+            ValueError: there is no such split.
+        """
+        return Evaluation(self, model, datamodule).run("test", checkpoint)
+
+
+class _Training(Run):
+    """One call of `fit`: the loop, and the state of the run that it moves forward."""
+
+    def __init__(self, trainer: Trainer, model: Model, datamodule: DataModule) -> None:
+        super().__init__(trainer, model, datamodule)
+        # Somebody says which validation is better: the monitor, or the user's own verdict.
+        self.own_verdict = type(model).have_metrics_improved is not Model.have_metrics_improved
+        self.judged = trainer.monitor is not None or self.own_verdict
+        self.score: float | None = None  # Of the last validation; what checkpoints are ranked by.
+        self.history: list[float] = []  # Of every validation.
+        self.best_metrics: dict[str, float] = {}
+        self.stop_asked = False
+        self.train_loader: Loader | None = None
+        self.loader_state: dict[str, Any] = {}
+        self.rng_state: dict[str, Any] | None = None  # Of the checkpoint, until the first batch after a resume.
+        self.resumed_from: Path | None = None
+        self.last_checkpoint: Path | None = None
+        self.saved_at: tuple[int, int] | None = None
+        self.saved_seconds = 0.0
+        self.loggers: list[Logger] = list(trainer.loggers)
+        self.rows: JsonlLogger | None = None
+        self.kept_rows = 0
+        self.flushed_step = 0
+        self.clock = self.flush_clock = time.monotonic()
+
+    def run(self) -> FitResult:
+        with self.around():
+            try:
+                self.setup(fast_init=False)
+                self.valid_loaders = self.loaders("valid") if self.validates() else {}
+                self.restore()
+                self.announce()
+                reason = self.finished()
+                if reason is None:
+                    reason = self.train()
+                else:
+                    logger.info("this run had finished (%s): nothing left to train", reason)
+                result = self.result(reason)
+                if self.trainer.print_banner:
+                    console.show_result(result, self.trainer.monitor, self.history)
+                return result
+            finally:
+                for sink in self.loggers:
+                    sink.close()
+
+    # The loop.
+
+    def train(self) -> str:
+        """Train until a limit is reached; return its name."""
+        if self.valid_loaders and self.resumed_from is None and self.trainer.sanity_batches > 0:
+            self.judge(self.evaluate("valid", self.valid_loaders, cycle=0, limit=self.trainer.sanity_batches))
+        self.call("on_training_start")
+        self.model.train()
+        self.clock = self.flush_clock = time.monotonic()
+        reason = None
+        while reason is None:
+            reason = self.train_epoch()
+        self.call("on_training_end")
+        self.save()
+        return reason
+
+    def train_epoch(self) -> str | None:
+        """Train to the end of an epoch; return why the run ends, None if it goes on."""
+        state = self.state
+        self.call("on_training_epoch_start", state.epoch + 1)
+        batches, length = self.epoch_loader().epoch(
+            state.epoch,
+            samples=state.epoch_samples,
+            batches=state.epoch_batch,
+            window=self.trainer.accumulation_steps,
+        )
+        epoch_batches = None if length is None else state.epoch_batch + length
+        self.bars.start(f"epoch {state.epoch + 1}", epoch_batches, state.epoch_batch)
+        if self.rng_state is not None:  # The last thing a resume restores: the hooks above may have drawn numbers.
+            rng.restore(self.rng_state, self.device)
+            self.rng_state = None
+
+        window_start = state.epoch_batch
+        for batch in batches:
+            self.train_batch(batch)
+            if not batch.closes:
+                continue
+            if batch.last and not self.stop_asked:
+                break  # What is due at this step is due at the end of the epoch, right below.
+            if self.validation_due(window_start, epoch_batches, epoch_complete=False):
+                self.validate()
+            if (reason := self.boundary()) is not None:
+                return reason
+            window_start = state.epoch_batch
+
+        self.bars.finish()
+        self.flush()
+        if self.validation_due(window_start, epoch_batches, epoch_complete=True):
+            self.validate()
+        self.call("on_training_epoch_end", state.epoch + 1)
+        state.epoch += 1
+        state.epoch_batch = state.epoch_samples = 0
+        self.ask_model_to_stop()
+        return self.boundary()
+
+    def train_batch(self, batch: Batch) -> None:
+        state, model, runtime = self.state, self.model, self.runtime
+        runtime.batch_size, runtime.share, runtime.window_closes = batch.size, batch.share, batch.closes
+        self.metrics.step = state.step + 1
+        self.call("on_training_batch_start", state)
+        model.train_step(model.batch_to_device(batch.data, "train"), state)
+        state.batch += 1
+        state.epoch_batch += 1
+        state.epoch_samples += batch.size
+        state.step += batch.closes
+        should_log = batch.closes and (batch.last or state.step % self.trainer.log_every_steps == 0)
+        self.call("on_training_batch_end", state, should_log)
+        if should_log:
+            self.flush()
+        self.ask_model_to_stop()
+        self.bars.update(state.epoch_batch, runtime.latest)
+
+    def boundary(self) -> str | None:
+        """Between two updates, after a validation that was due: decide whether to stop, then save.
+
+        Saving comes last, so that a file holds the decision and the counters that belong to it. The state in which
+        a run stops is saved after `on_training_end`.
+        """
+        if self.trainer.max_minutes is not None or self.trainer.save_every_minutes is not None:
+            self.tick()
+        reason = "should_training_stop" if self.stop_asked else self.finished()
+        if reason is None and self.save_due() and self.model.should_save_checkpoint():
+            self.save()
+        return reason
+
+    def finished(self) -> str | None:
+        """Return which of today's options ends the run at these counters; None if it goes on."""
+        trainer = self.trainer
+        if trainer.fast_dev_run:
+            return "fast_dev_run" if self.state.step > 0 else None
+        return limit_reached(
+            self.state,
+            max_epochs=trainer.max_epochs,
+            max_steps=trainer.max_steps,
+            max_minutes=trainer.max_minutes,
+            patience=trainer.patience,
+        )
+
+    def ask_model_to_stop(self) -> None:
+        if self.model.should_training_stop():
+            self.stop_asked = True
+
+    def epoch_loader(self) -> Loader:
+        """Return the loader of what the datamodule calls its train split now."""
+        source = self.datamodule.train
+        if source is None:
+            raise ValueError("the datamodule has no train split")
+        if self.train_loader is None or self.train_loader.source is not source:
+            self.train_loader = make_loader(source, "train", self.trainer.seed)
+            self.train_loader.load_state_dict(self.loader_state)
+        return self.train_loader
+
+    # Validation.
+
+    def validates(self) -> bool:
+        """Say whether this run validates at all; refuse options that cannot work without."""
+        trainer = self.trainer
+        there = self.datamodule.valid is not None
+        does = there and (trainer.valid_every_epochs is not None or trainer.valid_every_steps is not None)
+        if trainer.monitor is not None and not does:
+            missing = "valid_every_epochs or valid_every_steps" if there else "a valid split in the datamodule"
+            raise ValueError(f"monitor={trainer.monitor!r} needs {missing}")
+        if trainer.patience is not None and not (self.judged and does):
+            raise ValueError(f"patience={trainer.patience} needs a validation, and monitor or have_metrics_improved")
+        return does
+
+    def validation_due(self, window_start: int, epoch_batches: int | None, epoch_complete: bool) -> bool:
+        if not self.valid_loaders or self.trainer.fast_dev_run:
+            return bool(self.valid_loaders) and self.state.validated_step is None
+        return validation_due(
+            self.state,
+            window_start=window_start,
+            epoch_batches=epoch_batches,
+            epoch_complete=epoch_complete,
+            every_epochs=self.trainer.valid_every_epochs,
+            every_steps=self.trainer.valid_every_steps,
+        )
+
+    def validate(self) -> None:
+        """Run a validation cycle and draw the conclusions."""
+        state, runtime = self.state, self.runtime
+        started = time.monotonic()
+        limit = 1 if self.trainer.fast_dev_run else None
+        values = self.evaluate("valid", self.valid_loaders, state.validation_cycle + 1, limit)
+        state.validation_cycle += 1
+        state.validated_step = state.step
+        self.tick()
+        self.record(values)
+        self.score, runtime.improved = self.judge(values)
+        if self.score is not None:
+            self.history.append(self.score)
+        if not self.model.have_metrics_improved():
+            state.early_stop_count += 1
+        elif self.judged:
+            state.early_stop_count = 0
+            state.best_score, state.best_step = self.score, state.step
+            self.best_metrics = dict(runtime.latest)
+            if self.score is None:  # By the user's verdict alone: what it last called better is best.
+                self.score = float(state.step)
+        self.ask_model_to_stop()
+        self.flush_clock += time.monotonic() - started
+
+    def judge(self, values: dict[str, float]) -> tuple[float | None, bool]:
+        """Return the monitored score of a validation, and whether it is an improvement."""
+        trainer = self.trainer
+        if trainer.monitor is None:
+            return None, True
+        score = monitored_score(values, trainer.monitor)
+        if math.isnan(score):
+            logger.warning("monitor=%r is NaN at step %d: no improvement", trainer.monitor, self.state.step)
+        return score, has_improved(score, self.state.best_score, trainer.mode, trainer.min_delta)
+
+    # Metrics.
+
+    def flush(self) -> None:
+        """Write a row of what was logged since the last one; nothing if there was no update since."""
+        state = self.state
+        if state.step == self.flushed_step:
+            return
+        self.require_finite()
+        self.tick()
+        values = self.metrics.compute()
+        values |= {f"train/{name}": rate for name, rate in self.model._learning_rates().items()}
+        values["train/step_seconds"] = (self.clock - self.flush_clock) / (state.step - self.flushed_step)
+        self.metrics.clear()
+        self.flushed_step, self.flush_clock = state.step, self.clock
+        self.record(values)
+
+    def require_finite(self) -> None:
+        if self.trainer.check_finite and (bad := self.metrics.first_not_finite()) is not None:
+            raise FloatingPointError(f"{bad[0]} is not finite at step {bad[1]}")
+
+    def record(self, values: dict[str, float]) -> None:
+        self.runtime.latest.update(values)
+        for sink in self.loggers:
+            sink.log_metrics({"epoch": self.state.epoch, "seconds": self.state.seconds, **values}, self.state.step)
+
+    def tick(self) -> None:
+        """Bring `state.seconds` up to date."""
+        now = time.monotonic()
+        self.state.seconds += now - self.clock
+        self.clock = now
+
+    # Checkpoints.
+
+    def save_due(self) -> bool:
+        state, trainer = self.state, self.trainer
+        if self.checkpoints is None or self.saved_at == (state.step, state.epoch):
+            return False
+        score = self.fresh_score()
+        if score is not None and self.checkpoints.would_be_kept(score):
+            return True
+        return trainer.keep_last != 0 and save_due(
+            state,
+            seconds_since=state.seconds - self.saved_seconds,
+            every_epochs=trainer.save_every_epochs,
+            every_steps=trainer.save_every_steps,
+            every_minutes=trainer.save_every_minutes,
+        )
+
+    def fresh_score(self) -> float | None:
+        """Return the score of these very weights, if they were judged."""
+        fresh = self.score is not None and self.state.validated_step == self.state.step
+        return self.score if fresh and not math.isnan(self.score or 0.0) else None
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment; `restore` is its counterpart."""
+        if self.checkpoints is None:
+            return
+        started = time.monotonic()
+        self.require_finite()
+        self.tick()
+        state, trainer, model = self.state, self.trainer, self.model
+        content = {
+            "format": checkpoint.FORMAT,
+            "version": __version__,
+            "save_name": model.save_name,
+            "state": state.state_dict(),
+            "model": model.state_dict(),
+            "rng": [rng.capture(self.device)],
+            "data": {} if self.train_loader is None else self.train_loader.state_dict(),
+            "callbacks": {name: callback.state_dict() for name, callback in self.named_callbacks().items()},
+            "config": trainer.config(),
+            "hparams": model.hparams,
+            "metrics": {
+                "latest": self.runtime.latest,
+                "best": self.best_metrics,
+                "history": self.history,
+                "flushed_step": self.flushed_step,
+                "pending": self.metrics.state_dict(),
+                "rows": 0 if self.rows is None else self.rows.rows,
+            },
+        }
+        self.last_checkpoint = self.checkpoints.save(
+            content,
+            epoch=state.epoch,
+            step=state.step,
+            append_metadata=model.append_metadata_to_chkpt_name,
+            score=self.fresh_score(),
+            spare=self.resumed_from,
+        )
+        logger.debug("saved %s", self.last_checkpoint)
+        self.saved_at, self.saved_seconds = (state.step, state.epoch), state.seconds
+        self.flush_clock += time.monotonic() - started
+
+    def restore(self) -> None:
+        """Continue from a checkpoint, if the options say so and there is one."""
+        resume = self.trainer.resume
+        found = self.load("last" if resume in ("auto", "never") else resume)
+        if found is None:
+            return
+        path, content = found
+        if resume == "never":
+            raise FileExistsError(f'resume="never", but there is {path}; choose another run_name')
+        self.model.load_state_dict(content["model"])
+        self.state.load_state_dict(content["state"])
+        self.rng_state = content["rng"][0]
+        self.loader_state = content["data"]
+        callbacks = self.named_callbacks()
+        for name, callback_state in content["callbacks"].items():
+            if name in callbacks:
+                callbacks[name].load_state_dict(callback_state)
+            else:
+                logger.warning("the checkpoint has the state of a callback that this run has not: %s", name)
+        metrics = content["metrics"]
+        self.runtime.latest.update(metrics["latest"])
+        self.best_metrics, self.history = metrics["best"], metrics["history"]
+        self.flushed_step = metrics["flushed_step"]
+        self.metrics.load_state_dict(metrics["pending"])
+        self.kept_rows = metrics["rows"]
+        self.resumed_from = self.last_checkpoint = path
+        self.saved_at, self.saved_seconds = (self.state.step, self.state.epoch), self.state.seconds
+        logger.info("continuing from %s (epoch %d, step %d)", path, self.state.epoch, self.state.step)
+        for name, value in self.trainer.config().items():
+            if content["config"].get(name) != value:
+                logger.info("option %s: %r in the checkpoint, %r now", name, content["config"].get(name), value)
+
+    def named_callbacks(self) -> dict[str, Any]:
+        """Return the callbacks by a name that is the same at a resume: the class's, numbered if there are several."""
+        names: dict[str, Any] = {}
+        for callback in self.trainer.callbacks:
+            kind = type(callback).__name__
+            same = sum(name.split("#")[0] == kind for name in names)
+            names[f"{kind}#{same + 1}" if same else kind] = callback
+        return names
+
+    # What people see.
+
+    def announce(self) -> None:
+        """Open the run's own log of metrics and the bars; write and show what is about to run."""
+        trainer, model = self.trainer, self.model
+        if self.folder is not None:
+            checkpoint.write_json({"trainer": trainer.config(), "hparams": model.hparams}, self.folder / "config.json")
+            self.rows = JsonlLogger(self.folder / "metrics.jsonl", self.kept_rows)
+            self.loggers.append(self.rows)
+        for sink in self.loggers:
+            sink.log_config({**trainer.config(), "hparams": model.hparams})
+        if trainer.print_banner:
+            where = "without files" if self.folder is None else f"in {self.folder}"
+            console.show_banner(model.append_to_banner(console.banner_text(where, self.device, trainer.precision)))
+            console.show_table(model.summary())
+        total, unit = (trainer.max_epochs, "epoch") if trainer.max_steps is None else (trainer.max_steps, "step")
+        self.bars = console.Bars(trainer.progress, self.state, total, unit)
+
+    def result(self, reason: str) -> FitResult:
+        return FitResult(
+            state=copy.copy(self.state),
+            metrics={**self.runtime.latest, **self.metrics.compute()},
+            best_metrics=self.best_metrics,
+            best_checkpoint=None if self.checkpoints is None or not self.judged else self.checkpoints.best(),
+            last_checkpoint=self.last_checkpoint,
+            stop_reason=reason,
+        )
