@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import copy
+import fcntl
 import json
 import logging
 import os
 import re
+import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -24,10 +28,13 @@ FORMAT = 1
 """The number of this layout of a checkpoint's content; a file with a higher one is refused."""
 
 _MARKER = r"_epoch_(\d+)_iter_(\d+)"
-_PLAIN = {type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device}
+_PLAIN = {type(None), bool, int, float, complex, str, torch.Size, torch.dtype, torch.device}
 _TENSORS = {torch.Tensor, torch.nn.Parameter}
 # What torch.load(weights_only=True) restores as the type it was; schedulers count milestones in a Counter.
 _MAPPINGS = {dict, collections.OrderedDict, collections.Counter}
+
+
+_opened_here: set[Path] = set()  # The operating system's locks are between processes only.
 
 
 class CheckpointError(RuntimeError):
@@ -49,11 +56,13 @@ def file_name(save_name: str, epoch: int, step: int, append_metadata: Callable[[
     """
     stem = f"{_flat(save_name)}_epoch_{epoch}_iter_{step}"
     named = append_metadata(stem)
-    if not named.startswith(stem):
+    if not isinstance(named, str) or not named.startswith(stem):
         raise ValueError(f"append_metadata_to_chkpt_name({stem!r}) returned {named!r}: it may only append")
     # A marker inside the metadata would read as another file's counters; 255 bytes is what file systems allow.
     metadata = re.sub(_MARKER, r"-epoch-\1-iter-\2", _flat(named[len(stem) :]))
-    return f"{stem}{metadata[: 250 - len(stem)]}.pth"
+    if metadata[:1].isdigit():  # It would read as more digits of the step.
+        metadata = f"-{metadata}"
+    return f"{stem}{metadata[: max(0, 250 - len(stem))]}.pth"
 
 
 def find(folder: Path, save_name: str) -> list[Path]:
@@ -74,7 +83,13 @@ def save(content: dict[str, Any], path: Path) -> None:
         OSError: the disk is full, or the folder cannot be written; no partial file stays.
     """
     require_plain(content)
-    _replace(path, lambda file: torch.save(content, file))
+    try:
+        _replace(path, lambda file: torch.save(content, file))
+    except RuntimeError as error:
+        # torch fails to close its archive after a failed write, which hides what happened first.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -85,6 +100,11 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         CheckpointError: the file is damaged, unsafe, foreign or of a newer format.
     """
     try:
+        # torch.load does not compare the checksums of tensors: a flipped bit would load as another weight.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
         content = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise
@@ -107,6 +127,8 @@ def write_json(content: Any, path: Path) -> None:
 
 def require_plain(value: Any, where: str = "checkpoint") -> None:
     """Raise TypeError, telling where, if a value is something that `weights_only=True` does not load."""
+    if type(value) in _MAPPINGS | _TENSORS and hasattr(value, "__dict__"):
+        require_plain(dict(vars(value)), f"vars({where})")
     if type(value) in _MAPPINGS:
         for key, item in value.items():
             require_plain(key, where)
@@ -117,6 +139,11 @@ def require_plain(value: Any, where: str = "checkpoint") -> None:
     elif type(value) not in _PLAIN | _TENSORS:
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
         raise TypeError(f"{where} is a {kind}: a checkpoint holds tensors and plain containers only")
+
+
+def snapshot(value: Any) -> Any:
+    """Return a copy in CPU memory that later changes do not reach; tensors that were one stay one."""
+    return _snapshot(value, {})
 
 
 class Checkpoints:
@@ -131,19 +158,62 @@ class Checkpoints:
         mode: "min" or "max": which scores are better.
         keep_last: how many of the newest stay, the newest in any case; -1: all.
         keep_best: how many of the best stay; -1: all that were judged.
+        background: write in a thread, from a snapshot, while training goes on.
     """
 
-    def __init__(self, folder: Path, save_name: str, mode: str, keep_last: int, keep_best: int) -> None:
+    def __init__(
+        self, folder: Path, save_name: str, *, mode: str, keep_last: int, keep_best: int, background: bool
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.save_name = save_name
         self._manifest = folder / "manifest.json"
         self._sign = 1 if mode == "min" else -1
         self._keep_last, self._keep_best = keep_last, keep_best
+        self._background = background
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
         self._entries: list[dict[str, Any]] = []
-        with contextlib.suppress(FileNotFoundError, ValueError):
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
             self._entries = json.loads(self._manifest.read_text())["checkpoints"]
-        self._entries = [entry for entry in self._entries if (folder / entry["file"]).exists()]
+        mine = {path.name for path in find(folder, save_name)}
+        self._of_others = [entry for entry in self._entries if entry["file"] not in mine]
+        self._entries = [entry for entry in self._entries if entry["file"] in mine]
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Keep other runs out of the folder, clear away what a killed one left half-written, and `join` at the end.
+
+        The lock is the operating system's and this process's: it ends with the process, however that ends. (lockf,
+        not flock: forked loading processes, which outlive a killed parent for seconds, would inherit the latter.)
+
+        Raises:
+            RuntimeError: another run holds the lock.
+        """
+        folder = self.folder.resolve()
+        if folder in _opened_here:
+            raise RuntimeError(f"{self.folder}: another run of this process is running here")
+        with (self.folder / ".lock").open("a+") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                file.seek(0)
+                raise RuntimeError(f"{self.folder}: process {file.read().strip()} is running here") from None
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            for path in self.folder.glob(".*.tmp"):
+                path.unlink()
+            _opened_here.add(folder)
+            try:
+                yield
+            except BaseException:
+                with contextlib.suppress(Exception):  # What ended the run is what its caller must see.
+                    self.join()
+                raise
+            finally:
+                _opened_here.discard(folder)
+            self.join()
 
     def save(
         self,
@@ -166,28 +236,68 @@ class Checkpoints:
             spare: a file that stays: the one this run was resumed from.
 
         Returns:
-            The file.
+            The file; in the background mode it is durable after `join`.
+
+        Raises:
+            TypeError, OSError: as `save`, and what the previous one met in the background.
         """
+        self.join()
         name = file_name(self.save_name, epoch, step, append_metadata)
-        self._entries = [entry for entry in self._entries if entry["file"] != name]
-        self._entries.append({"file": name, "epoch": epoch, "step": step, "score": score})
-        # Listed before it exists: a run that is killed in between must not leave a file that nobody ever deletes.
-        self._write_manifest()
-        save(content, self.folder / name)
-        kept = self._entries if self._keep_last < 0 else self._entries[-max(1, self._keep_last) :]
+        require_plain(content)
+        before = [entry for entry in self._entries if entry["file"] != name]
+        before.append({"file": name, "epoch": epoch, "step": step, "score": score})
+        self._entries = before
+        kept = before if self._keep_last < 0 else before[-max(1, self._keep_last) :]
         kept = kept + self._ranked()[: None if self._keep_best < 0 else self._keep_best]
-        for entry in self._entries:
-            path = self.folder / entry["file"]
-            if entry not in kept and path != spare:
-                path.unlink(missing_ok=True)
-        self._entries = [entry for entry in self._entries if (self.folder / entry["file"]).exists()]
-        self._write_manifest()
+        spared = None if spare is None or spare.parent.resolve() != self.folder.resolve() else spare.name
+        self._entries = [entry for entry in before if entry in kept or entry["file"] == spared]
+        if self._background:
+            self._thread = threading.Thread(
+                target=self._write_and_keep_error, args=(snapshot(content), name, before, self._entries)
+            )
+            self._thread.start()
+        else:
+            self._write(content, name, before, self._entries)
         return self.folder / name
+
+    def join(self) -> None:
+        """Wait for what is being written in the background, and raise what it met."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _write(
+        self, content: dict[str, Any], name: str, before: list[dict[str, Any]], after: list[dict[str, Any]]
+    ) -> None:
+        # Listed before it exists: a run that is killed in between must not leave a file that nobody ever deletes.
+        write_json({"checkpoints": self._of_others + before}, self._manifest)
+        try:
+            save(content, self.folder / name)
+        except BaseException:
+            self._entries = [entry for entry in before if (self.folder / entry["file"]).exists()]
+            raise
+        for entry in before:
+            if entry not in after:
+                (self.folder / entry["file"]).unlink(missing_ok=True)
+        write_json({"checkpoints": self._of_others + after}, self._manifest)
+
+    def _write_and_keep_error(self, *arguments: Any) -> None:
+        try:
+            self._write(*arguments)
+        except BaseException as error:
+            self._error = error
 
     def would_be_kept(self, score: float) -> bool:
         """Say whether a checkpoint of that score would stay as one of the best."""
         as_good = [entry for entry in self._ranked() if self._sign * entry["score"] <= self._sign * score]
         return self._keep_best < 0 or len(as_good) < self._keep_best
+
+    def newest(self) -> Path | None:
+        """Return the newest file; None if there is none."""
+        return next(iter(find(self.folder, self.save_name)), None)
 
     def best(self) -> Path | None:
         """Return the best file; None if none was judged."""
@@ -204,7 +314,7 @@ class Checkpoints:
         for path in best + find(self.folder, self.save_name):
             try:
                 return path, load(path, device)
-            except CheckpointError as error:
+            except (CheckpointError, FileNotFoundError) as error:
                 logger.warning("passing over a checkpoint: %s", error)
         return None
 
@@ -213,12 +323,27 @@ class Checkpoints:
         judged = [entry for entry in self._entries if entry["score"] is not None]
         return sorted(judged, key=lambda entry: (self._sign * entry["score"], entry["step"]))
 
-    def _write_manifest(self) -> None:
-        write_json({"checkpoints": self._entries}, self._manifest)
-
 
 def _flat(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._=+-]", "-", text)
+
+
+def _snapshot(value: Any, copies: dict[Any, torch.Tensor]) -> Any:
+    if isinstance(value, torch.Tensor):
+        if value.layout != torch.strided or value.numel() == 0:
+            return value.detach().to("cpu", copy=True)
+        key = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
+        if key not in copies:
+            copies[key] = value.detach().to("cpu", copy=True)
+        return copies[key]
+    if isinstance(value, dict):
+        twin = copy.copy(value)  # Of an OrderedDict it keeps the versions of modules, which hang on it as an attribute.
+        for key, item in value.items():
+            twin[key] = _snapshot(item, copies)
+        return twin
+    if type(value) in (list, tuple, set):
+        return type(value)(_snapshot(item, copies) for item in value)
+    return value
 
 
 def _replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:

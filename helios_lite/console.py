@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from helios_lite.state import FitResult, TrainingState
+from helios_lite.state import FitResult
 from helios_lite.version import __version__
 
 if TYPE_CHECKING:
@@ -48,10 +49,11 @@ def show_table(table: Table) -> None:
     Console().print(table)
 
 
-def result_table(result: FitResult, monitor: str | Sequence[str] | None, history: Sequence[float]) -> Table:
+def result_table(title: str, result: FitResult, monitor: str | Sequence[str] | None, history: Sequence[float]) -> Table:
     """Return the final table.
 
     Args:
+        title: how the run ended.
         result: what `fit` returns.
         monitor: name of the monitored metric, or names of several, if there is one.
         history: its value at every validation of this process's part of the run.
@@ -61,7 +63,7 @@ def result_table(result: FitResult, monitor: str | Sequence[str] | None, history
     from rich.text import Text
 
     judged = bool(result.best_metrics)
-    table = Table(box=box.SIMPLE_HEAD, title=f"stopped by {result.stop_reason}", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, title=Text(title), title_justify="left")
     table.add_column("", overflow="fold")
     table.add_column("last", justify="right")
     if judged:
@@ -69,130 +71,119 @@ def result_table(result: FitResult, monitor: str | Sequence[str] | None, history
     for name in result.metrics:
         row: list[Text | str] = [Text(name), f"{result.metrics[name]:.6g}"]
         if judged:
-            row.append(f"{result.best_metrics[name]:.6g}" if name in result.best_metrics else "")
+            # Training metrics belong to the updates before a log point, not to the best state.
+            best = result.best_metrics.get(name) if name.startswith("valid/") else None
+            row.append("" if best is None else f"{best:.6g}")
         table.add_row(*row)
     table.add_section()
     state = result.state
     table.add_row("epochs / steps", f"{state.epoch} / {state.step}", *([f"step {state.best_step}"] if judged else []))
     table.add_row("time", f"{state.seconds:.1f} s")
-    if monitor is not None and len(history) > 1:
+    if monitor is not None and len(history) > 1 and (sys.stdout.encoding or "").lower().startswith("utf"):
         name = monitor if isinstance(monitor, str) else " + ".join(monitor)
-        table.caption = f"{name}  {sparkline(history)}"
+        table.caption = Text(f"{name}  {sparkline(history)}")
     return table
 
 
-def show_result(result: FitResult, monitor: str | Sequence[str] | None, history: Sequence[float]) -> None:
+def show_result(title: str, result: FitResult, monitor: str | Sequence[str] | None, history: Sequence[float]) -> None:
     """Print the final table, and the files in lines of their own, which a terminal must not cut."""
-    show_table(result_table(result, monitor, history))
+    show_table(result_table(title, result, monitor, history))
     if result.best_checkpoint is not None:
         print(f"best checkpoint: {result.best_checkpoint}")
     if result.last_checkpoint is not None:
         print(f"last checkpoint: {result.last_checkpoint}")
 
 
-def show_metrics(metrics: dict[str, float]) -> None:
+def show_metrics(title: str, metrics: dict[str, float]) -> None:
     """Print the values of an evaluation, a row each."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE, show_header=False)
+    table = Table(box=box.SIMPLE, show_header=False, title=Text(title), title_justify="left")
     for name, value in metrics.items():
         table.add_row(Text(name), f"{value:.6g}")
     show_table(table)
 
 
 def sparkline(values: Sequence[float], width: int = 40) -> str:
-    """Return values as a line of blocks, at most `width` of them, each the mean of its part of the values."""
+    """Return values as a line of blocks, at most `width` of them, each the mean of its part.
+
+    A part that is not finite is left blank.
+    """
     parts = min(width, len(values))
     means = []
     for i in range(parts):
         part = values[i * len(values) // parts : (i + 1) * len(values) // parts]
         means.append(sum(part) / len(part))
-    low, high = min(means), max(means)
+    finite = [mean for mean in means if math.isfinite(mean)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
     blocks = "▁▂▃▄▅▆▇█"
     scale = (len(blocks) - 1) / (high - low) if high > low else 0.0
-    return "".join(blocks[round((mean - low) * scale)] for mean in means)
+    return "".join(blocks[round((mean - low) * scale)] if math.isfinite(mean) else " " for mean in means)
 
 
 class Bars:
-    """A bar over the run and one over the epoch or the evaluation; drawn by tqdm on stderr if that is a terminal.
+    """A bar over the run and one over the epoch or the evaluation, drawn by tqdm on stderr if that is a terminal.
 
     Args:
         enabled: False draws nothing.
-        state: the counters, read when a bar is drawn.
-        total: what the run's bar counts to, None if nobody knows.
-        unit: what it counts: "step" or "epoch".
     """
 
-    def __init__(self, enabled: bool, state: TrainingState, total: int | None, unit: str) -> None:
-        self.enabled = enabled and sys.stderr.isatty()
-        self._state = state
-        self._unit = unit
+    def __init__(self, enabled: bool) -> None:
+        self._enabled = enabled and sys.stderr.isatty()
         self._due = 0.0
         self._run: tqdm[Any] | None = None
-        self._part: tqdm[Any] | None = None
-        if self.enabled:
-            from tqdm import tqdm
+        self._look: Callable[[], tuple[int, str]] = lambda: (0, "")
+        self._parts: list[tqdm[Any]] = []
 
-            self._run = tqdm(
-                total=total,
-                initial=self._count(),
-                unit=unit,
-                desc="run",
-                position=0,
-                dynamic_ncols=True,
-                leave=False,
-            )
+    def show_run(self, total: int | None, unit: str, look: Callable[[], tuple[int, str]]) -> None:
+        """Draw the bar over the run; `look` returns its position and a word on how things stand."""
+        if self._enabled:
+            self._look = look
+            self._run = self._bar(desc="run", total=total, initial=look()[0], unit=unit, position=0)
 
-    def start(self, name: str, total: int | None, done: int = 0) -> tqdm[Any] | None:
-        """Put a bar for an epoch or an evaluation below; return the one it hides, for `finish`."""
-        hidden = self._part
-        if self.enabled:
-            from tqdm import tqdm
+    def start(self, name: str, total: int | None, done: int = 0) -> None:
+        """Draw a bar for an epoch or an evaluation in the lower line, instead of what is there, until `finish`."""
+        if self._enabled:
+            if self._parts:
+                self._parts[-1].clear()
+            self._parts.append(self._bar(desc=name, total=total, initial=done, unit="batch", position=1))
 
-            if hidden is not None:
-                hidden.clear()
-            self._part = tqdm(
-                total=total,
-                initial=done,
-                unit="batch",
-                desc=name,
-                position=1,
-                dynamic_ncols=True,
-                leave=False,
-            )
-        return hidden
-
-    def update(self, done: int, metrics: dict[str, float]) -> None:
+    def update(self, done: int) -> None:
         """Redraw if the last time is long enough ago: a step costs one look at the clock."""
-        now = time.monotonic()
-        if self._part is None or now < self._due:
+        if not self._parts or time.monotonic() < self._due:
             return
-        self._due = now + _REFRESH
-        self._part.n = done
-        self._part.refresh()
-        if self._run is not None:
-            self._run.n = self._count()
-            shown = [f"{name}={value:.4g}" for name, value in metrics.items() if not name.endswith("_seconds")]
-            self._run.set_postfix_str(" ".join(shown[:3]))
+        self._due = time.monotonic() + _REFRESH
+        self._parts[-1].n = done
+        self._parts[-1].refresh()
+        self._refresh_run()
 
-    def finish(self, hidden: tqdm[Any] | None = None) -> None:
-        """Take away the lower bar and show the one it hid."""
-        if self._part is not None:
-            self._part.close()
-            self._part = hidden
+    def finish(self) -> None:
+        """Take away the lower bar; the one that it replaced comes back at the next `update`."""
+        if self._parts:
+            self._parts.pop().close()
             self._due = 0.0
+            self._refresh_run()
 
     def close(self) -> None:
-        """Take away both bars."""
-        self.finish()
+        """Take away all bars."""
+        while self._parts:
+            self.finish()
         if self._run is not None:
             self._run.close()
             self._run = None
 
-    def _count(self) -> int:
-        return self._state.step if self._unit == "step" else self._state.epoch
+    def _refresh_run(self) -> None:
+        if self._run is not None:
+            self._run.n, word = self._look()
+            self._run.set_postfix_str(word)
+
+    @staticmethod
+    def _bar(**options: Any) -> tqdm[Any]:
+        from tqdm import tqdm
+
+        return tqdm(**options, dynamic_ncols=True, leave=False)
 
 
 class RunLog:

@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import itertools
 import logging
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -90,6 +91,8 @@ class Split:
                 raise ValueError("dataset: an IterableDataset has no order to shuffle or sample")
         elif not hasattr(self.dataset, "__len__") or not hasattr(self.dataset, "__getitem__"):
             raise TypeError(f"dataset: {type(self.dataset).__name__} has no __len__ and __getitem__")
+        if not isinstance(self.num_workers, int) or isinstance(self.num_workers, bool):
+            raise TypeError(f"num_workers={self.num_workers!r}: must be an int")
         if self.num_workers < 0:
             raise ValueError(f"num_workers={self.num_workers}: must not be negative")
 
@@ -212,7 +215,8 @@ class SplitLoader:
         seed = rng.derive(self._seed, epoch)
         plan = self._plan(epoch, seed, samples)
         if len(plan) == 0 and samples == 0:
-            raise ValueError(f"the {self._phase} split has no full batch: {self._length} samples and drop_last")
+            why = "drop_last leaves nothing" if self.source.drop_last else "the sampler gives nothing"
+            raise ValueError(f"the {self._phase} split has no batch: of {self._length} samples {why}")
         self._generator.manual_seed(seed)
         self._indices.plan = plan
         self._indices.seed = seed
@@ -266,7 +270,10 @@ class IterableLoader:
     def epoch(self, epoch: int, *, samples: int = 0, batches: int = 0, window: int = 1) -> Epoch:
         """Return the rest of an epoch, after its restored state or else after dropping `batches`."""
         _reseed(self._iterable, epoch, rng.derive(self._seed, epoch))
-        length = len(self._iterable) if hasattr(self._iterable, "__len__") else None
+        try:
+            length = len(self._iterable)
+        except TypeError:  # Every DataLoader has a __len__, but not of everything.
+            length = None
         if length == 0:
             raise ValueError(f"the {self._phase} split is empty")
         iterator = iter(self._iterable)
@@ -301,18 +308,31 @@ class IterableLoader:
 
 def batch_size(batch: Any) -> int:
     """Return the leading dimension of the first tensor in a nested batch, else the first length found, else 1."""
-    if isinstance(batch, Tensor):
-        return batch.shape[0] if batch.ndim > 0 else 1
+    leaves = list(_leaves(batch))
+    for leaf in leaves:
+        if isinstance(leaf, Tensor):
+            return leaf.shape[0] if leaf.ndim > 0 else 1
+    return max(1, next((len(leaf) for leaf in leaves if isinstance(leaf, list | tuple)), 1))
+
+
+def _leaves(batch: Any) -> Iterator[Any]:
+    """Yield the tensors of a nested batch, and the lists that hold neither tensors nor containers."""
     if isinstance(batch, Mapping):
-        parts: Sequence[Any] = list(batch.values())
-    elif isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
-        parts = batch
+        parts = list(batch.values())
+    elif isinstance(batch, list | tuple):
+        parts = list(batch)
     elif dataclasses.is_dataclass(batch):
         parts = [getattr(batch, field.name) for field in dataclasses.fields(batch)]
     else:
-        return 1
-    nested = [part for part in parts if isinstance(part, Tensor | Mapping | Sequence) and not isinstance(part, str)]
-    return batch_size(nested[0]) if nested else max(1, len(parts))
+        yield batch
+        return
+    nested = [
+        part for part in parts if isinstance(part, Tensor | Mapping | list | tuple) or dataclasses.is_dataclass(part)
+    ]
+    if not nested and parts:
+        yield tuple(parts)
+    for part in nested:
+        yield from _leaves(part)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -322,20 +342,23 @@ def to_device(batch: Any, device: torch.device) -> Any:
     """
     if isinstance(batch, Tensor):
         return batch.to(device, non_blocking=True)
-    if hasattr(batch, "to"):
+    if callable(getattr(batch, "to", None)):
         return batch.to(device)
+    if isinstance(batch, dict):
+        twin = copy.copy(batch)  # Keeps the default of a defaultdict.
+        twin.update((key, to_device(value, device)) for key, value in batch.items())
+        return twin
     if isinstance(batch, Mapping):
-        moved = {key: to_device(value, device) for key, value in batch.items()}
-        return moved if type(batch) is dict else type(batch)(moved)  # type: ignore[call-arg]
+        return type(batch)({key: to_device(value, device) for key, value in batch.items()})  # type: ignore[call-arg]
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(to_device(value, device) for value in batch))
     if isinstance(batch, list | tuple):
         return type(batch)(to_device(value, device) for value in batch)
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        twin = copy.copy(batch)
+        moved = copy.copy(batch)
         for field in dataclasses.fields(batch):
-            object.__setattr__(twin, field.name, to_device(getattr(batch, field.name), device))
-        return twin
+            object.__setattr__(moved, field.name, to_device(getattr(batch, field.name), device))
+        return moved
     return batch
 
 
@@ -396,19 +419,16 @@ class _SeededDataset(Dataset[Any]):
         if get_worker_info() is not None:
             return self._fetch(seed, indices)
         # In the training process the generators belong to the training; once per batch is enough.
-        before = rng.capture(torch.device("cpu"))
-        try:
+        with rng.isolated(torch.device("cpu")):
             return self._fetch(seed, indices)
-        finally:
-            rng.restore(before, torch.device("cpu"))
 
     def _fetch(self, seed: int, indices: list[int]) -> Any:
         if self._whole_batch:
-            rng.seed_cpu(rng.derive(seed, indices[0]))
+            rng.seed_cpu(rng.derive(seed, int(indices[0])))
             return self._dataset.__getitems__(indices)  # type: ignore[attr-defined]
         samples = []
         for index in indices:
-            rng.seed_cpu(rng.derive(seed, index))
+            rng.seed_cpu(rng.derive(seed, int(index)))
             samples.append(self._dataset[index])
         return samples
 
@@ -421,11 +441,22 @@ def _unwrapped(dataset: Dataset[Any]) -> Dataset[Any]:
 
 
 def _loader_options(split: Split) -> dict[str, Any]:
-    names = (
-        "num_workers collate_fn pin_memory timeout worker_init_fn multiprocessing_context prefetch_factor "
-        "persistent_workers"
-    )
-    return {name: getattr(split, name) for name in names.split()}
+    names = "num_workers collate_fn pin_memory timeout multiprocessing_context prefetch_factor persistent_workers"
+    options = {name: getattr(split, name) for name in names.split()}
+    return {**options, "worker_init_fn": _WorkerInit(split.worker_init_fn)}
+
+
+class _WorkerInit:
+    """Lets a loading process ignore Ctrl-C, which reaches it too: the update under way still needs its batches."""
+
+    def __init__(self, then: Callable[[int], None] | None) -> None:
+        self._then = then
+
+    def __call__(self, worker: int) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if self._then is not None:
+            self._then(worker)
 
 
 def _stock_loader(split: Split) -> DataLoader[Any]:
@@ -440,7 +471,8 @@ def _stock_loader(split: Split) -> DataLoader[Any]:
 
 def _draw(sampler: Iterable[Any], epoch: int, seed: int) -> list[Any]:
     """Return everything that a sampler yields in an epoch, with its randomness seeded."""
-    with rng.isolated(seed, torch.device("cpu")):
+    with rng.isolated(torch.device("cpu")):
+        rng.seed_cpu(seed)
         _reseed(sampler, epoch, seed)
         return list(sampler)
 

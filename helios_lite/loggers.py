@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -39,10 +40,11 @@ class JsonlLogger:
     """
 
     def __init__(self, path: Path, rows: int = 0) -> None:
-        kept = path.read_text(encoding="utf-8").splitlines(True)[:rows] if path.exists() else []
-        self._file = path.open("w", encoding="utf-8")
-        self._file.writelines(kept)
-        self._file.flush()
+        self._file = path.open("a+", encoding="utf-8")
+        self._file.seek(0)
+        # Cut in place: a kill at this moment must not lose the rows that stay. An unfinished line is no row.
+        kept = [line for line in itertools.islice(self._file, rows) if line.endswith("\n")]
+        self._file.truncate(len("".join(kept).encode()))
         self.rows = len(kept)
 
     def log_config(self, config: Mapping[str, Any]) -> None:

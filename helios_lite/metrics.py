@@ -118,8 +118,10 @@ class _Series:
             self.slots[len(self.counts)].copy_(value.detach().reshape(()))
         else:
             self.slots[len(self.counts)].fill_(value)
+        if isinstance(count, Tensor) and count.numel() != 1:
+            raise ValueError(f"log({name!r}): needs one count, not a tensor of shape {tuple(count.shape)}")
         # A user's tensor is copied, since it may change in place (or be the output of a CUDA graph) before it is read.
-        self.counts.append(count.detach().clone() if isinstance(count, Tensor) else count)
+        self.counts.append(count.detach().clone() if isinstance(count, Tensor) else float(count))
         self.steps.append(step)
         if len(self.counts) == _BLOCK:
             self.folded = self.totals()
@@ -139,7 +141,8 @@ class _Series:
         weighted = (weight * counted).sum()
         mean = torch.where(total > 0, weighted / total, 0)
         m2 = (weight * (counted - mean) ** 2).sum()
-        bad = torch.where(counted.isfinite(), _NEVER, step).min()
+        seen = counted if self.reduce in ("mean", "std") else value
+        bad = torch.where(seen.isfinite(), _NEVER, step).min()
         block = torch.stack([total, weighted, m2, value.sum(), value.min(), value.max(), value[-1].clone(), bad])
         return block if self.folded is None else _merge(self.folded, block)
 

@@ -36,12 +36,10 @@ class Runtime:
     Attributes:
         trainer: the trainer, None outside of a run.
         device: where the model computes.
-        precision: the number format of the forward pass.
+        precision: the number format of the forward pass, and how a loss becomes an update.
         metrics: takes logged values; None outside of a run.
         phase: "train", "valid" or "test", or with a split's name "valid/<name>": the prefix of logged names.
         batch_size: samples in the batch being used: the default weight of a logged value.
-        share: the batch's part of its accumulation window; 1.0 if it is alone.
-        window_closes: whether the batch is the last of its window, so that optimizers step.
         improved: what `monitor` says of the last validation; True without a monitor.
         latest: the last value of every metric, by full name.
     """
@@ -52,8 +50,6 @@ class Runtime:
     metrics: Metrics | None = None
     phase: str = "train"
     batch_size: int = 1
-    share: float = 1.0
-    window_closes: bool = True
     improved: bool = True
     latest: dict[str, float] = dataclasses.field(default_factory=dict)
 
@@ -89,9 +85,6 @@ class Model(Hooks, abc.ABC):
         self._running_losses: dict[str, Tensor] = {}
         self._val_scores: dict[str, Any] = {}
         self._test_scores: dict[str, Any] = {}
-        # Weights given to `backward` in the open window, by the optimizer that steps on them; and the last such one.
-        self._weights: dict[int, Tensor | float] = {}
-        self._pending_weight: Tensor | float | None = None
 
     # What the run is.
 
@@ -293,17 +286,12 @@ class Model(Hooks, abc.ABC):
             loss: scalar, the mean over the samples of the batch.
             weight: what the loss is the mean over, if not samples (such as the number of tokens in the batch,
                 as a number or scalar tensor): the update is then that of sum(weight * loss) / sum(weight) over
-                the window. One per optimizer and batch: `optimizer_step` must follow before the next.
+                the window. `optimizer_step` must follow before the next weighted backward.
+
+        Under accumulation gradients stay until their optimizer steps, so a loss that runs through somebody else's
+        parameters (a generator's through the critic) needs `requires_grad_(False)` on those meanwhile.
         """
-        if weight is None:
-            share = self._runtime.share
-            (loss if share == 1.0 else loss * share).backward()  # type: ignore[no-untyped-call]
-            return
-        if self._pending_weight is not None:
-            raise RuntimeError("backward(weight=...): the optimizer_step that belongs to the previous one is missing")
-        self._pending_weight = weight
-        # Alone in its window the weight would only be multiplied and divided again.
-        (loss if self._runtime.share == 1.0 else loss * weight).backward()  # type: ignore[no-untyped-call]
+        self._runtime.precision.backward(loss, weight)
 
     def optimizer_step(
         self, optimizer: torch.optim.Optimizer, scheduler: Any = None, clip_norm: float | None = None
@@ -318,32 +306,7 @@ class Model(Hooks, abc.ABC):
         Returns:
             Whether the parameters changed.
         """
-        total = self._total_weight(optimizer)
-        if not self._runtime.window_closes:
-            return False
-        if total is not None or clip_norm is not None or self.trainer.clip_norm is not None:
-            parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            if total is not None:
-                torch._foreach_div_([p.grad for p in parameters], total)
-            limit = self.trainer.clip_norm if clip_norm is None else clip_norm
-            if limit is not None:
-                nn.utils.clip_grad_norm_(parameters, limit)
-        optimizer.step()
-        if scheduler is not None:
-            scheduler.step()
-        optimizer.zero_grad(set_to_none=True)
-        return True
-
-    def _total_weight(self, optimizer: torch.optim.Optimizer) -> Tensor | float | None:
-        """Count the pending weight for an optimizer; return the sum its gradients must be divided by, if any."""
-        if self._pending_weight is not None:
-            before = self._weights.get(id(optimizer))
-            self._weights[id(optimizer)] = self._pending_weight if before is None else before + self._pending_weight
-            self._pending_weight = None
-        if not self._runtime.window_closes:
-            return None
-        total = self._weights.pop(id(optimizer), None)
-        return None if self._runtime.share == 1.0 else total
+        return self._runtime.precision.step(optimizer, scheduler, clip_norm)
 
     def log(
         self, name: str, value: Tensor | float, count: Tensor | float | None = None, reduce: Reduce = "mean"
@@ -413,11 +376,13 @@ class Model(Hooks, abc.ABC):
         return sum(p.numel() for p in parameters.values() if p.requires_grad or not trainable_only)
 
     def summary(self) -> Table:
-        """Return a rich table of the networks' submodules with their shapes and numbers of parameters."""
+        """Return a rich table of the networks and their direct submodules with their numbers of parameters."""
         from rich import box
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(box=box.SIMPLE_HEAD, title=f"{type(self).__name__} {self.save_name}", title_justify="left")
+        title = Text(f"{self.save_name} ({type(self).__name__})")
+        table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
         table.add_column("module", overflow="fold")
         table.add_column("type")
         table.add_column("parameters", justify="right")
@@ -427,10 +392,12 @@ class Model(Hooks, abc.ABC):
                 continue
             for path, module in [("", net), *net.named_children()]:
                 sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
+                if path and not sizes:
+                    continue
                 total = sum(size for size, _ in sizes)
                 trainable = sum(size for size, grad in sizes if grad)
                 full = f"  {name}.{path}" if path else name
-                table.add_row(full, type(module).__name__, f"{total:,}", f"{trainable:,}")
+                table.add_row(Text(full), type(module).__name__, f"{total:,}", f"{trainable:,}")
         table.add_section()
         table.add_row("total", "", f"{self.num_parameters():,}", f"{self.num_parameters(trainable_only=True):,}")
         return table

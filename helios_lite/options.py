@@ -55,6 +55,8 @@ class Options:
         save_every_epochs, save_every_steps, save_every_minutes: any of them; the last state is saved in any case.
         keep_last: newest files kept (-1: all; 0: periodic saves are left out, only best and final states are saved).
         keep_best: best files kept, judged by `monitor` (-1: all that were validated; 0: none).
+        async_save: write in the background, from a copy in CPU memory; an error in it surfaces at the next save or
+            at the end.
 
     Sight
         log_every_steps: updates between two rows of training metrics; the end of an epoch has a row as well.
@@ -100,39 +102,26 @@ class Options:
     save_every_minutes: float | None = None
     keep_last: int = 1
     keep_best: int = 1
+    async_save: bool = True
 
     log_every_steps: int = 50
-    loggers: Sequence[Logger] = ()
-    callbacks: Sequence[Callback] = ()
+    loggers: list[Logger] | tuple[Logger, ...] = ()
+    callbacks: list[Callback] | tuple[Callback, ...] = ()
     progress: bool = True
     print_banner: bool = True
 
     def __post_init__(self) -> None:
-        for name in (
-            "deterministic",
-            "benchmark",
-            "fast_dev_run",
-            "check_finite",
-            "progress",
-            "print_banner",
-        ):
-            self._expect(name, isinstance(getattr(self, name), bool), TypeError, "must be True or False")
+        flags = "deterministic benchmark fast_dev_run check_finite async_save progress print_banner"
+        for name in flags.split():
+            self._type(name, bool, "True or False")
 
-        self._expect("run_name", self.run_name is None or isinstance(self.run_name, str), TypeError, "must be a str")
-        self._expect("run_name", self.run_name != "", ValueError, "must not be empty")
-        self._expect(
-            "root",
-            self.root is None or isinstance(self.root, str | os.PathLike),
-            TypeError,
-            "must be a path or None",
-        )
-        self._expect(
-            "resume",
-            isinstance(self.resume, str | os.PathLike),
-            TypeError,
-            'must be "auto", "never" or a path',
-        )
+        self._type("run_name", str | None, "a str or None")
+        self._reject("run_name", self.run_name == "", "must not be empty")
+        self._type("root", str | os.PathLike | None, "a path or None")
+        self._type("resume", str | os.PathLike, '"auto", "never" or a path')
+        self._reject("resume", self.resume == "", "must not be empty")
         self._integer("seed", least=0)
+        self._reject("seed", self.seed >= 2**64, "must be below 2**64")
 
         self._integer("max_epochs", least=1, optional=True)
         self._integer("max_steps", least=1, optional=True)
@@ -147,25 +136,15 @@ class Options:
 
         self._number("valid_every_epochs", optional=True)
         every = self.valid_every_epochs
-        if every is not None:
-            self._expect(
-                "valid_every_epochs",
-                every < 1 or every == int(every),
-                ValueError,
-                "must be whole or a fraction of 1",
-            )
+        self._reject("valid_every_epochs", (every or 0) > 1 and every != int(every or 0), "must be whole or below 1")
         self._integer("valid_every_steps", least=1, optional=True)
         self._integer("sanity_batches", least=0)
 
-        names = (self.monitor,) if self.monitor is None or isinstance(self.monitor, str) else self.monitor
-        self._expect("monitor", isinstance(names, Sequence), TypeError, "must be a name or a list of names")
-        self._expect(
-            "monitor",
-            self.monitor is None or all(isinstance(name, str) for name in names),
-            TypeError,
-            "must be a name or a list of names",
-        )
-        self._expect("monitor", len(names) > 0 and "" not in names, ValueError, "must not be empty")
+        self._type("monitor", str | Sequence | None, "a name or a list of names")
+        names = [self.monitor] if self.monitor is None or isinstance(self.monitor, str) else self.monitor
+        if not all(name is None or isinstance(name, str) for name in names):
+            raise TypeError(f"monitor={self.monitor!r}: must be a name or a list of names")
+        self._reject("monitor", len(names) == 0 or "" in names, "must not be empty")
         self._choice("mode", "min", "max")
         self._integer("patience", least=1, optional=True)
         self._number("min_delta", zero=True)
@@ -178,48 +157,55 @@ class Options:
 
         self._integer("log_every_steps", least=1)
         for name, kind in (("loggers", Logger), ("callbacks", Callback)):
-            value = getattr(self, name)
-            good = isinstance(value, Sequence) and all(isinstance(item, kind) for item in value)
-            self._expect(name, good, TypeError, f"must be a sequence of {kind.__name__} objects")
+            self._type(name, list | tuple, f"a list of {kind.__name__} objects")
+            for item in getattr(self, name):
+                if isinstance(item, type) or not isinstance(item, kind):
+                    raise TypeError(f"{name}={getattr(self, name)!r}: must be a list of {kind.__name__} objects")
 
     def config(self) -> dict[str, Any]:
         """Return every option as plain data (numbers, strings, lists); an object is told by its class's name."""
         return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(Options)}
 
-    def _expect(self, name: str, condition: bool, error: type[Exception], what: str) -> None:
-        if not condition:
-            raise error(f"{name}={getattr(self, name)!r}: {what}")
+    def _type(self, name: str, kind: Any, what: str) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, kind):
+            raise TypeError(f"{name}={value!r}: must be {what}")
+
+    def _reject(self, name: str, condition: bool, what: str) -> None:
+        if condition:
+            raise ValueError(f"{name}={getattr(self, name)!r}: {what}")
 
     def _integer(self, name: str, *, least: int, optional: bool = False) -> None:
         value = getattr(self, name)
         if optional and value is None:
             return
-        self._expect(name, isinstance(value, int) and not isinstance(value, bool), TypeError, "must be an int")
-        self._expect(name, value >= least, ValueError, f"must be at least {least}")
+        self._type(name, int, "an int")
+        if isinstance(value, bool):
+            raise TypeError(f"{name}={value!r}: must be an int")
+        self._reject(name, value < least, f"must be at least {least}")
 
     def _number(self, name: str, *, zero: bool = False, optional: bool = False) -> None:
         value = getattr(self, name)
         if optional and value is None:
             return
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        self._expect(name, is_number, TypeError, "must be a number")
-        self._expect(name, math.isfinite(value), ValueError, "must be finite")
-        self._expect(
-            name,
-            value > 0 or (zero and value == 0),
-            ValueError,
-            "must be positive" + (" or 0" if zero else ""),
-        )
+        self._type(name, int | float, "a number")
+        if isinstance(value, bool):
+            raise TypeError(f"{name}={value!r}: must be a number")
+        self._reject(name, not 0 <= value < math.inf, "must be finite and positive" + (" or 0" if zero else ""))
+        self._reject(name, value == 0 and not zero, "must be positive")
 
     def _choice(self, name: str, *choices: str) -> None:
-        value = getattr(self, name)
-        self._expect(name, isinstance(value, str), TypeError, f"must be one of {', '.join(choices)}")
-        self._expect(name, value in choices, ValueError, f"must be one of {', '.join(choices)}")
+        listed = f"one of {', '.join(choices)}"
+        self._type(name, str, listed)
+        self._reject(name, getattr(self, name) not in choices, f"must be {listed}")
 
 
 def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool):
         return value
+    for kind in (int, float, str):
+        if isinstance(value, kind):  # A numpy number is a float, but no checkpoint could hold it.
+            return kind.__str__(value) if kind is str else kind(value)
     if isinstance(value, os.PathLike):
         return str(Path(value))
     if isinstance(value, Sequence):

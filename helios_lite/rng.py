@@ -42,18 +42,18 @@ def seed_cpu(seed: int) -> None:
 
 
 def capture(device: torch.device) -> dict[str, Any]:
-    """Return the state of every generator in use, as tensors and plain containers.
+    """Return the state of every generator in use, as tensors and plain values, for a checkpoint.
 
     Args:
         device: the accelerator whose generator is included; CPU adds nothing.
     """
     version, words, gauss = random.getstate()
-    state: dict[str, Any] = {"torch": torch.get_rng_state(), "random": [version, list(words), gauss]}
+    state: dict[str, Any] = {"torch": torch.get_rng_state(), "random": [version, torch.tensor(words), gauss]}
     if device.type != "cpu":
         state[device.type] = torch.get_device_module(device).get_rng_state()
     if "numpy" in sys.modules:
         name, keys, *rest = sys.modules["numpy"].random.get_state()
-        state["numpy"] = [name, keys.tolist(), *rest]
+        state["numpy"] = [name, torch.tensor(keys.tolist()), *rest]
     return state
 
 
@@ -61,20 +61,27 @@ def restore(state: dict[str, Any], device: torch.device) -> None:
     """Set every generator that `capture` found; a state of another kind of device is passed over."""
     torch.set_rng_state(state["torch"].cpu())
     version, words, gauss = state["random"]
-    random.setstate((version, tuple(words), gauss))
+    random.setstate((version, tuple(words.tolist()), gauss))
     if device.type in state:
         torch.get_device_module(device).set_rng_state(state[device.type].cpu())
     if "numpy" in state and "numpy" in sys.modules:
         name, keys, *rest = state["numpy"]
-        sys.modules["numpy"].random.set_state((name, keys, *rest))
+        sys.modules["numpy"].random.set_state((name, keys.tolist(), *rest))
 
 
 @contextlib.contextmanager
-def isolated(seed: int, device: torch.device) -> Iterator[None]:
-    """Run a block with freshly seeded generators, and leave those outside as if it had never run."""
-    before = capture(device)
-    seed_all(seed)
+def isolated(device: torch.device) -> Iterator[None]:
+    """Leave the generators after a block as if it had never run, whatever it seeds or draws."""
+    numpy = sys.modules.get("numpy")
+    torch_state, random_state = torch.get_rng_state(), random.getstate()
+    numpy_state = None if numpy is None else numpy.random.get_state()
+    device_state = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state()
     try:
         yield
     finally:
-        restore(before, device)
+        torch.set_rng_state(torch_state)
+        random.setstate(random_state)
+        if numpy is not None:
+            numpy.random.set_state(numpy_state)
+        if device_state is not None:
+            torch.get_device_module(device).set_rng_state(device_state)

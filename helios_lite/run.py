@@ -41,7 +41,7 @@ class Run:
         self.device = choose_device(trainer.accelerator)
         self.state = TrainingState()
         self.metrics = Metrics(self.device)
-        self.bars = console.Bars(False, self.state, None, "step")
+        self.bars = console.Bars(False)
         self.folder: Path | None = None
         if trainer.root is not None and not trainer.fast_dev_run:
             self.folder = Path(trainer.root) / (trainer.run_name or model.save_name)
@@ -60,10 +60,12 @@ class Run:
                     mode="max" if trainer.monitor is None else trainer.mode,
                     keep_last=trainer.keep_last,
                     keep_best=trainer.keep_best,
+                    background=trainer.async_save,
                 )
             log = console.RunLog(None if self.folder is None else self.folder / "train.log")
             stack.callback(log.close)
             stack.callback(lambda: self.bars.close())
+            stack.callback(self.leave)
             stack.enter_context(_backend_flags(trainer.deterministic, trainer.benchmark))
             self.datamodule.prepare_data()
             yield
@@ -73,7 +75,7 @@ class Run:
         trainer, model = self.trainer, self.model
         rng.seed_all(trainer.seed)
         self.datamodule.setup()
-        precision = Precision(trainer.precision, self.device)
+        precision = Precision(trainer.precision, self.device, trainer.clip_norm)
         self.runtime = model._runtime = Runtime(trainer, self.device, precision, self.metrics)
         # Seeded anew, so that the weights do not depend on what the data drew.
         rng.seed_all(trainer.seed)
@@ -82,6 +84,11 @@ class Run:
         for callback in trainer.callbacks:
             callback.model = model
             callback.setup(fast_init=fast_init)
+
+    def leave(self) -> None:
+        """Let the model know that the run is over; its device and last metrics stay."""
+        if "_runtime" in vars(self.model):
+            self.model._runtime.trainer = self.model._runtime.metrics = None
 
     def call(self, hook: str, *arguments: Any) -> None:
         """Call a hook of the model and then of every callback."""
@@ -115,20 +122,21 @@ class Run:
         runtime.metrics = Metrics(self.device)
         step = 0
         # no_grad, not inference_mode: a buffer first made here (a cache of positions) must serve training later.
-        with rng.isolated(rng.derive(self.trainer.seed), self.device), torch.no_grad():
+        with rng.isolated(self.device), torch.no_grad():
+            rng.seed_all(rng.derive(self.trainer.seed))  # The same draws in every validation.
             model.eval()
             self.call(f"{hooks}_start", *numbers)
             for prefix, loader in loaders.items():
                 batches, length = loader.epoch(0)
-                hidden = self.bars.start(prefix, length)
+                self.bars.start(prefix, length)
                 for done, batch in enumerate(itertools.islice(batches, limit), start=1):
                     runtime.phase, runtime.batch_size = prefix, batch.size
                     self.call(f"{hooks}_batch_start", step)
                     step_on(model.batch_to_device(batch.data, phase), step)
                     self.call(f"{hooks}_batch_end", step)
                     step += 1
-                    self.bars.update(done, runtime.latest)
-                self.bars.finish(hidden)
+                    self.bars.update(done)
+                self.bars.finish()
             runtime.phase, runtime.batch_size = phase, 1
             self.call(f"{hooks}_end", *numbers)
         values = runtime.metrics.compute()
@@ -159,18 +167,21 @@ class Evaluation(Run):
             loaders = self.loaders(phase)
             if not loaders:
                 raise ValueError(f"the datamodule has no {phase} split")
+            title = phase
             found = None if choice is None else self.load(choice)
             if found is not None:
                 path, content = found
-                logger.info("%s: using %s", phase, path)
+                title = f"{phase} of {path.name}"
                 model.load_state_dict(content["model"], fast_init=True)
             elif choice is not None or not ready:
                 model.load_for_testing()
-            self.bars = console.Bars(trainer.progress, self.state, None, "step")
+            self.bars = console.Bars(trainer.progress)
             metrics = self.evaluate(phase, loaders, cycle=1, limit=1 if trainer.fast_dev_run else None)
             model.eval()
+            self.bars.close()
+            logger.debug("%s: %s", title, metrics)
             if trainer.print_banner:
-                console.show_metrics(metrics)
+                console.show_metrics(title, metrics)
             return metrics
 
 

@@ -22,7 +22,7 @@ def monitored_score(metrics: Mapping[str, float], monitor: str | Sequence[str]) 
     for name in names:
         if name not in metrics:
             raise ValueError(f"monitor={name!r} is not a metric of the validation, which has {sorted(metrics)}")
-    return math.fsum(metrics[name] for name in names) if len(names) > 1 else metrics[names[0]]
+    return sum(metrics[name] for name in names)
 
 
 def has_improved(score: float, best: float | None, mode: str, min_delta: float) -> bool:
@@ -64,7 +64,7 @@ def validation_due(
     if epoch_batches is None:
         raise ValueError(f"valid_every_epochs={every_epochs!r} needs a train split whose length is known")
     # Exact rational arithmetic: 1/3 of an epoch of 10 batches must not drift with floating point.
-    part = Fraction(every_epochs).limit_denominator(10_000) * epoch_batches
+    part = Fraction(every_epochs).limit_denominator(10**9) * epoch_batches
     return state.epoch_batch // part > window_start // part
 
 

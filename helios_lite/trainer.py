@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import math
@@ -12,6 +13,7 @@ from typing import Any
 
 from helios_lite import checkpoint, console, rng
 from helios_lite.data import Batch, DataModule, Loader, make_loader
+from helios_lite.interrupts import Interrupts
 from helios_lite.loggers import JsonlLogger, Logger
 from helios_lite.model import Model
 from helios_lite.options import Options
@@ -73,6 +75,7 @@ class _Training(Run):
         self.history: list[float] = []  # Of every validation.
         self.best_metrics: dict[str, float] = {}
         self.stop_asked = False
+        self.interrupts = Interrupts()
         self.train_loader: Loader | None = None
         self.loader_state: dict[str, Any] = {}
         self.rng_state: dict[str, Any] | None = None  # Of the checkpoint, until the first batch after a resume.
@@ -87,7 +90,9 @@ class _Training(Run):
         self.clock = self.flush_clock = time.monotonic()
 
     def run(self) -> FitResult:
-        with self.around():
+        with self.around(), contextlib.ExitStack() as stack:
+            if self.checkpoints is not None:
+                stack.enter_context(self.checkpoints.opened())
             try:
                 self.setup(fast_init=False)
                 self.valid_loaders = self.loaders("valid") if self.validates() else {}
@@ -96,11 +101,14 @@ class _Training(Run):
                 reason = self.finished()
                 if reason is None:
                     reason = self.train()
+                    title = f"stopped by {reason}"
                 else:
-                    logger.info("this run had finished (%s): nothing left to train", reason)
+                    title = f"had finished ({reason}): nothing left to train"
+                    logger.info("this run %s", title)
+                self.bars.close()
                 result = self.result(reason)
                 if self.trainer.print_banner:
-                    console.show_result(result, self.trainer.monitor, self.history)
+                    console.show_result(title, result, self.trainer.monitor, self.history)
                 return result
             finally:
                 for sink in self.loggers:
@@ -109,17 +117,23 @@ class _Training(Run):
     # The loop.
 
     def train(self) -> str:
-        """Train until a limit is reached; return its name."""
+        """Train until a limit is reached, or a signal comes; return which."""
         if self.valid_loaders and self.resumed_from is None and self.trainer.sanity_batches > 0:
             self.judge(self.evaluate("valid", self.valid_loaders, cycle=0, limit=self.trainer.sanity_batches))
-        self.call("on_training_start")
-        self.model.train()
-        self.clock = self.flush_clock = time.monotonic()
-        reason = None
-        while reason is None:
-            reason = self.train_epoch()
-        self.call("on_training_end")
-        self.save()
+        with self.interrupts:
+            self.call("on_training_start")
+            self.model.train()
+            self.clock = self.flush_clock = time.monotonic()
+            reason = None
+            while reason is None:
+                reason = self.train_epoch()
+            if reason != "interrupted":
+                self.call("on_training_end")
+            self.save()
+            if self.checkpoints is not None:
+                self.checkpoints.join()
+            if self.interrupts.received is not None:
+                logger.warning("%s: stopped at step %d", self.interrupts.received.name, self.state.step)
         return reason
 
     def train_epoch(self) -> str | None:
@@ -143,7 +157,7 @@ class _Training(Run):
             self.train_batch(batch)
             if not batch.closes:
                 continue
-            if batch.last and not self.stop_asked:
+            if batch.last and not self.stop_asked and self.interrupts.received is None:
                 break  # What is due at this step is due at the end of the epoch, right below.
             if self.validation_due(window_start, epoch_batches, epoch_complete=False):
                 self.validate()
@@ -163,7 +177,8 @@ class _Training(Run):
 
     def train_batch(self, batch: Batch) -> None:
         state, model, runtime = self.state, self.model, self.runtime
-        runtime.batch_size, runtime.share, runtime.window_closes = batch.size, batch.share, batch.closes
+        runtime.batch_size = batch.size
+        runtime.precision.share, runtime.precision.window_closes = batch.share, batch.closes
         self.metrics.step = state.step + 1
         self.call("on_training_batch_start", state)
         model.train_step(model.batch_to_device(batch.data, "train"), state)
@@ -176,7 +191,7 @@ class _Training(Run):
         if should_log:
             self.flush()
         self.ask_model_to_stop()
-        self.bars.update(state.epoch_batch, runtime.latest)
+        self.bars.update(state.epoch_batch)
 
     def boundary(self) -> str | None:
         """Between two updates, after a validation that was due: decide whether to stop, then save.
@@ -187,6 +202,8 @@ class _Training(Run):
         if self.trainer.max_minutes is not None or self.trainer.save_every_minutes is not None:
             self.tick()
         reason = "should_training_stop" if self.stop_asked else self.finished()
+        if reason is None and self.interrupts.received is not None:
+            reason = "interrupted"
         if reason is None and self.save_due() and self.model.should_save_checkpoint():
             self.save()
         return reason
@@ -356,6 +373,7 @@ class _Training(Run):
                 "history": self.history,
                 "flushed_step": self.flushed_step,
                 "pending": self.metrics.state_dict(),
+                "running_losses": model._running_losses,
                 "rows": 0 if self.rows is None else self.rows.rows,
             },
         }
@@ -380,6 +398,10 @@ class _Training(Run):
         path, content = found
         if resume == "never":
             raise FileExistsError(f'resume="never", but there is {path}; choose another run_name')
+        newest = None if self.checkpoints is None else self.checkpoints.newest()
+        if newest is not None and resume != "auto" and not newest.samefile(path):
+            # The next start with "auto" would go on from that one.
+            raise ValueError(f"resume={str(resume)!r}: the run folder has {newest}; choose another run_name")
         self.model.load_state_dict(content["model"])
         self.state.load_state_dict(content["state"])
         self.rng_state = content["rng"][0]
@@ -395,6 +417,7 @@ class _Training(Run):
         self.best_metrics, self.history = metrics["best"], metrics["history"]
         self.flushed_step = metrics["flushed_step"]
         self.metrics.load_state_dict(metrics["pending"])
+        self.model._running_losses.update(metrics["running_losses"])
         self.kept_rows = metrics["rows"]
         self.resumed_from = self.last_checkpoint = path
         self.saved_at, self.saved_seconds = (self.state.step, self.state.epoch), self.state.seconds
@@ -428,7 +451,15 @@ class _Training(Run):
             console.show_banner(model.append_to_banner(console.banner_text(where, self.device, trainer.precision)))
             console.show_table(model.summary())
         total, unit = (trainer.max_epochs, "epoch") if trainer.max_steps is None else (trainer.max_steps, "step")
-        self.bars = console.Bars(trainer.progress, self.state, total, unit)
+        self.bars = console.Bars(trainer.progress)
+        self.bars.show_run(total, unit, lambda: (self.state.step if unit == "step" else self.state.epoch, self.shown()))
+
+    def shown(self) -> str:
+        """Return what stands beside the run's bar: the monitored value, else the loss."""
+        latest, score = self.runtime.latest, self.state.best_score
+        if score is not None:
+            return f"best={score:.4g}"
+        return f"loss={latest['train/loss']:.4g}" if "train/loss" in latest else ""
 
     def result(self, reason: str) -> FitResult:
         return FitResult(

@@ -1,0 +1,333 @@
+"""Signals, kills and full disks: real ones. Nothing that was saved is lost, and the run goes on to the same end."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import kill
+import longrun
+import pytest
+import torch
+from kill import DEADLINE, end, finish, start, wait_for_step
+from torch.utils.data import Dataset
+from toys import Tiny, data, quiet, same
+
+from helios_lite import Callback, DataModule, Split, checkpoint
+
+
+class Signal(Callback):
+    """Sends this process a signal in the middle of an update."""
+
+    def __init__(self, number: int, step: int = 2) -> None:
+        self.number, self.step = number, step
+        self.handlers: list[Any] = []
+
+    def on_training_batch_start(self, state: Any) -> None:
+        self.handlers.append(signal.getsignal(self.number))
+        if state.step + 1 == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+class TornDown(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_finishes_the_update_saves_tears_down_and_ends(
+    tmp_path: Path, number: int, error: type[BaseException], capfd: pytest.CaptureFixture[str]
+) -> None:
+    torn: list[int] = []
+
+    class Ended(Tiny):
+        def on_training_end(self) -> None:
+            raise AssertionError("the training has not ended: it was interrupted")
+
+    model, datamodule = Ended(), data()
+    datamodule.teardown = lambda: torn.append(1)  # type: ignore[method-assign]
+    before = signal.getsignal(number)
+    callback = Signal(number)
+    with pytest.raises(error) as caught:
+        quiet(max_epochs=3, root=tmp_path, callbacks=[callback]).fit(model, datamodule)
+    if error is SystemExit:
+        assert caught.value.code == 143
+    assert torn == [1]
+    assert len(model.seen) == 8
+    assert [path.name for path in (tmp_path / "tiny/checkpoints").glob("*.pth")] == ["tiny_epoch_0_iter_2.pth"]
+    assert signal.getsignal(number) is before
+    assert before not in callback.handlers
+
+
+@pytest.mark.parametrize("step", [1, 3, 6, 9])
+def test_an_interrupted_run_ends_like_one_that_was_not(tmp_path: Path, step: int) -> None:
+    outcomes = []
+    for name, callbacks in (("whole", []), ("cut", [Signal(signal.SIGTERM, step)])):
+        model = Tiny()
+        try:
+            quiet(max_epochs=3, root=tmp_path / name, callbacks=callbacks).fit(model, data())
+        except SystemExit:
+            model = Tiny()
+            quiet(max_epochs=3, root=tmp_path / name).fit(model, data())
+        outcomes.append(model.state_dict())
+    assert same(*outcomes)
+
+
+def test_an_exception_wins_over_a_signal(tmp_path: Path) -> None:
+    class Failing(Signal):
+        def on_training_batch_end(self, state: Any, should_log: bool = False) -> None:
+            raise TornDown
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(TornDown):
+        quiet(max_epochs=1, callbacks=[Failing(signal.SIGTERM, 1)]).fit(Tiny(), data())
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_ctrl_c_is_immediate() -> None:
+    class Twice(Tiny):
+        def train_step(self, batch: Any, state: Any) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            self.first = True
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+            self.second = True
+
+    model = Twice()
+    with pytest.raises(KeyboardInterrupt):
+        quiet(max_epochs=1).fit(model, data())
+    assert model.first
+    assert not hasattr(model, "second")
+
+
+def test_outside_of_the_main_thread_no_handler_is_installed() -> None:
+    callback = Signal(signal.SIGTERM, step=-1)
+    thread = threading.Thread(
+        target=lambda: quiet(max_epochs=1, callbacks=[callback]).fit(Tiny(), data()),
+    )
+    thread.start()
+    thread.join(DEADLINE)
+    assert callback.handlers == [signal.getsignal(signal.SIGTERM)] * 3
+
+
+# From outside, on a training in a process of its own. All of them end like this one.
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    root = tmp_path_factory.mktemp("whole")
+    finish(root)
+    return longrun.outcome(root)
+
+
+def test_ctrl_c_reaches_loading_processes_too_and_still_finishes_the_update(
+    tmp_path: Path, whole: dict[str, Any]
+) -> None:
+    process = start(tmp_path, "--num-workers", "2", pace=0.3)
+    wait_for_step(process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=DEADLINE)
+    assert process.returncode == -signal.SIGINT
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+    assert "DataLoader worker" not in errors
+    require_checkpoint_of_newest_step(tmp_path)
+    finish(tmp_path, "--num-workers", "2")
+    assert same(longrun.outcome(tmp_path), whole)
+
+
+class Interrupting(Dataset):
+    """Loading processes that get a SIGINT before every sample, as by Ctrl-C, and tell their number."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> tuple[int, torch.Tensor]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return index, torch.ones(3)
+
+
+def test_a_loading_process_ignores_ctrl_c() -> None:
+    model = Tiny()
+    split = Split(Interrupting(), batch_size=2, num_workers=1)
+    quiet(max_epochs=1).fit(model, DataModule(split))
+    assert model.seen == [0, 1, 2, 3, 4, 5]
+
+
+def test_sigterm_ends_with_status_143_after_saving(tmp_path: Path, whole: dict[str, Any]) -> None:
+    process = start(tmp_path, "--save-every-steps", "100", pace=0.1)
+    wait_for_step(process, 2)
+    assert end(process, signal.SIGTERM)[0] == 143
+    require_checkpoint_of_newest_step(tmp_path)
+    finish(tmp_path, "--num-workers", "1")
+    assert same(longrun.outcome(tmp_path), whole)
+
+
+def require_checkpoint_of_newest_step(root: Path) -> None:
+    """The newest file holds the last batch that was trained on."""
+    content = checkpoint.load(checkpoint.find(root / "rich/checkpoints", "rich")[0])
+    assert content["state"]["batch"] == len((root / "indices").read_text().splitlines())
+
+
+def test_a_kill_in_the_middle_of_a_save_loses_nothing(tmp_path: Path, whole: dict[str, Any]) -> None:
+    folder = tmp_path / "rich/checkpoints"
+    process = start(tmp_path, "--save-every-steps", "1", pace=0.2)
+    wait_for_step(process, 2)
+    deadline = time.monotonic() + DEADLINE
+    while not (torn := [path for path in folder.glob(".*.pth.*.tmp") if path.stat().st_size > 1_000_000]):
+        assert time.monotonic() < deadline
+    end(process, signal.SIGKILL)
+    assert torn[0].exists()
+    assert checkpoint.find(folder, "rich"), "an earlier checkpoint is there"
+    finish(tmp_path)
+    assert not torn[0].exists()
+    assert same(longrun.outcome(tmp_path), whole)
+
+
+def test_kills_at_random_moments_lose_nothing(tmp_path: Path, whole: dict[str, Any]) -> None:
+    """A sample; `python tests/kill.py 50` does as many as you like."""
+    total = 0
+    for seed, workers in ((11, "0"), (12, "2")):
+        outcome, kills = kill.killed_and_finished(tmp_path / str(seed), seed, "--num-workers", workers)
+        assert same(outcome, whole)
+        total += kills
+    assert total > 0
+
+
+FULL_DISK = """
+import resource, signal, sys
+sys.path.insert(0, {tests!r})
+import longrun
+from pathlib import Path
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+longrun.torch.set_num_threads(1)
+root = Path({root!r})
+longrun.trainer(root, max_steps=2).fit(longrun.Rich(root / "indices"), longrun.data())
+resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000))
+longrun.trainer(root, save_every_steps=1, async_save={background}).fit(longrun.Rich(root / "indices"), longrun.data())
+"""
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_full_disk_is_an_error_that_leaves_the_last_checkpoint_good(tmp_path: Path, background: bool) -> None:
+    tests = str(Path(__file__).parent)
+    script = FULL_DISK.format(tests=tests, root=str(tmp_path), background=background)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=DEADLINE, check=False)
+    assert done.returncode == 1
+    assert "OSError: [Errno 27]" in done.stderr
+    folder = tmp_path / "rich/checkpoints"
+    good = [path for path in checkpoint.find(folder, "rich") if checkpoint.load(path)["state"]["step"] == 2]
+    assert len(good) == 1
+    assert list(folder.glob(".*.tmp")) == []
+    longrun.trainer(tmp_path).fit(longrun.Rich(tmp_path / "indices"), longrun.data())
+    (tmp_path / "other").mkdir()
+    longrun.trainer(tmp_path / "other").fit(longrun.Rich(tmp_path / "other/indices"), longrun.data())
+    assert same(longrun.outcome(tmp_path), longrun.outcome(tmp_path / "other"))
+
+
+# The folder.
+
+
+def test_a_second_run_in_the_folder_is_refused_and_a_dead_ones_lock_is_not(tmp_path: Path) -> None:
+    process = start(tmp_path, "--num-workers", "2", pace=5.0, ballast=0)
+    try:
+        wait_for_step(process)
+        with pytest.raises(RuntimeError, match=f"process {process.pid} is running here"):
+            longrun.trainer(tmp_path).fit(longrun.Rich(tmp_path / "indices"), longrun.data())
+        model = longrun.Rich(tmp_path / "indices")
+        assert longrun.trainer(tmp_path).validate(model, longrun.data())["valid/loss"] > 0  # Looking is allowed.
+    finally:
+        process.kill()
+        process.wait(DEADLINE)
+    # At once: its loading processes are still there, and hold on to what they inherited.
+    longrun.trainer(tmp_path, max_steps=1).fit(longrun.Rich(tmp_path / "indices"), longrun.data())
+    process.communicate(timeout=DEADLINE)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "foreign", "newer", "malicious"])
+def test_fit_and_test_pass_over_a_bad_file_with_a_warning_that_names_it(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained = quiet(max_steps=2, root=tmp_path, keep_last=-1, save_every_steps=1)
+    trained.fit(Tiny(), data())
+    folder = tmp_path / "tiny/checkpoints"
+    newest, older = checkpoint.find(folder, "tiny")
+    content = newest.read_bytes()
+    if damage == "truncated":
+        newest.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        place = content.index(checkpoint.load(newest)["model"]["net"]["0.weight"].numpy().tobytes())
+        newest.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    elif damage == "foreign":
+        torch.save({"weights": torch.zeros(3)}, newest)
+    elif damage == "newer":
+        torch.save({"format": checkpoint.FORMAT + 1, "version": "9.0"}, newest)
+    else:
+        torch.save({"format": Malicious(str(tmp_path / "owned"))}, newest)
+    for call in (lambda: trained.test(Tiny(), data()), lambda: quiet(max_steps=3, root=tmp_path).fit(Tiny(), data())):
+        caplog.clear()
+        call()
+        warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert len(warnings) == 1
+        assert str(newest) in warnings[0]
+        assert older.name in caplog.text
+    assert not (tmp_path / "owned").exists()
+
+
+class Malicious:
+    """Unpickling it would make a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (self.path,)
+
+
+def test_a_bad_file_that_was_asked_for_by_path_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "bad.pth"
+    path.write_bytes(b"no checkpoint")
+    with pytest.raises(checkpoint.CheckpointError, match=r"bad\.pth"):
+        quiet(max_epochs=1, resume=path).fit(Tiny(), data())
+
+
+# Saving in the background.
+
+
+def test_the_file_is_the_moment_of_the_save_even_if_the_weights_change_at_once(tmp_path: Path) -> None:
+    def saved(background: bool) -> dict[str, Any]:
+        content: dict[str, Any] = {"format": 1, "w": torch.zeros(2_000_000), "n": [torch.ones(2)], "o": {"a": 1}}
+        folder = checkpoint.Checkpoints(
+            tmp_path / str(background), "m", mode="min", keep_last=1, keep_best=1, background=background
+        )
+        path = folder.save(content, epoch=0, step=0, append_metadata=str, score=None, spare=None)
+        content["w"].fill_(7)
+        content["n"][0].fill_(7)
+        content["n"].append(1)
+        content["o"]["a"] = 2
+        folder.join()
+        return checkpoint.load(path)
+
+    assert same(saved(True), saved(False))
+
+
+def test_an_error_in_the_background_surfaces_at_the_next_save_or_at_the_end(tmp_path: Path) -> None:
+    class Vanishing(Callback):
+        """Takes away the folder that the checkpoint after the first update is written into."""
+
+        def on_training_batch_end(self, state: Any, should_log: bool = False) -> None:
+            seen.append(state.step)
+            if state.step == 1:
+                folder.rename(tmp_path / "away")
+
+    for max_steps in (1, 9):
+        seen: list[int] = []
+        folder = tmp_path / f"runs{max_steps}/tiny/checkpoints"
+        with pytest.raises(FileNotFoundError):
+            quiet(
+                max_steps=max_steps, save_every_steps=1, root=tmp_path / f"runs{max_steps}", callbacks=[Vanishing()]
+            ).fit(Tiny(), data())
+        assert len(seen) <= 2
+        (tmp_path / "away").rename(tmp_path / f"gone{max_steps}")

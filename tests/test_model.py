@@ -1,0 +1,642 @@
+"""The Model: its hooks and properties, what its state holds, and what its steps compute."""
+
+import inspect
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+from torch import nn
+from torch.optim.lr_scheduler import StepLR
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader, TensorDataset
+
+from helios_lite import DataModule, Model, Split, Trainer
+
+HOOKS = {
+    "setup": "fast_init=False",
+    "load_for_testing": "",
+    "load_state_dict": "state_dict, fast_init=False",
+    "state_dict": "",
+    "trained_state_dict": "*args, **kwargs",
+    "append_metadata_to_chkpt_name": "chkpt_name",
+    "append_to_banner": "banner",
+    "train": "",
+    "on_training_start": "",
+    "on_training_epoch_start": "current_epoch",
+    "on_training_batch_start": "state",
+    "train_step": "batch, state",
+    "on_training_batch_end": "state, should_log=False",
+    "on_training_epoch_end": "current_epoch",
+    "on_training_end": "",
+    "eval": "",
+    "on_validation_start": "validation_cycle",
+    "on_validation_batch_start": "step",
+    "valid_step": "batch, step",
+    "on_validation_batch_end": "step",
+    "on_validation_end": "validation_cycle",
+    "have_metrics_improved": "",
+    "should_training_stop": "",
+    "on_testing_start": "",
+    "on_testing_batch_start": "step",
+    "test_step": "batch, step",
+    "on_testing_batch_end": "step",
+    "on_testing_end": "",
+}
+TOOLS = {
+    "parallelize": "net",
+    "autocast": "",
+    "backward": "loss, weight=None",
+    "optimizer_step": "optimizer, scheduler=None, clip_norm=None",
+    "log": "name, value, count=None, reduce='mean'",
+    "batch_to_device": "batch, phase",
+    "should_save_checkpoint": "",
+    "load_from_checkpoint": "path, device='cpu', **overrides",
+    "num_parameters": "trainable_only=False",
+    "summary": "",
+}
+PROPERTIES = ["save_name", "trainer", "device", "map_loc", "is_distributed", "rank", "global_rank", "world_size"]
+TABLES = ["_loss_items", "_running_losses", "_val_scores", "_test_scores"]
+
+
+class Regression(Model):
+    """Least squares, one Linear; `width` and `scale` are there to be stored and replaced."""
+
+    def __init__(self, width=3, scale=1.0, save_name="regression"):
+        super().__init__(save_name)
+        self.hparams = {"width": width, "scale": scale}
+        self.changed = []
+
+    def setup(self, fast_init=False):
+        self.net = self.parallelize(nn.Linear(self.hparams["width"], 1))
+        if not fast_init:
+            self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1)
+            self.scheduler = StepLR(self.optimizer, 1, gamma=0.5)
+
+    def error(self, batch):
+        x, y = batch
+        return F.mse_loss(self.hparams["scale"] * self.net(x), y)
+
+    def train_step(self, batch, state):
+        self.backward(self.error(batch))
+        self.changed.append(self.optimizer_step(self.optimizer, self.scheduler))
+
+    def valid_step(self, batch, step):
+        self.log("error", self.error(batch))
+
+
+class Nameless(Regression):
+    """A model that names itself."""
+
+    def __init__(self, width=3, scale=1.0):
+        super().__init__(width, scale, "nameless")
+
+
+class Everything(Model):
+    """Has every kind of state, in every place where it is looked for."""
+
+    def setup(self, fast_init=False):
+        self.net = nn.Linear(2, 1)
+        self.average = AveragedModel(self.net)
+        self.pair = [nn.Linear(1, 1), nn.Linear(1, 2)]
+        self.parts = {"head": nn.Linear(1, 3), "note": "no state", "deep": (nn.Dropout(), 7)}
+        if not fast_init:
+            self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1, momentum=0.9)
+            self.others = (torch.optim.AdamW(self.pair[0].parameters()), [])
+            self.schedulers = {"step": StepLR(self.optimizer, 1, gamma=0.5)}
+        self.last = nn.Linear(1, 1)
+
+    def use(self):
+        """Move everything away from its initial state."""
+        for optimizer, net in [(self.optimizer, self.net), (self.others[0], self.pair[0])]:
+            net(torch.ones(1, net.in_features)).sum().backward()
+            optimizer.step()
+        self.schedulers["step"].step()
+        self.average.update_parameters(self.net)
+
+
+def regression_data(samples=8, width=3):
+    generator = torch.Generator().manual_seed(1)
+    return TensorDataset(torch.randn(samples, width, generator=generator), torch.randn(samples, 1, generator=generator))
+
+
+def fit(model, train, *, root=None, valid=None, **options):
+    options = {"max_epochs": 1, "accelerator": "cpu", "progress": False, "print_banner": False, **options}
+    return Trainer(root=root, **options).fit(model, DataModule(train=train, valid=valid))
+
+
+def ready(model, fast_init=False):
+    model.setup(fast_init=fast_init)
+    return model
+
+
+def plain(value):
+    """Tensors as lists, so that whole states compare with ==."""
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def initial_net(width=3, outputs=1):
+    """The net that a run with seed 0 begins with, as `Regression.setup` makes it."""
+    torch.manual_seed(0)
+    return nn.Linear(width, outputs)
+
+
+def assert_same_weights(net, other, tolerance=1e-6):
+    for p, q in zip(net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=tolerance)
+
+
+# The contract.
+
+
+@pytest.mark.parametrize(("name", "arguments"), [*HOOKS.items(), *TOOLS.items()])
+def test_a_method_of_the_contract_has_its_name_and_arguments(name, arguments):
+    parameters = inspect.signature(getattr(Model, name)).parameters.values()
+    bare = [str(p.replace(annotation=inspect.Parameter.empty)) for p in parameters if p.name != "self"]
+    assert ", ".join(bare) == arguments
+
+
+@pytest.mark.parametrize("name", PROPERTIES)
+def test_a_property_of_the_contract_is_a_property(name):
+    assert isinstance(inspect.getattr_static(Model, name), property)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_model_has_its_own_empty_tables(name):
+    first, second = Regression(), Regression()
+    assert getattr(first, name) == {}
+    assert getattr(first, name) is not getattr(second, name)
+
+
+def test_only_setup_must_be_written():
+    assert Model.__abstractmethods__ == {"setup"}
+    with pytest.raises(TypeError, match="setup"):
+        Model("name")
+
+
+def test_a_step_that_is_needed_but_not_written_is_named():
+    with pytest.raises(NotImplementedError, match="Everything has no train_step"):
+        fit(Everything("everything"), Split(regression_data(), batch_size=4))
+    with pytest.raises(NotImplementedError, match="Everything has no valid_step"):
+        ready(Everything("everything")).test_step(None, 0)
+
+
+def test_a_test_step_that_is_not_written_is_the_valid_step():
+    model, data = Regression(), DataModule(test=Split(regression_data(), batch_size=4))
+    metrics = Trainer(root=None, max_epochs=1, progress=False, print_banner=False).test(model, data, checkpoint=None)
+    assert list(metrics) == ["test/error"]
+
+
+def test_outside_of_a_run_a_model_is_one_process_on_the_cpu():
+    model = Regression(save_name="lonely")
+    assert model.save_name == "lonely"
+    assert model.device == torch.device("cpu")
+    assert torch.device(model.map_loc) == model.device
+    assert (model.is_distributed, model.rank, model.global_rank, model.world_size) == (False, 0, 0, 1)
+
+
+def test_before_a_run_there_is_neither_trainer_nor_log():
+    with pytest.raises(RuntimeError, match=r"Regression\.trainer"):
+        _ = Regression().trainer
+    with pytest.raises(RuntimeError, match="loss"):
+        Regression().log("loss", 1.0)
+
+
+def test_after_a_run_a_logged_value_is_refused_and_not_lost():
+    model = Regression()
+    fit(model, Split(regression_data(), batch_size=4))
+    with pytest.raises(RuntimeError, match="loss"):
+        model.log("loss", 1.0)
+
+
+def test_in_a_run_the_trainer_is_the_one_that_runs():
+    class Curious(Regression):
+        def on_training_start(self):
+            self.seen = self.trainer
+
+    trainer = Trainer(root=None, max_steps=1, progress=False, print_banner=False)
+    model = Curious()
+    trainer.fit(model, DataModule(train=Split(regression_data(), batch_size=4)))
+    assert model.seen is trainer
+
+
+# What checkpoints hold.
+
+
+def test_state_dict_holds_everything_that_has_a_state_in_the_order_assigned():
+    assert list(ready(Everything("everything")).state_dict()) == [
+        "net",
+        "average",
+        "pair.0",
+        "pair.1",
+        "parts.head",
+        "parts.deep.0",
+        "optimizer",
+        "others.0",
+        "schedulers.step",
+        "last",
+    ]
+
+
+def test_load_state_dict_restores_all_that_state_dict_returned():
+    used, fresh = ready(Everything("everything")), ready(Everything("everything"))
+    used.use()
+    assert plain(fresh.state_dict()) != plain(used.state_dict())
+    fresh.load_state_dict(used.state_dict())
+    assert plain(fresh.state_dict()) == plain(used.state_dict())
+
+
+def test_fast_init_loads_networks_and_nothing_else():
+    used, fresh = ready(Everything("everything")), ready(Everything("everything"))
+    used.use()
+    before = plain(fresh.optimizer.state_dict())
+    fresh.load_state_dict(used.state_dict(), fast_init=True)
+    assert plain(fresh.trained_state_dict()) == plain(used.trained_state_dict())
+    assert plain(fresh.optimizer.state_dict()) == before
+
+
+def test_a_model_set_up_with_fast_init_loads_a_whole_state():
+    used, bare = ready(Everything("everything")), ready(Everything("everything"), fast_init=True)
+    bare.load_state_dict(used.state_dict(), fast_init=True)
+    assert plain(bare.state_dict()) == plain(used.trained_state_dict())
+
+
+@pytest.mark.parametrize("fast_init", [False, True])
+def test_a_name_missing_in_the_loaded_state_is_a_key_error(fast_init):
+    model = ready(Everything("everything"))
+    state = model.state_dict()
+    del state["pair.1"]
+    with pytest.raises(KeyError, match=r"only in the model \['pair.1'\]"):
+        model.load_state_dict(state, fast_init=fast_init)
+
+
+def test_an_unknown_name_in_the_loaded_state_is_a_key_error():
+    model = ready(Everything("everything"))
+    with pytest.raises(KeyError, match=r"only in the checkpoint \['ghost'\]"):
+        model.load_state_dict({**model.state_dict(), "ghost": {}})
+
+
+def test_trained_state_dict_holds_the_networks_alone():
+    names = ["net", "average", "pair.0", "pair.1", "parts.head", "parts.deep.0", "last"]
+    assert list(ready(Everything("everything")).trained_state_dict()) == names
+
+
+def test_train_and_eval_switch_every_network():
+    model = ready(Everything("everything"))
+    networks = [model.net, model.average, *model.pair, model.parts["head"], model.parts["deep"][0], model.last]
+    model.eval()
+    assert [net.training for net in networks] == [False] * 7
+    model.train()
+    assert [net.training for net in networks] == [True] * 7
+
+
+@pytest.mark.parametrize(("model", "save_name"), [(Regression(5, save_name="mine"), "mine"), (Nameless(5), "nameless")])
+def test_load_from_checkpoint_rebuilds_the_trained_model_from_its_hparams(model, save_name, tmp_path):
+    result = fit(model, Split(regression_data(width=5), batch_size=4), root=tmp_path)
+    loaded = type(model).load_from_checkpoint(result.last_checkpoint)
+    x = torch.randn(4, 5)
+    assert torch.equal(loaded.net(x), model.net(x))
+    assert loaded.hparams == {"width": 5, "scale": 1.0}
+    assert loaded.save_name == save_name
+    assert not loaded.net.training
+    assert not hasattr(loaded, "optimizer")
+
+
+def test_load_from_checkpoint_takes_arguments_that_replace_the_stored_ones(tmp_path):
+    result = fit(Regression(), Split(regression_data(), batch_size=4), root=tmp_path)
+    loaded = Regression.load_from_checkpoint(result.last_checkpoint, scale=2.0, save_name="copy")
+    assert loaded.hparams == {"width": 3, "scale": 2.0}
+    assert loaded.save_name == "copy"
+
+
+# What it consists of.
+
+
+class Tied(Model):
+    def setup(self, fast_init=False):
+        self.net = nn.Sequential(nn.Embedding(5, 2), nn.Linear(2, 5, bias=False))
+        self.net[1].weight = self.net[0].weight
+        self.head = nn.Linear(5, 1)
+        self.head.weight.requires_grad_(False)
+        self.head_again = self.head
+
+
+def test_num_parameters_counts_shared_ones_once():
+    assert ready(Tied("tied")).num_parameters() == 10 + 6
+
+
+def test_num_parameters_can_leave_out_the_frozen_ones():
+    assert ready(Tied("tied")).num_parameters(trainable_only=True) == 10 + 1
+
+
+def test_summary_lists_networks_their_parts_and_the_total():
+    file = io.StringIO()
+    Console(width=80, file=file).print(ready(Tied("tied")).summary())
+    rows = [line.split() for line in file.getvalue().splitlines()]
+    assert [row for row in rows if len(row) > 2] == [
+        ["module", "type", "parameters", "trainable"],
+        ["net", "Sequential", "10", "10"],
+        ["net.0", "Embedding", "10", "10"],
+        ["net.1", "Linear", "10", "10"],
+        ["head", "Linear", "6", "1"],
+        ["head_again", "Linear", "6", "1"],
+        ["total", "16", "11"],
+    ]
+
+
+# What steps use.
+
+
+def test_batch_to_device_of_the_user_makes_what_steps_get():
+    class Marked(Regression):
+        phases = []
+
+        def batch_to_device(self, batch, phase):
+            self.phases.append(phase)
+            return super().batch_to_device(batch, phase), phase
+
+        def train_step(self, batch, state):
+            super().train_step(batch[0], state)
+            assert batch[1] == "train"
+
+        def valid_step(self, batch, step):
+            assert batch[1] == "valid"
+
+        def test_step(self, batch, step):
+            assert batch[1] == "test"
+
+    split = Split(regression_data(4), batch_size=4)
+    trainer = Trainer(root=None, max_epochs=1, sanity_batches=0, progress=False, print_banner=False)
+    model, data = Marked(), DataModule(train=split, valid={"named": split}, test=split)
+    trainer.fit(model, data)
+    trainer.test(model, data)
+    assert model.phases == ["train", "valid", "test"]
+
+
+@pytest.mark.parametrize(("argument", "option"), [(0.1, None), (None, 0.1), (0.1, 5.0)])
+def test_clipping_is_that_of_torch_by_argument_or_else_by_option(argument, option):
+    class Clipped(Regression):
+        def train_step(self, batch, state):
+            self.backward(self.error(batch))
+            self.optimizer_step(self.optimizer, clip_norm=argument)
+
+    data = regression_data()
+    model = Clipped()
+    fit(model, Split(data, batch_size=8), clip_norm=option)
+
+    net = initial_net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    F.mse_loss(net(data.tensors[0]), data.tensors[1]).backward()
+    assert nn.utils.clip_grad_norm_(net.parameters(), 0.1) > 0.1
+    optimizer.step()
+    assert_same_weights(model.net, net, tolerance=0)
+
+
+def test_ten_batches_at_accumulation_four_make_three_updates_and_scheduler_steps():
+    model = Regression()
+    result = fit(model, Split(regression_data(20), batch_size=2), accumulation_steps=4)
+    assert model.changed == [False, False, False, True, False, False, False, True, False, True]
+    assert (result.state.step, result.state.batch) == (3, 10)
+    assert model.optimizer.param_groups[0]["lr"] == 0.1 * 0.5**3
+
+
+@pytest.mark.parametrize("make", [Split, DataLoader])
+@pytest.mark.parametrize(("samples", "size", "window"), [(24, 4, 3), (20, 2, 4), (22, 4, 3), (25, 4, 3), (7, 3, 2)])
+def test_accumulated_batches_equal_one_large_batch(make, samples, size, window):
+    data = regression_data(samples)
+    accumulated, large = Regression(), Regression()
+    result = fit(accumulated, make(data, batch_size=size), accumulation_steps=window, max_epochs=2)
+    expected = fit(large, make(data, batch_size=size * window), max_epochs=2)
+    assert_same_weights(accumulated.net, large.net)
+    assert result.state.step == expected.state.step
+
+
+class Tokens(Model):
+    """Predicts tokens of sequences with different lengths; `weigh` is what is given as the weight."""
+
+    def __init__(self, weigh):
+        super().__init__("tokens")
+        self.weigh = weigh
+
+    def setup(self, fast_init=False):
+        self.net = nn.Linear(2, 1)
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.5)
+
+    def train_step(self, batch, state):
+        x, y, mask = batch
+        loss = F.mse_loss(self.net(x)[mask], y[mask])
+        self.backward(loss, weight=self.weigh(mask.sum()))
+        self.optimizer_step(self.optimizer)
+
+
+def token_data(samples=7, length=6):
+    generator = torch.Generator().manual_seed(2)
+    lengths = torch.randint(1, length + 1, (samples, 1), generator=generator)
+    x = torch.randn(samples, length, 2, generator=generator)
+    return TensorDataset(x, x.sum(-1, keepdim=True).sin(), torch.arange(length) < lengths)
+
+
+def train_by_hand(net, data, samples_per_update):
+    """One epoch in which every update is the mean over all tokens of its samples."""
+    parts = zip(*(tensor.split(samples_per_update) for tensor in data.tensors), strict=True)
+    for x, y, mask in parts:
+        gradients = torch.autograd.grad(F.mse_loss(net(x)[mask], y[mask]), list(net.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(net.parameters(), gradients, strict=True):
+                parameter -= 0.5 * gradient
+    return net
+
+
+@pytest.mark.parametrize("window", [1, 2, 3])
+@pytest.mark.parametrize(
+    "weigh", [float, int, torch.Tensor.float, torch.Tensor.clone], ids=["float", "int", "float-tensor", "int-tensor"]
+)
+def test_a_weighted_update_is_the_weighted_mean_over_the_window(weigh, window):
+    data = token_data()
+    model = Tokens(weigh)
+    fit(model, Split(data, batch_size=2), accumulation_steps=window)
+    assert_same_weights(model.net, train_by_hand(initial_net(2), data, 2 * window))
+
+
+def test_a_second_weighted_backward_needs_an_optimizer_step_before_it():
+    class Twice(Tokens):
+        def train_step(self, batch, state):
+            loss = self.net(batch[0]).mean()
+            self.backward(loss, weight=1)
+            self.backward(loss, weight=1)
+
+    with pytest.raises(RuntimeError, match="optimizer_step"):
+        fit(Twice(int), Split(token_data(), batch_size=2))
+
+
+def test_one_weighted_backward_serves_every_optimizer_that_steps_after_it():
+    class Shared(Tokens):
+        def setup(self, fast_init=False):
+            self.net = nn.Linear(2, 1)
+            self.optimizers = [torch.optim.SGD([p], lr=0.5) for p in self.net.parameters()]
+
+        def train_step(self, batch, state):
+            x, y, mask = batch
+            self.backward(F.mse_loss(self.net(x)[mask], y[mask]), weight=mask.sum())
+            for optimizer in self.optimizers:
+                self.optimizer_step(optimizer)
+
+    data = token_data()
+    model = Shared(int)
+    fit(model, Split(data, batch_size=2), accumulation_steps=2)
+    assert_same_weights(model.net, train_by_hand(initial_net(2), data, 4))
+
+
+def test_a_run_that_failed_inside_a_window_leaves_nothing_for_the_next_one():
+    class Fails(Tokens):
+        fails = True
+
+        def optimizer_step(self, optimizer, scheduler=None, clip_norm=None):
+            if self.fails:
+                raise OSError("no more")
+            return super().optimizer_step(optimizer, scheduler, clip_norm)
+
+    data, model = token_data(), Fails(int)
+    with pytest.raises(OSError, match="no more"):
+        fit(model, Split(data, batch_size=2))
+    model.fails = False
+    fit(model, Split(data, batch_size=2))
+    assert_same_weights(model.net, train_by_hand(initial_net(2), data, 2))
+
+
+def adversarial_losses(generator, critic, x):
+    """The critic's and (made when it is asked for) the generator's; the latter leaves the critic alone."""
+    yield F.softplus(critic(generator(x).detach())).mean() + F.softplus(-critic(x)).mean()
+    critic.requires_grad_(False)
+    yield F.softplus(-critic(generator(x))).mean()
+    critic.requires_grad_(True)
+
+
+def adversarial_parts():
+    generator, critic = nn.Linear(2, 2), nn.Linear(2, 1)
+    return generator, critic, [torch.optim.Adam(net.parameters(), lr=0.1) for net in (critic, generator)]
+
+
+@pytest.mark.parametrize("weight", [None, "samples"])
+def test_two_optimizers_under_accumulation_equal_a_loop_by_hand(weight):
+    class Adversarial(Model):
+        def setup(self, fast_init=False):
+            self.generator, self.critic, self.optimizers = adversarial_parts()
+
+        def train_step(self, batch, state):
+            (x,) = batch
+            losses = adversarial_losses(self.generator, self.critic, x)
+            for loss, optimizer in zip(losses, self.optimizers, strict=True):
+                self.backward(loss, weight=None if weight is None else len(x))
+                self.optimizer_step(optimizer)
+
+    x = torch.randn(11, 2, generator=torch.Generator().manual_seed(3))
+    model = Adversarial("gan")
+    fit(model, Split(TensorDataset(x), batch_size=2), accumulation_steps=4)
+
+    torch.manual_seed(0)
+    generator, critic, optimizers = adversarial_parts()
+    for window in x.split(8):
+        batches = window.split(2)
+        for i, batch in enumerate(batches):
+            losses = adversarial_losses(generator, critic, batch)
+            for loss, optimizer in zip(losses, optimizers, strict=True):
+                (loss * len(batch) / len(window)).backward()
+                if i == len(batches) - 1:
+                    optimizer.step()
+                    optimizer.zero_grad()
+    assert_same_weights(model.generator, generator)
+    assert_same_weights(model.critic, critic)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_autocast_computes_in_the_precision_of_the_trainer(precision, dtype):
+    class Watched(Regression):
+        def train_step(self, batch, state):
+            with self.autocast():
+                self.inside = torch.is_autocast_enabled("cpu"), self.net(batch[0]).dtype
+            self.outside = torch.is_autocast_enabled("cpu"), self.net(batch[0]).dtype
+
+    model = Watched()
+    fit(model, Split(regression_data(), batch_size=8), precision=precision)
+    assert model.inside == (precision == "bf16", dtype)
+    assert model.outside == (False, torch.float32)
+    assert model.net.weight.dtype == torch.float32
+
+
+# The style of the seed: everything done by the model itself.
+
+
+class SeedStyle(Model):
+    def setup(self, fast_init=False):
+        self._net = nn.Linear(3, 1).to(self.device)
+        self._optimizer = torch.optim.SGD(self._net.parameters(), lr=0.1, momentum=0.9)
+        self.losses, self.running = [], []
+
+    def state_dict(self):
+        return {"net": self._net.state_dict(), "optimizer": self._optimizer.state_dict()}
+
+    def load_state_dict(self, state_dict, fast_init=False):
+        self._net.load_state_dict(state_dict["net"])
+        if not fast_init:
+            self._optimizer.load_state_dict(state_dict["optimizer"])
+
+    def train_step(self, batch, state):
+        assert self._loss_items == {}
+        inputs, targets = batch
+        self._optimizer.zero_grad()
+        loss = F.mse_loss(self._net(inputs), targets)
+        loss.backward()
+        self._optimizer.step()
+        self._loss_items["mse"] = loss
+        self.losses.append(loss.item())
+
+    def _add_error(self, scores, batch):
+        scores["error"] = scores.get("error", 0.0) + (self._net(batch[0]) - batch[1]).abs().sum()
+
+    def valid_step(self, batch, step):
+        self._add_error(self._val_scores, batch)
+
+    def on_validation_end(self, validation_cycle):
+        self._val_scores["error"] /= 8
+        self.running.append({name: value.item() for name, value in self._running_losses.items()})
+        super().on_validation_end(validation_cycle)
+
+    def test_step(self, batch, step):
+        self._add_error(self._test_scores, batch)
+
+
+def fit_seed_style(model, **options):
+    data = regression_data()
+    valid = Split(data, batch_size=2)
+    return fit(model, Split(data, batch_size=4, shuffle=True), valid=valid, sanity_batches=0, **options)
+
+
+def test_a_model_in_the_style_of_the_seed_has_its_losses_and_scores_in_the_metrics():
+    model = SeedStyle("seed")
+    result = fit_seed_style(model, max_epochs=3)
+    inputs, targets = regression_data().tensors
+    errors = (model._net(inputs) - targets).abs()
+    assert result.metrics["train/mse"] == pytest.approx(sum(model.losses[-2:]) / 2)
+    assert result.metrics["valid/error"] == pytest.approx(errors.mean().item())
+    assert model.running == [{"mse": pytest.approx(sum(model.losses[i : i + 2]))} for i in (0, 2, 4)]
+
+    tested = Trainer(root=None, max_epochs=3, progress=False, print_banner=False).test(
+        model, DataModule(test=Split(regression_data(), batch_size=2))
+    )
+    assert tested == {"test/error": pytest.approx(errors.sum().item())}
+
+
+def test_a_model_in_the_style_of_the_seed_resumes(tmp_path):
+    whole, resumed = SeedStyle("seed"), SeedStyle("seed")
+    fit_seed_style(whole, max_epochs=3)
+    fit_seed_style(SeedStyle("seed"), max_epochs=1, root=tmp_path)
+    result = fit_seed_style(resumed, max_epochs=3, root=tmp_path)
+    assert len(resumed.losses) == 4
+    assert result.state.epoch == 3
+    assert plain(resumed.state_dict()) == plain(whole.state_dict())

@@ -1,0 +1,251 @@
+"""The options of a Trainer: what is refused, by which name, and what a checkpoint keeps of them."""
+
+import dataclasses
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import helios_lite
+from helios_lite import Callback, Trainer
+from helios_lite.checkpoint import require_plain
+from helios_lite.loggers import JsonlLogger
+
+FIELDS = {field.name for field in dataclasses.fields(Trainer)}
+
+FLAGS = ["deterministic", "benchmark", "fast_dev_run", "check_finite", "async_save", "progress", "print_banner"]
+INTEGERS = ["seed", "accumulation_steps", "sanity_batches", "keep_last", "keep_best", "log_every_steps"]
+OPTIONAL_INTEGERS = [
+    "max_epochs",
+    "max_steps",
+    "valid_every_steps",
+    "patience",
+    "save_every_epochs",
+    "save_every_steps",
+]
+OPTIONAL_NUMBERS = ["max_minutes", "clip_norm", "valid_every_epochs", "save_every_minutes"]
+CHOICES = ["accelerator", "precision", "mode"]
+
+
+class SomeLogger:
+    def log_config(self, config): ...
+
+    def log_metrics(self, metrics, step): ...
+
+    def close(self): ...
+
+
+WRONG_TYPE = [
+    *((name, value) for name in FLAGS for value in (None, 0, 1, "yes")),
+    *((name, value) for name in INTEGERS for value in (None, True, "1", 1.0, math.nan, math.inf)),
+    *((name, value) for name in OPTIONAL_INTEGERS for value in (True, "1", 1.0, math.inf)),
+    *((name, value) for name in OPTIONAL_NUMBERS for value in (True, "1", [1])),
+    *(("min_delta", value) for value in (None, False, "0")),
+    *((name, value) for name in CHOICES for value in (None, True, 1)),
+    ("run_name", 1),
+    ("run_name", Path("run")),
+    ("root", 1),
+    ("root", True),
+    ("root", b"runs"),
+    ("resume", None),
+    ("resume", True),
+    ("monitor", 1),
+    ("monitor", {"loss"}),
+    ("monitor", ["loss", 1]),
+    ("monitor", b"loss"),
+    ("loggers", None),
+    ("loggers", SomeLogger()),
+    ("loggers", "tensorboard"),
+    ("loggers", [JsonlLogger]),
+    ("loggers", [object()]),
+    ("callbacks", None),
+    ("callbacks", Callback()),
+    ("callbacks", [Callback]),
+    ("callbacks", [SomeLogger()]),
+]
+
+WRONG_VALUE = [
+    *((name, value) for name in OPTIONAL_INTEGERS for value in (-1, 0)),
+    *((name, value) for name in OPTIONAL_NUMBERS for value in (-1, -0.5, 0, 0.0, math.nan, math.inf, -math.inf)),
+    *(("min_delta", value) for value in (-1, -1e-9, math.nan, math.inf)),
+    *((name, value) for name in CHOICES for value in ("", "other", "MIN", "CPU", "FP32")),
+    ("run_name", ""),
+    ("resume", ""),
+    ("seed", -1),
+    ("seed", 2**64),  # More than torch.manual_seed takes.
+    ("accumulation_steps", -1),
+    ("accumulation_steps", 0),
+    ("valid_every_epochs", 1.5),
+    ("sanity_batches", -1),
+    ("monitor", ""),
+    ("monitor", []),
+    ("monitor", ["loss", ""]),
+    ("keep_last", -2),
+    ("keep_best", -2),
+    ("log_every_steps", -1),
+    ("log_every_steps", 0),
+]
+
+EDGES = [
+    *((name, value) for name in FLAGS for value in (False, True)),
+    *((name, value) for name in OPTIONAL_INTEGERS for value in (None, 1, 10**9)),
+    *((name, value) for name in OPTIONAL_NUMBERS for value in (None, 1, 1e-6)),
+    *(("accelerator", value) for value in ("auto", "cpu", "cuda", "mps")),
+    *(("precision", value) for value in ("fp32", "bf16")),
+    *(("mode", value) for value in ("min", "max")),
+    ("run_name", None),
+    ("run_name", "a"),
+    ("root", None),
+    ("root", Path("somewhere")),
+    ("resume", "never"),
+    ("resume", Path("file.pth")),
+    ("seed", 0),
+    ("seed", 2**63),
+    ("accumulation_steps", 1),
+    ("valid_every_epochs", 2.0),
+    ("valid_every_epochs", 1 / 3),
+    ("sanity_batches", 0),
+    ("monitor", None),
+    ("monitor", "valid/loss"),
+    ("monitor", ("valid/a", "valid/b")),
+    ("min_delta", 0),
+    ("min_delta", 0.0),
+    ("keep_last", -1),
+    ("keep_last", 0),
+    ("keep_best", -1),
+    ("keep_best", 0),
+    ("log_every_steps", 1),
+    ("loggers", []),
+    ("loggers", (SomeLogger(),)),
+    ("callbacks", [Callback(), Callback()]),
+]
+
+
+def trainer_with(name, value):
+    return Trainer(**{"max_epochs": 1, "max_steps": 1, name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG_TYPE)
+def test_a_value_of_a_wrong_type_is_a_type_error_that_begins_with_the_option(name, value):
+    with pytest.raises(TypeError, match=rf"^{name}={re.escape(repr(value))}: must be "):
+        trainer_with(name, value)
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG_VALUE)
+def test_a_wrong_value_is_a_value_error_that_begins_with_the_option(name, value):
+    with pytest.raises(ValueError, match=rf"^{name}={re.escape(repr(value))}: must "):
+        trainer_with(name, value)
+
+
+@pytest.mark.parametrize(("name", "value"), EDGES)
+def test_a_value_on_the_edge_is_kept_as_it_was_given(name, value):
+    assert getattr(trainer_with(name, value), name) is value
+
+
+def test_every_option_appears_above():
+    assert {name for name, _ in WRONG_TYPE} == FIELDS
+    assert {name for name, _ in EDGES} == FIELDS
+    anything_of_the_type_goes = {*FLAGS, "root", "loggers", "callbacks"}
+    assert {name for name, _ in WRONG_VALUE} == FIELDS - anything_of_the_type_goes
+
+
+def test_a_run_needs_a_limit():
+    with pytest.raises(ValueError, match=r"^max_epochs, max_steps, max_minutes: "):
+        Trainer()
+
+
+@pytest.mark.parametrize("limit", [{"max_epochs": 1}, {"max_steps": 1}, {"max_minutes": 0.1}, {"fast_dev_run": True}])
+def test_one_limit_is_enough(limit):
+    assert Trainer(**limit).config().items() >= limit.items()
+
+
+def test_an_unknown_option_is_a_type_error_that_names_it():
+    with pytest.raises(TypeError, match="max_epoch'"):
+        Trainer(max_epoch=1)
+
+
+def test_options_have_names_only():
+    with pytest.raises(TypeError, match="positional"):
+        Trainer("run")
+
+
+def test_config_has_every_option_with_its_default():
+    assert Trainer(max_epochs=1).config() == {
+        "run_name": None,
+        "root": "runs",
+        "resume": "auto",
+        "seed": 0,
+        "deterministic": False,
+        "benchmark": False,
+        "fast_dev_run": False,
+        "max_epochs": 1,
+        "max_steps": None,
+        "max_minutes": None,
+        "accelerator": "auto",
+        "precision": "fp32",
+        "accumulation_steps": 1,
+        "clip_norm": None,
+        "check_finite": True,
+        "valid_every_epochs": 1,
+        "valid_every_steps": None,
+        "sanity_batches": 1,
+        "monitor": None,
+        "mode": "min",
+        "patience": None,
+        "min_delta": 0.0,
+        "save_every_epochs": 1,
+        "save_every_steps": None,
+        "save_every_minutes": None,
+        "keep_last": 1,
+        "keep_best": 1,
+        "async_save": True,
+        "log_every_steps": 50,
+        "loggers": [],
+        "callbacks": [],
+        "progress": True,
+        "print_banner": True,
+    }
+
+
+@pytest.mark.parametrize(("name", "value"), EDGES)
+def test_config_is_plain_data(name, value):
+    config = trainer_with(name, value).config()
+    assert config.keys() == FIELDS
+    assert json.loads(json.dumps(config, allow_nan=False)) == config
+    require_plain(config)
+
+
+def test_config_tells_objects_by_their_class_and_paths_as_text():
+    config = Trainer(
+        max_epochs=1, root=Path("a/b"), loggers=[SomeLogger()], callbacks=(Callback(), Callback())
+    ).config()
+    assert config["root"] == str(Path("a/b"))
+    assert config["loggers"] == ["SomeLogger"]
+    assert config["callbacks"] == ["Callback", "Callback"]
+
+
+@pytest.mark.parametrize(("name", "value"), [("clip_norm", np.float64(0.5)), ("run_name", np.str_("run"))])
+def test_a_subclass_of_a_plain_type_becomes_plain_in_config(name, value):
+    """A sweep over `np.logspace` hands over np.float64, which is a float, but no checkpoint may hold it."""
+    require_plain(trainer_with(name, value).config())
+
+
+def test_the_public_names():
+    assert helios_lite.__all__ == [
+        "Callback",
+        "DataModule",
+        "FitResult",
+        "Model",
+        "Split",
+        "Trainer",
+        "TrainingState",
+        "__version__",
+    ]
+
+
+@pytest.mark.parametrize("name", helios_lite.__all__)
+def test_a_public_name_is_there(name):
+    assert hasattr(helios_lite, name)

@@ -1,0 +1,569 @@
+"""The loop: limits, validation, verdicts, errors, and bitwise equality with a loop written by hand."""
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from toys import Indices, Tiny, data, quiet, same, weights
+
+from helios_lite import Callback, DataModule, Model, Split, Trainer, rng
+
+
+class Scripted(Tiny):
+    """Logs the values it was given, one per validation cycle, as "valid/score"."""
+
+    def __init__(self, *scores: float) -> None:
+        super().__init__("scripted")
+        self.scores = scores
+        self.cycles: list[int] = []
+
+    def on_validation_start(self, validation_cycle: int) -> None:
+        super().on_validation_start(validation_cycle)
+        self.cycle = validation_cycle
+        self.cycles.append(validation_cycle)
+
+    def valid_step(self, batch: Any, step: int) -> None:
+        self.log("score", self.scores[max(0, self.cycle - 1) % len(self.scores)])
+
+
+# Equality with a loop written by hand.
+
+
+def hand_written(epochs: int, batches_of: Any) -> nn.Module:
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.2), nn.Linear(8, 1))
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.97)
+    net.train()
+    for epoch in range(epochs):
+        for _, x in batches_of(epoch):
+            loss = (net(x) - 1).square().mean()
+            loss.backward()
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+    return net
+
+
+def test_weights_equal_those_of_a_loop_written_by_hand_bit_for_bit() -> None:
+    model = Tiny()
+    quiet(max_epochs=3, seed=3).fit(
+        model, DataModule(Split(Indices(10), batch_size=4), Split(Indices(5), batch_size=4))
+    )
+    # Without a generator of its own a DataLoader draws from the one that dropout uses.
+    net = hand_written(3, lambda epoch: DataLoader(Indices(10), batch_size=4, generator=torch.Generator()))
+    assert same(model.net.state_dict(), net.state_dict())
+
+
+def test_shuffled_weights_equal_those_of_a_loop_written_by_hand_bit_for_bit() -> None:
+    def shuffled(epoch: int) -> Any:
+        order = torch.randperm(10, generator=torch.Generator().manual_seed(rng.derive(3, epoch))).tolist()
+        return DataLoader(Indices(10), batch_sampler=[order[:4], order[4:8], order[8:]], generator=torch.Generator())
+
+    model = Tiny()
+    quiet(max_epochs=3, seed=3).fit(model, data())
+    assert same(model.net.state_dict(), hand_written(3, shuffled).state_dict())
+
+
+# P7: validation is inert.
+
+
+class Disturbing(Tiny):
+    """A validation that draws from every generator, leaves modes changed and has batch norm and dropout."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup(fast_init)
+        self.net.append(nn.BatchNorm1d(1))
+        self.net[1].eval()
+
+    def on_training_epoch_start(self, current_epoch: int) -> None:
+        self.net[1].train(current_epoch % 2 == 0)  # Dropout in every other epoch only.
+
+    def valid_step(self, batch: Any, step: int) -> None:
+        import random
+
+        import numpy
+
+        self.net.train(step % 2 == 0)
+        torch.rand(random.randrange(1, 9))
+        numpy.random.rand(3)
+        torch.manual_seed(0)
+        self.log("loss", self.net.eval()(batch[1]).mean())
+
+
+def test_validation_does_not_change_one_bit_of_the_training(tmp_path: Path) -> None:
+    def trained(**options: Any) -> tuple[dict[str, Any], list[int]]:
+        model = Disturbing()
+        quiet(max_epochs=4, **options).fit(model, data(valid=9))
+        return weights(model), model.seen
+
+    off = trained(valid_every_epochs=None)
+    assert same(off, trained())
+    assert same(off, trained(valid_every_steps=1, valid_every_epochs=None, sanity_batches=3))
+    assert same(off, trained(valid_every_epochs=0.3))
+
+
+def test_a_buffer_first_made_in_validation_serves_training() -> None:
+    class Caching(Tiny):
+        cache: torch.Tensor | None = None
+
+        def valid_step(self, batch: Any, step: int) -> None:
+            self.cache = torch.ones(3)
+
+        def train_step(self, batch: Any, state: Any) -> None:
+            super().train_step((batch[0], batch[1] * self.cache), state)
+
+    quiet(max_epochs=1).fit(Caching(), data())
+
+
+# Limits.
+
+
+@pytest.mark.parametrize(
+    ("options", "reason", "epochs", "steps"),
+    [
+        ({"max_epochs": 2}, "max_epochs", 2, 6),
+        ({"max_steps": 4}, "max_steps", 1, 4),
+        ({"max_steps": 6}, "max_steps", 2, 6),
+        ({"max_steps": 7, "max_epochs": 2}, "max_epochs", 2, 6),
+        ({"max_steps": 2, "accumulation_steps": 2}, "max_steps", 1, 2),
+        ({"max_minutes": 1e-9, "max_epochs": 9}, "max_minutes", 0, 1),
+        ({"fast_dev_run": True}, "fast_dev_run", 0, 1),
+    ],
+)
+def test_the_first_limit_ends_the_run(options: dict[str, Any], reason: str, epochs: int, steps: int) -> None:
+    result = quiet(**options).fit(Tiny(), data())
+    assert (result.stop_reason, result.state.epoch, result.state.step) == (reason, epochs, steps)
+
+
+def test_a_raised_limit_lets_a_finished_run_go_on(tmp_path: Path) -> None:
+    for max_epochs, steps in ((1, 3), (1, 3), (2, 6)):
+        model = Tiny()
+        result = quiet(max_epochs=max_epochs, root=tmp_path).fit(model, data())
+        assert result.state.step == steps
+    assert len(model.seen) == 10
+
+
+def test_a_stop_the_model_asked_for_is_no_limit_at_the_next_start(tmp_path: Path) -> None:
+    class Stopping(Tiny):
+        def should_training_stop(self) -> bool:
+            return len(self.seen) >= 8
+
+    for steps in (2, 4, 6):
+        result = quiet(max_epochs=9, root=tmp_path).fit(Stopping(), data())
+        assert result.stop_reason == "should_training_stop"
+        assert result.state.step >= steps
+
+
+def test_fast_dev_run_uses_one_batch_of_everything_and_writes_nothing(tmp_path: Path) -> None:
+    model, datamodule, trainer = Tiny(), data(), quiet(fast_dev_run=True, root=tmp_path)
+    result = trainer.fit(model, datamodule)
+    assert len(model.seen) == 4
+    assert len(model.validated) == 8  # The sanity batch and the validation.
+    assert "valid/loss" in result.metrics
+    model.validated.clear()
+    assert "test/loss" in trainer.test(model, datamodule)
+    assert len(model.validated) == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_root_none_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, datamodule = Tiny(), data()
+    result = quiet(max_epochs=1).fit(model, datamodule)
+    assert result.best_checkpoint is None
+    assert result.last_checkpoint is None
+    trained = weights(model)["net"]
+    assert quiet(max_epochs=1).test(model, datamodule)["test/loss"] > 0
+    assert same(weights(model)["net"], trained)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Validation: when.
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({}, [5, 10]),
+        ({"valid_every_epochs": 2}, [10]),
+        ({"valid_every_epochs": 0.4}, [2, 4, 7, 9]),
+        ({"valid_every_epochs": 0.2}, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),
+        ({"valid_every_epochs": None, "valid_every_steps": 4}, [4, 8]),
+        ({"valid_every_epochs": 1, "valid_every_steps": 5}, [5, 10]),
+        ({"valid_every_epochs": 1, "valid_every_steps": 3}, [3, 5, 6, 9, 10]),
+        ({"valid_every_epochs": 0.5, "accumulation_steps": 2}, [2, 3, 5, 6]),
+        ({"valid_every_epochs": None}, []),
+    ],
+)
+def test_validation_comes_when_it_is_due_and_never_twice_at_a_step(options: dict[str, Any], steps: list[int]) -> None:
+    class Noting(Callback):
+        def on_training_batch_end(self, state: Any, should_log: bool = False) -> None:
+            self.state = state
+
+        def on_validation_start(self, validation_cycle: int) -> None:
+            noted.append(self.state.step)
+
+    noted: list[int] = []
+    quiet(max_epochs=2, sanity_batches=0, callbacks=[Noting()], **options).fit(Tiny(), data(train=20))
+    assert noted == steps
+
+
+def test_a_fraction_of_an_epoch_needs_a_known_length() -> None:
+    class Endless:
+        def __iter__(self) -> Any:
+            return iter([next(iter(DataLoader(Indices(4), batch_size=4)))])
+
+    with pytest.raises(ValueError, match=r"valid_every_epochs=0\.5"):
+        quiet(max_epochs=1, valid_every_epochs=0.5).fit(Tiny(), DataModule(Endless(), Split(Indices(4), batch_size=4)))
+
+
+def test_validation_evaluates_every_index_once_and_several_splits_by_name() -> None:
+    model = Tiny()
+    splits = {"near": Split(Indices(5), batch_size=4), "far": Split(Indices(3), batch_size=4)}
+    result = quiet(max_epochs=1, sanity_batches=0).fit(model, DataModule(Split(Indices(4), batch_size=4), valid=splits))
+    assert model.validated == [0, 1, 2, 3, 4, 0, 1, 2]
+    assert {"valid/near/loss", "valid/far/loss"} <= result.metrics.keys()
+
+
+# Verdicts.
+
+
+@pytest.mark.parametrize(
+    ("scores", "options", "best_step", "steps"),
+    [
+        ([3.0, 2.0, 2.0, 2.5, 1.0], {"mode": "min", "patience": 2}, 2, 4),
+        ([3.0, 2.0, 2.0, 1.0, 1.0], {"mode": "min", "patience": 2}, 4, 5),
+        ([0.0, 1.0, 1.05, 1.04, 9.0], {"mode": "max", "patience": 2, "min_delta": 0.1}, 2, 4),
+        ([0.0, -0.0, 0.0], {"mode": "max", "patience": 2}, 1, 3),
+        ([math.nan, 1.0, math.nan, 2.0], {"mode": "min", "patience": 2}, 2, 4),
+    ],
+)
+def test_patience_counts_validations_without_improvement(
+    scores: list[float], options: dict[str, Any], best_step: int, steps: int
+) -> None:
+    trainer = quiet(max_epochs=5, monitor="valid/score", **options)
+    result = trainer.fit(Scripted(*scores), DataModule(*[Split(Indices(4), batch_size=4)] * 2))
+    assert (result.state.best_step, result.state.step) == (best_step, steps)
+    assert result.best_metrics["valid/score"] == result.state.best_score == scores[best_step - 1]
+
+
+def test_several_monitors_are_summed() -> None:
+    class Two(Scripted):
+        def valid_step(self, batch: Any, step: int) -> None:
+            super().valid_step(batch, step)
+            self.log("other", 10.0)
+
+    trainer = quiet(max_epochs=2, monitor=["valid/score", "valid/other"])
+    assert trainer.fit(Two(2.0, 1.0), data()).state.best_score == 11.0
+
+
+def test_an_unknown_monitor_names_the_known_ones_before_any_training() -> None:
+    model = Tiny()
+    with pytest.raises(ValueError, match=r"monitor='valid/acuracy'.*valid/loss"):
+        quiet(max_epochs=1, monitor="valid/acuracy").fit(model, data())
+    assert model.seen == []
+    with pytest.raises(ValueError, match=r"monitor='valid/acuracy'.*valid/loss"):
+        quiet(max_epochs=1, monitor="valid/acuracy", sanity_batches=0).fit(model, data())
+
+
+@pytest.mark.parametrize(
+    ("options", "valid", "message"),
+    [
+        ({"monitor": "valid/loss"}, None, "monitor='valid/loss' needs a valid split"),
+        ({"monitor": "valid/loss", "valid_every_epochs": None}, 4, "monitor='valid/loss' needs valid_every"),
+        ({"patience": 2}, 4, "patience=2 needs"),
+        ({"patience": 2, "monitor": "valid/loss"}, None, "monitor"),
+    ],
+)
+def test_no_verdict_without_a_validation(options: dict[str, Any], valid: int | None, message: str) -> None:
+    split = None if valid is None else Split(Indices(valid), batch_size=4)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        quiet(max_epochs=1, **options).fit(Tiny(), DataModule(Split(Indices(4), batch_size=4), split))
+
+
+def test_the_users_verdict_stands_in_for_a_monitor(tmp_path: Path) -> None:
+    class Own(Tiny):
+        def have_metrics_improved(self) -> bool:
+            return "valid/loss" in self.metrics and self.verdicts.pop(0)
+
+    model = Own()
+    model.verdicts = [True, True, False, False]
+    result = quiet(max_epochs=9, patience=2, root=tmp_path).fit(model, data())
+    assert (result.stop_reason, result.state.epoch, result.state.best_step) == ("patience", 4, 6)
+    assert result.best_checkpoint is not None
+    assert result.best_checkpoint.name == "tiny_epoch_2_iter_6.pth"
+
+
+def test_without_a_verdict_no_checkpoint_is_best(tmp_path: Path) -> None:
+    result = quiet(max_epochs=2, root=tmp_path).fit(Tiny(), data())
+    assert result.best_checkpoint is None
+    assert result.best_metrics == {}
+    assert result.last_checkpoint is not None
+
+
+# Checkpoints: when, and which are used.
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({"keep_last": -1}, ["1_iter_3", "1_iter_5"]),
+        ({"keep_last": -1, "save_every_epochs": None, "save_every_steps": 2}, ["0_iter_2", "1_iter_4", "1_iter_5"]),
+        ({"keep_last": -1, "save_every_minutes": 1e-9}, ["0_iter_1", "0_iter_2", "1_iter_3", "1_iter_4", "1_iter_5"]),
+        ({"keep_last": 2, "save_every_steps": 1}, ["1_iter_4", "1_iter_5"]),
+        ({}, ["1_iter_5"]),
+        ({"keep_last": 0, "save_every_steps": 1}, ["1_iter_5"]),
+    ],
+)
+def test_checkpoints_are_saved_when_due_and_kept_as_asked(
+    tmp_path: Path, options: dict[str, Any], names: list[str]
+) -> None:
+    quiet(max_steps=5, root=tmp_path, **options).fit(Tiny(), data())
+    found = sorted(path.stem.removeprefix("tiny_epoch_") for path in (tmp_path / "tiny/checkpoints").glob("*.pth"))
+    assert found == names
+
+
+def test_best_and_last_are_kept_and_chosen(tmp_path: Path) -> None:
+    model = Scripted(0.5, 0.9, 0.7, 0.6)
+    trainer = quiet(max_epochs=4, monitor="valid/score", mode="max", root=tmp_path)
+    result = trainer.fit(model, data())
+    assert result.best_checkpoint is not None
+    assert result.last_checkpoint is not None
+    assert result.best_checkpoint.name == "scripted_epoch_2_iter_6.pth"
+    assert result.last_checkpoint.name == "scripted_epoch_4_iter_12.pth"
+    assert sorted(path.name for path in result.best_checkpoint.parent.glob("*.pth")) == [
+        "scripted_epoch_2_iter_6.pth",
+        "scripted_epoch_4_iter_12.pth",
+    ]
+    for choice, path in (
+        ("best", result.best_checkpoint),
+        ("last", result.last_checkpoint),
+        (result.best_checkpoint,) * 2,
+    ):
+        trainer.test(model, data(), checkpoint=choice)
+        stored = torch.load(path, weights_only=True)["model"]["net"]
+        assert same(weights(model)["net"], stored), choice
+
+
+def test_a_veto_holds_back_all_but_the_last_checkpoint(tmp_path: Path) -> None:
+    class Vetoing(Tiny):
+        def should_save_checkpoint(self) -> bool:
+            return False
+
+    quiet(max_epochs=3, keep_last=-1, root=tmp_path).fit(Vetoing(), data())
+    assert [path.name for path in (tmp_path / "tiny/checkpoints").glob("*.pth")] == ["tiny_epoch_3_iter_9.pth"]
+
+
+def test_resume_never_refuses_a_folder_with_checkpoints(tmp_path: Path) -> None:
+    quiet(max_epochs=1, root=tmp_path, resume="never").fit(Tiny(), data())
+    before = sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "tiny/checkpoints").glob("[!.]*"))
+    with pytest.raises(FileExistsError, match="never"):
+        quiet(max_epochs=2, root=tmp_path, resume="never").fit(Tiny(), data())
+    assert sorted((path, path.stat().st_mtime_ns) for path in (tmp_path / "tiny/checkpoints").glob("[!.]*")) == before
+
+
+def test_validate_and_test_from_a_path_in_a_fresh_process_like_model(tmp_path: Path) -> None:
+    result = quiet(max_epochs=1, root=tmp_path).fit(Tiny(), data())
+    model = Tiny()
+    metrics = quiet(max_epochs=1).validate(model, data(), checkpoint=result.last_checkpoint)
+    assert metrics["valid/loss"] == result.metrics["valid/loss"]
+    assert not hasattr(model, "optimizer")
+    assert not model.net.training
+
+
+def test_a_missing_path_or_split_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        quiet(max_epochs=1).test(Tiny(), data(), checkpoint=tmp_path / "none.pth")
+    with pytest.raises(FileNotFoundError):
+        quiet(max_epochs=1, resume=tmp_path / "none.pth").fit(Tiny(), data())
+    with pytest.raises(ValueError, match="no test split"):
+        quiet(max_epochs=1).test(Tiny(), DataModule())
+    with pytest.raises(ValueError, match="no train split"):
+        quiet(max_epochs=1).fit(Tiny(), DataModule())
+
+
+# Metrics.
+
+
+def test_rows_are_written_at_log_points_validations_and_epoch_ends(tmp_path: Path) -> None:
+    quiet(max_epochs=2, log_every_steps=2, root=tmp_path).fit(Tiny(), data(train=20))
+    rows = [json.loads(line) for line in (tmp_path / "tiny/metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["epoch"], "train/loss" in row, "valid/loss" in row) for row in rows] == [
+        (2, 0, True, False),
+        (4, 0, True, False),
+        (5, 0, True, False),
+        (5, 0, False, True),
+        (6, 1, True, False),
+        (8, 1, True, False),
+        (10, 1, True, False),
+        (10, 1, False, True),
+    ]
+    assert {"train/lr", "train/step_seconds", "seconds"} <= rows[0].keys()
+    assert rows[0]["train/lr"] == pytest.approx(0.01 * 0.97**2)
+
+
+def test_the_mean_of_uneven_batches_is_the_mean_over_samples() -> None:
+    class Mean(Tiny):
+        def valid_step(self, batch: Any, step: int) -> None:
+            self.log("index", batch[0].double().mean())
+            self.log("largest", batch[0].max(), reduce="max")
+
+    result = quiet(max_epochs=1).fit(Mean(), data(valid=9))
+    assert result.metrics["valid/index"] == 4.0
+    assert result.metrics["valid/largest"] == 8.0
+
+
+class Exploding(Tiny):
+    """Its loss is NaN at the fourth update."""
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        super().train_step(batch, state)
+        self.log("regret", math.nan if state.step + 1 == 4 else 1.0)
+
+
+@pytest.mark.parametrize("save_every_steps", [None, 1])
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(
+    tmp_path: Path, save_every_steps: int | None
+) -> None:
+    trainer = quiet(max_epochs=3, root=tmp_path, save_every_steps=save_every_steps)
+    with pytest.raises(FloatingPointError, match="train/regret is not finite at step 4"):
+        trainer.fit(Exploding(), data(train=24))
+    steps = [int(path.stem.rpartition("_")[2]) for path in (tmp_path / "tiny/checkpoints").glob("*.pth")]
+    assert steps == ([] if save_every_steps is None else [3])
+
+
+def test_check_finite_can_be_turned_off(tmp_path: Path) -> None:
+    result = quiet(max_epochs=1, check_finite=False, root=tmp_path).fit(Exploding(), data(train=24))
+    assert math.isnan(result.metrics["train/regret"])
+
+
+def test_metrics_at_a_stop_between_log_points_are_in_the_result_but_in_no_row(tmp_path: Path) -> None:
+    result = quiet(max_steps=1, root=tmp_path).fit(Tiny(), data(train=20))
+    assert "train/loss" in result.metrics
+    assert (tmp_path / "tiny/metrics.jsonl").read_text() == ""
+
+
+# Data.
+
+
+def test_the_train_split_may_change_between_epochs() -> None:
+    class Growing(DataModule):
+        def setup(self) -> None:
+            self.train = Split(Indices(2), batch_size=2)
+
+    class Changer(Callback):
+        def on_training_epoch_start(self, current_epoch: int) -> None:
+            if current_epoch == 2:
+                datamodule.train = Split(Indices(4), batch_size=2)
+
+    model, datamodule = Tiny(), Growing()
+    quiet(max_epochs=3, callbacks=[Changer()]).fit(model, datamodule)
+    assert model.seen == [0, 1, 0, 1, 2, 3, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "source", [[], Split(Indices(0), batch_size=2), Split(Indices(3), batch_size=4, drop_last=True)]
+)
+def test_an_empty_train_split_is_an_error_that_names_it(source: Any) -> None:
+    with pytest.raises(ValueError, match="train split"):
+        quiet(max_epochs=2).fit(Tiny(), DataModule(source))
+
+
+def test_ready_loaders_and_lists_of_batches_train() -> None:
+    model = Tiny()
+    batches = list(DataLoader(Indices(6), batch_size=4))
+    result = quiet(max_epochs=2).fit(model, DataModule(batches, DataLoader(Indices(5), batch_size=2)))
+    assert model.seen == [0, 1, 2, 3, 4, 5] * 2
+    assert result.state.batch == 4
+
+
+# Around the run.
+
+
+def test_global_flags_are_as_they_were() -> None:
+    class Looking(Tiny):
+        def on_training_start(self) -> None:
+            flags.append(torch.are_deterministic_algorithms_enabled())
+
+    flags: list[bool] = []
+    quiet(max_epochs=1, deterministic=True).fit(Looking(), data())
+    assert flags == [True]
+    assert not torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(NotImplementedError, match="has no train_step"):
+        quiet(max_epochs=1, deterministic=True, benchmark=True).fit(OnlySetup("only"), data())
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert not torch.backends.cudnn.benchmark
+
+
+class OnlySetup(Model):
+    def setup(self, fast_init: bool = False) -> None:
+        pass
+
+    def valid_step(self, batch: Any, step: int) -> None:
+        pass
+
+
+def test_an_accelerator_that_is_not_there_is_an_error() -> None:
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="accelerator='cuda'"):
+            quiet(max_epochs=1, accelerator="cuda").fit(Tiny(), data())
+
+
+def test_callbacks_keep_their_state_and_their_model(tmp_path: Path) -> None:
+    class Counter(Callback):
+        count = 0
+
+        def on_training_batch_end(self, state: Any, should_log: bool = False) -> None:
+            self.count += 1
+            assert self.model.trainer.max_epochs is not None
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"count": self.count}
+
+        def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+            self.count = state_dict["count"]
+
+    quiet(max_epochs=1, root=tmp_path, callbacks=[Counter(), Counter()]).fit(Tiny(), data())
+    callbacks = [Counter(), Counter()]
+    quiet(max_epochs=2, root=tmp_path, callbacks=callbacks).fit(Tiny(), data())
+    assert [callback.count for callback in callbacks] == [6, 6]
+
+
+def test_differences_of_options_are_told_at_a_resume(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    quiet(max_epochs=1, root=tmp_path).fit(Tiny(), data())
+    with caplog.at_level("INFO", logger="helios_lite"):
+        quiet(max_epochs=2, root=tmp_path, clip_norm=1.0).fit(Tiny(), data())
+    assert "option max_epochs: 1 in the checkpoint, 2 now" in caplog.text
+    assert "option clip_norm: None in the checkpoint, 1.0 now" in caplog.text
+    assert "option seed" not in caplog.text
+
+
+def test_the_trainer_holds_no_state_of_a_run(tmp_path: Path) -> None:
+    trainer = quiet(max_epochs=1, root=tmp_path)
+    before = dict(vars(trainer))
+    trainer.fit(Tiny("one"), data())
+    trainer.fit(Tiny("two"), data())
+    assert vars(trainer) == before
+
+
+def test_a_model_with_buffers_of_a_tensor_dataset_trains_in_bf16() -> None:
+    class Half(Tiny):
+        def train_step(self, batch: Any, state: Any) -> None:
+            with self.autocast():
+                out = self.net(batch[0])
+            assert out.dtype == torch.bfloat16
+            self.backward(out.float().square().mean())
+            self.optimizer_step(self.optimizer)
+
+    model = Half()
+    Trainer(max_epochs=1, root=None, precision="bf16", progress=False, print_banner=False).fit(
+        model, DataModule(Split(TensorDataset(torch.rand(8, 3)), batch_size=4))
+    )
+    assert model.net[0].weight.dtype == torch.float32
