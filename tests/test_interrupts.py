@@ -1,4 +1,13 @@
-"""Signals, kills and full disks: real ones. Nothing that was saved is lost, and the run goes on to the same end."""
+"""Signals, kills and full disks: real ones. Nothing that was saved is lost, and the run goes on to the same end.
+
+Changed by hand, each alone, to see a test fail:
+- checkpoint.py, testzip(): pass_over[flipped]; weights_only=False: pass_over[malicious].
+- checkpoint.py, writing in place instead of beside: kill_in_the_middle_of_a_save.
+- checkpoint.py, no snapshot: the_file_is_the_moment_of_the_save; no raise in join: surfaces.
+- checkpoint.py, flock for lockf, or no lock: a_second_run_in_the_folder.
+- data.py, SIGINT not ignored in loading processes: a_loading_process_ignores_ctrl_c.
+- trainer.py, no reason "interrupted": a_signal_finishes; interrupts.py, handlers not put back: a_signal_finishes.
+"""
 
 import os
 import signal

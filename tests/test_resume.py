@@ -1,6 +1,15 @@
 """Resumed equals uninterrupted, bit for bit, wherever a run is cut.
 
-What was removed by hand to see these tests fail, each alone (see MUTATIONS at the end of this docstring):
+Removed by hand, each alone, to see a test fail (the first that did is named; "any cut" is
+test_a_run_cut_after_any_update_...):
+- trainer.py, rng.restore(...) in train_epoch: any cut, dropout differs.
+- trainer.py, samples=state.epoch_samples: any cut, batches differ.
+- trainer.py, self.metrics.load_state_dict(...): any cut between two rows of metrics.
+- trainer.py, callbacks[name].load_state_dict(...), self.best_metrics, self.history = ..., latest.update(...): any cut.
+- trainer.py, self.kept_rows = metrics["rows"]: a_crash_between_checkpoints, rows are doubled.
+- data.py, rng.isolated(...) around _fetch; seed_cpu(...) for a sample; numpy in rng.seed_cpu: the_number_of_workers.
+- stopping.py, validated_step: test_trainer.py, validation_..._never_twice_at_a_step.
+- run.py, rng.isolated(...), module.training = training, no_grad (to inference_mode): test_trainer.py, P7's tests.
 """
 
 import sys
