@@ -25,12 +25,13 @@ logger = logging.getLogger("helios_lite")
 _REFRESH = 0.1  # Seconds between two looks at the progress bars.
 
 
-def banner_text(run: str, device: torch.device, precision: str) -> str:
+def banner_text(run: str, device: torch.device, processes: int, strategy: str, precision: str) -> str:
     """Return the lines of the banner: what runs, where, and on which versions."""
+    count = "1 process" if processes == 1 else f"{processes} processes ({strategy})"
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     return (
         f"helios_lite {__version__}   torch {torch.__version__}   Python {platform.python_version()}\n"
-        f"run {run}   device {device} ({place})   1 process   {precision}"
+        f"run {run}   device {device} ({place})   {count}   {precision}"
     )
 
 
@@ -194,14 +195,15 @@ class RunLog:
 
     Args:
         path: the file, appended to; None writes none.
+        is_main: whether this is rank 0; the others show warnings only.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, is_main: bool = True) -> None:
         self._handlers: list[logging.Handler] = []
         self._level = logger.level
         if not logging.getLogger().handlers:
             shown = _BesideBars()
-            shown.setLevel(logging.INFO)
+            shown.setLevel(logging.INFO if is_main else logging.WARNING)
             shown.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
             self._handlers.append(shown)
         if path is not None:

@@ -28,6 +28,7 @@ from torch.utils.data import (
 )
 
 from helios_lite import rng
+from helios_lite.distributed import World
 
 logger = logging.getLogger("helios_lite")
 
@@ -42,7 +43,8 @@ class Split:
 
     Args:
         dataset: any PyTorch dataset.
-        batch_size: samples per batch and process; left out with `batch_sampler`.
+        batch_size: samples per batch and process; left out with `batch_sampler`, whose batches are dealt to the
+            processes in turn.
         shuffle: a new random order in every epoch.
         drop_last: leave out an epoch's last batch if it is not full.
         num_workers: loading processes; any number gives the same batches.
@@ -133,13 +135,16 @@ class Batch(NamedTuple):
     Attributes:
         data: what the collate function made.
         size: samples in it.
-        share: its part of the samples of its accumulation window; 1.0 if it is the only one.
+        samples: samples of all ranks in this batch together.
+        share: its part of the samples of its accumulation window, times the number of ranks, whose gradients are
+            averaged; 1.0 if it is the only one.
         closes: whether it is the last of its window: the optimizer steps.
         last: whether it is known to be the last of the epoch.
     """
 
     data: Any
     size: int
+    samples: int
     share: float
     closes: bool
     last: bool
@@ -167,13 +172,15 @@ class Epoch(NamedTuple):
     length: int | None
 
 
-def make_loader(source: Any, phase: str, seed: int) -> Loader:
+def make_loader(source: Any, phase: str, seed: int, world: World = World()) -> Loader:  # noqa: B008 (frozen)
     """Return the loader of a split.
 
     Args:
         source: a Split, a DataLoader or another iterable of batches.
-        phase: its name in messages.
+        phase: "train", or another name in messages: for training the ranks share every batch, so that all take
+            the same number of steps; otherwise they share the samples, each index going to exactly one.
         seed: what orders and draws are derived from.
+        world: the ranks.
 
     Raises:
         TypeError: the source is no such thing.
@@ -181,18 +188,20 @@ def make_loader(source: Any, phase: str, seed: int) -> Loader:
     """
     if isinstance(source, Split):
         if isinstance(source.dataset, IterableDataset):
-            return IterableLoader(source, _stock_loader(source), phase, seed)
-        return SplitLoader(source, phase, seed)
+            return IterableLoader(source, _stock_loader(source), phase, seed, world)
+        return SplitLoader(source, phase, seed, world)
     if not isinstance(source, Iterable):
         raise TypeError(f"the {phase} split is a {type(source).__name__}: needs a Split, a DataLoader or an iterable")
-    return IterableLoader(source, source, phase, seed)
+    return IterableLoader(source, source, phase, seed, world)
 
 
 class SplitLoader:
     """Batches of a map-style Split, exact as the module's docstring says."""
 
-    def __init__(self, split: Split, phase: str, seed: int) -> None:
+    def __init__(self, split: Split, phase: str, seed: int, world: World) -> None:
         self.source = split
+        self._world = world
+        self._ranks = world.size if phase == "train" else 1
         self._phase = phase
         self._seed = seed
         self._length = len(split.dataset)  # type: ignore[arg-type]
@@ -214,8 +223,8 @@ class SplitLoader:
         """Return the rest of an epoch; `batches` does not matter, for the position is `samples`."""
         seed = rng.derive(self._seed, epoch)
         plan = self._plan(epoch, seed, samples)
-        if len(plan) == 0 and samples == 0:
-            why = "drop_last leaves nothing" if self.source.drop_last else "the sampler gives nothing"
+        if len(plan) == 0 and samples == 0 and (self._phase == "train" or self._world.size == 1):
+            why = "drop_last leaves nothing" if self.source.drop_last else "there is none for every process"
             raise ValueError(f"the {self._phase} split has no batch: of {self._length} samples {why}")
         self._generator.manual_seed(seed)
         self._indices.plan = plan
@@ -230,12 +239,12 @@ class SplitLoader:
         """Do nothing."""
 
     def _plan(self, epoch: int, seed: int, start: int) -> _Plan | _Batches:
-        split = self.source
+        split, world = self.source, self._world
         if split.batch_sampler is not None:
             batches = iter(_draw(split.batch_sampler, epoch, seed))
             while start > 0:
                 start -= len(next(batches, range(start)))
-            return _Batches(batches)
+            return _Batches(list(batches), world, training=self._phase == "train")
         order: Sequence[int] | Tensor
         if split.sampler is not None:
             order = _draw(split.sampler, epoch, seed)
@@ -244,24 +253,32 @@ class SplitLoader:
         else:
             order = range(self._length)
         assert split.batch_size is not None  # Split requires it without a batch_sampler.
-        return _Plan(order, start, split.batch_size, split.drop_last)
+        if self._phase == "train":
+            return _Plan(order, start, split.batch_size, split.drop_last, world)
+        low, high = (len(order) * number // world.size for number in (world.rank, world.rank + 1))
+        return _Plan(order[low:high], start, split.batch_size, split.drop_last, World())
 
     def _windows(self, plan: _Plan | _Batches, window: int) -> Iterator[Batch]:
         length = len(plan)
         total = 0
         for i, data in enumerate(self._loader):
             if i % window == 0:
-                total = sum(plan.size(j) for j in range(i, min(i + window, length)))
+                total = sum(plan.samples(j) for j in range(i, min(i + window, length)))
             size = plan.size(i)
             last = i + 1 == length
-            yield Batch(data, size, size / total, last or (i + 1) % window == 0, last)
+            share = size * self._ranks / total
+            yield Batch(data, size, plan.samples(i), share, last or (i + 1) % window == 0, last)
 
 
 class IterableLoader:
-    """Batches of somebody else's loader. With accumulation a window is read before it is used, to know its size."""
+    """Batches of somebody else's loader. With accumulation a window is read before it is used, to know its size.
 
-    def __init__(self, source: Any, iterable: Any, phase: str, seed: int) -> None:
+    Among several ranks it must give each its own part, and all the same number of batches in training.
+    """
+
+    def __init__(self, source: Any, iterable: Any, phase: str, seed: int, world: World) -> None:
         self.source = source
+        self._world = world
         self._iterable = iterable
         self._phase = phase
         self._seed = seed
@@ -301,7 +318,7 @@ class IterableLoader:
             total = sum(sizes)
             for i, (data, size) in enumerate(zip(batches, sizes, strict=True)):
                 # `last` stays False: nobody's length is trusted, the end is where the iterator ends.
-                yield Batch(data, size, size / total, i + 1 == len(batches), False)
+                yield Batch(data, size, size * self._world.size, size / total, i + 1 == len(batches), False)
         if fresh:
             raise ValueError(f"the {self._phase} split gave no batch (an iterator can be used for one epoch only)")
 
@@ -363,31 +380,63 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
 
 class _Plan:
-    """The index batches of an order from a position on."""
+    """One rank's index batches of an order from a position on.
 
-    def __init__(self, order: Sequence[int] | Tensor, start: int, size: int, drop_last: bool) -> None:
-        self._order, self._start, self._size = order, start, size
+    The order is cut into batches for all ranks together, and each of these into contiguous parts, one for each rank.
+    A last batch with fewer samples than ranks is left out: a rank without a sample could not take part in the step.
+    """
+
+    def __init__(self, order: Sequence[int] | Tensor, start: int, size: int, drop_last: bool, world: World) -> None:
+        self._order, self._start, self._world = order, start, world
+        self._step = size * world.size
         left = max(0, len(order) - start)
-        self._left = left - left % size if drop_last else left
+        tail = left % self._step
+        self._left = left - tail if drop_last or tail < world.size else left
 
     def __len__(self) -> int:
-        return -(-self._left // self._size)
+        return -(-self._left // self._step)
+
+    def samples(self, i: int) -> int:
+        return min(self._step, self._left - i * self._step)
 
     def size(self, i: int) -> int:
-        return min(self._size, self._left - i * self._size)
+        each, more = divmod(self.samples(i), self._world.size)
+        return each + (self._world.rank < more)
 
     def __iter__(self) -> Iterator[list[int]]:
         for i in range(len(self)):
-            low = self._start + i * self._size
+            each, more = divmod(self.samples(i), self._world.size)
+            low = self._start + i * self._step + self._world.rank * each + min(self._world.rank, more)
             part = self._order[low : low + self.size(i)]
             yield part.tolist() if isinstance(part, Tensor) else list(part)
 
 
-class _Batches(list[list[int]]):
-    """The index batches of a batch sampler."""
+class _Batches:
+    """One rank's index batches of a batch sampler, whose batches are dealt to the ranks in turn.
+
+    What is left at the end, fewer batches than ranks, is cut into even parts for training, as in `_Plan`.
+    """
+
+    def __init__(self, batches: list[Sequence[int]], world: World, training: bool) -> None:
+        whole = len(batches) - len(batches) % world.size if training else len(batches)
+        self._mine = [list(batch) for batch in batches[world.rank : whole : world.size]]
+        self._samples = [sum(len(batch) for batch in batches[i : i + world.size]) for i in range(0, whole, world.size)]
+        rest = [index for batch in batches[whole:] for index in batch]
+        if len(rest) >= world.size:
+            self._mine += list(_Plan(rest, 0, -(-len(rest) // world.size), False, world))
+            self._samples.append(len(rest))
+
+    def __len__(self) -> int:
+        return len(self._mine)
+
+    def samples(self, i: int) -> int:
+        return self._samples[i]
 
     def size(self, i: int) -> int:
-        return len(self[i])
+        return len(self._mine[i])
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._mine)
 
 
 class _Indices:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from helios_lite.distributed import World
 
 Reduce = Literal["mean", "sum", "min", "max", "last", "std"]
 
@@ -28,6 +30,13 @@ _RESULT: dict[str, Callable[[list[float]], float]] = {
     "max": lambda totals: totals[5],
     "last": lambda totals: totals[6],
 }
+
+
+class Summary(NamedTuple):
+    """Metrics by full name, and name and step of the first logged value that was NaN or infinite, if one was."""
+
+    values: dict[str, float]
+    first_not_finite: tuple[str, int] | None
 
 
 class Metrics:
@@ -64,15 +73,32 @@ class Metrics:
             raise ValueError(f"log({name!r}): reduce={reduce!r}, but it was {series.reduce!r} before")
         series.add(name, value, count, self.step)
 
-    def compute(self) -> dict[str, float]:
-        """Return every metric's value so far, reading from the device once; nothing changes."""
-        return {name: _RESULT[self._series[name].reduce](totals) for name, totals in self._totals().items()}
+    def compute(self, world: World = World(), *, idle: bool = False) -> Summary:  # noqa: B008 (frozen)
+        """Return every metric's value so far over all ranks; nothing changes. Call on every rank.
 
-    def first_not_finite(self) -> tuple[str, int] | None:
-        """Return name and step of the first logged value that was NaN or infinite, reading from the device once."""
-        steps = {name: int(totals[-1]) for name, totals in self._totals().items()}
-        bad = {name: step for name, step in steps.items() if step != _NEVER}
-        return min(bad.items(), key=lambda item: item[1]) if bad else None
+        Reads from the device once, and communicates once.
+
+        Args:
+            world: the ranks.
+            idle: this rank had no batch, and so may lack names that others have.
+
+        Raises:
+            ValueError: ranks that had batches logged different names; raised on every rank.
+        """
+        rows = {name: (self._series[name].reduce, totals) for name, totals in self._totals().items()}
+        found = world.gather((idle, rows))
+        known = {name for _, other in found for name in other}
+        for rank, (was_idle, other) in enumerate(found):
+            if not was_idle and (missing := sorted(known - other.keys())):
+                raise ValueError(f"metrics differ among the ranks: rank {rank} did not log {missing}")
+        merged: dict[str, tuple[str, list[float]]] = {}
+        for _, other in found:
+            for name, (reduce, totals) in other.items():
+                before = merged.get(name)
+                merged[name] = (reduce, totals if before is None else _merge_rows(before[1], totals))
+        values = {name: _RESULT[reduce](totals) for name, (reduce, totals) in merged.items()}
+        bad = {name: int(totals[-1]) for name, (_, totals) in merged.items() if totals[-1] != _NEVER}
+        return Summary(values, min(bad.items(), key=lambda item: item[1]) if bad else None)
 
     def clear(self) -> None:
         """Forget every value and name."""
@@ -83,10 +109,16 @@ class Metrics:
         return {name: series.state_dict() for name, series in self._series.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where another `state_dict` stopped."""
-        self._series = {name: _Series(state["reduce"], self.device) for name, state in state_dict.items()}
+        """Continue where another `state_dict` stopped; values that are here already are kept besides."""
         for name, state in state_dict.items():
-            self._series[name].load_state_dict(state)
+            loaded = _Series(state["reduce"], self.device)
+            loaded.load_state_dict(state)
+            present = self._series.get(name)
+            if present is not None and (mine := present.totals()) is not None:
+                loaded.folded = mine if (other := loaded.totals()) is None else _merge(mine, other)
+                loaded.counts.clear()
+                loaded.steps.clear()
+            self._series[name] = loaded
 
     def _totals(self) -> dict[str, list[float]]:
         totals = {name: series.totals() for name, series in self._series.items()}
@@ -174,6 +206,11 @@ class _Series:
         pinned = self.values.device.type == "cuda"
         host = torch.tensor(numbers, dtype=self.values.dtype, pin_memory=pinned)
         return host.to(self.values.device, non_blocking=True)
+
+
+def _merge_rows(a: list[float], b: list[float]) -> list[float]:
+    merged: list[float] = _merge(torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)).tolist()
+    return merged
 
 
 def _merge(a: Tensor, b: Tensor) -> Tensor:

@@ -9,13 +9,14 @@ import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from helios_lite import checkpoint
 from helios_lite.data import to_device
+from helios_lite.distributed import Parallel, World
 from helios_lite.hooks import Hooks
 from helios_lite.metrics import Metrics, Reduce
 from helios_lite.precision import Precision
@@ -37,21 +38,30 @@ class Runtime:
         trainer: the trainer, None outside of a run.
         device: where the model computes.
         precision: the number format of the forward pass, and how a loss becomes an update.
+        parallel: puts networks on the device and across the processes.
         metrics: takes logged values; None outside of a run.
         phase: "train", "valid" or "test", or with a split's name "valid/<name>": the prefix of logged names.
         batch_size: samples in the batch being used: the default weight of a logged value.
         improved: what `monitor` says of the last validation; True without a monitor.
         latest: the last value of every metric, by full name.
+        is_set_up: whether `setup` has run.
     """
 
     trainer: Trainer | None
     device: torch.device
     precision: Precision
+    parallel: Parallel
     metrics: Metrics | None = None
     phase: str = "train"
     batch_size: int = 1
     improved: bool = True
     latest: dict[str, float] = dataclasses.field(default_factory=dict)
+    is_set_up: bool = False
+
+
+def outside(device: torch.device) -> Runtime:
+    """Return the runtime of a model that no trainer runs: alone, in fp32."""
+    return Runtime(None, device, Precision("fp32", device), Parallel(device, World()))
 
 
 class Model(Hooks, abc.ABC):
@@ -74,12 +84,9 @@ class Model(Hooks, abc.ABC):
         _test_scores: the same for testing, "test/<name>".
     """
 
-    _runtime: Runtime = Runtime(
-        trainer=None, device=torch.device("cpu"), precision=Precision("fp32", torch.device("cpu"))
-    )
-
     def __init__(self, save_name: str) -> None:
         self._save_name = save_name
+        self._runtime = outside(torch.device("cpu"))
         self.hparams: dict[str, Any] = {}
         self._loss_items: dict[str, Tensor] = {}
         self._running_losses: dict[str, Tensor] = {}
@@ -113,22 +120,22 @@ class Model(Hooks, abc.ABC):
     @property
     def is_distributed(self) -> bool:
         """Whether several processes train together."""
-        return False
+        return self._runtime.parallel.world.size > 1
 
     @property
     def rank(self) -> int:
-        """The number of this process on its machine, which is also its device's; 0 if it is alone."""
-        return 0
+        """The number of this process on its machine (the local rank); 0 if it is alone."""
+        return self._runtime.parallel.world.local_rank
 
     @property
     def global_rank(self) -> int:
         """The number of this process among all; 0 if it is alone."""
-        return 0
+        return self._runtime.parallel.world.rank
 
     @property
     def world_size(self) -> int:
         """The number of processes."""
-        return 1
+        return self._runtime.parallel.world.size
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -253,18 +260,27 @@ class Model(Hooks, abc.ABC):
         if "save_name" in inspect.signature(cls).parameters:
             arguments.setdefault("save_name", content["save_name"])
         model = cls(**arguments)
-        place = torch.device(device)
-        model._runtime = Runtime(trainer=None, device=place, precision=Precision("fp32", place))
+        model._runtime = outside(torch.device(device))
         model.setup(fast_init=True)
+        model._runtime.is_set_up = True
         model.load_state_dict(content["model"], fast_init=True)
         model.eval()
         return model
 
     # What steps use.
 
-    def parallelize(self, net: Net) -> Net:
-        """Move a network to the device. To be called in `setup`, before its optimizer is made."""
-        return net.to(self._runtime.device)
+    def parallelize(self, net: Net, blocks: tuple[type[nn.Module], ...] = ()) -> Net:
+        """Move a network to the device, compile it if asked, and span it over the processes.
+
+        To be called in `setup`, on every rank alike, before the network's optimizer is made. With several processes
+        and `strategy="ddp"` the result is DistributedDataParallel, which passes attributes of the network through;
+        with "fsdp" it is the same network, sharded by FSDP2. A process that is alone gets the network itself.
+
+        Args:
+            net: initialised alike on every rank, as it is when `setup` draws from the seeded generators.
+            blocks: for "fsdp": types of submodules (a transformer's layers) to shard one by one.
+        """
+        return cast(Net, self._runtime.parallel.wrap(net, blocks))
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """Return the context for the forward pass: the trainer's `precision`."""

@@ -32,9 +32,14 @@ class Options:
 
     Placement
         accelerator: "auto" (CUDA, then MPS, then CPU), "cpu", "cuda" or "mps".
+        devices: how many, their numbers, or "auto" (every GPU); one process for each is started on this machine. A
+            process that torchrun has started joins the others instead, on any number of machines.
+        strategy: "ddp" (every process has the whole network) or "fsdp" (it is sharded over them).
+        max_restarts: how often all processes are started again after one failed, to go on from the newest checkpoint.
 
     Numerics
         precision: "fp32" or "bf16" (autocast; the weights stay fp32).
+        compile: compile the networks that pass through `Model.parallelize`.
         accumulation_steps: micro-batches per update; an epoch's last window may be shorter and is averaged as such.
         clip_norm: largest 2-norm of the gradients of one optimizer; None does not clip.
         check_finite: a logged training value that is NaN or infinite ends the run with a FloatingPointError
@@ -82,8 +87,12 @@ class Options:
     max_minutes: float | None = None
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: int | list[int] | Literal["auto"] = 1
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    max_restarts: int = 0
 
     precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
     accumulation_steps: int = 1
     clip_norm: float | None = None
     check_finite: bool = True
@@ -111,7 +120,7 @@ class Options:
     print_banner: bool = True
 
     def __post_init__(self) -> None:
-        flags = "deterministic benchmark fast_dev_run check_finite async_save progress print_banner"
+        flags = "deterministic benchmark fast_dev_run compile check_finite async_save progress print_banner"
         for name in flags.split():
             self._type(name, bool, "True or False")
 
@@ -130,6 +139,9 @@ class Options:
             raise ValueError("max_epochs, max_steps, max_minutes: at least one is needed")
 
         self._choice("accelerator", "auto", "cpu", "cuda", "mps")
+        self._devices()
+        self._choice("strategy", "ddp", "fsdp")
+        self._integer("max_restarts", least=0)
         self._choice("precision", "fp32", "bf16")
         self._integer("accumulation_steps", least=1)
         self._number("clip_norm", optional=True)
@@ -193,6 +205,18 @@ class Options:
             raise TypeError(f"{name}={value!r}: must be a number")
         self._reject(name, not 0 <= value < math.inf, "must be finite and positive" + (" or 0" if zero else ""))
         self._reject(name, value == 0 and not zero, "must be positive")
+
+    def _devices(self) -> None:
+        if isinstance(self.devices, list | tuple):
+            numbers = list(self.devices)
+            if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
+                raise TypeError(f'devices={self.devices!r}: must be a number, a list of numbers or "auto"')
+            bad = not numbers or len(set(numbers)) < len(numbers) or min(numbers) < 0
+            self._reject("devices", bad, "must name different devices, from 0")
+        elif isinstance(self.devices, str):
+            self._reject("devices", self.devices != "auto", 'must be a number, a list of numbers or "auto"')
+        else:
+            self._integer("devices", least=1)
 
     def _choice(self, name: str, *choices: str) -> None:
         listed = f"one of {', '.join(choices)}"

@@ -15,7 +15,7 @@ import torch
 from helios_lite import checkpoint, console, rng
 from helios_lite.checkpoint import Checkpoints
 from helios_lite.data import DataModule, Loader, make_loader
-from helios_lite.distributed import choose_device
+from helios_lite.distributed import Parallel, choose_accelerator, choose_device, join_world
 from helios_lite.metrics import Metrics
 from helios_lite.model import Model, Runtime
 from helios_lite.precision import Precision
@@ -28,17 +28,23 @@ logger = logging.getLogger("helios_lite")
 
 
 class Run:
-    """A model, its data and its folder for the time of one call of the trainer.
+    """A model, its data and its folder for the time of one call of the trainer, in one of its processes.
 
     Args:
         trainer: the options, and what `model.trainer` returns.
         model: the model.
         datamodule: its data.
+        prepared: whether `prepare_data` has run, in the process that launched this one.
     """
 
-    def __init__(self, trainer: Trainer, model: Model, datamodule: DataModule) -> None:
+    def __init__(self, trainer: Trainer, model: Model, datamodule: DataModule, prepared: bool = False) -> None:
         self.trainer, self.model, self.datamodule = trainer, model, datamodule
-        self.device = choose_device(trainer.accelerator)
+        self.prepared = prepared
+        kind = choose_accelerator(trainer.accelerator)
+        self.world = join_world(kind)
+        self.device = choose_device(kind, trainer.devices, self.world)
+        if kind == "cuda":
+            torch.cuda.set_device(self.device)
         self.state = TrainingState()
         self.metrics = Metrics(self.device)
         self.bars = console.Bars(False)
@@ -62,33 +68,44 @@ class Run:
                     keep_best=trainer.keep_best,
                     background=trainer.async_save,
                 )
-            log = console.RunLog(None if self.folder is None else self.folder / "train.log")
+            main_folder = self.folder if self.world.is_main else None
+            log = console.RunLog(None if main_folder is None else main_folder / "train.log", self.world.is_main)
             stack.callback(log.close)
             stack.callback(lambda: self.bars.close())
             stack.callback(self.leave)
             stack.enter_context(_backend_flags(trainer.deterministic, trainer.benchmark))
-            self.datamodule.prepare_data()
+            if self.world.is_main and not self.prepared:
+                self.datamodule.prepare_data()
+            self.world.broadcast(None)  # Until then the others wait.
             yield
 
-    def setup(self, *, fast_init: bool, ready: bool = False) -> None:
-        """Let the datamodule, the model (unless it is `ready`) and the callbacks build what they need."""
+    def setup(self, *, fast_init: bool) -> None:
+        """Let the datamodule, the model (unless it has been set up and only its networks count) and callbacks build."""
         trainer, model = self.trainer, self.model
         rng.seed_all(trainer.seed)
         self.datamodule.setup()
-        precision = Precision(trainer.precision, self.device, trainer.clip_norm)
-        self.runtime = model._runtime = Runtime(trainer, self.device, precision, self.metrics)
-        # Seeded anew, so that the weights do not depend on what the data drew.
+        is_set_up = model._runtime.is_set_up
+        parallel = Parallel(self.device, self.world, trainer.strategy, trainer.compile)
+        precision = Precision(trainer.precision, self.device, trainer.clip_norm, self.world)
+        self.runtime = model._runtime = Runtime(trainer, self.device, precision, parallel, self.metrics)
+        # Seeded anew, so that the weights do not depend on what the data drew; and alike on every rank.
         rng.seed_all(trainer.seed)
-        if not ready:
+        if is_set_up and fast_init:
+            for net in model._modules():
+                net.to(self.device)
+        else:
             model.setup(fast_init=fast_init)
+        self.runtime.is_set_up = True
+        parallel.prepare(list(model._stateful()))
         for callback in trainer.callbacks:
             callback.model = model
             callback.setup(fast_init=fast_init)
+        if not self.world.is_main:
+            rng.seed_all(rng.derive(trainer.seed, self.world.rank))  # From here on dropout differs among the ranks.
 
     def leave(self) -> None:
         """Let the model know that the run is over; its device and last metrics stay."""
-        if "_runtime" in vars(self.model):
-            self.model._runtime.trainer = self.model._runtime.metrics = None
+        self.model._runtime.trainer = self.model._runtime.metrics = None
 
     def call(self, hook: str, *arguments: Any) -> None:
         """Call a hook of the model and then of every callback."""
@@ -102,10 +119,14 @@ class Run:
         if source is None:
             return {}
         parts = {f"/{name}": part for name, part in source.items()} if isinstance(source, Mapping) else {"": source}
-        return {phase + name: make_loader(part, phase + name, self.trainer.seed) for name, part in parts.items()}
+        return {
+            phase + name: make_loader(part, phase + name, self.trainer.seed, self.world) for name, part in parts.items()
+        }
 
     def evaluate(self, phase: str, loaders: dict[str, Loader], cycle: int, limit: int | None) -> dict[str, float]:
-        """Run one evaluation and return its metrics; not one bit of the training changes by it.
+        """Run one evaluation and return its metrics over all ranks; not one bit of the training changes by it.
+
+        Call on every rank.
 
         Args:
             phase: "valid" or "test".
@@ -122,7 +143,7 @@ class Run:
         runtime.metrics = Metrics(self.device)
         step = 0
         # no_grad, not inference_mode: a buffer first made here (a cache of positions) must serve training later.
-        with rng.isolated(self.device), torch.no_grad():
+        with rng.isolated(self.device), torch.no_grad(), runtime.parallel.evaluating():
             rng.seed_all(rng.derive(self.trainer.seed))  # The same draws in every validation.
             model.eval()
             self.call(f"{hooks}_start", *numbers)
@@ -139,9 +160,9 @@ class Run:
                 self.bars.finish()
             runtime.phase, runtime.batch_size = phase, 1
             self.call(f"{hooks}_end", *numbers)
-        values = runtime.metrics.compute()
-        scores = model._test_scores if testing else model._val_scores
-        values.update({f"{phase}/{name}": float(value) for name, value in scores.items()})
+        for name, score in (model._test_scores if testing else model._val_scores).items():
+            runtime.metrics.add(f"{phase}/{name}", score, 1)
+        values = runtime.metrics.compute(self.world, idle=step < len(loaders)).values
         model.train()
         for module, training in modes:  # A part that its user had frozen stays in the mode it had.
             module.training = training
@@ -149,10 +170,20 @@ class Run:
         return values
 
     def load(self, choice: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]] | None:
-        """Read the checkpoint that "best", "last" or a path means; None if the run's folder has none."""
-        if choice not in ("best", "last"):
-            return Path(choice), checkpoint.load(Path(choice), self.device)
-        return None if self.checkpoints is None else self.checkpoints.load(str(choice), self.device)
+        """Read the checkpoint that "best", "last" or a path means; None if the run's folder has none.
+
+        Call on every rank; rank 0 chooses. All must be able to read the file.
+        """
+        found = None
+        if self.world.is_main:
+            if choice not in ("best", "last"):
+                found = Path(choice), checkpoint.load(Path(choice), self.device)
+            elif self.checkpoints is not None:
+                found = self.checkpoints.load(str(choice), self.device)
+        path = self.world.broadcast(None if found is None else found[0])
+        if path is None:
+            return None
+        return found or (path, checkpoint.load(path, self.device))
 
 
 class Evaluation(Run):
@@ -162,8 +193,8 @@ class Evaluation(Run):
         """Return the metrics of the "valid" or "test" split with the checkpoint that was chosen."""
         model, trainer = self.model, self.trainer
         with self.around():
-            ready = "_runtime" in vars(model) and model.device == self.device
-            self.setup(fast_init=True, ready=ready)
+            untouched = not model._runtime.is_set_up
+            self.setup(fast_init=True)
             loaders = self.loaders(phase)
             if not loaders:
                 raise ValueError(f"the datamodule has no {phase} split")
@@ -173,14 +204,14 @@ class Evaluation(Run):
                 path, content = found
                 title = f"{phase} of {path.name}"
                 model.load_state_dict(content["model"], fast_init=True)
-            elif choice is not None or not ready:
+            elif choice is not None or untouched:
                 model.load_for_testing()
-            self.bars = console.Bars(trainer.progress)
+            self.bars = console.Bars(trainer.progress and self.world.is_main)
             metrics = self.evaluate(phase, loaders, cycle=1, limit=1 if trainer.fast_dev_run else None)
             model.eval()
             self.bars.close()
             logger.debug("%s: %s", title, metrics)
-            if trainer.print_banner:
+            if trainer.print_banner and self.world.is_main:
                 console.show_metrics(title, metrics)
             return metrics
 

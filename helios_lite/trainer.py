@@ -7,15 +7,21 @@ import copy
 import logging
 import math
 import os
+import tempfile
 import time
 from pathlib import Path
+from signal import Signals
 from typing import Any
+
+import torch
 
 from helios_lite import checkpoint, console, rng
 from helios_lite.data import Batch, DataModule, Loader, make_loader
+from helios_lite.distributed import choose_accelerator, choose_devices, is_launched
 from helios_lite.interrupts import Interrupts
+from helios_lite.launch import Interrupted, launch, watch
 from helios_lite.loggers import JsonlLogger, Logger
-from helios_lite.model import Model
+from helios_lite.model import Model, outside
 from helios_lite.options import Options
 from helios_lite.run import Evaluation, Run
 from helios_lite.state import FitResult
@@ -37,13 +43,13 @@ class Trainer(Options):
             ValueError: a split is empty, or an option does not fit the model or the data; the message names it.
             Exception: whatever the model, the data or a callback raises, as it is, after `teardown`.
         """
-        return _Training(self, model, datamodule).run()
+        return self._perform("fit", model, datamodule)  # type: ignore[no-any-return]
 
     def validate(
         self, model: Model, datamodule: DataModule, checkpoint: str | os.PathLike[str] | None = "best"
     ) -> dict[str, float]:
         """Evaluate the validation split and return its metrics by full name; `checkpoint` is as in `test`."""
-        return Evaluation(self, model, datamodule).run("valid", checkpoint)
+        return self._perform("valid", model, datamodule, checkpoint)  # type: ignore[no-any-return]
 
     def test(
         self, model: Model, datamodule: DataModule, checkpoint: str | os.PathLike[str] | None = "best"
@@ -60,22 +66,69 @@ class Trainer(Options):
             FileNotFoundError, CheckpointError: the path given cannot be read.
             ValueError: there is no such split.
         """
-        return Evaluation(self, model, datamodule).run("test", checkpoint)
+        return self._perform("test", model, datamodule, checkpoint)  # type: ignore[no-any-return]
+
+    def _perform(self, task: str, model: Model, datamodule: DataModule, checkpoint: Any = None) -> Any:
+        """Do a task in this process, or in as many new ones as `devices` says."""
+        arguments = {"trainer": self, "model": model, "datamodule": datamodule, "task": task, "checkpoint": checkpoint}
+        processes = len(choose_devices(choose_accelerator(self.accelerator), self.devices))
+        if processes == 1 or is_launched():
+            return _perform(**arguments)
+        try:
+            datamodule.prepare_data()
+        except BaseException:
+            datamodule.teardown()
+            raise
+        with tempfile.TemporaryDirectory(prefix="helios_lite-") as folder:
+            arguments["weights"] = Path(folder) / "weights.pth"
+            result = launch(_perform, arguments, processes=processes, max_restarts=self.max_restarts)
+            weights = torch.load(arguments["weights"], map_location="cpu", weights_only=True)
+        # The caller's model has trained in other processes; here it gets what came of it.
+        model._runtime = outside(torch.device("cpu"))
+        model.setup(fast_init=True)
+        model.load_state_dict(weights, fast_init=True)
+        model._runtime.is_set_up = True
+        return result
+
+
+def _perform(
+    trainer: Trainer, model: Model, datamodule: DataModule, task: str, checkpoint: Any, weights: Path | None = None
+) -> Any:
+    """Do a task in this process. `weights`: where rank 0 leaves the model's state for the process that launched it."""
+    if task == "fit":
+        training = _Training(trainer, model, datamodule, prepared=weights is not None)
+        try:
+            result: Any = training.run()
+        except (KeyboardInterrupt, SystemExit):
+            received = training.interrupts.received
+            if weights is None or received is None:
+                raise
+            raise Interrupted(received) from None
+    else:
+        result = Evaluation(trainer, model, datamodule, prepared=weights is not None).run(task, checkpoint)
+    if weights is not None:
+        state = model.state_dict()
+        if model.global_rank == 0:
+            torch.save(state, weights)
+    return result
 
 
 class _Training(Run):
     """One call of `fit`: the loop, and the state of the run that it moves forward."""
 
-    def __init__(self, trainer: Trainer, model: Model, datamodule: DataModule) -> None:
-        super().__init__(trainer, model, datamodule)
+    def __init__(self, trainer: Trainer, model: Model, datamodule: DataModule, prepared: bool = False) -> None:
+        super().__init__(trainer, model, datamodule, prepared)
         # Somebody says which validation is better: the monitor, or the user's own verdict.
         self.own_verdict = type(model).have_metrics_improved is not Model.have_metrics_improved
         self.judged = trainer.monitor is not None or self.own_verdict
         self.score: float | None = None  # Of the last validation; what checkpoints are ranked by.
         self.history: list[float] = []  # Of every validation.
         self.best_metrics: dict[str, float] = {}
-        self.stop_asked = False
         self.interrupts = Interrupts()
+        self.asked_to_stop = False  # By the model on this rank.
+        self.stop_reason: str | None = None  # What all ranks have agreed on.
+        self.asks_every_step = type(model).should_training_stop is not Model.should_training_stop
+        self.agreed_step, self.agreed_seconds, self.next_agreement = 0, 0.0, 0
         self.train_loader: Loader | None = None
         self.loader_state: dict[str, Any] = {}
         self.rng_state: dict[str, Any] | None = None  # Of the checkpoint, until the first batch after a resume.
@@ -91,8 +144,10 @@ class _Training(Run):
 
     def run(self) -> FitResult:
         with self.around(), contextlib.ExitStack() as stack:
-            if self.checkpoints is not None:
+            if self.checkpoints is not None and self.world.is_main:
                 stack.enter_context(self.checkpoints.opened())
+            if self.world.size > 1:
+                watch(self.world, self.interrupts)
             try:
                 self.setup(fast_init=False)
                 self.valid_loaders = self.loaders("valid") if self.validates() else {}
@@ -107,7 +162,7 @@ class _Training(Run):
                     logger.info("this run %s", title)
                 self.bars.close()
                 result = self.result(reason)
-                if self.trainer.print_banner:
+                if self.trainer.print_banner and self.world.is_main:
                     console.show_result(title, result, self.trainer.monitor, self.history)
                 return result
             finally:
@@ -132,7 +187,8 @@ class _Training(Run):
             self.save()
             if self.checkpoints is not None:
                 self.checkpoints.join()
-            if self.interrupts.received is not None:
+            self.world.broadcast(None)  # What rank 0 has written is there before any rank ends.
+            if self.interrupts.received is not None and self.world.is_main:
                 logger.warning("%s: stopped at step %d", self.interrupts.received.name, self.state.step)
         return reason
 
@@ -157,7 +213,8 @@ class _Training(Run):
             self.train_batch(batch)
             if not batch.closes:
                 continue
-            if batch.last and not self.stop_asked and self.interrupts.received is None:
+            self.agree()
+            if batch.last and self.stop_reason is None:
                 break  # What is due at this step is due at the end of the epoch, right below.
             if self.validation_due(window_start, epoch_batches, epoch_complete=False):
                 self.validate()
@@ -173,18 +230,22 @@ class _Training(Run):
         state.epoch += 1
         state.epoch_batch = state.epoch_samples = 0
         self.ask_model_to_stop()
+        self.agree(now=True)
         return self.boundary()
 
     def train_batch(self, batch: Batch) -> None:
         state, model, runtime = self.state, self.model, self.runtime
         runtime.batch_size = batch.size
-        runtime.precision.share, runtime.precision.window_closes = batch.share, batch.closes
+        precision = runtime.precision
+        precision.share = batch.share
+        precision.window_opens, precision.window_closes = precision.window_closes, batch.closes
+        runtime.parallel.sync_gradients(batch.closes)
         self.metrics.step = state.step + 1
         self.call("on_training_batch_start", state)
         model.train_step(model.batch_to_device(batch.data, "train"), state)
         state.batch += 1
         state.epoch_batch += 1
-        state.epoch_samples += batch.size
+        state.epoch_samples += batch.samples
         state.step += batch.closes
         should_log = batch.closes and (batch.last or state.step % self.trainer.log_every_steps == 0)
         self.call("on_training_batch_end", state, should_log)
@@ -199,14 +260,37 @@ class _Training(Run):
         Saving comes last, so that a file holds the decision and the counters that belong to it. The state in which
         a run stops is saved after `on_training_end`.
         """
-        if self.trainer.max_minutes is not None or self.trainer.save_every_minutes is not None:
-            self.tick()
-        reason = "should_training_stop" if self.stop_asked else self.finished()
-        if reason is None and self.interrupts.received is not None:
-            reason = "interrupted"
-        if reason is None and self.save_due() and self.model.should_save_checkpoint():
+        reason = self.finished() if self.stop_reason in (None, "interrupted") else self.stop_reason
+        if reason is None:
+            reason = self.stop_reason
+        if reason is None and self.save_due():
             self.save()
         return reason
+
+    def agree(self, now: bool = False) -> None:
+        """Let all ranks know what single ones know: a signal, the model's wish to stop, the time. Call on every rank.
+
+        Not at every update, unless the model has a `should_training_stop`: communicating about twice a second costs
+        nothing, and all ranks find the same next time from the same numbers.
+        """
+        state, world = self.state, self.world
+        timed = self.trainer.max_minutes is not None or self.trainer.save_every_minutes is not None
+        if world.size == 1:
+            stop, signal = self.asked_to_stop, self.interrupts.received
+            if timed:
+                self.tick()
+        else:
+            if not now and not self.asks_every_step and state.step < self.next_agreement:
+                return
+            self.tick()
+            mine = [self.asked_to_stop, self.interrupts.received or 0, state.seconds]
+            stopping, number, state.seconds = world.maximum(mine, self.device)
+            stop, signal = bool(stopping), Signals(int(number)) if number else None
+            each = (state.seconds - self.agreed_seconds) / max(1, state.step - self.agreed_step)
+            self.agreed_step, self.agreed_seconds = state.step, state.seconds
+            self.next_agreement = state.step + max(1, int(0.5 / max(each, 1e-6)))
+        self.interrupts.received = signal
+        self.stop_reason = "should_training_stop" if stop else "interrupted" if signal is not None else None
 
     def finished(self) -> str | None:
         """Return which of today's options ends the run at these counters; None if it goes on."""
@@ -223,7 +307,7 @@ class _Training(Run):
 
     def ask_model_to_stop(self) -> None:
         if self.model.should_training_stop():
-            self.stop_asked = True
+            self.asked_to_stop = True
 
     def epoch_loader(self) -> Loader:
         """Return the loader of what the datamodule calls its train split now."""
@@ -231,7 +315,7 @@ class _Training(Run):
         if source is None:
             raise ValueError("the datamodule has no train split")
         if self.train_loader is None or self.train_loader.source is not source:
-            self.train_loader = make_loader(source, "train", self.trainer.seed)
+            self.train_loader = make_loader(source, "train", self.trainer.seed, self.world)
             self.train_loader.load_state_dict(self.loader_state)
         return self.train_loader
 
@@ -274,7 +358,10 @@ class _Training(Run):
         self.score, runtime.improved = self.judge(values)
         if self.score is not None:
             self.history.append(self.score)
-        if not self.model.have_metrics_improved():
+        improved = self.model.have_metrics_improved()
+        if self.own_verdict:
+            improved = self.world.broadcast(improved)
+        if not improved:
             state.early_stop_count += 1
         elif self.judged:
             state.early_stop_count = 0
@@ -283,6 +370,7 @@ class _Training(Run):
             if self.score is None:  # By the user's verdict alone: what it last called better is best.
                 self.score = float(state.step)
         self.ask_model_to_stop()
+        self.agree(now=True)
         self.flush_clock += time.monotonic() - started
 
     def judge(self, values: dict[str, float]) -> tuple[float | None, bool]:
@@ -302,18 +390,25 @@ class _Training(Run):
         state = self.state
         if state.step == self.flushed_step:
             return
-        self.require_finite()
+        values = self.finite_metrics()
         self.tick()
-        values = self.metrics.compute()
         values |= {f"train/{name}": rate for name, rate in self.model._learning_rates().items()}
         values["train/step_seconds"] = (self.clock - self.flush_clock) / (state.step - self.flushed_step)
         self.metrics.clear()
         self.flushed_step, self.flush_clock = state.step, self.clock
         self.record(values)
 
-    def require_finite(self) -> None:
-        if self.trainer.check_finite and (bad := self.metrics.first_not_finite()) is not None:
-            raise FloatingPointError(f"{bad[0]} is not finite at step {bad[1]}")
+    def finite_metrics(self) -> dict[str, float]:
+        """Return the metrics since the last row. Call on every rank.
+
+        Raises:
+            FloatingPointError: one was not finite (`check_finite`); the message names it and its step.
+        """
+        summary = self.metrics.compute(self.world)
+        if self.trainer.check_finite and summary.first_not_finite is not None:
+            name, step = summary.first_not_finite
+            raise FloatingPointError(f"{name} is not finite at step {step}")
+        return summary.values
 
     def record(self, values: dict[str, float]) -> None:
         self.runtime.latest.update(values)
@@ -329,19 +424,21 @@ class _Training(Run):
     # Checkpoints.
 
     def save_due(self) -> bool:
-        state, trainer = self.state, self.trainer
+        state, trainer, model = self.state, self.trainer, self.model
         if self.checkpoints is None or self.saved_at == (state.step, state.epoch):
             return False
-        score = self.fresh_score()
-        if score is not None and self.checkpoints.would_be_kept(score):
-            return True
-        return trainer.keep_last != 0 and save_due(
+        due = trainer.keep_last != 0 and save_due(
             state,
             seconds_since=state.seconds - self.saved_seconds,
             every_epochs=trainer.save_every_epochs,
             every_steps=trainer.save_every_steps,
             every_minutes=trainer.save_every_minutes,
         )
+        if (score := self.fresh_score()) is not None:
+            due = self.world.broadcast(due or self.checkpoints.would_be_kept(score))
+        if due and type(model).should_save_checkpoint is not Model.should_save_checkpoint:
+            due = self.world.broadcast(model.should_save_checkpoint())
+        return due
 
     def fresh_score(self) -> float | None:
         """Return the score of these very weights, if they were judged."""
@@ -349,11 +446,11 @@ class _Training(Run):
         return self.score if fresh and not math.isnan(self.score or 0.0) else None
 
     def save(self) -> None:
-        """Write a checkpoint of this moment; `restore` is its counterpart."""
+        """Write a checkpoint of this moment; `restore` is its counterpart. Call on every rank."""
         if self.checkpoints is None:
             return
         started = time.monotonic()
-        self.require_finite()
+        self.finite_metrics()
         self.tick()
         state, trainer, model = self.state, self.trainer, self.model
         content = {
@@ -362,7 +459,7 @@ class _Training(Run):
             "save_name": model.save_name,
             "state": state.state_dict(),
             "model": model.state_dict(),
-            "rng": [rng.capture(self.device)],
+            "rng": self.world.gather(rng.capture(self.device)),
             "data": {} if self.train_loader is None else self.train_loader.state_dict(),
             "callbacks": {name: callback.state_dict() for name, callback in self.named_callbacks().items()},
             "config": trainer.config(),
@@ -372,20 +469,21 @@ class _Training(Run):
                 "best": self.best_metrics,
                 "history": self.history,
                 "flushed_step": self.flushed_step,
-                "pending": self.metrics.state_dict(),
+                "pending": self.world.gather(self.metrics.state_dict()),
                 "running_losses": model._running_losses,
                 "rows": 0 if self.rows is None else self.rows.rows,
             },
         }
-        self.last_checkpoint = self.checkpoints.save(
-            content,
-            epoch=state.epoch,
-            step=state.step,
-            append_metadata=model.append_metadata_to_chkpt_name,
-            score=self.fresh_score(),
-            spare=self.resumed_from,
-        )
-        logger.debug("saved %s", self.last_checkpoint)
+        if self.world.is_main:
+            self.last_checkpoint = self.checkpoints.save(
+                content,
+                epoch=state.epoch,
+                step=state.step,
+                append_metadata=model.append_metadata_to_chkpt_name,
+                score=self.fresh_score(),
+                spare=self.resumed_from,
+            )
+            logger.debug("saved %s", self.last_checkpoint)
         self.saved_at, self.saved_seconds = (state.step, state.epoch), state.seconds
         self.flush_clock += time.monotonic() - started
 
@@ -404,7 +502,8 @@ class _Training(Run):
             raise ValueError(f"resume={str(resume)!r}: the run folder has {newest}; choose another run_name")
         self.model.load_state_dict(content["model"])
         self.state.load_state_dict(content["state"])
-        self.rng_state = content["rng"][0]
+        if self.world.rank < len(content["rng"]):  # A rank that is new keeps the generators it has.
+            self.rng_state = content["rng"][self.world.rank]
         self.loader_state = content["data"]
         callbacks = self.named_callbacks()
         for name, callback_state in content["callbacks"].items():
@@ -416,7 +515,8 @@ class _Training(Run):
         self.runtime.latest.update(metrics["latest"])
         self.best_metrics, self.history = metrics["best"], metrics["history"]
         self.flushed_step = metrics["flushed_step"]
-        self.metrics.load_state_dict(metrics["pending"])
+        for pending in metrics["pending"][self.world.rank :: self.world.size]:
+            self.metrics.load_state_dict(pending)
         self.model._running_losses.update(metrics["running_losses"])
         self.kept_rows = metrics["rows"]
         self.resumed_from = self.last_checkpoint = path
@@ -440,6 +540,9 @@ class _Training(Run):
     def announce(self) -> None:
         """Open the run's own log of metrics and the bars; write and show what is about to run."""
         trainer, model = self.trainer, self.model
+        if not self.world.is_main:
+            self.loggers = []
+            return
         if self.folder is not None:
             checkpoint.write_json({"trainer": trainer.config(), "hparams": model.hparams}, self.folder / "config.json")
             self.rows = JsonlLogger(self.folder / "metrics.jsonl", self.kept_rows)
@@ -448,7 +551,8 @@ class _Training(Run):
             sink.log_config({**trainer.config(), "hparams": model.hparams})
         if trainer.print_banner:
             where = "without files" if self.folder is None else f"in {self.folder}"
-            console.show_banner(model.append_to_banner(console.banner_text(where, self.device, trainer.precision)))
+            text = console.banner_text(where, self.device, self.world.size, trainer.strategy, trainer.precision)
+            console.show_banner(model.append_to_banner(text))
             console.show_table(model.summary())
         total, unit = (trainer.max_epochs, "epoch") if trainer.max_steps is None else (trainer.max_steps, "step")
         self.bars = console.Bars(trainer.progress)
@@ -464,7 +568,7 @@ class _Training(Run):
     def result(self, reason: str) -> FitResult:
         return FitResult(
             state=copy.copy(self.state),
-            metrics={**self.runtime.latest, **self.metrics.compute()},
+            metrics={**self.runtime.latest, **self.metrics.compute(self.world).values},
             best_metrics=self.best_metrics,
             best_checkpoint=None if self.checkpoints is None or not self.judged else self.checkpoints.best(),
             last_checkpoint=self.last_checkpoint,

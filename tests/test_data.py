@@ -260,7 +260,7 @@ def test_a_window_knows_its_shares_and_its_end(done):
         (4, 4 / 11, False, False),
         (3, 3 / 11, True, True),
     ][done:]
-    assert [tuple(batch[1:]) for batch in batches] == expected
+    assert [(batch.size, *batch[3:]) for batch in batches] == expected
     assert length == len(expected)
 
 
@@ -281,7 +281,7 @@ def test_a_share_is_the_part_of_the_samples_of_the_window(window):
 
 def test_a_window_of_a_foreign_loader_knows_its_shares_and_its_end():
     batches = epoch([torch.ones(4), torch.ones(4), torch.ones(2)], window=2)
-    assert [tuple(batch[1:4]) for batch in batches] == [(4, 0.5, False), (4, 0.5, True), (2, 1.0, True)]
+    assert [tuple(batch[1:5]) for batch in batches] == [(4, 4, 0.5, False), (4, 4, 0.5, True), (2, 2, 1.0, True)]
 
 
 @pytest.mark.parametrize("dataset", [Indices(5), TensorDataset(torch.arange(5))], ids=["indices", "tensors"])

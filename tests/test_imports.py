@@ -27,7 +27,8 @@ ALLOWED = {
     #
     "rng": STANDARD_LIBRARY_ONLY,
     "distributed": STANDARD_LIBRARY_ONLY,
-    "precision": STANDARD_LIBRARY_ONLY,
+    "precision": STANDARD_LIBRARY_ONLY | {"distributed"},
+    "launch": STANDARD_LIBRARY_ONLY | {"distributed"},
     "metrics": STANDARD_LIBRARY_ONLY | FOUNDATION,
     "data": STANDARD_LIBRARY_ONLY | FOUNDATION,
     "checkpoint": STANDARD_LIBRARY_ONLY | FOUNDATION,
@@ -35,7 +36,7 @@ ALLOWED = {
     #
     "model": STANDARD_LIBRARY_ONLY | FOUNDATION | PARTS,
     "run": STANDARD_LIBRARY_ONLY | FOUNDATION | PARTS | {"model"},
-    "trainer": STANDARD_LIBRARY_ONLY | FOUNDATION | PARTS | {"model", "run"},
+    "trainer": STANDARD_LIBRARY_ONLY | FOUNDATION | PARTS | {"launch", "model", "run"},
     "__init__": {"data", "hooks", "model", "state", "trainer", "version"},
 }
 

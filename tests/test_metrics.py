@@ -47,18 +47,18 @@ def reference(reduce, values, counts):
 def test_every_reduction_agrees_with_the_standard_library(reduce, n, as_count):
     values, counts = some(n)
     metrics = logged(values, map(as_count, counts), reduce)
-    assert metrics.compute() == {"m": pytest.approx(reference(reduce, values, counts), rel=1e-12, abs=1e-12)}
+    assert metrics.compute().values == {"m": pytest.approx(reference(reduce, values, counts), rel=1e-12, abs=1e-12)}
 
 
 def test_counts_may_be_numbers_and_tensors_in_one_metric():
     values, counts = some(100)
     mixed = [torch.tensor(count) if i % 3 else count for i, count in enumerate(counts)]
-    assert logged(values, mixed).compute() == logged(values, counts).compute()
+    assert logged(values, mixed).compute().values == logged(values, counts).compute().values
 
 
 def test_the_mean_is_exact_over_batches_of_any_size():
     """Batches of 3, 3 and 1 of the numbers 0..6: their mean is 3, not the mean of the batches' means."""
-    assert logged([1.0, 4.0, 6.0], [3, 3, 1]).compute() == {"m": 3.0}
+    assert logged([1.0, 4.0, 6.0], [3, 3, 1]).compute().values == {"m": 3.0}
 
 
 @pytest.mark.parametrize(
@@ -76,12 +76,12 @@ def test_the_mean_is_exact_over_batches_of_any_size():
 )
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
 def test_one_number_of_any_dtype_is_taken_exactly(dtype, value, shape):
-    assert logged([torch.full(shape, value, dtype=dtype)], [1]).compute() == {"m": float(value)}
+    assert logged([torch.full(shape, value, dtype=dtype)], [1]).compute().values == {"m": float(value)}
 
 
 def test_low_precision_values_are_summed_in_high_precision():
     """In bfloat16 256 + 1 is 256."""
-    assert logged([torch.tensor(1.0, dtype=torch.bfloat16)] * 1000, [1] * 1000, "sum").compute() == {"m": 1000.0}
+    assert logged([torch.tensor(1.0, dtype=torch.bfloat16)] * 1000, [1] * 1000, "sum").compute().values == {"m": 1000.0}
 
 
 @pytest.mark.parametrize("n", [10, 64])
@@ -102,7 +102,7 @@ def test_what_happens_to_a_tensor_after_it_was_logged_does_not_matter():
     value.add_(100)
     count.add_(100)
     metrics.add("m", 4.0, 2)
-    assert metrics.compute() == {"m": 3.0}
+    assert metrics.compute().values == {"m": 3.0}
 
 
 @pytest.mark.parametrize("zero", [0, 0.0, torch.tensor(0)], ids=["int", "float", "tensor"])
@@ -111,24 +111,24 @@ def test_what_happens_to_a_tensor_after_it_was_logged_does_not_matter():
 def test_a_mean_over_nothing_does_not_poison_the_others(n, reduce, expected, zero):
     values, counts = [math.nan, 1.0, 3.0] * n, [zero, 2, 2] * n
     metrics = logged(values, counts, reduce)
-    assert metrics.compute() == {"m": pytest.approx(expected)}
-    assert metrics.first_not_finite() is None
+    assert metrics.compute().values == {"m": pytest.approx(expected)}
+    assert metrics.compute().first_not_finite is None
 
 
 @pytest.mark.parametrize("reduce", ["mean", "std"])
 @pytest.mark.parametrize("n", SIZES)
 def test_a_mean_over_nothing_at_all_is_nan(n, reduce):
     metrics = logged([math.nan] * n, [0] * n, reduce)
-    assert math.isnan(metrics.compute()["m"])
-    assert metrics.first_not_finite() is None
+    assert math.isnan(metrics.compute().values["m"])
+    assert metrics.compute().first_not_finite is None
 
 
 @pytest.mark.parametrize("reduce", ["sum", "min", "max", "last"])
 def test_a_nan_that_shows_is_reported_whatever_its_count(reduce):
     """These reductions do not weigh by count, so a count of zero does not keep a NaN out of the result."""
     metrics = logged([1.0, math.nan], [1, 0], reduce)
-    reported = metrics.first_not_finite() is not None
-    assert reported == math.isnan(metrics.compute()["m"])
+    reported = metrics.compute().first_not_finite is not None
+    assert reported == math.isnan(metrics.compute().values["m"])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -139,7 +139,7 @@ def test_the_first_value_that_is_not_finite_is_found_with_its_step(place, as_val
     values[place] = values[150] = bad
     metrics = logged(map(as_value, values), [1] * 200, start=1)
     metrics.add("fine", 1.0, 1)
-    assert metrics.first_not_finite() == ("m", place + 1)
+    assert metrics.compute().first_not_finite == ("m", place + 1)
 
 
 def test_of_several_metrics_the_one_that_was_not_finite_first_is_named():
@@ -147,32 +147,32 @@ def test_of_several_metrics_the_one_that_was_not_finite_first_is_named():
     for metrics.step in range(1, 10):
         metrics.add("late", math.nan if metrics.step == 7 else 1.0, 1)
         metrics.add("early", math.inf if metrics.step == 5 else 1.0, 1)
-    assert metrics.first_not_finite() == ("early", 5)
+    assert metrics.compute().first_not_finite == ("early", 5)
 
 
 def test_finite_values_are_not_reported():
-    assert logged([0.0, -1e300, 1e300], [1, 1, 1]).first_not_finite() is None
+    assert logged([0.0, -1e300, 1e300], [1, 1, 1]).compute().first_not_finite is None
 
 
 def test_without_values_there_is_nothing():
     metrics = Metrics(torch.device("cpu"))
-    assert metrics.compute() == {}
-    assert metrics.first_not_finite() is None
+    assert metrics.compute().values == {}
+    assert metrics.compute().first_not_finite is None
     assert metrics.state_dict() == {}
 
 
 def test_clear_forgets_values_and_reductions():
     metrics = logged([math.nan], [1], "sum")
     metrics.clear()
-    assert metrics.first_not_finite() is None
-    assert logged([1.0, 3.0], [1, 1], "mean", metrics).compute() == {"m": 2.0}
+    assert metrics.compute().first_not_finite is None
+    assert logged([1.0, 3.0], [1, 1], "mean", metrics).compute().values == {"m": 2.0}
 
 
 def test_computing_changes_nothing():
     values, counts = some(100)
     metrics = logged(values[:70], counts[:70])
     metrics.compute()
-    assert logged(values[70:], counts[70:], metrics=metrics).compute() == logged(values, counts).compute()
+    assert logged(values[70:], counts[70:], metrics=metrics).compute().values == logged(values, counts).compute().values
 
 
 @pytest.mark.parametrize("as_count", [int, torch.tensor], ids=["int", "tensor"])
@@ -186,28 +186,28 @@ def test_an_interrupted_metric_is_bitwise_the_uninterrupted_one(cut, reduce, as_
     torch.save(first.state_dict(), tmp_path / "metrics")
     second = Metrics(torch.device("cpu"))
     second.load_state_dict(torch.load(tmp_path / "metrics", weights_only=True))
-    assert second.compute() == first.compute()
-    whole = logged(values, counts, reduce).compute()
-    assert logged(values[cut:], counts[cut:], reduce, second).compute() == whole
+    assert second.compute().values == first.compute().values
+    whole = logged(values, counts, reduce).compute().values
+    assert logged(values[cut:], counts[cut:], reduce, second).compute().values == whole
 
 
 def test_a_value_that_is_not_finite_is_still_known_after_an_interruption():
     before = logged([math.nan, 1.0], [1, 1], start=41)
     after = Metrics(torch.device("cpu"))
     after.load_state_dict(before.state_dict())
-    assert after.first_not_finite() == ("m", 41)
+    assert after.compute().first_not_finite == ("m", 41)
 
 
 @pytest.mark.parametrize("n", [10, 64, 70])
 def test_a_state_dict_does_not_follow_the_metrics_it_came_from_or_went_to(n):
     values, counts = some(n)
     metrics = logged(values, counts)
-    state, expected = metrics.state_dict(), metrics.compute()
+    state, expected = metrics.state_dict(), metrics.compute().values
     logged([0.0] * 100, [torch.tensor(1)] * 100, metrics=metrics)
     for _ in range(2):
         other = Metrics(torch.device("cpu"))
         other.load_state_dict(state)
-        assert other.compute() == expected
+        assert other.compute().values == expected
         logged([0.0] * 100, [1] * 100, metrics=other)
 
 
@@ -251,7 +251,7 @@ def test_a_value_of_several_numbers_is_an_error_and_leaves_nothing(shape):
     metrics = Metrics(torch.device("cpu"))
     with pytest.raises(ValueError, match=r"'m'.*shape \(\d"):
         metrics.add("m", torch.ones(shape), 1)
-    assert metrics.compute() == {}
+    assert metrics.compute().values == {}
 
 
 def test_a_count_of_several_numbers_is_an_error_where_it_is_logged():

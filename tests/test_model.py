@@ -45,7 +45,7 @@ HOOKS = {
     "on_testing_end": "",
 }
 TOOLS = {
-    "parallelize": "net",
+    "parallelize": "net, blocks=()",
     "autocast": "",
     "backward": "loss, weight=None",
     "optimizer_step": "optimizer, scheduler=None, clip_norm=None",

@@ -27,7 +27,7 @@ OPTIONAL_INTEGERS = [
     "save_every_steps",
 ]
 OPTIONAL_NUMBERS = ["max_minutes", "clip_norm", "valid_every_epochs", "save_every_minutes"]
-CHOICES = ["accelerator", "precision", "mode"]
+CHOICES = ["accelerator", "strategy", "precision", "mode"]
 
 
 class SomeLogger:
@@ -45,6 +45,7 @@ WRONG_TYPE = [
     *((name, value) for name in OPTIONAL_NUMBERS for value in (True, "1", [1])),
     *(("min_delta", value) for value in (None, False, "0")),
     *((name, value) for name in CHOICES for value in (None, True, 1)),
+    *(("devices", value) for value in (None, True, 1.0, [True], ["0"])),
     ("run_name", 1),
     ("run_name", Path("run")),
     ("root", 1),
@@ -83,6 +84,9 @@ WRONG_VALUE = [
     ("monitor", ""),
     ("monitor", []),
     ("monitor", ["loss", ""]),
+    *(("devices", value) for value in (0, -1, "all", [], [0, 0], [-1])),
+    *(("strategy", value) for value in ("", "dp")),
+    ("max_restarts", -1),
     ("keep_last", -2),
     ("keep_best", -2),
     ("log_every_steps", -1),
@@ -94,6 +98,9 @@ EDGES = [
     *((name, value) for name in OPTIONAL_INTEGERS for value in (None, 1, 10**9)),
     *((name, value) for name in OPTIONAL_NUMBERS for value in (None, 1, 1e-6)),
     *(("accelerator", value) for value in ("auto", "cpu", "cuda", "mps")),
+    *(("devices", value) for value in (1, 8, [0], [2, 0], "auto")),
+    *(("strategy", value) for value in ("ddp", "fsdp")),
+    ("max_restarts", 3),
     *(("precision", value) for value in ("fp32", "bf16")),
     *(("mode", value) for value in ("min", "max")),
     ("run_name", None),
@@ -185,7 +192,11 @@ def test_config_has_every_option_with_its_default():
         "max_steps": None,
         "max_minutes": None,
         "accelerator": "auto",
+        "devices": 1,
+        "strategy": "ddp",
+        "max_restarts": 0,
         "precision": "fp32",
+        "compile": False,
         "accumulation_steps": 1,
         "clip_norm": None,
         "check_finite": True,

@@ -1,0 +1,48 @@
+"""Answer every question and write RESULTS.md: python -m benchmarks [NAME ...]
+
+With names only those are measured anew; the others keep the figures of their json.
+"""
+
+import importlib
+import sys
+
+from benchmarks.rounds import FOLDER, Figure, Question, machine
+
+NAMES = (
+    "step_overhead",
+    "in_memory",
+    "workers",
+    "checkpoint_stall",
+    "resume_position",
+    "import_time",
+    "ddp",
+    "validation_memory",
+)
+
+HEAD = """# Results
+
+Written by `python -m benchmarks`. Every figure is a ratio or a difference to a loop by hand that does the same maths
+and ends with the same weights, in rounds that take turns, in a fresh process each; medians of the rounds.
+
+Machine: {}
+"""
+
+
+def figures(question: Question, measure: bool) -> list[Figure] | Exception:
+    try:
+        return question.answer() if measure else question.known()
+    except (RuntimeError, FileNotFoundError) as error:  # The other questions can still be answered.
+        print(error, file=sys.stderr)
+        return error
+
+
+def main(*names: str) -> int:
+    questions = [importlib.import_module(f"benchmarks.{name}").QUESTION for name in NAMES]
+    answers = [figures(question, not names or question.name in names) for question in questions]
+    sections = [question.section(answer) for question, answer in zip(questions, answers, strict=True)]
+    (FOLDER / "RESULTS.md").write_text("\n".join([HEAD.format(machine()), *sections]))
+    return int(any(isinstance(answer, Exception) for answer in answers))
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
