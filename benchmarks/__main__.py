@@ -31,7 +31,7 @@ Machine: {}
 def figures(question: Question, measure: bool) -> list[Figure] | Exception:
     try:
         return question.answer() if measure else question.known()
-    except (RuntimeError, FileNotFoundError) as error:  # The other questions can still be answered.
+    except RuntimeError as error:  # The other questions can still be answered.
         print(error, file=sys.stderr)
         return error
 

@@ -100,8 +100,11 @@ class Question:
         return figures
 
     def known(self) -> list[Figure]:
-        """Return the figures of the last answer."""
-        content = json.loads((FOLDER / "results" / f"{self.name}.json").read_text())
+        """Return the figures of the last answer; a RuntimeError if there is none."""
+        file = FOLDER / "results" / f"{self.name}.json"
+        if not file.exists():
+            raise RuntimeError(f"{self.name} has no figures yet")
+        content = json.loads(file.read_text())
         return [Figure(**figure) for figure in content["figures"]]
 
     def section(self, figures: list[Figure] | Exception) -> str:

@@ -12,8 +12,10 @@ import copy
 import fcntl
 import json
 import logging
+import math
 import os
 import re
+import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -32,9 +34,6 @@ _PLAIN = {type(None), bool, int, float, complex, str, torch.Size, torch.dtype, t
 _TENSORS = {torch.Tensor, torch.nn.Parameter}
 # What torch.load(weights_only=True) restores as the type it was; schedulers count milestones in a Counter.
 _MAPPINGS = {dict, collections.OrderedDict, collections.Counter}
-
-
-_opened_here: set[Path] = set()  # The operating system's locks are between processes only.
 
 
 class CheckpointError(RuntimeError):
@@ -82,7 +81,7 @@ def save(content: dict[str, Any], path: Path) -> None:
         TypeError: something in it is neither a tensor nor plain; the message tells where it is.
         OSError: the disk is full, or the folder cannot be written; no partial file stays.
     """
-    require_plain(content)
+    content = plain(content)
     try:
         _replace(path, lambda file: torch.save(content, file))
     except RuntimeError as error:
@@ -121,29 +120,44 @@ def load(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def write_json(content: Any, path: Path) -> None:
-    """Write plain data as json, with the same safety as a checkpoint."""
-    _replace(path, lambda file: file.write((json.dumps(content, indent=2) + "\n").encode()))
+    """Write plain data as json, with the same safety as a checkpoint; other objects are written as their str."""
+    _replace(path, lambda file: file.write((json.dumps(content, indent=2, default=str) + "\n").encode()))
 
 
-def require_plain(value: Any, where: str = "checkpoint") -> None:
-    """Raise TypeError, telling where, if a value is something that `weights_only=True` does not load."""
-    if type(value) in _MAPPINGS | _TENSORS and hasattr(value, "__dict__"):
-        require_plain(dict(vars(value)), f"vars({where})")
-    if type(value) in _MAPPINGS:
+def plain(value: Any, where: str = "checkpoint") -> Any:
+    """Return a value in fresh containers, with numpy's numbers as Python's, and the same tensors.
+
+    Raises:
+        TypeError: something in it is what `weights_only=True` does not load; the message tells where.
+    """
+    kind = type(value)
+    if kind in _MAPPINGS:
+        twin = copy.copy(value)  # Of an OrderedDict it keeps the versions of modules, which hang on it as an attribute.
+        twin.clear()
         for key, item in value.items():
-            require_plain(key, where)
-            require_plain(item, f"{where}[{key!r}]")
-    elif type(value) in (list, tuple, set):
-        for i, item in enumerate(value):
-            require_plain(item, f"{where}[{i}]")
-    elif type(value) not in _PLAIN | _TENSORS:
-        kind = f"{type(value).__module__}.{type(value).__qualname__}"
-        raise TypeError(f"{where} is a {kind}: a checkpoint holds tensors and plain containers only")
+            twin[plain(key, where)] = plain(item, f"{where}[{key!r}]")
+        if kind is not dict:
+            plain(dict(vars(value)), f"vars({where})")
+        return twin
+    if kind in (list, tuple, set):
+        return kind(plain(item, f"{where}[{i}]") for i, item in enumerate(value))
+    if kind in _TENSORS:
+        plain(dict(vars(value)), f"vars({where})")
+        return value
+    if kind in _PLAIN:
+        return value
+    if "numpy" in sys.modules and isinstance(value, sys.modules["numpy"].generic):
+        return plain(value.item(), where)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    raise TypeError(f"{where} is a {name}: a checkpoint holds tensors and plain containers only")
 
 
 def snapshot(value: Any) -> Any:
     """Return a copy in CPU memory that later changes do not reach; tensors that were one stay one."""
     return _snapshot(value, {})
+
+
+_opened_here: set[Path] = set()  # The operating system's locks are between processes only.
 
 
 class Checkpoints:
@@ -153,7 +167,7 @@ class Checkpoints:
     deleted, and only after a newer one is durable.
 
     Args:
-        folder: made if missing.
+        folder: made by `opened`, if missing.
         save_name: the model's name; files of other models are left alone.
         mode: "min" or "max": which scores are better.
         keep_last: how many of the newest stay, the newest in any case; -1: all.
@@ -164,7 +178,6 @@ class Checkpoints:
     def __init__(
         self, folder: Path, save_name: str, *, mode: str, keep_last: int, keep_best: int, background: bool
     ) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.save_name = save_name
         self._manifest = folder / "manifest.json"
@@ -175,7 +188,9 @@ class Checkpoints:
         self._error: BaseException | None = None
         self._entries: list[dict[str, Any]] = []
         with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-            self._entries = json.loads(self._manifest.read_text())["checkpoints"]
+            entries = json.loads(self._manifest.read_text())["checkpoints"]
+            names = ("file", "epoch", "step", "score", "improved")
+            self._entries = [{name: entry[name] for name in names} for entry in entries]
         mine = {path.name for path in find(folder, save_name)}
         self._of_others = [entry for entry in self._entries if entry["file"] not in mine]
         self._entries = [entry for entry in self._entries if entry["file"] in mine]
@@ -190,6 +205,7 @@ class Checkpoints:
         Raises:
             RuntimeError: another run holds the lock.
         """
+        self.folder.mkdir(parents=True, exist_ok=True)
         folder = self.folder.resolve()
         if folder in _opened_here:
             raise RuntimeError(f"{self.folder}: another run of this process is running here")
@@ -223,6 +239,7 @@ class Checkpoints:
         step: int,
         append_metadata: Callable[[str], str],
         score: float | None,
+        improved: bool,
         spare: Path | None,
     ) -> Path:
         """Write a checkpoint, then delete what is neither among the newest nor among the best.
@@ -232,7 +249,8 @@ class Checkpoints:
             epoch: epochs finished.
             step: optimizer updates finished.
             append_metadata: as in `file_name`.
-            score: the monitored value, None if this state was not judged.
+            score: the monitored value of this very state, None if there is none.
+            improved: whether a validation of this state called it the best so far.
             spare: a file that stays: the one this run was resumed from.
 
         Returns:
@@ -243,9 +261,9 @@ class Checkpoints:
         """
         self.join()
         name = file_name(self.save_name, epoch, step, append_metadata)
-        require_plain(content)
+        content = plain(content)
         before = [entry for entry in self._entries if entry["file"] != name]
-        before.append({"file": name, "epoch": epoch, "step": step, "score": score})
+        before.append({"file": name, "epoch": epoch, "step": step, "score": score, "improved": improved})
         self._entries = before
         kept = before if self._keep_last < 0 else before[-max(1, self._keep_last) :]
         kept = kept + self._ranked()[: None if self._keep_best < 0 else self._keep_best]
@@ -290,10 +308,20 @@ class Checkpoints:
         except BaseException as error:
             self._error = error
 
-    def would_be_kept(self, score: float) -> bool:
+    def would_be_kept(self, score: float | None, improved: bool) -> bool:
         """Say whether a checkpoint of that score would stay as one of the best."""
-        as_good = [entry for entry in self._ranked() if self._sign * entry["score"] <= self._sign * score]
-        return self._keep_best < 0 or len(as_good) < self._keep_best
+        if self._keep_best == 0 or (score is None and not improved):
+            return False
+        if self._keep_best < 0 or improved:
+            return True
+        rank = self._rank({"score": score})
+        before = [entry for entry in self._ranked() if entry is self._last_improved() or self._rank(entry) <= rank]
+        return len(before) < self._keep_best
+
+    def forget_scores(self) -> None:
+        """Take all verdicts back: from now on something else is monitored."""
+        for entry in self._entries:
+            entry["score"], entry["improved"] = None, False
 
     def newest(self) -> Path | None:
         """Return the newest file; None if there is none."""
@@ -319,9 +347,19 @@ class Checkpoints:
         return None
 
     def _ranked(self) -> list[dict[str, Any]]:
-        """Return the judged entries, best first; of equal ones the earlier is better."""
-        judged = [entry for entry in self._entries if entry["score"] is not None]
-        return sorted(judged, key=lambda entry: (self._sign * entry["score"], entry["step"]))
+        """Return the judged entries: the last improvement, then the others by their scores, the earlier first."""
+        judged = [entry for entry in self._entries if entry["improved"] or entry["score"] is not None]
+        judged.sort(key=lambda entry: (self._rank(entry), entry["step"]))
+        last = self._last_improved()
+        return judged if last is None else [last, *(entry for entry in judged if entry is not last)]
+
+    def _last_improved(self) -> dict[str, Any] | None:
+        return max(
+            (entry for entry in self._entries if entry["improved"]), key=lambda entry: entry["step"], default=None
+        )
+
+    def _rank(self, entry: dict[str, Any]) -> float:
+        return math.inf if entry["score"] is None else self._sign * entry["score"]
 
 
 def _flat(text: str) -> str:

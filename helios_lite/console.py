@@ -50,11 +50,10 @@ def show_table(table: Table) -> None:
     Console().print(table)
 
 
-def result_table(title: str, result: FitResult, monitor: str | Sequence[str] | None, history: Sequence[float]) -> Table:
+def result_table(result: FitResult, monitor: str | Sequence[str] | None, history: Sequence[float]) -> Table:
     """Return the final table.
 
     Args:
-        title: how the run ended.
         result: what `fit` returns.
         monitor: name of the monitored metric, or names of several, if there is one.
         history: its value at every validation of this process's part of the run.
@@ -64,7 +63,7 @@ def result_table(title: str, result: FitResult, monitor: str | Sequence[str] | N
     from rich.text import Text
 
     judged = bool(result.best_metrics)
-    table = Table(box=box.SIMPLE_HEAD, title=Text(title), title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("", overflow="fold")
     table.add_column("last", justify="right")
     if judged:
@@ -87,8 +86,9 @@ def result_table(title: str, result: FitResult, monitor: str | Sequence[str] | N
 
 
 def show_result(title: str, result: FitResult, monitor: str | Sequence[str] | None, history: Sequence[float]) -> None:
-    """Print the final table, and the files in lines of their own, which a terminal must not cut."""
-    show_table(result_table(title, result, monitor, history))
+    """Print how the run ended, the final table, and the files in lines of their own, which no table must cut."""
+    print(title)
+    show_table(result_table(result, monitor, history))
     if result.best_checkpoint is not None:
         print(f"best checkpoint: {result.best_checkpoint}")
     if result.last_checkpoint is not None:
@@ -101,9 +101,10 @@ def show_metrics(title: str, metrics: dict[str, float]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE, show_header=False, title=Text(title), title_justify="left")
+    table = Table(box=box.SIMPLE, show_header=False)
     for name, value in metrics.items():
         table.add_row(Text(name), f"{value:.6g}")
+    print(title)
     show_table(table)
 
 

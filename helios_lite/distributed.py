@@ -273,6 +273,11 @@ class _Replicated(DistributedDataParallel):
         return twin
 
 
+def unwrapped(net: nn.Module) -> nn.Module:
+    """Return the network inside of DDP; any other network itself."""
+    return net.module if isinstance(net, DistributedDataParallel) else net
+
+
 def _is_sharded(value: Any) -> bool:
     from torch.distributed.tensor import DTensor
 

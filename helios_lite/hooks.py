@@ -27,8 +27,9 @@ class Hooks:
     def on_training_epoch_start(self, current_epoch: int) -> None:
         """An epoch begins. A run that resumes inside an epoch calls it again, since its process is a new one.
 
-        So it is the place for what no checkpoint holds (frozen layers, another data split); what is counted, such
-        as a scheduler's step per epoch, belongs into `on_training_epoch_end`, which comes once.
+        What it draws at random is drawn anew then. So it is the place for what no checkpoint holds (frozen layers,
+        another data split); what is counted, such as a scheduler's step per epoch, belongs into
+        `on_training_epoch_end`, which comes once.
         """
 
     def on_training_batch_start(self, state: TrainingState) -> None:

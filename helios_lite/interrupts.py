@@ -9,6 +9,15 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 
+def spare_loading_process(number: int, frame: FrameType | None) -> None:
+    """Handle a signal in a loading process, which gets it too when it is sent to a group.
+
+    The update under way still needs its batches, so it goes on; after a SIGTERM for ten seconds at most.
+    """
+    if number == signal.SIGTERM:
+        signal.alarm(10)
+
+
 class Interrupts:
     """A context in which the first SIGINT or SIGTERM only sets `received`.
 
@@ -37,10 +46,11 @@ class Interrupts:
             raise KeyboardInterrupt if self.received is signal.SIGINT else SystemExit(143)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # A forked loading process: it follows its parent, and SIGTERM as ever.
-            if number == signal.SIGTERM:
-                os._exit(143)
+        if os.getpid() != self._pid:  # A forked loading process.
+            spare_loading_process(number, frame)
             return
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if self.received is None:
+            os.write(2, b"finishing the update and saving; Ctrl-C ends at once\n")  # print is not safe in a handler.
         self.received = signal.Signals(number)

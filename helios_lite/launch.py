@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import pickle
 import signal
 import socket
+import sys
 import tempfile
 import threading
 import time
@@ -14,9 +16,8 @@ import traceback
 import uuid
 from collections.abc import Callable
 from multiprocessing import active_children
-from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 
@@ -25,6 +26,7 @@ from helios_lite.interrupts import Interrupts
 
 Result = TypeVar("Result")
 _INTERRUPTED = "interrupted"
+_ALONE = 75  # The exit status of a process that has missed another one.
 
 
 def launch(function: Callable[..., Result], arguments: dict[str, Any], *, processes: int, max_restarts: int) -> Result:
@@ -45,8 +47,6 @@ def launch(function: Callable[..., Result], arguments: dict[str, Any], *, proces
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    for name, value in arguments.items():
-        require_picklable(value, name)
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -58,13 +58,15 @@ def launch(function: Callable[..., Result], arguments: dict[str, Any], *, proces
         max_restarts=max_restarts,
         monitor_interval=0.1,
     )
+    others = active_children()  # The caller's, if there are any: not ours to end.
     with tempfile.TemporaryDirectory(prefix="helios_lite-") as folder, Interrupts() as interrupts:
+        _write(function, arguments, Path(folder))
         outcome: dict[str, Any] = {}
 
         def run() -> None:
             try:
                 threads = max(1, torch.get_num_threads() // processes)
-                outcome["values"] = elastic_launch(config, _work)(function, arguments, folder, os.getpid(), threads)
+                outcome["values"] = elastic_launch(config, _work)(folder, os.getpid(), threads)
             except BaseException as error:
                 outcome["error"] = error
 
@@ -76,28 +78,34 @@ def launch(function: Callable[..., Result], arguments: dict[str, Any], *, proces
             noise.setLevel(logging.CRITICAL)
         thread = threading.Thread(target=run, name="elastic", daemon=True)
         thread.start()
-        told = False
+        told: set[int | None] = set()
         try:
             while thread.is_alive():
                 thread.join(0.1)
-                if interrupts.received is not None and not told:
-                    told = True
-                    for child in active_children():
-                        child.terminate()  # They finish their update and save; Ctrl-C may have reached them already.
+                if interrupts.received is not None:
+                    # They finish their update and save; Ctrl-C may have reached them already. Those that are still
+                    # to be started, as by a restart, die at once.
+                    for child in set(active_children()) - {*others}:
+                        if child.pid not in told:
+                            told.add(child.pid)
+                            child.terminate()
         except BaseException:  # A second Ctrl-C.
-            for child in active_children():
-                child.kill()
+            while thread.is_alive():  # Until there are no restarts left.
+                for child in set(active_children()) - {*others}:
+                    child.kill()
+                thread.join(0.05)
             raise
         finally:
             for noise, level in zip(noisy, levels, strict=True):
                 noise.setLevel(level)
         error = outcome.get("error")
         if isinstance(error, ChildFailedError):
-            first, cause = _first_error(Path(folder), error)
-            raise first from cause
-        if error is not None:
+            first, cause = _first_error(Path(folder), max_restarts, error)
+            if interrupts.received is None or cause is not None:
+                raise first from cause
+        elif error is not None:
             raise error
-        result = outcome["values"][0]
+        result = outcome.get("values", {0: None})[0]  # None after a signal that came before they could handle it.
         if isinstance(result, tuple) and result[:1] == (_INTERRUPTED,):
             interrupts.received = interrupts.received or signal.Signals(result[1])
         return result  # type: ignore[no-any-return]
@@ -119,82 +127,115 @@ class RemoteTraceback(Exception):
         return f"\n{self.args[0]}"
 
 
-def require_picklable(value: Any, name: str) -> None:
+def require_picklable(value: Any, name: str, seen: tuple[int, ...] = ()) -> None:
     """Raise a TypeError that names the attribute, if a value cannot be sent to another process."""
+    if id(value) in seen:  # It refers to itself.
+        return
     try:
-        ForkingPickler.dumps(value)
+        pickle.dumps(value)
     except Exception as error:
-        for part, item in getattr(value, "__dict__", {}).items():
-            require_picklable(item, f"{name}.{part}")
+        parts = {f"{name}.{part}": item for part, item in getattr(value, "__dict__", {}).items()}
         if isinstance(value, dict):
-            for key, item in value.items():
-                require_picklable(item, f"{name}[{key!r}]")
+            parts |= {f"{name}[{key!r}]": item for key, item in value.items()}
         if isinstance(value, list | tuple):
-            for i, item in enumerate(value):
-                require_picklable(item, f"{name}[{i}]")
+            parts |= {f"{name}[{i}]": item for i, item in enumerate(value)}
+        for part, item in parts.items():
+            require_picklable(item, part, (*seen, id(value)))
         raise TypeError(f"{name} cannot be sent to another process: {error}") from error
 
 
 def watch(world: World, interrupts: Interrupts) -> None:
-    """Start a thread that ends this process if it is left alone.
+    """Start a thread that ends this process if another one of this machine is gone.
 
-    A process that was told to end (SIGTERM) finishes its update first. If that was because another one failed, its
-    update may wait for the dead; and if the process that launched it is gone, nobody is there to tell it anything.
+    Then an update may wait for the dead, and a process that was told to end (SIGTERM) would finish its update first.
     Call on every rank.
 
     Args:
         world: the ranks.
         interrupts: what signals have come.
     """
-    host, parent = socket.gethostname(), os.environ.get(PARENT)
-    everybody = world.gather((host, os.getpid()))
-    here = [pid for other, pid in everybody if other == host and pid != os.getpid()]
+    host = socket.gethostname()
+    here = [pid for other, pid in world.gather((host, os.getpid())) if other == host and pid != os.getpid()]
 
     def look() -> None:
-        while True:
+        while all(map(_is_alive, here)):
             time.sleep(0.5)
-            told = interrupts.received is signal.SIGTERM
-            if (told and not all(map(_is_alive, here))) or (parent is not None and os.getppid() != int(parent)):
-                os._exit(128 + signal.SIGTERM)
+        # Those that a trainer has launched end all at once; it is given the time to see who was first. One that waits
+        # inside of C++ is told in vain. Those of torchrun may end one by one.
+        deadline = time.monotonic() + (3.0 if PARENT in os.environ else math.inf)
+        while interrupts.received is not signal.SIGTERM:
+            if time.monotonic() > deadline:
+                _leave(_ALONE)
+            time.sleep(0.1)
+        _leave(128 + signal.SIGTERM)
 
     threading.Thread(target=look, name="watch", daemon=True).start()
 
 
-def _work(function: Callable[..., Any], arguments: dict[str, Any], folder: str, parent: int, threads: int) -> Any:
+def _write(function: Callable[..., Any], arguments: dict[str, Any], folder: Path) -> None:
+    """Write what the processes are to do. Tensors too: sent by torch.multiprocessing, all would train the same ones."""
+    try:
+        torch.save((function, arguments), folder / "work", pickle_protocol=pickle.DEFAULT_PROTOCOL)
+    except Exception:
+        for name, value in arguments.items():
+            require_picklable(value, name)
+        raise
+
+
+def _work(folder: str, parent: int, threads: int) -> Any:
     """Run in every process that elastic starts."""
     torch.set_num_threads(threads)
     os.environ[PARENT] = str(parent)
-    rank = int(os.environ["RANK"])
-    for path in Path(folder).glob(f"{rank}-*"):  # Of the attempt before a restart.
-        path.unlink()
+    threading.Thread(target=_follow, args=(parent,), name="follow", daemon=True).start()
     try:
+        # The folder is private to this user and made by the process that launched this one. Mapped, not read: data
+        # takes its memory once, and what one process changes is still its own.
+        function, arguments = torch.load(Path(folder) / "work", mmap=True, weights_only=False)
         return function(**arguments)
     except Interrupted as interrupted:
         return (_INTERRUPTED, interrupted.number)
     except BaseException as error:
-        text = traceback.format_exc()
+        when, text = time.time_ns(), traceback.format_exc()
         try:
-            content = pickle.dumps((error, text))
+            content = pickle.dumps((when, error, text))
             pickle.loads(content)
         except Exception:
-            content = pickle.dumps((RuntimeError(f"{type(error).__name__}: {error}"), text))
-        path = Path(folder) / f"{rank}-{time.time_ns()}"
+            content = pickle.dumps((when, RuntimeError(f"{type(error).__name__}: {error}"), text))
+        path = Path(folder) / f"{os.environ['TORCHELASTIC_RESTART_COUNT']}-{os.environ['RANK']}"
         path.with_suffix(".part").write_bytes(content)
         path.with_suffix(".part").rename(path)
         time.sleep(0.5)  # A process that was killed is to be noticed before those that miss it and fail for that.
-        raise
+        _leave(1)  # Whatever was raised: exit(0), too, is a failure here. And no thread of the user's can delay it.
 
 
-def _first_error(folder: Path, failed: Any) -> tuple[BaseException, BaseException | None]:
+def _leave(status: int) -> NoReturn:
+    """End this process and its loading processes, now."""
+    for child in active_children():
+        child.kill()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _follow(parent: int) -> None:
+    """End this process when the one that launched it is gone, and so nobody is there to tell it anything."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    _leave(128 + signal.SIGTERM)
+
+
+def _first_error(folder: Path, attempt: int, failed: Any) -> tuple[BaseException, BaseException | None]:
     """Return what went wrong first, and its cause: ranks that lose a peer raise errors of their own right after."""
     rank, failure = failed.get_first_failure()
-    files = sorted((path for path in folder.glob("*-*") if path.suffix == ""), key=lambda path: path.name.split("-")[1])
-    if failure.exitcode < 0 or not files:
-        how = f"killed by {signal.Signals(-failure.exitcode).name}" if failure.exitcode < 0 else "gone"
-        return RuntimeError(f"rank {rank} was {how} (exit status {failure.exitcode})"), None
-    # The folder is private to this user and made by this call: what lies there was written by our own processes.
-    error, text = pickle.loads(files[0].read_bytes())
-    number = files[0].name.split("-")[0]
+    if not (folder / f"{attempt}-{rank}").exists():
+        status = failure.exitcode
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else "ended without an exception"
+        if status == _ALONE:
+            how = "missed another rank, which ended without an exception"
+        return RuntimeError(f"rank {rank} {how} (exit status {status})"), None
+    paths = [path for path in folder.glob(f"{attempt}-*") if path.suffix == ""]
+    contents = {path.name.split("-")[1]: pickle.loads(path.read_bytes()) for path in paths}
+    number, (_, error, text) = min(contents.items(), key=lambda item: item[1][0])
     return error, RemoteTraceback(f"in the process of rank {number}:\n{text}")
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from helios_lite import checkpoint
 from helios_lite.data import to_device
-from helios_lite.distributed import Parallel, World
+from helios_lite.distributed import Parallel, World, unwrapped
 from helios_lite.hooks import Hooks
 from helios_lite.metrics import Metrics, Reduce
 from helios_lite.precision import Precision
@@ -85,6 +85,8 @@ class Model(Hooks, abc.ABC):
     """
 
     def __init__(self, save_name: str) -> None:
+        if not isinstance(save_name, str) or not save_name:
+            raise TypeError(f"save_name={save_name!r}: must be a str that is not empty")
         self._save_name = save_name
         self._runtime = outside(torch.device("cpu"))
         self.hparams: dict[str, Any] = {}
@@ -406,6 +408,7 @@ class Model(Hooks, abc.ABC):
         for name, net in self._stateful():
             if not isinstance(net, nn.Module):
                 continue
+            net = unwrapped(net)
             for path, module in [("", net), *net.named_children()]:
                 sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
                 if path and not sizes:
@@ -438,7 +441,7 @@ class Model(Hooks, abc.ABC):
 
 
 def _stateful_parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, type):
+    if isinstance(value, type | str | int | float | None):  # Most of all, and a vocabulary may have millions.
         return
     if callable(getattr(value, "state_dict", None)) and callable(getattr(value, "load_state_dict", None)):
         yield name, value

@@ -41,7 +41,8 @@ class Options:
         precision: "fp32" or "bf16" (autocast; the weights stay fp32).
         compile: compile the networks that pass through `Model.parallelize`.
         accumulation_steps: micro-batches per update; an epoch's last window may be shorter and is averaged as such.
-        clip_norm: largest 2-norm of the gradients of one optimizer; None does not clip.
+        clip_norm: largest 2-norm of the gradients of one optimizer; None does not clip. Both work in `Model.backward`
+            and `Model.optimizer_step`; a model that calls `loss.backward()` itself does without.
         check_finite: a logged training value that is NaN or infinite ends the run with a FloatingPointError
             that names it and its step, before anything poisoned is saved.
 

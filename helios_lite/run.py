@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,26 +54,33 @@ class Run:
         self.checkpoints: Checkpoints | None = None
 
     @contextlib.contextmanager
-    def around(self) -> Iterator[None]:
-        """Do what comes before and after everything, however it ends."""
+    def around(self, writes: bool = False) -> Iterator[None]:
+        """Do what comes before and after everything, however it ends. Call on every rank.
+
+        Args:
+            writes: whether the run's folder is written to, and so kept from other runs. Rank 0 does it.
+        """
         trainer = self.trainer
-        with contextlib.ExitStack() as stack:
-            stack.callback(self.datamodule.teardown)
+        with contextlib.ExitStack() as self.stack:
+            self.stack.enter_context(at_the_end(self.datamodule.teardown))
+            self.stack.callback(self.leave)
+            log_file = None
             if self.folder is not None:
                 self.checkpoints = Checkpoints(
                     self.folder / "checkpoints",
                     self.model.save_name,
-                    mode="max" if trainer.monitor is None else trainer.mode,
+                    mode=trainer.mode,
                     keep_last=trainer.keep_last,
                     keep_best=trainer.keep_best,
                     background=trainer.async_save,
                 )
-            main_folder = self.folder if self.world.is_main else None
-            log = console.RunLog(None if main_folder is None else main_folder / "train.log", self.world.is_main)
-            stack.callback(log.close)
-            stack.callback(lambda: self.bars.close())
-            stack.callback(self.leave)
-            stack.enter_context(_backend_flags(trainer.deterministic, trainer.benchmark))
+                if writes and self.world.is_main:
+                    self.stack.enter_context(self.checkpoints.opened())
+                    log_file = self.folder / "train.log"
+            log = console.RunLog(log_file, self.world.is_main)
+            self.stack.callback(log.close)
+            self.stack.callback(lambda: self.bars.close())
+            self.stack.enter_context(_backend_flags(trainer.deterministic, trainer.benchmark))
             if self.world.is_main and not self.prepared:
                 self.datamodule.prepare_data()
             self.world.broadcast(None)  # Until then the others wait.
@@ -84,19 +91,24 @@ class Run:
         trainer, model = self.trainer, self.model
         rng.seed_all(trainer.seed)
         self.datamodule.setup()
-        is_set_up = model._runtime.is_set_up
+        before = model._runtime
+        reused = fast_init and before.is_set_up
         parallel = Parallel(self.device, self.world, trainer.strategy, trainer.compile)
+        if reused and (before.parallel.world, before.device) == (self.world, self.device):
+            parallel = before.parallel  # It knows the networks that a fit in this process has wrapped.
         precision = Precision(trainer.precision, self.device, trainer.clip_norm, self.world)
         self.runtime = model._runtime = Runtime(trainer, self.device, precision, parallel, self.metrics)
+        for table in (model._loss_items, model._running_losses, model._val_scores, model._test_scores):
+            table.clear()
         # Seeded anew, so that the weights do not depend on what the data drew; and alike on every rank.
         rng.seed_all(trainer.seed)
-        if is_set_up and fast_init:
+        if reused:
             for net in model._modules():
                 net.to(self.device)
         else:
             model.setup(fast_init=fast_init)
+            parallel.prepare(list(model._stateful()))
         self.runtime.is_set_up = True
-        parallel.prepare(list(model._stateful()))
         for callback in trainer.callbacks:
             callback.model = model
             callback.setup(fast_init=fast_init)
@@ -214,6 +226,20 @@ class Evaluation(Run):
             if trainer.print_banner and self.world.is_main:
                 console.show_metrics(title, metrics)
             return metrics
+
+
+@contextlib.contextmanager
+def at_the_end(function: Callable[[], Any]) -> Iterator[None]:
+    """Call a function after a block, however it ends; of two exceptions the block's is the one to be seen."""
+    try:
+        yield
+    except BaseException:
+        try:
+            function()
+        except Exception:
+            logger.exception("one more error while cleaning up")
+        raise
+    function()
 
 
 @contextlib.contextmanager

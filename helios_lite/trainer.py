@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import logging
 import math
@@ -15,18 +14,18 @@ from typing import Any
 
 import torch
 
-from helios_lite import checkpoint, console, rng
-from helios_lite.data import Batch, DataModule, Loader, make_loader
+from helios_lite import checkpoint, console
+from helios_lite.data import Batch, DataModule
 from helios_lite.distributed import choose_accelerator, choose_devices, is_launched
 from helios_lite.interrupts import Interrupts
 from helios_lite.launch import Interrupted, launch, watch
-from helios_lite.loggers import JsonlLogger, Logger
+from helios_lite.loggers import JsonlLogger
 from helios_lite.model import Model, outside
 from helios_lite.options import Options
-from helios_lite.run import Evaluation, Run
+from helios_lite.resume import ResumableRun
+from helios_lite.run import Evaluation, at_the_end
 from helios_lite.state import FitResult
-from helios_lite.stopping import has_improved, limit_reached, monitored_score, save_due, validation_due
-from helios_lite.version import __version__
+from helios_lite.stopping import has_improved, limit_reached, monitored_score, validation_due
 
 logger = logging.getLogger("helios_lite")
 
@@ -70,6 +69,9 @@ class Trainer(Options):
 
     def _perform(self, task: str, model: Model, datamodule: DataModule, checkpoint: Any = None) -> Any:
         """Do a task in this process, or in as many new ones as `devices` says."""
+        for name, value, kind in (("model", model, Model), ("datamodule", datamodule, DataModule)):
+            if not isinstance(value, kind):
+                raise TypeError(f"{name}={value!r}: must be a {kind.__name__} object")
         arguments = {"trainer": self, "model": model, "datamodule": datamodule, "task": task, "checkpoint": checkpoint}
         processes = len(choose_devices(choose_accelerator(self.accelerator), self.devices))
         if processes == 1 or is_launched():
@@ -113,61 +115,46 @@ def _perform(
     return result
 
 
-class _Training(Run):
+class _Training(ResumableRun):
     """One call of `fit`: the loop, and the state of the run that it moves forward."""
 
     def __init__(self, trainer: Trainer, model: Model, datamodule: DataModule, prepared: bool = False) -> None:
         super().__init__(trainer, model, datamodule, prepared)
-        # Somebody says which validation is better: the monitor, or the user's own verdict.
         self.own_verdict = type(model).have_metrics_improved is not Model.have_metrics_improved
+        # Somebody says which validation is better: the monitor, or the user's own verdict.
         self.judged = trainer.monitor is not None or self.own_verdict
-        self.score: float | None = None  # Of the last validation; what checkpoints are ranked by.
-        self.history: list[float] = []  # Of every validation.
-        self.best_metrics: dict[str, float] = {}
-        self.interrupts = Interrupts()
         self.asked_to_stop = False  # By the model on this rank.
         self.stop_reason: str | None = None  # What all ranks have agreed on.
         self.asks_every_step = type(model).should_training_stop is not Model.should_training_stop
         self.agreed_step, self.agreed_seconds, self.next_agreement = 0, 0.0, 0
-        self.train_loader: Loader | None = None
-        self.loader_state: dict[str, Any] = {}
-        self.rng_state: dict[str, Any] | None = None  # Of the checkpoint, until the first batch after a resume.
-        self.resumed_from: Path | None = None
-        self.last_checkpoint: Path | None = None
-        self.saved_at: tuple[int, int] | None = None
-        self.saved_seconds = 0.0
-        self.loggers: list[Logger] = list(trainer.loggers)
-        self.rows: JsonlLogger | None = None
-        self.kept_rows = 0
-        self.flushed_step = 0
-        self.clock = self.flush_clock = time.monotonic()
+        self.interrupts = Interrupts()
 
     def run(self) -> FitResult:
-        with self.around(), contextlib.ExitStack() as stack:
-            if self.checkpoints is not None and self.world.is_main:
-                stack.enter_context(self.checkpoints.opened())
+        with self.around(writes=True):
             if self.world.size > 1:
                 watch(self.world, self.interrupts)
-            try:
-                self.setup(fast_init=False)
-                self.valid_loaders = self.loaders("valid") if self.validates() else {}
-                self.restore()
-                self.announce()
-                reason = self.finished()
-                if reason is None:
-                    reason = self.train()
-                    title = f"stopped by {reason}"
-                else:
-                    title = f"had finished ({reason}): nothing left to train"
-                    logger.info("this run %s", title)
-                self.bars.close()
-                result = self.result(reason)
-                if self.trainer.print_banner and self.world.is_main:
-                    console.show_result(title, result, self.trainer.monitor, self.history)
-                return result
-            finally:
-                for sink in self.loggers:
-                    sink.close()
+            for sink in self.loggers:
+                self.stack.enter_context(at_the_end(sink.close))
+            self.setup(fast_init=False)
+            checkpoint.plain(self.model.hparams, "hparams")
+            self.valid_loaders = self.loaders("valid")
+            if not self.validates():
+                self.valid_loaders = {}
+            self.restore()
+            self.epoch_loader()
+            self.announce()
+            reason = self.finished()
+            if reason is None:
+                reason = self.train()
+                title = f"stopped by {reason}"
+            else:
+                title = f"had finished ({reason}): nothing left to train"
+                logger.info("this run %s", title)
+            self.bars.close()
+            result = self.result(reason)
+            if self.trainer.print_banner and self.world.is_main:
+                console.show_result(title, result, self.trainer.monitor, self.history)
+            return result
 
     # The loop.
 
@@ -189,12 +176,15 @@ class _Training(Run):
                 self.checkpoints.join()
             self.world.broadcast(None)  # What rank 0 has written is there before any rank ends.
             if self.interrupts.received is not None and self.world.is_main:
-                logger.warning("%s: stopped at step %d", self.interrupts.received.name, self.state.step)
+                saved = "" if self.last_checkpoint is None else f", saved {self.last_checkpoint}; run again to go on"
+                logger.warning("%s: stopped at step %d%s", self.interrupts.received.name, self.state.step, saved)
         return reason
 
     def train_epoch(self) -> str | None:
         """Train to the end of an epoch; return why the run ends, None if it goes on."""
         state = self.state
+        if state.epoch_batch == 0:
+            self.restore_rng()
         self.call("on_training_epoch_start", state.epoch + 1)
         batches, length = self.epoch_loader().epoch(
             state.epoch,
@@ -204,9 +194,7 @@ class _Training(Run):
         )
         epoch_batches = None if length is None else state.epoch_batch + length
         self.bars.start(f"epoch {state.epoch + 1}", epoch_batches, state.epoch_batch)
-        if self.rng_state is not None:  # The last thing a resume restores: the hooks above may have drawn numbers.
-            rng.restore(self.rng_state, self.device)
-            self.rng_state = None
+        self.restore_rng()  # The last thing a resume restores: the hook has been called again, and may have drawn.
 
         window_start = state.epoch_batch
         for batch in batches:
@@ -309,22 +297,12 @@ class _Training(Run):
         if self.model.should_training_stop():
             self.asked_to_stop = True
 
-    def epoch_loader(self) -> Loader:
-        """Return the loader of what the datamodule calls its train split now."""
-        source = self.datamodule.train
-        if source is None:
-            raise ValueError("the datamodule has no train split")
-        if self.train_loader is None or self.train_loader.source is not source:
-            self.train_loader = make_loader(source, "train", self.trainer.seed, self.world)
-            self.train_loader.load_state_dict(self.loader_state)
-        return self.train_loader
-
     # Validation.
 
     def validates(self) -> bool:
         """Say whether this run validates at all; refuse options that cannot work without."""
         trainer = self.trainer
-        there = self.datamodule.valid is not None
+        there = len(self.valid_loaders) > 0
         does = there and (trainer.valid_every_epochs is not None or trainer.valid_every_steps is not None)
         if trainer.monitor is not None and not does:
             missing = "valid_every_epochs or valid_every_steps" if there else "a valid split in the datamodule"
@@ -367,8 +345,6 @@ class _Training(Run):
             state.early_stop_count = 0
             state.best_score, state.best_step = self.score, state.step
             self.best_metrics = dict(runtime.latest)
-            if self.score is None:  # By the user's verdict alone: what it last called better is best.
-                self.score = float(state.step)
         self.ask_model_to_stop()
         self.agree(now=True)
         self.flush_clock += time.monotonic() - started
@@ -398,142 +374,10 @@ class _Training(Run):
         self.flushed_step, self.flush_clock = state.step, self.clock
         self.record(values)
 
-    def finite_metrics(self) -> dict[str, float]:
-        """Return the metrics since the last row. Call on every rank.
-
-        Raises:
-            FloatingPointError: one was not finite (`check_finite`); the message names it and its step.
-        """
-        summary = self.metrics.compute(self.world)
-        if self.trainer.check_finite and summary.first_not_finite is not None:
-            name, step = summary.first_not_finite
-            raise FloatingPointError(f"{name} is not finite at step {step}")
-        return summary.values
-
     def record(self, values: dict[str, float]) -> None:
         self.runtime.latest.update(values)
         for sink in self.loggers:
             sink.log_metrics({"epoch": self.state.epoch, "seconds": self.state.seconds, **values}, self.state.step)
-
-    def tick(self) -> None:
-        """Bring `state.seconds` up to date."""
-        now = time.monotonic()
-        self.state.seconds += now - self.clock
-        self.clock = now
-
-    # Checkpoints.
-
-    def save_due(self) -> bool:
-        state, trainer, model = self.state, self.trainer, self.model
-        if self.checkpoints is None or self.saved_at == (state.step, state.epoch):
-            return False
-        due = trainer.keep_last != 0 and save_due(
-            state,
-            seconds_since=state.seconds - self.saved_seconds,
-            every_epochs=trainer.save_every_epochs,
-            every_steps=trainer.save_every_steps,
-            every_minutes=trainer.save_every_minutes,
-        )
-        if (score := self.fresh_score()) is not None:
-            due = self.world.broadcast(due or self.checkpoints.would_be_kept(score))
-        if due and type(model).should_save_checkpoint is not Model.should_save_checkpoint:
-            due = self.world.broadcast(model.should_save_checkpoint())
-        return due
-
-    def fresh_score(self) -> float | None:
-        """Return the score of these very weights, if they were judged."""
-        fresh = self.score is not None and self.state.validated_step == self.state.step
-        return self.score if fresh and not math.isnan(self.score or 0.0) else None
-
-    def save(self) -> None:
-        """Write a checkpoint of this moment; `restore` is its counterpart. Call on every rank."""
-        if self.checkpoints is None:
-            return
-        started = time.monotonic()
-        self.finite_metrics()
-        self.tick()
-        state, trainer, model = self.state, self.trainer, self.model
-        content = {
-            "format": checkpoint.FORMAT,
-            "version": __version__,
-            "save_name": model.save_name,
-            "state": state.state_dict(),
-            "model": model.state_dict(),
-            "rng": self.world.gather(rng.capture(self.device)),
-            "data": {} if self.train_loader is None else self.train_loader.state_dict(),
-            "callbacks": {name: callback.state_dict() for name, callback in self.named_callbacks().items()},
-            "config": trainer.config(),
-            "hparams": model.hparams,
-            "metrics": {
-                "latest": self.runtime.latest,
-                "best": self.best_metrics,
-                "history": self.history,
-                "flushed_step": self.flushed_step,
-                "pending": self.world.gather(self.metrics.state_dict()),
-                "running_losses": model._running_losses,
-                "rows": 0 if self.rows is None else self.rows.rows,
-            },
-        }
-        if self.world.is_main:
-            self.last_checkpoint = self.checkpoints.save(
-                content,
-                epoch=state.epoch,
-                step=state.step,
-                append_metadata=model.append_metadata_to_chkpt_name,
-                score=self.fresh_score(),
-                spare=self.resumed_from,
-            )
-            logger.debug("saved %s", self.last_checkpoint)
-        self.saved_at, self.saved_seconds = (state.step, state.epoch), state.seconds
-        self.flush_clock += time.monotonic() - started
-
-    def restore(self) -> None:
-        """Continue from a checkpoint, if the options say so and there is one."""
-        resume = self.trainer.resume
-        found = self.load("last" if resume in ("auto", "never") else resume)
-        if found is None:
-            return
-        path, content = found
-        if resume == "never":
-            raise FileExistsError(f'resume="never", but there is {path}; choose another run_name')
-        newest = None if self.checkpoints is None else self.checkpoints.newest()
-        if newest is not None and resume != "auto" and not newest.samefile(path):
-            # The next start with "auto" would go on from that one.
-            raise ValueError(f"resume={str(resume)!r}: the run folder has {newest}; choose another run_name")
-        self.model.load_state_dict(content["model"])
-        self.state.load_state_dict(content["state"])
-        if self.world.rank < len(content["rng"]):  # A rank that is new keeps the generators it has.
-            self.rng_state = content["rng"][self.world.rank]
-        self.loader_state = content["data"]
-        callbacks = self.named_callbacks()
-        for name, callback_state in content["callbacks"].items():
-            if name in callbacks:
-                callbacks[name].load_state_dict(callback_state)
-            else:
-                logger.warning("the checkpoint has the state of a callback that this run has not: %s", name)
-        metrics = content["metrics"]
-        self.runtime.latest.update(metrics["latest"])
-        self.best_metrics, self.history = metrics["best"], metrics["history"]
-        self.flushed_step = metrics["flushed_step"]
-        for pending in metrics["pending"][self.world.rank :: self.world.size]:
-            self.metrics.load_state_dict(pending)
-        self.model._running_losses.update(metrics["running_losses"])
-        self.kept_rows = metrics["rows"]
-        self.resumed_from = self.last_checkpoint = path
-        self.saved_at, self.saved_seconds = (self.state.step, self.state.epoch), self.state.seconds
-        logger.info("continuing from %s (epoch %d, step %d)", path, self.state.epoch, self.state.step)
-        for name, value in self.trainer.config().items():
-            if content["config"].get(name) != value:
-                logger.info("option %s: %r in the checkpoint, %r now", name, content["config"].get(name), value)
-
-    def named_callbacks(self) -> dict[str, Any]:
-        """Return the callbacks by a name that is the same at a resume: the class's, numbered if there are several."""
-        names: dict[str, Any] = {}
-        for callback in self.trainer.callbacks:
-            kind = type(callback).__name__
-            same = sum(name.split("#")[0] == kind for name in names)
-            names[f"{kind}#{same + 1}" if same else kind] = callback
-        return names
 
     # What people see.
 
@@ -546,6 +390,7 @@ class _Training(Run):
         if self.folder is not None:
             checkpoint.write_json({"trainer": trainer.config(), "hparams": model.hparams}, self.folder / "config.json")
             self.rows = JsonlLogger(self.folder / "metrics.jsonl", self.kept_rows)
+            self.stack.enter_context(at_the_end(self.rows.close))
             self.loggers.append(self.rows)
         for sink in self.loggers:
             sink.log_config({**trainer.config(), "hparams": model.hparams})

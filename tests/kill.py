@@ -7,6 +7,8 @@ killed as well. Then its checkpoint, rows of metrics and batches must equal thos
 """
 
 import argparse
+import contextlib
+import os
 import random
 import signal
 import subprocess
@@ -42,6 +44,9 @@ def wait_for_step(process: subprocess.Popen[str], step: int = 1) -> None:
 def end(process: subprocess.Popen[str], number: int) -> tuple[int, str]:
     """Send a signal, wait, and return the exit status and what was printed on stderr."""
     process.send_signal(number)
+    process.wait(DEADLINE)
+    with contextlib.suppress(ProcessLookupError):  # Loading processes hold on to the pipes for some seconds.
+        os.killpg(process.pid, signal.SIGKILL)
     _, errors = process.communicate(timeout=DEADLINE)
     return process.returncode, errors
 

@@ -137,9 +137,12 @@ def outcome(root: Path) -> dict[str, Any]:
         row.pop("seconds", None)
         row.pop("train/step_seconds", None)
     parts = ("state", "model", "rng", "data", "callbacks", "metrics")
-    # What was done again after a kill overwrites what had been done before it.
-    batches = dict(json.loads(line) for line in (root / "indices").read_text().splitlines())
-    return {"name": newest.name, "rows": rows, "batches": batches, **{part: content[part] for part in parts}}
+    return {"name": newest.name, "rows": rows, "batches": read_batches(root), **{part: content[part] for part in parts}}
+
+
+def read_batches(root: Path) -> dict[int, list[int]]:
+    """The indices of every batch; what was done again after a kill overwrites what had been done before it."""
+    return dict(json.loads(line) for line in (root / "indices").read_text().splitlines())
 
 
 if __name__ == "__main__":

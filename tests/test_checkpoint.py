@@ -195,7 +195,6 @@ class MyTensor(torch.Tensor):
     ("value", "where", "kind"),
     [
         ({"a": Custom()}, "checkpoint['a']", "Custom"),
-        ({"a": np.float64(1)}, "checkpoint['a']", "numpy.float64"),
         ({"a": np.ones(1)}, "checkpoint['a']", "numpy.ndarray"),
         ({"a": lambda: 0}, "checkpoint['a']", "function"),
         ({"a": Level.LOW}, "checkpoint['a']", "Level"),
@@ -203,15 +202,14 @@ class MyTensor(torch.Tensor):
         ({"a": MyTensor([1.0])}, "checkpoint['a']", "MyTensor"),
         ({"a": frozenset()}, "checkpoint['a']", "builtins.frozenset"),
         ({"a": collections.defaultdict(int)}, "checkpoint['a']", "collections.defaultdict"),
-        ({"a": [0, {"b": (1, np.int64(2))}]}, "checkpoint['a'][1]['b'][1]", "numpy.int64"),
+        ({"a": [0, {"b": (1, np.ones(2))}]}, "checkpoint['a'][1]['b'][1]", "numpy.ndarray"),
         ({"a": {1: [pathlib.PurePosixPath("x")]}}, "checkpoint['a'][1][0]", "PurePosixPath"),
-        ({"a": {np.int64(3): 0}}, "checkpoint['a']", "numpy.int64"),
         ({"a": {Point(1, 2)}}, "checkpoint['a'][0]", "Point"),
     ],
 )
 def test_what_is_not_plain_is_refused_and_the_message_names_where_it_is(value, where, kind):
     with pytest.raises(TypeError) as caught:
-        checkpoint.require_plain(value)
+        checkpoint.plain(value)
     assert str(caught.value).startswith(f"{where} is a ")
     assert f"{kind}:" in str(caught.value)
 
@@ -343,7 +341,8 @@ def content(step, size):
     return {"format": checkpoint.FORMAT, "step": step, "model": torch.zeros(size)}
 
 def save(step, size, score):
-    checkpoints.save(content(step, size), epoch=0, step=step, append_metadata=str, score=score, spare=None)
+    checkpoints.save(content(step, size), epoch=0, step=step, append_metadata=str, score=score, improved=False,
+        spare=None)
     checkpoints.join()
 
 def listing():
@@ -389,13 +388,13 @@ def test_a_full_disk_is_an_oserror_and_leaves_the_earlier_files_as_they_were(tmp
 
 
 def opened(folder, save_name="net", mode="min", keep_last=1, keep_best=1, background=False):
+    folder.mkdir(parents=True, exist_ok=True)
     return Checkpoints(folder, save_name, mode=mode, keep_last=keep_last, keep_best=keep_best, background=background)
 
 
-def save(checkpoints, step, score=None, spare=None, **more):
-    return checkpoints.save(
-        content(step) | more, epoch=step // 10, step=step, append_metadata=name_of, score=score, spare=spare
-    )
+def save(checkpoints, step, score=None, spare=None, improved=False, **more):
+    options = {"append_metadata": name_of, "score": score, "improved": improved, "spare": spare}
+    return checkpoints.save(content(step) | more, epoch=step // 10, step=step, **options)
 
 
 def steps(folder, save_name="net"):
@@ -498,8 +497,8 @@ def test_the_manifest_lists_the_files_with_their_scores(tmp_path):
         save(checkpoints, step, score)
     assert json.loads((tmp_path / "manifest.json").read_text()) == {
         "checkpoints": [
-            {"file": "net_epoch_0_iter_8.pth", "epoch": 0, "step": 8, "score": 0.25},
-            {"file": "net_epoch_1_iter_10.pth", "epoch": 1, "step": 10, "score": None},
+            {"file": "net_epoch_0_iter_8.pth", "epoch": 0, "step": 8, "score": 0.25, "improved": False},
+            {"file": "net_epoch_1_iter_10.pth", "epoch": 1, "step": 10, "score": None, "improved": False},
         ]
     }
 
@@ -532,7 +531,7 @@ def test_would_be_kept_foretells_what_stays_as_one_of_the_best(tmp_path, mode, k
     checkpoints = opened(tmp_path, mode=mode, keep_best=keep_best)
     foretold, stayed = [], []
     for i, score in enumerate([3.0, 3.0, 0.0, 3.0, 5.0, -1.0]):
-        foretold.append(checkpoints.would_be_kept(score))
+        foretold.append(checkpoints.would_be_kept(score, improved=False))
         path = save(checkpoints, 2 * i, score)
         save(checkpoints, 2 * i + 1)
         stayed.append(path.exists())
@@ -645,7 +644,7 @@ def test_a_snapshot_is_not_reached_by_later_changes(tmp_path):
     assert repr(twin) == before != repr(value)
     assert twin["list"][0] is twin["list"][1][0]
     assert twin["net"]._metadata == net.state_dict()._metadata
-    checkpoint.require_plain(twin)
+    checkpoint.plain(twin)
 
 
 def test_the_background_keeps_the_same_files(tmp_path):

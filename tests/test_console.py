@@ -202,9 +202,8 @@ def test_a_sparkline_shows_what_is_finite_beside_what_is_not(value):
 
 def test_the_final_table_has_last_and_best_values_counters_and_the_curve():
     metrics, best = {"train/loss": 0.1, "valid/accuracy": 0.5}, {"valid/accuracy": 0.75}
-    text = rendered(result_table("stopped by max_epochs", result(metrics, best), "valid/accuracy", [0.0, 0.75, 0.5]))
+    text = rendered(result_table(result(metrics, best), "valid/accuracy", [0.0, 0.75, 0.5]))
     rows = [line.split() for line in text.splitlines()]
-    assert ["stopped", "by", "max_epochs"] in rows
     assert ["last", "best"] in rows
     assert ["train/loss", "0.1"] in rows
     assert ["valid/accuracy", "0.5", "0.75"] in rows
@@ -214,7 +213,7 @@ def test_the_final_table_has_last_and_best_values_counters_and_the_curve():
 
 
 def test_without_a_judged_validation_the_final_table_has_neither_best_values_nor_a_curve():
-    text = rendered(result_table("stopped by max_epochs", result({"train/loss": 0.1}, best={}), None, []))
+    text = rendered(result_table(result({"train/loss": 0.1}, best={}), None, []))
     assert "best" not in text
     assert "█" not in text
     assert ["train/loss", "0.1"] in [line.split() for line in text.splitlines()]
@@ -222,7 +221,7 @@ def test_without_a_judged_validation_the_final_table_has_neither_best_values_nor
 
 @pytest.mark.parametrize("name", ["valid/" + "x" * 200, "valid/" + "many words " * 20])
 def test_a_long_name_of_a_metric_is_folded_beside_whole_numbers(name):
-    text = rendered(result_table("stopped by max_epochs", result({name: 0.123456}), name, [0.0, 1.0]))
+    text = rendered(result_table(result({name: 0.123456}), name, [0.0, 1.0]))
     assert lines_too_long(text) == []
     assert re.findall(r"0\.\d+", text) == ["0.123456", "0.123456"]
     table = text[text.index("valid/") : text.index("epochs / steps")]
@@ -231,7 +230,7 @@ def test_a_long_name_of_a_metric_is_folded_beside_whole_numbers(name):
 
 @pytest.mark.parametrize("name", ["valid/f1[macro]", "valid/f1[/macro]"])
 def test_brackets_in_the_name_of_a_metric_are_no_markup(name):
-    text = rendered(result_table("stopped by max_epochs", result({name: 0.5}), name, [0.0, 1.0]))
+    text = rendered(result_table(result({name: 0.5}), name, [0.0, 1.0]))
     assert text.count(name) == 2  # In its row and beside its curve.
 
 

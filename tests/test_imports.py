@@ -36,7 +36,8 @@ ALLOWED = {
     #
     "model": STANDARD_LIBRARY_ONLY | FOUNDATION | PARTS,
     "run": STANDARD_LIBRARY_ONLY | FOUNDATION | PARTS | {"model"},
-    "trainer": STANDARD_LIBRARY_ONLY | FOUNDATION | PARTS | {"launch", "model", "run"},
+    "resume": STANDARD_LIBRARY_ONLY | FOUNDATION | PARTS | {"model", "run"},
+    "trainer": STANDARD_LIBRARY_ONLY | FOUNDATION | PARTS | {"launch", "model", "run", "resume"},
     "__init__": {"data", "hooks", "model", "state", "trainer", "version"},
 }
 

@@ -165,6 +165,19 @@ def test_a_loading_process_ignores_ctrl_c() -> None:
     assert model.seen == [0, 1, 2, 3, 4, 5]
 
 
+def test_sigterm_to_the_whole_group_finishes_the_update_with_loading_processes(
+    tmp_path: Path, whole: dict[str, Any]
+) -> None:
+    process = start(tmp_path, "--num-workers", "2", "--save-every-steps", "100", pace=0.3)
+    wait_for_step(process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 143, errors
+    require_checkpoint_of_newest_step(tmp_path)
+    finish(tmp_path)
+    assert same(longrun.outcome(tmp_path), whole)
+
+
 def test_sigterm_ends_with_status_143_after_saving(tmp_path: Path, whole: dict[str, Any]) -> None:
     process = start(tmp_path, "--save-every-steps", "100", pace=0.1)
     wait_for_step(process, 2)
@@ -281,7 +294,7 @@ def test_fit_and_test_pass_over_a_bad_file_with_a_warning_that_names_it(
         warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         assert len(warnings) == 1
         assert str(newest) in warnings[0]
-        assert older.name in caplog.text
+    assert f"continuing from {older}" in caplog.text
     assert not (tmp_path / "owned").exists()
 
 
@@ -311,7 +324,8 @@ def test_the_file_is_the_moment_of_the_save_even_if_the_weights_change_at_once(t
         folder = checkpoint.Checkpoints(
             tmp_path / str(background), "m", mode="min", keep_last=1, keep_best=1, background=background
         )
-        path = folder.save(content, epoch=0, step=0, append_metadata=str, score=None, spare=None)
+        folder.folder.mkdir()
+        path = folder.save(content, epoch=0, step=0, append_metadata=str, score=None, improved=False, spare=None)
         content["w"].fill_(7)
         content["n"][0].fill_(7)
         content["n"].append(1)

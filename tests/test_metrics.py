@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from helios_lite.checkpoint import require_plain
+from helios_lite.checkpoint import plain
 from helios_lite.metrics import Metrics
 
 REDUCES = ["mean", "sum", "min", "max", "last", "std"]
@@ -182,7 +182,7 @@ def test_an_interrupted_metric_is_bitwise_the_uninterrupted_one(cut, reduce, as_
     values, counts = some(150)
     counts = [as_count(count) for count in counts]
     first = logged(values[:cut], counts[:cut], reduce)
-    require_plain(first.state_dict())
+    plain(first.state_dict())
     torch.save(first.state_dict(), tmp_path / "metrics")
     second = Metrics(torch.device("cpu"))
     second.load_state_dict(torch.load(tmp_path / "metrics", weights_only=True))
@@ -214,7 +214,7 @@ def test_a_state_dict_does_not_follow_the_metrics_it_came_from_or_went_to(n):
 def test_a_numpy_count_does_not_keep_a_checkpoint_from_being_written():
     """np.float64 is a float, and the sum of a numpy mask is an np.int64."""
     state = logged([1.0, 2.0], [np.float64(1), np.int64(2)]).state_dict()
-    require_plain(state)
+    plain(state)
 
 
 def test_memory_does_not_grow_with_the_number_of_batches():

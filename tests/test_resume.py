@@ -12,16 +12,19 @@ test_a_run_cut_after_any_update_...):
 - run.py, rng.isolated(...), module.training = training, no_grad (to inference_mode): test_trainer.py, P7's tests.
 """
 
+import random
 import sys
 from pathlib import Path
 from typing import Any
 
 import longrun
+import numpy
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 from toys import same
 
-from helios_lite import Callback
+from helios_lite import Callback, DataModule, Split
 
 # PyTorch warns that scheduler.step() came first in this process; the optimizer had stepped before the resume.
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")
@@ -206,3 +209,122 @@ def test_generators_are_untouched_by_reading_data_in_the_training_process(tmp_pa
         pass
     assert torch.equal(torch.get_rng_state(), before)
     assert "numpy" in sys.modules
+
+
+class DrawingHooks(longrun.Rich):
+    """Draws in the hooks that come before the first batch; the epoch's is drawn once per epoch, and not again."""
+
+    def on_training_start(self) -> None:
+        torch.rand(3)
+
+    def on_training_epoch_start(self, current_epoch: int) -> None:
+        self.shift = torch.rand(()) if current_epoch % 2 else torch.zeros(())
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        super().train_step([batch[0], batch[1] + self.shift], state)
+
+
+def test_draws_of_hooks_are_the_same_after_a_resume_between_epochs(tmp_path: Path) -> None:
+    outcomes = []
+    for name, epochs in (("whole", [3]), ("cut", [1, 2, 3])):
+        root = tmp_path / name
+        root.mkdir()
+        for max_epochs in epochs:
+            longrun.trainer(root, max_epochs=max_epochs).fit(DrawingHooks(root / "indices"), longrun.data())
+        outcomes.append(longrun.outcome(root))
+    assert same(*outcomes)
+
+
+def mixed(samples: list[Any]) -> list[torch.Tensor]:
+    """A collate function that draws, as MixUp does."""
+    index, x = torch.utils.data.default_collate(samples)
+    return [index, x + torch.rand(()) + random.random()]
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_draws_of_a_collate_function_are_exact_too(tmp_path: Path, in_memory: bool) -> None:
+    dataset = TensorDataset(torch.arange(22), torch.rand(22, 3)) if in_memory else longrun.Augmented(22)
+    outcomes = []
+    for name, parts in (("whole", [(9, 0)]), ("cut", [(3, 2), (5, 0), (9, 1)])):
+        root = tmp_path / name
+        root.mkdir()
+        for max_steps, num_workers in parts:
+            split = Split(dataset, batch_size=4, shuffle=True, num_workers=num_workers, collate_fn=mixed)
+            datamodule = DataModule(split, longrun.data().valid)
+            longrun.trainer(root, max_steps=max_steps).fit(longrun.Rich(root / "indices"), datamodule)
+        outcomes.append(longrun.outcome(root))
+    assert same(*outcomes)
+
+
+def test_another_monitor_at_a_resume_starts_its_verdicts_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fit(tmp_path, max_epochs=1)
+    result = fit(tmp_path, max_epochs=2, monitor="valid/loss", mode="max")
+    assert "something else is monitored now" in caplog.text
+    assert result.state.best_step > 3
+    assert result.best_checkpoint.name.startswith(f"rich_epoch_{result.state.best_step // 3}")
+
+
+def test_the_best_metrics_belong_to_the_best_checkpoint_with_min_delta(tmp_path: Path) -> None:
+    result = fit(tmp_path, max_epochs=3, min_delta=0.05, keep_last=-1)
+    content = torch.load(result.best_checkpoint, weights_only=True)
+    assert content["state"]["step"] == result.state.best_step
+    assert content["metrics"]["latest"]["valid/loss"] == result.best_metrics["valid/loss"]
+
+
+def test_numbers_of_numpy_are_saved_as_numbers(tmp_path: Path) -> None:
+    class Numpy(longrun.Rich):
+        def setup(self, fast_init: bool = False) -> None:
+            super().setup(fast_init)
+            self.hparams["cosine"] = numpy.float64(0.5)
+            self.per_epoch = torch.optim.lr_scheduler.LambdaLR(self.optimizers[1], lambda n: numpy.cos(n / 9))
+
+    result = longrun.trainer(tmp_path, max_epochs=1).fit(Numpy(tmp_path / "indices"), longrun.data())
+    content = torch.load(result.last_checkpoint, weights_only=True)
+    assert type(content["hparams"]["cosine"]) is float
+
+
+def test_hparams_that_no_checkpoint_can_hold_are_an_error_before_any_training(tmp_path: Path) -> None:
+    model = longrun.Rich(tmp_path / "indices")
+    model.hparams["odd"] = object()
+    with pytest.raises(TypeError, match=r"hparams\['odd'\] is a builtins.object"):
+        longrun.trainer(tmp_path).fit(model, longrun.data())
+    assert not (tmp_path / "indices").exists()
+
+
+class Stateful(list[Any]):
+    """A list of batches that remembers how far it was read."""
+
+    position = 0
+
+    def __iter__(self) -> Any:
+        while self.position < len(self):
+            self.position += 1
+            yield self[self.position - 1]
+        self.position = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.position = state["position"]
+
+
+def test_a_restored_loader_is_not_restored_again_for_the_next_split(tmp_path: Path) -> None:
+    class Changing(DataModule):
+        def setup(self) -> None:
+            batches = list(torch.utils.data.DataLoader(longrun.Augmented(12), batch_size=4))
+            self.splits = [Stateful(batches) for _ in range(3)]
+            self.train = self.splits[0]
+
+    class Next(Callback):
+        def on_training_epoch_start(self, current_epoch: int) -> None:
+            datamodule.train = datamodule.splits[current_epoch - 1]
+
+    for max_steps in (2, 9):
+        datamodule = Changing()
+        options = {"valid_every_epochs": None, "monitor": None, "patience": None, "accumulation_steps": 1}
+        trainer = longrun.trainer(tmp_path, max_steps=max_steps, **options)
+        trainer.callbacks = [Next()]
+        trainer.fit(longrun.Rich(tmp_path / "indices"), datamodule)
+    batches = longrun.read_batches(tmp_path)
+    assert [batches[i] for i in range(9)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]] * 3
