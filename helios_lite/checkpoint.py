@@ -152,9 +152,41 @@ def plain(value: Any, where: str = "checkpoint") -> Any:
     raise TypeError(f"{where} is a {name}: a checkpoint holds tensors and plain containers only")
 
 
-def snapshot(value: Any) -> Any:
-    """Return a copy in CPU memory that later changes do not reach; tensors that were one stay one."""
-    return _snapshot(value, {})
+class Snapshots:
+    """Copies of states in CPU memory, which later changes do not reach; tensors that were one stay one.
+
+    The memory of one copy serves for the next, which spares the operating system's work for fresh pages.
+    """
+
+    def __init__(self) -> None:
+        self._memory: list[torch.Tensor] = []
+
+    def take(self, value: Any) -> Any:
+        """Return a copy; the one before must no longer be in use."""
+        memory, self._memory = self._memory, []
+        return self._copy(value, {}, iter(memory))
+
+    def _copy(self, value: Any, copies: dict[Any, torch.Tensor], memory: Iterator[torch.Tensor]) -> Any:
+        if isinstance(value, torch.Tensor):
+            if value.layout != torch.strided or value.numel() == 0:
+                return value.detach().to("cpu", copy=True)
+            key = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
+            if key not in copies:
+                old, form = next(memory, None), (value.dtype, value.shape, value.stride())
+                if old is not None and (old.dtype, old.shape, old.stride()) == form:
+                    copies[key] = old.copy_(value.detach())
+                else:
+                    copies[key] = value.detach().to("cpu", copy=True)
+                self._memory.append(copies[key])
+            return copies[key]
+        if isinstance(value, dict):
+            twin = copy.copy(value)
+            for name, item in value.items():
+                twin[name] = self._copy(item, copies, memory)
+            return twin
+        if type(value) in (list, tuple, set):
+            return type(value)([self._copy(item, copies, memory) for item in value])
+        return value
 
 
 _opened_here: set[Path] = set()  # The operating system's locks are between processes only.
@@ -184,6 +216,7 @@ class Checkpoints:
         self._sign = 1 if mode == "min" else -1
         self._keep_last, self._keep_best = keep_last, keep_best
         self._background = background
+        self._snapshots = Snapshots()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._entries: list[dict[str, Any]] = []
@@ -271,7 +304,7 @@ class Checkpoints:
         self._entries = [entry for entry in before if entry in kept or entry["file"] == spared]
         if self._background:
             self._thread = threading.Thread(
-                target=self._write_and_keep_error, args=(snapshot(content), name, before, self._entries)
+                target=self._write_and_keep_error, args=(self._snapshots.take(content), name, before, self._entries)
             )
             self._thread.start()
         else:
@@ -364,24 +397,6 @@ class Checkpoints:
 
 def _flat(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._=+-]", "-", text)
-
-
-def _snapshot(value: Any, copies: dict[Any, torch.Tensor]) -> Any:
-    if isinstance(value, torch.Tensor):
-        if value.layout != torch.strided or value.numel() == 0:
-            return value.detach().to("cpu", copy=True)
-        key = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
-        if key not in copies:
-            copies[key] = value.detach().to("cpu", copy=True)
-        return copies[key]
-    if isinstance(value, dict):
-        twin = copy.copy(value)  # Of an OrderedDict it keeps the versions of modules, which hang on it as an attribute.
-        for key, item in value.items():
-            twin[key] = _snapshot(item, copies)
-        return twin
-    if type(value) in (list, tuple, set):
-        return type(value)(_snapshot(item, copies) for item in value)
-    return value
 
 
 def _replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:

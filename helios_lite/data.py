@@ -216,6 +216,7 @@ class SplitLoader:
         draws = type(_unwrapped(split.dataset)) is not TensorDataset or split.collate_fn is not None
         seeded = split.seed_samples and draws
         self._indices = _Indices(seeded)
+        self._tensors = _Tensors.of(split)
         # A private generator: otherwise every new iterator would draw from the training's own.
         self._generator = torch.Generator()
         self._loader: DataLoader[Any] = DataLoader(
@@ -268,7 +269,7 @@ class SplitLoader:
     def _windows(self, plan: _Plan | _Batches, window: int) -> Iterator[Batch]:
         length = len(plan)
         total = 0
-        for i, data in enumerate(self._loader):
+        for i, data in enumerate(self._loader if self._tensors is None else self._tensors.batches(plan)):
             if i % window == 0:
                 total = sum(plan.samples(j) for j in range(i, min(i + window, length)))
             size = plan.size(i)
@@ -332,6 +333,8 @@ class IterableLoader:
 
 def batch_size(batch: Any) -> int:
     """Return the leading dimension of the first tensor in a nested batch, else the first length found, else 1."""
+    if isinstance(batch, list | tuple) and len(batch) > 0 and isinstance(batch[0], Tensor) and batch[0].ndim > 0:
+        return batch[0].shape[0]  # What most loaders give.
     leaves = list(_leaves(batch))
     for leaf in leaves:
         if isinstance(leaf, Tensor):
@@ -365,7 +368,9 @@ def to_device(batch: Any, device: torch.device) -> Any:
     Other objects are returned as they are; containers are new objects of the same type.
     """
     if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
+        return batch if batch.device == device else batch.to(device, non_blocking=True)
+    if type(batch) in (list, tuple):
+        return type(batch)([to_device(value, device) for value in batch])
     if callable(getattr(batch, "to", None)):
         return batch.to(device)
     if isinstance(batch, dict):
@@ -384,6 +389,32 @@ def to_device(batch: Any, device: torch.device) -> Any:
             object.__setattr__(moved, field.name, to_device(getattr(batch, field.name), device))
         return moved
     return batch
+
+
+class _Tensors:
+    """A TensorDataset, or a Subset of one: a batch is one indexed gather from each tensor."""
+
+    def __init__(self, tensors: tuple[Tensor, ...], indices: Tensor | None) -> None:
+        self._tensors, self._indices = tensors, indices
+
+    @classmethod
+    def of(cls, split: Split) -> _Tensors | None:
+        """Return the tensors of a split that is batched in this process and in no way of its own; None of others."""
+        dataset, indices = split.dataset, None
+        while type(dataset) is Subset:
+            these = torch.as_tensor(dataset.indices)
+            indices = these if indices is None else these[indices]
+            dataset = dataset.dataset
+        plain = split.num_workers == 0 and split.collate_fn is None and not split.pin_memory
+        return cls(dataset.tensors, indices) if plain and type(dataset) is TensorDataset else None
+
+    def batches(self, plan: Iterable[list[int]]) -> Iterator[list[Tensor]]:
+        """Yield what a DataLoader with PyTorch's default_collate would."""
+        for numbers in plan:
+            index = torch.as_tensor(numbers)
+            if self._indices is not None:
+                index = self._indices[index]
+            yield [tensor[index] for tensor in self._tensors]
 
 
 class _Plan:

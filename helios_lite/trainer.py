@@ -294,7 +294,7 @@ class _Training(ResumableRun):
         )
 
     def ask_model_to_stop(self) -> None:
-        if self.model.should_training_stop():
+        if self.asks_every_step and self.model.should_training_stop():
             self.asked_to_stop = True
 
     # Validation.

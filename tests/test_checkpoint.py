@@ -635,7 +635,7 @@ def test_a_snapshot_is_not_reached_by_later_changes(tmp_path):
     net, shared = torch.nn.BatchNorm1d(2), torch.ones(2)
     value = {"net": net.state_dict(), "list": [shared, (shared, {1, 2})], "step": 1}
     before = repr(value)
-    twin = checkpoint.snapshot(value)
+    twin = checkpoint.Snapshots().take(value)
     with torch.no_grad():
         net.weight.add_(1)
         net.running_mean.add_(1)
@@ -660,3 +660,19 @@ def test_the_end_of_a_run_waits_for_the_background(tmp_path):
     with checkpoints.opened():
         path = save(checkpoints, 1, weights=torch.zeros(1_000_000))
     assert checkpoint.load(path)["step"] == 1
+
+
+def test_the_memory_of_a_snapshot_serves_for_the_next_one_and_holds_its_values():
+    snapshots = checkpoint.Snapshots()
+    value = {"a": torch.arange(3), "b": [torch.ones(2, 2).t(), torch.zeros(0)]}
+    first = snapshots.take(value)
+    place = first["a"].data_ptr()
+    value["a"] += 1
+    value["b"][0].mul_(5)
+    second = snapshots.take(value)
+    assert second["a"].data_ptr() == place
+    assert second["a"].tolist() == [1, 2, 3]
+    assert second["b"][0].tolist() == [[5, 5], [5, 5]]
+    third = snapshots.take({"a": torch.ones(7), "b": torch.arange(3)})
+    assert third["a"].tolist() == [1] * 7
+    assert third["b"].tolist() == [0, 1, 2]

@@ -669,3 +669,19 @@ def test_a_datamodule_need_not_call_super():
 def test_a_datamodule_holds_the_splits_it_is_given():
     module = DataModule(train=[1], valid={"a": [2]}, test=[3])
     assert (module.train, module.valid, module.test) == ([1], {"a": [2]}, [3])
+
+
+def test_tensors_in_memory_are_gathered_as_a_data_loader_would_batch_them():
+    """Same samples, order, dtypes and container as by the loading process; and no view of the dataset."""
+    tensors = TensorDataset(torch.arange(23), torch.rand(23, 2, dtype=torch.float64), torch.ones(23, dtype=torch.bool))
+    dataset = Subset(Subset(tensors, range(22, 0, -1)), [3, 1, 4, 15, 9, 2, 6])
+    here, there = (list(epoch(Split(dataset, 3, shuffle=True, num_workers=n))) for n in (0, 1))
+    assert len(here) == 3
+    for mine, other in zip(here, there, strict=True):
+        assert type(mine.data) is type(other.data) is list
+        assert [part.dtype for part in mine.data] == [part.dtype for part in other.data]
+        assert all(torch.equal(a, b) for a, b in zip(mine.data, other.data, strict=True))
+    before = [tensor.clone() for tensor in tensors.tensors]
+    for batch in epoch(Split(tensors, 4)):
+        batch.data[0].zero_()
+    assert all(torch.equal(a, b) for a, b in zip(tensors.tensors, before, strict=True))
