@@ -1,4 +1,11 @@
-"""Several real gloo processes: the same program, the same result, no hangs."""
+"""Several real gloo processes: the same program, the same result, no hangs.
+
+Changed by hand, each alone, to see a test fail:
+- precision.py, the weight not divided by the ranks; data.py, shares without the ranks: two_processes_do_what_one_does.
+- trainer.py, no sync_gradients: gradients_are_reduced_once_per_accumulation_window.
+- run.py, generators alike on all ranks; resume.py, rank 0's generators for all: each_rank_gets_its_generators_back.
+- distributed.py, buffers not sent before an evaluation: all_ranks_evaluate_with_the_buffers_of_rank_0.
+"""
 
 import math
 import signal

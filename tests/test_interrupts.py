@@ -210,12 +210,9 @@ def test_a_kill_in_the_middle_of_a_save_loses_nothing(tmp_path: Path, whole: dic
 
 def test_kills_at_random_moments_lose_nothing(tmp_path: Path, whole: dict[str, Any]) -> None:
     """A sample; `python tests/kill.py 50` does as many as you like."""
-    total = 0
-    for seed, workers in ((11, "0"), (12, "2")):
-        outcome, kills = kill.killed_and_finished(tmp_path / str(seed), seed, "--num-workers", workers)
-        assert same(outcome, whole)
-        total += kills
-    assert total > 0
+    outcome, kills = kill.killed_and_finished(tmp_path / "killed", 12, "--num-workers", "2")
+    assert same(outcome, whole)
+    assert kills > 0
 
 
 FULL_DISK = """
