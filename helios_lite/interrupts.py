@@ -27,6 +27,8 @@ class Interrupts:
     """
 
     received: signal.Signals | None = None
+    final = False
+    """Whether the process ends after the context: then it takes no further signal once it has received one."""
 
     def __enter__(self) -> Self:
         self._pid = os.getpid()
@@ -40,6 +42,8 @@ class Interrupts:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for number, handler in self._before.items():
+            if self.final and self.received is not None:
+                handler = signal.SIG_IGN
             # None stands for a handler that was not set from Python, which Python cannot set again.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         if error is None and self.received is not None:

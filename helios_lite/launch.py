@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -25,6 +26,8 @@ from helios_lite.distributed import PARENT, World
 from helios_lite.interrupts import Interrupts
 
 Result = TypeVar("Result")
+logger = logging.getLogger("helios_lite")
+
 _INTERRUPTED = "interrupted"
 _ALONE = 75  # The exit status of a process that has missed another one.
 
@@ -45,70 +48,29 @@ def launch(function: Callable[..., Result], arguments: dict[str, Any], *, proces
         KeyboardInterrupt, SystemExit: after a signal, which the processes finish their update and save for.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",  # A port that the operating system chooses.
-        local_addr="localhost",
-        max_restarts=max_restarts,
-        monitor_interval=0.1,
-    )
-    others = active_children()  # The caller's, if there are any: not ours to end.
-    with tempfile.TemporaryDirectory(prefix="helios_lite-") as folder, Interrupts() as interrupts:
-        _write(function, arguments, Path(folder))
-        outcome: dict[str, Any] = {}
-
-        def run() -> None:
+    result: Any = None
+    with contextlib.ExitStack() as stack:
+        # A process that was killed may have been writing there: not what the caller is to hear of.
+        folder = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="helios_lite-", ignore_cleanup_errors=True))
+        )
+        interrupts = stack.enter_context(Interrupts())
+        _write(function, arguments, folder)
+        for attempt in range(max_restarts + 1):
             try:
-                threads = max(1, torch.get_num_threads() // processes)
-                outcome["values"] = elastic_launch(config, _work)(folder, os.getpid(), threads)
-            except BaseException as error:
-                outcome["error"] = error
-
-        # In a thread: elastic installs no signal handlers there, and so it is us who decide what a signal means.
-        # What it and the spawner say of a failure is said better by the exception that we raise.
-        noisy = [logging.getLogger(f"torch.{name}") for name in ("distributed.elastic", "multiprocessing.spawn")]
-        levels = [noise.level for noise in noisy]
-        for noise in noisy:
-            noise.setLevel(logging.CRITICAL)
-        thread = threading.Thread(target=run, name="elastic", daemon=True)
-        thread.start()
-        told: set[int | None] = set()
-        try:
-            while thread.is_alive():
-                thread.join(0.1)
-                if interrupts.received is not None:
-                    # They finish their update and save; Ctrl-C may have reached them already. Those that are still
-                    # to be started, as by a restart, die at once.
-                    for child in set(active_children()) - {*others}:
-                        if child.pid not in told:
-                            told.add(child.pid)
-                            child.terminate()
-        except BaseException:  # A second Ctrl-C.
-            while thread.is_alive():  # Until there are no restarts left.
-                for child in set(active_children()) - {*others}:
-                    child.kill()
-                thread.join(0.05)
-            raise
-        finally:
-            for noise, level in zip(noisy, levels, strict=True):
-                noise.setLevel(level)
-        error = outcome.get("error")
-        if isinstance(error, ChildFailedError):
-            first, cause = _first_error(Path(folder), max_restarts, error)
-            if interrupts.received is None or cause is not None:
-                raise first from cause
-        elif error is not None:
-            raise error
-        result = outcome.get("values", {0: None})[0]  # None after a signal that came before they could handle it.
+                result = _attempt(folder, processes, attempt, interrupts)
+                break
+            except ChildFailedError as failed:
+                error, cause = _first_error(folder, attempt, failed)
+            if interrupts.received is not None and cause is None:
+                break  # It came before they could handle it.
+            if interrupts.received is not None or attempt == max_restarts:
+                raise error from cause
+            logger.warning("%s: %s; all processes start again", type(error).__name__, error)
         if isinstance(result, tuple) and result[:1] == (_INTERRUPTED,):
             interrupts.received = interrupts.received or signal.Signals(result[1])
-        return result  # type: ignore[no-any-return]
+    return result  # type: ignore[no-any-return]
 
 
 class Interrupted(BaseException):
@@ -172,6 +134,64 @@ def watch(world: World, interrupts: Interrupts) -> None:
     threading.Thread(target=look, name="watch", daemon=True).start()
 
 
+def _attempt(folder: Path, processes: int, attempt: int, interrupts: Interrupts) -> Any:
+    """Start the processes once and return what rank 0 returns; a signal that comes is passed on to them."""
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # Without elastic's own restarts: those keep the store, where processes then find addresses of the dead.
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",  # A port that the operating system chooses.
+        local_addr="localhost",
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    outcome: dict[str, Any] = {}
+    done = threading.Event()  # After an interrupted join, a thread that is running says that it is not.
+
+    def run() -> None:
+        try:
+            threads = max(1, torch.get_num_threads() // processes)
+            outcome["values"] = elastic_launch(config, _work)(str(folder), attempt, os.getpid(), threads)
+        except BaseException as error:
+            outcome["error"] = error
+        done.set()
+
+    # What elastic and the spawner say of a failure is said better by the exception that we raise.
+    noisy = [logging.getLogger(f"torch.{name}") for name in ("distributed.elastic", "multiprocessing.spawn")]
+    levels = [noise.level for noise in noisy]
+    for noise in noisy:
+        noise.setLevel(logging.CRITICAL)
+    others = active_children()  # The caller's, if there are any: not ours to end.
+    told: set[int | None] = set()
+    # In a thread: elastic installs no signal handlers there, and so it is us who decide what a signal means.
+    try:
+        threading.Thread(target=run, name="elastic", daemon=True).start()
+        while not done.wait(0.1):
+            if interrupts.received is not None:
+                # They finish their update and save; those that are only starting die. Ctrl-C may have reached them.
+                for child in set(active_children()) - {*others}:
+                    if child.pid not in told:
+                        told.add(child.pid)
+                        child.terminate()
+    except BaseException:  # A second Ctrl-C.
+        limit = time.monotonic() + 5.0
+        while not done.wait(0.05) and time.monotonic() < limit:
+            for child in set(active_children()) - {*others}:  # Each time: one may just be starting.
+                child.kill()
+        raise
+    finally:
+        for noise, level in zip(noisy, levels, strict=True):
+            noise.setLevel(level)
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["values"][0]
+
+
 def _write(function: Callable[..., Any], arguments: dict[str, Any], folder: Path) -> None:
     """Write what the processes are to do. Tensors too: sent by torch.multiprocessing, all would train the same ones."""
     try:
@@ -182,18 +202,19 @@ def _write(function: Callable[..., Any], arguments: dict[str, Any], folder: Path
         raise
 
 
-def _work(folder: str, parent: int, threads: int) -> Any:
+def _work(folder: str, attempt: int, parent: int, threads: int) -> Any:
     """Run in every process that elastic starts."""
     torch.set_num_threads(threads)
     os.environ[PARENT] = str(parent)
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempt)
     threading.Thread(target=_follow, args=(parent,), name="follow", daemon=True).start()
     try:
         # The folder is private to this user and made by the process that launched this one. Mapped, not read: data
         # takes its memory once, and what one process changes is still its own.
         function, arguments = torch.load(Path(folder) / "work", mmap=True, weights_only=False)
-        return function(**arguments)
+        result = function(**arguments)
     except Interrupted as interrupted:
-        return (_INTERRUPTED, interrupted.number)
+        result = (_INTERRUPTED, interrupted.number)
     except BaseException as error:
         when, text = time.time_ns(), traceback.format_exc()
         try:
@@ -201,11 +222,14 @@ def _work(folder: str, parent: int, threads: int) -> Any:
             pickle.loads(content)
         except Exception:
             content = pickle.dumps((when, RuntimeError(f"{type(error).__name__}: {error}"), text))
-        path = Path(folder) / f"{os.environ['TORCHELASTIC_RESTART_COUNT']}-{os.environ['RANK']}"
+        path = Path(folder) / f"{attempt}-{os.environ['RANK']}"
         path.with_suffix(".part").write_bytes(content)
         path.with_suffix(".part").rename(path)
         time.sleep(0.5)  # A process that was killed is to be noticed before those that miss it and fail for that.
         _leave(1)  # Whatever was raised: exit(0), too, is a failure here. And no thread of the user's can delay it.
+    for number in (signal.SIGINT, signal.SIGTERM):  # Elastic waits for the others now, and hangs if one dies meanwhile.
+        signal.signal(number, signal.SIG_IGN)
+    return result
 
 
 def _leave(status: int) -> NoReturn:

