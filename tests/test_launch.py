@@ -293,6 +293,7 @@ def test_launches_at_the_same_time_do_not_meet(tmp_path: Path, root: Path, whole
     assert all(same(outcome(folder), outcome(root)) for folder in folders)
 
 
+@unsettled
 def test_torchrun_on_one_machine_and_on_two_does_the_same(
     tmp_path: Path, root: Path, whole: tuple[Model, FitResult]
 ) -> None:

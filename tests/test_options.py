@@ -16,8 +16,17 @@ from helios_lite.loggers import JsonlLogger
 
 FIELDS = {field.name for field in dataclasses.fields(Trainer)}
 
-FLAGS = ["deterministic", "benchmark", "fast_dev_run", "check_finite", "async_save", "progress", "print_banner"]
-INTEGERS = ["seed", "accumulation_steps", "sanity_batches", "keep_last", "keep_best", "log_every_steps"]
+FLAGS = [
+    "deterministic",
+    "benchmark",
+    "fast_dev_run",
+    "compile",
+    "check_finite",
+    "async_save",
+    "progress",
+    "print_banner",
+]
+INTEGERS = ["seed", "max_restarts", "accumulation_steps", "sanity_batches", "keep_last", "keep_best", "log_every_steps"]
 OPTIONAL_INTEGERS = [
     "max_epochs",
     "max_steps",
