@@ -20,10 +20,13 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     IterableDataset,
+    RandomSampler,
     Sampler,
+    SequentialSampler,
     Subset,
     TensorDataset,
     default_collate,
@@ -189,7 +192,7 @@ def make_loader(source: Any, phase: str, seed: int, world: World = World()) -> L
 
     Raises:
         TypeError: the source is no such thing.
-        ValueError: it has length zero.
+        ValueError: it has length zero, or is a DataLoader that does not share its samples among several ranks.
     """
     if isinstance(source, Split):
         if isinstance(source.dataset, IterableDataset):
@@ -197,7 +200,19 @@ def make_loader(source: Any, phase: str, seed: int, world: World = World()) -> L
         return SplitLoader(source, phase, seed, world)
     if not isinstance(source, Iterable):
         raise TypeError(f"the {phase} split is a {type(source).__name__}: needs a Split, a DataLoader or an iterable")
+    if world.size > 1 and _is_whole(source):
+        raise ValueError(
+            f"the {phase} split is a DataLoader that gives all {world.size} ranks the same batches: "
+            "use a Split, or a DistributedSampler"
+        )
     return IterableLoader(source, source, phase, seed, world)
+
+
+def _is_whole(loader: Any) -> bool:
+    """Say whether this is a DataLoader that is known to go through all samples, whatever the rank."""
+    batches = getattr(loader, "batch_sampler", None)
+    sampler = getattr(loader if batches is None else batches, "sampler", None)
+    return type(batches) in (BatchSampler, type(None)) and type(sampler) in (RandomSampler, SequentialSampler)
 
 
 class SplitLoader:

@@ -10,12 +10,14 @@ import contextlib
 import copy
 import dataclasses
 import os
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 T = TypeVar("T")
@@ -84,7 +86,14 @@ def join_world(device_type: str) -> World:
     if not is_launched():
         return World()
     if not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo")
+        store, rank, size = next(rendezvous("env://"))
+        if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+            # torchrun on one machine keeps the store when it restarts processes: they would find addresses of the dead.
+            store = dist.PrefixStore(  # type: ignore[attr-defined]
+                os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store
+            )
+        backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
         atexit.register(_leave_world)
     return World(dist.get_rank(), int(os.environ.get("LOCAL_RANK", "0")), dist.get_world_size())
 
@@ -92,6 +101,9 @@ def join_world(device_type: str) -> World:
 def _leave_world() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
+        # The thread of gloo that has sent the last tensor lets go of it only now, and needs the interpreter for that:
+        # if the interpreter is ending, it aborts the process ("terminate called without an active exception").
+        time.sleep(0.2)
 
 
 def choose_accelerator(accelerator: str) -> str:

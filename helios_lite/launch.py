@@ -15,7 +15,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import active_children
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -32,12 +32,20 @@ _INTERRUPTED = "interrupted"
 _ALONE = 75  # The exit status of a process that has missed another one.
 
 
-def launch(function: Callable[..., Result], arguments: dict[str, Any], *, processes: int, max_restarts: int) -> Result:
+def launch(
+    function: Callable[..., Result],
+    arguments: dict[str, Any],
+    *,
+    first: Callable[[], object] = lambda: None,
+    processes: int,
+    max_restarts: int,
+) -> Result:
     """Run a function in several new processes of this machine and return what rank 0 returns.
 
     Args:
         function: of the top level of a module; called with the arguments in every process.
         arguments: by name; all are sent to the processes.
+        first: called once in this process, when the arguments are known to be such as can be sent.
         processes: how many.
         max_restarts: how often all are started again after one failed.
 
@@ -55,8 +63,9 @@ def launch(function: Callable[..., Result], arguments: dict[str, Any], *, proces
         folder = Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="helios_lite-", ignore_cleanup_errors=True))
         )
-        interrupts = stack.enter_context(Interrupts())
         _write(function, arguments, folder)
+        first()
+        interrupts = stack.enter_context(Interrupts())
         for attempt in range(max_restarts + 1):
             try:
                 result = _attempt(folder, processes, attempt, interrupts)
@@ -106,8 +115,9 @@ def require_picklable(value: Any, name: str, seen: tuple[int, ...] = ()) -> None
         raise TypeError(f"{name} cannot be sent to another process: {error}") from error
 
 
-def watch(world: World, interrupts: Interrupts) -> None:
-    """Start a thread that ends this process if another one of this machine is gone.
+@contextlib.contextmanager
+def watch(world: World, interrupts: Interrupts) -> Iterator[None]:
+    """End this process if, during the context, another one of this machine is gone.
 
     Then an update may wait for the dead, and a process that was told to end (SIGTERM) would finish its update first.
     Call on every rank.
@@ -118,20 +128,29 @@ def watch(world: World, interrupts: Interrupts) -> None:
     """
     host = socket.gethostname()
     here = [pid for other, pid in world.gather((host, os.getpid())) if other == host and pid != os.getpid()]
+    over = threading.Event()
 
     def look() -> None:
         while all(map(_is_alive, here)):
-            time.sleep(0.5)
+            if over.wait(0.5):
+                return
         # Those that a trainer has launched end all at once; it is given the time to see who was first. One that waits
         # inside of C++ is told in vain. Those of torchrun may end one by one.
         deadline = time.monotonic() + (3.0 if PARENT in os.environ else math.inf)
         while interrupts.received is not signal.SIGTERM:
             if time.monotonic() > deadline:
                 _leave(_ALONE)
-            time.sleep(0.1)
+            if over.wait(0.1):
+                return
         _leave(128 + signal.SIGTERM)
 
-    threading.Thread(target=look, name="watch", daemon=True).start()
+    thread = threading.Thread(target=look, name="watch", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _attempt(folder: Path, processes: int, attempt: int, interrupts: Interrupts) -> Any:

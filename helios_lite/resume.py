@@ -77,13 +77,14 @@ class ResumableRun(Run):
         self.finite_metrics()
         self.tick()
         state, trainer, model = self.state, self.trainer, self.model
+        of_each = self.world.gather((rng.capture(self.device), self.metrics.state_dict()))
         content = {
             "format": checkpoint.FORMAT,
             "version": __version__,
             "save_name": model.save_name,
             "state": state.state_dict(),
             "model": model.state_dict(),
-            "rng": self.world.gather(rng.capture(self.device)),
+            "rng": [generators for generators, _ in of_each],
             "data": {} if self.train_loader is None else self.train_loader.state_dict(),
             "callbacks": {name: callback.state_dict() for name, callback in self.named_callbacks().items()},
             "config": trainer.config(),
@@ -94,7 +95,7 @@ class ResumableRun(Run):
                 "history": self.history,
                 "score": self.score,
                 "flushed_step": self.flushed_step,
-                "pending": self.world.gather(self.metrics.state_dict()),
+                "pending": [pending for _, pending in of_each],
                 "running_losses": model._running_losses,
                 "rows": 0 if self.rows is None else self.rows.rows,
             },

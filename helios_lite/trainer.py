@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from helios_lite import checkpoint, console
+from helios_lite.checkpoint import plain
 from helios_lite.data import Batch, DataModule
 from helios_lite.distributed import choose_accelerator, choose_devices, is_launched
 from helios_lite.interrupts import Interrupts
@@ -76,14 +77,17 @@ class Trainer(Options):
         processes = len(choose_devices(choose_accelerator(self.accelerator), self.devices))
         if processes == 1 or is_launched():
             return _perform(**arguments)
-        try:
-            datamodule.prepare_data()
-        except BaseException:
-            datamodule.teardown()
-            raise
+
+        def prepare() -> None:
+            try:
+                datamodule.prepare_data()
+            except BaseException:
+                datamodule.teardown()
+                raise
+
         with tempfile.TemporaryDirectory(prefix="helios_lite-") as folder:
             arguments["weights"] = Path(folder) / "weights.pth"
-            result = launch(_perform, arguments, processes=processes, max_restarts=self.max_restarts)
+            result = launch(_perform, arguments, first=prepare, processes=processes, max_restarts=self.max_restarts)
             weights = torch.load(arguments["weights"], map_location="cpu", weights_only=True)
         # The caller's model has trained in other processes; here it gets what came of it.
         model._runtime = outside(torch.device("cpu"))
@@ -112,7 +116,7 @@ def _perform(
     if weights is not None:
         state = model.state_dict()
         if model.global_rank == 0:
-            torch.save(state, weights)
+            torch.save(plain(state, "model"), weights)
     return result
 
 
@@ -133,11 +137,11 @@ class _Training(ResumableRun):
     def run(self) -> FitResult:
         with self.around(writes=True):
             if self.world.size > 1:
-                watch(self.world, self.interrupts)
+                self.stack.enter_context(watch(self.world, self.interrupts))
             for sink in self.loggers:
                 self.stack.enter_context(at_the_end(sink.close))
             self.setup(fast_init=False)
-            checkpoint.plain(self.model.hparams, "hparams")
+            plain(self.model.hparams, "hparams")
             self.valid_loaders = self.loaders("valid")
             if not self.validates():
                 self.valid_loaders = {}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import (
+    BatchSampler,
     DataLoader,
     Dataset,
     DistributedSampler,
@@ -24,6 +25,7 @@ from torch.utils.data import (
 
 from helios_lite import DataModule, Split
 from helios_lite.data import batch_size, make_loader, to_device
+from helios_lite.distributed import World
 
 META = torch.device("meta")
 
@@ -518,6 +520,20 @@ def test_an_object_that_keeps_its_position_is_restored_and_not_read_again():
 def test_a_split_without_batches_is_an_error_that_names_it(source):
     with pytest.raises(ValueError, match="the valid/small split"):
         list(make_loader(source(), "valid/small", 0).epoch(0).batches)
+
+
+def test_a_loader_that_gives_all_ranks_the_same_is_an_error_and_one_that_shares_is_not():
+    several = World(rank=1, size=2)
+    for same in (DataLoader(Indices(6), 2), DataLoader(Indices(6), 2, shuffle=True), DataLoader(Indices(6), None)):
+        with pytest.raises(ValueError, match="the train split is a DataLoader that gives all 2 ranks the same"):
+            make_loader(same, "train", 0, several)
+    sampler = DistributedSampler(range(6), 2, 1, shuffle=False)
+    for shared in (
+        DataLoader(Indices(6), 3, sampler=sampler),
+        DataLoader(Indices(6), batch_sampler=BatchSampler(sampler, 3, False)),
+    ):
+        assert plain(make_loader(shared, "train", 0, several).epoch(0).batches) == [[1, 3, 5]]
+    make_loader(DataLoader(Indices(6), batch_sampler=Buckets(6)), "train", 0, several)  # Who knows.
 
 
 @pytest.mark.parametrize("source", [3, None, object()], ids=str)
