@@ -1,13 +1,15 @@
-"""Logged values, kept on the device until a log point and reduced exactly.
+"""Logged values: kept until a log point without waiting for the device, and reduced exactly.
 
-Logging copies one scalar into a slot of a small buffer: no synchronisation, no arithmetic, no allocation. A full
-buffer is folded into seven running totals, so memory does not grow with the number of batches.
+On the CPU a value goes to a list; on an accelerator it is copied, and read at the log point with all others. A long
+list is folded into seven running totals, so memory does not grow with the number of batches.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,12 +19,12 @@ from helios_lite.distributed import World
 
 Reduce = Literal["mean", "sum", "min", "max", "last", "std"]
 
-_BLOCK = 64
-_NEVER = 2**53  # A step that no run reaches; still exact in the totals' float64.
+_BLOCK = 1024  # Values of one metric, after which they are read from the device in any case.
+_NEVER = math.inf  # The step at which a metric that is finite was not.
 
 # The totals of some values v_i with weights w_i, in this order:
-# W = sum w, S = sum w*v, M2 = sum w*(v - S/W)^2, sum v, min v, max v, last v.
-_RESULT: dict[str, Callable[[list[float]], float]] = {
+# W = sum w, S = sum w*v, M2 = sum w*(v - S/W)^2, sum v, min v, max v, last v, step of the first v that is not finite.
+_RESULT: dict[str, Callable[[Sequence[float]], float]] = {
     "mean": lambda totals: totals[1] / totals[0] if totals[0] else math.nan,
     "std": lambda totals: math.sqrt(totals[2] / totals[0]) if totals[0] else math.nan,
     "sum": lambda totals: totals[3],
@@ -43,7 +45,7 @@ class Metrics:
     """The values logged in one phase since the last row of metrics.
 
     Args:
-        device: where values are kept. Totals are float64, except on MPS, which has only float32.
+        device: where the model computes; values on other accelerators are moved there.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -51,6 +53,8 @@ class Metrics:
         self.step = 0
         """The update being worked on: set by the loop, remembered for values that are not finite."""
         self._series: dict[str, _Series] = {}
+        self._dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._waiting: list[tuple[list[Any], int]] = []  # Where copies on the device stand in place of numbers.
 
     def add(self, name: str, value: Tensor | float, count: Tensor | float, reduce: Reduce = "mean") -> None:
         """Take one value.
@@ -64,14 +68,31 @@ class Metrics:
         Raises:
             ValueError: `reduce` is unknown or differs from before, or the tensor has several elements.
         """
+        value = self._number(name, value) if isinstance(value, Tensor) else float(value)
+        count = self._number(name, count) if isinstance(count, Tensor) else float(count)
         series = self._series.get(name)
         if series is None:
             if reduce not in _RESULT:
                 raise ValueError(f"log({name!r}): reduce={reduce!r} must be one of {', '.join(_RESULT)}")
-            series = self._series[name] = _Series(reduce, self.device)
+            series = self._series[name] = _Series(reduce)
         elif series.reduce != reduce:
             raise ValueError(f"log({name!r}): reduce={reduce!r}, but it was {series.reduce!r} before")
-        series.add(name, value, count, self.step)
+        for numbers, number in ((series.values, value), (series.counts, count)):
+            if isinstance(number, Tensor):
+                self._waiting.append((numbers, len(numbers)))
+            numbers.append(number)
+        series.steps.append(self.step)
+        if len(series.steps) == _BLOCK:
+            self._read()
+            series.fold()
+
+    def _number(self, name: str, tensor: Tensor) -> Tensor | float:
+        if tensor.numel() != 1:
+            raise ValueError(f"log({name!r}): needs one number, not a tensor of shape {tuple(tensor.shape)}")
+        if tensor.is_cpu:
+            return float(tensor.item())  # Nothing waits for it.
+        # A copy: what the user has may change in place (or be the output of a CUDA graph) before it is read.
+        return tensor.detach().to(self.device, self._dtype, copy=True).reshape(())
 
     def compute(self, world: World = World(), *, idle: bool = False) -> Summary:  # noqa: B008 (frozen)
         """Return every metric's value so far over all ranks; nothing changes. Call on every rank.
@@ -85,17 +106,18 @@ class Metrics:
         Raises:
             ValueError: ranks that had batches logged different names; raised on every rank.
         """
-        rows = {name: (self._series[name].reduce, totals) for name, totals in self._totals().items()}
+        self._read()
+        rows = {name: (series.reduce, series.totals()) for name, series in self._series.items()}
         found = world.gather((idle, rows))
         known = {name for _, other in found for name in other}
         for rank, (was_idle, other) in enumerate(found):
             if not was_idle and (missing := sorted(known - other.keys())):
                 raise ValueError(f"metrics differ among the ranks: rank {rank} did not log {missing}")
-        merged: dict[str, tuple[str, list[float]]] = {}
+        merged: dict[str, tuple[str, _Totals]] = {}
         for _, other in found:
             for name, (reduce, totals) in other.items():
                 before = merged.get(name)
-                merged[name] = (reduce, totals if before is None else _merge_rows(before[1], totals))
+                merged[name] = (reduce, totals if before is None else _merge(before[1], totals))
         values = {name: _RESULT[reduce](totals) for name, (reduce, totals) in merged.items()}
         bad = {name: int(totals[-1]) for name, (_, totals) in merged.items() if totals[-1] != _NEVER}
         return Summary(values, min(bad.items(), key=lambda item: item[1]) if bad else None)
@@ -103,133 +125,94 @@ class Metrics:
     def clear(self) -> None:
         """Forget every value and name."""
         self._series.clear()
+        self._waiting.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the values as they lie in the buffers: folding early would change the last bit of a mean."""
+        """Return the values as they are: folding early would change the last bit of a mean."""
+        self._read()
         return {name: series.state_dict() for name, series in self._series.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where another `state_dict` stopped; values that are here already are kept besides."""
+        self._read()
         for name, state in state_dict.items():
-            loaded = _Series(state["reduce"], self.device)
+            loaded = _Series(state["reduce"])
             loaded.load_state_dict(state)
             present = self._series.get(name)
-            if present is not None and (mine := present.totals()) is not None:
-                loaded.folded = mine if (other := loaded.totals()) is None else _merge(mine, other)
-                loaded.counts.clear()
-                loaded.steps.clear()
+            if present is not None:
+                loaded.folded = _merge(present.totals(), loaded.totals())
+                loaded.clear()
             self._series[name] = loaded
 
-    def _totals(self) -> dict[str, list[float]]:
-        totals = {name: series.totals() for name, series in self._series.items()}
-        present = {name: value for name, value in totals.items() if value is not None}
-        if not present:
-            return {}
-        rows: list[list[float]] = torch.stack(list(present.values())).tolist()
-        return dict(zip(present, rows, strict=True))
+    def _read(self) -> None:
+        """Replace what waits on the device by numbers."""
+        if self._waiting:
+            found = torch.stack([numbers[i] for numbers, i in self._waiting]).tolist()
+            for (numbers, i), number in zip(self._waiting, found, strict=True):
+                numbers[i] = number
+            self._waiting.clear()
 
 
 class _Series:
-    """One metric: up to a block of single values, and the totals of all blocks before."""
+    """One metric: a list of single values, and the totals of all before."""
 
-    __slots__ = ("counts", "folded", "reduce", "slots", "steps", "values")
+    __slots__ = ("counts", "folded", "reduce", "steps", "values")
 
-    def __init__(self, reduce: Reduce, device: torch.device) -> None:
+    def __init__(self, reduce: Reduce) -> None:
         self.reduce = reduce
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        self.values = torch.zeros(_BLOCK, dtype=dtype, device=device)
-        self.slots = [self.values[i] for i in range(_BLOCK)]
-        self.counts: list[Tensor | float] = []
+        self.values: list[Any] = []  # Floats, and tensors that wait to be read.
+        self.counts: list[Any] = []
         self.steps: list[int] = []
-        self.folded: Tensor | None = None
+        self.folded: _Totals | None = None
 
-    def add(self, name: str, value: Tensor | float, count: Tensor | float, step: int) -> None:
-        if isinstance(value, Tensor):
-            if value.numel() != 1:
-                raise ValueError(f"log({name!r}): needs one number, not a tensor of shape {tuple(value.shape)}")
-            self.slots[len(self.counts)].copy_(value.detach().reshape(()))
-        else:
-            self.slots[len(self.counts)].fill_(value)
-        if isinstance(count, Tensor) and count.numel() != 1:
-            raise ValueError(f"log({name!r}): needs one count, not a tensor of shape {tuple(count.shape)}")
-        # A user's tensor is copied, since it may change in place (or be the output of a CUDA graph) before it is read.
-        self.counts.append(count.detach().clone() if isinstance(count, Tensor) else float(count))
-        self.steps.append(step)
-        if len(self.counts) == _BLOCK:
-            self.folded = self.totals()
-            self.counts.clear()
-            self.steps.clear()
+    def clear(self) -> None:
+        for numbers in (self.values, self.counts, self.steps):
+            numbers.clear()
 
-    def totals(self) -> Tensor | None:
-        """Return the seven totals and the step of the first value that was not finite; None without values."""
-        if not self.counts:
+    def fold(self) -> None:
+        self.folded = self.totals()
+        self.clear()
+
+    def totals(self) -> _Totals:
+        values, counts = self.values, self.counts
+        if not values:
+            assert self.folded is not None  # A series begins with a value.
             return self.folded
-        value = self.values[: len(self.counts)]
-        weight = self._counts_tensor()
-        step = self._to_device(self.steps)
         # A value that counts for nothing (the mean over no tokens is NaN) must not poison the others.
-        counted = torch.where(weight > 0, value, 0)
-        total = weight.sum()
-        weighted = (weight * counted).sum()
-        mean = torch.where(total > 0, weighted / total, 0)
-        m2 = (weight * (counted - mean) ** 2).sum()
-        seen = counted if self.reduce in ("mean", "std") else value
-        bad = torch.where(seen.isfinite(), _NEVER, step).min()
-        block = torch.stack([total, weighted, m2, value.sum(), value.min(), value.max(), value[-1].clone(), bad])
+        counted = values if min(counts) > 0 else [v if w > 0 else 0.0 for v, w in zip(values, counts, strict=True)]
+        total, weighted = sum(counts), sum(map(operator.mul, counts, counted))
+        mean = weighted / total if total > 0 else 0.0
+        m2 = sum(w * (v - mean) * (v - mean) for v, w in zip(counted, counts, strict=True))
+        seen = counted if self.reduce in ("mean", "std") else values
+        bad = _NEVER
+        if not all(map(math.isfinite, seen)):
+            bad = min(step for v, step in zip(seen, self.steps, strict=True) if not math.isfinite(v))
+        block = (total, weighted, m2, sum(values), _least(values), -_least([-v for v in values]), values[-1], bad)
         return block if self.folded is None else _merge(self.folded, block)
 
     def state_dict(self) -> dict[str, Any]:
-        n = len(self.counts)
-        return {
-            "reduce": self.reduce,
-            "values": self.values[:n].clone(),
-            "counts": [count.clone() if isinstance(count, Tensor) else count for count in self.counts],
-            "steps": list(self.steps),
-            "folded": self.folded,
-        }
+        return {name: copy.copy(getattr(self, name)) for name in self.__slots__}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        device, dtype = self.values.device, self.values.dtype
-        self.counts = [count.to(device) if isinstance(count, Tensor) else count for count in state["counts"]]
-        self.steps = list(state["steps"])
-        self.values[: len(self.counts)] = state["values"]
-        self.folded = None if state["folded"] is None else state["folded"].to(device, dtype)
-
-    def _counts_tensor(self) -> Tensor:
-        if not any(isinstance(count, Tensor) for count in self.counts):
-            return self._to_device(self.counts)
-        device, dtype = self.values.device, self.values.dtype
-        return torch.stack([torch.as_tensor(count).to(device, dtype).reshape(()) for count in self.counts])
-
-    def _to_device(self, numbers: list[Any]) -> Tensor:
-        # From pinned memory the copy does not wait for the device.
-        pinned = self.values.device.type == "cuda"
-        host = torch.tensor(numbers, dtype=self.values.dtype, pin_memory=pinned)
-        return host.to(self.values.device, non_blocking=True)
+        for name in self.__slots__:
+            setattr(self, name, copy.copy(state[name]))
 
 
-def _merge_rows(a: list[float], b: list[float]) -> list[float]:
-    merged: list[float] = _merge(torch.tensor(a, dtype=torch.float64), torch.tensor(b, dtype=torch.float64)).tolist()
-    return merged
+_Totals = tuple[float, float, float, float, float, float, float, float]
 
 
-def _merge(a: Tensor, b: Tensor) -> Tensor:
+def _merge(a: _Totals, b: _Totals) -> _Totals:
     """Merge two rows of totals.
 
     M2 by Chan, Golub and LeVeque, "Updating formulae ... for computing sample variances", 1982.
     """
     total = a[0] + b[0]
-    delta = torch.where(b[0] > 0, b[1] / b[0], 0) - torch.where(a[0] > 0, a[1] / a[0], 0)
-    m2 = a[2] + b[2] + torch.where(total > 0, delta**2 * a[0] * b[0] / total, 0)
-    return torch.stack(
-        [
-            total,
-            a[1] + b[1],
-            m2,
-            a[3] + b[3],
-            torch.minimum(a[4], b[4]),
-            torch.maximum(a[5], b[5]),
-            b[6],
-            torch.minimum(a[7], b[7]),
-        ]
-    )
+    delta = (b[1] / b[0] if b[0] > 0 else 0.0) - (a[1] / a[0] if a[0] > 0 else 0.0)
+    m2 = a[2] + b[2] + (delta * delta * a[0] * b[0] / total if total > 0 else 0.0)
+    high = -_least((-a[5], -b[5]))
+    return total, a[1] + b[1], m2, a[3] + b[3], _least((a[4], b[4])), high, b[6], min(a[7], b[7])
+
+
+def _least(values: Sequence[float]) -> float:
+    """Return the smallest value, NaN if there is one, as PyTorch does."""
+    return min(values) if not any(map(math.isnan, values)) else math.nan

@@ -8,7 +8,7 @@ Changed by hand, each alone, to see a test fail (all in launch.py unless said):
 - launch, no end after a signal that came before the processes could handle it: while_processes_are_starting.
 - launch, one attempt only: starts_all_again; with elastic's own restarts instead, that one fails now and then.
 - sending the arguments by torch.multiprocessing: its_own_copy; require_picklable, no `seen`: cannot_be_sent.
-- trainer.py, weights not loaded: final_weights_come_back; prepare_data before the arguments are written: cannot_be_sent.
+- trainer.py, weights not loaded: final_weights_come_back. launch.py, `first` called before `_write`: cannot_be_sent.
 - distributed.py, one store for all attempts: torchrun_on_one_machine (now and then).
 """
 
