@@ -133,7 +133,7 @@ class Bars:
     """
 
     def __init__(self, enabled: bool) -> None:
-        self._enabled = enabled and sys.stderr.isatty()
+        self.enabled = enabled and sys.stderr.isatty()
         self._due = 0.0
         self._run: tqdm[Any] | None = None
         self._look: Callable[[], tuple[int, str]] = lambda: (0, "")
@@ -141,13 +141,13 @@ class Bars:
 
     def show_run(self, total: int | None, unit: str, look: Callable[[], tuple[int, str]]) -> None:
         """Draw the bar over the run; `look` returns its position and a word on how things stand."""
-        if self._enabled:
+        if self.enabled:
             self._look = look
             self._run = self._bar(desc="run", total=total, initial=look()[0], unit=unit, position=0)
 
     def start(self, name: str, total: int | None, done: int = 0) -> None:
         """Draw a bar for an epoch or an evaluation in the lower line, instead of what is there, until `finish`."""
-        if self._enabled:
+        if self.enabled:
             if self._parts:
                 self._parts[-1].clear()
             self._parts.append(self._bar(desc=name, total=total, initial=done, unit="batch", position=1))

@@ -7,14 +7,14 @@ jumps there without reading what was skipped, whatever `num_workers` was or is.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import functools
 import itertools
 import logging
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -36,6 +36,7 @@ from torch.utils.data import (
 from helios_lite import rng
 from helios_lite.distributed import World
 from helios_lite.interrupts import spare_loading_process
+from helios_lite.transfer import batch_size
 
 logger = logging.getLogger("helios_lite")
 
@@ -156,6 +157,10 @@ class Batch(NamedTuple):
     share: float
     closes: bool
     last: bool
+
+
+_batch: Callable[[tuple[Any, int, int, float, bool, bool]], Batch] = functools.partial(tuple.__new__, Batch)
+"""As `Batch(*values)`, without a Python frame for each."""
 
 
 class Loader(Protocol):
@@ -285,12 +290,14 @@ class SplitLoader:
         length = len(plan)
         total = 0
         for i, data in enumerate(self._loader if self._tensors is None else self._tensors.batches(plan)):
-            if i % window == 0:
+            size, samples = plan.size(i), plan.samples(i)
+            if window == 1:
+                total = samples
+            elif i % window == 0:
                 total = sum(plan.samples(j) for j in range(i, min(i + window, length)))
-            size = plan.size(i)
             last = i + 1 == length
             share = size * self._ranks / total
-            yield Batch(data, size, plan.samples(i), share, last or (i + 1) % window == 0, last)
+            yield _batch((data, size, samples, share, last or (i + 1) % window == 0, last))
 
 
 class IterableLoader:
@@ -335,75 +342,21 @@ class IterableLoader:
             self._restored = True
 
     def _windows(self, iterator: Iterator[Any], window: int, fresh: bool) -> Iterator[Batch]:
+        # `last` stays False: nobody's length is trusted, the end is where the iterator ends.
+        ranks = self._world.size
+        if window == 1:
+            for data in iterator:
+                fresh = False
+                size = batch_size(data)
+                yield _batch((data, size, size * ranks, 1.0, True, False))
         while batches := list(itertools.islice(iterator, window)):
             fresh = False
             sizes = [batch_size(data) for data in batches]
             total = sum(sizes)
             for i, (data, size) in enumerate(zip(batches, sizes, strict=True)):
-                # `last` stays False: nobody's length is trusted, the end is where the iterator ends.
-                yield Batch(data, size, size * self._world.size, size / total, i + 1 == len(batches), False)
+                yield _batch((data, size, size * ranks, size / total, i + 1 == len(batches), False))
         if fresh:
             raise ValueError(f"the {self._phase} split gave no batch (an iterator can be used for one epoch only)")
-
-
-def batch_size(batch: Any) -> int:
-    """Return the leading dimension of the first tensor in a nested batch, else the first length found, else 1."""
-    if isinstance(batch, list | tuple) and len(batch) > 0 and isinstance(batch[0], Tensor) and batch[0].ndim > 0:
-        return batch[0].shape[0]  # What most loaders give.
-    leaves = list(_leaves(batch))
-    for leaf in leaves:
-        if isinstance(leaf, Tensor):
-            return leaf.shape[0] if leaf.ndim > 0 else 1
-    return max(1, next((len(leaf) for leaf in leaves if isinstance(leaf, list | tuple)), 1))
-
-
-def _leaves(batch: Any) -> Iterator[Any]:
-    """Yield the tensors of a nested batch, and the lists that hold neither tensors nor containers."""
-    if isinstance(batch, Mapping):
-        parts = list(batch.values())
-    elif isinstance(batch, list | tuple):
-        parts = list(batch)
-    elif dataclasses.is_dataclass(batch):
-        parts = [getattr(batch, field.name) for field in dataclasses.fields(batch)]
-    else:
-        yield batch
-        return
-    nested = [
-        part for part in parts if isinstance(part, Tensor | Mapping | list | tuple) or dataclasses.is_dataclass(part)
-    ]
-    if not nested and parts:
-        yield tuple(parts)
-    for part in nested:
-        yield from _leaves(part)
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """Move a batch: tensors, anything else with `.to`, and these in dicts, lists, tuples and dataclasses.
-
-    Other objects are returned as they are; containers are new objects of the same type.
-    """
-    if isinstance(batch, Tensor):
-        return batch if batch.device == device else batch.to(device, non_blocking=True)
-    if type(batch) in (list, tuple):
-        return type(batch)([to_device(value, device) for value in batch])
-    if callable(getattr(batch, "to", None)):
-        return batch.to(device)
-    if isinstance(batch, dict):
-        twin = copy.copy(batch)  # Keeps the default of a defaultdict.
-        twin.update((key, to_device(value, device)) for key, value in batch.items())
-        return twin
-    if isinstance(batch, Mapping):
-        return type(batch)({key: to_device(value, device) for key, value in batch.items()})  # type: ignore[call-arg]
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(to_device(value, device) for value in batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(to_device(value, device) for value in batch)
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        moved = copy.copy(batch)
-        for field in dataclasses.fields(batch):
-            object.__setattr__(moved, field.name, to_device(getattr(batch, field.name), device))
-        return moved
-    return batch
 
 
 class _Tensors:
@@ -423,13 +376,12 @@ class _Tensors:
         plain = split.num_workers == 0 and split.collate_fn is None and not split.pin_memory
         return cls(dataset.tensors, indices) if plain and type(dataset) is TensorDataset else None
 
-    def batches(self, plan: Iterable[list[int]]) -> Iterator[list[Tensor]]:
+    def batches(self, plan: _Plan | _Batches) -> Iterator[list[Tensor]]:
         """Yield what a DataLoader with PyTorch's default_collate would."""
-        for numbers in plan:
-            index = torch.as_tensor(numbers)
+        for index in plan.parts() if isinstance(plan, _Plan) else map(torch.as_tensor, plan):
             if self._indices is not None:
                 index = self._indices[index]
-            yield [tensor[index] for tensor in self._tensors]
+            yield [tensor.index_select(0, index) for tensor in self._tensors]
 
 
 class _Plan:
@@ -457,11 +409,20 @@ class _Plan:
         return each + (self._world.rank < more)
 
     def __iter__(self) -> Iterator[list[int]]:
+        for part in self._cut(self._order):
+            yield part.tolist() if isinstance(part, Tensor) else list(part)
+
+    def parts(self) -> Iterator[Tensor]:
+        """Yield the batches as tensors."""
+        order = self._order
+        whole = torch.arange(order.start, order.stop) if isinstance(order, range) else torch.as_tensor(order)
+        return self._cut(whole)
+
+    def _cut(self, order: Any) -> Iterator[Any]:
         for i in range(len(self)):
             each, more = divmod(self.samples(i), self._world.size)
             low = self._start + i * self._step + self._world.rank * each + min(self._world.rank, more)
-            part = self._order[low : low + self.size(i)]
-            yield part.tolist() if isinstance(part, Tensor) else list(part)
+            yield order[low : low + each + (self._world.rank < more)]
 
 
 class _Batches:

@@ -290,6 +290,11 @@ def unwrapped(net: nn.Module) -> nn.Module:
     return net.module if isinstance(net, DistributedDataParallel) else net
 
 
+def whole(value: Any) -> Any:
+    """Return a sharded tensor's whole value, anything else as it is. Call on every rank."""
+    return value.full_tensor() if _is_sharded(value) else value
+
+
 def _is_sharded(value: Any) -> bool:
     from torch.distributed.tensor import DTensor
 
@@ -309,7 +314,7 @@ def _shard_like(value: Any, like: Any) -> Any:
 def _gather_after_state_dict(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
     for name, value in state.items():
         if _is_sharded(value):
-            state[name] = value.full_tensor()
+            state[name] = whole(value)
 
 
 def _shard_before_load_state_dict(
@@ -322,10 +327,7 @@ def _shard_before_load_state_dict(
 
 
 def _gather_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    parts = {
-        number: {name: value.full_tensor() if _is_sharded(value) else value for name, value in part.items()}
-        for number, part in state["state"].items()
-    }
+    parts = {number: {name: whole(value) for name, value in part.items()} for number, part in state["state"].items()}
     return {**state, "state": parts}
 
 

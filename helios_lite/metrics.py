@@ -181,13 +181,17 @@ class _Series:
         # A value that counts for nothing (the mean over no tokens is NaN) must not poison the others.
         counted = values if min(counts) > 0 else [v if w > 0 else 0.0 for v, w in zip(values, counts, strict=True)]
         total, weighted = sum(counts), sum(map(operator.mul, counts, counted))
-        mean = weighted / total if total > 0 else 0.0
-        m2 = sum(w * (v - mean) * (v - mean) for v, w in zip(counted, counts, strict=True))
+        m2, low, high = 0.0, values[-1], values[-1]  # Computed only where wanted.
+        if self.reduce == "std":
+            mean = weighted / total if total > 0 else 0.0
+            m2 = sum(w * (v - mean) * (v - mean) for v, w in zip(counted, counts, strict=True))
+        if self.reduce in ("min", "max"):
+            low, high = _least(values), -_least([-v for v in values])
         seen = counted if self.reduce in ("mean", "std") else values
         bad = _NEVER
         if not all(map(math.isfinite, seen)):
             bad = min(step for v, step in zip(seen, self.steps, strict=True) if not math.isfinite(v))
-        block = (total, weighted, m2, sum(values), _least(values), -_least([-v for v in values]), values[-1], bad)
+        block = (total, weighted, m2, sum(values), low, high, values[-1], bad)
         return block if self.folded is None else _merge(self.folded, block)
 
     def state_dict(self) -> dict[str, Any]:

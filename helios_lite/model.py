@@ -9,18 +9,19 @@ import inspect
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from helios_lite import checkpoint
-from helios_lite.data import to_device
 from helios_lite.distributed import Parallel, World, unwrapped
 from helios_lite.hooks import Hooks
 from helios_lite.metrics import Metrics, Reduce
 from helios_lite.precision import Precision
 from helios_lite.state import TrainingState
+from helios_lite.transfer import Transfer
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,6 +40,7 @@ class Runtime:
         device: where the model computes.
         precision: the number format of the forward pass, and how a loss becomes an update.
         parallel: puts networks on the device and across the processes.
+        transfer: moves batches to the device.
         metrics: takes logged values; None outside of a run.
         phase: "train", "valid" or "test", or with a split's name "valid/<name>": the prefix of logged names.
         batch_size: samples in the batch being used: the default weight of a logged value.
@@ -51,6 +53,7 @@ class Runtime:
     device: torch.device
     precision: Precision
     parallel: Parallel
+    transfer: Transfer
     metrics: Metrics | None = None
     phase: str = "train"
     batch_size: int = 1
@@ -61,7 +64,7 @@ class Runtime:
 
 def outside(device: torch.device) -> Runtime:
     """Return the runtime of a model that no trainer runs: alone, in fp32."""
-    return Runtime(None, device, Precision("fp32", device), Parallel(device, World()))
+    return Runtime(None, device, Precision("fp32", device), Parallel(device, World()), Transfer(device))
 
 
 class Model(Hooks, abc.ABC):
@@ -291,11 +294,13 @@ class Model(Hooks, abc.ABC):
     def batch_to_device(self, batch: Any, phase: str) -> Any:
         """Move a batch to the device: tensors, what has `.to`, and these in containers of any nesting.
 
+        On the CPU, where a batch is already, a run calls it only if it was overridden.
+
         Args:
             batch: what the split gives.
             phase: "train", "valid" or "test".
         """
-        return to_device(batch, self._runtime.device)
+        return self._runtime.transfer(batch)
 
     def backward(self, loss: Tensor, weight: Tensor | float | None = None) -> None:
         """Add the gradients of a loss, scaled so that an accumulation window equals one large batch.
@@ -423,13 +428,16 @@ class Model(Hooks, abc.ABC):
 
     def _learning_rates(self) -> dict[str, float]:
         """Return every parameter group's learning rate: "lr", with the optimizer's name and the group if several."""
-        optimizers = {name: part for name, part in self._stateful() if isinstance(part, torch.optim.Optimizer)}
+        optimizers = self._optimizers()
         rates = {}
         for name, optimizer in optimizers.items():
             for i, group in enumerate(optimizer.param_groups):
                 path = ["lr"] + [name] * (len(optimizers) > 1) + [str(i)] * (len(optimizer.param_groups) > 1)
                 rates["/".join(path)] = float(group["lr"])
         return rates
+
+    def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
+        return {name: part for name, part in self._stateful() if isinstance(part, torch.optim.Optimizer)}
 
     def _modules(self) -> list[nn.Module]:
         return [part for _, part in self._stateful() if isinstance(part, nn.Module)]
@@ -440,8 +448,11 @@ class Model(Hooks, abc.ABC):
             yield from _stateful_parts(name, value)
 
 
+_STATELESS = (type, str, int, float, NoneType)
+
+
 def _stateful_parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, type | str | int | float | None):  # Most of all, and a vocabulary may have millions.
+    if isinstance(value, _STATELESS):  # Most of all, and a vocabulary may have millions.
         return
     if callable(getattr(value, "state_dict", None)) and callable(getattr(value, "load_state_dict", None)):
         yield name, value

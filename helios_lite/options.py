@@ -38,7 +38,8 @@ class Options:
         max_restarts: how often all processes are started again after one failed, to go on from the newest checkpoint.
 
     Numerics
-        precision: "fp32" or "bf16" (autocast; the weights stay fp32).
+        precision: "fp32", "bf16" or "fp16" (autocast; the weights stay fp32). With "fp16" losses are scaled; an update
+            whose gradients are not finite is left out: weights, scheduler and `state.step` stay what they were.
         compile: compile the networks that pass through `Model.parallelize`.
         accumulation_steps: micro-batches per update; an epoch's last window may be shorter and is averaged as such.
         clip_norm: largest 2-norm of the gradients of one optimizer; None does not clip. Both work in `Model.backward`
@@ -66,6 +67,9 @@ class Options:
 
     Sight
         log_every_steps: updates between two rows of training metrics; the end of an epoch has a row as well.
+        log_grad_norm: at log points, the 2-norm of each optimizer's gradients before clipping (True), and of those of
+            every parameter ("per-parameter"). Measured in `Model.optimizer_step`.
+        log_param_norm: the same for the values of all parameters that are trained, after the update.
         loggers: objects of the protocol `helios_lite.loggers.Logger`.
         callbacks: `helios_lite.Callback` objects, called after the model's hooks in this order.
         progress: progress bars, if stderr is a terminal.
@@ -92,7 +96,7 @@ class Options:
     strategy: Literal["ddp", "fsdp"] = "ddp"
     max_restarts: int = 0
 
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
     accumulation_steps: int = 1
     clip_norm: float | None = None
@@ -115,6 +119,8 @@ class Options:
     async_save: bool = True
 
     log_every_steps: int = 50
+    log_grad_norm: bool | Literal["per-parameter"] = False
+    log_param_norm: bool | Literal["per-parameter"] = False
     loggers: list[Logger] | tuple[Logger, ...] = ()
     callbacks: list[Callback] | tuple[Callback, ...] = ()
     progress: bool = True
@@ -143,7 +149,7 @@ class Options:
         self._devices()
         self._choice("strategy", "ddp", "fsdp")
         self._integer("max_restarts", least=0)
-        self._choice("precision", "fp32", "bf16")
+        self._choice("precision", "fp32", "bf16", "fp16")
         self._integer("accumulation_steps", least=1)
         self._number("clip_norm", optional=True)
 
@@ -169,6 +175,10 @@ class Options:
         self._integer("keep_best", least=-1)
 
         self._integer("log_every_steps", least=1)
+        for name in ("log_grad_norm", "log_param_norm"):
+            what = 'True, False or "per-parameter"'
+            self._type(name, bool | str, what)
+            self._reject(name, getattr(self, name) not in (True, False, "per-parameter"), f"must be {what}")
         for name, kind in (("loggers", Logger), ("callbacks", Callback)):
             self._type(name, list | tuple, f"a list of {kind.__name__} objects")
             for item in getattr(self, name):

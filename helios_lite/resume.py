@@ -84,6 +84,7 @@ class ResumableRun(Run):
             "save_name": model.save_name,
             "state": state.state_dict(),
             "model": model.state_dict(),
+            "precision": self.runtime.precision.state_dict(),
             "rng": [generators for generators, _ in of_each],
             "data": {} if self.train_loader is None else self.train_loader.state_dict(),
             "callbacks": {name: callback.state_dict() for name, callback in self.named_callbacks().items()},
@@ -130,6 +131,7 @@ class ResumableRun(Run):
             # The next start with "auto" would go on from that one.
             raise ValueError(f"resume={str(resume)!r}: the run folder has {newest}; choose another run_name")
         self.model.load_state_dict(content["model"])
+        self.runtime.precision.load_state_dict(content["precision"])
         self.state.load_state_dict(content["state"])
         if self.world.rank < len(content["rng"]):  # A rank that is new keeps the generators it has.
             self.rng_state = content["rng"][self.world.rank]

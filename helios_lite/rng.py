@@ -27,10 +27,18 @@ def derive(*numbers: int) -> int:
     return mixed >> 1
 
 
-def seed_all(seed: int) -> None:
-    """Seed torch (every device), random, and numpy if the program has imported it."""
+def seed_all(seed: int, device: torch.device | None = None) -> None:
+    """Seed torch, random, and numpy if the program has imported it.
+
+    Args:
+        seed: below 2**64.
+        device: the only accelerator to seed (torch takes its time to look for others); None seeds every one.
+    """
     seed_cpu(seed)
-    torch.manual_seed(seed)
+    if device is None:
+        torch.manual_seed(seed)
+    elif device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 def seed_cpu(seed: int) -> None:

@@ -16,10 +16,12 @@ from helios_lite import checkpoint, console, rng
 from helios_lite.checkpoint import Checkpoints
 from helios_lite.data import DataModule, Loader, make_loader
 from helios_lite.distributed import Parallel, choose_accelerator, choose_device, join_world
+from helios_lite.hooks import Hooks
 from helios_lite.metrics import Metrics
 from helios_lite.model import Model, Runtime
 from helios_lite.precision import Precision
 from helios_lite.state import TrainingState
+from helios_lite.transfer import Transfer
 
 if TYPE_CHECKING:
     from helios_lite.trainer import Trainer
@@ -97,7 +99,10 @@ class Run:
         if reused and (before.parallel.world, before.device) == (self.world, self.device):
             parallel = before.parallel  # It knows the networks that a fit in this process has wrapped.
         precision = Precision(trainer.precision, self.device, trainer.clip_norm, self.world)
-        self.runtime = model._runtime = Runtime(trainer, self.device, precision, parallel, self.metrics)
+        self.precision = precision
+        self.runtime = model._runtime = Runtime(
+            trainer, self.device, precision, parallel, Transfer(self.device), self.metrics
+        )
         for table in (model._loss_items, model._running_losses, model._val_scores, model._test_scores):
             table.clear()
         # Seeded anew, so that the weights do not depend on what the data drew; and alike on every rank.
@@ -109,6 +114,7 @@ class Run:
             model.setup(fast_init=fast_init)
             parallel.prepare(list(model._stateful()))
         self.runtime.is_set_up = True
+        self.moves = self.device.type != "cpu" or type(model).batch_to_device is not Model.batch_to_device
         for callback in trainer.callbacks:
             callback.model = model
             callback.setup(fast_init=fast_init)
@@ -124,6 +130,12 @@ class Run:
         getattr(self.model, hook)(*arguments)
         for callback in self.trainer.callbacks:
             getattr(callback, hook)(*arguments)
+
+    def hears(self, hook: str) -> bool:
+        """Say whether the model or a callback has written a hook of its own."""
+        listeners = [self.model, *self.trainer.callbacks]
+        written = [getattr(getattr(listener, hook), "__func__", None) for listener in listeners]
+        return any(function not in (getattr(Model, hook), getattr(Hooks, hook)) for function in written)
 
     def loaders(self, phase: str) -> dict[str, Loader]:
         """Return the loaders of the validation or test split by the prefix of their metrics."""
@@ -153,10 +165,11 @@ class Run:
         step_on = model.test_step if testing else model.valid_step
         modes = [(module, module.training) for net in model._modules() for module in net.modules()]
         runtime.metrics = Metrics(self.device)
+        hears = self.hears(f"{hooks}_batch_start") or self.hears(f"{hooks}_batch_end")
         step = 0
         # no_grad, not inference_mode: a buffer first made here (a cache of positions) must serve training later.
         with rng.isolated(self.device), torch.no_grad(), runtime.parallel.evaluating():
-            rng.seed_all(rng.derive(self.trainer.seed))  # The same draws in every validation.
+            rng.seed_all(rng.derive(self.trainer.seed), self.device)  # The same draws in every validation.
             model.eval()
             self.call(f"{hooks}_start", *numbers)
             for prefix, loader in loaders.items():
@@ -164,11 +177,14 @@ class Run:
                 self.bars.start(prefix, length)
                 for done, batch in enumerate(itertools.islice(batches, limit), start=1):
                     runtime.phase, runtime.batch_size = prefix, batch.size
-                    self.call(f"{hooks}_batch_start", step)
-                    step_on(model.batch_to_device(batch.data, phase), step)
-                    self.call(f"{hooks}_batch_end", step)
+                    if hears:
+                        self.call(f"{hooks}_batch_start", step)
+                    step_on(model.batch_to_device(batch.data, phase) if self.moves else batch.data, step)
+                    if hears:
+                        self.call(f"{hooks}_batch_end", step)
                     step += 1
-                    self.bars.update(done)
+                    if self.bars.enabled:
+                        self.bars.update(done)
                 self.bars.finish()
             runtime.phase, runtime.batch_size = phase, 1
             self.call(f"{hooks}_end", *numbers)

@@ -88,9 +88,15 @@ def save_due(
     at_epoch_end = state.epoch_batch == 0
     return (
         (every_epochs is not None and at_epoch_end and state.epoch % every_epochs == 0)
-        or (every_steps is not None and state.step % every_steps == 0)
+        or (every_steps is not None and state.step > 0 and state.step % every_steps == 0)
         or (every_minutes is not None and seconds_since >= 60 * every_minutes)
     )
+
+
+def next_due(step: int, *periods: int | None, limit: int | None) -> float:
+    """Return the first update after `step` that completes one of the periods or reaches the limit; inf without any."""
+    steps = [step + period - step % period for period in periods if period is not None]
+    return min([*steps, *([] if limit is None else [limit])], default=math.inf)
 
 
 def limit_reached(

@@ -8,25 +8,25 @@ import math
 import os
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from signal import Signals
 from typing import Any
 
 import torch
 
-from helios_lite import checkpoint, console
+from helios_lite import console
 from helios_lite.checkpoint import plain
 from helios_lite.data import Batch, DataModule
 from helios_lite.distributed import choose_accelerator, choose_devices, is_launched
 from helios_lite.interrupts import Interrupts
 from helios_lite.launch import Interrupted, launch, watch
-from helios_lite.loggers import JsonlLogger
 from helios_lite.model import Model, outside
 from helios_lite.options import Options
-from helios_lite.resume import ResumableRun
+from helios_lite.report import ReportingRun
 from helios_lite.run import Evaluation, at_the_end
 from helios_lite.state import FitResult
-from helios_lite.stopping import has_improved, limit_reached, monitored_score, validation_due
+from helios_lite.stopping import has_improved, limit_reached, monitored_score, next_due, validation_due
 
 logger = logging.getLogger("helios_lite")
 
@@ -120,7 +120,7 @@ def _perform(
     return result
 
 
-class _Training(ResumableRun):
+class _Training(ReportingRun):
     """One call of `fit`: the loop, and the state of the run that it moves forward."""
 
     def __init__(self, trainer: Trainer, model: Model, datamodule: DataModule, prepared: bool = False) -> None:
@@ -133,6 +133,7 @@ class _Training(ResumableRun):
         self.asks_every_step = type(model).should_training_stop is not Model.should_training_stop
         self.agreed_step, self.agreed_seconds, self.next_agreement = 0, 0.0, 0
         self.interrupts = Interrupts()
+        self.several = self.world.size > 1
 
     def run(self) -> FitResult:
         with self.around(writes=True):
@@ -201,20 +202,9 @@ class _Training(ResumableRun):
         self.bars.start(f"epoch {state.epoch + 1}", epoch_batches, state.epoch_batch)
         self.restore_rng()  # The last thing a resume restores: the hook has been called again, and may have drawn.
 
-        window_start = state.epoch_batch
-        for batch in batches:
-            self.train_batch(batch)
-            if not batch.closes:
-                continue
-            self.agree()
-            if batch.last and self.stop_reason is None:
-                break  # What is due at this step is due at the end of the epoch, right below.
-            if self.validation_due(window_start, epoch_batches, epoch_complete=False):
-                self.validate()
-            if (reason := self.boundary()) is not None:
-                return reason
-            window_start = state.epoch_batch
-
+        window_start, reason = self.train_batches(batches, epoch_batches)
+        if reason is not None:
+            return reason
         self.bars.finish()
         self.flush()
         if self.validation_due(window_start, epoch_batches, epoch_complete=True):
@@ -222,30 +212,70 @@ class _Training(ResumableRun):
         self.call("on_training_epoch_end", state.epoch + 1)
         state.epoch += 1
         state.epoch_batch = state.epoch_samples = 0
-        self.ask_model_to_stop()
+        if self.asks_every_step:
+            self.asked_to_stop |= self.model.should_training_stop()
         self.agree(now=True)
         return self.boundary()
 
-    def train_batch(self, batch: Batch) -> None:
-        state, model, runtime = self.state, self.model, self.runtime
-        runtime.batch_size = batch.size
-        precision = runtime.precision
-        precision.share = batch.share
-        precision.window_opens, precision.window_closes = precision.window_closes, batch.closes
-        runtime.parallel.sync_gradients(batch.closes)
-        self.metrics.step = state.step + 1
-        self.call("on_training_batch_start", state)
-        model.train_step(model.batch_to_device(batch.data, "train"), state)
-        state.batch += 1
-        state.epoch_batch += 1
-        state.epoch_samples += batch.samples
-        state.step += batch.closes
-        should_log = batch.closes and (batch.last or state.step % self.trainer.log_every_steps == 0)
-        self.call("on_training_batch_end", state, should_log)
-        if should_log:
-            self.flush()
-        self.ask_model_to_stop()
-        self.bars.update(state.epoch_batch)
+    def train_batches(self, batches: Iterator[Batch], epoch_batches: int | None) -> tuple[int, str | None]:
+        """Train on the rest of an epoch's batches; return where the last boundary was, and why the run ends if it does.
+
+        What a step would look up every time is looked up before: a step costs what is written here, and no more.
+        """
+        state, model, runtime, precision, metrics = self.state, self.model, self.runtime, self.precision, self.metrics
+        bars, interrupts, log_every_steps = self.bars, self.interrupts, self.trainer.log_every_steps
+        moves, several, asks, scales = self.moves, self.several, self.asks_every_step, precision.scaler is not None
+        windowed = several or self.trainer.accumulation_steps > 1
+        reports_gradients = self.trainer.log_grad_norm is not False
+        hears = self.hears("on_training_batch_start") or self.hears("on_training_batch_end")
+        window_start, due = state.epoch_batch, self.next_due()
+
+        for data, size, samples, share, closes, last in batches:
+            runtime.batch_size = size
+            step = metrics.step = state.step + 1
+            should_log = closes and (last or step % log_every_steps == 0)
+            if windowed:
+                precision.share = share
+                precision.window_opens, precision.window_closes = precision.window_closes, closes
+                runtime.parallel.sync_gradients(closes)
+            if reports_gradients:
+                precision.report = self.report_gradients if should_log else None
+            if hears or model._loss_items:
+                self.call("on_training_batch_start", state)
+
+            model.train_step(model.batch_to_device(data, "train") if moves else data, state)
+
+            state.batch += 1
+            state.epoch_batch += 1
+            state.epoch_samples += samples
+            if closes:
+                if scales:
+                    updated, skipped = precision.close_window()
+                    state.skipped_steps += skipped
+                    step -= not updated
+                    should_log = should_log and (updated or last)
+                state.step = step
+            if hears or model._loss_items:
+                self.call("on_training_batch_end", state, should_log)
+            if should_log:
+                self.flush()
+            if asks:
+                self.asked_to_stop |= model.should_training_stop()
+            if bars.enabled:
+                bars.update(state.epoch_batch)
+
+            # A boundary, unless nothing can be due. Ranks must come here together, so one's signal waits for `due`.
+            if not closes or (step < due and not last and (several or interrupts.received is None)):
+                continue
+            self.agree()
+            if last and self.stop_reason is None:
+                break  # What is due at this step is due at the end of the epoch.
+            if self.validation_due(window_start, epoch_batches, epoch_complete=False):
+                self.validate()
+            if (reason := self.boundary()) is not None:
+                return window_start, reason
+            window_start, due = state.epoch_batch, self.next_due()
+        return window_start, None
 
     def boundary(self) -> str | None:
         """Between two updates, after a validation that was due: decide whether to stop, then save.
@@ -285,6 +315,16 @@ class _Training(ResumableRun):
         self.interrupts.received = signal
         self.stop_reason = "should_training_stop" if stop else "interrupted" if signal is not None else None
 
+    def next_due(self) -> float:
+        """Return the next update at which there may be anything to agree on, to validate, to save or to end."""
+        trainer, step = self.trainer, self.state.step
+        by_time = trainer.max_minutes is not None or trainer.save_every_minutes is not None
+        by_part = trainer.valid_every_epochs is not None and trainer.valid_every_epochs < 1
+        if by_time or by_part or trainer.fast_dev_run or self.asks_every_step:
+            return step + 1
+        due = next_due(step, trainer.valid_every_steps, trainer.save_every_steps, limit=trainer.max_steps)
+        return min(due, self.next_agreement) if self.several else due
+
     def finished(self) -> str | None:
         """Return which of today's options ends the run at these counters; None if it goes on."""
         trainer = self.trainer
@@ -297,10 +337,6 @@ class _Training(ResumableRun):
             max_minutes=trainer.max_minutes,
             patience=trainer.patience,
         )
-
-    def ask_model_to_stop(self) -> None:
-        if self.asks_every_step and self.model.should_training_stop():
-            self.asked_to_stop = True
 
     # Validation.
 
@@ -350,7 +386,8 @@ class _Training(ResumableRun):
             state.early_stop_count = 0
             state.best_score, state.best_step = self.score, state.step
             self.best_metrics = dict(runtime.latest)
-        self.ask_model_to_stop()
+        if self.asks_every_step:
+            self.asked_to_stop |= self.model.should_training_stop()
         self.agree(now=True)
         self.flush_clock += time.monotonic() - started
 
@@ -363,57 +400,6 @@ class _Training(ResumableRun):
         if math.isnan(score):
             logger.warning("monitor=%r is NaN at step %d: no improvement", trainer.monitor, self.state.step)
         return score, has_improved(score, self.state.best_score, trainer.mode, trainer.min_delta)
-
-    # Metrics.
-
-    def flush(self) -> None:
-        """Write a row of what was logged since the last one; nothing if there was no update since."""
-        state = self.state
-        if state.step == self.flushed_step:
-            return
-        values = self.finite_metrics()
-        self.tick()
-        values |= {f"train/{name}": rate for name, rate in self.model._learning_rates().items()}
-        values["train/step_seconds"] = (self.clock - self.flush_clock) / (state.step - self.flushed_step)
-        self.metrics.clear()
-        self.flushed_step, self.flush_clock = state.step, self.clock
-        self.record(values)
-
-    def record(self, values: dict[str, float]) -> None:
-        self.runtime.latest.update(values)
-        for sink in self.loggers:
-            sink.log_metrics({"epoch": self.state.epoch, "seconds": self.state.seconds, **values}, self.state.step)
-
-    # What people see.
-
-    def announce(self) -> None:
-        """Open the run's own log of metrics and the bars; write and show what is about to run."""
-        trainer, model = self.trainer, self.model
-        if not self.world.is_main:
-            self.loggers = []
-            return
-        if self.folder is not None:
-            checkpoint.write_json({"trainer": trainer.config(), "hparams": model.hparams}, self.folder / "config.json")
-            self.rows = JsonlLogger(self.folder / "metrics.jsonl", self.kept_rows)
-            self.stack.enter_context(at_the_end(self.rows.close))
-            self.loggers.append(self.rows)
-        for sink in self.loggers:
-            sink.log_config({**trainer.config(), "hparams": model.hparams})
-        if trainer.print_banner:
-            where = "without files" if self.folder is None else f"in {self.folder}"
-            text = console.banner_text(where, self.device, self.world.size, trainer.strategy, trainer.precision)
-            console.show_banner(model.append_to_banner(text))
-            console.show_table(model.summary())
-        total, unit = (trainer.max_epochs, "epoch") if trainer.max_steps is None else (trainer.max_steps, "step")
-        self.bars = console.Bars(trainer.progress)
-        self.bars.show_run(total, unit, lambda: (self.state.step if unit == "step" else self.state.epoch, self.shown()))
-
-    def shown(self) -> str:
-        """Return what stands beside the run's bar: the monitored value, else the loss."""
-        latest, score = self.runtime.latest, self.state.best_score
-        if score is not None:
-            return f"best={score:.4g}"
-        return f"loss={latest['train/loss']:.4g}" if "train/loss" in latest else ""
 
     def result(self, reason: str) -> FitResult:
         return FitResult(

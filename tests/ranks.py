@@ -9,7 +9,7 @@ from torch import nn
 from toys import Indices, Tiny, quiet, weights
 
 from helios_lite import DataModule, Model, Split
-from helios_lite.distributed import join_world
+from helios_lite.distributed import join_world, unwrapped
 
 
 class Plain(Model):
@@ -131,6 +131,35 @@ class StopsOnOne(Plain):
         return self.global_rank == 1 and len(self.rates) == 3
 
 
+class Steep(Plain):
+    """In the third batch of rank 1 the gradients of the last hidden unit are infinite, which FSDP gives to that rank.
+
+    It notes what is left after every batch.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: list[Any] = []
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup(fast_init)
+        unwrapped(self.net)[0].register_forward_hook(self.spoil)
+
+    def spoil(self, module: nn.Module, arguments: Any, output: torch.Tensor) -> None:
+        if len(self.states) == 2 and self.global_rank == 1:
+            output.register_hook(lambda grad: grad.index_fill(1, torch.tensor([7]), torch.inf))
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        _, x = batch
+        with self.autocast():
+            loss = (self.net(x).float() - x.sum(1, keepdim=True)).square().mean()
+        self.backward(loss)
+        self.optimizer_step(self.optimizer, self.scheduler)
+
+    def on_training_batch_end(self, state: Any, should_log: bool = False) -> None:
+        self.states.append((state.step, state.skipped_steps, weights(self)))
+
+
 class Counting(Plain):
     """Counts how often gradients are reduced."""
 
@@ -150,6 +179,15 @@ def data(length: int = 22, batch_size: int = 2, valid: int = 5) -> DataModule:
     return DataModule(
         Split(Indices(length), batch_size=batch_size, shuffle=True), Split(Indices(valid), batch_size=batch_size)
     )
+
+
+def norms(batch_size: int = 2, **options: Any) -> dict[str, float]:
+    """The norms at the last log point of a short run."""
+    both: dict[str, Any] = {"log_grad_norm": "per-parameter", "log_param_norm": "per-parameter"}
+    result = quiet(max_steps=3, log_every_steps=3, **both, **options).fit(
+        Plain(), data(length=16, batch_size=batch_size)
+    )
+    return {name: value for name, value in result.metrics.items() if "_norm" in name}
 
 
 def message(function: Any) -> str:
@@ -185,6 +223,13 @@ def two(root: Path, world: Any) -> dict[str, Any]:
     found["naming"] = world.gather(message(lambda: quiet(max_epochs=1).fit(Naming(), data())))
     found["forgetful"] = world.gather(message(lambda: quiet(max_epochs=1).fit(Forgetful(), data())))
     found["stops"] = world.gather(quiet(max_epochs=3).fit(StopsOnOne(), data()).state.step)
+
+    found["steep"], found["norms"] = {}, {}
+    for strategy in ("ddp", "fsdp"):
+        steep = Steep()
+        quiet(max_epochs=1, precision="fp16", strategy=strategy, valid_every_epochs=None).fit(steep, data(length=16))
+        found["steep"][strategy] = world.gather(steep.states)
+        found["norms"][strategy] = norms(strategy=strategy)
 
     model = Counting()
     result = quiet(max_epochs=1, accumulation_steps=3).fit(model, data(length=24))

@@ -24,8 +24,9 @@ from torch.utils.data import (
 )
 
 from helios_lite import DataModule, Split
-from helios_lite.data import batch_size, make_loader, to_device
+from helios_lite.data import make_loader
 from helios_lite.distributed import World
+from helios_lite.transfer import Transfer, batch_size
 
 META = torch.device("meta")
 
@@ -656,7 +657,7 @@ def test_the_batch_size_is_that_of_the_first_tensor_or_else_the_first_length(bat
 )
 def test_tensors_in_any_container_are_moved_and_the_container_keeps_its_type(wrap, inner):
     batch = wrap(FIVE)
-    moved = to_device(batch, META)
+    moved = Transfer(META)(batch)
     assert type(moved) is type(batch)
     assert inner(moved).device == META
     assert inner(batch) is FIVE
@@ -664,7 +665,7 @@ def test_tensors_in_any_container_are_moved_and_the_container_keeps_its_type(wra
 
 def test_moving_leaves_everything_else_as_it_is():
     other = object()
-    moved = to_device({"x": FIVE, "other": other, "name": "a", "n": 1, "record": Record(None, name="b")}, META)
+    moved = Transfer(META)({"x": FIVE, "other": other, "name": "a", "n": 1, "record": Record(None, name="b")})
     assert moved["other"] is other
     assert (moved["name"], moved["n"], moved["record"]) == ("a", 1, Record(None, name="b"))
 

@@ -4,6 +4,7 @@ Changed by hand, each alone, to see a test fail:
 - precision.py, the weight not divided by the ranks; data.py, shares without the ranks: two_processes_do_what_one_does.
 - trainer.py, no sync_gradients: gradients_are_reduced_once_per_accumulation_window.
 - run.py, generators alike on all ranks; resume.py, rank 0's generators for all: each_rank_gets_its_generators_back.
+- precision.py, whether gradients are finite not shared: all_ranks_leave_out (fsdp); `whole` left out: norms_are.
 - distributed.py, buffers not sent before an evaluation: all_ranks_evaluate_with_the_buffers_of_rank_0.
 """
 
@@ -136,6 +137,25 @@ def test_a_trained_part_that_was_not_parallelized_is_an_error_that_names_it(of_t
 
 def test_a_wish_to_stop_on_one_rank_stops_all_at_the_same_update(of_two: dict[str, Any]) -> None:
     assert of_two["stops"] == [3, 3]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_all_ranks_leave_out_an_update_if_the_gradients_of_one_are_not_finite(
+    strategy: str, of_two: dict[str, Any]
+) -> None:
+    first, second = of_two["steep"][strategy]
+    assert same(first, second)
+    (step, skipped, before), (step_after, skipped_after, after) = first[1:3]
+    assert (step_after, skipped_after) == (step, skipped + 1)
+    assert same(before, after)
+    assert first[3][0] == step + 1
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_norms_are_those_of_one_process_with_the_double_batch(strategy: str, of_two: dict[str, Any]) -> None:
+    one = ranks.norms(batch_size=4)
+    assert len(one) == 10
+    assert of_two["norms"][strategy] == pytest.approx(one, rel=1e-5)
 
 
 def test_gradients_are_reduced_once_per_accumulation_window(of_two: dict[str, Any]) -> None:

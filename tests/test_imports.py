@@ -13,7 +13,7 @@ FILES = {path.stem: path for path in FOLDER.rglob("*.py")}
 
 STANDARD_LIBRARY_ONLY = {"state", "version", "hooks", "loggers", "stopping", "options", "interrupts"}
 FOUNDATION = {"rng", "distributed", "precision"}
-PARTS = {"metrics", "data", "checkpoint", "console"}
+PARTS = {"metrics", "transfer", "data", "checkpoint", "console"}
 
 # What each file may import of this package, in layers from the bottom to the top.
 ALLOWED = {
@@ -30,14 +30,16 @@ ALLOWED = {
     "precision": STANDARD_LIBRARY_ONLY | {"distributed"},
     "launch": STANDARD_LIBRARY_ONLY | {"distributed"},
     "metrics": STANDARD_LIBRARY_ONLY | FOUNDATION,
-    "data": STANDARD_LIBRARY_ONLY | FOUNDATION,
+    "transfer": set(),
+    "data": STANDARD_LIBRARY_ONLY | FOUNDATION | {"transfer"},
     "checkpoint": STANDARD_LIBRARY_ONLY | FOUNDATION,
     "console": STANDARD_LIBRARY_ONLY | FOUNDATION,
     #
     "model": STANDARD_LIBRARY_ONLY | FOUNDATION | PARTS,
     "run": STANDARD_LIBRARY_ONLY | FOUNDATION | PARTS | {"model"},
     "resume": STANDARD_LIBRARY_ONLY | FOUNDATION | PARTS | {"model", "run"},
-    "trainer": STANDARD_LIBRARY_ONLY | FOUNDATION | PARTS | {"launch", "model", "run", "resume"},
+    "report": STANDARD_LIBRARY_ONLY | FOUNDATION | PARTS | {"model", "run", "resume"},
+    "trainer": STANDARD_LIBRARY_ONLY | FOUNDATION | PARTS | {"launch", "model", "run", "report"},
     "__init__": {"data", "hooks", "model", "state", "trainer", "version"},
 }
 

@@ -36,6 +36,7 @@ OPTIONAL_INTEGERS = [
     "save_every_steps",
 ]
 OPTIONAL_NUMBERS = ["max_minutes", "clip_norm", "valid_every_epochs", "save_every_minutes"]
+NORMS = ["log_grad_norm", "log_param_norm"]
 CHOICES = ["accelerator", "strategy", "precision", "mode"]
 
 
@@ -53,6 +54,7 @@ WRONG_TYPE = [
     *((name, value) for name in OPTIONAL_INTEGERS for value in (True, "1", 1.0, math.inf)),
     *((name, value) for name in OPTIONAL_NUMBERS for value in (True, "1", [1])),
     *(("min_delta", value) for value in (None, False, "0")),
+    *((name, value) for name in NORMS for value in (None, 1, 0.5)),
     *((name, value) for name in CHOICES for value in (None, True, 1)),
     *(("devices", value) for value in (None, True, 1.0, [True], ["0"])),
     ("run_name", 1),
@@ -82,6 +84,7 @@ WRONG_VALUE = [
     *((name, value) for name in OPTIONAL_NUMBERS for value in (-1, -0.5, 0, 0.0, math.nan, math.inf, -math.inf)),
     *(("min_delta", value) for value in (-1, -1e-9, math.nan, math.inf)),
     *((name, value) for name in CHOICES for value in ("", "other", "MIN", "CPU", "FP32")),
+    *((name, value) for name in NORMS for value in ("", "per-layer")),
     ("run_name", ""),
     ("resume", ""),
     ("seed", -1),
@@ -110,7 +113,8 @@ EDGES = [
     *(("devices", value) for value in (1, 8, [0], [2, 0], "auto")),
     *(("strategy", value) for value in ("ddp", "fsdp")),
     ("max_restarts", 3),
-    *(("precision", value) for value in ("fp32", "bf16")),
+    *(("precision", value) for value in ("fp32", "bf16", "fp16")),
+    *((name, value) for name in NORMS for value in (False, True, "per-parameter")),
     *(("mode", value) for value in ("min", "max")),
     ("run_name", None),
     ("run_name", "a"),
@@ -223,6 +227,8 @@ def test_config_has_every_option_with_its_default():
         "keep_best": 1,
         "async_save": True,
         "log_every_steps": 50,
+        "log_grad_norm": False,
+        "log_param_norm": False,
         "loggers": [],
         "callbacks": [],
         "progress": True,

@@ -10,6 +10,7 @@ from helios_lite import FitResult, TrainingState
 COUNTED = {
     "epoch": 1,
     "step": 2,
+    "skipped_steps": 11,
     "batch": 3,
     "epoch_batch": 4,
     "epoch_samples": 5,

@@ -1,0 +1,316 @@
+"""What happens between a loss and an update, compared with loops written by hand: fp16, norms, curves, two optimizers.
+
+Changed by hand in precision.py, each alone, to see a test fail:
+- clipped before unscaling; measured after clipping; not measured: norms_are_those_of_a_loop_by_hand.
+- update per optimizer; no update; the state not saved: fp16_with_two_optimizers (the last one: interrupted).
+- trainer.py, a row although the update at the log point was skipped: limits_and_log_points.
+- the scheduler moved at a skipped update; the step counted: an_update_whose_gradients_are_not_finite.
+- no end of skipping: gradients_that_are_never_finite.
+"""
+
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import TensorDataset
+from toys import quiet, same, weights
+
+from helios_lite import DataModule, Model, Split
+
+DATA = torch.linspace(-1, 1, 60).reshape(20, 3)
+
+
+def make(seed: int, *sizes: int) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(sizes[0], sizes[1]), nn.Tanh(), nn.Linear(sizes[1], sizes[2]))
+
+
+class Regression(Model):
+    """Learns the sum of three numbers; the loss of the batches in `bad` is infinitely steep, but finite."""
+
+    def __init__(self, bad: tuple[int, ...] = ()) -> None:
+        super().__init__("regression")
+        self.bad = bad
+        self.rates: list[float] = []
+        self.updated: list[bool] = []
+        self.states: list[Any] = []
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.net = self.parallelize(make(1, 3, 8, 1))
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=0.01)
+        self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, 0.9)
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        (x,) = batch
+        with self.autocast():
+            loss = F.mse_loss(self.net(x).float(), x.sum(1, keepdim=True))
+        if state.batch in self.bad:
+            loss = _steep(loss)
+        self.backward(loss)
+        self.updated.append(self.optimizer_step(self.optimizer, self.scheduler))
+        if self.updated[-1]:
+            self.rates.append(self.optimizer.param_groups[0]["lr"])
+        self.log("loss", loss)
+
+    def on_training_batch_end(self, state: Any, should_log: bool = False) -> None:
+        super().on_training_batch_end(state, should_log)
+        self.states.append((state.step, state.batch, weights(self)))
+
+
+class _Steep(torch.autograd.Function):
+    """The identity, with an infinite gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return grad * math.inf
+
+
+def _steep(loss: torch.Tensor) -> torch.Tensor:
+    return _Steep.apply(loss)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def split(batch_size: int = 4) -> DataModule:
+    return DataModule(Split(TensorDataset(DATA), batch_size=batch_size))
+
+
+# fp16.
+
+
+def test_fp16_is_the_loop_by_hand_with_a_grad_scaler() -> None:
+    model = Regression()
+    result = quiet(max_epochs=3, precision="fp16", clip_norm=0.5).fit(model, split())
+    net = make(1, 3, 8, 1)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    scaler = torch.amp.GradScaler("cpu")
+    skipped = 0
+    for x in DATA.split(4) * 3:
+        with torch.autocast("cpu", torch.float16):
+            loss = F.mse_loss(net(x).float(), x.sum(1, keepdim=True))
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(net.parameters(), 0.5)
+        before = scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        if scaler.get_scale() < before:
+            skipped += 1
+        else:
+            scheduler.step()
+    assert skipped > 0  # The first scale is too large for this network.
+    assert (result.state.step, result.state.skipped_steps) == (15 - skipped, skipped)
+    assert same(weights(model)["net"], net.state_dict())
+    assert model.rates[-1] == scheduler.get_last_lr()[0]
+
+
+def test_an_update_whose_gradients_are_not_finite_is_left_out_and_counted() -> None:
+    bad = (7, 8)
+    model = Regression(bad)
+    result = quiet(max_epochs=3, precision="fp16").fit(model, split())
+    plain = Regression()
+    quiet(max_epochs=3, precision="fp16").fit(plain, split())
+    first = plain.updated.count(False)
+    assert result.state.skipped_steps == first + len(bad)
+    assert result.state.step == 15 - first - len(bad)
+    assert result.state.batch == 15
+    for i in bad:
+        assert not model.updated[i]
+        assert same(model.states[i][2], model.states[i - 1][2])  # Weights, optimizer and scheduler.
+        assert model.states[i][0] == model.states[i - 1][0]
+    assert model.updated[9]
+    assert len(model.rates) == result.state.step
+
+
+def test_limits_and_log_points_count_the_updates_that_took_place(tmp_path: Path) -> None:
+    model = Regression(bad=tuple(range(3, 9)))
+    options = {"valid_every_epochs": None, "save_every_steps": 2, "keep_last": -1, "log_every_steps": 2}
+    result = quiet(max_steps=6, precision="fp16", root=tmp_path, **options).fit(model, split())
+    assert result.state.step == 6
+    assert result.state.batch == 6 + result.state.skipped_steps
+    rows = [json.loads(row) for row in (tmp_path / "regression/metrics.jsonl").read_text().splitlines()]
+    steps = [row["step"] for row in rows]
+    assert steps == sorted(set(steps))
+    ends = {step for step, batch, _ in model.states if batch % 5 == 0}  # Of epochs, which have a row as well.
+    assert {2, 4, 6} <= set(steps) <= {2, 4, 6} | ends
+    files = [path.stem.rpartition("_")[2] for path in (tmp_path / "regression/checkpoints").glob("*.pth")]
+    assert {"2", "4", "6"} <= set(files)
+
+
+def test_gradients_that_are_never_finite_end_the_run() -> None:
+    with pytest.raises(FloatingPointError, match="gradients were not finite in 100 updates in a row"):
+        quiet(max_steps=3, precision="fp16").fit(Regression(bad=tuple(range(1000))), split())
+
+
+# Two optimizers.
+
+
+class Adversaries(Model):
+    """A generator and a critic, trained in one step with two backwards."""
+
+    def __init__(self) -> None:
+        super().__init__("adversaries")
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.generator = self.parallelize(make(1, 3, 8, 3))
+        self.critic = self.parallelize(make(2, 3, 8, 1))
+        self.optimizer_g = torch.optim.Adam(self.generator.parameters(), lr=0.01)
+        self.optimizer_c = torch.optim.SGD(self.critic.parameters(), lr=0.05, momentum=0.9)
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        (x,) = batch
+        noise = torch.randn(len(x), 3)
+        with self.autocast():
+            fake = self.generator(noise)
+            loss_c = (self.critic(fake.detach()) - self.critic(x)).float().mean()
+        self.backward(loss_c)
+        self.optimizer_step(self.optimizer_c)
+        self.critic.requires_grad_(False)
+        with self.autocast():
+            loss_g = -self.critic(fake).float().mean()
+        self.backward(loss_g)
+        self.critic.requires_grad_(True)
+        self.optimizer_step(self.optimizer_g)
+        self.log("critic", loss_c)
+        self.log("generator", loss_g)
+
+
+def test_fp16_with_two_optimizers_under_accumulation_is_the_loop_by_hand() -> None:
+    """One scaler, updated once per window. Both networks are measured, each under its optimizer's name."""
+    model = Adversaries()
+    result = quiet(max_epochs=2, precision="fp16", accumulation_steps=2, log_every_steps=1, log_grad_norm=True).fit(
+        model, split()
+    )
+    generator, critic = make(1, 3, 8, 3), make(2, 3, 8, 1)
+    draws = [torch.randn(4, 3) for _ in range(10)]  # Goes on from the critic's weights, as in the run.
+    optimizer_g = torch.optim.Adam(generator.parameters(), lr=0.01)
+    optimizer_c = torch.optim.SGD(critic.parameters(), lr=0.05, momentum=0.9)
+    scaler = torch.amp.GradScaler("cpu")
+    updates = skipped = 0
+    for i, (x, noise) in enumerate(zip(DATA.split(4) * 2, draws, strict=True)):
+        closes = i % 5 in (1, 3, 4)
+        share = 1.0 if i % 5 == 4 else 0.5
+        with torch.autocast("cpu", torch.float16):
+            fake = generator(noise)
+            loss_c = (critic(fake.detach()) - critic(x)).float().mean()
+        scaler.scale(loss_c * share).backward()
+        if closes:
+            scaler.step(optimizer_c)
+            optimizer_c.zero_grad()
+        critic.requires_grad_(False)
+        with torch.autocast("cpu", torch.float16):
+            loss_g = -critic(fake).float().mean()
+        scaler.scale(loss_g * share).backward()
+        critic.requires_grad_(True)
+        if closes:
+            before = scaler.get_scale()
+            norm_g = nn.utils.get_total_norm([p.grad for p in generator.parameters()]) / scaler.get_scale()
+            scaler.step(optimizer_g)
+            optimizer_g.zero_grad()
+            scaler.update()
+            updates += 1
+            skipped += scaler.get_scale() < before
+    assert result.state.step == updates == 6  # One of the two optimizers stepped in each.
+    assert result.state.skipped_steps == skipped
+    for name, net in (("generator", generator), ("critic", critic)):
+        assert same(weights(model)[name], net.state_dict())
+    assert result.metrics["train/grad_norm/optimizer_g"] == pytest.approx(norm_g.item(), rel=1e-5)
+    assert "train/grad_norm/optimizer_c" in result.metrics
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_an_interrupted_run_with_two_optimizers_ends_with_the_same_bits(tmp_path: Path, precision: str) -> None:
+    options = {"precision": precision, "accumulation_steps": 2, "log_every_steps": 2}
+    ends = []
+    for name, stops in (("whole", (9,)), ("parts", (1, 4, 5, 9))):
+        for steps in stops:
+            result = quiet(max_steps=steps, root=tmp_path / name, **options).fit(Adversaries(), split())
+        assert result.last_checkpoint is not None
+        content = torch.load(result.last_checkpoint, weights_only=True)
+        assert bool(content["precision"]) == (precision == "fp16")
+        del content["state"]["seconds"], content["metrics"]["latest"]["train/step_seconds"], content["config"]
+        ends.append(content)
+    assert same(ends[0], ends[1])
+
+
+def test_a_checkpoint_of_fp16_goes_on_in_another_format_and_back(tmp_path: Path) -> None:
+    for steps, precision in ((3, "fp16"), (6, "fp32"), (9, "fp16")):
+        result = quiet(max_steps=steps, root=tmp_path, precision=precision).fit(Regression(), split())
+        assert result.state.step == steps
+
+
+# Norms.
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_norms_are_those_of_a_loop_by_hand(tmp_path: Path, accumulation: int, precision: str) -> None:
+    """At log points only, after unscaling, before clipping; parameters after the update."""
+    options: dict[str, Any] = {"log_grad_norm": "per-parameter", "log_param_norm": "per-parameter"}
+    options |= {"accumulation_steps": accumulation, "precision": precision, "clip_norm": 0.1, "log_every_steps": 2}
+    quiet(max_epochs=2, root=tmp_path, **options).fit(Regression(), split(4 // accumulation))
+    rows = [json.loads(row) for row in (tmp_path / "regression/metrics.jsonl").read_text().splitlines()]
+    found = {row["step"]: row for row in rows if "train/loss" in row}
+
+    net = make(1, 3, 8, 1)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    scaler = torch.amp.GradScaler("cpu", enabled=precision == "fp16")
+    step, expected = 0, {}
+    for x in DATA.split(4) * 2:
+        for part in x.chunk(accumulation):
+            with torch.autocast("cpu", torch.float16, enabled=precision == "fp16"):
+                loss = F.mse_loss(net(part).float(), part.sum(1, keepdim=True))
+            scaler.scale(loss / accumulation).backward()
+        scaler.unscale_(optimizer)
+        norms = {f"train/grad_norm/net.{name}": p.grad.norm().item() for name, p in net.named_parameters()}
+        norms["train/grad_norm"] = math.hypot(*norms.values())
+        nn.utils.clip_grad_norm_(net.parameters(), 0.1)
+        before = scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        if scaler.get_scale() < before:
+            continue
+        scheduler.step()
+        step += 1
+        values = {f"train/param_norm/net.{name}": p.detach().norm().item() for name, p in net.named_parameters()}
+        values["train/param_norm"] = math.hypot(*values.values())
+        expected[step] = norms | values
+    assert set(found) == {2, 4, 5, 6, 8, 10} or precision == "fp16"
+    for at, row in found.items():
+        norms = {name: value for name, value in row.items() if "_norm" in name}
+        if at % 2 == 1 and precision == "fp16":  # The end of an epoch whose last update was left out: none to measure.
+            expected[at] = {name: value for name, value in expected[at].items() if name in norms}
+        assert norms == pytest.approx(expected[at], rel=1e-5)
+        assert "train/param_norm/net.0.weight" in norms
+
+
+def test_norms_are_measured_only_if_asked_for() -> None:
+    result = quiet(max_epochs=1).fit(Regression(), split())
+    assert not any("norm" in name for name in result.metrics)
+    result = quiet(max_epochs=1, log_grad_norm=True, log_param_norm=True).fit(Regression(), split())
+    assert {name for name in result.metrics if "norm" in name} == {"train/grad_norm", "train/param_norm"}
+
+
+# Schedules.
+
+
+def test_the_curve_of_learning_rates_over_updates_is_the_same_for_every_accumulation() -> None:
+    curves = []
+    for accumulation in (1, 2, 4):
+        model = Regression()
+        quiet(max_steps=9, accumulation_steps=accumulation).fit(model, split(4 // accumulation))
+        curves.append(model.rates)
+    assert len(curves[0]) == 9
+    assert all(a == b for a, b in itertools.pairwise(curves))
