@@ -1,15 +1,13 @@
 """Logged values: kept until a log point without waiting for the device, and reduced exactly.
 
-On the CPU a value goes to a list; on an accelerator it is copied, and read at the log point with all others. A long
-list is folded into seven running totals, so memory does not grow with the number of batches.
+A value of the CPU is added to running totals at once; one on an accelerator is copied, and read at the log point with
+all others. Memory does not grow with the number of batches.
 """
 
 from __future__ import annotations
 
-import copy
 import math
-import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -19,12 +17,13 @@ from helios_lite.distributed import World
 
 Reduce = Literal["mean", "sum", "min", "max", "last", "std"]
 
-_BLOCK = 1024  # Values of one metric, after which they are read from the device in any case.
+_MOST_WAITING = 4096  # Values on the device; then they are read in any case.
 _NEVER = math.inf  # The step at which a metric that is finite was not.
 
 # The totals of some values v_i with weights w_i, in this order:
 # W = sum w, S = sum w*v, M2 = sum w*(v - S/W)^2, sum v, min v, max v, last v, step of the first v that is not finite.
-_RESULT: dict[str, Callable[[Sequence[float]], float]] = {
+_Totals = tuple[float, float, float, float, float, float, float, float]
+_RESULT: dict[str, Callable[[_Totals], float]] = {
     "mean": lambda totals: totals[1] / totals[0] if totals[0] else math.nan,
     "std": lambda totals: math.sqrt(totals[2] / totals[0]) if totals[0] else math.nan,
     "sum": lambda totals: totals[3],
@@ -54,7 +53,8 @@ class Metrics:
         """The update being worked on: set by the loop, remembered for values that are not finite."""
         self._series: dict[str, _Series] = {}
         self._dtype = torch.float32 if device.type == "mps" else torch.float64
-        self._waiting: list[tuple[list[Any], int]] = []  # Where copies on the device stand in place of numbers.
+        # What is still on the device, in order: series, value, count, step.
+        self._waiting: list[tuple[_Series, Tensor | float, Tensor | float, int]] = []
 
     def add(self, name: str, value: Tensor | float, count: Tensor | float, reduce: Reduce = "mean") -> None:
         """Take one value.
@@ -77,14 +77,12 @@ class Metrics:
             series = self._series[name] = _Series(reduce)
         elif series.reduce != reduce:
             raise ValueError(f"log({name!r}): reduce={reduce!r}, but it was {series.reduce!r} before")
-        for numbers, number in ((series.values, value), (series.counts, count)):
-            if isinstance(number, Tensor):
-                self._waiting.append((numbers, len(numbers)))
-            numbers.append(number)
-        series.steps.append(self.step)
-        if len(series.steps) == _BLOCK:
-            self._read()
-            series.fold()
+        if isinstance(value, float) and isinstance(count, float) and not self._waiting:
+            series.take(value, count, self.step)
+        else:
+            self._waiting.append((series, value, count, self.step))
+            if len(self._waiting) == _MOST_WAITING:
+                self._read()
 
     def _number(self, name: str, tensor: Tensor) -> Tensor | float:
         if tensor.numel() != 1:
@@ -128,81 +126,66 @@ class Metrics:
         self._waiting.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the values as they are: folding early would change the last bit of a mean."""
+        """Return the totals so far: plain numbers."""
         self._read()
-        return {name: series.state_dict() for name, series in self._series.items()}
+        return {name: {"reduce": series.reduce, "totals": series.totals()} for name, series in self._series.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where another `state_dict` stopped; values that are here already are kept besides."""
         self._read()
         for name, state in state_dict.items():
-            loaded = _Series(state["reduce"])
-            loaded.load_state_dict(state)
+            loaded = _Series(state["reduce"], state["totals"])
             present = self._series.get(name)
             if present is not None:
-                loaded.folded = _merge(present.totals(), loaded.totals())
-                loaded.clear()
+                loaded = _Series(loaded.reduce, _merge(present.totals(), loaded.totals()))
             self._series[name] = loaded
 
     def _read(self) -> None:
-        """Replace what waits on the device by numbers."""
-        if self._waiting:
-            found = torch.stack([numbers[i] for numbers, i in self._waiting]).tolist()
-            for (numbers, i), number in zip(self._waiting, found, strict=True):
-                numbers[i] = number
-            self._waiting.clear()
+        """Take what waits on the device, with one synchronisation."""
+        if not self._waiting:
+            return
+        tensors = [number for entry in self._waiting for number in entry[1:3] if isinstance(number, Tensor)]
+        numbers = iter(torch.stack(tensors).tolist() if tensors else ())
+        for series, value, count, step in self._waiting:
+            value, count = (next(numbers) if isinstance(x, Tensor) else x for x in (value, count))
+            series.take(value, count, step)
+        self._waiting.clear()
 
 
 class _Series:
-    """One metric: a list of single values, and the totals of all before."""
+    """One metric's totals, as they are named above."""
 
-    __slots__ = ("counts", "folded", "reduce", "steps", "values")
+    __slots__ = ("bad", "high", "last", "low", "m2", "reduce", "sum", "weight", "weighted")
 
-    def __init__(self, reduce: Reduce) -> None:
+    def __init__(
+        self, reduce: Reduce, totals: _Totals = (0.0, 0.0, 0.0, 0.0, math.inf, -math.inf, 0.0, _NEVER)
+    ) -> None:
         self.reduce = reduce
-        self.values: list[Any] = []  # Floats, and tensors that wait to be read.
-        self.counts: list[Any] = []
-        self.steps: list[int] = []
-        self.folded: _Totals | None = None
-
-    def clear(self) -> None:
-        for numbers in (self.values, self.counts, self.steps):
-            numbers.clear()
-
-    def fold(self) -> None:
-        self.folded = self.totals()
-        self.clear()
+        self.weight, self.weighted, self.m2, self.sum, self.low, self.high, self.last, self.bad = totals
 
     def totals(self) -> _Totals:
-        values, counts = self.values, self.counts
-        if not values:
-            assert self.folded is not None  # A series begins with a value.
-            return self.folded
+        return self.weight, self.weighted, self.m2, self.sum, self.low, self.high, self.last, self.bad
+
+    def take(self, value: float, count: float, step: int) -> None:
+        reduce = self.reduce
         # A value that counts for nothing (the mean over no tokens is NaN) must not poison the others.
-        counted = values if min(counts) > 0 else [v if w > 0 else 0.0 for v, w in zip(values, counts, strict=True)]
-        total, weighted = sum(counts), sum(map(operator.mul, counts, counted))
-        m2, low, high = 0.0, values[-1], values[-1]  # Computed only where wanted.
-        if self.reduce == "std":
-            mean = weighted / total if total > 0 else 0.0
-            m2 = sum(w * (v - mean) * (v - mean) for v, w in zip(counted, counts, strict=True))
-        if self.reduce in ("min", "max"):
-            low, high = _least(values), -_least([-v for v in values])
-        seen = counted if self.reduce in ("mean", "std") else values
-        bad = _NEVER
-        if not all(map(math.isfinite, seen)):
-            bad = min(step for v, step in zip(seen, self.steps, strict=True) if not math.isfinite(v))
-        block = (total, weighted, m2, sum(values), low, high, values[-1], bad)
-        return block if self.folded is None else _merge(self.folded, block)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {name: copy.copy(getattr(self, name)) for name in self.__slots__}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name in self.__slots__:
-            setattr(self, name, copy.copy(state[name]))
-
-
-_Totals = tuple[float, float, float, float, float, float, float, float]
+        if count > 0:
+            before = self.weight
+            self.weight = before + count
+            if reduce == "std":  # West, "Updating mean and variance estimates: an improved method", 1979.
+                delta = value - (self.weighted / before if before else 0.0)
+                self.m2 += delta * delta * count * before / self.weight
+            self.weighted += count * value
+        elif reduce in ("mean", "std"):
+            return
+        self.sum += value
+        self.last = value
+        if reduce == "min" and not value >= self.low:
+            self.low = value
+        elif reduce == "max" and not value <= self.high:
+            self.high = value
+        if value - value != 0.0 and step < self.bad:  # NaN or infinite.
+            self.bad = step
 
 
 def _merge(a: _Totals, b: _Totals) -> _Totals:
@@ -213,10 +196,6 @@ def _merge(a: _Totals, b: _Totals) -> _Totals:
     total = a[0] + b[0]
     delta = (b[1] / b[0] if b[0] > 0 else 0.0) - (a[1] / a[0] if a[0] > 0 else 0.0)
     m2 = a[2] + b[2] + (delta * delta * a[0] * b[0] / total if total > 0 else 0.0)
-    high = -_least((-a[5], -b[5]))
-    return total, a[1] + b[1], m2, a[3] + b[3], _least((a[4], b[4])), high, b[6], min(a[7], b[7])
-
-
-def _least(values: Sequence[float]) -> float:
-    """Return the smallest value, NaN if there is one, as PyTorch does."""
-    return min(values) if not any(map(math.isnan, values)) else math.nan
+    low = a[4] if not b[4] < a[4] and b[4] == b[4] else b[4]
+    high = a[5] if not b[5] > a[5] and b[5] == b[5] else b[5]
+    return total, a[1] + b[1], m2, a[3] + b[3], low, high, b[6], min(a[7], b[7])

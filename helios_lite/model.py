@@ -426,16 +426,6 @@ class Model(Hooks, abc.ABC):
         table.add_row("total", "", f"{self.num_parameters():,}", f"{self.num_parameters(trainable_only=True):,}")
         return table
 
-    def _learning_rates(self) -> dict[str, float]:
-        """Return every parameter group's learning rate: "lr", with the optimizer's name and the group if several."""
-        optimizers = self._optimizers()
-        rates = {}
-        for name, optimizer in optimizers.items():
-            for i, group in enumerate(optimizer.param_groups):
-                path = ["lr"] + [name] * (len(optimizers) > 1) + [str(i)] * (len(optimizer.param_groups) > 1)
-                rates["/".join(path)] = float(group["lr"])
-        return rates
-
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         return {name: part for name, part in self._stateful() if isinstance(part, torch.optim.Optimizer)}
 

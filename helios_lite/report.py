@@ -16,6 +16,9 @@ from helios_lite.run import at_the_end
 class ReportingRun(ResumableRun):
     """A training's log points, and what people see of it."""
 
+    optimizers: dict[str, Optimizer]
+    """The model's, by name; looked up once in an epoch."""
+
     def announce(self) -> None:
         """Open the run's own log of metrics and the bars; write and show what is about to run."""
         trainer, model = self.trainer, self.model
@@ -54,7 +57,7 @@ class ReportingRun(ResumableRun):
             self.report_parameters()
         values = self.finite_metrics()
         self.tick()
-        values |= {f"train/{name}": rate for name, rate in self.model._learning_rates().items()}
+        values |= self.learning_rates()
         values["train/step_seconds"] = (self.clock - self.flush_clock) / (state.step - self.flushed_step)
         self.metrics.clear()
         self.flushed_step, self.flush_clock = state.step, self.clock
@@ -66,10 +69,19 @@ class ReportingRun(ResumableRun):
         for sink in self.loggers:
             sink.log_metrics({"epoch": self.state.epoch, "seconds": self.state.seconds, **values}, self.state.step)
 
+    def learning_rates(self) -> dict[str, float]:
+        """Return every parameter group's rate: "train/lr", with the optimizer's name and the group if several."""
+        rates = {}
+        for name, optimizer in self.optimizers.items():
+            for i, group in enumerate(optimizer.param_groups):
+                path = ["train/lr"]
+                path += [name] * (len(self.optimizers) > 1) + [str(i)] * (len(optimizer.param_groups) > 1)
+                rates["/".join(path)] = float(group["lr"])
+        return rates
+
     def report_gradients(self, optimizer: Optimizer, parameters: list[Tensor], norm: Tensor) -> None:
         """Log the 2-norm of an optimizer's gradients, and if asked for that of each. Call on every rank."""
-        optimizers = self.model._optimizers()
-        which = [name for name, part in optimizers.items() if part is optimizer and len(optimizers) > 1]
+        which = [name for name, part in self.optimizers.items() if part is optimizer and len(self.optimizers) > 1]
         self.metrics.add("/".join(["train/grad_norm", *which]), norm, 1, "last")
         if self.trainer.log_grad_norm == "per-parameter":
             self.report_each("grad_norm", [(p, p.grad) for p in parameters if p.grad is not None])

@@ -192,6 +192,7 @@ class _Training(ReportingRun):
         if state.epoch_batch == 0:
             self.restore_rng()
         self.call("on_training_epoch_start", state.epoch + 1)
+        self.optimizers = self.model._optimizers()
         batches, length = self.epoch_loader().epoch(
             state.epoch,
             samples=state.epoch_samples,

@@ -14,7 +14,7 @@ from helios_lite.checkpoint import plain
 from helios_lite.metrics import Metrics
 
 REDUCES = ["mean", "sum", "min", "max", "last", "std"]
-SIZES = [1, 1023, 1024, 1025, 3000]  # Around a block of 1,024 values.
+SIZES = [1, 2, 100, 3000]
 
 
 def some(n):
@@ -85,12 +85,12 @@ def test_low_precision_values_are_summed_in_high_precision():
     assert logged([torch.tensor(1.0, dtype=torch.bfloat16)] * 1000, [1] * 1000, "sum").compute().values == {"m": 1000.0}
 
 
-@pytest.mark.parametrize("n", [10, 1024])
+@pytest.mark.parametrize("n", [1, 10])
 def test_no_graph_is_kept(n):
     weight = torch.ones((), requires_grad=True)
     losses = [weight * i for i in range(n)]
     state = logged(losses, [weight * 2 for _ in losses]).state_dict()["m"]
-    assert all(type(number) is float for number in [*state["values"], *state["counts"], *(state["folded"] or ())])
+    assert all(type(number) is float for number in state["totals"])
     sum(losses).backward()  # And what was logged can still be trained on.
     assert weight.grad == sum(range(n))
 
@@ -133,11 +133,11 @@ def test_a_nan_that_shows_is_reported_whatever_its_count(reduce):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("as_value", [float, torch.tensor], ids=["float", "tensor"])
-@pytest.mark.parametrize("place", [0, 1023, 1024, 1099])
+@pytest.mark.parametrize("place", [0, 1, 99])
 def test_the_first_value_that_is_not_finite_is_found_with_its_step(place, as_value, bad):
-    values = [1.0] * 1200
-    values[place] = values[1150] = bad
-    metrics = logged(map(as_value, values), [1] * 1200, start=1)
+    values = [1.0] * 200
+    values[place] = values[150] = bad
+    metrics = logged(map(as_value, values), [1] * 200, start=1)
     metrics.add("fine", 1.0, 1)
     assert metrics.compute().first_not_finite == ("m", place + 1)
 
@@ -169,20 +169,17 @@ def test_clear_forgets_values_and_reductions():
 
 
 def test_computing_changes_nothing():
-    values, counts = some(1100)
-    metrics = logged(values[:1070], counts[:1070])
+    values, counts = some(100)
+    metrics = logged(values[:70], counts[:70])
     metrics.compute()
-    assert (
-        logged(values[1070:], counts[1070:], metrics=metrics).compute().values
-        == logged(values, counts).compute().values
-    )
+    assert logged(values[70:], counts[70:], metrics=metrics).compute().values == logged(values, counts).compute().values
 
 
 @pytest.mark.parametrize("as_count", [int, torch.tensor], ids=["int", "tensor"])
 @pytest.mark.parametrize("reduce", REDUCES)
-@pytest.mark.parametrize("cut", [1, 1023, 1024, 1025, 1100, 1149])
+@pytest.mark.parametrize("cut", [1, 2, 100, 149])
 def test_an_interrupted_metric_is_bitwise_the_uninterrupted_one(cut, reduce, as_count, tmp_path):
-    values, counts = some(1150)
+    values, counts = some(150)
     counts = [as_count(count) for count in counts]
     first = logged(values[:cut], counts[:cut], reduce)
     plain(first.state_dict())
@@ -201,7 +198,7 @@ def test_a_value_that_is_not_finite_is_still_known_after_an_interruption():
     assert after.compute().first_not_finite == ("m", 41)
 
 
-@pytest.mark.parametrize("n", [10, 1024, 1030])
+@pytest.mark.parametrize("n", [1, 10, 70])
 def test_a_state_dict_does_not_follow_the_metrics_it_came_from_or_went_to(n):
     values, counts = some(n)
     metrics = logged(values, counts)
@@ -230,9 +227,9 @@ def test_memory_does_not_grow_with_the_number_of_batches():
             metrics.add("m", torch.ones(()), torch.ones(()))
 
     metrics = Metrics(torch.device("cpu"))
-    log(1124)
+    log(100)
     before = size()
-    log(4096)  # Whole blocks: the last one is as full as before.
+    log(5000)
     assert size() == before
 
 
