@@ -87,8 +87,8 @@ QUESTION = Question(
     same).
     """,
     remains="""
-    The step's own overhead, and reading in-memory data through a DataLoader, 4 us a sample, where the loop by hand
-    slices its tensors; the gradients are averaged by the same DistributedDataParallel.
+    The step's own overhead, and gathering batches where the loop by hand slices its tensors; the gradients are
+    averaged by the same DistributedDataParallel. What two processes wait for each other on two cores varies by more.
     """,
     rounds=3,
     variants={"trainer": trainer, "hand": hand},
