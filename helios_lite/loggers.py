@@ -1,11 +1,17 @@
-"""Where metrics go: a protocol of three methods, and the file that every run writes."""
+"""Where metrics go: a protocol of three methods, the file that every run writes, and thin adapters.
+
+An adapter imports its library when a run begins, and holds nothing before that cannot be sent to another process.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import math
-from collections.abc import Mapping
+import os
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -60,3 +66,195 @@ class JsonlLogger:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+class TensorBoardLogger:
+    """Writes event files for TensorBoard, by `torch.utils.tensorboard`: pip install helios_lite[tensorboard].
+
+    A run that goes on after a checkpoint writes the rows since then again; TensorBoard shows the new ones only.
+
+    Args:
+        folder: where the event files go; one folder for each run.
+        options: of `torch.utils.tensorboard.SummaryWriter`, such as `flush_secs`.
+
+    Raises:
+        ModuleNotFoundError: tensorboard is not installed; the message has the command.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], **options: Any) -> None:
+        _require("tensorboard")
+        self._folder, self._options = Path(folder), options
+        self._config: Mapping[str, Any] = {}
+        self._writer: Any = None
+
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        """Show the options under TEXT."""
+        self._config = config
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Add a point to the curve of every metric."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # What an earlier process has written from this step on belongs to updates that are done again.
+            self._writer = SummaryWriter(str(self._folder), purge_step=step, **self._options)
+            rows = "\n".join(f"    {name}: {value!r}" for name, value in self._config.items())
+            self._writer.add_text("config", rows, step)
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Write out what is pending and close the file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+class MLflowLogger:
+    """Logs to MLflow, to local files or to a server: pip install helios_lite[mlflow].
+
+    The id of the MLflow run is kept in a file, so that a run that goes on adds to the same one. Rows that it has
+    already, written between the last checkpoint and a kill, are not added again.
+
+    Args:
+        experiment: its name; made if there is none.
+        id_file: where the id of the MLflow run is kept, such as "runs/digits/mlflow-id".
+        run_name: name of a new MLflow run.
+        tracking_uri: of a server or a store ("sqlite:///mlflow.db"); MLflow's own default if None.
+
+    Raises:
+        ModuleNotFoundError: mlflow is not installed; the message has the command.
+    """
+
+    def __init__(
+        self,
+        experiment: str,
+        id_file: str | os.PathLike[str],
+        run_name: str | None = None,
+        tracking_uri: str | None = None,
+    ) -> None:
+        _require("mlflow")
+        self._experiment, self._id_file = experiment, Path(id_file)
+        self._run_name, self._tracking_uri = run_name, tracking_uri
+        self._client: Any = None
+        self._last: dict[str, float] = {}
+
+    @property
+    def run_id(self) -> str | None:
+        """The id of the MLflow run, None before there is one."""
+        return self._id_file.read_text().strip() if self._id_file.exists() else None
+
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        """Go on with the MLflow run of the file or start a new one; log the options as parameters."""
+        import mlflow
+
+        self._client = mlflow.MlflowClient(self._tracking_uri)
+        if self.run_id is None:
+            found = self._client.get_experiment_by_name(self._experiment)
+            where = found.experiment_id if found else self._client.create_experiment(self._experiment)
+            created = self._client.create_run(where, run_name=self._run_name)
+            self._id_file.parent.mkdir(parents=True, exist_ok=True)
+            self._id_file.write_text(created.info.run_id)
+            for name, value in _flat(config):
+                self._client.log_param(created.info.run_id, name, str(value)[:6000])
+        else:  # MLflow's parameters cannot change: those of the first start stay.
+            self._client.set_terminated(self.run_id, "RUNNING")
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Add a point to every metric that has none at this step or later."""
+        from mlflow.entities import Metric
+
+        now, points = int(time.time() * 1000), []
+        for name, value in metrics.items():
+            if name not in self._last:
+                known = self._client.get_metric_history(self.run_id, name)
+                self._last[name] = max((point.step for point in known), default=-math.inf)
+            if step > self._last[name]:
+                self._last[name] = step
+                points.append(Metric(name, value, now, step))
+        self._client.log_batch(self.run_id, metrics=points)
+
+    def log_artifact(self, path: str | os.PathLike[str]) -> None:
+        """Store a file, such as `FitResult.best_checkpoint`, with the MLflow run; after the training."""
+        import mlflow
+
+        mlflow.MlflowClient(self._tracking_uri).log_artifact(self.run_id, str(path))
+
+    def close(self) -> None:
+        """Mark the MLflow run as finished."""
+        if self._client is not None:
+            self._client.set_terminated(self.run_id)
+            self._client = None
+
+
+class WandbLogger:
+    """Logs to Weights & Biases: pip install helios_lite[wandb].
+
+    The id of the W&B run, and at what step each metric was logged last, are kept in a file: a run that goes on adds to
+    the same W&B run, and adds no row again that was written between the last checkpoint and a kill.
+
+    Args:
+        project: its name.
+        id_file: that file, such as "runs/digits/wandb.json".
+        options: of `wandb.init`, such as `name`, `mode="offline"` or `dir`.
+
+    Raises:
+        ModuleNotFoundError: wandb is not installed; the message has the command.
+    """
+
+    def __init__(self, project: str, id_file: str | os.PathLike[str], **options: Any) -> None:
+        _require("wandb")
+        self._project, self._id_file, self._options = project, Path(id_file), options
+        self._run: Any = None
+        self._last: dict[str, int] = {}
+
+    @property
+    def run_id(self) -> str | None:
+        """The id of the W&B run, None before there is one."""
+        return json.loads(self._id_file.read_text())["id"] if self._id_file.exists() else None
+
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        """Go on with the W&B run of the file or start a new one; log the options."""
+        import wandb
+
+        self._last = json.loads(self._id_file.read_text())["last"] if self._id_file.exists() else {}
+        self._run = wandb.init(
+            project=self._project, id=self.run_id, resume="allow", config=dict(config), **self._options
+        )
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+        self._remember()
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Add a row of the metrics that have no value at this step or later."""
+        new = {name: value for name, value in metrics.items() if step > self._last.get(name, -1)}
+        if new:
+            self._run.log({"step": step, **new})
+            self._last |= dict.fromkeys(new, step)
+            self._remember()
+
+    def close(self) -> None:
+        """Finish the W&B run."""
+        if self._run is not None:
+            self._run.finish()
+            self._run = None
+
+    def _remember(self) -> None:
+        self._id_file.parent.mkdir(parents=True, exist_ok=True)
+        part = self._id_file.with_name(self._id_file.name + ".part")
+        part.write_text(json.dumps({"id": self._run.id, "last": self._last}))
+        part.replace(self._id_file)
+
+
+def _require(library: str) -> None:
+    """Raise a ModuleNotFoundError with the command that installs a library, unless it is there."""
+    if importlib.util.find_spec(library) is None:
+        raise ModuleNotFoundError(f"{library} is not installed: pip install 'helios_lite[{library}]'")
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

@@ -2,11 +2,16 @@
 
 import json
 import math
+import struct
+import sys
+import time
 
 import pytest
+from toys import Tiny, data, quiet
 
-from helios_lite.loggers import JsonlLogger, Logger
+from helios_lite.loggers import JsonlLogger, Logger, MLflowLogger, TensorBoardLogger, WandbLogger
 
+EXTRAS = {"tensorboard", "mlflow", "wandb"}
 ROWS = [{"step": step, "train/loss": 1 / step} for step in (1, 2, 3)]
 
 
@@ -112,3 +117,141 @@ def test_an_object_that_lacks_a_method_is_no_logger(missing):
     assert isinstance(type("Whole", (), methods)(), Logger)
     del methods[missing]
     assert not isinstance(type("Partial", (), methods)(), Logger)
+
+
+# Adapters, each with the real library.
+
+
+def run(folder, logger, steps, **options):
+    """Train, log every second update and save every fourth."""
+    trainer = quiet(
+        max_steps=steps,
+        root=folder,
+        loggers=[logger],
+        log_every_steps=2,
+        save_every_steps=4,
+        save_every_epochs=None,
+        **options,
+    )
+    return trainer.fit(Tiny(), data(train=40, batch_size=2))
+
+
+def killed(folder, logger):
+    """A run of which the rows after the checkpoint at update 8 are written, but no checkpoint of them."""
+
+    class Killed(Tiny):
+        def on_training_batch_end(self, state, should_log=False):
+            super().on_training_batch_end(state, should_log)
+            if state.step == 11:
+                raise KeyError("the end")
+
+    with pytest.raises(KeyError):
+        quiet(
+            max_steps=16, root=folder, loggers=[logger], log_every_steps=2, save_every_steps=4, save_every_epochs=None
+        ).fit(Killed(), data(train=40, batch_size=2))
+
+
+def rows(folder, name="train/loss"):
+    """What metrics.jsonl says."""
+    found = [json.loads(line) for line in (folder / "tiny/metrics.jsonl").read_text().splitlines()]
+    return [(row["step"], row[name]) for row in found if name in row]
+
+
+def test_tensorboard_has_every_row_once_also_after_a_kill(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    killed(tmp_path, TensorBoardLogger(tmp_path / "events"))
+    run(tmp_path, TensorBoardLogger(tmp_path / "events"), 16)
+    events = EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert found == [(step, pytest.approx(value)) for step, value in rows(tmp_path)]
+    assert [step for step, _ in found] == [2, 4, 6, 8, 10, 12, 14, 16]
+    assert "max_steps: 16" in events.Tensors("config/text_summary")[-1].tensor_proto.string_val[0].decode()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_has_every_row_once_in_one_run_and_the_checkpoint_if_asked_for(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+
+    def logger():
+        return MLflowLogger("tests", tmp_path / "id", run_name="one", tracking_uri=uri)
+
+    killed(tmp_path, logger())
+    again = logger()
+    result = run(tmp_path, again, 16)
+    again.log_artifact(result.last_checkpoint)
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("tests")
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert (found.info.run_id, found.info.status, found.info.run_name) == (again.run_id, "FINISHED", "one")
+    assert found.data.params["max_steps"] == "16"
+    points = sorted((point.step, point.value) for point in client.get_metric_history(again.run_id, "train/loss"))
+    assert points == rows(tmp_path)
+    assert [file.path for file in client.list_artifacts(again.run_id)] == [result.last_checkpoint.name]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_wandb_has_every_row_once_in_one_run(tmp_path, monkeypatch):
+    """Offline: the rows are read back from the files that `wandb sync` would send."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+    def logger():
+        return WandbLogger("tests", tmp_path / "id", mode="offline", dir=str(tmp_path))
+
+    killed(tmp_path, logger())
+    first = logger().run_id
+    time.sleep(1.1)  # Its folders are named by the second.
+    run(tmp_path, logger(), 16)
+    assert logger().run_id == first
+    assert wandb.run is None
+    files = sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(files) == 2
+    assert all(first in file.name for file in files)
+    found = [(row["step"], row["train/loss"]) for file in files for row in history(file) if "train/loss" in row]
+    assert found == rows(tmp_path)
+
+
+def history(file):
+    """The rows of an offline run: protobuf records in LevelDB's log format, after a header of seven bytes."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, position, parts = file.read_bytes(), 7, b""
+    while position < len(content):
+        if 32768 - position % 32768 < 7:  # What is left of a block holds no record.
+            position += 32768 - position % 32768
+            continue
+        length, kind = struct.unpack_from("<HB", content, position + 4)
+        position += 7
+        parts += content[position : position + length]
+        position += length
+        if kind in (1, 4):  # Whole, or the last part.
+            record = Record.FromString(parts)
+            parts = b""
+            if record.HasField("history"):
+                yield {
+                    item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item
+                }
+
+
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [(TensorBoardLogger, ["events"]), (MLflowLogger, ["name", "id"]), (WandbLogger, ["name", "id"])],
+)
+def test_a_missing_library_is_an_error_with_the_command(kind, arguments, monkeypatch):
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.setattr(
+        sys, "modules", {name: m for name, m in sys.modules.items() if name.split(".")[0] not in EXTRAS}
+    )
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'helios_lite\[(tensorboard|mlflow|wandb)\]'"):
+        kind(*arguments)
+
+
+def test_loggers_run_on_rank_0_only(tmp_path):
+    pytest.importorskip("tensorboard")
+    run(tmp_path, TensorBoardLogger(tmp_path / "events"), 4, devices=2, accelerator="cpu")
+    assert len(list((tmp_path / "events").iterdir())) == 1
