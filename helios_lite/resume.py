@@ -136,12 +136,8 @@ class ResumableRun(Run):
         if self.world.rank < len(content["rng"]):  # A rank that is new keeps the generators it has.
             self.rng_state = content["rng"][self.world.rank]
         self.loader_state = content["data"]
-        callbacks = self.named_callbacks()
-        for name, callback_state in content["callbacks"].items():
-            if name in callbacks:
-                callbacks[name].load_state_dict(callback_state)
-            else:
-                logger.warning("the checkpoint has the state of a callback that this run has not: %s", name)
+        for name in self.restore_callbacks(content):
+            logger.warning("the checkpoint has the state of a callback that this run has not: %s", name)
         metrics = content["metrics"]
         self.runtime.latest.update(metrics["latest"])
         self.best_metrics, self.history, self.score = metrics["best"], metrics["history"], metrics["score"]
@@ -165,15 +161,6 @@ class ResumableRun(Run):
             self.best_metrics, self.history = {}, []
             if self.checkpoints is not None:
                 self.checkpoints.forget_scores()
-
-    def named_callbacks(self) -> dict[str, Any]:
-        """Return the callbacks by a name that is the same at a resume: the class's, numbered if there are several."""
-        names: dict[str, Any] = {}
-        for callback in self.trainer.callbacks:
-            kind = type(callback).__name__
-            same = sum(name.split("#")[0] == kind for name in names)
-            names[f"{kind}#{same + 1}" if same else kind] = callback
-        return names
 
     def restore_rng(self) -> None:
         """Set this rank's generators as they were at the checkpoint, once."""

@@ -121,6 +121,23 @@ class Run:
         if not self.world.is_main:
             rng.seed_all(rng.derive(trainer.seed, self.world.rank))  # From here on dropout differs among the ranks.
 
+    def named_callbacks(self) -> dict[str, Any]:
+        """Return the callbacks by a name that is the same at a resume: the class's, numbered if there are several."""
+        names: dict[str, Any] = {}
+        for callback in self.trainer.callbacks:
+            kind = type(callback).__name__
+            same = sum(name.split("#")[0] == kind for name in names)
+            names[f"{kind}#{same + 1}" if same else kind] = callback
+        return names
+
+    def restore_callbacks(self, content: dict[str, Any]) -> list[str]:
+        """Restore the callbacks' states from a checkpoint; return the names of those that this run has not."""
+        callbacks = self.named_callbacks()
+        for name, state in content["callbacks"].items():
+            if name in callbacks:
+                callbacks[name].load_state_dict(state)
+        return [name for name in content["callbacks"] if name not in callbacks]
+
     def leave(self) -> None:
         """Let the model know that the run is over; its device and last metrics stay."""
         self.model._runtime.trainer = self.model._runtime.metrics = None
@@ -232,6 +249,7 @@ class Evaluation(Run):
                 path, content = found
                 title = f"{phase} of {path.name}"
                 model.load_state_dict(content["model"], fast_init=True)
+                self.restore_callbacks(content)  # Averaged weights are tested as they were validated.
             elif choice is not None or untouched:
                 model.load_for_testing()
             self.bars = console.Bars(trainer.progress and self.world.is_main)

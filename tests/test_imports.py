@@ -38,6 +38,7 @@ ALLOWED = {
     "model": STANDARD_LIBRARY_ONLY | FOUNDATION | PARTS,
     "run": STANDARD_LIBRARY_ONLY | FOUNDATION | PARTS | {"model"},
     "resume": STANDARD_LIBRARY_ONLY | FOUNDATION | PARTS | {"model", "run"},
+    "callbacks": STANDARD_LIBRARY_ONLY | FOUNDATION,
     "report": STANDARD_LIBRARY_ONLY | FOUNDATION | PARTS | {"model", "run", "resume"},
     "trainer": STANDARD_LIBRARY_ONLY | FOUNDATION | PARTS | {"launch", "model", "run", "report"},
     "__init__": {"data", "hooks", "model", "state", "trainer", "version"},
