@@ -537,7 +537,7 @@ def test_a_loader_that_gives_all_ranks_the_same_is_an_error_and_one_that_shares_
     make_loader(DataLoader(Indices(6), batch_sampler=Buckets(6)), "train", 0, several)  # Who knows.
 
 
-@pytest.mark.parametrize("source", [3, None, object()], ids=str)
+@pytest.mark.parametrize("source", [3, None, object()], ids=["int", "None", "object"])
 def test_what_is_no_data_is_an_error_that_names_the_split(source):
     with pytest.raises(TypeError, match=f"the valid split is a {type(source).__name__}"):
         make_loader(source, "valid", 0)
@@ -616,7 +616,7 @@ FIVE = torch.zeros(5, 2)
         ({"names": ["a", "b", "c"]}, 3),
         ("abc", 1),
         (7, 1),
-        (object(), 1),
+        pytest.param(object(), 1, id="object"),
     ],
     ids=lambda value: str(value)[:30].partition("\n")[0],
 )

@@ -1,0 +1,122 @@
+"""The pages in docs: every program runs and prints what the page says, every fragment is Python, every link leads on.
+
+A block fenced as "python" is a whole program; a "text" block right after it is what it prints. "py" is a fragment.
+
+Changed by hand in the pages, each alone, to see a test fail:
+- a hook left out of the tables in hooks.md, or misspelt there: hooks_md_has_every_name.
+- a printed number: a_program_runs_and_prints_what_the_page_says.
+- an option misspelt in a fragment: options_that_a_page_gives; in a sentence: options_that_a_sentence_names.
+- in one loop of from_a_loop.md the learning rate, the sampler's seed, clipping after the step: the_loop_by_hand.
+- a link to a page that is not there; a page's only program fenced as "py"; a fragment with a parenthesis too few.
+"""
+
+import ast
+import dataclasses
+import inspect
+import re
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toys import HOOKS, same
+
+from helios_lite import Model, Split, Trainer
+from helios_lite.hooks import Hooks
+
+REPOSITORY = Path(__file__).parent.parent
+PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((REPOSITORY / "docs").glob("*.md"))}
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$(?:\s*^```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: str, language: str) -> list[tuple[str, str | None]]:
+    """Return the blocks of a language on a page, each with the text that it is said to print, if any."""
+    return [(code, printed or None) for kind, code, printed in BLOCK.findall(PAGES[page]) if kind == language]
+
+
+PROGRAMS = {f"{page}-{i}": block for page in PAGES for i, block in enumerate(blocks(page, "python"), start=1)}
+
+
+def run(program: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Run a program in a folder as a script and return its names."""
+    monkeypatch.chdir(folder)
+    path = folder / "program.py"
+    path.write_text(program, encoding="utf-8")
+    return runpy.run_path(str(path), run_name="__main__")
+
+
+def test_the_pages_are_there() -> None:
+    names = "checkpoints data distributed from_a_loop from_helios_ml from_lightning hooks precision"
+    assert set(names.split()) <= PAGES.keys()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_has_a_program(page: str) -> None:
+    assert len(blocks(page, "python")) > 0
+
+
+@pytest.mark.parametrize("name", [name for name in PROGRAMS if not name.startswith("from_a_loop")])
+def test_a_program_runs_and_prints_what_the_page_says(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program, printed = PROGRAMS[name]
+    run(program, tmp_path, monkeypatch)
+    output = capsys.readouterr().out
+    assert output == printed if printed is not None else len(output.splitlines()) < 10
+    assert {path.name for path in tmp_path.iterdir()} <= {"program.py", "runs"}
+
+
+def test_the_loop_by_hand_and_the_trainer_end_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    by_hand, by_trainer = (program for program, _ in blocks("from_a_loop", "python"))
+    before = run(by_hand, tmp_path, monkeypatch)
+    printed_before = capsys.readouterr().out
+    after = run(by_trainer, tmp_path, monkeypatch)
+    assert same(before["net"].state_dict(), after["model"].net.state_dict())
+    assert same(before["optimizer"].state_dict(), after["model"].optimizer.state_dict())
+    assert before["accuracy"] == after["result"].metrics["valid/accuracy"] > 0.5  # So both have learnt.
+    assert capsys.readouterr().out == printed_before
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_fragments_are_python(page: str) -> None:
+    for fragment, _ in blocks(page, "py"):
+        ast.parse(fragment)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_options_that_a_page_gives_to_a_trainer_or_a_split_exist(page: str) -> None:
+    known = {kind.__name__: {field.name for field in dataclasses.fields(kind)} for kind in (Trainer, Split)}
+    for code, _ in blocks(page, "python") + blocks(page, "py"):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in known:
+                assert {keyword.arg for keyword in node.keywords} - {None} <= known[node.func.id]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_options_that_a_sentence_names_exist(page: str) -> None:
+    known = {field.name for kind in (Trainer, Split) for field in dataclasses.fields(kind)}
+    methods = [vars(kind)[name] for kind in (Hooks, Model, Trainer) for name in vars(kind) if not name.startswith("_")]
+    known |= {name for method in methods if inspect.isfunction(method) for name in inspect.signature(method).parameters}
+    known |= {"weights_only", "workers", "ckpt_path"}  # Of torch.load and Lightning.
+    spans = re.findall(r"`[^`\n]+`", BLOCK.sub("", PAGES[page]))
+    assert {name for span in spans for name in re.findall(r"[`(,] ?([a-z]\w*)=", span)} <= known
+
+
+def test_hooks_md_has_every_name_that_a_user_can_write_or_use() -> None:
+    public = [name for name in vars(Model) if not name.startswith("_")]
+    shown = {name for span in re.findall(r"`([^`\n]+)`", PAGES["hooks"]) for name in re.findall(r"\w+", span)}
+    assert [name for name in [*HOOKS, *public] if name not in shown] == []
+
+
+def test_hooks_md_has_no_other_hook() -> None:
+    assert set(re.findall(r"`(on_\w+)", PAGES["hooks"])) <= set(HOOKS)
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", *(f"docs/{page}.md" for page in PAGES)])
+def test_links_lead_to_files_of_the_repository(page: str) -> None:
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if not target.startswith("https://"):
+            assert ((REPOSITORY / page).parent / target).exists(), target

@@ -1,0 +1,230 @@
+"""The command, run as a user runs it, or called with its arguments where a process would only be slow."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from toys import Tiny, data, quiet, same
+
+from helios_lite import __version__
+from helios_lite.__main__ import main
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+DIGITS = str(EXAMPLES / "digits.toml")
+
+
+def run(*command, folder):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=100, check=True
+    )
+
+
+@pytest.fixture(autouse=True)
+def path(monkeypatch):
+    """Let every test find on `sys.path` what was there before."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+
+
+def refused(capsys, *arguments):
+    """Return the one line that a wrong use is answered with."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err.rstrip("\n")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Return the folder in which the example ran from its file for two epochs, and what it wrote."""
+    folder = tmp_path_factory.mktemp("main")
+    command = ("-m", "helios_lite", "fit", DIGITS, "--trainer.max_epochs", "2", f"--trainer.root={folder / 'runs'}")
+    return folder, run(*command, folder=folder)
+
+
+@pytest.fixture
+def toy_run(tmp_path):
+    """Return the folder of a small run."""
+    quiet(root=tmp_path, max_epochs=3, log_every_steps=1).fit(Tiny(), data())
+    return tmp_path / "tiny"
+
+
+def final(folder):
+    return folder / "digits" / "checkpoints" / "digits_epoch_2_iter_38.pth"
+
+
+def test_fit_trains_the_same_bits_as_the_script(trained):
+    folder, _ = trained
+    run(str(EXAMPLES / "digits.py"), "--epochs", "2", "--root", str(folder / "script"), folder=folder)
+    ours, theirs = (torch.load(final(folder / name), weights_only=True) for name in ("runs", "script"))
+    for part in ("model", "hparams", "rng", "precision", "data"):
+        assert same(ours[part], theirs[part])
+    for content in (ours, theirs):
+        for part in ("latest", "best"):
+            del content["metrics"][part]["train/step_seconds"]
+    assert same(ours["metrics"], theirs["metrics"])
+
+
+def test_fit_shows_what_the_trainer_shows_and_nothing_else(trained):
+    _, result = trained
+    assert result.stderr == ""
+    assert f"helios_lite {__version__}" in result.stdout.splitlines()[1]
+    assert result.stdout.splitlines()[-1].startswith("last checkpoint: ")
+
+
+def test_fit_that_is_told_to_be_quiet_prints_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "--trainer.fast_dev_run", "true", "--trainer.print_banner=false", DIGITS])
+    assert capsys.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_test_prints_the_metrics_once(trained, capsys):
+    runs = trained[0] / "runs"
+    command = ["test", DIGITS, "--trainer.root", str(runs)]
+    main(command)
+    title, table = capsys.readouterr().out.split("\n", 1)
+    assert title == "test of digits_epoch_2_iter_38.pth"
+    assert table.split()[::2] == ["test/loss", "test/accuracy"]
+    main([*command, "--checkpoint", str(final(runs)), "--trainer.print_banner", "false"])
+    assert capsys.readouterr().out == f"test\n{table}"
+
+
+def test_an_error_of_the_training_is_not_caught():
+    with pytest.raises(ValueError, match="valid/nothing"):
+        main(["fit", DIGITS, "--trainer.monitor", "valid/nothing", "--trainer.root", "none"])
+
+
+def test_wrong_use_is_answered_with_one_line_and_status_2(tmp_path, capsys):
+    missing = tmp_path / "no.toml"
+    assert refused(capsys, "fit", str(missing)) == f"helios-lite: {missing}: there is no such file"
+    assert refused(capsys, "fit") == "helios-lite fit: the following arguments are required: FILE"
+    assert refused(capsys, "fit", DIGITS, "--trainer.max_epoch", "3").endswith("did you mean trainer.max_epochs?")
+    assert refused(capsys, "fit", DIGITS, "--trainer.max_epochs", "three").endswith("must be an int or None")
+    assert refused(capsys, "fit", DIGITS, "--trainer.max_epochs") == "helios-lite: --trainer.max_epochs: needs a value"
+    assert "unrecognized arguments: --epochs" in refused(capsys, "fit", DIGITS, "--epochs")
+    assert "only fit and test" in refused(capsys, "env", "--trainer.seed", "3")
+    assert "has no checkpoint; train first" in refused(capsys, "test", DIGITS, f"--trainer.root={tmp_path}")
+    assert "a run without files has no checkpoint" in refused(capsys, "test", DIGITS, "--trainer.root=none")
+    assert "there is no such file" in refused(capsys, "test", DIGITS, "--checkpoint", str(missing))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("3.5", "3.5"),
+        ("-3.5", "-3.5"),
+        ("[1, 2]", "[1, 2]"),
+        ('"7"', "'7'"),
+        ("a/b", "'a/b'"),
+        ("3\nx = 4", r"'3\nx = 4'"),
+    ],
+)
+def test_values_are_toml_and_else_strings(text, value, capsys):
+    line = refused(capsys, "fit", DIGITS, "--trainer.patience", text)
+    assert line == f"helios-lite: trainer.patience={value}: must be an int or None"
+
+
+def test_inspect_shows_what_a_checkpoint_holds_within_80_columns(trained, capsys, monkeypatch):
+    path = final(trained[0] / "runs")
+    monkeypatch.setenv("COLUMNS", "80")
+    main(["inspect", str(path)])
+    name, shown = capsys.readouterr().out.split("\n", 1)
+    assert name == str(path)
+    assert max(map(len, shown.splitlines())) <= 80
+    for row in (
+        r"epochs / steps +2 / 38",
+        r"best +step \d+ \(0\.\d+\)",
+        rf"written by +helios_lite {re.escape(__version__)} \(format 1\)",
+        r"valid/accuracy +0\.\d+ +0\.\d+",
+        r"model\.net +8 +29,162 +0\.12",
+        r"model\.optimizer +24 +58,332 +0\.23",
+        r"  net\.3 +1 +18,432",
+        r"learning_rate +0\.003",
+        r"max_epochs +2",
+    ):
+        assert re.search(row, shown), row
+    assert "accumulation_steps" not in shown
+
+
+def test_inspect_leaves_out_parts_without_tensors(toy_run, capsys):
+    [path] = (toy_run / "checkpoints").glob("*.pth")
+    main(["inspect", str(path)])
+    shown = capsys.readouterr().out
+    assert "model.optimizer" in shown
+    assert "model.scheduler" not in shown
+
+
+def test_inspect_refuses_what_is_no_checkpoint(tmp_path, capsys):
+    foreign = tmp_path / "foreign.pth"
+    assert "there is no such file" in refused(capsys, "inspect", str(foreign))
+    assert "is a folder" in refused(capsys, "inspect", str(tmp_path))
+    torch.save({"weight": torch.zeros(3)}, foreign)
+    assert refused(capsys, "inspect", str(foreign)) == f"helios-lite: {foreign}: it is no helios_lite checkpoint"
+    torch.save({"format": 1}, foreign)
+    assert "it is no helios_lite checkpoint" in refused(capsys, "inspect", str(foreign))
+    torch.save(Tiny(), foreign)
+    assert "holds more than tensors and plain containers" in refused(capsys, "inspect", str(foreign))
+
+
+def test_plot_draws_runs_with_gaps_into_one_file(toy_run, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    other = tmp_path / "other"
+    other.mkdir()
+    rows = [{"step": i, "epoch": 0, "seconds": 0.1, "train/loss": None if i == 3 else 1 / i} for i in range(1, 6)]
+    (other / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 6, "trai')
+    output = tmp_path / "all.png"
+    main(["plot", str(toy_run), str(other), "--output", str(output)])
+    assert capsys.readouterr().out == f"{output}\n"
+    assert output.read_bytes().startswith(b"\x89PNG")
+    output = tmp_path / "loss.svg"
+    main(["plot", str(toy_run), str(other), "--metric", "train/loss", "valid/loss", "--output", str(output)])
+    text = output.read_text()
+    for label in ("tiny", "other", "train/loss", "valid/loss"):
+        assert f"<!-- {label} -->" in text
+    assert "train/lr" not in text
+
+
+def test_plot_refuses_what_it_cannot_draw(toy_run, tmp_path, capsys):
+    run, png = str(toy_run), str(tmp_path / "curves.png")
+    assert refused(capsys, "plot", run, "--metric", "valid/los").endswith("did you mean valid/loss?")
+    assert "must end with .png or .svg" in refused(capsys, "plot", run, "--output", "curves.doc")
+    assert "there is no folder" in refused(capsys, "plot", run, "--output", str(tmp_path / "no" / "curves.png"))
+    assert "metrics.jsonl: No such file" in refused(capsys, "plot", str(tmp_path), "--output", png)
+    (toy_run / "metrics.jsonl").write_text("no json\n")
+    assert "it is no file of metrics" in refused(capsys, "plot", run, "--output", png)
+    (toy_run / "metrics.jsonl").write_text("")
+    assert "there are no metrics yet" in refused(capsys, "plot", run, "--output", png)
+    (toy_run / "metrics.jsonl").write_text(json.dumps({"step": 1, **{f"train/{i}": 1.0 for i in range(99)}}) + "\n")
+    assert "there are 99 metrics: choose some with --metric" in refused(capsys, "plot", run, "--output", png)
+
+
+def test_plot_says_how_to_install_what_is_missing(toy_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    line = refused(capsys, "plot", str(toy_run), "--output", str(tmp_path / "curves.png"))
+    assert line.endswith("pip install 'helios_lite[plot]'")
+
+
+def test_env_prints_what_a_bug_report_needs(capsys):
+    main(["env"])
+    lines = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
+    assert lines["helios_lite"].strip() == __version__
+    assert lines["torch"].strip() == torch.__version__
+    assert {"python", "tqdm", "rich", "numpy", "system", "CPUs", "threads", "GPUs", "distributed"} <= lines.keys()
+
+
+@pytest.mark.parametrize("command", [[], ["fit"], ["test"], ["inspect"], ["plot"], ["env"]])
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([*command, "--help"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith("usage: helios-lite")
