@@ -1,5 +1,7 @@
-"""Settings that all tests share."""
+import os
 
 import torch
 
-torch.set_num_threads(1)  # The models are tiny; threads would only wait for each other.
+# Networks this small only wait for their threads, here and in the programs that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)

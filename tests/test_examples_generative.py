@@ -88,7 +88,7 @@ def test_char_lm_learns_and_writes_text(char_lm):
     bits = rows(folder / "runs/char_lm", "valid/bits_per_character")
     assert len(bits) == 4
     assert bits[-1] < bits[0] < math.log2(97)  # What guessing among all characters costs.
-    assert bits[-1] < 5
+    assert bits[-1] < 5.5
     text = written(first.stdout)
     assert text.startswith("class ")
     assert len(text) >= len("class ") + 50 + len("\n")  # An indent is one of the characters.
