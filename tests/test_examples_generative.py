@@ -90,8 +90,8 @@ def test_char_lm_learns_and_writes_text(char_lm):
     assert bits[-1] < bits[0] < math.log2(97)  # What guessing among all characters costs.
     assert bits[-1] < 5.5
     text = written(first.stdout)
-    assert text.startswith("class ")
-    assert len(text) >= len("class ") + 50 + len("\n")  # An indent is one of the characters.
+    assert text.startswith("    def ")
+    assert len(text) >= len("    def ") + 50 + len("\n")  # An indent is one of the characters.
 
 
 def test_char_lm_run_again_says_that_it_had_finished_and_writes_the_same(char_lm):
@@ -106,7 +106,7 @@ def test_char_lm_sharded_over_two_processes_learns_what_one_does(char_lm, tmp_pa
     sharded = run(tmp_path, f"{CHAR_LM} --precision fp32 --steps 100 --batch-size 4 --devices 2 --strategy fsdp")
     one, two = (rows(root / "runs/char_lm", "valid/loss") for root in (folder, tmp_path))
     assert two == pytest.approx(one, rel=1e-4)
-    assert len(written(sharded.stdout)) >= len("class ") + 50 + len("\n")
+    assert len(written(sharded.stdout)) >= len("    def ") + 50 + len("\n")
 
 
 def test_char_lm_trains_in_bf16_unless_told_otherwise(tmp_path):

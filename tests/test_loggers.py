@@ -212,8 +212,14 @@ def test_wandb_has_every_row_once_in_one_run(tmp_path, monkeypatch):
     files = sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
     assert len(files) == 2
     assert all(first in file.name for file in files)
-    found = [(row["step"], row["train/loss"]) for file in files for row in history(file) if "train/loss" in row]
-    assert found == rows(tmp_path)
+
+    def found():
+        return [(row["step"], row["train/loss"]) for file in files for row in history(file) if "train/loss" in row]
+
+    limit = time.monotonic() + 20  # Its own process may still be writing.
+    while found() != rows(tmp_path) and time.monotonic() < limit:
+        time.sleep(0.2)
+    assert found() == rows(tmp_path)
 
 
 def history(file):
