@@ -4,10 +4,10 @@
     python examples/char_lm.py --devices 2 --strategy fsdp
     torchrun --nproc-per-node 2 examples/char_lm.py
 
-Nothing is downloaded: the text is what this Python has been installed with. Two minutes on two CPU cores are enough
-for keywords, indentation, `self.` and docstrings that sound familiar. Run it twice: the second run says that the first
-had finished, and writes the same again; with more `--steps` it goes on. With "fsdp" each of several processes holds
-its part of the weights and of the optimizer's state.
+Nothing is downloaded: the text is what this Python has been installed with. Two to three minutes on two CPU cores are
+enough for keywords, indentation, `self.` and docstrings that sound familiar. Run it twice: the second run says that the
+first had finished, and writes the same again; with more `--steps` it goes on. With "fsdp" each of several processes
+holds its part of the weights and of the optimizer's state.
 """
 
 import argparse
