@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.compare import same, weights
+from helpers.models import Tiny, data, quiet
 from torch import nn
-from toys import Tiny, data, quiet, same, weights
 
 from helios_lite.callbacks import EMA, ActivationStatistics, DeviceMemory, Profile
 

@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 import torch
-from toys import same, weights
+from helpers.compare import same, weights
 
 from helios_lite import DataModule, Trainer
 from helios_lite.callbacks import EMA
@@ -18,7 +18,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toys import Indices, Tiny, data
+from helpers.models import Indices, Tiny, data
 
 if TYPE_CHECKING:
     from nowhere import Nothing

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toys import HOOKS, same
+from helpers.compare import same
+from helpers.models import HOOKS
 
 from helios_lite import Model, Split, Trainer
 from helios_lite.hooks import Hooks

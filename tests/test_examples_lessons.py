@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import quiet, same, weights
+from helpers.compare import same, weights
+from helpers.models import quiet
 
 from helios_lite import DataModule, Split
 

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from toys import Tiny, data, quiet
+from helpers.models import Tiny, data, quiet
 
 from helios_lite.loggers import JsonlLogger, Logger, MLflowLogger, TensorBoardLogger, WandbLogger
 

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.compare import same, weights
+from helpers.models import Tiny, quiet
 from torch import nn
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import Dataset, TensorDataset
-from toys import Tiny, quiet, same, weights
 
 from helios_lite import DataModule, Model, Split
 

@@ -17,9 +17,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.compare import same, weights
+from helpers.models import quiet
 from torch import nn
 from torch.utils.data import TensorDataset
-from toys import quiet, same, weights
 
 from helios_lite import DataModule, Model, Split
 

@@ -17,12 +17,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import longrun
 import numpy
 import pytest
 import torch
+from helpers import resumable
+from helpers.compare import same
 from torch.utils.data import TensorDataset
-from toys import same
 
 from helios_lite import Callback, DataModule, Split
 
@@ -47,7 +47,7 @@ class Cut(Callback):
             raise CutError
 
 
-class Stopping(longrun.Rich):
+class Stopping(resumable.Rich):
     """A model that asks to stop after some update."""
 
     stop_at = 0
@@ -67,9 +67,9 @@ def fit(root: Path, num_workers: int = 0, step: int = 0, how: str = "", **option
     model.stop_at = step if how == "stop" else -1
     if how == "limit":
         options["max_steps"] = step
-    trainer = longrun.trainer(root, **options)
+    trainer = resumable.trainer(root, **options)
     trainer.callbacks = [*trainer.callbacks, Cut(step, how)]
-    return trainer.fit(model, longrun.data(num_workers))
+    return trainer.fit(model, resumable.data(num_workers))
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +77,14 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("uninterrupted")
     result = fit(root)
     assert result.state.step == STEPS
-    outcome = longrun.outcome(root)
+    outcome = resumable.outcome(root)
     assert len(outcome["rows"]) >= 12
     assert len(outcome["batches"]) == 18
     return outcome
 
 
 def require_same(root: Path, expected: dict[str, Any]) -> None:
-    found = longrun.outcome(root)
+    found = resumable.outcome(root)
     for part, value in expected.items():
         assert same(found[part], value), part
 
@@ -153,11 +153,11 @@ def test_early_stopping_counts_on_over_resumes(tmp_path: Path) -> None:
     for step in (4, 5, 7, 9, 10):
         fit(tmp_path / "pieces", step=step, how="limit", **options)
     assert fit(tmp_path / "pieces", **options).stop_reason == "patience"
-    require_same(tmp_path / "pieces", longrun.outcome(tmp_path / "whole"))
+    require_same(tmp_path / "pieces", resumable.outcome(tmp_path / "whole"))
 
 
 def test_resuming_reads_no_skipped_sample(tmp_path: Path) -> None:
-    class Reading(longrun.Augmented):
+    class Reading(resumable.Augmented):
         read: list[int] = []
 
         def __getitem__(self, index: int) -> Any:
@@ -166,9 +166,9 @@ def test_resuming_reads_no_skipped_sample(tmp_path: Path) -> None:
 
     def part(**options: Any) -> list[int]:
         Reading.read = []
-        datamodule = longrun.data()
+        datamodule = resumable.data()
         datamodule.train.dataset = Reading(22)
-        longrun.trainer(tmp_path, **options).fit(longrun.Rich(tmp_path / "indices"), datamodule)
+        resumable.trainer(tmp_path, **options).fit(resumable.Rich(tmp_path / "indices"), datamodule)
         return Reading.read
 
     first, rest = part(max_steps=2), part(max_epochs=1)
@@ -182,7 +182,7 @@ def test_a_path_continues_from_that_file_and_leaves_it_alone(tmp_path: Path, uni
     (tmp_path / "second/indices").write_text((tmp_path / "first/indices").read_text())
     fit(tmp_path / "second", resume=first)
     expected = {name: value for name, value in uninterrupted.items() if name != "rows"}
-    expected["metrics"] = {**expected["metrics"], "rows": len(longrun.outcome(tmp_path / "second")["rows"])}
+    expected["metrics"] = {**expected["metrics"], "rows": len(resumable.outcome(tmp_path / "second")["rows"])}
     require_same(tmp_path / "second", expected)
     assert first.exists()
     with pytest.raises(ValueError, match="choose another run_name"):
@@ -205,13 +205,13 @@ def test_generators_are_untouched_by_reading_data_in_the_training_process(tmp_pa
     before = torch.get_rng_state()
     from helios_lite.data import make_loader
 
-    for _ in make_loader(longrun.data().train, "train", 0).epoch(0).batches:
+    for _ in make_loader(resumable.data().train, "train", 0).epoch(0).batches:
         pass
     assert torch.equal(torch.get_rng_state(), before)
     assert "numpy" in sys.modules
 
 
-class DrawingHooks(longrun.Rich):
+class DrawingHooks(resumable.Rich):
     """Draws in the hooks that come before the first batch; the epoch's is drawn once per epoch, and not again."""
 
     def on_training_start(self) -> None:
@@ -230,8 +230,8 @@ def test_draws_of_hooks_are_the_same_after_a_resume_between_epochs(tmp_path: Pat
         root = tmp_path / name
         root.mkdir()
         for max_epochs in epochs:
-            longrun.trainer(root, max_epochs=max_epochs).fit(DrawingHooks(root / "indices"), longrun.data())
-        outcomes.append(longrun.outcome(root))
+            resumable.trainer(root, max_epochs=max_epochs).fit(DrawingHooks(root / "indices"), resumable.data())
+        outcomes.append(resumable.outcome(root))
     assert same(*outcomes)
 
 
@@ -243,16 +243,16 @@ def mixed(samples: list[Any]) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("in_memory", [False, True])
 def test_draws_of_a_collate_function_are_exact_too(tmp_path: Path, in_memory: bool) -> None:
-    dataset = TensorDataset(torch.arange(22), torch.rand(22, 3)) if in_memory else longrun.Augmented(22)
+    dataset = TensorDataset(torch.arange(22), torch.rand(22, 3)) if in_memory else resumable.Augmented(22)
     outcomes = []
     for name, parts in (("whole", [(9, 0)]), ("cut", [(3, 2), (5, 0), (9, 1)])):
         root = tmp_path / name
         root.mkdir()
         for max_steps, num_workers in parts:
             split = Split(dataset, batch_size=4, shuffle=True, num_workers=num_workers, collate_fn=mixed)
-            datamodule = DataModule(split, longrun.data().valid)
-            longrun.trainer(root, max_steps=max_steps).fit(longrun.Rich(root / "indices"), datamodule)
-        outcomes.append(longrun.outcome(root))
+            datamodule = DataModule(split, resumable.data().valid)
+            resumable.trainer(root, max_steps=max_steps).fit(resumable.Rich(root / "indices"), datamodule)
+        outcomes.append(resumable.outcome(root))
     assert same(*outcomes)
 
 
@@ -272,22 +272,22 @@ def test_the_best_metrics_belong_to_the_best_checkpoint_with_min_delta(tmp_path:
 
 
 def test_numbers_of_numpy_are_saved_as_numbers(tmp_path: Path) -> None:
-    class Numpy(longrun.Rich):
+    class Numpy(resumable.Rich):
         def setup(self, fast_init: bool = False) -> None:
             super().setup(fast_init)
             self.hparams["cosine"] = numpy.float64(0.5)
             self.per_epoch = torch.optim.lr_scheduler.LambdaLR(self.optimizers[1], lambda n: numpy.cos(n / 9))
 
-    result = longrun.trainer(tmp_path, max_epochs=1).fit(Numpy(tmp_path / "indices"), longrun.data())
+    result = resumable.trainer(tmp_path, max_epochs=1).fit(Numpy(tmp_path / "indices"), resumable.data())
     content = torch.load(result.last_checkpoint, weights_only=True)
     assert type(content["hparams"]["cosine"]) is float
 
 
 def test_hparams_that_no_checkpoint_can_hold_are_an_error_before_any_training(tmp_path: Path) -> None:
-    model = longrun.Rich(tmp_path / "indices")
+    model = resumable.Rich(tmp_path / "indices")
     model.hparams["odd"] = object()
     with pytest.raises(TypeError, match=r"hparams\['odd'\] is a builtins.object"):
-        longrun.trainer(tmp_path).fit(model, longrun.data())
+        resumable.trainer(tmp_path).fit(model, resumable.data())
     assert not (tmp_path / "indices").exists()
 
 
@@ -312,7 +312,7 @@ class Stateful(list[Any]):
 def test_a_restored_loader_is_not_restored_again_for_the_next_split(tmp_path: Path) -> None:
     class Changing(DataModule):
         def setup(self) -> None:
-            batches = list(torch.utils.data.DataLoader(longrun.Augmented(12), batch_size=4))
+            batches = list(torch.utils.data.DataLoader(resumable.Augmented(12), batch_size=4))
             self.splits = [Stateful(batches) for _ in range(3)]
             self.train = self.splits[0]
 
@@ -323,8 +323,8 @@ def test_a_restored_loader_is_not_restored_again_for_the_next_split(tmp_path: Pa
     for max_steps in (2, 9):
         datamodule = Changing()
         options = {"valid_every_epochs": None, "monitor": None, "patience": None, "accumulation_steps": 1}
-        trainer = longrun.trainer(tmp_path, max_steps=max_steps, **options)
+        trainer = resumable.trainer(tmp_path, max_steps=max_steps, **options)
         trainer.callbacks = [Next()]
-        trainer.fit(longrun.Rich(tmp_path / "indices"), datamodule)
-    batches = longrun.read_batches(tmp_path)
+        trainer.fit(resumable.Rich(tmp_path / "indices"), datamodule)
+    batches = resumable.read_batches(tmp_path)
     assert [batches[i] for i in range(9)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]] * 3

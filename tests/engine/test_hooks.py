@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from toys import HOOKS, Indices, Tiny, quiet
+from helpers.models import HOOKS, Indices, Tiny, quiet
 
 from helios_lite import Callback, DataModule, Split
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import Tiny, data, quiet, same
+from helpers.compare import same
+from helpers.models import Tiny, data, quiet
 
 from helios_lite import __version__
 from helios_lite.__main__ import main
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 DIGITS = str(EXAMPLES / "digits.toml")
 
 

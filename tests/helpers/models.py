@@ -1,4 +1,4 @@
-"""Small models and datasets that the tests share; datasets return their index, so that order is visible."""
+"""Small models, their data and a silent trainer; datasets return their index, so that order is visible."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from helios_lite import DataModule, Model, Split, Trainer
+from helios_lite.checkpoint import FORMAT
 from helios_lite.hooks import Hooks
 
 HOOKS = [name for name in vars(Hooks) if not name.startswith("_")]
@@ -53,6 +54,47 @@ class Tiny(Model):
         self.log("loss", (self.net(x) - 1).square().mean())
 
 
+class Plain(Model):
+    """Nothing random, so that the number of processes must not matter; `weighted` by index, as by tokens."""
+
+    def __init__(self, weighted: bool = False) -> None:
+        super().__init__("plain")
+        self.weighted = weighted
+        self.seen: list[list[int]] = []
+        self.validated: list[int] = []
+        self.rates: list[float] = []
+
+    def setup(self, fast_init: bool = False) -> None:
+        net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+        self.net = self.parallelize(net, blocks=(nn.Linear,))
+        if not fast_init:
+            self.optimizer = torch.optim.Adam(self.net.parameters(), lr=0.01, eps=1e-3)
+            self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, 0.9)
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        index, x = batch
+        self.seen.append(index.tolist())
+        losses = (self.net(x) - x.sum(1, keepdim=True)).square()
+        if self.weighted:
+            tokens = 1.0 + index % 5
+            loss, weight = (losses[:, 0] * tokens).sum() / tokens.sum(), tokens.sum()
+            self.backward(loss, weight)
+            self.log("loss", loss, count=weight)
+        else:
+            loss = losses.mean()
+            self.backward(loss)
+            self.log("loss", loss)
+        if self.optimizer_step(self.optimizer, self.scheduler, clip_norm=0.5):
+            self.rates.append(self.optimizer.param_groups[0]["lr"])
+
+    def valid_step(self, batch: Any, step: int) -> None:
+        index, x = batch
+        self.validated += index.tolist()
+        self.log("index", index.double().mean())
+        self.log("loss", (self.net(x) - 1).square().mean())
+        self.log("last", index.max(), reduce="max")
+
+
 def data(train: int = 10, valid: int = 5, batch_size: int = 4, **options: Any) -> DataModule:
     return DataModule(
         train=Split(Indices(train), batch_size=batch_size, shuffle=True, **options),
@@ -66,27 +108,6 @@ def quiet(**options: Any) -> Trainer:
     return Trainer(**{"root": None, "progress": False, "print_banner": False, **options})
 
 
-def weights(model: Model) -> dict[str, Any]:
-    """Everything a checkpoint holds of a model, copied."""
-    return {name: _copied(part) for name, part in model.state_dict().items()}
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_copied(item) for item in value]
-    return value
-
-
-def same(a: Any, b: Any) -> bool:
-    """Bit for bit: tensors by torch.equal, everything else by ==."""
-    if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return isinstance(b, dict) and list(a) == list(b) and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return bool(a == b)
+def content(step: int = 0) -> dict[str, Any]:
+    """The content of a small checkpoint file."""
+    return {"format": FORMAT, "version": "1.2.3", "step": step, "model": {"weight": torch.full((3,), float(step))}}

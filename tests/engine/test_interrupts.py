@@ -18,13 +18,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import kill
-import longrun
 import pytest
 import torch
-from kill import DEADLINE, end, finish, start, wait_for_step
+from helpers import resumable
+from helpers.compare import same
+from helpers.models import Tiny, data, quiet
+from helpers.processes import DEADLINE, TESTS, end, finish, killed_and_finished, start, wait_for_step
 from torch.utils.data import Dataset
-from toys import Tiny, data, quiet, same
 
 from helios_lite import Callback, DataModule, Split, checkpoint
 
@@ -129,7 +129,7 @@ def test_outside_of_the_main_thread_no_handler_is_installed() -> None:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("whole")
     finish(root)
-    return longrun.outcome(root)
+    return resumable.outcome(root)
 
 
 def test_ctrl_c_reaches_loading_processes_too_and_still_finishes_the_update(
@@ -144,7 +144,7 @@ def test_ctrl_c_reaches_loading_processes_too_and_still_finishes_the_update(
     assert "DataLoader worker" not in errors
     require_checkpoint_of_newest_step(tmp_path)
     finish(tmp_path, "--num-workers", "2")
-    assert same(longrun.outcome(tmp_path), whole)
+    assert same(resumable.outcome(tmp_path), whole)
 
 
 class Interrupting(Dataset):
@@ -175,7 +175,7 @@ def test_sigterm_to_the_whole_group_finishes_the_update_with_loading_processes(
     assert process.returncode == 143, errors
     require_checkpoint_of_newest_step(tmp_path)
     finish(tmp_path)
-    assert same(longrun.outcome(tmp_path), whole)
+    assert same(resumable.outcome(tmp_path), whole)
 
 
 def test_sigterm_ends_with_status_143_after_saving(tmp_path: Path, whole: dict[str, Any]) -> None:
@@ -184,7 +184,7 @@ def test_sigterm_ends_with_status_143_after_saving(tmp_path: Path, whole: dict[s
     assert end(process, signal.SIGTERM)[0] == 143
     require_checkpoint_of_newest_step(tmp_path)
     finish(tmp_path, "--num-workers", "1")
-    assert same(longrun.outcome(tmp_path), whole)
+    assert same(resumable.outcome(tmp_path), whole)
 
 
 def require_checkpoint_of_newest_step(root: Path) -> None:
@@ -205,12 +205,12 @@ def test_a_kill_in_the_middle_of_a_save_loses_nothing(tmp_path: Path, whole: dic
     assert checkpoint.find(folder, "rich"), "an earlier checkpoint is there"
     finish(tmp_path)
     assert not torn[0].exists()
-    assert same(longrun.outcome(tmp_path), whole)
+    assert same(resumable.outcome(tmp_path), whole)
 
 
 def test_kills_at_random_moments_lose_nothing(tmp_path: Path, whole: dict[str, Any]) -> None:
     """A sample; `python tests/kill.py 50` does as many as you like."""
-    outcome, kills = kill.killed_and_finished(tmp_path / "killed", 12, "--num-workers", "2")
+    outcome, kills = killed_and_finished(tmp_path / "killed", 12, "--num-workers", "2")
     assert same(outcome, whole)
     assert kills > 0
 
@@ -218,21 +218,20 @@ def test_kills_at_random_moments_lose_nothing(tmp_path: Path, whole: dict[str, A
 FULL_DISK = """
 import resource, signal, sys
 sys.path.insert(0, {tests!r})
-import longrun
+from helpers.resumable import Rich, data, torch, trainer
 from pathlib import Path
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-longrun.torch.set_num_threads(1)
+torch.set_num_threads(1)
 root = Path({root!r})
-longrun.trainer(root, max_steps=2).fit(longrun.Rich(root / "indices"), longrun.data())
+trainer(root, max_steps=2).fit(Rich(root / "indices"), data())
 resource.setrlimit(resource.RLIMIT_FSIZE, (9_000, 9_000))
-longrun.trainer(root, save_every_steps=1, async_save={background}).fit(longrun.Rich(root / "indices"), longrun.data())
+trainer(root, save_every_steps=1, async_save={background}).fit(Rich(root / "indices"), data())
 """
 
 
 @pytest.mark.parametrize("background", [False, True])
 def test_a_full_disk_is_an_error_that_leaves_the_last_checkpoint_good(tmp_path: Path, background: bool) -> None:
-    tests = str(Path(__file__).parent)
-    script = FULL_DISK.format(tests=tests, root=str(tmp_path), background=background)
+    script = FULL_DISK.format(tests=str(TESTS), root=str(tmp_path), background=background)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=DEADLINE, check=False)
     assert done.returncode == 1
     assert "OSError: [Errno 27]" in done.stderr
@@ -240,10 +239,10 @@ def test_a_full_disk_is_an_error_that_leaves_the_last_checkpoint_good(tmp_path: 
     good = [path for path in checkpoint.find(folder, "rich") if checkpoint.load(path)["state"]["step"] == 2]
     assert len(good) == 1
     assert list(folder.glob(".*.tmp")) == []
-    longrun.trainer(tmp_path).fit(longrun.Rich(tmp_path / "indices"), longrun.data())
+    resumable.trainer(tmp_path).fit(resumable.Rich(tmp_path / "indices"), resumable.data())
     (tmp_path / "other").mkdir()
-    longrun.trainer(tmp_path / "other").fit(longrun.Rich(tmp_path / "other/indices"), longrun.data())
-    assert same(longrun.outcome(tmp_path), longrun.outcome(tmp_path / "other"))
+    resumable.trainer(tmp_path / "other").fit(resumable.Rich(tmp_path / "other/indices"), resumable.data())
+    assert same(resumable.outcome(tmp_path), resumable.outcome(tmp_path / "other"))
 
 
 # The folder.
@@ -254,14 +253,14 @@ def test_a_second_run_in_the_folder_is_refused_and_a_dead_ones_lock_is_not(tmp_p
     try:
         wait_for_step(process)
         with pytest.raises(RuntimeError, match=f"process {process.pid} is running here"):
-            longrun.trainer(tmp_path).fit(longrun.Rich(tmp_path / "indices"), longrun.data())
-        model = longrun.Rich(tmp_path / "indices")
-        assert longrun.trainer(tmp_path).validate(model, longrun.data())["valid/loss"] > 0  # Looking is allowed.
+            resumable.trainer(tmp_path).fit(resumable.Rich(tmp_path / "indices"), resumable.data())
+        model = resumable.Rich(tmp_path / "indices")
+        assert resumable.trainer(tmp_path).validate(model, resumable.data())["valid/loss"] > 0  # Looking is allowed.
     finally:
         process.kill()
         process.wait(DEADLINE)
     # At once: its loading processes are still there, and hold on to what they inherited.
-    longrun.trainer(tmp_path, max_steps=1).fit(longrun.Rich(tmp_path / "indices"), longrun.data())
+    resumable.trainer(tmp_path, max_steps=1).fit(resumable.Rich(tmp_path / "indices"), resumable.data())
     process.communicate(timeout=DEADLINE)
 
 

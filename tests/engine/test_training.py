@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.compare import same, weights
+from helpers.models import Indices, Tiny, data, quiet
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
-from toys import Indices, Tiny, data, quiet, same, weights
 
 from helios_lite import Callback, DataModule, Model, Split, Trainer, rng
 

@@ -27,41 +27,34 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import launched
 import pytest
 import torch
-from launched import Early, Troubled, data, outcome, trainer
-from ranks import Plain
-from toys import same, weights
+from helpers import troubled
+from helpers.compare import same, weights
+from helpers.models import Plain
+from helpers.processes import DEADLINE, TESTS, deadline
+from helpers.troubled import Early, Troubled, data, outcome, trainer
 
 from helios_lite import FitResult, Model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
-DEADLINE = 120.0
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(autouse=True)
 def mark(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A mark in the environment of every process that the test starts; none of them may be left after it."""
-
-    def give_up(number: int, frame: Any) -> None:
-        raise TimeoutError("a process waits for ever")
-
     mark = uuid.uuid4().hex
     monkeypatch.setenv("TEST_MARK", mark)
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(int(DEADLINE))
-    yield mark
-    limit = time.monotonic() + 10
-    while alive(mark) and time.monotonic() < limit:
-        time.sleep(0.1)
-    left = alive(mark)
-    for pid in left:
-        os.kill(pid, signal.SIGKILL)
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
+    with deadline(DEADLINE):
+        yield mark
+        limit = time.monotonic() + 10
+        while alive(mark) and time.monotonic() < limit:
+            time.sleep(0.1)
+        left = alive(mark)
+        for pid in left:
+            os.kill(pid, signal.SIGKILL)
     assert left == {}
 
 
@@ -79,11 +72,11 @@ def alive(mark: str) -> dict[int, str]:
 
 def program(*arguments: object, by: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     """Start launched.py in a process group of its own."""
-    command = [sys.executable, *by, launched.__file__, *map(str, arguments)]
+    command = [sys.executable, *by, str(TESTS / "launched.py"), *map(str, arguments)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def finish(*processes: subprocess.Popen[str]) -> None:
+def require_success(*processes: subprocess.Popen[str]) -> None:
     errors = [process.communicate(timeout=DEADLINE)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), errors
 
@@ -112,7 +105,7 @@ def whole(root: Path) -> tuple[Model, FitResult]:
 def test_the_result_and_the_final_weights_come_back(root: Path, whole: tuple[Model, FitResult]) -> None:
     model, result = whole
     assert isinstance(result, FitResult)
-    assert result.state.step == launched.STEPS
+    assert result.state.step == troubled.STEPS
     assert result.stop_reason == "max_steps"
     assert result.last_checkpoint is not None
     assert set(result.metrics) >= {"train/loss", "valid/loss"}
@@ -147,14 +140,14 @@ def test_every_process_trains_its_own_copy_of_a_network_that_was_there_before(tm
 @pytest.mark.parametrize(
     ("trouble", "place", "asleep", "kind", "message"),
     [
-        (launched.fail, "train_step", True, ValueError, "enough of this"),
-        (launched.fail, "valid_step", True, ValueError, "enough of this"),
-        (launched.fail, "setup", False, ValueError, "enough of this"),
-        (launched.fail_oddly, "train_step", False, RuntimeError, "Odd: enough of this"),
-        (launched.leave, "train_step", True, SystemExit, "0"),
-        (launched.die, "train_step", False, RuntimeError, "rank 1 was killed by SIGKILL (exit status -9)"),
-        (launched.vanish, "train_step", False, RuntimeError, "rank 1 ended without an exception (exit status 3)"),
-        (launched.vanish_as_if_done, "train_step", True, RuntimeError, "rank 0 missed another rank"),
+        (troubled.fail, "train_step", True, ValueError, "enough of this"),
+        (troubled.fail, "valid_step", True, ValueError, "enough of this"),
+        (troubled.fail, "setup", False, ValueError, "enough of this"),
+        (troubled.fail_oddly, "train_step", False, RuntimeError, "Odd: enough of this"),
+        (troubled.leave, "train_step", True, SystemExit, "0"),
+        (troubled.die, "train_step", False, RuntimeError, "rank 1 was killed by SIGKILL (exit status -9)"),
+        (troubled.vanish, "train_step", False, RuntimeError, "rank 1 ended without an exception (exit status 3)"),
+        (troubled.vanish_as_if_done, "train_step", True, RuntimeError, "rank 0 missed another rank"),
     ],
 )
 def test_the_trouble_of_one_rank_ends_all_within_ten_seconds_and_reaches_the_caller(
@@ -174,10 +167,10 @@ def test_the_trouble_of_one_rank_ends_all_within_ten_seconds_and_reaches_the_cal
 def test_a_killed_rank_starts_all_again_and_the_end_is_the_same(
     tmp_path: Path, root: Path, whole: tuple[Model, FitResult]
 ) -> None:
-    model = Troubled(tmp_path, launched.die_once)
+    model = Troubled(tmp_path, troubled.die_once)
     result = trainer(tmp_path, devices=2, max_restarts=1).fit(model, data())
     assert (tmp_path / "trouble").exists()
-    assert result.state.step == launched.STEPS
+    assert result.state.step == troubled.STEPS
     assert same(outcome(tmp_path), outcome(root))
     assert same(weights(model), weights(whole[0]))
 
@@ -214,7 +207,7 @@ def require_saved(folder: Path) -> None:
     """The newest checkpoint holds the last batch that any rank has trained."""
     for rank in (0, 1):
         batches = (folder / f"batches-{rank}").read_text().splitlines()
-        assert outcome(folder)["state"]["batch"] == len(batches) < launched.STEPS
+        assert outcome(folder)["state"]["batch"] == len(batches) < troubled.STEPS
 
 
 def require_continues(folder: Path, root: Path) -> None:
@@ -225,7 +218,7 @@ def require_continues(folder: Path, root: Path) -> None:
         assert (folder / f"batches-{rank}").read_text() == (root / f"batches-{rank}").read_text()
 
 
-@pytest.mark.parametrize("trouble", [launched.terminate_parent, launched.terminate])
+@pytest.mark.parametrize("trouble", [troubled.terminate_parent, troubled.terminate])
 def test_a_sigterm_to_the_parent_or_to_one_rank_saves_and_ends_all(
     tmp_path: Path, root: Path, whole: tuple[Model, FitResult], trouble: Callable[[], None]
 ) -> None:
@@ -238,7 +231,7 @@ def test_a_sigterm_to_the_parent_or_to_one_rank_saves_and_ends_all(
     own.kill()
     own.join()
     require_saved(tmp_path)
-    if trouble is launched.terminate:
+    if trouble is troubled.terminate:
         require_continues(tmp_path, root)
 
 
@@ -288,7 +281,7 @@ def test_launches_at_the_same_time_do_not_meet(tmp_path: Path, root: Path, whole
     folders = [tmp_path / str(number) for number in range(2)]
     for folder in folders:
         folder.mkdir()
-    finish(*(program(folder, "--devices", 2) for folder in folders))
+    require_success(*(program(folder, "--devices", 2) for folder in folders))
     assert all(same(outcome(folder), outcome(root)) for folder in folders)
 
 
@@ -306,7 +299,7 @@ def test_torchrun_on_one_machine_with_a_restart_and_on_two_does_the_same(
     node = (*torchrun, "--nnodes", "2", "--nproc-per-node", "1", *c10d)
     nodes = [program(two, "--test", by=node) for _ in range(2)]
     again = (*torchrun, "--standalone", "--nproc-per-node", "2", "--max-restarts", "1")
-    finish(program(one, "--test", "--die-once", by=again), *nodes)
+    require_success(program(one, "--test", "--die-once", by=again), *nodes)
     assert (one / "trouble").exists()
     for folder in (one, two):
         assert same(outcome(folder), outcome(root)), folder

@@ -1,0 +1,349 @@
+"""The checkpoints of a run's folder: which of them stay, which is read, and who may write."""
+
+import json
+import logging
+import os
+import pathlib
+
+import pytest
+import torch
+from helpers.compare import listing
+from helpers.models import content
+from helpers.processes import run_python
+
+from helios_lite import checkpoint
+from helios_lite.checkpoint import Checkpoints
+
+CPU = torch.device("cpu")
+
+
+# Which files stay.
+
+
+def opened(folder, save_name="net", mode="min", keep_last=1, keep_best=1, background=False):
+    folder.mkdir(parents=True, exist_ok=True)
+    return Checkpoints(folder, save_name, mode=mode, keep_last=keep_last, keep_best=keep_best, background=background)
+
+
+def save(checkpoints, step, score=None, spare=None, improved=False, **more):
+    options = {"append_metadata": str, "score": score, "improved": improved, "spare": spare}
+    return checkpoints.save(content(step) | more, epoch=step // 10, step=step, **options)
+
+
+def steps(folder, save_name="net"):
+    return sorted(checkpoint.load(path)["step"] for path in checkpoint.find(folder, save_name))
+
+
+@pytest.mark.parametrize(
+    ("mode", "keep_last", "keep_best", "kept"),
+    [
+        ("min", 1, 0, [5]),
+        ("min", 2, 0, [4, 5]),
+        ("min", 0, 0, [5]),
+        ("min", -1, 0, [1, 2, 3, 4, 5]),
+        ("min", 1, 1, [2, 5]),
+        ("max", 1, 1, [1, 5]),
+        ("min", 1, 2, [2, 3, 5]),
+        ("max", 0, 2, [1, 5]),
+        ("max", 2, 2, [1, 4, 5]),
+        ("min", 1, -1, [1, 2, 3, 5]),
+        ("min", -1, -1, [1, 2, 3, 4, 5]),
+    ],
+)
+def test_the_newest_and_the_best_stay(tmp_path, mode, keep_last, keep_best, kept):
+    checkpoints = opened(tmp_path, mode=mode, keep_last=keep_last, keep_best=keep_best)
+    for step, score in enumerate([3.0, 1.0, 2.0, None, 2.5], start=1):
+        save(checkpoints, step, score)
+    assert steps(tmp_path) == kept
+
+
+def test_retention_goes_on_in_the_next_run(tmp_path):
+    for step, score in enumerate([3.0, 1.0, 2.0, None], start=1):
+        save(opened(tmp_path), step, score)
+    assert steps(tmp_path) == [2, 4]
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_of_equal_scores_the_earlier_stays(tmp_path, mode):
+    checkpoints = opened(tmp_path, mode=mode)
+    for step, score in enumerate([0.0, 0.0, None], start=1):
+        save(checkpoints, step, score)
+    assert steps(tmp_path) == [1, 3]
+
+
+def test_a_step_saved_twice_has_one_file_and_its_last_score(tmp_path):
+    checkpoints = opened(tmp_path, keep_last=-1)
+    save(checkpoints, 1, 0.5)
+    save(checkpoints, 2, 0.1)
+    save(checkpoints, 2, 0.9)
+    assert steps(tmp_path) == [1, 2]
+    assert checkpoints.best().name == "net_epoch_0_iter_1.pth"
+
+
+def test_only_files_of_the_manifest_are_ever_deleted(tmp_path):
+    foreign = [
+        "notes.txt",
+        "weights.pth",
+        "net_epoch_0_iter_0.pth",
+        "net_epoch_0_iter_1_mine.pth",
+        "nets_epoch_0_iter_1.pth",
+    ]
+    for name in foreign:
+        (tmp_path / name).write_text(name)
+    checkpoints = opened(tmp_path, keep_best=0)
+    for step in range(1, 4):
+        save(checkpoints, step)
+    assert set(listing(tmp_path)) == {*foreign, "net_epoch_0_iter_3.pth", "manifest.json"}
+    assert all((tmp_path / name).read_text() == name for name in foreign)
+
+
+def test_files_of_another_model_in_the_folder_are_left_alone(tmp_path):
+    save(opened(tmp_path, "other"), 1, score=0.1)
+    mine = opened(tmp_path, "net")
+    save(mine, 1, score=0.9)
+    save(mine, 2)
+    assert (steps(tmp_path, "other"), steps(tmp_path, "net")) == ([1], [1, 2])
+    assert mine.best().name == "net_epoch_0_iter_1.pth"
+    assert opened(tmp_path, "other").best().name == "other_epoch_0_iter_1.pth"
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        lambda path: path,
+        lambda path: pathlib.Path(os.path.relpath(path)),
+        lambda path: path.parent / ".." / "run" / path.name,
+    ],
+    ids=["same", "relative", "dots"],
+)
+def test_the_file_resumed_from_stays_however_its_path_is_spelled(tmp_path, spelled):
+    checkpoints = opened(tmp_path / "run", keep_best=0)
+    spare = spelled(save(checkpoints, 1))
+    for step in (2, 3):
+        save(checkpoints, step, spare=spare)
+    assert steps(tmp_path / "run") == [1, 3]
+
+
+def test_the_manifest_lists_the_files_with_their_scores(tmp_path):
+    checkpoints = opened(tmp_path)
+    for step, score in ((8, 0.25), (9, 0.5), (10, None)):
+        save(checkpoints, step, score)
+    assert json.loads((tmp_path / "manifest.json").read_text()) == {
+        "checkpoints": [
+            {"file": "net_epoch_0_iter_8.pth", "epoch": 0, "step": 8, "score": 0.25, "improved": False},
+            {"file": "net_epoch_1_iter_10.pth", "epoch": 1, "step": 10, "score": None, "improved": False},
+        ]
+    }
+
+
+@pytest.mark.parametrize("damaged", ["", '{"checkpoints": [{"fi', "[]", "{}"])
+def test_a_damaged_manifest_costs_no_file(tmp_path, damaged):
+    save(opened(tmp_path), 1, 0.5)
+    (tmp_path / "manifest.json").write_text(damaged)
+    checkpoints = opened(tmp_path)
+    assert checkpoints.best() is None
+    save(checkpoints, 2)
+    assert steps(tmp_path) == [1, 2]
+
+
+def test_a_refused_save_counts_neither_as_newest_nor_as_best(tmp_path):
+    checkpoints = opened(tmp_path, keep_last=2)
+    save(checkpoints, 1, 0.9)
+    save(checkpoints, 2, 0.5)
+    with pytest.raises(TypeError):
+        save(checkpoints, 3, 0.1, extra=object())
+    assert checkpoints.best().name == "net_epoch_0_iter_2.pth"
+    assert checkpoints.load("best", CPU)[1]["step"] == 2
+    save(checkpoints, 4, 0.7)
+    assert steps(tmp_path) == [2, 4]
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize("keep_best", [0, 2, -1])
+def test_would_be_kept_foretells_what_stays_as_one_of_the_best(tmp_path, mode, keep_best):
+    checkpoints = opened(tmp_path, mode=mode, keep_best=keep_best)
+    foretold, stayed = [], []
+    for i, score in enumerate([3.0, 3.0, 0.0, 3.0, 5.0, -1.0]):
+        foretold.append(checkpoints.would_be_kept(score, improved=False))
+        path = save(checkpoints, 2 * i, score)
+        save(checkpoints, 2 * i + 1)
+        stayed.append(path.exists())
+    assert foretold == stayed
+
+
+# Which file is read.
+
+
+@pytest.mark.parametrize(("mode", "best"), [("min", 2), ("max", 3)])
+def test_the_best_is_known_to_this_and_to_the_next_run(tmp_path, mode, best):
+    checkpoints = opened(tmp_path, mode=mode)
+    for step, score in enumerate([1.0, 0.0, 2.0, None], start=1):
+        save(checkpoints, step, score)
+    for each in (checkpoints, opened(tmp_path, mode=mode)):
+        assert each.best().name == f"net_epoch_0_iter_{best}.pth"
+        assert each.load("best", CPU)[1]["step"] == best
+
+
+def test_without_judged_files_the_best_is_the_newest(tmp_path):
+    checkpoints = opened(tmp_path)
+    for step in (1, 2):
+        save(checkpoints, step)
+    assert checkpoints.best() is None
+    assert checkpoints.load("best", CPU)[1]["step"] == 2
+
+
+@pytest.mark.parametrize("choice", ["best", "last"])
+def test_an_empty_folder_has_nothing_to_load(tmp_path, choice):
+    assert opened(tmp_path / "new" / "folder").load(choice, CPU) is None
+
+
+@pytest.mark.parametrize("removed", [False, True])
+def test_a_best_file_that_cannot_be_read_is_passed_over_for_the_newest(tmp_path, caplog, removed):
+    checkpoints = opened(tmp_path)
+    best = save(checkpoints, 1, 0.1)
+    last = save(checkpoints, 2)
+    if removed:
+        best.unlink()
+    else:
+        best.write_bytes(b"")
+    with caplog.at_level(logging.WARNING, "helios_lite"):
+        path, found = checkpoints.load("best", CPU)
+    assert (path, found["step"]) == (last, 2)
+    assert best.name in caplog.text
+    assert last.name not in caplog.text
+
+
+def test_damaged_files_are_passed_over_for_the_next_older_one_with_warnings_that_name_them(tmp_path, caplog):
+    checkpoints = opened(tmp_path, keep_last=-1)
+    paths = [save(checkpoints, step) for step in (8, 9, 10)]
+    paths[2].write_bytes(paths[2].read_bytes()[:-100])
+    paths[1].write_bytes(b"")
+    with caplog.at_level(logging.WARNING, "helios_lite"):
+        path, found = checkpoints.load("last", CPU)
+    assert (path, found["step"]) == (paths[0], 8)
+    for record, damaged in zip(caplog.records, paths[:0:-1], strict=True):
+        assert record.levelno == logging.WARNING
+        assert str(damaged) in record.getMessage()
+
+
+def test_when_every_file_is_damaged_there_is_nothing_to_load(tmp_path):
+    checkpoints = opened(tmp_path)
+    save(checkpoints, 1).write_bytes(b"")
+    assert checkpoints.load("last", CPU) is None
+
+
+# Two runs at a time, and what a killed one left.
+
+
+def test_one_process_at_a_time_has_the_folder(tmp_path):
+    program = """
+import pathlib, sys
+from helios_lite.checkpoint import Checkpoints
+checkpoints = Checkpoints(pathlib.Path(sys.argv[1]), "net", mode="min", keep_last=1, keep_best=1, background=False)
+try:
+    with checkpoints.opened():
+        print("opened")
+except RuntimeError as error:
+    print(error)
+"""
+    with opened(tmp_path).opened():
+        assert run_python(program, tmp_path).stdout == f"{tmp_path}: process {os.getpid()} is running here\n"
+    assert run_python(program, tmp_path).stdout == "opened\n"
+
+
+def test_opening_clears_away_half_written_files_and_nothing_else(tmp_path):
+    save(opened(tmp_path), 1)
+    before = listing(tmp_path)
+    (tmp_path / ".net_epoch_0_iter_2.pth.123.tmp").write_bytes(b"half")
+    with opened(tmp_path).opened():
+        assert steps(tmp_path) == [1]
+    (tmp_path / ".lock").unlink()
+    assert listing(tmp_path) == before
+
+
+# Writing in the background.
+
+
+def test_a_snapshot_is_not_reached_by_later_changes(tmp_path):
+    net, shared = torch.nn.BatchNorm1d(2), torch.ones(2)
+    value = {"net": net.state_dict(), "list": [shared, (shared, {1, 2})], "step": 1}
+    before = repr(value)
+    twin = checkpoint.Snapshots().take(value)
+    with torch.no_grad():
+        net.weight.add_(1)
+        net.running_mean.add_(1)
+        shared.add_(1)
+    value["list"].append(3)
+    assert repr(twin) == before != repr(value)
+    assert twin["list"][0] is twin["list"][1][0]
+    assert twin["net"]._metadata == net.state_dict()._metadata
+    checkpoint.plain(twin)
+
+
+def test_the_background_keeps_the_same_files(tmp_path):
+    checkpoints = opened(tmp_path, background=True)
+    for step, score in enumerate([3.0, 1.0, 2.0, None, 2.5], start=1):
+        save(checkpoints, step, score)
+    checkpoints.join()
+    assert steps(tmp_path) == [2, 5]
+
+
+def test_the_end_of_a_run_waits_for_the_background(tmp_path):
+    checkpoints = opened(tmp_path, background=True)
+    with checkpoints.opened():
+        path = save(checkpoints, 1, weights=torch.zeros(1_000_000))
+    assert checkpoint.load(path)["step"] == 1
+
+
+# Writing that fails.
+
+
+FULL_DISK = """
+import pathlib, resource, signal, sys, torch
+from helios_lite import checkpoint
+
+def content(step, size):
+    return {"format": checkpoint.FORMAT, "step": step, "model": torch.zeros(size)}
+
+def save(step, size, score):
+    checkpoints.save(content(step, size), epoch=0, step=step, append_metadata=str, score=score, improved=False,
+        spare=None)
+    checkpoints.join()
+
+def listing():
+    return {path: path.read_bytes() for path in folder.iterdir() if path.suffix != ".json"}
+
+def fails(write, *arguments):
+    before = listing()
+    try:
+        write(*arguments)
+    except Exception as error:
+        print(isinstance(error, OSError), listing() == before)
+
+folder = pathlib.Path(sys.argv[1])
+checkpoints = checkpoint.Checkpoints(
+    folder, "net", mode="min", keep_last=1, keep_best=1, background=sys.argv[2] == "background"
+)
+save(1, 10, 0.5)
+save(2, 10, 0.9)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+fails(checkpoint.save, content(3, 100_000), folder / "net_epoch_0_iter_2.pth")
+fails(save, 3, 100_000, 0.1)
+print(checkpoints.best().name)
+save(4, 10, 0.7)
+print(*sorted(path.name for path in folder.iterdir()))
+"""
+
+
+@pytest.mark.parametrize("mode", ["foreground", "background"])
+def test_a_full_disk_is_an_oserror_and_leaves_the_earlier_files_as_they_were(tmp_path, mode):
+    """What failed counts neither as the best nor as a newest, and what was to be replaced by it is not forgotten."""
+    done = run_python(FULL_DISK, tmp_path, mode)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == [
+        "True True",
+        "True True",
+        "net_epoch_0_iter_1.pth",
+        "manifest.json net_epoch_0_iter_1.pth net_epoch_0_iter_4.pth",
+    ]

@@ -1,0 +1,12 @@
+"""What tests share. One module for each question:
+
+- models: what is trained? `Tiny` with dropout, `Plain` without anything random; their data; `quiet`, a silent trainer.
+- compare: are two results the same? `same` bit for bit, `close` to 1e-6; `weights` and `saved` give what is compared.
+- resumable: what must a resume restore? A training with all of it, and what is left of it in the end.
+- troubled: what if a rank fails? A model whose rank 1 fails on request: killed, terminated, or by an exception.
+- processes: how is a training started, watched and killed from outside?
+- scenarios: how do several ranks run a function that stands above its test?
+
+Four programs stand beside this folder, thin layers over it: longrun.py and launched.py train `resumable` and `troubled`
+in a process of their own; kill.py kills longrun.py again and again; mutations.py breaks the package to see tests fail.
+"""

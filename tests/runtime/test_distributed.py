@@ -1,0 +1,448 @@
+"""Several real gloo processes: the same program, the same result, no hangs."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from helpers.compare import close, same, weights
+from helpers.models import Indices, Plain, Tiny, data, quiet
+from helpers.processes import deadline
+from helpers.scenarios import Results, scenario
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+
+from helios_lite import DataModule, Split
+from helios_lite.distributed import World, join_world, unwrapped
+from helios_lite.launch import launch
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def ended() -> Iterator[None]:
+    """Everything here ends by itself; should it not, the alarm ends it instead of a human."""
+    with deadline(240):
+        yield
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all scenarios, in which one process has left a checkpoint after four updates."""
+    root = tmp_path_factory.mktemp("scenarios")
+    quiet(max_steps=4, root=root / "from-one").fit(Plain(), data(22, batch_size=4))
+    return root
+
+
+@pytest.fixture(scope="module")
+def result(root: Path) -> Results:
+    return Results(__name__, root)
+
+
+# The same result as by one process.
+
+CASES = [
+    # length of the training data, samples per update, accumulation, weighted
+    (16, 4, 1, False),
+    (22, 4, 1, False),
+    (23, 8, 2, False),
+    (23, 12, 3, True),
+    (20, 4, 1, True),
+    (27, 6, 1, True),
+    (24, 12, 2, False),
+]
+
+
+def trained(case: tuple[int, int, int, bool], world_size: int, **options: Any) -> dict[str, Any]:
+    length, per_update, accumulation, weighted = case
+    batch_size = per_update // accumulation // world_size
+    model = Plain(weighted)
+    datamodule = DataModule(
+        Split(Indices(length), batch_size=batch_size, shuffle=True), Split(Indices(7), batch_size=batch_size)
+    )
+    options = {"max_epochs": 4, "monitor": "valid/loss", "patience": 2, "min_delta": 0.02, **options}
+    result = quiet(accumulation_steps=accumulation, log_every_steps=3, **options).fit(model, datamodule)
+    metrics = {name: value for name, value in result.metrics.items() if name != "train/step_seconds"}
+    return {
+        "weights": weights(model)["net"],
+        "metrics": metrics,
+        "rates": model.rates,
+        "steps": result.state.step,
+        "reason": result.stop_reason,
+        "samples": sum(map(len, model.seen)),
+    }
+
+
+@scenario(ranks=(2, 3))
+def trained_by_several(root: Path, world: World) -> dict[Any, dict[str, Any]]:
+    return {case: trained(case, world.size) for case in CASES if case[1] // case[2] % world.size == 0}
+
+
+def require_like_one(case: Any, several: dict[str, Any]) -> None:
+    one = trained(case, 1)
+    for name in ("weights", "metrics", "rates", "steps", "reason"):
+        assert close(one[name], several[name]), name
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_do_what_one_does_with_the_double_batch(case: Any, result: Results) -> None:
+    require_like_one(case, result(trained_by_several, ranks=2)[case])
+
+
+def test_three_processes_do_what_one_does_with_the_triple_batch(result: Results) -> None:
+    found = result(trained_by_several, ranks=3)
+    assert len(found) == 2
+    for case, several in found.items():
+        require_like_one(case, several)
+
+
+def evaluated(length: int, batch_size: int) -> tuple[list[int], dict[str, float]]:
+    """The indices that this rank has evaluated, and the metrics over all ranks."""
+    model = Plain()
+    metrics = quiet(max_epochs=1).test(model, DataModule(test=Split(Indices(length), batch_size=batch_size)))
+    return model.validated, metrics
+
+
+@scenario(ranks=(2, 3))
+def evaluated_by_several(root: Path, world: World) -> dict[int, tuple[list[int], dict[str, float]]]:
+    """For every length, the indices that all ranks have evaluated, and the metrics."""
+    found = {}
+    for length in range(1, 18):
+        mine, metrics = evaluated(length, batch_size=2)
+        found[length] = [index for part in world.gather(mine) for index in part], metrics
+    return found
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("length", range(1, 18))
+def test_every_index_is_evaluated_once_for_every_length_and_number_of_processes(
+    length: int, size: int, result: Results
+) -> None:
+    if size == 1:
+        indices, metrics = evaluated(length, batch_size=2)
+    else:
+        indices, metrics = result(evaluated_by_several, ranks=size)[length]
+    assert sorted(indices) == list(range(length))
+    assert metrics["test/index"] == pytest.approx((length - 1) / 2, abs=1e-12)
+    assert metrics["test/last"] == length - 1
+
+
+@scenario(ranks=2)
+def evaluated_by_a_sharded_network(root: Path, world: World) -> list[tuple[int, float]]:
+    found = []
+    for length in (1, 3, 8):
+        trainer = quiet(max_epochs=1, strategy="fsdp")
+        metrics = trainer.test(Plain(), DataModule(test=Split(Indices(length), batch_size=2)))
+        found.append((length, metrics["test/index"]))
+    return found
+
+
+def test_a_sharded_network_evaluates_different_numbers_of_batches(result: Results) -> None:
+    found = result(evaluated_by_a_sharded_network, ranks=2)
+    assert found == [(length, (length - 1) / 2) for length in (1, 3, 8)]
+
+
+def norms(batch_size: int = 2, **options: Any) -> dict[str, float]:
+    """The norms at the last log point of a short run."""
+    both: dict[str, Any] = {"log_grad_norm": "per-parameter", "log_param_norm": "per-parameter"}
+    result = quiet(max_steps=3, log_every_steps=3, **both, **options).fit(Plain(), data(16, batch_size=batch_size))
+    return {name: value for name, value in result.metrics.items() if "_norm" in name}
+
+
+@scenario(ranks=2)
+def norms_of_two(root: Path, world: World) -> dict[str, dict[str, float]]:
+    return {strategy: norms(strategy=strategy) for strategy in ("ddp", "fsdp")}
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_norms_are_those_of_one_process_with_the_double_batch(strategy: str, result: Results) -> None:
+    one = norms(batch_size=4)
+    assert len(one) == 10
+    assert result(norms_of_two, ranks=2)[strategy] == pytest.approx(one, rel=1e-5)
+
+
+def test_one_process_shares_nothing() -> None:
+    split = Split(Indices(5), batch_size=2)
+    model = Plain()
+    quiet(max_epochs=1).fit(model, DataModule(split))
+    assert model.seen == [[0, 1], [2, 3], [4]]
+    assert not model.is_distributed
+
+
+# Which samples.
+
+
+@scenario(ranks=2)
+def epoch_of_21_samples(root: Path, world: World) -> list[list[list[int]]]:
+    model = Plain()
+    quiet(max_epochs=1).fit(model, data(21, batch_size=2))
+    return world.gather(model.seen)
+
+
+def test_training_drops_fewer_samples_than_there_are_ranks_and_repeats_none(result: Results) -> None:
+    first, second = result(epoch_of_21_samples, ranks=2)
+    visited = [index for batch in [*first, *second] for index in batch]
+    assert len(visited) == len(set(visited)) == 20
+    assert len(first) == len(second)
+
+
+@scenario(ranks=2)
+def first_two_updates_of_an_epoch(root: Path, world: World) -> list[list[list[int]]]:
+    model = Plain()
+    quiet(max_steps=2, root=root / "elastic").fit(model, data(23, batch_size=2))
+    return world.gather(model.seen)
+
+
+def rest_of_the_epoch(root: Path) -> list[list[list[int]]]:
+    """Run by three processes, after one process has gone on where two had stopped; so it needs a launch of its own."""
+    world = join_world("cpu")
+    model = Plain()
+    quiet(max_epochs=1, root=root / "elastic").fit(model, data(23, batch_size=2))
+    return world.gather(model.seen)
+
+
+def test_a_resume_with_other_numbers_of_processes_visits_every_index_of_the_epoch_once(
+    root: Path, result: Results
+) -> None:
+    """Two updates of four samples by two processes, two of two by one, and what is left by three."""
+    visited = [index for rank in result(first_two_updates_of_an_epoch, ranks=2) for batch in rank for index in batch]
+    assert len(visited) == 8
+    model = Plain()
+    quiet(max_steps=4, root=root / "elastic").fit(model, data(23, batch_size=2))
+    visited += [index for batch in model.seen for index in batch]
+    assert len(visited) == 12
+    seen = launch(rest_of_the_epoch, {"root": root}, processes=3, max_restarts=0)
+    assert len({len(rank) for rank in seen}) == 1
+    visited += [index for rank in seen for batch in rank for index in batch]
+    assert len(visited) == len(set(visited))
+    assert len(visited) > 23 - 3
+
+
+# What only one rank does.
+
+
+def message(function: Any) -> str:
+    """The message of the exception that a call raises."""
+    try:
+        function()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "none"
+
+
+class Naming(Plain):
+    """Logs one name more on rank 1."""
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        super().train_step(batch, state)
+        if self.global_rank == 1:
+            self.log("only_here", 1.0)
+
+
+@scenario(ranks=2)
+def fit_with_a_name_logged_by_one_rank(root: Path, world: World) -> list[str]:
+    return world.gather(message(lambda: quiet(max_epochs=1).fit(Naming(), data(22, batch_size=2))))
+
+
+def test_names_of_metrics_that_differ_are_one_error_on_all_ranks(result: Results) -> None:
+    expected = "ValueError: metrics differ among the ranks: rank 0 did not log ['train/only_here']"
+    assert result(fit_with_a_name_logged_by_one_rank, ranks=2) == [expected] * 2
+
+
+class Forgetful(Plain):
+    """Trains a part that it did not parallelize."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup(fast_init)
+        self.head = nn.Linear(1, 1)
+        self.optimizer.add_param_group({"params": self.head.parameters()})
+
+
+@scenario(ranks=2)
+def fit_with_a_part_not_parallelized(root: Path, world: World) -> list[str]:
+    return world.gather(message(lambda: quiet(max_epochs=1).fit(Forgetful(), data(22, batch_size=2))))
+
+
+def test_a_trained_part_that_was_not_parallelized_is_an_error_that_names_it(result: Results) -> None:
+    found = result(fit_with_a_part_not_parallelized, ranks=2)
+    assert len(found) == 2
+    assert all(text.startswith("ValueError: head: ") for text in found)
+
+
+class StopsOnOne(Plain):
+    """Rank 1 alone wants to stop after the third update."""
+
+    def should_training_stop(self) -> bool:
+        return self.global_rank == 1 and len(self.rates) == 3
+
+
+@scenario(ranks=2)
+def fit_that_one_rank_stops(root: Path, world: World) -> list[int]:
+    return world.gather(quiet(max_epochs=3).fit(StopsOnOne(), data(22, batch_size=2)).state.step)
+
+
+def test_a_wish_to_stop_on_one_rank_stops_all_at_the_same_update(result: Results) -> None:
+    assert result(fit_that_one_rank_stops, ranks=2) == [3, 3]
+
+
+class Steep(Plain):
+    """In the third batch of rank 1 the gradients of the last hidden unit are infinite, which FSDP gives to that rank.
+
+    It notes what is left after every batch.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: list[Any] = []
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup(fast_init)
+        unwrapped(self.net)[0].register_forward_hook(self.spoil)
+
+    def spoil(self, module: nn.Module, arguments: Any, output: torch.Tensor) -> None:
+        if len(self.states) == 2 and self.global_rank == 1:
+            output.register_hook(lambda grad: grad.index_fill(1, torch.tensor([7]), torch.inf))
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        _, x = batch
+        with self.autocast():
+            loss = (self.net(x).float() - x.sum(1, keepdim=True)).square().mean()
+        self.backward(loss)
+        self.optimizer_step(self.optimizer, self.scheduler)
+
+    def on_training_batch_end(self, state: Any, should_log: bool = False) -> None:
+        self.states.append((state.step, state.skipped_steps, weights(self)))
+
+
+@scenario(ranks=2)
+def fit_with_steep_gradients_on_one_rank(root: Path, world: World) -> dict[str, list[Any]]:
+    found = {}
+    for strategy in ("ddp", "fsdp"):
+        model = Steep()
+        trainer = quiet(max_epochs=1, precision="fp16", strategy=strategy, valid_every_epochs=None)
+        trainer.fit(model, data(16, batch_size=2))
+        found[strategy] = world.gather(model.states)
+    return found
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_all_ranks_leave_out_an_update_if_the_gradients_of_one_are_not_finite(strategy: str, result: Results) -> None:
+    first, second = result(fit_with_steep_gradients_on_one_rank, ranks=2)[strategy]
+    assert same(first, second)
+    (step, skipped, before), (step_after, skipped_after, after) = first[1:3]
+    assert (step_after, skipped_after) == (step, skipped + 1)
+    assert same(before, after)
+    assert first[3][0] == step + 1
+
+
+# Gradients, buffers and generators.
+
+
+class Counting(Plain):
+    """Counts how often gradients are reduced."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup(fast_init)
+        self.reduced: list[int] = []
+
+        def hook(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+            self.reduced.append(1)
+            return allreduce_hook(None, bucket)
+
+        self.net.register_comm_hook(None, hook)
+
+
+@scenario(ranks=2)
+def reductions_of_two_windows(root: Path, world: World) -> tuple[int, int, int]:
+    model = Counting()
+    state = quiet(max_epochs=1, accumulation_steps=3).fit(model, data(24, batch_size=2)).state
+    return len(model.reduced), state.step, state.batch
+
+
+def test_gradients_are_reduced_once_per_accumulation_window(result: Results) -> None:
+    assert result(reductions_of_two_windows, ranks=2) == (2, 2, 6)
+
+
+class Normed(Tiny):
+    """Batch norm, whose buffers DDP would send around in the forward pass; and dropout."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.net = self.parallelize(nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1)))
+        if not fast_init:
+            self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.05, momentum=0.9)
+            self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, 0.97)
+
+    def on_validation_end(self, validation_cycle: int) -> None:
+        super().on_validation_end(validation_cycle)
+        self.buffers = [buffer.clone() for buffer in self.net.buffers()]
+
+
+def fit_normed(name: str, root: Path, **options: Any) -> Normed:
+    model = Normed(name)
+    quiet(root=root / "normed", **options).fit(model, data(20, valid=1, batch_size=4))
+    return model
+
+
+@scenario(ranks=2)
+def dropout_in_one_run_in_four_and_without_validation(root: Path, world: World) -> tuple[list[Any], list[Any]]:
+    """Dropout differs among ranks, and every rank gets back its own at a resume, whatever validation does."""
+    whole = fit_normed("whole", root, max_steps=9, valid_every_steps=2)
+    for steps in (2, 3, 7, 9):
+        parts = fit_normed("parts", root, max_steps=steps, valid_every_steps=2)
+    unvalidated = fit_normed("unvalidated", root, max_steps=9, valid_every_epochs=None)
+    return [weights(model) for model in (whole, parts, unvalidated)], world.gather(torch.rand(3))
+
+
+def test_each_rank_gets_its_generators_back_and_validation_is_inert(result: Results) -> None:
+    ends, draws = result(dropout_in_one_run_in_four_and_without_validation, ranks=2)
+    whole, parts, unvalidated = ends
+    assert same(whole, parts)
+    assert same(whole, unvalidated)
+    first, second = draws
+    assert not torch.equal(first, second)
+
+
+@scenario(ranks=2)
+def buffers_at_the_end_of_a_validation(root: Path, world: World) -> list[Any]:
+    return world.gather(fit_normed("buffers", root, max_steps=9, valid_every_steps=2).buffers)
+
+
+def test_all_ranks_evaluate_with_the_buffers_of_rank_0(result: Results) -> None:
+    first, second = result(buffers_at_the_end_of_a_validation, ranks=2)
+    assert same(first, second)
+
+
+# Strategies.
+
+
+@scenario(ranks=2)
+def resumes_under_every_strategy(root: Path, world: World) -> dict[tuple[str, str], Any]:
+    for strategy in ("ddp", "fsdp"):
+        quiet(max_steps=4, root=root / f"from-{strategy}", strategy=strategy).fit(Plain(), data(22, batch_size=2))
+    found = {}
+    for source in ("one", "ddp", "fsdp"):
+        for strategy in ("ddp", "fsdp"):
+            path = root / f"from-{source}/plain/checkpoints/plain_epoch_0_iter_4.pth"
+            model = Plain()
+            trainer = quiet(max_steps=9, root=root / f"{source}-to-{strategy}", resume=path, strategy=strategy)
+            trainer.fit(model, data(22, batch_size=2))
+            found[source, strategy] = weights(model)
+    return found
+
+
+def test_checkpoints_of_every_strategy_go_on_under_every_strategy(root: Path, result: Results) -> None:
+    model = Plain()
+    quiet(max_steps=9).fit(model, data(22, batch_size=4))
+    uninterrupted = weights(model)
+    for (source, strategy), found in result(resumes_under_every_strategy, ranks=2).items():
+        assert close(found, uninterrupted), (source, strategy)
+    for source in ("one", "ddp", "fsdp"):
+        path = root / f"from-{source}/plain/checkpoints/plain_epoch_0_iter_4.pth"
+        content = torch.load(path, weights_only=True)
+        assert list(content["model"]["net"]) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+        model = Plain()
+        quiet(max_steps=9, root=root / f"{source}-to-one", resume=path).fit(model, data(22, batch_size=4))
+        assert close(weights(model), uninterrupted), source
+        assert Plain.load_from_checkpoint(path, weighted=True).net[0].weight.shape == (8, 3)
