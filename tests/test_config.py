@@ -117,7 +117,7 @@ class = "helios_lite.DataModule"
 class = "helios_lite.Split"
 batch_size = 4
 [data.train.dataset]
-class = "toys.Indices"
+class = "helpers.models.Indices"
 length = 12
 """
     _, model, data = load(write('class = "project.Free"\nsizes = {a = 1, b = [2, {c = 3}]}', data=data))
@@ -177,7 +177,10 @@ def test_what_cannot_be_used_is_named_by_its_full_key(write, overrides, message)
         ({"model.width": 8.0}, "model.width=8.0: must be an int or None"),
         ({"model.flag": "True"}, "model.flag='True': must be true or false"),
         ({"model.class": 3}, 'model.class=3: must be an import path, "package.module.Class"'),
-        ({"data.class": "toys.Indices", "data": {"class": "toys.Indices", "length": 3}}, "data.class='toys.Indices':"),
+        (
+            {"data.class": "helpers.models.Indices", "data": {"class": "helpers.models.Indices", "length": 3}},
+            "data.class='helpers.models.Indices':",
+        ),
     ],
 )
 def test_a_wrong_type_is_named_by_its_full_key(write, overrides, message):
