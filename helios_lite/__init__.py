@@ -1,10 +1,10 @@
 """helios_lite: a minimal, hook-based trainer in pure PyTorch.
 
-Write a `Model`, hand it with a `DataModule` to `Trainer.fit`, and the trainer does what is the same in every project.
+Write a `Model` and pass it with a `DataModule` to `Trainer.fit`; the trainer does what is the same in every project.
 """
 
+from helios_lite.callbacks import Callback
 from helios_lite.data import DataModule, Split
-from helios_lite.hooks import Callback
 from helios_lite.model import Model
 from helios_lite.state import FitResult, TrainingState
 from helios_lite.trainer import Trainer

@@ -1,4 +1,4 @@
-"""Callbacks for what many trainings want; each works with any model."""
+"""Callback, and callbacks that many trainings use; each works with any model."""
 
 from __future__ import annotations
 
@@ -11,19 +11,43 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helios_lite.distributed import unwrapped
-from helios_lite.hooks import Callback
+from helios_lite.hooks import Hooks
+from helios_lite.model import Model
+from helios_lite.runtime.parallel import unwrap_model
 from helios_lite.state import TrainingState
 
 
-class EMA(Callback):
-    """Keeps an exponential moving average of a network's weights, and lets validations and tests use it.
+class Callback(Hooks):
+    """A part of training that can be added to any model: the same hooks, called after the model's.
 
-    Over `torch.optim.swa_utils.AveragedModel`. Training goes on with the weights themselves, untouched. The average
-    is in the `callbacks` part of checkpoints; `averaged.module` is the network with it. Runs on every rank.
+    A callback whose state must survive a resume overrides `state_dict` and `load_state_dict`.
+
+    Attributes:
+        model: the model of the run (its `device`, `log`, `trainer`), set before `setup`, which runs after the model's.
+    """
+
+    model: Model
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint should hold of this callback: tensors and plain containers."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned; called only if a checkpoint holds a state of this callback."""
+
+    def _attach(self, model: Model) -> None:
+        self.model = model
+
+
+class EMA(Callback):
+    """Keeps an exponential moving average of a network's weights, and uses it in validations and tests.
+
+    Based on `torch.optim.swa_utils.AveragedModel`. Training continues with the weights themselves, which are not
+    changed. The average is in the `callbacks` part of checkpoints; `averaged.module` is the network that has it. Runs
+    on every rank.
 
     Args:
-        decay: how much of the average stays at an update.
+        decay: the factor of the average at an update; the weights have the factor 1 - decay.
         name: the model's attribute that holds the network.
 
     Raises:
@@ -39,7 +63,7 @@ class EMA(Callback):
         self._step = 0
 
     def setup(self, fast_init: bool = False) -> None:
-        """Copy the network; a test that follows a training in the same process keeps the average."""
+        """Copy the network. A test after a training in the same process keeps the average."""
         from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
         net = self._net()
@@ -53,7 +77,7 @@ class EMA(Callback):
             self._step = 0
 
     def on_training_batch_end(self, state: TrainingState, should_log: bool = False) -> None:
-        """Move the average, if there was an update."""
+        """Update the average, if the optimizer has made an update."""
         if state.step != self._step:
             self._step = state.step
             self.averaged.update_parameters(self._net())
@@ -79,12 +103,12 @@ class EMA(Callback):
         return {"averaged": self.averaged.state_dict(), "step": self._step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore it."""
+        """Restore the average."""
         self.averaged.load_state_dict(state_dict["averaged"])
         self._step = state_dict["step"]
 
     def _net(self) -> nn.Module:
-        return unwrapped(getattr(self.model, self.name))
+        return unwrap_model(getattr(self.model, self.name))
 
     def _swap(self) -> None:
         net, average = self._net(), self.averaged.module
@@ -94,40 +118,41 @@ class EMA(Callback):
 
 
 class ActivationStatistics(Callback):
-    """Logs mean, standard deviation and share of zeros of what some modules put out, in the updates of log points.
+    """Logs mean, standard deviation and fraction of zeros of the outputs of modules, in the updates of logging steps.
 
-    As "train/activation/<path>/mean", "/std" and "/zeros", by forward hooks that are there only then. Every rank
-    measures its part of the batch.
+    The names are "train/activation/<path>/mean", "/std" and "/zeros". The forward hooks are registered in these updates
+    only. Every rank measures its part of the batch.
 
     Args:
-        paths: of modules from the model on: "net.0", "encoder.layers.3".
+        paths: paths of modules, from the model on: "net.0", "encoder.layers.3".
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
         self.paths = list(paths)
         self._handles: list[Any] = []
+        self._modules: dict[str, nn.Module] = {}
 
     def setup(self, fast_init: bool = False) -> None:
-        """Find the modules; an AttributeError names a path that leads nowhere."""
-        self._modules = {path: self._find(path) for path in self.paths}
+        """Find the modules; an AttributeError names a path that does not exist."""
+        self._modules.update((path, self._find(path)) for path in self.paths)
 
     def on_training_batch_start(self, state: TrainingState) -> None:
-        """Hang the hooks in, if the coming update has a log point."""
+        """Register the hooks, if the next update is a logging step."""
         if not self._handles and (state.step + 1) % self.model.trainer.log_every_steps == 0:
             for path, module in self._modules.items():
                 self._handles.append(module.register_forward_hook(self._measure(path)))
 
     def on_training_batch_end(self, state: TrainingState, should_log: bool = False) -> None:
-        """Take them away after the update."""
+        """Remove the hooks after the update."""
         if should_log:
             self._remove()
 
     def on_validation_start(self, validation_cycle: int) -> None:
-        """Take them away: an update may have been left out (fp16)."""
+        """Remove the hooks, in case the update was skipped (fp16)."""
         self._remove()
 
     def on_training_end(self) -> None:
-        """Take them away."""
+        """Remove the hooks."""
         self._remove()
 
     def _remove(self) -> None:
@@ -137,7 +162,7 @@ class ActivationStatistics(Callback):
 
     def _find(self, path: str) -> nn.Module:
         name, _, rest = path.partition(".")
-        return unwrapped(getattr(self.model, name)).get_submodule(rest)
+        return unwrap_model(getattr(self.model, name)).get_submodule(rest)
 
     def _measure(self, path: str) -> Any:
         def hook(module: nn.Module, arguments: Any, output: Any) -> None:
@@ -151,13 +176,13 @@ class ActivationStatistics(Callback):
 
 
 class DeviceMemory(Callback):
-    """Logs the largest memory used so far, in MiB: "train/memory_mib", of the rank that used most.
+    """Logs the peak memory in MiB as "train/memory_mib", the maximum over the ranks.
 
-    On CUDA what PyTorch had allocated on the device; otherwise what the process had of the machine's memory.
+    On CUDA it is what PyTorch had allocated on the device, otherwise the resident memory of the process.
     """
 
     def on_training_batch_end(self, state: TrainingState, should_log: bool = False) -> None:
-        """Log it at log points."""
+        """Log the peak memory at logging steps."""
         if should_log:
             self.model.log("memory_mib", self._bytes() / 2**20, reduce="max")
 
@@ -171,13 +196,13 @@ class DeviceMemory(Callback):
 
 
 class Profile(Callback):
-    """Records some updates with `torch.profiler`, in a file for each rank that Perfetto and chrome://tracing open.
+    """Records some updates with `torch.profiler`, in one file per rank for Perfetto or chrome://tracing.
 
     Args:
-        folder: where "trace_<rank>.json" is written.
-        first: the update to begin with, from 1; the ones before it warm up.
-        last: the update to end with.
-        options: of `torch.profiler.profile`, such as `with_stack=True`.
+        folder: the folder of the files "trace_<rank>.json".
+        first: the first recorded update, from 1; earlier updates are the warm-up.
+        last: the last recorded update.
+        options: options of `torch.profiler.profile`, such as `with_stack=True`.
     """
 
     def __init__(self, folder: str | os.PathLike[str], first: int, last: int, **options: Any) -> None:
@@ -187,7 +212,7 @@ class Profile(Callback):
         self._profiler: Any = None
 
     def on_training_batch_start(self, state: TrainingState) -> None:
-        """Begin to record, if it is time."""
+        """Start recording before the first update."""
         if self._profiler is None and state.step + 1 == self.first:
             from torch.profiler import profile
 
@@ -195,12 +220,12 @@ class Profile(Callback):
             self._profiler.start()
 
     def on_training_batch_end(self, state: TrainingState, should_log: bool = False) -> None:
-        """Stop and write the file, if it is time."""
+        """Write the file after the last update."""
         if state.step >= self.last:
             self._write()
 
     def on_training_end(self) -> None:
-        """Write what was recorded, if the run ended before the last update."""
+        """Write the file, if the run ended before the last update."""
         self._write()
 
     def _write(self) -> None:

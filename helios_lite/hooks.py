@@ -2,85 +2,67 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from helios_lite.state import TrainingState
-
-if TYPE_CHECKING:
-    from helios_lite.model import Model
 
 
 class Hooks:
-    """What a run calls, and when. Every hook does nothing until it is written; all run on every rank.
+    """The hooks of a run. Each does nothing until it is overridden, and runs on every rank.
 
-    Numbers for people (`current_epoch`, `validation_cycle`) count from 1, batch indices (`step`) from 0.
-    The model's hook is called first, then the callbacks' in their order. An exception ends the run and reaches
-    the caller of the trainer as it is.
+    Numbers that people read (`current_epoch`, `validation_cycle`) count from 1, batch indices (`step`) count from 0.
+    The model's hook is called first, then those of the callbacks in their order. An exception ends the run, and reaches
+    the caller of the trainer unchanged.
     """
 
     def setup(self, fast_init: bool = False) -> None:
-        """Build what the run needs; the process and its device are known. `fast_init`: no training state."""
+        """Build what the run needs; the process and its device are known.
+
+        Args:
+            fast_init: leave out what only training needs.
+        """
 
     def on_training_start(self) -> None:
-        """Training is about to start or to go on after a resume; a finished run that has nothing to do skips it."""
+        """Called before the first batch, also after a resume; not called if the run had finished already."""
 
     def on_training_epoch_start(self, current_epoch: int) -> None:
-        """An epoch begins. A run that resumes inside an epoch calls it again, since its process is a new one.
+        """Called at the start of an epoch, and once more when a run resumes inside the epoch.
 
-        What it draws at random is drawn anew then. So it is the place for what no checkpoint holds (frozen layers,
-        another data split); what is counted, such as a scheduler's step per epoch, belongs into
-        `on_training_epoch_end`, which comes once.
+        The hook of a resumed epoch runs in a new process, and its random numbers are new ones. It is the place for what
+        no checkpoint holds (frozen layers, another train split). What is counted, such as the step of a scheduler per
+        epoch, belongs in `on_training_epoch_end`, which is called once per epoch.
         """
 
     def on_training_batch_start(self, state: TrainingState) -> None:
-        """A training batch is about to be used; `state` counts what is finished, without it."""
+        """Called before `train_step`; `state` does not count this batch."""
 
     def on_training_batch_end(self, state: TrainingState, should_log: bool = False) -> None:
-        """A training batch has been used and counted in `state`; `should_log`: a row of metrics follows."""
+        """Called after `train_step`; `state` counts this batch. `should_log`: a row of metrics is written next."""
 
     def on_training_epoch_end(self, current_epoch: int) -> None:
-        """An epoch has ended, its validation included; the counters move on right after."""
+        """Called at the end of an epoch, after its validation and before the counters move to the next epoch."""
 
     def on_training_end(self) -> None:
-        """Training has reached its end (not: was interrupted); the final checkpoint follows."""
+        """Called when training has reached its end (not when it was interrupted), before the last checkpoint."""
 
     def on_validation_start(self, validation_cycle: int) -> None:
-        """A validation begins, in evaluation mode without gradients; cycle 0 are the sanity batches."""
+        """Called at the start of a validation, in evaluation mode without gradients; cycle 0 is the sanity check."""
 
     def on_validation_batch_start(self, step: int) -> None:
-        """A validation batch is about to be used; with several splits `step` counts through them."""
+        """Called before `valid_step`; with several splits `step` counts through them."""
 
     def on_validation_batch_end(self, step: int) -> None:
-        """A validation batch has been used."""
+        """Called after `valid_step`."""
 
     def on_validation_end(self, validation_cycle: int) -> None:
-        """All validation batches have been used; still in evaluation mode without gradients."""
+        """Called after the last validation batch, still in evaluation mode without gradients."""
 
     def on_testing_start(self) -> None:
-        """Testing begins, in evaluation mode without gradients."""
+        """Called at the start of a test, in evaluation mode without gradients."""
 
     def on_testing_batch_start(self, step: int) -> None:
-        """A test batch is about to be used; with several splits `step` counts through them."""
+        """Called before `test_step`; with several splits `step` counts through them."""
 
     def on_testing_batch_end(self, step: int) -> None:
-        """A test batch has been used."""
+        """Called after `test_step`."""
 
     def on_testing_end(self) -> None:
-        """All test batches have been used."""
-
-
-class Callback(Hooks):
-    """A part of training that can be added to any model: the same hooks, called after the model's.
-
-    `self.model` is the model of the run (its `device`, `log`, `trainer`), set before `setup`, which runs right
-    after the model's. A callback that must survive a resume writes `state_dict` and `load_state_dict`.
-    """
-
-    model: Model
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint should hold of this callback: tensors and plain containers."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned; called only if a checkpoint holds something for it."""
+        """Called after the last test batch."""

@@ -1,248 +1,399 @@
-"""The options of a Trainer and their checks. Standard library only: an option is judged before anything runs."""
+"""The options of a Trainer, each with its type, default, rule and documentation in one place. Standard library only."""
+
+# ruff: noqa: RUF009 (`option` returns a dataclass field, not a default that instances would share)
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, TypeVar
 
-from helios_lite.hooks import Callback
+from helios_lite.callbacks import Callback
 from helios_lite.loggers import Logger
 
+T = TypeVar("T")
 
+Rule: TypeAlias = Callable[[Any], None]  # Raises a TypeError or ValueError for a value that it does not accept.
+
+
+def option(default: T, rule: Rule, doc: str) -> T:
+    """Return a dataclass field with a default, a rule for its values, and documentation for `help`."""
+    return dataclasses.field(default=default, metadata={"rule": rule, "doc": inspect.cleandoc(doc)})
+
+
+def of_type(expected: Any, description: str, *, allow_empty: bool = True) -> Rule:
+    """Accept instances of a type, or of a union of types."""
+
+    def check(value: Any) -> None:
+        if not isinstance(value, expected):
+            raise TypeError(f"must be {description}")
+        if value == "" and not allow_empty:
+            raise ValueError("must not be empty")
+
+    return check
+
+
+flag = of_type(bool, "True or False")
+
+
+def choice(*choices: str) -> Rule:
+    """Accept the given strings."""
+
+    def check(value: Any) -> None:
+        if not isinstance(value, str) or value not in choices:
+            error = ValueError if isinstance(value, str) else TypeError
+            raise error(f"must be one of {', '.join(choices)}")
+
+    return check
+
+
+def integer(*, least: int, below: float = math.inf) -> Rule:
+    """Accept integers in a range."""
+
+    def check(value: Any) -> None:
+        if not _is_integer(value):
+            raise TypeError("must be an int")
+        if value < least:
+            raise ValueError(f"must be at least {least}")
+        if value >= below:
+            raise ValueError(f"must be below 2**{math.log2(below):.0f}")
+
+    return check
+
+
+def number(*, allow_zero: bool = False) -> Rule:
+    """Accept finite, positive numbers."""
+
+    def check(value: Any) -> None:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise TypeError("must be a number")
+        if not 0 <= value < math.inf:
+            raise ValueError("must be finite and positive" + (" or 0" if allow_zero else ""))
+        if value == 0 and not allow_zero:
+            raise ValueError("must be positive")
+
+    return check
+
+
+def optional(rule: Rule) -> Rule:
+    """Accept None, and whatever `rule` accepts."""
+
+    def check(value: Any) -> None:
+        if value is not None:
+            rule(value)
+
+    return check
+
+
+def list_of(expected: type) -> Rule:
+    """Accept lists and tuples of instances of a class."""
+
+    def check(value: Any) -> None:
+        # A class can have the methods of a protocol too, so classes are refused explicitly.
+        is_list = isinstance(value, list | tuple)
+        if not is_list or any(isinstance(item, type) or not isinstance(item, expected) for item in value):
+            raise TypeError(f"must be a list of {expected.__name__} objects")
+
+    return check
+
+
+def device_selection(value: Any) -> None:
+    """Accept a number of devices, a list of device indices, or "auto"."""
+    description = 'must be a number, a list of numbers or "auto"'
+    if isinstance(value, list | tuple):
+        if not all(map(_is_integer, value)):
+            raise TypeError(description)
+        if not value or len(set(value)) < len(value) or min(value) < 0:
+            raise ValueError("must name different devices, from 0")
+    elif isinstance(value, str):
+        if value != "auto":
+            raise ValueError(description)
+    else:
+        integer(least=1)(value)
+
+
+def whole_or_fraction(value: Any) -> None:
+    """Accept a whole number of epochs, or a fraction of one epoch."""
+    number()(value)
+    if value > 1 and value != int(value):
+        raise ValueError("must be whole or below 1")
+
+
+def metric_names(value: Any) -> None:
+    """Accept the name of a metric, or a list of names."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise TypeError("must be a name or a list of names")
+    if len(names) == 0 or "" in names:
+        raise ValueError("must not be empty")
+
+
+def norm_selection(value: Any) -> None:
+    """Accept True, False and "per-parameter"."""
+    of_type(bool | str, 'True, False or "per-parameter"')(value)
+    if value not in (True, False, "per-parameter"):
+        raise ValueError('must be True, False or "per-parameter"')
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _document_options(cls: type[T]) -> type[T]:
+    """Append the documentation of every option to the docstring of a class, for `help`."""
+    if cls.__doc__ is None:
+        return cls  # A subclass inherits the docstring, and `python -OO` removes it.
+    parts = [inspect.cleandoc(cls.__doc__), "\nOptions:"]
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        doc = field.metadata.get("doc", "").replace("\n", "\n        ")
+        parts.append(f"    {field.name}: {field.type} = {field.default!r}\n        {doc}")
+    cls.__doc__ = "\n".join(parts)
+    return cls
+
+
+@_document_options
 @dataclasses.dataclass(kw_only=True)
 class Options:
-    """The configuration of a run: plain values, checked when they are given.
+    """The options of a run, which are checked when they are given.
 
-    Run
-        run_name: folder of the run below `root`; the model's `save_name` if None.
-        root: folder of all runs; None writes no file at all (sweeps, tests).
-        resume: "auto" continues from the newest valid checkpoint of the run folder, if there is one; "never"
-            refuses a folder that has checkpoints; a path continues from that file.
-        seed: of everything random: weights, order of the data, augmentation, dropout.
-        deterministic: ask PyTorch for deterministic algorithms only (slower on a GPU; an error where there is none).
-        benchmark: let cuDNN try out its algorithms (faster for fixed shapes, not reproducible).
-        fast_dev_run: one update, one validation batch and one test batch, no file written: does it run at all?
-
-    Length: at least one; the first that is reached ends the run
-        max_epochs, max_steps (optimizer updates), max_minutes (of training, over all resumes).
-
-    Placement
-        accelerator: "auto" (CUDA, then MPS, then CPU), "cpu", "cuda" or "mps".
-        devices: how many, their numbers, or "auto" (every GPU); one process for each is started on this machine. A
-            process that torchrun has started joins the others instead, on any number of machines.
-        strategy: "ddp" (every process has the whole network) or "fsdp" (it is sharded over them).
-        max_restarts: how often all processes are started again after one failed, to go on from the newest checkpoint.
-
-    Numerics
-        precision: "fp32", "bf16" or "fp16" (autocast; the weights stay fp32). With "fp16" losses are scaled; an update
-            whose gradients are not finite is left out: weights, scheduler and `state.step` stay what they were.
-        compile: compile the networks that pass through `Model.parallelize`.
-        accumulation_steps: micro-batches per update; an epoch's last window may be shorter and is averaged as such.
-        clip_norm: largest 2-norm of the gradients of one optimizer; None does not clip. Both work in `Model.backward`
-            and `Model.optimizer_step`; a model that calls `loss.backward()` itself does without.
-        check_finite: a logged training value that is NaN or infinite ends the run with a FloatingPointError
-            that names it and its step, before anything poisoned is saved.
-
-    Validation
-        valid_every_epochs: whole epochs between validations, or a fraction (0.25 = four times an epoch); None: never.
-        valid_every_steps: updates between validations, besides the former; None: never.
-        sanity_batches: validation batches run before a new training starts, to fail early.
-
-    Best and early stop
-        monitor: the validation metric that says which checkpoint is best; of several names, the sum.
-        mode: "min" or "max".
-        patience: validations in a row without improvement after which the run ends; None: never.
-        min_delta: an improvement must be larger than this.
-
-    Checkpoints
-        save_every_epochs, save_every_steps, save_every_minutes: any of them; the last state is saved in any case.
-        keep_last: newest files kept (-1: all; 0: periodic saves are left out, only best and final states are saved).
-        keep_best: best files kept, judged by `monitor` (-1: all that were validated; 0: none).
-        async_save: write in the background, from a copy in CPU memory; an error in it surfaces at the next save or
-            at the end.
-
-    Sight
-        log_every_steps: updates between two rows of training metrics; the end of an epoch has a row as well.
-        log_grad_norm: at log points, the 2-norm of each optimizer's gradients before clipping (True), and of those of
-            every parameter ("per-parameter"). Measured in `Model.optimizer_step`.
-        log_param_norm: the same for the values of all parameters that are trained, after the update.
-        loggers: objects of the protocol `helios_lite.loggers.Logger`.
-        callbacks: `helios_lite.Callback` objects, called after the model's hooks in this order.
-        progress: progress bars, if stderr is a terminal.
-        print_banner: banner, parameter table and final table.
+    A step is one update of the weights, which takes one batch, or `accumulation_steps` micro-batches.
 
     Raises:
-        TypeError, ValueError: an option has a wrong type or value; the message begins with its name.
+        TypeError, ValueError: an option has a wrong type or value. The message begins with the name of the option.
     """
 
-    run_name: str | None = None
-    root: str | os.PathLike[str] | None = "runs"
-    resume: Literal["auto", "never"] | os.PathLike[str] | str = "auto"
-    seed: int = 0
-    deterministic: bool = False
-    benchmark: bool = False
-    fast_dev_run: bool = False
+    # Run
+    run_name: str | None = option(
+        None,
+        of_type(str | None, "a str or None", allow_empty=False),
+        "The name of the run folder, which is created in `root`. If None, it is the `save_name` of the model.",
+    )
+    root: str | os.PathLike[str] | None = option(
+        "runs",
+        of_type(str | os.PathLike | None, "a path or None"),
+        "The folder of all runs. If None, the run writes no files, which suits sweeps and tests.",
+    )
+    resume: Literal["auto", "never"] | os.PathLike[str] | str = option(
+        "auto",
+        of_type(str | os.PathLike, '"auto", "never" or a path', allow_empty=False),
+        """Which checkpoint to resume from. "auto" resumes from the newest valid checkpoint in the run folder, or starts
+        a new training if there is none. "never" starts a new training, and raises an error if the run folder has a
+        checkpoint. A path resumes from that file.""",
+    )
+    seed: int = option(
+        0,
+        integer(least=0, below=2**64),
+        "The seed of all random numbers: initial weights, order of the data, augmentation and dropout.",
+    )
+    deterministic: bool = option(
+        False,
+        flag,
+        """Whether PyTorch may use deterministic algorithms only. They are slower on a GPU, and an operation that has no
+        deterministic algorithm raises an error.""",
+    )
+    benchmark: bool = option(
+        False,
+        flag,
+        """Whether cuDNN measures its algorithms and chooses the fastest. This is faster if the shapes of the inputs do
+        not change, but the results are not reproducible.""",
+    )
+    fast_dev_run: bool = option(
+        False,
+        flag,
+        "Whether to run only one step, one validation batch and one test batch, without files, as a quick check.",
+    )
 
-    max_epochs: int | None = None
-    max_steps: int | None = None
-    max_minutes: float | None = None
+    # Length
+    max_epochs: int | None = option(
+        None,
+        optional(integer(least=1)),
+        """The number of epochs after which the run ends. At least one of `max_epochs`, `max_steps` and `max_minutes` is
+        needed, and the first limit that is reached ends the run.""",
+    )
+    max_steps: int | None = option(None, optional(integer(least=1)), "The number of steps after which the run ends.")
+    max_minutes: float | None = option(
+        None,
+        optional(number()),
+        "The minutes of training after which the run ends. A resumed run includes the time before it was stopped.",
+    )
 
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    devices: int | list[int] | Literal["auto"] = 1
-    strategy: Literal["ddp", "fsdp"] = "ddp"
-    max_restarts: int = 0
+    # Placement
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = option(
+        "auto",
+        choice("auto", "cpu", "cuda", "mps"),
+        """The type of the devices. "auto" uses CUDA if it is available, else MPS if it is available, else the CPU.""",
+    )
+    devices: int | list[int] | Literal["auto"] = option(
+        1,
+        device_selection,
+        """The number of devices, a list of their indices, or "auto" for all GPUs. The trainer starts one process for
+        each device on this machine. A process that was started by torchrun joins the processes of torchrun instead,
+        on any number of machines.""",
+    )
+    strategy: Literal["ddp", "fsdp"] = option(
+        "ddp",
+        choice("ddp", "fsdp"),
+        """How networks are distributed: "ddp" copies them to every rank, and "fsdp" shards them over the ranks.""",
+    )
+    max_restarts: int = option(
+        0,
+        integer(least=0),
+        "How many times all processes are restarted, from the newest checkpoint, after one of them has failed.",
+    )
 
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    compile: bool = False
-    accumulation_steps: int = 1
-    clip_norm: float | None = None
-    check_finite: bool = True
+    # Numerics
+    precision: Literal["fp32", "bf16", "fp16"] = option(
+        "fp32",
+        choice("fp32", "bf16", "fp16"),
+        """The data type of autocast. The weights stay in fp32. With "fp16" the loss is scaled, and a step whose
+        gradients are not finite is skipped: the weights, the scheduler and `state.step` do not change.""",
+    )
+    compile: bool = option(False, flag, "Whether to compile the networks that are passed to `Model.parallelize`.")
+    accumulation_steps: int = option(
+        1,
+        integer(least=1),
+        """The number of micro-batches per step, whose gradients are averaged. The last step of an epoch may have fewer,
+        and is averaged over those it has. `accumulation_steps` and `clip_norm` take effect in `Model.backward` and
+        `Model.optimizer_step`. A model that calls `loss.backward()` itself gets neither.""",
+    )
+    clip_norm: float | None = option(
+        None,
+        optional(number()),
+        "The maximum 2-norm of the gradients of each optimizer. If None, gradients are not clipped.",
+    )
+    check_finite: bool = option(
+        True,
+        flag,
+        """Whether a logged training value that is NaN or infinite ends the run with a FloatingPointError. The error
+        names the value and its step, and is raised before the damaged state is saved.""",
+    )
 
-    valid_every_epochs: float | None = 1
-    valid_every_steps: int | None = None
-    sanity_batches: int = 1
+    # Validation
+    valid_every_epochs: float | None = option(
+        1,
+        optional(whole_or_fraction),
+        """The number of epochs between validations: a whole number, or a fraction of one epoch. For example, 0.25
+        validates four times per epoch. If None, only `valid_every_steps` decides when to validate.""",
+    )
+    valid_every_steps: int | None = option(
+        None,
+        optional(integer(least=1)),
+        "The number of steps between validations. These are in addition to those of `valid_every_epochs`.",
+    )
+    sanity_batches: int = option(
+        1,
+        integer(least=0),
+        "The number of validation batches to run before a new training starts, so that errors in them show early.",
+    )
 
-    monitor: str | Sequence[str] | None = None
-    mode: Literal["min", "max"] = "min"
-    patience: int | None = None
-    min_delta: float = 0.0
+    # Monitoring and early stopping
+    monitor: str | Sequence[str] | None = option(
+        None,
+        optional(metric_names),
+        "The validation metric that decides which checkpoint is the best, or several metrics whose sum decides.",
+    )
+    mode: Literal["min", "max"] = option(
+        "min",
+        choice("min", "max"),
+        """Whether a lower ("min") or a higher ("max") value of the monitored metric is better.""",
+    )
+    patience: int | None = option(
+        None,
+        optional(integer(least=1)),
+        "The number of validations in a row without an improvement after which the run ends. None disables this.",
+    )
+    min_delta: float = option(0.0, number(allow_zero=True), "The change that an improvement of the score must exceed.")
 
-    save_every_epochs: int | None = 1
-    save_every_steps: int | None = None
-    save_every_minutes: float | None = None
-    keep_last: int = 1
-    keep_best: int = 1
-    async_save: bool = True
+    # Checkpoints
+    save_every_epochs: int | None = option(
+        1,
+        optional(integer(least=1)),
+        """The number of epochs between checkpoints. It can be combined with `save_every_steps` and
+        `save_every_minutes`. The final state is always saved.""",
+    )
+    save_every_steps: int | None = option(None, optional(integer(least=1)), "The number of steps between checkpoints.")
+    save_every_minutes: float | None = option(None, optional(number()), "The minutes between checkpoints.")
+    keep_last: int = option(
+        1,
+        integer(least=-1),
+        """The number of newest checkpoints to keep. -1 keeps all of them. 0 saves no periodic checkpoints, but only the
+        best ones and the final one.""",
+    )
+    keep_best: int = option(
+        1,
+        integer(least=-1),
+        """The number of best checkpoints to keep, according to `monitor`. -1 keeps every checkpoint that was validated.
+        0 keeps none.""",
+    )
+    async_save: bool = option(
+        True,
+        flag,
+        """Whether a thread writes checkpoints in the background, from a copy of the state in CPU memory. An error in
+        this thread is raised at the next save, or at the end of the run.""",
+    )
 
-    log_every_steps: int = 50
-    log_grad_norm: bool | Literal["per-parameter"] = False
-    log_param_norm: bool | Literal["per-parameter"] = False
-    loggers: list[Logger] | tuple[Logger, ...] = ()
-    callbacks: list[Callback] | tuple[Callback, ...] = ()
-    progress: bool = True
-    print_banner: bool = True
+    # Logging and display
+    log_every_steps: int = option(
+        50,
+        integer(least=1),
+        """The number of steps between two rows of training metrics. A step that writes a row is called a logging step.
+        The last step of an epoch is always one.""",
+    )
+    log_grad_norm: bool | Literal["per-parameter"] = option(
+        False,
+        norm_selection,
+        """Whether to log the 2-norm of the gradients of each optimizer at logging steps, before clipping.
+        "per-parameter" also logs the norm of each parameter's gradient. `Model.optimizer_step` computes the norms.""",
+    )
+    log_param_norm: bool | Literal["per-parameter"] = option(
+        False,
+        norm_selection,
+        """Whether to log the 2-norm of all trainable parameters at logging steps, after the step. "per-parameter" also
+        logs the norm of each parameter.""",
+    )
+    loggers: list[Logger] | tuple[Logger, ...] = option(
+        (),
+        list_of(Logger),
+        "Objects that receive the metrics. Each implements the protocol `helios_lite.loggers.Logger`.",
+    )
+    callbacks: list[Callback] | tuple[Callback, ...] = option(
+        (),
+        list_of(Callback),
+        "Objects of the class `helios_lite.Callback`. Their hooks are called after those of the model, in this order.",
+    )
+    progress: bool = option(True, flag, "Whether to show progress bars if stderr is a terminal.")
+    print_banner: bool = option(True, flag, "Whether to print the banner, the table of parameters and the final table.")
+
+    def __init_subclass__(cls) -> None:
+        _document_options(cls)
 
     def __post_init__(self) -> None:
-        flags = "deterministic benchmark fast_dev_run compile check_finite async_save progress print_banner"
-        for name in flags.split():
-            self._type(name, bool, "True or False")
-
-        self._type("run_name", str | None, "a str or None")
-        self._reject("run_name", self.run_name == "", "must not be empty")
-        self._type("root", str | os.PathLike | None, "a path or None")
-        self._type("resume", str | os.PathLike, '"auto", "never" or a path')
-        self._reject("resume", self.resume == "", "must not be empty")
-        self._integer("seed", least=0)
-        self._reject("seed", self.seed >= 2**64, "must be below 2**64")
-
-        self._integer("max_epochs", least=1, optional=True)
-        self._integer("max_steps", least=1, optional=True)
-        self._number("max_minutes", optional=True)
+        for field in dataclasses.fields(Options):
+            value = getattr(self, field.name)
+            try:
+                field.metadata["rule"](value)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"{field.name}={value!r}: {error}") from None
         if not self.fast_dev_run and self.max_epochs is self.max_steps is self.max_minutes is None:
             raise ValueError("max_epochs, max_steps, max_minutes: at least one is needed")
 
-        self._choice("accelerator", "auto", "cpu", "cuda", "mps")
-        self._devices()
-        self._choice("strategy", "ddp", "fsdp")
-        self._integer("max_restarts", least=0)
-        self._choice("precision", "fp32", "bf16", "fp16")
-        self._integer("accumulation_steps", least=1)
-        self._number("clip_norm", optional=True)
-
-        self._number("valid_every_epochs", optional=True)
-        every = self.valid_every_epochs
-        self._reject("valid_every_epochs", (every or 0) > 1 and every != int(every or 0), "must be whole or below 1")
-        self._integer("valid_every_steps", least=1, optional=True)
-        self._integer("sanity_batches", least=0)
-
-        self._type("monitor", str | Sequence | None, "a name or a list of names")
-        names = [self.monitor] if self.monitor is None or isinstance(self.monitor, str) else self.monitor
-        if not all(name is None or isinstance(name, str) for name in names):
-            raise TypeError(f"monitor={self.monitor!r}: must be a name or a list of names")
-        self._reject("monitor", len(names) == 0 or "" in names, "must not be empty")
-        self._choice("mode", "min", "max")
-        self._integer("patience", least=1, optional=True)
-        self._number("min_delta", zero=True)
-
-        self._integer("save_every_epochs", least=1, optional=True)
-        self._integer("save_every_steps", least=1, optional=True)
-        self._number("save_every_minutes", optional=True)
-        self._integer("keep_last", least=-1)
-        self._integer("keep_best", least=-1)
-
-        self._integer("log_every_steps", least=1)
-        for name in ("log_grad_norm", "log_param_norm"):
-            what = 'True, False or "per-parameter"'
-            self._type(name, bool | str, what)
-            self._reject(name, getattr(self, name) not in (True, False, "per-parameter"), f"must be {what}")
-        for name, kind in (("loggers", Logger), ("callbacks", Callback)):
-            self._type(name, list | tuple, f"a list of {kind.__name__} objects")
-            for item in getattr(self, name):
-                if isinstance(item, type) or not isinstance(item, kind):
-                    raise TypeError(f"{name}={getattr(self, name)!r}: must be a list of {kind.__name__} objects")
-
     def config(self) -> dict[str, Any]:
-        """Return every option as plain data (numbers, strings, lists); an object is told by its class's name."""
-        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(Options)}
-
-    def _type(self, name: str, kind: Any, what: str) -> None:
-        value = getattr(self, name)
-        if not isinstance(value, kind):
-            raise TypeError(f"{name}={value!r}: must be {what}")
-
-    def _reject(self, name: str, condition: bool, what: str) -> None:
-        if condition:
-            raise ValueError(f"{name}={getattr(self, name)!r}: {what}")
-
-    def _integer(self, name: str, *, least: int, optional: bool = False) -> None:
-        value = getattr(self, name)
-        if optional and value is None:
-            return
-        self._type(name, int, "an int")
-        if isinstance(value, bool):
-            raise TypeError(f"{name}={value!r}: must be an int")
-        self._reject(name, value < least, f"must be at least {least}")
-
-    def _number(self, name: str, *, zero: bool = False, optional: bool = False) -> None:
-        value = getattr(self, name)
-        if optional and value is None:
-            return
-        self._type(name, int | float, "a number")
-        if isinstance(value, bool):
-            raise TypeError(f"{name}={value!r}: must be a number")
-        self._reject(name, not 0 <= value < math.inf, "must be finite and positive" + (" or 0" if zero else ""))
-        self._reject(name, value == 0 and not zero, "must be positive")
-
-    def _devices(self) -> None:
-        if isinstance(self.devices, list | tuple):
-            numbers = list(self.devices)
-            if not all(isinstance(number, int) and not isinstance(number, bool) for number in numbers):
-                raise TypeError(f'devices={self.devices!r}: must be a number, a list of numbers or "auto"')
-            bad = not numbers or len(set(numbers)) < len(numbers) or min(numbers) < 0
-            self._reject("devices", bad, "must name different devices, from 0")
-        elif isinstance(self.devices, str):
-            self._reject("devices", self.devices != "auto", 'must be a number, a list of numbers or "auto"')
-        else:
-            self._integer("devices", least=1)
-
-    def _choice(self, name: str, *choices: str) -> None:
-        listed = f"one of {', '.join(choices)}"
-        self._type(name, str, listed)
-        self._reject(name, getattr(self, name) not in choices, f"must be {listed}")
+        """Return every option as plain data: numbers, strings and lists. An object becomes the name of its class."""
+        return {field.name: _to_plain_data(getattr(self, field.name)) for field in dataclasses.fields(Options)}
 
 
-def _plain(value: Any) -> Any:
+def _to_plain_data(value: Any) -> Any:
     if value is None or isinstance(value, bool):
         return value
-    for kind in (int, float, str):
-        if isinstance(value, kind):  # A numpy number is a float, but no checkpoint could hold it.
-            return kind.__str__(value) if kind is str else kind(value)
+    for plain_type in (int, float, str):
+        if isinstance(value, plain_type):  # A checkpoint cannot hold a subclass, such as a numpy number.
+            return plain_type.__str__(value) if plain_type is str else plain_type(value)
     if isinstance(value, os.PathLike):
         return str(Path(value))
     if isinstance(value, Sequence):
-        return [_plain(item) for item in value]
+        return [_to_plain_data(item) for item in value]
     return type(value).__name__

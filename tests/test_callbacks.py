@@ -1,10 +1,4 @@
-"""Callbacks that come with the package, each against the same thing by hand, resumed in the middle.
-
-Changed by hand, each alone, to see a test fail:
-- callbacks.py, EMA: not swapped back, moved at every micro-batch, no state; run.py, no states for a test: the tests of
-  averages.
-- ActivationStatistics: hooks that stay; Profile: written at the wrong update.
-"""
+"""Callbacks that come with the package, each against the same thing by hand, resumed in the middle."""
 
 import json
 from pathlib import Path

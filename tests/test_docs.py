@@ -1,14 +1,6 @@
 """The pages in docs: every program runs and prints what the page says, every fragment is Python, every link leads on.
 
-A block fenced as "python" is a whole program; a "text" block right after it is what it prints. "py" is a fragment.
-
-Changed by hand in the pages, each alone, to see a test fail:
-- a hook left out of the tables in hooks.md, or misspelt there: hooks_md_has_every_name.
-- a printed number: a_program_runs_and_prints_what_the_page_says.
-- an option misspelt in a fragment: options_that_a_page_gives; in a sentence: options_that_a_sentence_names.
-- in one loop of from_a_loop.md the learning rate, the sampler's seed, clipping after the step: the_loop_by_hand.
-- a link to a page that is not there; a page's only program fenced as "py"; a fragment with a parenthesis too few.
-"""
+A block fenced as "python" is a whole program; a "text" block right after it is what it prints. "py" is a fragment."""
 
 import ast
 import dataclasses

@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from helios_lite import DataModule, Model, Split
-from helios_lite.transfer import Transfer
+from helios_lite.runtime.transfer import DeviceMover
 
 pytestmark = [
     pytest.mark.gpu,
@@ -78,7 +78,7 @@ def test_nothing_waits_for_the_device_between_log_points(num_workers: int, preci
 
 
 def test_a_batch_arrives_whole_while_the_device_is_busy() -> None:
-    transfer = Transfer(torch.device("cuda", 0))
+    transfer = DeviceMover(torch.device("cuda", 0))
     busy = torch.randn(4000, 4000, device="cuda")
     for number in range(50):
         busy = (busy @ busy).tanh()  # A queue of work that the copies do not wait for.

@@ -11,8 +11,8 @@ import pytest
 
 import helios_lite
 from helios_lite import Callback, Trainer
-from helios_lite.checkpoint import plain
 from helios_lite.loggers import JsonlLogger
+from helios_lite.runtime.checkpoint_files import to_serializable
 
 FIELDS = {field.name for field in dataclasses.fields(Trainer)}
 
@@ -241,7 +241,7 @@ def test_config_is_plain_data(name, value):
     config = trainer_with(name, value).config()
     assert config.keys() == FIELDS
     assert json.loads(json.dumps(config, allow_nan=False)) == config
-    plain(config)
+    to_serializable(config)
 
 
 def test_config_tells_objects_by_their_class_and_paths_as_text():
@@ -256,7 +256,7 @@ def test_config_tells_objects_by_their_class_and_paths_as_text():
 @pytest.mark.parametrize(("name", "value"), [("clip_norm", np.float64(0.5)), ("run_name", np.str_("run"))])
 def test_a_subclass_of_a_plain_type_becomes_plain_in_config(name, value):
     """A sweep over `np.logspace` hands over np.float64, which is a float, but no checkpoint may hold it."""
-    plain(trainer_with(name, value).config())
+    to_serializable(trainer_with(name, value).config())
 
 
 def test_the_public_names():

@@ -11,8 +11,9 @@ from helpers.compare import listing
 from helpers.models import content
 from helpers.processes import run_python
 
-from helios_lite import checkpoint
-from helios_lite.checkpoint import Checkpoints
+from helios_lite.engine.checkpoint_folder import CheckpointFolder
+from helios_lite.runtime import checkpoint_files
+from helios_lite.runtime.snapshot import CpuSnapshot
 
 CPU = torch.device("cpu")
 
@@ -22,16 +23,18 @@ CPU = torch.device("cpu")
 
 def opened(folder, save_name="net", mode="min", keep_last=1, keep_best=1, background=False):
     folder.mkdir(parents=True, exist_ok=True)
-    return Checkpoints(folder, save_name, mode=mode, keep_last=keep_last, keep_best=keep_best, background=background)
+    return CheckpointFolder(
+        folder, save_name, mode=mode, keep_last=keep_last, keep_best=keep_best, background=background
+    )
 
 
-def save(checkpoints, step, score=None, spare=None, improved=False, **more):
-    options = {"append_metadata": str, "score": score, "improved": improved, "spare": spare}
+def save(checkpoints, step, score=None, protect=None, improved=False, **more):
+    options = {"append_metadata": str, "score": score, "improved": improved, "protect": protect}
     return checkpoints.save(content(step) | more, epoch=step // 10, step=step, **options)
 
 
 def steps(folder, save_name="net"):
-    return sorted(checkpoint.load(path)["step"] for path in checkpoint.find(folder, save_name))
+    return sorted(checkpoint_files.read_file(path)["step"] for path in checkpoint_files.find(folder, save_name))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +123,7 @@ def test_the_file_resumed_from_stays_however_its_path_is_spelled(tmp_path, spell
     checkpoints = opened(tmp_path / "run", keep_best=0)
     spare = spelled(save(checkpoints, 1))
     for step in (2, 3):
-        save(checkpoints, step, spare=spare)
+        save(checkpoints, step, protect=spare)
     assert steps(tmp_path / "run") == [1, 3]
 
 
@@ -238,15 +241,15 @@ def test_when_every_file_is_damaged_there_is_nothing_to_load(tmp_path):
 def test_one_process_at_a_time_has_the_folder(tmp_path):
     program = """
 import pathlib, sys
-from helios_lite.checkpoint import Checkpoints
-checkpoints = Checkpoints(pathlib.Path(sys.argv[1]), "net", mode="min", keep_last=1, keep_best=1, background=False)
+from helios_lite.engine.checkpoint_folder import CheckpointFolder
+checkpoints = CheckpointFolder(pathlib.Path(sys.argv[1]), "net", mode="min", keep_last=1, keep_best=1, background=False)
 try:
-    with checkpoints.opened():
+    with checkpoints.locked():
         print("opened")
 except RuntimeError as error:
     print(error)
 """
-    with opened(tmp_path).opened():
+    with opened(tmp_path).locked():
         assert run_python(program, tmp_path).stdout == f"{tmp_path}: process {os.getpid()} is running here\n"
     assert run_python(program, tmp_path).stdout == "opened\n"
 
@@ -255,7 +258,7 @@ def test_opening_clears_away_half_written_files_and_nothing_else(tmp_path):
     save(opened(tmp_path), 1)
     before = listing(tmp_path)
     (tmp_path / ".net_epoch_0_iter_2.pth.123.tmp").write_bytes(b"half")
-    with opened(tmp_path).opened():
+    with opened(tmp_path).locked():
         assert steps(tmp_path) == [1]
     (tmp_path / ".lock").unlink()
     assert listing(tmp_path) == before
@@ -268,7 +271,7 @@ def test_a_snapshot_is_not_reached_by_later_changes(tmp_path):
     net, shared = torch.nn.BatchNorm1d(2), torch.ones(2)
     value = {"net": net.state_dict(), "list": [shared, (shared, {1, 2})], "step": 1}
     before = repr(value)
-    twin = checkpoint.Snapshots().take(value)
+    twin = CpuSnapshot().copy(value)
     with torch.no_grad():
         net.weight.add_(1)
         net.running_mean.add_(1)
@@ -277,7 +280,7 @@ def test_a_snapshot_is_not_reached_by_later_changes(tmp_path):
     assert repr(twin) == before != repr(value)
     assert twin["list"][0] is twin["list"][1][0]
     assert twin["net"]._metadata == net.state_dict()._metadata
-    checkpoint.plain(twin)
+    checkpoint_files.to_serializable(twin)
 
 
 def test_the_background_keeps_the_same_files(tmp_path):
@@ -290,9 +293,9 @@ def test_the_background_keeps_the_same_files(tmp_path):
 
 def test_the_end_of_a_run_waits_for_the_background(tmp_path):
     checkpoints = opened(tmp_path, background=True)
-    with checkpoints.opened():
+    with checkpoints.locked():
         path = save(checkpoints, 1, weights=torch.zeros(1_000_000))
-    assert checkpoint.load(path)["step"] == 1
+    assert checkpoint_files.read_file(path)["step"] == 1
 
 
 # Writing that fails.
@@ -300,14 +303,16 @@ def test_the_end_of_a_run_waits_for_the_background(tmp_path):
 
 FULL_DISK = """
 import pathlib, resource, signal, sys, torch
-from helios_lite import checkpoint
+from helios_lite.engine.checkpoint_folder import CheckpointFolder
+from helios_lite.runtime import checkpoint_files
+from helios_lite.runtime.snapshot import CpuSnapshot
 
 def content(step, size):
-    return {"format": checkpoint.FORMAT, "step": step, "model": torch.zeros(size)}
+    return {"format": checkpoint_files.FORMAT_VERSION, "step": step, "model": torch.zeros(size)}
 
 def save(step, size, score):
     checkpoints.save(content(step, size), epoch=0, step=step, append_metadata=str, score=score, improved=False,
-        spare=None)
+        protect=None)
     checkpoints.join()
 
 def listing():
@@ -321,14 +326,14 @@ def fails(write, *arguments):
         print(isinstance(error, OSError), listing() == before)
 
 folder = pathlib.Path(sys.argv[1])
-checkpoints = checkpoint.Checkpoints(
+checkpoints = CheckpointFolder(
     folder, "net", mode="min", keep_last=1, keep_best=1, background=sys.argv[2] == "background"
 )
 save(1, 10, 0.5)
 save(2, 10, 0.9)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-fails(checkpoint.save, content(3, 100_000), folder / "net_epoch_0_iter_2.pth")
+fails(checkpoint_files.write_file, content(3, 100_000), folder / "net_epoch_0_iter_2.pth")
 fails(save, 3, 100_000, 0.1)
 print(checkpoints.best().name)
 save(4, 10, 0.7)

@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from helios_lite import DataModule, FitResult, Model, Split, Trainer, TrainingState
-from helios_lite.console import RunLog, result_table, sparkline
+from helios_lite.engine.console import RunLog, result_table, sparkline
 
 COLUMNS = 80
 logger = logging.getLogger("helios_lite")

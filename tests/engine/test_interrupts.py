@@ -1,13 +1,4 @@
-"""Signals, kills and full disks: real ones. Nothing that was saved is lost, and the run goes on to the same end.
-
-Changed by hand, each alone, to see a test fail:
-- checkpoint.py, testzip(): pass_over[flipped]; weights_only=False: pass_over[malicious].
-- checkpoint.py, writing in place instead of beside: kill_in_the_middle_of_a_save.
-- checkpoint.py, no snapshot: the_file_is_the_moment_of_the_save; no raise in join: surfaces.
-- checkpoint.py, flock for lockf, or no lock: a_second_run_in_the_folder.
-- data.py, SIGINT not ignored in loading processes: a_loading_process_ignores_ctrl_c.
-- trainer.py, no reason "interrupted": a_signal_finishes; interrupts.py, handlers not put back: a_signal_finishes.
-"""
+"""Signals, kills and full disks: real ones. Nothing that was saved is lost, and the run goes on to the same end."""
 
 import os
 import signal
@@ -26,7 +17,9 @@ from helpers.models import Tiny, data, quiet
 from helpers.processes import DEADLINE, TESTS, end, finish, killed_and_finished, start, wait_for_step
 from torch.utils.data import Dataset
 
-from helios_lite import Callback, DataModule, Split, checkpoint
+from helios_lite import Callback, DataModule, Split
+from helios_lite.engine.checkpoint_folder import CheckpointFolder
+from helios_lite.runtime import checkpoint_files
 
 
 class Signal(Callback):
@@ -189,7 +182,7 @@ def test_sigterm_ends_with_status_143_after_saving(tmp_path: Path, whole: dict[s
 
 def require_checkpoint_of_newest_step(root: Path) -> None:
     """The newest file holds the last batch that was trained on."""
-    content = checkpoint.load(checkpoint.find(root / "rich/checkpoints", "rich")[0])
+    content = checkpoint_files.read_file(checkpoint_files.find(root / "rich/checkpoints", "rich")[0])
     assert content["state"]["batch"] == len((root / "indices").read_text().splitlines())
 
 
@@ -202,7 +195,7 @@ def test_a_kill_in_the_middle_of_a_save_loses_nothing(tmp_path: Path, whole: dic
         assert time.monotonic() < deadline
     end(process, signal.SIGKILL)
     assert torn[0].exists()
-    assert checkpoint.find(folder, "rich"), "an earlier checkpoint is there"
+    assert checkpoint_files.find(folder, "rich"), "an earlier checkpoint is there"
     finish(tmp_path)
     assert not torn[0].exists()
     assert same(resumable.outcome(tmp_path), whole)
@@ -236,7 +229,9 @@ def test_a_full_disk_is_an_error_that_leaves_the_last_checkpoint_good(tmp_path: 
     assert done.returncode == 1
     assert "OSError: [Errno 27]" in done.stderr
     folder = tmp_path / "rich/checkpoints"
-    good = [path for path in checkpoint.find(folder, "rich") if checkpoint.load(path)["state"]["step"] == 2]
+    good = [
+        path for path in checkpoint_files.find(folder, "rich") if checkpoint_files.read_file(path)["state"]["step"] == 2
+    ]
     assert len(good) == 1
     assert list(folder.glob(".*.tmp")) == []
     resumable.trainer(tmp_path).fit(resumable.Rich(tmp_path / "indices"), resumable.data())
@@ -271,17 +266,17 @@ def test_fit_and_test_pass_over_a_bad_file_with_a_warning_that_names_it(
     trained = quiet(max_steps=2, root=tmp_path, keep_last=-1, save_every_steps=1)
     trained.fit(Tiny(), data())
     folder = tmp_path / "tiny/checkpoints"
-    newest, older = checkpoint.find(folder, "tiny")
+    newest, older = checkpoint_files.find(folder, "tiny")
     content = newest.read_bytes()
     if damage == "truncated":
         newest.write_bytes(content[: len(content) // 2])
     elif damage == "flipped":
-        place = content.index(checkpoint.load(newest)["model"]["net"]["0.weight"].numpy().tobytes())
+        place = content.index(checkpoint_files.read_file(newest)["model"]["net"]["0.weight"].numpy().tobytes())
         newest.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
     elif damage == "foreign":
         torch.save({"weights": torch.zeros(3)}, newest)
     elif damage == "newer":
-        torch.save({"format": checkpoint.FORMAT + 1, "version": "9.0"}, newest)
+        torch.save({"format": checkpoint_files.FORMAT_VERSION + 1, "version": "9.0"}, newest)
     else:
         torch.save({"format": Malicious(str(tmp_path / "owned"))}, newest)
     for call in (lambda: trained.test(Tiny(), data()), lambda: quiet(max_steps=3, root=tmp_path).fit(Tiny(), data())):
@@ -307,7 +302,7 @@ class Malicious:
 def test_a_bad_file_that_was_asked_for_by_path_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "bad.pth"
     path.write_bytes(b"no checkpoint")
-    with pytest.raises(checkpoint.CheckpointError, match=r"bad\.pth"):
+    with pytest.raises(checkpoint_files.CheckpointError, match=r"bad\.pth"):
         quiet(max_epochs=1, resume=path).fit(Tiny(), data())
 
 
@@ -317,17 +312,17 @@ def test_a_bad_file_that_was_asked_for_by_path_is_an_error(tmp_path: Path) -> No
 def test_the_file_is_the_moment_of_the_save_even_if_the_weights_change_at_once(tmp_path: Path) -> None:
     def saved(background: bool) -> dict[str, Any]:
         content: dict[str, Any] = {"format": 1, "w": torch.zeros(2_000_000), "n": [torch.ones(2)], "o": {"a": 1}}
-        folder = checkpoint.Checkpoints(
+        folder = CheckpointFolder(
             tmp_path / str(background), "m", mode="min", keep_last=1, keep_best=1, background=background
         )
         folder.folder.mkdir()
-        path = folder.save(content, epoch=0, step=0, append_metadata=str, score=None, improved=False, spare=None)
+        path = folder.save(content, epoch=0, step=0, append_metadata=str, score=None, improved=False, protect=None)
         content["w"].fill_(7)
         content["n"][0].fill_(7)
         content["n"].append(1)
         content["o"]["a"] = 2
         folder.join()
-        return checkpoint.load(path)
+        return checkpoint_files.read_file(path)
 
     assert same(saved(True), saved(False))
 

@@ -22,8 +22,8 @@ from torch.utils.data import (
 )
 
 from helios_lite import Split
-from helios_lite.data import make_loader
-from helios_lite.distributed import World
+from helios_lite.engine.loaders import make_loader
+from helios_lite.runtime.distributed import World
 
 META = torch.device("meta")
 
@@ -272,11 +272,13 @@ def test_a_share_is_the_part_of_the_samples_of_the_window(window):
         [torch.ones(n) for n in (3, 4, 1)],
     ):
         batches = epoch(source, window=window)
-        ends = [i for i, batch in enumerate(batches, start=1) if batch.closes]
+        ends = [i for i, batch in enumerate(batches, start=1) if batch.completes_update]
         assert ends == sorted({*range(window, len(batches), window), len(batches)})
         for low, high in itertools.pairwise([0, *ends]):
             total = sum(batch.size for batch in batches[low:high])
-            assert [batch.share for batch in batches[low:high]] == [batch.size / total for batch in batches[low:high]]
+            assert [batch.loss_weight for batch in batches[low:high]] == [
+                batch.size / total for batch in batches[low:high]
+            ]
 
 
 def test_a_window_of_a_foreign_loader_knows_its_shares_and_its_end():

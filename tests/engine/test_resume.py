@@ -1,19 +1,10 @@
-"""Resumed equals uninterrupted, bit for bit, wherever a run is cut.
+"""Resumed equals uninterrupted, bit for bit, wherever a run is cut."""
 
-Removed by hand, each alone, to see a test fail (the first that did is named; "any cut" is
-test_a_run_cut_after_any_update_...):
-- trainer.py, rng.restore(...) in train_epoch: any cut, dropout differs.
-- trainer.py, samples=state.epoch_samples: any cut, batches differ.
-- trainer.py, self.metrics.load_state_dict(...): any cut between two rows of metrics.
-- trainer.py, callbacks[name].load_state_dict(...), self.best_metrics, self.history = ..., latest.update(...): any cut.
-- trainer.py, self.kept_rows = metrics["rows"]: a_crash_between_checkpoints, rows are doubled.
-- data.py, rng.isolated(...) around _fetch; seed_cpu(...) for a sample; numpy in rng.seed_cpu: the_number_of_workers.
-- stopping.py, validated_step: test_trainer.py, validation_..._never_twice_at_a_step.
-- run.py, rng.isolated(...), module.training = training, no_grad (to inference_mode): test_trainer.py, P7's tests.
-"""
-
+import json
 import random
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +12,8 @@ import numpy
 import pytest
 import torch
 from helpers import resumable
-from helpers.compare import same
+from helpers.compare import close, same, saved, timeless
+from helpers.models import Tiny, data, quiet
 from torch.utils.data import TensorDataset
 
 from helios_lite import Callback, DataModule, Split
@@ -203,7 +195,7 @@ def test_callbacks_and_rows_of_a_killed_run_are_not_doubled(tmp_path: Path, unin
 def test_generators_are_untouched_by_reading_data_in_the_training_process(tmp_path: Path) -> None:
     """With num_workers=0 the dataset draws in this process, which must not be seen by dropout."""
     before = torch.get_rng_state()
-    from helios_lite.data import make_loader
+    from helios_lite.engine.loaders import make_loader
 
     for _ in make_loader(resumable.data().train, "train", 0).epoch(0).batches:
         pass
@@ -328,3 +320,57 @@ def test_a_restored_loader_is_not_restored_again_for_the_next_split(tmp_path: Pa
         trainer.fit(resumable.Rich(tmp_path / "indices"), datamodule)
     batches = resumable.read_batches(tmp_path)
     assert [batches[i] for i in range(9)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]] * 3
+
+
+# Run folders that an earlier version has written: each stopped in the middle of an epoch, and as it ends uninterrupted.
+
+STORED = Path(__file__).parents[1] / "data/format_1"
+
+
+def in_order(value: Any) -> Any:
+    """The same with the keys of dicts sorted: their order in a file is no promise."""
+    if isinstance(value, dict):
+        return {key: in_order(value[key]) for key in sorted(value, key=str)}
+    return [in_order(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+@pytest.fixture(scope="module")
+def compare(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any, Any], bool]:
+    """Bit for bit, if this machine computes the bits of the one that wrote the folders; some CPUs round otherwise."""
+    root = tmp_path_factory.mktemp("fresh")
+    resumable.trainer(root).fit(resumable.Rich(root / "indices"), resumable.data())
+    fresh, stored = in_order(resumable.outcome(root)), in_order(resumable.outcome(STORED / "one_whole"))
+    function = same if same(fresh, stored) else close
+    return lambda a, b: function(in_order(a), in_order(b))
+
+
+def test_a_run_folder_of_format_1_resumes_to_the_same_end(tmp_path: Path, compare: Callable[[Any, Any], bool]) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(STORED / "one_stopped", root)
+    resumable.trainer(root).fit(resumable.Rich(root / "indices"), resumable.data())
+    assert compare(resumable.outcome(root), resumable.outcome(STORED / "one_whole"))
+
+
+def test_a_run_folder_of_two_processes_of_format_1_resumes_to_the_same_end(
+    tmp_path: Path, compare: Callable[[Any, Any], bool]
+) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(STORED / "two_stopped", root)
+    options: dict[str, Any] = {"devices": 2, "accelerator": "cpu", "max_steps": 9, "log_every_steps": 3}
+    quiet(root=root, **options).fit(Tiny(), data(train=23, batch_size=2))
+    parts = ("state", "model", "rng", "data", "callbacks", "metrics")
+    assert compare(saved(root / "tiny", *parts), saved(STORED / "two_whole/tiny", *parts))
+    rows = [(path / "tiny/metrics.jsonl").read_text().splitlines() for path in (root, STORED / "two_whole")]
+    assert compare(*(timeless([json.loads(row) for row in each]) for each in rows))
+
+
+def test_the_best_checkpoint_of_a_run_folder_of_format_1_is_found_and_loaded(tmp_path: Path) -> None:
+    root = tmp_path / "run"
+    shutil.copytree(STORED / "one_stopped", root)
+    datamodule = resumable.data()
+    datamodule.test = datamodule.valid
+    model = resumable.Rich(root / "indices")
+    quiet(root=root, max_epochs=1).test(model, datamodule, checkpoint="best")
+    best = next((root / "rich/checkpoints").glob("rich_epoch_0_iter_2*"))
+    content = torch.load(best, weights_only=True)
+    assert all(same(net.state_dict(), content["model"][f"nets.{i}"]) for i, net in enumerate(model.nets))

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from helpers.models import Indices, Tiny, data, quiet
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from helios_lite import Callback, DataModule, Model, Split, Trainer, rng
+from helios_lite import Callback, DataModule, Model, Split, Trainer
+from helios_lite.runtime import rng
 
 
 class Scripted(Tiny):
@@ -64,7 +66,7 @@ def test_weights_equal_those_of_a_loop_written_by_hand_bit_for_bit() -> None:
 
 def test_shuffled_weights_equal_those_of_a_loop_written_by_hand_bit_for_bit() -> None:
     def shuffled(epoch: int) -> Any:
-        order = torch.randperm(10, generator=torch.Generator().manual_seed(rng.derive(3, epoch))).tolist()
+        order = torch.randperm(10, generator=torch.Generator().manual_seed(rng.derive_seed(3, epoch))).tolist()
         return DataLoader(Indices(10), batch_sampler=[order[:4], order[4:8], order[8:]], generator=torch.Generator())
 
     model = Tiny()
@@ -118,7 +120,7 @@ def test_a_buffer_first_made_in_validation_serves_training() -> None:
             self.cache = torch.ones(3)
 
         def train_step(self, batch: Any, state: Any) -> None:
-            super().train_step((batch[0], batch[1] * self.cache), state)
+            super().train_step((batch[0], batch[1].requires_grad_() * self.cache), state)  # Which saves the cache.
 
     quiet(max_epochs=1).fit(Caching(), data())
 
@@ -568,3 +570,17 @@ def test_a_model_with_buffers_of_a_tensor_dataset_trains_in_bf16() -> None:
         model, DataModule(Split(TensorDataset(torch.rand(8, 3)), batch_size=4))
     )
     assert model.net[0].weight.dtype == torch.float32
+
+
+def test_two_frames_stand_between_the_launcher_and_a_step() -> None:
+    """A traceback of a user's step is short: what starts the task, `run`, and the loop over the batches."""
+    names: list[str] = []
+
+    class Looking(Tiny):
+        def train_step(self, batch: Any, state: Any) -> None:
+            names[:] = [frame.name for frame in traceback.extract_stack()]
+            super().train_step(batch, state)
+
+    quiet(max_steps=1).fit(Looking(), data())
+    launcher = ["fit", "_run", "run_task"]
+    assert names[names.index("fit") :] == [*launcher, "run", "run_batches", "train_step"]

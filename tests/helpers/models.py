@@ -7,8 +7,8 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from helios_lite import DataModule, Model, Split, Trainer
-from helios_lite.checkpoint import FORMAT
 from helios_lite.hooks import Hooks
+from helios_lite.runtime.checkpoint_files import FORMAT_VERSION
 
 HOOKS = [name for name in vars(Hooks) if not name.startswith("_")]
 
@@ -110,4 +110,9 @@ def quiet(**options: Any) -> Trainer:
 
 def content(step: int = 0) -> dict[str, Any]:
     """The content of a small checkpoint file."""
-    return {"format": FORMAT, "version": "1.2.3", "step": step, "model": {"weight": torch.full((3,), float(step))}}
+    return {
+        "format": FORMAT_VERSION,
+        "version": "1.2.3",
+        "step": step,
+        "model": {"weight": torch.full((3,), float(step))},
+    }

@@ -41,16 +41,8 @@ def run_python(program: str, *arguments: object) -> subprocess.CompletedProcess[
 
 def start(root: Path, *options: str, pace: float = 0.05, ballast: int = BALLAST) -> subprocess.Popen[str]:
     """Start a training in a process (and a session) of its own."""
-    command = [
-        sys.executable,
-        str(TESTS / "longrun.py"),
-        str(root),
-        "--pace",
-        str(pace),
-        "--ballast",
-        str(ballast),
-        *options,
-    ]
+    command = [sys.executable, str(TESTS / "longrun.py"), str(root), *options]
+    command += ["--pace", str(pace), "--ballast", str(ballast)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 

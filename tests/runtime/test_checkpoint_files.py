@@ -15,8 +15,9 @@ from helpers.compare import listing
 from helpers.models import content
 from helpers.processes import run_python
 
-from helios_lite import checkpoint
-from helios_lite.checkpoint import FORMAT, CheckpointError
+from helios_lite.runtime import checkpoint_files
+from helios_lite.runtime.checkpoint_files import FORMAT_VERSION, CheckpointError
+from helios_lite.runtime.snapshot import CpuSnapshot
 
 CPU = torch.device("cpu")
 
@@ -29,7 +30,7 @@ def name_of(stem):
 
 
 def test_metadata_with_a_slash_gives_one_flat_name():
-    name = checkpoint.file_name("net", 3, 120, lambda stem: stem + "_val/acc=0.9")
+    name = checkpoint_files.file_name("net", 3, 120, lambda stem: stem + "_val/acc=0.9")
     assert name == "net_epoch_3_iter_120_val-acc=0.9.pth"
 
 
@@ -52,34 +53,34 @@ def test_metadata_with_a_slash_gives_one_flat_name():
     ids=lambda metadata: repr(metadata[:20]),
 )
 def test_whatever_its_name_and_metadata_a_file_is_found_by_its_own_counters(tmp_path, save_name, metadata):
-    name = checkpoint.file_name(save_name, 2, 7, lambda stem: stem + metadata)
-    newer = checkpoint.file_name(save_name, 2, 8, name_of)
+    name = checkpoint_files.file_name(save_name, 2, 7, lambda stem: stem + metadata)
+    newer = checkpoint_files.file_name(save_name, 2, 8, name_of)
     assert os.path.basename(name) == name
     assert len(name.encode()) <= 255
     for each in (name, newer):
         (tmp_path / each).touch()
-    assert checkpoint.find(tmp_path, save_name) == [tmp_path / newer, tmp_path / name]
+    assert checkpoint_files.find(tmp_path, save_name) == [tmp_path / newer, tmp_path / name]
 
 
 @pytest.mark.parametrize("returned", ["", "best", "best_net_epoch_1_iter_2", "net_epoch_1_iter_", None])
 def test_metadata_that_is_not_appended_is_an_error(returned):
     with pytest.raises(ValueError, match=r"net_epoch_1_iter_2.*append"):
-        checkpoint.file_name("net", 1, 2, lambda stem: returned)
+        checkpoint_files.file_name("net", 1, 2, lambda stem: returned)
 
 
 def test_the_newest_is_that_of_the_highest_step_then_epoch_as_numbers(tmp_path):
     newest_first = [(1, 100), (10, 20), (9, 20), (2, 10), (1, 10), (10, 9)]
     for epoch, step in random.Random(0).sample(newest_first, len(newest_first)):
-        (tmp_path / checkpoint.file_name("net", epoch, step, name_of)).touch()
-    names = [path.name for path in checkpoint.find(tmp_path, "net")]
+        (tmp_path / checkpoint_files.file_name("net", epoch, step, name_of)).touch()
+    names = [path.name for path in checkpoint_files.find(tmp_path, "net")]
     assert names == [f"net_epoch_{epoch}_iter_{step}.pth" for epoch, step in newest_first]
 
 
 def test_models_whose_names_begin_alike_have_their_own_files(tmp_path):
     for save_name in ("net", "net_big", "net_epoch_1_iter_2", "my_net"):
-        (tmp_path / checkpoint.file_name(save_name, 3, 4, name_of)).touch()
+        (tmp_path / checkpoint_files.file_name(save_name, 3, 4, name_of)).touch()
     for save_name in ("net", "net_big", "net_epoch_1_iter_2", "my_net"):
-        assert [path.name for path in checkpoint.find(tmp_path, save_name)] == [f"{save_name}_epoch_3_iter_4.pth"]
+        assert [path.name for path in checkpoint_files.find(tmp_path, save_name)] == [f"{save_name}_epoch_3_iter_4.pth"]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,7 @@ def test_models_whose_names_begin_alike_have_their_own_files(tmp_path):
 )
 def test_foreign_files_are_not_found(tmp_path, name):
     (tmp_path / name).touch()
-    assert checkpoint.find(tmp_path, "net") == []
+    assert checkpoint_files.find(tmp_path, "net") == []
 
 
 # What a file holds.
@@ -132,8 +133,8 @@ PLAIN = [
 
 @pytest.mark.parametrize("value", PLAIN, ids=lambda value: f"{type(value).__name__}-{str(value)[:15]}")
 def test_plain_values_and_tensors_come_back_as_they_were(tmp_path, value):
-    checkpoint.save({"format": FORMAT, "value": value}, tmp_path / "file.pth")
-    back = checkpoint.load(tmp_path / "file.pth")["value"]
+    checkpoint_files.write_file({"format": FORMAT_VERSION, "value": value}, tmp_path / "file.pth")
+    back = checkpoint_files.read_file(tmp_path / "file.pth")["value"]
     assert type(back) is type(value)
     assert repr(back) == repr(value)
 
@@ -160,11 +161,11 @@ def with_attribute(value):
 def test_what_is_not_refused_when_saving_can_be_loaded(tmp_path, value):
     """Each is of a plain type, yet `torch.save` writes it as something that `weights_only=True` does not read."""
     try:
-        checkpoint.save({"format": FORMAT, "value": value}, tmp_path / "file.pth")
+        checkpoint_files.write_file({"format": FORMAT_VERSION, "value": value}, tmp_path / "file.pth")
     except TypeError:
         assert listing(tmp_path) == {}
     else:
-        assert checkpoint.load(tmp_path / "file.pth")["value"] == value
+        assert checkpoint_files.read_file(tmp_path / "file.pth")["value"] == value
 
 
 class Level(enum.IntEnum):
@@ -196,7 +197,7 @@ class MyTensor(torch.Tensor):
 )
 def test_what_is_not_plain_is_refused_and_the_message_names_where_it_is(value, where, kind):
     with pytest.raises(TypeError) as caught:
-        checkpoint.plain(value)
+        checkpoint_files.to_serializable(value)
     assert str(caught.value).startswith(f"{where} is a ")
     assert f"{kind}:" in str(caught.value)
 
@@ -217,12 +218,12 @@ def test_states_of_modules_optimizers_and_schedulers_are_plain(tmp_path, make_sc
     net(torch.randn(4, 2)).sum().backward()
     optimizer.step()
     states = [part.state_dict() for part in (net, optimizer, scheduler)]
-    checkpoint.save({"format": FORMAT, "states": states}, tmp_path / "file.pth")
-    assert repr(checkpoint.load(tmp_path / "file.pth")["states"]) == repr(states)
+    checkpoint_files.write_file({"format": FORMAT_VERSION, "states": states}, tmp_path / "file.pth")
+    assert repr(checkpoint_files.read_file(tmp_path / "file.pth")["states"]) == repr(states)
 
 
 def test_a_program_without_helios_lite_reads_the_file(tmp_path):
-    checkpoint.save({**content(7), "plain": PLAIN}, tmp_path / "file.pth")
+    checkpoint_files.write_file({**content(7), "plain": PLAIN}, tmp_path / "file.pth")
     program = """
 import sys, torch
 content = torch.load(sys.argv[1], weights_only=True)
@@ -238,25 +239,25 @@ print(content["step"], content["model"]["weight"].tolist(), len(content["plain"]
 
 def test_a_file_truncated_anywhere_is_refused(tmp_path):
     path = tmp_path / "file.pth"
-    checkpoint.save(content(), path)
+    checkpoint_files.write_file(content(), path)
     whole = path.read_bytes()
     for length in {*range(30), *range(0, len(whole), len(whole) // 50), len(whole) - 1}:
         path.write_bytes(whole[:length])
         with pytest.raises(CheckpointError, match=r"file\.pth: it is damaged"):
-            checkpoint.load(path)
+            checkpoint_files.read_file(path)
 
 
 def test_a_flipped_bit_is_noticed(tmp_path):
     """torch.load alone would give other weights."""
     path = tmp_path / "file.pth"
-    checkpoint.save(content(7), path)
+    checkpoint_files.write_file(content(7), path)
     weights = content(7)["model"]["weight"].numpy().tobytes()
     flipped = bytes([weights[0] ^ 1]) + weights[1:]
     assert path.read_bytes().count(weights) == 1
     path.write_bytes(path.read_bytes().replace(weights, flipped))
     assert torch.load(path, weights_only=True)["step"] == 7
     with pytest.raises(CheckpointError, match=r"file\.pth: it is damaged"):
-        checkpoint.load(path)
+        checkpoint_files.read_file(path)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +267,7 @@ def test_a_flipped_bit_is_noticed(tmp_path):
 def test_garbage_is_refused(tmp_path, garbage):
     (tmp_path / "file.pth").write_bytes(garbage)
     with pytest.raises(CheckpointError, match=r"file\.pth"):
-        checkpoint.load(tmp_path / "file.pth")
+        checkpoint_files.read_file(tmp_path / "file.pth")
 
 
 class Malicious:
@@ -285,7 +286,7 @@ def test_code_in_a_file_is_never_run(tmp_path, zipped):
     victim, path = tmp_path / "victim", tmp_path / "file.pth"
     torch.save({**content(), "extra": Malicious(victim)}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(CheckpointError, match=r"file\.pth"):
-        checkpoint.load(path)
+        checkpoint_files.read_file(path)
     assert not victim.exists()
     torch.load(path, weights_only=False)["extra"].close()
     assert victim.exists()
@@ -294,29 +295,31 @@ def test_code_in_a_file_is_never_run(tmp_path, zipped):
 @pytest.mark.parametrize("foreign", [{"state_dict": {}}, {"format": "1"}, [1], torch.ones(1)], ids=str)
 def test_another_programs_file_is_refused(tmp_path, foreign):
     torch.save(foreign, tmp_path / "file.pth")
-    with pytest.raises(CheckpointError, match=r"file\.pth: it is no helios_lite checkpoint"):
-        checkpoint.load(tmp_path / "file.pth")
+    with pytest.raises(CheckpointError, match=r"file\.pth: is not a helios_lite checkpoint"):
+        checkpoint_files.read_file(tmp_path / "file.pth")
 
 
 def test_a_newer_format_is_refused_with_both_formats_and_the_writer(tmp_path):
-    checkpoint.save({"format": FORMAT + 1, "version": "9.8"}, tmp_path / "file.pth")
-    with pytest.raises(CheckpointError, match=rf"file\.pth: helios_lite 9\.8 .* {FORMAT + 1}; .* up to {FORMAT}$"):
-        checkpoint.load(tmp_path / "file.pth")
+    checkpoint_files.write_file({"format": FORMAT_VERSION + 1, "version": "9.8"}, tmp_path / "file.pth")
+    with pytest.raises(
+        CheckpointError, match=rf"file\.pth: helios_lite 9\.8 .* {FORMAT_VERSION + 1}; .* up to {FORMAT_VERSION}$"
+    ):
+        checkpoint_files.read_file(tmp_path / "file.pth")
 
 
 def test_a_missing_file_is_no_damaged_one(tmp_path):
     with pytest.raises(FileNotFoundError):
-        checkpoint.load(tmp_path / "file.pth")
+        checkpoint_files.read_file(tmp_path / "file.pth")
 
 
 # Writing that fails.
 
 
 def test_a_save_of_what_is_not_plain_leaves_everything_as_it_was(tmp_path):
-    checkpoint.save(content(1), tmp_path / "file.pth")
+    checkpoint_files.write_file(content(1), tmp_path / "file.pth")
     before = listing(tmp_path)
     with pytest.raises(TypeError, match=r"checkpoint\['extra'\]"):
-        checkpoint.save({**content(2), "extra": Custom()}, tmp_path / "file.pth")
+        checkpoint_files.write_file({**content(2), "extra": Custom()}, tmp_path / "file.pth")
     assert listing(tmp_path) == before
 
 
@@ -324,16 +327,16 @@ def test_a_save_of_what_is_not_plain_leaves_everything_as_it_was(tmp_path):
 
 
 def test_the_memory_of_a_snapshot_serves_for_the_next_one_and_holds_its_values():
-    snapshots = checkpoint.Snapshots()
+    snapshots = CpuSnapshot()
     value = {"a": torch.arange(3), "b": [torch.ones(2, 2).t(), torch.zeros(0)]}
-    first = snapshots.take(value)
+    first = snapshots.copy(value)
     place = first["a"].data_ptr()
     value["a"] += 1
     value["b"][0].mul_(5)
-    second = snapshots.take(value)
+    second = snapshots.copy(value)
     assert second["a"].data_ptr() == place
     assert second["a"].tolist() == [1, 2, 3]
     assert second["b"][0].tolist() == [[5, 5], [5, 5]]
-    third = snapshots.take({"a": torch.ones(7), "b": torch.arange(3)})
+    third = snapshots.copy({"a": torch.ones(7), "b": torch.arange(3)})
     assert third["a"].tolist() == [1] * 7
     assert third["b"].tolist() == [0, 1, 2]

@@ -1,5 +1,7 @@
 """Several real gloo processes: the same program, the same result, no hangs."""
 
+import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,9 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from helios_lite import DataModule, Split
-from helios_lite.distributed import World, join_world, unwrapped
-from helios_lite.launch import launch
+from helios_lite.runtime.distributed import World, join_world
+from helios_lite.runtime.launch import launch
+from helios_lite.runtime.parallel import unwrap_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -299,7 +302,7 @@ class Steep(Plain):
 
     def setup(self, fast_init: bool = False) -> None:
         super().setup(fast_init)
-        unwrapped(self.net)[0].register_forward_hook(self.spoil)
+        unwrap_model(self.net)[0].register_forward_hook(self.spoil)
 
     def spoil(self, module: nn.Module, arguments: Any, output: torch.Tensor) -> None:
         if len(self.states) == 2 and self.global_rank == 1:
@@ -446,3 +449,44 @@ def test_checkpoints_of_every_strategy_go_on_under_every_strategy(root: Path, re
         quiet(max_steps=9, root=root / f"{source}-to-one", resume=path).fit(model, data(22, batch_size=4))
         assert close(weights(model), uninterrupted), source
         assert Plain.load_from_checkpoint(path, weighted=True).net[0].weight.shape == (8, 3)
+
+
+# What only rank 0 does.
+
+
+class Noting:
+    """A logger that notes every call in a file of its process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def note(self, call: str) -> None:
+        with (self.folder / f"{os.getpid()}").open("a") as file:
+            file.write(f"{call}\n")
+
+    def log_config(self, config: Any) -> None:
+        self.note("log_config")
+
+    def log_metrics(self, metrics: Any, step: int) -> None:
+        self.note("log_metrics")
+
+    def close(self) -> None:
+        self.note("close")
+
+
+@scenario(ranks=2)
+def loggers_of_two_ranks(root: Path, world: World) -> list[tuple[int, list[str]]]:
+    """The calls of each rank's logger: in a whole run, and in one that fails before it has begun."""
+    folder = root / "noted"
+    folder.mkdir(exist_ok=True)
+    quiet(max_epochs=1, loggers=[Noting(folder)]).fit(Plain(), data())
+    with contextlib.suppress(ValueError):
+        quiet(max_epochs=1, loggers=[Noting(folder)]).fit(Plain(), DataModule())
+    notes = folder / f"{os.getpid()}"
+    return world.gather((world.rank, notes.read_text().splitlines() if notes.exists() else []))
+
+
+def test_loggers_are_called_and_closed_on_rank_0_alone(result: Results) -> None:
+    (_, first), (_, second) = result(loggers_of_two_ranks, ranks=2)
+    assert first == ["log_config", "log_metrics", "log_metrics", "close", "close"]
+    assert second == []

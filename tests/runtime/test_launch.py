@@ -1,16 +1,4 @@
-"""Launching several real processes: what comes back, whatever happens to one of them; and nobody stays behind.
-
-Changed by hand, each alone, to see a test fail (all in launch.py unless said):
-- _work, raise instead of _leave: trouble[leave] waits for ever; no pause before it: trouble[die], trouble[vanish].
-- _first_error, without looking whether the first to fail left an exception: trouble[die], trouble[vanish].
-- watch, told ones only: trouble[vanish_as_if_done]; _follow, never: parent_was_killed.
-- _attempt, the caller's own children not spared, or nobody told: sigterm[terminate_parent].
-- launch, no end after a signal that came before the processes could handle it: while_processes_are_starting.
-- launch, one attempt only: starts_all_again; with elastic's own restarts instead, that one fails now and then.
-- sending the arguments by torch.multiprocessing: its_own_copy; require_picklable, no `seen`: cannot_be_sent.
-- trainer.py, weights not loaded: final_weights_come_back. launch.py, `first` called before `_write`: cannot_be_sent.
-- distributed.py, one store for all attempts: torchrun_on_one_machine (now and then).
-"""
+"""Launching several real processes: what comes back, whatever happens to one of them; and nobody stays behind."""
 
 import json
 import multiprocessing

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from helios_lite.checkpoint import plain
-from helios_lite.metrics import Metrics
+from helios_lite.runtime.checkpoint_files import to_serializable
+from helios_lite.runtime.metrics import MetricAccumulator
 
 REDUCES = ["mean", "sum", "min", "max", "last", "std"]
 SIZES = [1, 2, 100, 3000]
@@ -24,9 +24,9 @@ def some(n):
 
 
 def logged(values, counts, reduce="mean", metrics=None, start=0):
-    metrics = Metrics(torch.device("cpu")) if metrics is None else metrics
-    for metrics.step, (value, count) in enumerate(zip(values, counts, strict=True), start=start):
-        metrics.add("m", value, count, reduce)
+    metrics = MetricAccumulator(torch.device("cpu")) if metrics is None else metrics
+    for step, (value, count) in enumerate(zip(values, counts, strict=True), start=start):
+        metrics.update("m", value, count, reduce, step)
     return metrics
 
 
@@ -96,12 +96,12 @@ def test_no_graph_is_kept(n):
 
 
 def test_what_happens_to_a_tensor_after_it_was_logged_does_not_matter():
-    metrics = Metrics(torch.device("cpu"))
+    metrics = MetricAccumulator(torch.device("cpu"))
     value, count = torch.tensor(1.0), torch.tensor(1)
-    metrics.add("m", value, count)
+    metrics.update("m", value, count)
     value.add_(100)
     count.add_(100)
-    metrics.add("m", 4.0, 2)
+    metrics.update("m", 4.0, 2)
     assert metrics.compute().values == {"m": 3.0}
 
 
@@ -138,15 +138,15 @@ def test_the_first_value_that_is_not_finite_is_found_with_its_step(place, as_val
     values = [1.0] * 200
     values[place] = values[150] = bad
     metrics = logged(map(as_value, values), [1] * 200, start=1)
-    metrics.add("fine", 1.0, 1)
+    metrics.update("fine", 1.0, 1)
     assert metrics.compute().first_not_finite == ("m", place + 1)
 
 
 def test_of_several_metrics_the_one_that_was_not_finite_first_is_named():
-    metrics = Metrics(torch.device("cpu"))
-    for metrics.step in range(1, 10):
-        metrics.add("late", math.nan if metrics.step == 7 else 1.0, 1)
-        metrics.add("early", math.inf if metrics.step == 5 else 1.0, 1)
+    metrics = MetricAccumulator(torch.device("cpu"))
+    for step in range(1, 10):
+        metrics.update("late", math.nan if step == 7 else 1.0, 1, step=step)
+        metrics.update("early", math.inf if step == 5 else 1.0, 1, step=step)
     assert metrics.compute().first_not_finite == ("early", 5)
 
 
@@ -155,7 +155,7 @@ def test_finite_values_are_not_reported():
 
 
 def test_without_values_there_is_nothing():
-    metrics = Metrics(torch.device("cpu"))
+    metrics = MetricAccumulator(torch.device("cpu"))
     assert metrics.compute().values == {}
     assert metrics.compute().first_not_finite is None
     assert metrics.state_dict() == {}
@@ -163,7 +163,7 @@ def test_without_values_there_is_nothing():
 
 def test_clear_forgets_values_and_reductions():
     metrics = logged([math.nan], [1], "sum")
-    metrics.clear()
+    metrics.reset()
     assert metrics.compute().first_not_finite is None
     assert logged([1.0, 3.0], [1, 1], "mean", metrics).compute().values == {"m": 2.0}
 
@@ -182,9 +182,9 @@ def test_an_interrupted_metric_is_bitwise_the_uninterrupted_one(cut, reduce, as_
     values, counts = some(150)
     counts = [as_count(count) for count in counts]
     first = logged(values[:cut], counts[:cut], reduce)
-    plain(first.state_dict())
+    to_serializable(first.state_dict())
     torch.save(first.state_dict(), tmp_path / "metrics")
-    second = Metrics(torch.device("cpu"))
+    second = MetricAccumulator(torch.device("cpu"))
     second.load_state_dict(torch.load(tmp_path / "metrics", weights_only=True))
     assert second.compute().values == first.compute().values
     whole = logged(values, counts, reduce).compute().values
@@ -193,7 +193,7 @@ def test_an_interrupted_metric_is_bitwise_the_uninterrupted_one(cut, reduce, as_
 
 def test_a_value_that_is_not_finite_is_still_known_after_an_interruption():
     before = logged([math.nan, 1.0], [1, 1], start=41)
-    after = Metrics(torch.device("cpu"))
+    after = MetricAccumulator(torch.device("cpu"))
     after.load_state_dict(before.state_dict())
     assert after.compute().first_not_finite == ("m", 41)
 
@@ -205,7 +205,7 @@ def test_a_state_dict_does_not_follow_the_metrics_it_came_from_or_went_to(n):
     state, expected = metrics.state_dict(), metrics.compute().values
     logged([0.0] * 100, [torch.tensor(1)] * 100, metrics=metrics)
     for _ in range(2):
-        other = Metrics(torch.device("cpu"))
+        other = MetricAccumulator(torch.device("cpu"))
         other.load_state_dict(state)
         assert other.compute().values == expected
         logged([0.0] * 100, [1] * 100, metrics=other)
@@ -214,7 +214,7 @@ def test_a_state_dict_does_not_follow_the_metrics_it_came_from_or_went_to(n):
 def test_a_numpy_count_does_not_keep_a_checkpoint_from_being_written():
     """np.float64 is a float, and the sum of a numpy mask is an np.int64."""
     state = logged([1.0, 2.0], [np.float64(1), np.int64(2)]).state_dict()
-    plain(state)
+    to_serializable(state)
 
 
 def test_memory_does_not_grow_with_the_number_of_batches():
@@ -224,9 +224,9 @@ def test_memory_does_not_grow_with_the_number_of_batches():
 
     def log(n):
         for _ in range(n):
-            metrics.add("m", torch.ones(()), torch.ones(()))
+            metrics.update("m", torch.ones(()), torch.ones(()))
 
-    metrics = Metrics(torch.device("cpu"))
+    metrics = MetricAccumulator(torch.device("cpu"))
     log(100)
     before = size()
     log(5000)
@@ -243,18 +243,18 @@ def test_an_unknown_reduction_is_an_error_that_names_the_metric_and_the_choices(
 def test_a_reduction_that_changes_is_an_error_that_names_both():
     metrics = logged([1.0], [1], "mean")
     with pytest.raises(ValueError, match=r"'m'.*'sum'.*'mean'"):
-        metrics.add("m", 1.0, 1, "sum")
+        metrics.update("m", 1.0, 1, "sum")
 
 
 @pytest.mark.parametrize("shape", [(2,), (0,), (1, 3)])
 def test_a_value_of_several_numbers_is_an_error_and_leaves_nothing(shape):
-    metrics = Metrics(torch.device("cpu"))
+    metrics = MetricAccumulator(torch.device("cpu"))
     with pytest.raises(ValueError, match=r"'m'.*shape \(\d"):
-        metrics.add("m", torch.ones(shape), 1)
+        metrics.update("m", torch.ones(shape), 1)
     assert metrics.compute().values == {}
 
 
 def test_a_count_of_several_numbers_is_an_error_where_it_is_logged():
     """A mask in place of its sum must not fail some steps later, at the log point, without the metric's name."""
     with pytest.raises(ValueError, match="'m'"):
-        Metrics(torch.device("cpu")).add("m", 1.0, torch.ones(2))
+        MetricAccumulator(torch.device("cpu")).update("m", 1.0, torch.ones(2))

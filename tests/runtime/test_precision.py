@@ -1,12 +1,4 @@
-"""What happens between a loss and an update, compared with loops written by hand: fp16, norms, curves, two optimizers.
-
-Changed by hand in precision.py, each alone, to see a test fail:
-- clipped before unscaling; measured after clipping; not measured: norms_are_those_of_a_loop_by_hand.
-- update per optimizer; no update; the state not saved: fp16_with_two_optimizers (the last one: interrupted).
-- trainer.py, a row although the update at the log point was skipped: limits_and_log_points.
-- the scheduler moved at a skipped update; the step counted: an_update_whose_gradients_are_not_finite.
-- no end of skipping: gradients_that_are_never_finite.
-"""
+"""What happens between a loss and an update, compared with loops by hand: fp16, norms, curves, two optimizers."""
 
 import itertools
 import json

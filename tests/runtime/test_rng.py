@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from helios_lite import rng
-from helios_lite.checkpoint import plain
+from helios_lite.runtime import rng
+from helios_lite.runtime.checkpoint_files import to_serializable
 
 CPU = torch.device("cpu")
 
@@ -41,17 +41,17 @@ def draw():
     ],
 )
 def test_derive_never_changes(numbers, seed):
-    assert rng.derive(*numbers) == seed
+    assert rng.derive_seed(*numbers) == seed
 
 
 def test_derived_seeds_are_distinct():
     groups = [(), *itertools.product(range(100)), *itertools.product(range(30), repeat=2)]
     groups += itertools.product(range(10), repeat=3)
-    assert len({rng.derive(*group) for group in groups}) == len(groups)
+    assert len({rng.derive_seed(*group) for group in groups}) == len(groups)
 
 
 def test_derived_seeds_have_63_bits():
-    seeds = [rng.derive(i) for i in range(200)]
+    seeds = [rng.derive_seed(i) for i in range(200)]
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert any(seed >= 2**62 for seed in seeds)
 
@@ -63,9 +63,9 @@ def test_neighbouring_numbers_give_unrelated_seeds(position):
     for i in range(200):
         numbers = [7, 7, 7]
         numbers[position] = i
-        before = rng.derive(*numbers)
+        before = rng.derive_seed(*numbers)
         numbers[position] = i + 1
-        differing.append((before ^ rng.derive(*numbers)).bit_count())
+        differing.append((before ^ rng.derive_seed(*numbers)).bit_count())
     assert abs(sum(differing) / len(differing) - 31.5) < 1.1
     assert min(differing) > 10
 
@@ -86,48 +86,48 @@ def test_seeding_decides_every_generator(seed):
 def test_restored_generators_go_on_as_they_would_have(draws):
     for _ in range(draws):
         draw()
-    state = rng.capture(CPU)
+    state = rng.get_state(CPU)
     expected = draw()
     rng.seed_all(5)
-    rng.restore(state, CPU)
+    rng.set_state(state, CPU)
     assert draw() == expected
 
 
 def test_the_state_survives_a_checkpoint(tmp_path):
     draw()
-    state = rng.capture(CPU)
-    plain(state)
+    state = rng.get_state(CPU)
+    to_serializable(state)
     torch.save(state, tmp_path / "rng")
     expected = draw()
-    rng.restore(torch.load(tmp_path / "rng", weights_only=True), CPU)
+    rng.set_state(torch.load(tmp_path / "rng", weights_only=True), CPU)
     assert draw() == expected
 
 
 def test_the_state_does_not_follow_the_generators():
-    state = rng.capture(CPU)
+    state = rng.get_state(CPU)
     first = draw()
-    rng.restore(state, CPU)
+    rng.set_state(state, CPU)
     assert draw() == first
-    rng.restore(state, CPU)
+    rng.set_state(state, CPU)
     assert draw() == first
 
 
 def test_a_state_of_another_kind_of_device_is_passed_over():
-    state = rng.capture(CPU)
+    state = rng.get_state(CPU)
     expected = draw()
-    rng.restore(state | {"cuda": torch.zeros(16, dtype=torch.uint8)}, CPU)
+    rng.set_state(state | {"cuda": torch.zeros(16, dtype=torch.uint8)}, CPU)
     assert draw() == expected
 
 
 @pytest.mark.parametrize("error", [None, KeyError("mine")])
 def test_an_isolated_block_leaves_the_generators_as_they_were_however_it_ends(error):
     draw()
-    state = rng.capture(CPU)
+    state = rng.get_state(CPU)
     expected = draw()
-    rng.restore(state, CPU)
+    rng.set_state(state, CPU)
     caught = None
     try:
-        with rng.isolated(CPU):
+        with rng.fork_rng(CPU):
             draw()
             rng.seed_all(3)
             draw()
@@ -147,12 +147,12 @@ import torch.utils.data
 for name in [name for name in sys.modules if name.split(".")[0] == "numpy"]:
     del sys.modules[name]
 import helios_lite
-from helios_lite import rng
+from helios_lite.runtime import rng
 cpu = torch.device("cpu")
 rng.seed_all(1)
-with rng.isolated(cpu):
-    state = rng.capture(cpu)
-rng.restore(state | {"numpy": ["MT19937", torch.zeros(624), 0, 0, 0.0]}, cpu)
+with rng.fork_rng(cpu):
+    state = rng.get_state(cpu)
+rng.set_state(state | {"numpy": ["MT19937", torch.zeros(624), 0, 0, 0.0]}, cpu)
 print(sorted(state), "numpy" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

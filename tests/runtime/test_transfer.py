@@ -6,7 +6,7 @@ from collections import OrderedDict, defaultdict, namedtuple
 import pytest
 import torch
 
-from helios_lite.transfer import Transfer, batch_size
+from helios_lite.runtime.transfer import DeviceMover, batch_size
 
 META = torch.device("meta")
 
@@ -97,7 +97,7 @@ def test_the_batch_size_is_that_of_the_first_tensor_or_else_the_first_length(bat
 )
 def test_tensors_in_any_container_are_moved_and_the_container_keeps_its_type(wrap, inner):
     batch = wrap(FIVE)
-    moved = Transfer(META)(batch)
+    moved = DeviceMover(META)(batch)
     assert type(moved) is type(batch)
     assert inner(moved).device == META
     assert inner(batch) is FIVE
@@ -105,6 +105,6 @@ def test_tensors_in_any_container_are_moved_and_the_container_keeps_its_type(wra
 
 def test_moving_leaves_everything_else_as_it_is():
     other = object()
-    moved = Transfer(META)({"x": FIVE, "other": other, "name": "a", "n": 1, "record": Record(None, name="b")})
+    moved = DeviceMover(META)({"x": FIVE, "other": other, "name": "a", "n": 1, "record": Record(None, name="b")})
     assert moved["other"] is other
     assert (moved["name"], moved["n"], moved["record"]) == ("a", 1, Record(None, name="b"))

@@ -1,0 +1,234 @@
+"""The checkpoints of a run folder: the lock, the manifest, which files are kept, and which one is loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import math
+import os
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from helios_lite.runtime import checkpoint_files as files
+from helios_lite.runtime.snapshot import CpuSnapshot
+
+logger = logging.getLogger("helios_lite")
+
+_locked_here: set[Path] = set()  # The operating system's locks exclude other processes only.
+
+Entry = dict[str, Any]
+"""A file of the manifest: its name, epoch, step, score, and whether its validation improved on the best."""
+
+
+class CheckpointFolder:
+    """The checkpoints of one model in one folder, and which of them are kept.
+
+    `manifest.json` beside them lists the files that runs in this folder wrote, with scores. Only files listed there are
+    ever deleted, and only after a newer one is durable.
+
+    Args:
+        folder: made by `locked` if missing.
+        save_name: the model's name; files of other models are left alone.
+        mode: "min" or "max": which scores are better.
+        keep_last: number of newest files kept, at least one; -1: all.
+        keep_best: number of best files kept; -1: all that have a score or an improvement.
+        background: write in a thread, from a snapshot, while training continues.
+    """
+
+    def __init__(
+        self, folder: Path, save_name: str, *, mode: str, keep_last: int, keep_best: int, background: bool
+    ) -> None:
+        self.folder = folder
+        self.save_name = save_name
+        self._manifest = folder / "manifest.json"
+        self._sign = 1 if mode == "min" else -1
+        self._keep_last, self._keep_best = keep_last, keep_best
+        self._background = background
+        self._snapshot = CpuSnapshot()
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        present = {path.name for path in files.find(folder, save_name)}
+        entries = _read_manifest(self._manifest)
+        self._entries = [entry for entry in entries if entry["file"] in present]
+        self._foreign_entries = [entry for entry in entries if entry["file"] not in present]
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """A context that keeps other runs out of the folder; it removes half-written files, and `join`s at its end.
+
+        The lock is the operating system's and this process's: it ends with the process, however that ends. It is
+        lockf and not flock, which forked workers would inherit; they may outlive a killed parent for seconds.
+
+        Raises:
+            RuntimeError: another run holds the lock.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        folder = self.folder.resolve()
+        if folder in _locked_here:
+            raise RuntimeError(f"{self.folder}: another run of this process is running here")
+        with (self.folder / ".lock").open("a+") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                file.seek(0)
+                raise RuntimeError(f"{self.folder}: process {file.read().strip()} is running here") from None
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            for path in self.folder.glob(".*.tmp"):
+                path.unlink()
+            _locked_here.add(folder)
+            try:
+                yield
+            except BaseException:
+                with contextlib.suppress(Exception):  # The caller must see the error that ended the run.
+                    self.join()
+                raise
+            finally:
+                _locked_here.discard(folder)
+            self.join()
+
+    def save(
+        self,
+        content: dict[str, Any],
+        *,
+        epoch: int,
+        step: int,
+        append_metadata: Callable[[str], str],
+        score: float | None,
+        improved: bool,
+        protect: Path | None,
+    ) -> Path:
+        """Write a checkpoint, then delete the files that are neither among the newest nor among the best.
+
+        Args:
+            content: the content of the file.
+            epoch: number of finished epochs.
+            step: number of finished optimizer updates.
+            append_metadata: as in `checkpoint_files.file_name`.
+            score: the monitored value of exactly these weights, None if there is none.
+            improved: whether a validation of exactly these weights was the best so far.
+            protect: a file that is not deleted: the one that this run was resumed from.
+
+        Returns:
+            The path of the file. When written in the background, it is durable after `join`.
+
+        Raises:
+            TypeError, OSError: as `checkpoint_files.write_file`, also for the previous write in the background.
+        """
+        self.join()
+        name = files.file_name(self.save_name, epoch, step, append_metadata)
+        content = files.to_serializable(content)
+        before = [entry for entry in self._entries if entry["file"] != name]
+        before.append({"file": name, "epoch": epoch, "step": step, "score": score, "improved": improved})
+        self._entries = before
+        kept = before if self._keep_last < 0 else before[-max(1, self._keep_last) :]
+        kept = kept + self._ranked()[: None if self._keep_best < 0 else self._keep_best]
+        is_here = protect is not None and protect.parent.resolve() == self.folder.resolve()
+        protected = protect.name if protect is not None and is_here else None
+        self._entries = [entry for entry in before if entry in kept or entry["file"] == protected]
+        if self._background:
+            self._thread = threading.Thread(
+                target=self._write_and_keep_error, args=(self._snapshot.copy(content), name, before, self._entries)
+            )
+            self._thread.start()
+        else:
+            self._write(content, name, before, self._entries)
+        return self.folder / name
+
+    def join(self) -> None:
+        """Wait for the write in the background, and raise its error, if any."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def would_be_kept(self, score: float | None, improved: bool) -> bool:
+        """Return whether a checkpoint with that score would be kept as one of the best."""
+        if self._keep_best == 0 or (score is None and not improved):
+            return False
+        if self._keep_best < 0 or improved:
+            return True
+        rank = self._rank({"score": score})
+        better = [entry for entry in self._ranked() if entry is self._last_improved() or self._rank(entry) <= rank]
+        return len(better) < self._keep_best
+
+    def forget_scores(self) -> None:
+        """Forget all scores and improvements, because another metric is monitored from now on."""
+        for entry in self._entries:
+            entry["score"], entry["improved"] = None, False
+
+    def newest(self) -> Path | None:
+        """Return the newest file, None if there is none."""
+        return next(iter(files.find(self.folder, self.save_name)), None)
+
+    def best(self) -> Path | None:
+        """Return the best file, None if no file has a score or an improvement."""
+        ranked = self._ranked()
+        return self.folder / ranked[0]["file"] if ranked else None
+
+    def load(self, choice: str, device: torch.device) -> tuple[Path, dict[str, Any]] | None:
+        """Read the "best" or the "last" checkpoint; return None if there is none.
+
+        A file that cannot be read is passed over with a warning that names it: the best file for the newest, and the
+        newest for the next older one.
+        """
+        best = [path for path in (self.best(),) if choice == "best" and path is not None]
+        for path in best + files.find(self.folder, self.save_name):
+            try:
+                return path, files.read_file(path, device)
+            except (files.CheckpointError, FileNotFoundError) as error:
+                logger.warning("passing over a checkpoint: %s", error)
+        return None
+
+    def _write(self, content: dict[str, Any], name: str, before: list[Entry], after: list[Entry]) -> None:
+        # The manifest lists the file before it exists: a run that is killed in between must not leave a file behind
+        # that no later run deletes.
+        files.write_json({"checkpoints": self._foreign_entries + before}, self._manifest)
+        try:
+            files.write_file(content, self.folder / name)
+        except BaseException:
+            self._entries = [entry for entry in before if (self.folder / entry["file"]).exists()]
+            raise
+        for entry in before:
+            if entry not in after:
+                (self.folder / entry["file"]).unlink(missing_ok=True)
+        files.write_json({"checkpoints": self._foreign_entries + after}, self._manifest)
+
+    def _write_and_keep_error(self, *arguments: Any) -> None:
+        try:
+            self._write(*arguments)
+        except BaseException as error:
+            self._error = error
+
+    def _ranked(self) -> list[Entry]:
+        """Return the entries that were validated: the last improvement, then the others by score, ties by step."""
+        validated = [entry for entry in self._entries if entry["improved"] or entry["score"] is not None]
+        validated.sort(key=lambda entry: (self._rank(entry), entry["step"]))
+        last = self._last_improved()
+        return validated if last is None else [last, *(entry for entry in validated if entry is not last)]
+
+    def _last_improved(self) -> Entry | None:
+        return max(
+            (entry for entry in self._entries if entry["improved"]), key=lambda entry: entry["step"], default=None
+        )
+
+    def _rank(self, entry: Entry) -> float:
+        return math.inf if entry["score"] is None else self._sign * entry["score"]
+
+
+def _read_manifest(path: Path) -> list[Entry]:
+    """Return the entries of a manifest; none if it is missing or damaged."""
+    names = ("file", "epoch", "step", "score", "improved")
+    try:
+        return [{name: entry[name] for name in names} for entry in json.loads(path.read_text())["checkpoints"]]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return []

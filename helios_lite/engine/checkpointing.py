@@ -1,0 +1,233 @@
+"""What a checkpoint holds, when one is due, and how a run is restored from it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from helios_lite.engine.clock import Clock
+from helios_lite.engine.monitoring import Monitor
+from helios_lite.engine.schedule import save_due
+from helios_lite.engine.session import Session
+from helios_lite.engine.train_data import TrainData
+from helios_lite.engine.training_log import TrainingLog
+from helios_lite.model import Model
+from helios_lite.runtime import rng
+from helios_lite.runtime.checkpoint_files import FORMAT_VERSION, read_file
+from helios_lite.runtime.context import RunContext
+from helios_lite.runtime.tables import ScoreTables
+from helios_lite.state import TrainingState
+from helios_lite.version import __version__
+
+logger = logging.getLogger("helios_lite")
+
+
+class Stateful(Protocol):
+    """A part of a training with a state that a checkpoint holds: tensors and plain containers."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state. Called on every rank; that of rank 0 is saved."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state. Called on every rank."""
+
+
+class Checkpointer:
+    """Saves and restores a training.
+
+    A checkpoint holds the states of `parts`, in whose order they are restored, and for each of `per_rank` a list of the
+    states of all ranks.
+
+    Attributes:
+        last_checkpoint: the file that was written or resumed from last.
+        resumed_from: the file that this run was resumed from.
+    """
+
+    def __init__(
+        self, session: Session, state: TrainingState, clock: Clock, monitor: Monitor, log: TrainingLog, data: TrainData
+    ) -> None:
+        self._session, self._state, self._clock, self._monitor, self._log = session, state, clock, monitor, log
+        self.parts: dict[str, Stateful] = {
+            "state": state,
+            "model": session.model,
+            "precision": session.context.precision,
+            "data": data,
+            "callbacks": session.hooks,
+            "metrics": _MetricsState(monitor, log, session.context, session.model._tables),
+        }
+        self.per_rank: dict[str, Stateful] = {"rng": _RngState(session.device), "pending": session.metrics}
+        self._rng_to_restore: dict[str, Any] | None = None
+        self.last_checkpoint: Path | None = None
+        self.resumed_from: Path | None = None
+        self._saved_at: tuple[int, int] | None = None
+        self._saved_seconds = 0.0
+
+    def due(self) -> bool:
+        """Return whether a checkpoint is due at this boundary, and the model allows it. Call on every rank."""
+        session, state, options = self._session, self._state, self._session.options
+        if session.checkpoints is None or self._saved_at == (state.step, state.epoch):
+            return False
+        due = options.keep_last != 0 and save_due(
+            state,
+            seconds_since=state.seconds - self._saved_seconds,
+            every_epochs=options.save_every_epochs,
+            every_steps=options.save_every_steps,
+            every_minutes=options.save_every_minutes,
+        )
+        if state.validated_step == state.step:
+            due = session.world.broadcast(due or session.checkpoints.would_be_kept(*self._monitor.current()))
+        if due and type(session.model).should_save_checkpoint is not Model.should_save_checkpoint:
+            due = session.world.broadcast(session.model.should_save_checkpoint())
+        return due
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment. Call on every rank."""
+        session, state = self._session, self._state
+        if session.checkpoints is None:
+            return
+        with self._log.paused():
+            self._log.compute()  # Raises if a logged value is not finite: such a state is not saved.
+            self._clock.tick()
+            content = self._content()
+            if session.world.is_main:
+                score, improved = self._monitor.current()
+                self.last_checkpoint = session.checkpoints.save(
+                    content,
+                    epoch=state.epoch,
+                    step=state.step,
+                    append_metadata=session.model.append_metadata_to_chkpt_name,
+                    score=score,
+                    improved=improved,
+                    protect=self.resumed_from,
+                )
+                logger.debug("saved %s", self.last_checkpoint)
+            self._saved_at, self._saved_seconds = (state.step, state.epoch), state.seconds
+
+    def _content(self) -> dict[str, Any]:
+        """Return the content of a checkpoint. Call on every rank."""
+        session = self._session
+        by_rank = session.world.gather({name: part.state_dict() for name, part in self.per_rank.items()})
+        content: dict[str, Any] = {
+            "format": FORMAT_VERSION,
+            "version": __version__,
+            "save_name": session.model.save_name,
+            **{name: part.state_dict() for name, part in self.parts.items()},
+            **{name: [own[name] for own in by_rank] for name in self.per_rank},
+            "config": session.options.config(),
+            "hparams": session.model.hparams,
+        }
+        content["metrics"]["pending"] = content.pop("pending")
+        return content
+
+    def restore(self) -> None:
+        """Resume from a checkpoint, if the options say so and there is one. Call on every rank.
+
+        Raises:
+            FileExistsError: `resume="never"`, and the run folder has a checkpoint.
+            ValueError: `resume` is a path, but the run folder has another checkpoint, which the next start would use.
+        """
+        session = self._session
+        # Processes that are started again after a failure resume from the checkpoints of their own run.
+        is_restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        resume = "auto" if is_restarted else session.options.resume
+        found = load_checkpoint(session, "last" if resume in ("auto", "never") else resume)
+        if found is None:
+            return
+        path, content = found
+        if resume == "never":
+            raise FileExistsError(f'resume="never", but there is {path}; choose another run_name')
+        newest = None if session.checkpoints is None else session.checkpoints.newest()
+        if newest is not None and resume != "auto" and not newest.samefile(path):
+            raise ValueError(f"resume={str(resume)!r}: the run folder has {newest}; choose another run_name")
+        self._load_content(content)
+        self.resumed_from = self.last_checkpoint = path
+        logger.info("continuing from %s (epoch %d, step %d)", path, self._state.epoch, self._state.step)
+        self._compare_options(content)
+
+    def restore_rng(self) -> None:
+        """Set the RNG states of this rank to those of the checkpoint; without effect after the first call."""
+        if self._rng_to_restore is not None:
+            self.per_rank["rng"].load_state_dict(self._rng_to_restore)
+            self._rng_to_restore = None
+
+    def _load_content(self, content: dict[str, Any]) -> None:
+        world = self._session.world
+        for name, part in self.parts.items():
+            part.load_state_dict(content[name])
+        for pending in content["metrics"]["pending"][world.rank :: world.size]:
+            self.per_rank["pending"].load_state_dict(pending)
+        if world.rank < len(content["rng"]):  # A rank that the earlier run did not have keeps its new RNG states.
+            self._rng_to_restore = content["rng"][world.rank]
+        self._saved_at, self._saved_seconds = (self._state.step, self._state.epoch), self._state.seconds
+
+    def _compare_options(self, content: dict[str, Any]) -> None:
+        """Log the options that differ from the checkpoint's; forget what was best if another metric is monitored."""
+        session = self._session
+        now = _options_and_hparams(session.options.config(), session.model.hparams)
+        earlier = _options_and_hparams(content["config"], content["hparams"])
+        for name, value in now.items():
+            if str(earlier.get(name)) != str(value):
+                logger.info("%s: %r in the checkpoint, %r now", name, earlier.get(name), value)
+        if (earlier.get("monitor"), earlier.get("mode")) != (now["monitor"], now["mode"]):
+            logger.warning("something else is monitored now: what was best so far is forgotten")
+            self._monitor.reset()
+            if session.checkpoints is not None:
+                session.checkpoints.forget_scores()
+
+
+def load_checkpoint(session: Session, choice: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]] | None:
+    """Read the "best" or "last" checkpoint or that of a path; return None if the run folder has none.
+
+    Call on every rank. Rank 0 chooses; all ranks must be able to read the file.
+    """
+    found = None
+    if session.world.is_main:
+        if choice not in ("best", "last"):
+            found = Path(choice), read_file(Path(choice), session.device)
+        elif session.checkpoints is not None:
+            found = session.checkpoints.load(str(choice), session.device)
+    path = session.world.broadcast(None if found is None else found[0])
+    if path is None:
+        return None
+    return found or (path, read_file(path, session.device))
+
+
+def _options_and_hparams(config: dict[str, Any], hparams: dict[str, Any]) -> dict[str, Any]:
+    return {**config, **{f"hparams[{name!r}]": value for name, value in hparams.items()}}
+
+
+class _RngState:
+    """The RNG states of this rank."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def state_dict(self) -> dict[str, Any]:
+        return rng.get_state(self._device)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        rng.set_state(state_dict, self._device)
+
+
+class _MetricsState:
+    """The "metrics" of a checkpoint: keys that belong to several parts of a training."""
+
+    def __init__(self, monitor: Monitor, log: TrainingLog, context: RunContext, tables: ScoreTables) -> None:
+        self._owners: list[Stateful] = [monitor, log]
+        self._latest, self._running_losses = context.latest, tables.running_losses
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {"latest": self._latest, "running_losses": self._running_losses}
+        for owner in self._owners:
+            state |= owner.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._latest.update(state_dict["latest"])
+        self._running_losses.update(state_dict["running_losses"])
+        for owner in self._owners:
+            owner.load_state_dict(state_dict)

@@ -1,0 +1,24 @@
+"""Cleaning up after a run, however it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+logger = logging.getLogger("helios_lite")
+
+
+@contextlib.contextmanager
+def cleanup(function: Callable[[], Any]) -> Iterator[None]:
+    """A context at whose end a function is called. If both raise an exception, that of the context is raised."""
+    try:
+        yield
+    except BaseException:
+        try:
+            function()
+        except Exception:
+            logger.exception("one more error while cleaning up")
+        raise
+    function()

@@ -1,0 +1,122 @@
+"""One evaluation within a training, and a call of `validate` or `test`."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+from collections.abc import Iterator
+
+import torch
+
+from helios_lite.engine import console
+from helios_lite.engine.checkpointing import load_checkpoint
+from helios_lite.engine.loaders import Loader
+from helios_lite.engine.session import Session
+from helios_lite.runtime import rng
+from helios_lite.runtime.metrics import MetricAccumulator
+from helios_lite.runtime.stateful import networks
+
+logger = logging.getLogger("helios_lite")
+
+
+class Evaluator:
+    """Evaluates a split. The state of a training is left bit for bit as it was."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def evaluate(self, phase: str, loaders: dict[str, Loader], cycle: int, limit: int | None) -> dict[str, float]:
+        """Evaluate and return the metrics over all ranks by full name. Call on every rank.
+
+        Args:
+            phase: "valid" or "test".
+            loaders: the loaders of the split, by the prefix of their metrics.
+            cycle: the number of the validation; not used for a test.
+            limit: number of batches of each loader, None for all.
+        """
+        session, model, context = self._session, self._session.model, self._session.context
+        testing = phase == "test"
+        name = "on_testing" if testing else "on_validation"
+        arguments = () if testing else (cycle,)
+        metrics = MetricAccumulator(session.device)
+        with _evaluation_mode(session):
+            context.begin_phase(phase, metrics)
+            model.eval()
+            session.hooks.call(f"{name}_start", *arguments)
+            num_batches = self._run_batches(phase, loaders, limit, metrics)
+            context.begin_phase(phase, metrics)
+            session.hooks.call(f"{name}_end", *arguments)
+        for score_name, score in (model._test_scores if testing else model._val_scores).items():
+            metrics.update(f"{phase}/{score_name}", score, 1)
+        return metrics.compute(session.world, is_idle=num_batches < len(loaders)).values
+
+    def _run_batches(
+        self, phase: str, loaders: dict[str, Loader], limit: int | None, metrics: MetricAccumulator
+    ) -> int:
+        """Evaluate the batches of this rank, and return their number."""
+        session, model, context, bars = self._session, self._session.model, self._session.context, self._session.bars
+        name, run_step = ("on_testing", model.test_step) if phase == "test" else ("on_validation", model.valid_step)
+        has_batch_hooks = session.hooks.is_overridden(f"{name}_batch_start", f"{name}_batch_end")
+        step = 0
+        for prefix, loader in loaders.items():
+            batches, length = loader.epoch(0)
+            bars.start(prefix, length)
+            for done, batch in enumerate(itertools.islice(batches, limit), start=1):
+                context.begin_phase(prefix, metrics, batch.size)
+                if has_batch_hooks:
+                    session.hooks.call(f"{name}_batch_start", step)
+                run_step(model.batch_to_device(batch.data, phase) if session.needs_transfer else batch.data, step)
+                if has_batch_hooks:
+                    session.hooks.call(f"{name}_batch_end", step)
+                step += 1
+                bars.update(done)
+            bars.finish()
+        return step
+
+
+@contextlib.contextmanager
+def _evaluation_mode(session: Session) -> Iterator[None]:
+    """A context without gradients, at whose end RNG states, modules' modes and the training's metrics are restored."""
+    model, context = session.model, session.context
+    modes = [(module, module.training) for net in networks(model) for module in net.modules()]
+    # no_grad and not inference_mode: a buffer that is made here (a cache of positions) must be usable in training.
+    with rng.fork_rng(session.device), torch.no_grad(), context.parallel.local_forward():
+        rng.seed_all(rng.derive_seed(session.options.seed), session.device)  # Every validation gets the same numbers.
+        yield
+    model.train()
+    for module, training in modes:  # A part that the user had frozen stays in the mode it had.
+        module.training = training
+    context.begin_phase("train", session.metrics)
+
+
+def run_evaluation(session: Session, phase: str, choice: str | os.PathLike[str] | None) -> dict[str, float]:
+    """Do a call of `validate` or `test`, and return the metrics. Call on every rank.
+
+    Args:
+        session: the session.
+        phase: "valid" or "test".
+        choice: "best", "last", a path, or None for the weights that the model has.
+    """
+    model, options = session.model, session.options
+    session.setup(fast_init=True)
+    loaders = session.loaders(phase)
+    if not loaders:
+        raise ValueError(f"the datamodule has no {phase} split")
+    title = phase
+    found = None if choice is None else load_checkpoint(session, choice)
+    if found is not None:
+        path, content = found
+        title = f"{phase} of {path.name}"
+        model.load_state_dict(content["model"], fast_init=True)
+        session.hooks.load_state_dict(content["callbacks"], strict=False)  # Averaged weights are tested as validated.
+    elif choice is not None or not session.was_set_up:
+        model.load_for_testing()
+    metrics = Evaluator(session).evaluate(phase, loaders, cycle=1, limit=1 if options.fast_dev_run else None)
+    model.eval()
+    session.bars.close()
+    logger.debug("%s: %s", title, metrics)
+    if options.print_banner and session.world.is_main:
+        console.show_metrics(title, metrics)
+    return metrics

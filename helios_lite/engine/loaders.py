@@ -1,0 +1,332 @@
+"""The batches of an epoch from any position on, made from a Split or from a custom loader."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import logging
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+)
+
+from helios_lite.data import Split
+from helios_lite.runtime import rng, sample_order, sample_seeding
+from helios_lite.runtime.distributed import World
+from helios_lite.runtime.signals import handle_signal_in_worker
+from helios_lite.runtime.transfer import batch_size
+
+logger = logging.getLogger("helios_lite")
+
+
+class Batch(NamedTuple):
+    """A batch and its place in the epoch.
+
+    Attributes:
+        data: what the collate function returned.
+        size: number of samples in it.
+        samples: number of samples of all ranks in this batch together.
+        loss_weight: its part of the samples of its accumulation window, times the number of ranks (over which
+            gradients are averaged); 1.0 if it is the only batch of one rank.
+        completes_update: whether it is the last of its window, after which the optimizer steps.
+        is_last: whether it is known to be the last of the epoch.
+    """
+
+    data: Any
+    size: int
+    samples: int
+    loss_weight: float
+    completes_update: bool
+    is_last: bool
+
+
+_make_batch: Callable[[tuple[Any, int, int, float, bool, bool]], Batch] = functools.partial(tuple.__new__, Batch)
+"""`Batch(*values)` without a Python frame per call."""
+
+
+class EpochBatches(NamedTuple):
+    """The remaining batches of an epoch, and their number, None if it is unknown."""
+
+    batches: Iterator[Batch]
+    length: int | None
+
+
+class Loader(Protocol):
+    """What the trainer needs of a split."""
+
+    source: Any
+
+    def epoch(self, epoch: int, *, samples: int = 0, batches: int = 0, window: int = 1) -> EpochBatches:
+        """Return the rest of an epoch.
+
+        Args:
+            epoch: index of the epoch, from 0.
+            samples: number of finished samples of all ranks.
+            batches: number of finished batches of this rank.
+            window: batches per accumulation window.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the part of the position that the run's counters do not hold."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore it; takes effect at the next `epoch`."""
+
+
+def make_loader(source: Any, phase: str, seed: int, world: World = World()) -> Loader:  # noqa: B008 (frozen)
+    """Return the loader of a split.
+
+    Args:
+        source: a Split, a DataLoader or another iterable of batches.
+        phase: "train", or another name for messages. In training every global batch is divided among the ranks, so
+            that all ranks take the same number of steps; otherwise the samples are divided, each index to one rank.
+        seed: the seed from which orders and the seeds of samples are derived.
+        world: the ranks.
+
+    Raises:
+        TypeError: the source is none of these.
+        ValueError: it has length zero, or is a DataLoader that does not divide its samples among several ranks.
+    """
+    if isinstance(source, Split):
+        if isinstance(source.dataset, IterableDataset):
+            return IterableLoader(source, _stock_loader(source), phase, seed, world)
+        return SplitLoader(source, phase, seed, world)
+    if not isinstance(source, Iterable):
+        raise TypeError(f"the {phase} split is a {type(source).__name__}: needs a Split, a DataLoader or an iterable")
+    if world.size > 1 and _reads_all_samples(source):
+        raise ValueError(
+            f"the {phase} split is a DataLoader that gives all {world.size} ranks the same batches: "
+            "use a Split, or a DistributedSampler"
+        )
+    return IterableLoader(source, source, phase, seed, world)
+
+
+def _reads_all_samples(loader: Any) -> bool:
+    """Return whether this is a DataLoader that is known to read all samples on every rank."""
+    batches = getattr(loader, "batch_sampler", None)
+    sampler = getattr(loader if batches is None else batches, "sampler", None)
+    return type(batches) in (BatchSampler, type(None)) and type(sampler) in (RandomSampler, SequentialSampler)
+
+
+class SplitLoader:
+    """Batches of a map-style Split: the order is a function of (seed, epoch), the position a count of samples."""
+
+    def __init__(self, split: Split, phase: str, seed: int, world: World) -> None:
+        self.source = split
+        self._world = world
+        self._is_training = phase == "train"
+        self._num_averaged = world.size if self._is_training else 1
+        self._phase = phase
+        self._seed = seed
+        self._length = len(split.dataset)  # type: ignore[arg-type]
+        if self._length == 0:
+            raise ValueError(f"the {phase} split is empty")
+        # A TensorDataset uses no random numbers, so its samples need no seed.
+        may_be_random = (
+            type(sample_seeding.base_dataset(split.dataset)) is not TensorDataset or split.collate_fn is not None
+        )
+        is_seeded = split.seed_samples and may_be_random
+        self._sampler = sample_seeding.EpochBatchSampler(with_seed=is_seeded)
+        self._tensors = _TensorGather.of(split)
+        # A private generator: without it every new iterator would use the training's RNG state.
+        self._generator = torch.Generator()
+        self._loader: DataLoader[Any] = DataLoader(
+            sample_seeding.SeededDataset(split.dataset, split.collate_fn) if is_seeded else split.dataset,
+            batch_sampler=self._sampler,
+            collate_fn=_identity if is_seeded else split.collate_fn,
+            generator=self._generator,
+            **_loader_options(split),
+        )
+
+    def epoch(self, epoch: int, *, samples: int = 0, batches: int = 0, window: int = 1) -> EpochBatches:
+        """Return the rest of an epoch; `batches` is not used, because `samples` is the position."""
+        seed = rng.derive_seed(self._seed, epoch)
+        order = self._batch_order(epoch, seed, samples)
+        if len(order) == 0 and samples == 0 and (self._is_training or self._world.size == 1):
+            why = "drop_last leaves nothing" if self.source.drop_last else "there is none for every process"
+            raise ValueError(f"the {self._phase} split has no batch: of {self._length} samples {why}")
+        self._generator.manual_seed(seed)
+        self._sampler.set_epoch_order(order, seed)
+        return EpochBatches(self._batches(order, window), len(order))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the run's counters hold the position."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def _batch_order(self, epoch: int, seed: int, start: int) -> sample_order.BatchOrder:
+        split, world = self.source, self._world
+        if split.batch_sampler is not None:
+            batches = iter(sample_seeding.sample_all(split.batch_sampler, epoch, seed, self._is_training))
+            while start > 0:
+                start -= len(next(batches, range(start)))
+            return sample_order.DealtBatches(list(batches), world, for_training=self._is_training)
+        order: Sequence[int] | Tensor
+        if split.sampler is not None:
+            order = sample_seeding.sample_all(split.sampler, epoch, seed, self._is_training)
+        elif split.shuffle:
+            order = sample_order.shuffled(self._length, seed)
+        else:
+            order = range(self._length)
+        assert split.batch_size is not None  # Split requires it without a batch_sampler.
+        if self._is_training:
+            return sample_order.BatchPlan(order, start, split.batch_size, split.drop_last, world)
+        part = sample_order.contiguous_part(order, world)
+        return sample_order.BatchPlan(part, start, split.batch_size, split.drop_last, World())
+
+    def _batches(self, order: sample_order.BatchOrder, window: int) -> Iterator[Batch]:
+        length = len(order)
+        total = 0
+        for i, data in enumerate(self._loader if self._tensors is None else self._tensors.batches(order)):
+            size, samples = order.size(i), order.samples(i)
+            if window == 1:
+                total = samples
+            elif i % window == 0:
+                total = sum(order.samples(j) for j in range(i, min(i + window, length)))
+            is_last = i + 1 == length
+            loss_weight = size * self._num_averaged / total
+            yield _make_batch((data, size, samples, loss_weight, is_last or (i + 1) % window == 0, is_last))
+
+
+class IterableLoader:
+    """Batches of a custom loader. With accumulation a window is read before it is used, because its size is needed.
+
+    With several ranks the loader must give each rank its own part of the data, and in training the same number of
+    batches.
+    """
+
+    def __init__(self, source: Any, iterable: Any, phase: str, seed: int, world: World) -> None:
+        self.source = source
+        self._world = world
+        self._iterable = iterable
+        self._phase = phase
+        self._seed = seed
+        self._is_restored = False
+
+    def epoch(self, epoch: int, *, samples: int = 0, batches: int = 0, window: int = 1) -> EpochBatches:
+        """Return the rest of an epoch: from the restored state, or after reading and dropping `batches`."""
+        sample_seeding.set_epoch_and_seed(
+            self._iterable, epoch, rng.derive_seed(self._seed, epoch), self._phase == "train"
+        )
+        try:
+            length = len(self._iterable)
+        except TypeError:  # Every DataLoader has a __len__, but its dataset may not.
+            length = None
+        if length == 0:
+            raise ValueError(f"the {self._phase} split is empty")
+        iterator = iter(self._iterable)
+        if batches > 0 and not self._is_restored:
+            logger.info("reading and dropping %d batches of the %s split to reach the position", batches, self._phase)
+            for _ in itertools.islice(iterator, batches):
+                pass
+        self._is_restored = False
+        remaining = None if length is None else length - batches
+        return EpochBatches(self._batches(iterator, window, is_start=batches == 0), remaining)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the loader's own state, if it has one."""
+        return {"loader": self._iterable.state_dict()} if hasattr(self._iterable, "state_dict") else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the loader's own state, if it was saved and can be restored."""
+        if "loader" in state_dict and hasattr(self._iterable, "load_state_dict"):
+            self._iterable.load_state_dict(state_dict["loader"])
+            self._is_restored = True
+
+    def _batches(self, iterator: Iterator[Any], window: int, is_start: bool) -> Iterator[Batch]:
+        # `is_last` stays False: the length of a custom loader may be wrong, so the epoch ends where the iterator ends.
+        num_ranks = self._world.size
+        is_empty = is_start
+        if window == 1:
+            for data in iterator:
+                is_empty = False
+                size = batch_size(data)
+                yield _make_batch((data, size, size * num_ranks, 1.0, True, False))
+        while batches := list(itertools.islice(iterator, window)):
+            is_empty = False
+            sizes = [batch_size(data) for data in batches]
+            total = sum(sizes)
+            for i, (data, size) in enumerate(zip(batches, sizes, strict=True)):
+                yield _make_batch((data, size, size * num_ranks, size / total, i + 1 == len(batches), False))
+        if is_empty:
+            raise ValueError(f"the {self._phase} split gave no batch (an iterator can be used for one epoch only)")
+
+
+class _TensorGather:
+    """A TensorDataset, or a Subset of one: a batch is one indexed gather from each tensor."""
+
+    def __init__(self, tensors: tuple[Tensor, ...], indices: Tensor | None) -> None:
+        self._tensors, self._indices = tensors, indices
+
+    @classmethod
+    def of(cls, split: Split) -> _TensorGather | None:
+        """Return the gather of a split, None if it needs a DataLoader."""
+        dataset, indices = split.dataset, None
+        while type(dataset) is Subset:
+            subset_indices = torch.as_tensor(dataset.indices)
+            indices = subset_indices if indices is None else subset_indices[indices]
+            dataset = dataset.dataset
+        is_in_process = split.num_workers == 0 and split.collate_fn is None and not split.pin_memory
+        return cls(dataset.tensors, indices) if is_in_process and type(dataset) is TensorDataset else None
+
+    def batches(self, order: sample_order.BatchOrder) -> Iterator[list[Tensor]]:
+        """Yield the batches that a DataLoader with PyTorch's `default_collate` would yield."""
+        for index in order.tensors():
+            if self._indices is not None:
+                index = self._indices[index]
+            yield [tensor.index_select(0, index) for tensor in self._tensors]
+
+
+def _identity(batch: Any) -> Any:
+    return batch
+
+
+def _loader_options(split: Split) -> dict[str, Any]:
+    names = "num_workers pin_memory timeout multiprocessing_context prefetch_factor persistent_workers"
+    options = {name: getattr(split, name) for name in names.split()}
+    return {**options, "worker_init_fn": _WorkerInit(split)}
+
+
+class _WorkerInit:
+    """Runs first in every DataLoader worker: installs signal handlers, and exits if the parent has died already."""
+
+    def __init__(self, split: Split) -> None:
+        self._user_init = split.worker_init_fn
+        context = split.multiprocessing_context or multiprocessing.get_start_method()
+        method = context if isinstance(context, str) else context.get_start_method()
+        self._parent = None if method == "forkserver" else os.getpid()
+
+    def __call__(self, worker: int) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, handle_signal_in_worker)
+        if self._user_init is not None:
+            self._user_init(worker)
+        # PyTorch's own check starts later, and takes the process that is the parent then for the right one.
+        if self._parent is not None and os.getppid() != self._parent:
+            os._exit(1)
+
+
+def _stock_loader(split: Split) -> DataLoader[Any]:
+    return DataLoader(
+        split.dataset,
+        batch_size=split.batch_size,
+        drop_last=split.drop_last,
+        collate_fn=split.collate_fn,
+        generator=torch.Generator(),
+        **_loader_options(split),
+    )

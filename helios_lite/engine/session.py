@@ -1,0 +1,152 @@
+"""Sets up and takes down what one call of the trainer works with in one process."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from helios_lite.data import DataModule
+from helios_lite.engine.checkpoint_folder import CheckpointFolder
+from helios_lite.engine.cleanup import cleanup
+from helios_lite.engine.console import RunLog
+from helios_lite.engine.hook_dispatch import HookDispatcher
+from helios_lite.engine.loaders import Loader, make_loader
+from helios_lite.engine.progress import Bars
+from helios_lite.model import Model
+from helios_lite.options import Options
+from helios_lite.runtime import rng
+from helios_lite.runtime.context import RunContext
+from helios_lite.runtime.devices import backend_flags, choose_accelerator, choose_device
+from helios_lite.runtime.distributed import join_world
+from helios_lite.runtime.metrics import MetricAccumulator
+from helios_lite.runtime.parallel import ParallelStrategy
+from helios_lite.runtime.precision import Precision
+from helios_lite.runtime.stateful import networks, stateful_parts
+from helios_lite.runtime.transfer import DeviceMover
+
+
+class Session:
+    """What one call of the trainer works with in one process. Nothing of it changes after `setup`.
+
+    Args:
+        options: the trainer, which is also what `model.trainer` returns.
+        model: the model.
+        datamodule: its data.
+
+    Attributes:
+        world: the rank of this process and the number of processes.
+        device: the device of this process.
+        folder: the run folder, None if no file is written.
+        checkpoints: the checkpoints in the run folder.
+        hooks: calls the hooks of the model and the callbacks.
+        bars: the progress bars; they are drawn on rank 0 only.
+        metrics: the training values logged since the last row.
+        context: what the model is given.
+        was_set_up: whether an earlier call in this process has set the model up.
+        needs_transfer: whether `Model.batch_to_device` must be called.
+    """
+
+    def __init__(self, options: Options, model: Model, datamodule: DataModule) -> None:
+        self.options, self.model, self.datamodule = options, model, datamodule
+        device_type = choose_accelerator(options.accelerator)
+        self.world = join_world(device_type)
+        self.device = choose_device(device_type, options.devices, self.world)
+        self.folder: Path | None = None
+        self.checkpoints: CheckpointFolder | None = None
+        if options.root is not None and not options.fast_dev_run:
+            self.folder = Path(options.root) / (options.run_name or model.save_name)
+            self.checkpoints = CheckpointFolder(
+                self.folder / "checkpoints",
+                model.save_name,
+                mode=options.mode,
+                keep_last=options.keep_last,
+                keep_best=options.keep_best,
+                background=options.async_save,
+            )
+        self.hooks = HookDispatcher(model, options.callbacks)
+        self.bars = Bars(options.progress and self.world.is_main)
+        self.metrics = MetricAccumulator(self.device)
+        self.was_set_up = model._context.is_set_up
+        self.context = self._make_context()
+        overrides_transfer = type(model).batch_to_device is not Model.batch_to_device
+        self.needs_transfer = self.device.type != "cpu" or overrides_transfer
+
+    def setup(self, *, fast_init: bool) -> None:
+        """Call `setup` of the datamodule, the model and the callbacks. Call on every rank.
+
+        Args:
+            fast_init: only networks are needed; a model that was set up in this process before is used as it is.
+        """
+        options, model = self.options, self.model
+        rng.seed_all(options.seed)
+        self.datamodule.setup()
+        earlier = model._context
+        is_reused = fast_init and self.was_set_up
+        if is_reused and (earlier.world, earlier.device) == (self.world, self.device):
+            self.context.use_strategy(earlier.parallel)  # It has the networks that the earlier call has wrapped.
+        self.context.begin_phase("train", self.metrics)
+        model._attach(self.context)
+        # Seeded again, so that the weights do not depend on the random numbers that the data used; alike on every rank.
+        rng.seed_all(options.seed)
+        if is_reused:
+            for net in networks(model):
+                net.to(self.device)
+        else:
+            model.setup(fast_init=fast_init)
+            self.context.parallel.check_wrapped(list(stateful_parts(model)))
+        self.context.mark_set_up()
+        self.hooks.set_up_callbacks(fast_init)
+        if not self.world.is_main:  # From here on dropout differs among the ranks.
+            rng.seed_all(rng.derive_seed(options.seed, self.world.rank))
+
+    def loaders(self, phase: str) -> dict[str, Loader]:
+        """Return the loaders of the "valid" or "test" split, by the prefix of their metrics; none without a split."""
+        source = getattr(self.datamodule, phase)
+        if source is None:
+            return {}
+        parts = {f"/{name}": part for name, part in source.items()} if isinstance(source, Mapping) else {"": source}
+        return {
+            phase + name: make_loader(part, phase + name, self.options.seed, self.world) for name, part in parts.items()
+        }
+
+    def _make_context(self) -> RunContext:
+        options = self.options
+        return RunContext(
+            Precision(options.precision, self.device, options.clip_norm, self.world),
+            ParallelStrategy(self.device, self.world, options.strategy, options.compile),
+            DeviceMover(self.device),
+            trainer=options,
+        )
+
+
+@contextlib.contextmanager
+def open_session(
+    options: Options, model: Model, datamodule: DataModule, *, is_training: bool, data_is_prepared: bool
+) -> Iterator[Session]:
+    """Context of one call of the trainer: prepares the data, locks the run folder and opens its log.
+
+    All is undone on exit, also after errors. Call on every rank.
+
+    Args:
+        options: the trainer.
+        model: the model.
+        datamodule: its data.
+        is_training: whether the run folder is written to, and so closed to other runs. Rank 0 does both.
+        data_is_prepared: whether `prepare_data` has run, in the process that launched this one.
+    """
+    session = Session(options, model, datamodule)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(cleanup(datamodule.teardown))
+        stack.callback(lambda: model._context.end_run())
+        log_file = None
+        if is_training and session.world.is_main and session.folder is not None and session.checkpoints is not None:
+            stack.enter_context(session.checkpoints.locked())
+            log_file = session.folder / "train.log"
+        stack.callback(RunLog(log_file, session.world.is_main).close)
+        stack.callback(session.bars.close)
+        stack.enter_context(backend_flags(options.deterministic, options.benchmark))
+        if session.world.is_main and not data_is_prepared:
+            datamodule.prepare_data()
+        session.world.barrier()  # The other ranks wait for the data.
+        yield session

@@ -1,0 +1,172 @@
+"""Writes a row of metrics at every logging step: to metrics.jsonl, and to the loggers."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from helios_lite.engine import console
+from helios_lite.engine.cleanup import cleanup
+from helios_lite.engine.clock import Clock
+from helios_lite.engine.session import Session
+from helios_lite.loggers import JsonlLogger, Logger
+from helios_lite.runtime.checkpoint_files import write_json
+from helios_lite.runtime.parallel import unwrap_model
+from helios_lite.runtime.sharding import full_tensor
+from helios_lite.runtime.stateful import networks, optimizers, stateful_parts
+from helios_lite.state import TrainingState
+
+
+class TrainingLog:
+    """The rows of metrics of a training, and what people see of it at its start.
+
+    Only rank 0 has loggers. As a context it closes them, however the training ends.
+    """
+
+    def __init__(self, session: Session, state: TrainingState, clock: Clock) -> None:
+        self._session, self._state, self._clock = session, state, clock
+        self._loggers: list[Logger] = list(session.options.loggers) if session.world.is_main else []
+        self._jsonl: JsonlLogger | None = None
+        self._num_kept_rows = 0
+        self._logged_step = 0
+        self._window_start = clock.now  # The start of the time that train/step_seconds is the mean of.
+        self._optimizers: dict[str, Optimizer] = {}
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        for user_logger in self._loggers:
+            self._stack.enter_context(cleanup(user_logger.close))
+        return self
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._stack.__exit__(*error)
+
+    def open(self) -> None:
+        """Write the configuration, open metrics.jsonl, show the banner and the bar of the run. Rank 0 does it."""
+        session, options, model = self._session, self._session.options, self._session.model
+        if not session.world.is_main:
+            return
+        if session.folder is not None:
+            write_json({"trainer": options.config(), "hparams": model.hparams}, session.folder / "config.json")
+            self._jsonl = JsonlLogger(session.folder / "metrics.jsonl", self._num_kept_rows)
+            self._stack.enter_context(cleanup(self._jsonl.close))
+            self._loggers.append(self._jsonl)
+        for user_logger in self._loggers:
+            user_logger.log_config({**options.config(), "hparams": model.hparams})
+        if options.print_banner:
+            where = "without files" if session.folder is None else f"in {session.folder}"
+            text = console.banner_text(where, session.device, session.world.size, options.strategy, options.precision)
+            console.show_banner(model.append_to_banner(text))
+            console.show_table(model.summary())
+        if options.max_steps is None:
+            session.bars.show_run(options.max_epochs, "epoch", lambda: (self._state.epoch, self._status()))
+        else:
+            session.bars.show_run(options.max_steps, "step", lambda: (self._state.step, self._status()))
+
+    def restart(self) -> None:
+        """Begin the time of a new row now, with the optimizers that the model has now."""
+        self._window_start = self._clock.now
+
+    def begin_epoch(self) -> None:
+        """Look up the optimizers, which the model may have replaced."""
+        self._optimizers = optimizers(self._session.model)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """A context whose time does not count as time of training steps."""
+        started = time.monotonic()
+        yield
+        self._window_start += time.monotonic() - started
+
+    def compute(self) -> dict[str, float]:
+        """Return the training metrics since the last row. Call on every rank.
+
+        Raises:
+            FloatingPointError: a value was not finite (`check_finite`); the message has its name and step.
+        """
+        summary = self._session.metrics.compute(self._session.world)
+        if self._session.options.check_finite and summary.first_not_finite is not None:
+            name, step = summary.first_not_finite
+            raise FloatingPointError(f"{name} is not finite at step {step}")
+        return summary.values
+
+    def write_row(self) -> None:
+        """Write the training metrics since the last row; nothing without an update since. Call on every rank."""
+        state, clock = self._state, self._clock
+        if state.step == self._logged_step:
+            return
+        if self._session.options.log_param_norm:
+            self._report_parameters()
+        values = self.compute()
+        clock.tick()
+        values |= self._learning_rates()
+        values["train/step_seconds"] = (clock.now - self._window_start) / (state.step - self._logged_step)
+        self._session.metrics.reset()
+        self._logged_step, self._window_start = state.step, clock.now
+        self.write(values)
+
+    def write(self, values: dict[str, float]) -> None:
+        """Send a row of metrics to the loggers. Only rank 0 has loggers."""
+        self._session.context.latest.update(values)
+        for user_logger in self._loggers:
+            user_logger.log_metrics(
+                {"epoch": self._state.epoch, "seconds": self._state.seconds, **values}, self._state.step
+            )
+
+    def report_gradients(self, optimizer: Optimizer, parameters: list[Tensor], norm: Tensor) -> None:
+        """Log the 2-norm of an optimizer's gradients, and with "per-parameter" of each. Call on every rank."""
+        names = [name for name, part in self._optimizers.items() if part is optimizer and len(self._optimizers) > 1]
+        self._log_last("/".join(["grad_norm", *names]), norm)
+        if self._session.options.log_grad_norm == "per-parameter":
+            self._report_each("grad_norm", [(p, p.grad) for p in parameters if p.grad is not None])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the step of the last row, and the number of rows of metrics.jsonl."""
+        return {"flushed_step": self._logged_step, "rows": 0 if self._jsonl is None else self._jsonl.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned; `open` then drops the rows that were written later."""
+        self._logged_step, self._num_kept_rows = state_dict["flushed_step"], state_dict["rows"]
+
+    def _status(self) -> str:
+        """Return the text beside the bar of the run: the best monitored value, else the loss."""
+        latest, score = self._session.context.latest, self._state.best_score
+        if score is not None:
+            return f"best={score:.4g}"
+        return f"loss={latest['train/loss']:.4g}" if "train/loss" in latest else ""
+
+    def _learning_rates(self) -> dict[str, float]:
+        """Return the rate of every parameter group: "train/lr", with optimizer and group if there are several."""
+        rates = {}
+        for name, optimizer in self._optimizers.items():
+            for i, group in enumerate(optimizer.param_groups):
+                path = ["train/lr"]
+                path += [name] * (len(self._optimizers) > 1) + [str(i)] * (len(optimizer.param_groups) > 1)
+                rates["/".join(path)] = float(group["lr"])
+        return rates
+
+    @torch.no_grad()
+    def _report_parameters(self) -> None:
+        """Log the 2-norm of all trained parameters, and with "per-parameter" of each. Call on every rank."""
+        trained = {id(p): p for net in networks(self._session.model) for p in net.parameters() if p.requires_grad}
+        self._log_last("param_norm", full_tensor(nn.utils.get_total_norm(trained.values())))
+        if self._session.options.log_param_norm == "per-parameter":
+            self._report_each("param_norm", [(p, p) for p in trained.values()])
+
+    def _report_each(self, name: str, pairs: list[tuple[Tensor, Tensor]]) -> None:
+        """Log the 2-norm of the tensor that belongs to each parameter, under the parameter's name."""
+        parts = stateful_parts(self._session.model)
+        nets = [(part_name, unwrap_model(part)) for part_name, part in parts if isinstance(part, nn.Module)]
+        paths = {id(p): f"{part_name}.{path}" for part_name, net in nets for path, p in net.named_parameters()}
+        norms = torch._foreach_norm([tensor for _, tensor in pairs])
+        for (parameter, _), norm in zip(pairs, norms, strict=True):
+            self._log_last(f"{name}/{paths.get(id(parameter), '?')}", full_tensor(norm))
+
+    def _log_last(self, name: str, value: Tensor) -> None:
+        self._session.context.log(name, value, 1, "last")

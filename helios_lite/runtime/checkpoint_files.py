@@ -1,0 +1,176 @@
+"""Checkpoint files: their names, and how they are written and read safely.
+
+A file is named `<save_name>_epoch_<E>_iter_<S><metadata>.pth`, with the numbers of finished epochs and optimizer
+updates. It holds tensors and plain containers only, so that any program can read it with
+`torch.load(path, weights_only=True)`.
+"""
+
+from __future__ import annotations
+
+import collections
+import copy
+import json
+import os
+import re
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+FORMAT_VERSION = 1
+"""The version of the layout of a checkpoint's content; a file with a higher one is refused."""
+
+_MARKER = r"_epoch_(\d+)_iter_(\d+)"
+_PLAIN_TYPES = {type(None), bool, int, float, complex, str, torch.Size, torch.dtype, torch.device}
+_TENSOR_TYPES = {torch.Tensor, torch.nn.Parameter}
+# Mappings whose type torch.load(weights_only=True) restores; schedulers count milestones in a Counter.
+_MAPPING_TYPES = {dict, collections.OrderedDict, collections.Counter}
+
+
+class CheckpointError(RuntimeError):
+    """A file is not a checkpoint that this version can read; the message names the file and the reason."""
+
+
+def file_name(save_name: str, epoch: int, step: int, append_metadata: Callable[[str], str]) -> str:
+    """Return the name of a checkpoint file.
+
+    Args:
+        save_name: the model's name; characters that file systems treat specially are replaced.
+        epoch: number of finished epochs.
+        step: number of finished optimizer updates.
+        append_metadata: takes the name without extension and returns it with metadata appended
+            (`Model.append_metadata_to_chkpt_name`).
+
+    Raises:
+        ValueError: `append_metadata` changed the name instead of appending to it.
+    """
+    stem = f"{_portable(save_name)}_epoch_{epoch}_iter_{step}"
+    named = append_metadata(stem)
+    if not isinstance(named, str) or not named.startswith(stem):
+        raise ValueError(f"append_metadata_to_chkpt_name({stem!r}) returned {named!r}: it may only append")
+    # Epoch and step inside the metadata would read as those of another file. File systems allow 255 bytes.
+    metadata = re.sub(_MARKER, r"-epoch-\1-iter-\2", _portable(named[len(stem) :]))
+    if metadata[:1].isdigit():  # They would read as further digits of the step.
+        metadata = f"-{metadata}"
+    return f"{stem}{metadata[: max(0, 250 - len(stem))]}.pth"
+
+
+def find(folder: Path, save_name: str) -> list[Path]:
+    """Return the checkpoint files of a model in a folder, newest first, by (step, epoch) in their names."""
+    pattern = re.compile(re.escape(_portable(save_name)) + _MARKER + rf"(?:(?!{_MARKER}).)*\.pth")
+    found = []
+    for path in folder.glob("*.pth"):
+        if match := pattern.fullmatch(path.name):
+            found.append((int(match[2]), int(match[1]), path))
+    return [path for *_, path in sorted(found, reverse=True)]
+
+
+def write_file(content: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint atomically: at any moment the complete file exists under that name, or none.
+
+    Raises:
+        TypeError: a value is neither a tensor nor plain data; the message says where it is.
+        OSError: the disk is full, or the folder is not writable; no partial file is left.
+    """
+    content = to_serializable(content)
+    try:
+        _write_atomically(path, lambda file: torch.save(content, file))
+    except RuntimeError as error:
+        # torch fails to close its archive after a failed write, which hides the first error.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
+def read_file(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Read a checkpoint; only tensors and plain containers are ever unpickled.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        CheckpointError: the file is damaged, unsafe, foreign or of a newer format.
+    """
+    try:
+        # torch.load does not compare the checksums of tensors: a flipped bit would load as another weight.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+        content = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        # torch raises errors of many types for damaged files; for unsafe ones it explains how to load them anyway.
+        reason = "it is damaged, or holds more than tensors and plain containers"
+        raise CheckpointError(f"{path}: {reason} ({type(error).__name__})") from error
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+        raise CheckpointError(f"{path}: is not a helios_lite checkpoint")
+    if content["format"] > FORMAT_VERSION:
+        writer = f"helios_lite {content.get('version', 'of a later version')}"
+        raise CheckpointError(
+            f"{path}: {writer} wrote it in format {content['format']}; this one reads up to {FORMAT_VERSION}"
+        )
+    return content
+
+
+def write_json(content: Any, path: Path) -> None:
+    """Write plain data as json, atomically as a checkpoint; other objects are written as their `str`."""
+    _write_atomically(path, lambda file: file.write((json.dumps(content, indent=2, default=str) + "\n").encode()))
+
+
+def to_serializable(value: Any, where: str = "checkpoint") -> Any:
+    """Return a value in new containers, with numpy numbers as Python numbers; tensors are not copied.
+
+    Args:
+        value: the value.
+        where: the name of the value in the error message.
+
+    Raises:
+        TypeError: the value holds something that `torch.load(weights_only=True)` refuses; the message says where.
+    """
+    kind = type(value)
+    if kind in _MAPPING_TYPES:
+        copied = copy.copy(value)  # An OrderedDict keeps the versions of modules, which are an attribute of it.
+        copied.clear()
+        for key, item in value.items():
+            copied[to_serializable(key, where)] = to_serializable(item, f"{where}[{key!r}]")
+        if kind is not dict:
+            to_serializable(dict(vars(value)), f"vars({where})")
+        return copied
+    if kind in (list, tuple, set):
+        return kind(to_serializable(item, f"{where}[{i}]") for i, item in enumerate(value))
+    if kind in _TENSOR_TYPES:
+        to_serializable(dict(vars(value)), f"vars({where})")
+        return value
+    if kind in _PLAIN_TYPES:
+        return value
+    if "numpy" in sys.modules and isinstance(value, sys.modules["numpy"].generic):
+        return to_serializable(value.item(), where)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    raise TypeError(f"{where} is a {name}: a checkpoint holds tensors and plain containers only")
+
+
+def _portable(text: str) -> str:
+    """Replace characters that file systems treat specially."""
+    return re.sub(r"[^A-Za-z0-9._=+-]", "-", text)
+
+
+def _write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write a file under a temporary name in the same folder, fsync it, rename it to `path`, and fsync the folder."""
+    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,93 @@
+"""What a run gives to its model: the device, the precision, the strategy, and where logged values go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from helios_lite.runtime.distributed import World
+from helios_lite.runtime.metrics import MetricAccumulator, Reduce
+from helios_lite.runtime.parallel import ParallelStrategy
+from helios_lite.runtime.precision import Precision
+from helios_lite.runtime.transfer import DeviceMover
+
+
+class RunContext:
+    """What a run gives to its model. The engine moves it forward by methods; the model reads it.
+
+    Args:
+        precision: the number format of the forward pass, and how a loss becomes an update.
+        parallel: puts networks on the device and spans them over the processes.
+        mover: moves batches to the device.
+        trainer: what `Model.trainer` returns; None outside of a run.
+
+    Attributes:
+        device: the device of this process.
+        world: the rank of this process and the number of processes.
+        metrics: takes logged values; None outside of a run.
+        improved: what `monitor` says about the last validation; True without a monitor.
+        latest: the last value of every metric, by full name.
+        is_set_up: whether `Model.setup` has run.
+    """
+
+    def __init__(
+        self, precision: Precision, parallel: ParallelStrategy, mover: DeviceMover, trainer: Any = None
+    ) -> None:
+        self.precision, self.parallel, self.mover, self.trainer = precision, parallel, mover, trainer
+        self.device, self.world = parallel.device, parallel.world
+        self.metrics: MetricAccumulator | None = None
+        self.improved = True
+        self.latest: dict[str, float] = {}
+        self.is_set_up = False
+        self._phase = "train"
+        self._batch_size = 1
+        self._step = 0
+
+    @classmethod
+    def standalone(cls, device: torch.device) -> RunContext:
+        """Return the context of a model that no trainer runs: one process, fp32."""
+        return cls(Precision("fp32", device), ParallelStrategy(device, World()), DeviceMover(device))
+
+    def begin_batch(self, batch_size: int, step: int) -> None:
+        """Prepare for a training batch.
+
+        Args:
+            batch_size: number of samples, the default weight of a logged value.
+            step: the optimizer update in progress, reported if a logged value is not finite.
+        """
+        self._batch_size, self._step = batch_size, step
+
+    def begin_phase(self, phase: str, metrics: MetricAccumulator, batch_size: int = 1) -> None:
+        """Send the values logged from now on to an accumulator.
+
+        Args:
+            phase: "train", "valid" or "test", for one of several splits "valid/<name>": the prefix of the names.
+            metrics: takes the values.
+            batch_size: number of samples in the batch of an evaluation.
+        """
+        self._phase, self.metrics, self._batch_size = phase, metrics, batch_size
+
+    def log(self, name: str, value: Tensor | float, weight: Tensor | float | None, reduce: Reduce) -> None:
+        """Add a logged value; see `Model.log`."""
+        if self.metrics is None:
+            raise RuntimeError(f"log({name!r}): works only while a Trainer runs the model")
+        weight = self._batch_size if weight is None else weight
+        self.metrics.update(f"{self._phase}/{name}", value, weight, reduce, self._step)
+
+    def use_strategy(self, parallel: ParallelStrategy) -> None:
+        """Use the strategy of an earlier run, which has wrapped the networks."""
+        self.parallel = parallel
+
+    def mark_set_up(self) -> None:
+        """Note that `Model.setup` has run."""
+        self.is_set_up = True
+
+    def set_improved(self, improved: bool) -> None:
+        """Set what `monitor` says about the last validation."""
+        self.improved = improved
+
+    def end_run(self) -> None:
+        """Note that no trainer runs the model any more; its device and its last metrics are kept."""
+        self.trainer = self.metrics = None

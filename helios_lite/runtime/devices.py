@@ -1,0 +1,78 @@
+"""Which devices a run computes on, and how PyTorch is set for them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from helios_lite.runtime.distributed import PARENT, World
+
+
+def choose_accelerator(accelerator: str) -> str:
+    """Return the type of device to compute on: "cuda", "mps" or "cpu".
+
+    Args:
+        accelerator: a device type, or "auto": CUDA, else MPS, else CPU.
+
+    Raises:
+        RuntimeError: the accelerator is not available; there is no silent fallback to the CPU.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if accelerator == "auto":
+        return next(name for name, is_available in available.items() if is_available)
+    if not available[accelerator]:
+        found = ", ".join(name for name, is_available in available.items() if is_available)
+        raise RuntimeError(f"accelerator={accelerator!r} is not available on this machine, which has: {found}")
+    return accelerator
+
+
+def choose_devices(device_type: str, devices: int | str | Sequence[int]) -> list[int]:
+    """Return the indices of the devices to use, one process for each.
+
+    Args:
+        device_type: "cuda", "mps" or "cpu". The CPU takes any number of processes, MPS takes one.
+        devices: the number of devices, their indices, or "auto": all GPUs, else one process.
+
+    Raises:
+        RuntimeError: the machine has fewer devices.
+    """
+    count = torch.cuda.device_count() if device_type == "cuda" else 1
+    if devices == "auto":
+        return list(range(count))
+    chosen = list(range(devices)) if isinstance(devices, int) else [int(index) for index in devices]
+    if device_type != "cpu" and max(chosen) >= count:
+        raise RuntimeError(f"devices={devices!r}: this machine has {count} of type {device_type}")
+    return chosen
+
+
+def choose_device(device_type: str, devices: int | str | Sequence[int], world: World) -> torch.device:
+    """Return the device of this process: the entry of `devices` at its local rank. Under torchrun all GPUs count."""
+    if device_type != "cuda":
+        return torch.device(device_type)
+    indices = choose_devices(device_type, devices if world.size == 1 or PARENT in os.environ else "auto")
+    device = torch.device(device_type, indices[world.local_rank])
+    torch.cuda.set_device(device)
+    return device
+
+
+@contextlib.contextmanager
+def backend_flags(deterministic: bool, benchmark: bool) -> Iterator[None]:
+    """Set PyTorch's global flags for the time of a context.
+
+    Args:
+        deterministic: use deterministic algorithms only.
+        benchmark: let cuDNN choose algorithms by measuring them.
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it.
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = benchmark
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]

@@ -1,0 +1,226 @@
+"""Starting the processes of a run by torch elastic, and returning their result or raising their error."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import signal
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from multiprocessing import active_children
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from helios_lite.runtime.signals import GracefulShutdown
+from helios_lite.runtime.watchdog import PEER_LOST
+from helios_lite.runtime.worker import TASK_FILE, Interruption, WorkerError, error_file, run_worker
+
+Result = TypeVar("Result")
+logger = logging.getLogger("helios_lite")
+
+
+def launch(
+    function: Callable[..., Result],
+    arguments: dict[str, Any],
+    *,
+    before_start: Callable[[], object] = lambda: None,
+    processes: int,
+    max_restarts: int,
+) -> Result:
+    """Run a function in several new processes of this machine, and return the result of rank 0.
+
+    Args:
+        function: a function at the top level of a module, called with the arguments in every process.
+        arguments: the arguments by name; all are sent to the processes.
+        before_start: called once in this process, after the arguments are known to be picklable.
+        processes: the number of processes.
+        max_restarts: how often all processes are started again after one has failed.
+
+    Raises:
+        TypeError: an argument cannot be sent; the message names the attribute.
+        Exception: the first exception of any process, with that process's traceback as its cause.
+        RuntimeError: a process died without an exception.
+        KeyboardInterrupt, SystemExit: after a signal; the processes have finished their update and saved.
+    """
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    result: Any = None
+    with contextlib.ExitStack() as stack:
+        # A killed worker may have left files here that cannot be removed; that must not hide the error that we raise.
+        folder = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="helios_lite-", ignore_cleanup_errors=True))
+        )
+        _write_task(function, arguments, folder)
+        before_start()
+        shutdown = stack.enter_context(GracefulShutdown())
+        for attempt in range(max_restarts + 1):
+            try:
+                result = WorkerGroup(folder, processes, attempt).run(shutdown)
+                break
+            except ChildFailedError as failed:
+                error, cause = _first_error(folder, attempt, failed)
+            if shutdown.received is not None and cause is None:
+                break  # The signal ended the workers before they could handle it.
+            if shutdown.received is not None or attempt == max_restarts:
+                raise error from cause
+            logger.warning("%s: %s; all processes start again", type(error).__name__, error)
+        if isinstance(result, Interruption):
+            shutdown.receive(shutdown.received or signal.Signals(result.number))
+    return result  # type: ignore[no-any-return]
+
+
+class WorkerGroup:
+    """The processes of one attempt, started by torch elastic.
+
+    Elastic's own restarts are not used: they keep the store, in which new processes find the addresses of dead ones.
+
+    Args:
+        folder: the folder with the task.
+        processes: the number of processes.
+        attempt: how many attempts have failed before.
+    """
+
+    def __init__(self, folder: Path, processes: int, attempt: int) -> None:
+        self._folder, self._processes, self._attempt = folder, processes, attempt
+        self._foreign_children = {*active_children()}  # Children of the calling program, which are not ours to end.
+        self._signalled: set[int | None] = set()
+        self._values: dict[int, Any] = {}
+        self._error: BaseException | None = None
+        # An event, because a thread whose join was interrupted may be reported as ended while it runs.
+        self._done = threading.Event()
+
+    def run(self, shutdown: GracefulShutdown) -> Any:
+        """Start the processes, wait for them, and return the result of rank 0. A received signal is passed on to them.
+
+        Raises:
+            ChildFailedError: a process failed; all have been ended.
+        """
+        with _quiet_elastic():
+            try:
+                # In a thread elastic installs no signal handlers, so that ours decide what a signal means.
+                threading.Thread(target=self._run_elastic, name="elastic", daemon=True).start()
+                while not self._done.wait(0.1):
+                    if shutdown.received is not None:
+                        self._terminate()
+            except BaseException:  # A second Ctrl-C.
+                self._kill(seconds=5.0)
+                raise
+        if self._error is not None:
+            raise self._error
+        return self._values[0]
+
+    def _run_elastic(self) -> None:
+        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=self._processes,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",  # A port that the operating system chooses.
+            local_addr="localhost",
+            max_restarts=0,
+            monitor_interval=0.1,
+        )
+        num_threads = max(1, torch.get_num_threads() // self._processes)
+        try:
+            run = elastic_launch(config, run_worker)
+            self._values = run(str(self._folder), self._attempt, os.getpid(), num_threads)
+        except BaseException as error:
+            self._error = error
+        self._done.set()
+
+    def _terminate(self) -> None:
+        """Send SIGTERM once to each process: it finishes its update and saves, or dies if it is only starting.
+
+        A Ctrl-C in a terminal may have reached the processes already.
+        """
+        for child in {*active_children()} - self._foreign_children:
+            if child.pid not in self._signalled:
+                self._signalled.add(child.pid)
+                child.terminate()
+
+    def _kill(self, seconds: float) -> None:
+        """Kill the processes, also those that are only starting, until elastic has ended or the time is up."""
+        limit = time.monotonic() + seconds
+        while not self._done.wait(0.05) and time.monotonic() < limit:
+            for child in {*active_children()} - self._foreign_children:
+                child.kill()
+
+
+@contextlib.contextmanager
+def _quiet_elastic() -> Iterator[None]:
+    """Silence the loggers of elastic and of the spawner: the exception that we raise says more than they do."""
+    loggers = [logging.getLogger(f"torch.{name}") for name in ("distributed.elastic", "multiprocessing.spawn")]
+    levels = [noisy.level for noisy in loggers]
+    for noisy in loggers:
+        noisy.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for noisy, level in zip(loggers, levels, strict=True):
+            noisy.setLevel(level)
+
+
+class RemoteTraceback(Exception):
+    """The traceback of an exception in another process, as text."""
+
+    def __str__(self) -> str:
+        """Return the text on lines of its own."""
+        return f"\n{self.args[0]}"
+
+
+def _first_error(folder: Path, attempt: int, failed: Any) -> tuple[BaseException, BaseException | None]:
+    """Return the first error of a failed attempt, and its cause. Ranks that lose a peer raise errors of their own."""
+    rank, failure = failed.get_first_failure()
+    if not error_file(folder, attempt, rank).exists():
+        status = failure.exitcode
+        how = f"was killed by {failure.signal_name()}" if status < 0 else "ended without an exception"
+        if status == PEER_LOST:
+            how = "missed another rank, which ended without an exception"
+        return RuntimeError(f"rank {rank} {how} (exit status {status})"), None
+    paths = [path for path in folder.glob(f"{attempt}-*") if path.suffix == ""]
+    errors = {path.name.split("-")[1]: WorkerError(*pickle.loads(path.read_bytes())) for path in paths}
+    first_rank, first = min(errors.items(), key=lambda item: item[1].time_ns)
+    return first.error, RemoteTraceback(f"in the process of rank {first_rank}:\n{first.traceback}")
+
+
+def _write_task(function: Callable[..., Any], arguments: dict[str, Any], folder: Path) -> None:
+    """Write what the processes do. By torch.save: torch.multiprocessing would let all processes train one tensor."""
+    try:
+        torch.save((function, arguments), folder / TASK_FILE, pickle_protocol=pickle.DEFAULT_PROTOCOL)
+    except Exception:
+        for name, value in arguments.items():
+            require_picklable(value, name)
+        raise
+
+
+def require_picklable(value: Any, name: str, parents: tuple[int, ...] = ()) -> None:
+    """Raise a TypeError that names the attribute, if a value cannot be sent to another process.
+
+    Args:
+        value: the value.
+        name: the name of the value in the message.
+        parents: ids of the objects that contain it, since an object may refer to itself.
+    """
+    if id(value) in parents:
+        return
+    try:
+        pickle.dumps(value)
+    except Exception as error:
+        parts = {f"{name}.{part}": item for part, item in getattr(value, "__dict__", {}).items()}
+        if isinstance(value, dict):
+            parts |= {f"{name}[{key!r}]": item for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            parts |= {f"{name}[{i}]": item for i, item in enumerate(value)}
+        for part, item in parts.items():
+            require_picklable(item, part, (*parents, id(value)))
+        raise TypeError(f"{name} cannot be sent to another process: {error}") from error

@@ -1,0 +1,231 @@
+"""Logged values, kept until a logging step without waiting for the device, and reduced exactly.
+
+A value on the CPU is added to running totals at once. A value on an accelerator is copied there, and read at the
+logging step together with all others. Memory does not grow with the number of batches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from helios_lite.runtime.distributed import World
+
+Reduce = Literal["mean", "sum", "min", "max", "last", "std"]
+
+_MAX_PENDING = 4096  # Values on the device; when there are more, they are read before the logging step.
+_NEVER = math.inf  # The step at which a metric became not finite, for a metric that has always been finite.
+
+
+class Totals(NamedTuple):
+    """The running totals of values v_i with weights w_i. A checkpoint holds them in this order."""
+
+    weight: float = 0.0
+    """sum of w"""
+    weighted_sum: float = 0.0
+    """sum of w * v"""
+    m2: float = 0.0
+    """sum of w * (v - mean)^2"""
+    sum: float = 0.0
+    """sum of v"""
+    low: float = math.inf
+    high: float = -math.inf
+    last: float = 0.0
+    first_not_finite: float = _NEVER
+    """step of the first v that was NaN or infinite"""
+
+
+_RESULT: dict[str, Callable[[Totals], float]] = {
+    "mean": lambda totals: totals.weighted_sum / totals.weight if totals.weight else math.nan,
+    "std": lambda totals: math.sqrt(totals.m2 / totals.weight) if totals.weight else math.nan,
+    "sum": lambda totals: totals.sum,
+    "min": lambda totals: totals.low,
+    "max": lambda totals: totals.high,
+    "last": lambda totals: totals.last,
+}
+
+
+class Summary(NamedTuple):
+    """Reduced metrics by full name, and the name and step of the first value that was NaN or infinite, if any."""
+
+    values: dict[str, float]
+    first_not_finite: tuple[str, int] | None
+
+
+class MetricAccumulator:
+    """The values logged in one phase since the last row of metrics.
+
+    Args:
+        device: where the model computes; values on other accelerators are moved there.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._running: dict[str, _RunningStats] = {}
+        self._dtype = torch.float32 if device.type == "mps" else torch.float64
+        # Values that are still on the device, in order: running totals, value, weight, step.
+        self._pending: list[tuple[_RunningStats, Tensor | float, Tensor | float, int]] = []
+
+    def update(
+        self, name: str, value: Tensor | float, weight: Tensor | float, reduce: Reduce = "mean", step: int = 0
+    ) -> None:
+        """Add one value.
+
+        Args:
+            name: full name, such as "train/loss".
+            value: a number or a tensor of one element, of any dtype and device.
+            weight: the number of samples (or tokens) of which the value is the mean; used by "mean" and "std".
+            reduce: "mean" and "std" (of the population) are weighted; "sum", "min", "max" and "last" are not.
+            step: the optimizer update in progress, reported if the value is not finite.
+
+        Raises:
+            ValueError: `reduce` is unknown or differs from an earlier call, or the tensor has several elements.
+        """
+        value = self._number(name, value) if isinstance(value, Tensor) else float(value)
+        weight = self._number(name, weight) if isinstance(weight, Tensor) else float(weight)
+        running = self._running.get(name)
+        if running is None:
+            if reduce not in _RESULT:
+                raise ValueError(f"log({name!r}): reduce={reduce!r} must be one of {', '.join(_RESULT)}")
+            running = self._running[name] = _RunningStats(reduce)
+        elif running.reduce != reduce:
+            raise ValueError(f"log({name!r}): reduce={reduce!r}, but it was {running.reduce!r} before")
+        if isinstance(value, float) and isinstance(weight, float) and not self._pending:
+            running.update(value, weight, step)
+        else:
+            self._pending.append((running, value, weight, step))
+            if len(self._pending) == _MAX_PENDING:
+                self._read_pending()
+
+    def compute(self, world: World = World(), *, is_idle: bool = False) -> Summary:  # noqa: B008 (frozen)
+        """Return the value of every metric over all ranks, without changing it. Call on every rank.
+
+        Reads from the device once, and communicates once.
+
+        Args:
+            world: the ranks.
+            is_idle: whether this rank had no batch, so that names logged by others may be missing here.
+
+        Raises:
+            ValueError: ranks that had batches logged different names; raised on every rank.
+        """
+        self._read_pending()
+        rows = {name: (running.reduce, running.totals()) for name, running in self._running.items()}
+        gathered = world.gather((is_idle, rows))
+        known = {name for _, other in gathered for name in other}
+        for rank, (was_idle, other) in enumerate(gathered):
+            if not was_idle and (missing := sorted(known - other.keys())):
+                raise ValueError(f"metrics differ among the ranks: rank {rank} did not log {missing}")
+        merged: dict[str, tuple[str, Totals]] = {}
+        for _, other in gathered:
+            for name, (reduce, totals) in other.items():
+                earlier = merged.get(name)
+                merged[name] = (reduce, totals if earlier is None else _merge(earlier[1], totals))
+        values = {name: _RESULT[reduce](totals) for name, (reduce, totals) in merged.items()}
+        steps = {name: totals.first_not_finite for name, (_, totals) in merged.items()}
+        bad = {name: int(step) for name, step in steps.items() if step != _NEVER}
+        return Summary(values, min(bad.items(), key=lambda item: item[1]) if bad else None)
+
+    def reset(self) -> None:
+        """Forget all values and names."""
+        self._running.clear()
+        self._pending.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the running totals as plain numbers."""
+        self._read_pending()
+        return {
+            name: {"reduce": running.reduce, "totals": tuple(running.totals())}
+            for name, running in self._running.items()
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Merge the totals that `state_dict` returned into the present ones."""
+        self._read_pending()
+        for name, state in state_dict.items():
+            totals = Totals(*state["totals"])
+            present = self._running.get(name)
+            if present is not None:
+                totals = _merge(present.totals(), totals)
+            self._running[name] = _RunningStats(state["reduce"], totals)
+
+    def _number(self, name: str, tensor: Tensor) -> Tensor | float:
+        if tensor.numel() != 1:
+            raise ValueError(f"log({name!r}): needs one number, not a tensor of shape {tuple(tensor.shape)}")
+        if tensor.is_cpu:
+            return float(tensor.item())  # Reading it waits for nothing.
+        # A copy: the user's tensor may change in place (or be the output of a CUDA graph) before it is read.
+        return tensor.detach().to(self.device, self._dtype, copy=True).reshape(())
+
+    def _read_pending(self) -> None:
+        """Read the values that are still on the device, with one synchronization."""
+        if not self._pending:
+            return
+        tensors = [number for entry in self._pending for number in entry[1:3] if isinstance(number, Tensor)]
+        numbers = iter(torch.stack(tensors).tolist() if tensors else ())
+        for running, value, weight, step in self._pending:
+            value, weight = (next(numbers) if isinstance(x, Tensor) else x for x in (value, weight))
+            running.update(value, weight, step)
+        self._pending.clear()
+
+
+class _RunningStats:
+    """The running totals of one metric; see `Totals`."""
+
+    __slots__ = ("first_not_finite", "high", "last", "low", "m2", "reduce", "sum", "weight", "weighted_sum")
+
+    def __init__(self, reduce: Reduce, totals: Totals = Totals()) -> None:  # noqa: B008 (immutable)
+        self.reduce = reduce
+        self.weight, self.weighted_sum, self.m2, self.sum, self.low, self.high, self.last, self.first_not_finite = (
+            totals
+        )
+
+    def totals(self) -> Totals:
+        return Totals(
+            self.weight, self.weighted_sum, self.m2, self.sum, self.low, self.high, self.last, self.first_not_finite
+        )
+
+    def update(self, value: float, weight: float, step: int) -> None:
+        reduce = self.reduce
+        # A value of weight 0 (the mean over no tokens is NaN) must not make the mean of the others NaN.
+        if weight > 0:
+            before = self.weight
+            self.weight = before + weight
+            if reduce == "std":  # West, "Updating mean and variance estimates: an improved method", 1979.
+                delta = value - (self.weighted_sum / before if before else 0.0)
+                self.m2 += delta * delta * weight * before / self.weight
+            self.weighted_sum += weight * value
+        elif reduce in ("mean", "std"):
+            return
+        self.sum += value
+        self.last = value
+        if reduce == "min" and not value >= self.low:
+            self.low = value
+        elif reduce == "max" and not value <= self.high:
+            self.high = value
+        if value - value != 0.0 and step < self.first_not_finite:  # NaN or infinite.
+            self.first_not_finite = step
+
+
+def _merge(a: Totals, b: Totals) -> Totals:
+    """Return the totals of the values of both.
+
+    M2 by Chan, Golub and LeVeque, "Updating formulae ... for computing sample variances", 1982.
+    """
+    weight = a.weight + b.weight
+    delta = (b.weighted_sum / b.weight if b.weight > 0 else 0.0) - (a.weighted_sum / a.weight if a.weight > 0 else 0.0)
+    return Totals(
+        weight=weight,
+        weighted_sum=a.weighted_sum + b.weighted_sum,
+        m2=a.m2 + b.m2 + (delta * delta * a.weight * b.weight / weight if weight > 0 else 0.0),
+        sum=a.sum + b.sum,
+        # A NaN stays: it is neither smaller nor equal to itself.
+        low=a.low if not b.low < a.low and b.low == b.low else b.low,
+        high=a.high if not b.high > a.high and b.high == b.high else b.high,
+        last=b.last,
+        first_not_finite=min(a.first_not_finite, b.first_not_finite),
+    )

@@ -1,0 +1,99 @@
+"""Seeds derived from numbers; the RNG states of torch, random and numpy, saved and restored."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+_MASK = (1 << 64) - 1
+
+
+def derive_seed(*numbers: int) -> int:
+    """Mix any integers into one seed of 63 bits; neighbouring numbers give unrelated seeds.
+
+    The mixing step is SplitMix64's (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", 2014).
+    """
+    mixed = 0
+    for number in numbers:
+        mixed = (mixed + number + 0x9E3779B97F4A7C15) & _MASK
+        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & _MASK
+        mixed ^= mixed >> 31
+    return mixed >> 1
+
+
+def seed_all(seed: int, device: torch.device | None = None) -> None:
+    """Seed torch and random, and numpy if the program has imported it.
+
+    Args:
+        seed: below 2**64.
+        device: the only accelerator to seed, since torch takes time to look for others; None seeds all of them.
+    """
+    seed_cpu(seed)
+    if device is None:
+        torch.manual_seed(seed)
+    elif device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
+def seed_cpu(seed: int) -> None:
+    """Seed torch, random and numpy on the CPU only. This is fast, and allowed in a DataLoader worker."""
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(seed & 0xFFFFFFFF)
+
+
+def get_state(device: torch.device) -> dict[str, Any]:
+    """Return the RNG states of torch, random and numpy as tensors and plain values, as a checkpoint holds them.
+
+    Args:
+        device: the accelerator whose RNG state is included; the CPU adds nothing.
+    """
+    version, words, gauss = random.getstate()
+    state: dict[str, Any] = {"torch": torch.get_rng_state(), "random": [version, torch.tensor(words), gauss]}
+    if device.type != "cpu":
+        state[device.type] = torch.get_device_module(device).get_rng_state()
+    if "numpy" in sys.modules:
+        name, keys, *rest = sys.modules["numpy"].random.get_state()
+        state["numpy"] = [name, torch.tensor(keys.tolist()), *rest]
+    return state
+
+
+def set_state(state: dict[str, Any], device: torch.device) -> None:
+    """Set the RNG states that `get_state` returned; a state of another type of device is ignored."""
+    torch.set_rng_state(state["torch"].cpu())
+    version, words, gauss = state["random"]
+    random.setstate((version, tuple(words.tolist()), gauss))
+    if device.type in state:
+        torch.get_device_module(device).set_rng_state(state[device.type].cpu())
+    if "numpy" in state and "numpy" in sys.modules:
+        name, keys, *rest = state["numpy"]
+        sys.modules["numpy"].random.set_state((name, keys.tolist(), *rest))
+
+
+@contextlib.contextmanager
+def fork_rng(device: torch.device) -> Iterator[None]:
+    """Restore all RNG states at the end of the context, as `torch.random.fork_rng` does for torch alone.
+
+    Args:
+        device: the accelerator whose RNG state is restored too.
+    """
+    numpy = sys.modules.get("numpy")
+    torch_state, random_state = torch.get_rng_state(), random.getstate()
+    numpy_state = None if numpy is None else numpy.random.get_state()
+    device_state = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(torch_state)
+        random.setstate(random_state)
+        if numpy is not None:
+            numpy.random.set_state(numpy_state)
+        if device_state is not None:
+            torch.get_device_module(device).set_rng_state(device_state)

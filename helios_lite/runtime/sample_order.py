@@ -1,0 +1,116 @@
+"""The order of samples: which indices a rank reads in each batch of an epoch, from any position on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from helios_lite.runtime.distributed import World
+
+
+def shuffled(length: int, seed: int) -> Tensor:
+    """Return a permutation of the indices below a length: an int64 tensor that depends on the seed alone."""
+    return torch.randperm(length, generator=torch.Generator().manual_seed(seed))
+
+
+def contiguous_part(order: Any, world: World) -> Any:
+    """Return this rank's part of an order that is divided among the ranks, as an evaluation does."""
+    low, high = (len(order) * rank // world.size for rank in (world.rank, world.rank + 1))
+    return order[low:high]
+
+
+class BatchPlan:
+    """One rank's index batches of an order, from a position on.
+
+    The order is cut into global batches, and each of them into contiguous parts, one per rank. A last global batch
+    with fewer samples than ranks is dropped, because a rank without a sample could not take part in the step.
+
+    Args:
+        order: the indices of the epoch.
+        start: the position: the number of indices that are finished.
+        batch_size: samples per batch and rank.
+        drop_last: drop the last global batch if it is not full.
+        world: the ranks.
+    """
+
+    def __init__(
+        self, order: Sequence[int] | Tensor, start: int, batch_size: int, drop_last: bool, world: World
+    ) -> None:
+        self._order, self._start, self._world = order, start, world
+        self._global_batch_size = batch_size * world.size
+        remaining = max(0, len(order) - start)
+        tail = remaining % self._global_batch_size
+        self._remaining = remaining - tail if drop_last or tail < world.size else remaining
+
+    def __len__(self) -> int:
+        return -(-self._remaining // self._global_batch_size)
+
+    def samples(self, i: int) -> int:
+        """Return the number of samples of all ranks in batch i together."""
+        return min(self._global_batch_size, self._remaining - i * self._global_batch_size)
+
+    def size(self, i: int) -> int:
+        """Return the number of samples of this rank in batch i."""
+        each, more = divmod(self.samples(i), self._world.size)
+        return each + (self._world.rank < more)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for part in self._cut(self._order):
+            yield part.tolist() if isinstance(part, Tensor) else list(part)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield the indices of each batch of this rank as an int64 tensor."""
+        order = self._order
+        return self._cut(torch.arange(order.start, order.stop) if isinstance(order, range) else torch.as_tensor(order))
+
+    def _cut(self, order: Any) -> Iterator[Any]:
+        for i in range(len(self)):
+            each, more = divmod(self.samples(i), self._world.size)
+            low = self._start + i * self._global_batch_size + self._world.rank * each + min(self._world.rank, more)
+            yield order[low : low + each + (self._world.rank < more)]
+
+
+class DealtBatches:
+    """One rank's index batches of a batch sampler, whose batches are dealt to the ranks in turn.
+
+    For training, remaining batches that are fewer than the ranks are cut into even parts, as in `BatchPlan`.
+
+    Args:
+        batches: the batches of all ranks, from the position on.
+        world: the ranks.
+        for_training: whether all ranks need the same number of batches.
+    """
+
+    def __init__(self, batches: list[Sequence[int]], world: World, for_training: bool) -> None:
+        complete = len(batches) - len(batches) % world.size if for_training else len(batches)
+        self._own = [list(batch) for batch in batches[world.rank : complete : world.size]]
+        self._samples = [sum(map(len, batches[i : i + world.size])) for i in range(0, complete, world.size)]
+        rest = [index for batch in batches[complete:] for index in batch]
+        if len(rest) >= world.size:
+            self._own += list(BatchPlan(rest, 0, -(-len(rest) // world.size), False, world))
+            self._samples.append(len(rest))
+
+    def __len__(self) -> int:
+        return len(self._own)
+
+    def samples(self, i: int) -> int:
+        """Return the number of samples of all ranks in batch i together."""
+        return self._samples[i]
+
+    def size(self, i: int) -> int:
+        """Return the number of samples of this rank in batch i."""
+        return len(self._own[i])
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._own)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield the indices of each batch of this rank as an int64 tensor."""
+        return map(torch.as_tensor, self._own)
+
+
+BatchOrder: TypeAlias = BatchPlan | DealtBatches
+"""The index batches of one rank in an epoch."""

@@ -1,0 +1,97 @@
+"""A process that `launch` starts: it runs a function, and leaves its result or its error for the launching process."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+import signal
+import time
+import traceback
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from helios_lite.runtime.distributed import PARENT
+from helios_lite.runtime.watchdog import exit_now, exit_with_parent
+
+TASK_FILE = "task"
+"""The file with the function and its arguments."""
+
+
+class WorkerInterrupted(BaseException):
+    """A signal has ended the run in this worker, and its state is saved. The launching process raises it in its place.
+
+    Attributes:
+        number: the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@dataclasses.dataclass(frozen=True)
+class Interruption:
+    """What a worker returns instead of a result after `WorkerInterrupted`."""
+
+    number: int
+
+
+class WorkerError(NamedTuple):
+    """An error of a worker.
+
+    Attributes:
+        time_ns: when it was raised; the first error of a run is its cause.
+        error: the exception itself, or a RuntimeError with its text if it cannot be pickled.
+        traceback: its traceback as text.
+    """
+
+    time_ns: int
+    error: BaseException
+    traceback: str
+
+
+def error_file(folder: Path, attempt: int, rank: int | str) -> Path:
+    """Return the file in which a rank leaves its error.
+
+    Elastic's own error files hold text and whole seconds, which is too little to raise the first error as it was.
+    """
+    return folder / f"{attempt}-{rank}"
+
+
+def run_worker(folder: str, attempt: int, parent: int, num_threads: int) -> Any:
+    """Run the task of a folder in a process that elastic has started."""
+    torch.set_num_threads(num_threads)
+    os.environ[PARENT] = str(parent)
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempt)
+    exit_with_parent(parent)
+    try:
+        # The folder is private to this user, and made by the process that launched this one. The file is mapped, not
+        # read: data takes its memory once for all processes, and what one of them changes is its own copy.
+        function, arguments = torch.load(Path(folder) / TASK_FILE, mmap=True, weights_only=False)
+        result = function(**arguments)
+    except WorkerInterrupted as interrupted:
+        result = Interruption(interrupted.number)
+    except BaseException as error:
+        _write_error(error, error_file(Path(folder), attempt, os.environ["RANK"]))
+        time.sleep(0.5)  # A killed process must be noticed before the processes that fail because they miss it.
+        exit_now(1)  # Also after exit(0), which is a failure here. No thread of the user can delay it.
+    # Elastic now waits for the other processes, and hangs if this one dies meanwhile.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    return result
+
+
+def _write_error(error: BaseException, path: Path) -> None:
+    when, text = time.time_ns(), traceback.format_exc()
+    try:
+        content = pickle.dumps(tuple(WorkerError(when, error, text)))
+        pickle.loads(content)
+    except Exception:
+        replacement = RuntimeError(f"{type(error).__name__}: {error}")
+        content = pickle.dumps(tuple(WorkerError(when, replacement, text)))
+    part = path.with_suffix(".part")
+    part.write_bytes(content)
+    part.rename(path)

@@ -1,0 +1,1 @@
+"""The command `helios-lite`: trains from TOML files, and shows what runs have written."""

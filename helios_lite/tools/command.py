@@ -1,0 +1,112 @@
+"""The command `helios-lite`: its arguments, and `main`, which runs what they ask for."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from helios_lite.config import ConfigError
+from helios_lite.tools.env import env
+from helios_lite.tools.errors import UsageError
+from helios_lite.tools.inspect import inspect
+from helios_lite.tools.plot import plot
+from helios_lite.tools.runs import fit, test
+from helios_lite.version import __version__
+
+_OVERRIDES = """
+Options of the form --table.key replace a value of the file, or add one: --trainer.max_epochs 3, --model.width=16,
+--trainer.callbacks.0.decay 0.9. Values are written as in TOML. A value that is not valid TOML is used as a string, so
+a string needs quotes of its own only if it could be read as something else: --trainer.run_name '"7"'.
+For an option that may be None, write none. The format of the file: python -m pydoc helios_lite.config
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command with the given arguments, by default those of the program.
+
+    Wrong usage prints one line to stderr and exits with status 2. Errors of a training are raised as they are.
+    """
+    parser = _parser()
+    try:
+        rest, overrides = _split_overrides(sys.argv[1:] if arguments is None else arguments)
+        parsed = parser.parse_args(rest)
+        if overrides and parsed.command not in (fit, test):
+            raise UsageError(f"--{next(iter(overrides))}: only fit and test take values of a configuration")
+        parsed.overrides = overrides
+        parsed.command(parsed)
+    except (UsageError, ConfigError) as error:
+        parser.error(str(error))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="helios-lite", description="Train models from TOML files, and show what runs have written.")
+    parser.add_argument("--version", action="version", version=f"helios_lite {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(function: Callable[..., None], text: str, epilog: str | None = None) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            function.__name__,
+            help=text,
+            description=function.__doc__,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(command=function)
+        return command
+
+    command = add(fit, "train the model of a TOML file", _OVERRIDES)
+    command.usage = "%(prog)s [-h] FILE [--table.key VALUE ...]"
+    command.add_argument("file", metavar="FILE", type=Path, help="the TOML file")
+
+    command = add(test, "test a checkpoint of the model of a TOML file", _OVERRIDES)
+    command.usage = "%(prog)s [-h] [--checkpoint CHECKPOINT] FILE [--table.key VALUE ...]"
+    command.add_argument("file", metavar="FILE", type=Path, help="the TOML file")
+    command.add_argument("--checkpoint", default="best", help='"best" (default), "last" or a path')
+
+    command = add(inspect, "show what a checkpoint holds")
+    command.add_argument("file", metavar="CHECKPOINT", type=Path, help="the checkpoint file")
+
+    command = add(plot, "draw the curves of runs")
+    command.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run folder, with its metrics.jsonl")
+    command.add_argument("--metric", metavar="NAME", nargs="+", action="extend", help="full names; default: all")
+    command.add_argument("--output", metavar="FILE", type=Path, default="curves.png", help="default: %(default)s")
+
+    add(env, "print what a bug report needs")
+    return parser
+
+
+def _split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Return the arguments for argparse, and the values of `--table.key VALUE` and `--table.key=VALUE`.
+
+    argparse must know an option to tell its value from a positional argument, and these options are not known.
+    """
+    rest, overrides = [], {}
+    remaining = iter(arguments)
+    for argument in remaining:
+        name, equals, value = argument.partition("=")
+        if not name.startswith("--") or "." not in name:
+            rest.append(argument)
+            continue
+        text = value if equals else next(remaining, None)
+        if text is None:
+            raise UsageError(f"{name}: needs a value")
+        overrides[name[2:]] = _toml_value(text)
+    return rest, overrides
+
+
+def _toml_value(text: str) -> Any:
+    """Return the value of a TOML expression, or the text itself if it is not a single one."""
+    try:
+        table = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return table["value"] if len(table) == 1 else text

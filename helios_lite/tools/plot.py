@@ -1,0 +1,116 @@
+"""The command `plot`: reads the metrics of runs, chooses which to show, and draws their curves."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from helios_lite.tools.errors import UsageError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Curves: TypeAlias = dict[str, list[tuple[int, float]]]  # The points of each metric: the step and the value.
+
+_MAX_METRICS = 24  # One figure with more plots is hard to read.
+
+
+def plot(arguments: argparse.Namespace) -> None:
+    """Draw the curves of one or more runs over their steps, one plot per metric, into a .png or .svg file."""
+    output: Path = arguments.output
+    _check_output(output)
+    runs = {run: _read_curves(run) for run in arguments.runs}
+    metrics = _choose_metrics(arguments.metric, list(runs.values()))
+    _draw(metrics, runs).savefig(output)
+    print(output)
+
+
+def _check_output(output: Path) -> None:
+    if output.suffix not in (".png", ".svg"):
+        raise UsageError(f"--output {output}: must end with .png or .svg")
+    if not output.parent.is_dir():
+        raise UsageError(f"--output {output}: there is no folder {output.parent}")
+
+
+def _read_curves(run: Path) -> Curves:
+    """Return the curves of a run folder."""
+    path = run / "metrics.jsonl"
+    curves: Curves = {}
+    try:
+        for name, step, value in _points(path):
+            curves.setdefault(name, []).append((step, value))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UsageError(f"{path}: it is no file of metrics ({error})") from error
+    return curves
+
+
+def _points(path: Path) -> Iterator[tuple[str, int, float]]:
+    """Yield the name, step and value of every metric in a file. A value that was not finite is NaN."""
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if not line.endswith("\n"):  # A run that was killed may leave an incomplete row.
+            continue
+        row = json.loads(line)
+        for name, value in row.items():
+            if name not in ("step", "epoch", "seconds"):
+                yield name, row["step"], math.nan if value is None else value
+
+
+def _choose_metrics(wanted: Sequence[str] | None, runs: Sequence[Curves]) -> list[str]:
+    """Return the names of the metrics to draw: the wanted ones, or all of them."""
+    known = list(dict.fromkeys(name for curves in runs for name in curves))
+    for name in wanted or []:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known) or 'none'}"
+            raise UsageError(f"--metric {name}: unknown; {hint}")
+    metrics = list(dict.fromkeys(wanted or known))
+    if not metrics:
+        raise UsageError("there are no metrics yet")
+    if not wanted and len(metrics) > _MAX_METRICS:
+        raise UsageError(f"there are {len(metrics)} metrics: choose some with --metric, such as {metrics[0]}")
+    return metrics
+
+
+def _draw(metrics: Sequence[str], runs: Mapping[Path, Curves]) -> Figure:
+    """Return a figure with one plot per metric, and one legend of the runs for all plots."""
+    try:
+        # A figure without pyplot is drawn by Agg, or written as SVG, whatever display and backend there are.
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise UsageError(f"plot needs {error.name}: pip install 'helios_lite[plot]'") from error
+
+    columns = min(len(metrics), 2 if len(metrics) <= 4 else 3)
+    lines = math.ceil(len(metrics) / columns)
+    figure = Figure(figsize=(5.5 * columns, 3.6 * lines + 0.5), dpi=110, layout="constrained")
+    for i, name in enumerate(metrics):
+        axes = figure.add_subplot(lines, columns, i + 1)
+        _draw_metric(axes, name, [curves.get(name, []) for curves in runs.values()])
+    handles, labels = figure.axes[0].lines, _labels(list(runs))
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(runs), 2 * columns), fontsize=11)
+    return figure
+
+
+def _draw_metric(axes: Axes, name: str, curves: Sequence[Sequence[tuple[int, float]]]) -> None:
+    """Draw one metric of several runs, each run in the color of its position."""
+    for i, points in enumerate(curves):
+        steps, values = [step for step, _ in points], [value for _, value in points]
+        style = "o-" if len(points) <= 50 else "-"
+        axes.plot(steps, values, style, color=f"C{i}", markersize=3, linewidth=1.4)
+    axes.set_title(name, fontsize=12)
+    axes.set_xlabel("step", fontsize=11)
+    axes.tick_params(labelsize=10)
+    axes.grid(alpha=0.3)
+
+
+def _labels(runs: Sequence[Path]) -> list[str]:
+    """Return a label for each run: the name of its folder, or its path if several folders have this name."""
+    names = [run.resolve().name for run in runs]
+    return [name if names.count(name) == 1 else str(run) for run, name in zip(runs, names, strict=True)]

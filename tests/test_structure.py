@@ -1,0 +1,130 @@
+"""The house: composition, one owner for every attribute, functions and modules of a size that one can read.
+
+Each rule is checked over the syntax tree of every file of the package.
+"""
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import helios_lite
+
+FOLDER = Path(helios_lite.__file__).parent
+TREES = {
+    path.relative_to(FOLDER).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in FOLDER.rglob("*.py")
+}
+CLASSES = {node.name: node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+
+# The classes that others may inherit from: hooks, options, what users inherit from as well, errors.
+BASES = {
+    "Hooks": {"Model", "Callback"},
+    "Options": {"Trainer"},
+    "Callback": {"EMA", "ActivationStatistics", "DeviceMemory", "Profile"},
+    "ConfigError": {"ConfigTypeError"},
+}
+
+# Functions that may be longer than a screen.
+LONG = {"run_batches"}
+MAX_FUNCTION_LINES, MAX_MODULE_LINES = 60, 400
+
+READ_FIRST = ["model.py", "hooks.py", "data.py", "trainer.py", "engine/training.py"]
+MAX_LINES_READ_FIRST = 1000
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:
+    return (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
+
+
+def targets(node: ast.AST) -> Iterator[ast.Attribute]:
+    """The attributes that a statement assigns or deletes, in tuples as well; `setattr` with a literal name too."""
+    for child in ast.walk(node):
+        if isinstance(child, ast.Attribute) and isinstance(child.ctx, ast.Store | ast.Del):
+            yield child
+        if isinstance(child, ast.Call) and ast.unparse(child.func) in ("setattr", "object.__setattr__", "delattr"):
+            name = child.args[1]
+            if isinstance(name, ast.Constant):
+                yield ast.Attribute(value=child.args[0], attr=str(name.value), ctx=ast.Store())
+
+
+def own_attributes(node: ast.ClassDef, *methods: str) -> set[str]:
+    """The attributes of a class: made in its body, or assigned to `self` in the methods (in any, if none is given)."""
+    names = set()
+    for item in node.body:
+        if isinstance(item, ast.AnnAssign):
+            names.add(ast.unparse(item.target))
+        elif isinstance(item, ast.Assign):
+            names |= {ast.unparse(target) for target in item.targets}
+        elif isinstance(item, ast.FunctionDef) and (not methods or item.name in methods):
+            names |= {target.attr for target in targets(item) if ast.unparse(target.value) == "self"}
+    return names
+
+
+def lines_of_code(tree: ast.Module) -> int:
+    """Lines with code: without blank lines, comments and docstrings."""
+    numbers: set[int] = set()
+    docstrings: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            docstrings |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+        elif isinstance(node, ast.stmt | ast.expr | ast.arg | ast.keyword | ast.alias | ast.ExceptHandler):
+            numbers.add(node.lineno)
+            numbers.add(node.end_lineno or node.lineno)
+    return len(numbers - docstrings)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_class_inherits_from_no_other_of_the_package_but_hooks_options_callbacks_and_errors(name: str) -> None:
+    bases = {ast.unparse(base).split(".")[-1].split("[")[0] for base in CLASSES[name].bases}
+    for base in bases & CLASSES.keys():
+        assert name in BASES.get(base, set()), base
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_all_attributes_of_a_class_are_made_in_its_init(name: str) -> None:
+    node = CLASSES[name]
+    inherited = {attribute for base in node.bases for attribute in own_attributes(CLASSES.get(ast.unparse(base), node))}
+    assert own_attributes(node) - inherited <= own_attributes(node, "__init__", "__new__") | inherited
+
+
+@pytest.mark.parametrize("file", TREES)
+def test_no_attribute_is_assigned_outside_of_its_class(file: str) -> None:
+    """The counters of `TrainingState` are a record that the loop, the monitor and the clock write."""
+    owners = defaultdict(set)
+    for name, node in CLASSES.items():
+        is_tuple = "NamedTuple" in map(ast.unparse, node.bases)  # Cannot be assigned to at all.
+        if name != "TrainingState" and not is_tuple:
+            for attribute in own_attributes(node):
+                owners[attribute].add(name)
+    for target in targets(TREES[file]):
+        owner = ast.unparse(target.value)
+        if owner in ("self", "cls") or owner.split(".")[-1] in ("state", "_state") or owner.startswith("torch."):
+            continue
+        assert target.attr not in owners, f"{file}:{target.lineno}: {ast.unparse(target)}"
+
+
+def test_an_assignment_from_outside_is_seen_in_every_form() -> None:
+    source = (
+        "a.b = 1; (a.c, d[0].e) = 1, 2; a.f += 1\nfor a.g in x: pass\nwith x as a.h: pass\nsetattr(a, 'i', 1); del a.j"
+    )
+    assert [target.attr for target in targets(ast.parse(source))] != []
+    assert {target.attr for target in targets(ast.parse(source))} == set("bcefghij")
+
+
+@pytest.mark.parametrize("file", TREES)
+def test_a_function_fits_on_a_screen(file: str) -> None:
+    for function in functions(TREES[file]):
+        if function.name not in LONG:
+            length = (function.end_lineno or 0) - function.lineno + 1
+            assert length <= MAX_FUNCTION_LINES, function.name
+
+
+@pytest.mark.parametrize("file", TREES)
+def test_a_module_can_be_read_in_one_go(file: str) -> None:
+    assert len((FOLDER / file).read_text(encoding="utf-8").splitlines()) <= MAX_MODULE_LINES
+
+
+def test_what_must_be_read_to_understand_a_training_is_small() -> None:
+    assert sum(lines_of_code(TREES[file]) for file in READ_FIRST) < MAX_LINES_READ_FIRST
