@@ -1,39 +1,39 @@
-"""Write Python: a small GPT that learns, character by character, from the source text of the standard library.
+"""Write Python: a small GPT learns, character by character, from the source code of the standard library.
 
     python examples/char_lm.py
     python examples/char_lm.py --devices 2 --strategy fsdp
     torchrun --nproc-per-node 2 examples/char_lm.py
 
-Nothing is downloaded: the text is what this Python has been installed with. Two to three minutes on two CPU cores are
-enough for keywords, indentation, `self.` and docstrings that sound familiar. Run it twice: the second run says that the
-first had finished, and writes the same again; with more `--steps` it goes on. With "fsdp" each of several processes
-holds its part of the weights and of the optimizer's state.
+Nothing is downloaded: the text is the standard library of the Python that runs the script. After two to three minutes
+on two CPU cores, the model writes keywords, indentation, `self.` and docstrings that sound familiar. Run the script
+again: it reports that the run had finished and writes the same text; with more `--steps` it resumes the training. With
+`--strategy fsdp`, each process holds only its part of the weights and of the optimizer's state.
 """
 
-import argparse
 import math
 import os
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from command_line import run
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from helios_lite import DataModule, Model, Split, Trainer
 
-INDENT = "    "  # One character for the model, a tab: in a row of many single spaces it would lose count.
+INDENT = "    "  # The model sees an indent as one tab, because it would lose count of many single spaces.
 CHARACTERS = "\n\t" + "".join(map(chr, range(32, 127)))
 NUMBERS = {character: number for number, character in enumerate(CHARACTERS)}
 
 
 def encode(text: str) -> Tensor:
-    """Return the numbers of the characters; those that the model does not know are left out."""
+    """Return the numbers of the characters, int64 of shape (length,). Unknown characters are left out."""
     return torch.tensor([NUMBERS[character] for character in text.replace(INDENT, "\t") if character in NUMBERS])
 
 
 class Block(nn.Module):
-    """A layer of the transformer: causal self-attention, then a network for every position by itself."""
+    """A transformer layer: causal self-attention, then a network that is applied to each position separately."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -59,13 +59,13 @@ class GPT(nn.Module):
         self.norm = nn.LayerNorm(width)
         for parameter in self.parameters():
             if parameter.ndim >= 2:
-                nn.init.normal_(parameter, std=0.02)  # As GPT-2: at first no layer drowns what the embedding says.
+                nn.init.normal_(parameter, std=0.02)  # As in GPT-2: small enough that no layer dominates at first.
 
     def forward(self, numbers: Tensor) -> Tensor:
         x = self.tokens(numbers) + self.positions.weight[: numbers.shape[1]]
         for block in self.blocks:
             x = block(x)
-        return F.linear(self.norm(x), self.tokens.weight)  # The head is the embedding, read the other way.
+        return F.linear(self.norm(x), self.tokens.weight)  # The output layer shares the weights of the embedding.
 
 
 class CharLM(Model):
@@ -80,7 +80,7 @@ class CharLM(Model):
         self.net = self.parallelize(GPT(**self.hparams), blocks=(Block,))
         if fast_init:
             return
-        # Weight decay is for matrices: pulling biases and the gains of norms towards zero helps nobody.
+        # Only matrices get weight decay; it does not help biases and the parameters of the norms.
         matrices = [p for p in self.net.parameters() if p.ndim >= 2]
         others = [p for p in self.net.parameters() if p.ndim < 2]
         groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
@@ -89,23 +89,23 @@ class CharLM(Model):
         warmup = max(1, steps // 10)
 
         def factor(step: int) -> float:
-            """From near 0 up to 1, then along a cosine down to 0.05."""
+            """Return the factor of the learning rate: it rises linearly to 1, then follows a cosine down to 0.05."""
             progress = max(0, step - warmup) / max(1, steps - warmup)
             return min(1.0, (step + 1) / warmup) * (0.525 + 0.475 * math.cos(math.pi * progress))
 
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
 
     def loss(self, batch) -> Tensor:
-        """Return the mean loss of a character, in nats."""
-        numbers, following = batch
+        """Return the mean loss per character, in nats."""
+        numbers, targets = batch
         with self.autocast():
             scores = self.net(numbers)
-        return F.cross_entropy(scores.float().flatten(0, 1), following.flatten())
+        return F.cross_entropy(scores.float().flatten(0, 1), targets.flatten())
 
     def train_step(self, batch, state) -> None:
         loss = self.loss(batch)
         self.backward(loss)
-        # After every batch: the trainer knows which one completes an update, and clips the gradients then.
+        # Called after every batch: on the batch that completes an update, it clips the gradients and steps.
         self.optimizer_step(self.optimizer, self.scheduler)
         self.log("loss", loss)
 
@@ -116,12 +116,12 @@ class CharLM(Model):
 
     @torch.no_grad()
     def generate(self, prompt: str, length: int, temperature: float = 0.7, seed: int = 0) -> str:
-        """Return the prompt and `length` characters after it, drawn one by one."""
+        """Return the prompt and `length` characters after it, sampled one by one."""
         generator = torch.Generator().manual_seed(seed)
         numbers = encode(prompt)[None]
         self.eval()
         for _ in range(length):
-            # Half a window: the last place of a whole one, which no other looks back at, learns late.
+            # Half of the context: the last position of a full one learns slowest, since no other attends to it.
             scores = self.net(numbers[:, -(self.hparams["context"] // 2) :].to(self.device))[:, -1]
             probabilities = (scores.cpu() / temperature).softmax(-1)
             numbers = torch.cat([numbers, torch.multinomial(probabilities, 1, generator=generator)], dim=1)
@@ -129,16 +129,16 @@ class CharLM(Model):
 
 
 class SourceData(DataModule):
-    """Windows of text, and the same moved on by one character: what to predict at every place."""
+    """Windows of text. The target of each window is the same text shifted by one character."""
 
     def __init__(self, context: int = 128, batch_size: int = 4, files: int = 80) -> None:
         super().__init__()
         self.context, self.batch_size, self.files = context, batch_size, files
 
     def setup(self) -> None:
-        # The names that begin with an underscore are left out: among them are tables of the machine's settings.
+        # Files whose names begin with an underscore are left out: some are tables of the machine's settings.
         paths = sorted(Path(os.__file__).parent.glob("[a-z]*.py"))[: self.files]
-        valid = paths[9::20]  # Whole files, so that nothing of them has been seen.
+        valid = paths[9::20]  # Whole files, so that no part of them is in the training data.
         train = [path for path in paths if path not in valid]
         self.train = Split(self.windows(train), batch_size=self.batch_size, shuffle=True)
         self.valid = Split(self.windows(valid), batch_size=64)
@@ -149,46 +149,54 @@ class SourceData(DataModule):
         return TensorDataset(*(numbers[start : start + length].view(-1, self.context) for start in (0, 1)))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1500, help="updates (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=4, help="windows; two make an update (default: %(default)s)")
-    parser.add_argument("--width", type=int, default=128, help="of the network (default: %(default)s)")
-    parser.add_argument("--layers", type=int, default=4, help="(default: %(default)s)")
-    parser.add_argument("--context", type=int, default=128, help="characters of a window (default: %(default)s)")
-    parser.add_argument("--files", type=int, default=80, help="to learn from (default: %(default)s)")
-    parser.add_argument("--prompt", default="    def ", help="what the text begins with (default: %(default)r)")
-    parser.add_argument("--length", type=int, default=600, help="of the text written (default: %(default)s)")
-    parser.add_argument("--precision", default="bf16", choices=["fp32", "bf16", "fp16"], help="(default: %(default)s)")
-    parser.add_argument("--strategy", default="ddp", choices=["ddp", "fsdp"], help="(default: %(default)s)")
-    parser.add_argument("--devices", type=int, default=1, help="processes to start (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument("--root", default="runs", help="folder for the run's files (default: %(default)s)")
-    options = parser.parse_args()
+def main(
+    steps: int = 1500,
+    batch_size: int = 4,
+    width: int = 128,
+    layers: int = 4,
+    context: int = 128,
+    files: int = 80,
+    prompt: str = "    def ",
+    length: int = 600,
+    precision: str = "bf16",
+    strategy: str = "ddp",
+    **options,
+) -> None:
+    """Train the model, then let it write.
 
+    Args:
+        steps: number of updates
+        batch_size: number of windows of text in a batch of each process; an update takes two batches
+        width: size of the vector of a character
+        layers: number of layers
+        context: number of characters of a window
+        files: number of files of the standard library to use
+        prompt: the text that the model continues
+        length: number of characters to write
+        precision: "fp32", "bf16" or "fp16"
+        strategy: "ddp" or "fsdp"
+        options: other options of the Trainer
+    """
     trainer = Trainer(
-        root=options.root,
-        seed=options.seed,
-        devices=options.devices,
-        accelerator="cpu" if options.devices > torch.cuda.device_count() else "auto",
-        strategy=options.strategy,
-        precision=options.precision,
+        strategy=strategy,
+        precision=precision,
         accumulation_steps=2,
         clip_norm=1.0,
-        max_steps=options.steps,
+        max_steps=steps,
         valid_every_epochs=None,
-        valid_every_steps=max(1, options.steps // 4),
+        valid_every_steps=max(1, steps // 4),
         monitor="valid/loss",
         log_every_steps=50,
+        **options,
     )
-    model = CharLM(options.width, options.layers, context=options.context)
-    trainer.fit(model, SourceData(options.context, options.batch_size, options.files))
+    model = CharLM(width, layers, context=context)
+    trainer.fit(model, SourceData(context, batch_size, files))
 
-    # Processes that the trainer started are gone, and the model here holds the whole of what came of them. Those that
-    # torchrun started are still there: under fsdp none of them has all weights, so nothing is written.
-    if model.global_rank == 0 and (model.world_size == 1 or options.strategy == "ddp"):
-        print(model.generate(options.prompt, options.length, seed=options.seed))
+    # After processes that the trainer started, this model holds all weights. A process that torchrun started holds
+    # only its own part of them under "fsdp", so it cannot write.
+    if model.global_rank == 0 and (model.world_size == 1 or strategy == "ddp"):
+        print(model.generate(prompt, length, seed=trainer.seed))
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -4,24 +4,20 @@
     python examples/digits.py --devices 2
     torchrun --nproc-per-node 2 examples/digits.py
 
-Trains until the validation accuracy has not risen for some epochs, then tests the best checkpoint. Run it twice: the
-second run finds the first one's checkpoints, says that it had finished, and tests again. Two processes with half the
-batch size each do what one does (to rounding): there is no batch norm, whose statistics a process computes for itself.
+Training stops when the validation accuracy has not improved for eight epochs; then the best checkpoint is tested. Run
+the script again: it finds the checkpoints of the first run, reports that the run had finished, and repeats the test.
+Two processes with half of the batch size compute the same updates as one, up to rounding. This would not hold with
+batch normalization, because each process computes its statistics from its own samples.
 """
-
-import argparse
-import csv
-import gzip
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from command_line import run
+from optdigits import load_digits
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from helios_lite import DataModule, Model, Split, Trainer
-
-DATA = Path(__file__).parent / "data" / "optdigits.csv.gz"
 
 
 class Digits(Model):
@@ -67,41 +63,27 @@ class DigitsData(DataModule):
         self.batch_size = batch_size
 
     def setup(self) -> None:
-        with gzip.open(DATA, "rt") as file:
-            rows = torch.tensor([[int(value) for value in row] for row in csv.reader(file)])
-        images = rows[:, :64].float().reshape(-1, 1, 8, 8) / 16
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-        train, valid, test = (TensorDataset(images[part], rows[part, 64]) for part in order.split([1197, 300, 300]))
-        self.train = Split(train, batch_size=self.batch_size, shuffle=True)  # So many in every process.
+        images, labels = load_digits()
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+        train, valid, test = (TensorDataset(images[part], labels[part]) for part in order.split([1197, 300, 300]))
+        self.train = Split(train, batch_size=self.batch_size, shuffle=True)  # The batch size is per process.
         self.valid = Split(valid, batch_size=300)
         self.test = Split(test, batch_size=300)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=40, help="at most so many (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=64, help="(default: %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=3e-3, help="(default: %(default)s)")
-    parser.add_argument(
-        "--patience", type=int, default=8, help="validations without a better one (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument("--devices", type=int, default=1, help="processes to start (default: %(default)s)")
-    parser.add_argument("--root", default="runs", help="folder for the run's files (default: %(default)s)")
-    options = parser.parse_args()
+def main(epochs: int = 40, batch_size: int = 64, learning_rate: float = 3e-3, **options) -> None:
+    """Train the network, then test its best checkpoint.
 
+    Args:
+        epochs: maximum number of epochs
+        batch_size: number of samples in a batch of each process
+        learning_rate: learning rate of AdamW
+        options: other options of the Trainer
+    """
     trainer = Trainer(
-        root=options.root,
-        seed=options.seed,
-        devices=options.devices,
-        accelerator="cpu" if options.devices > torch.cuda.device_count() else "auto",
-        max_epochs=options.epochs,
-        monitor="valid/accuracy",
-        mode="max",
-        patience=options.patience,
-        log_every_steps=20,
+        max_epochs=epochs, monitor="valid/accuracy", mode="max", patience=8, log_every_steps=20, **options
     )
-    model, data = Digits(learning_rate=options.learning_rate), DigitsData(options.batch_size)
+    model, data = Digits(learning_rate=learning_rate), DigitsData(batch_size)
     result = trainer.fit(model, data)
     metrics = trainer.test(model, data, checkpoint="best")
     if model.global_rank == 0:
@@ -109,4 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

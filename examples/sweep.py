@@ -2,14 +2,14 @@
 
     python examples/sweep.py
 
-A sweep is a loop. A Trainer is as cheap as a dict, a run without a root writes no file and without banner and bars
-says nothing, and `fit` returns its metrics. Eight runs of three epochs, in ten seconds on one core.
+A sweep is a loop: a Trainer is cheap to create, a run without a root writes no files, a run without banner and progress
+bars prints nothing, and `fit` returns the metrics. Eight runs of three epochs take ten seconds on one core.
 """
 
-import argparse
 import itertools
 
 import torch
+from command_line import run
 from digits import Digits, DigitsData
 from rich import box
 from rich.console import Console
@@ -18,24 +18,32 @@ from rich.table import Table
 from helios_lite import Trainer
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=3, help="of every run (default: %(default)s)")
-    parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 1e-3, 1e-2, 1e-1], metavar="RATE")
-    parser.add_argument("--widths", type=int, nargs="+", default=[8, 32], metavar="WIDTH", help="multiples of 8")
-    parser.add_argument("--seed", type=int, default=0, help="the same for all runs (default: %(default)s)")
-    parser.add_argument("--root", help="folder for the runs' files (default: none are written)")
-    options = parser.parse_args()
-    torch.set_num_threads(1)  # The networks are so small that threads would mostly wait for each other.
+def main(
+    epochs: int = 3,
+    rates: tuple[float, ...] = (1e-4, 1e-3, 1e-2, 1e-1),
+    widths: tuple[int, ...] = (8, 32),
+    seed: int = 0,
+    root: str | None = None,
+) -> None:
+    """Train every combination of a learning rate and a width, then test the best.
+
+    Args:
+        epochs: number of epochs of each run
+        rates: learning rates
+        widths: numbers of channels of the first layer, multiples of 8
+        seed: seed of all random numbers, the same for all runs
+        root: folder for the files of all runs; by default, no files are written
+    """
+    torch.set_num_threads(1)  # More threads would not make networks of this size faster.
 
     data = DigitsData()
     runs = []
-    for rate, width in itertools.product(options.rates, options.widths):
+    for rate, width in itertools.product(rates, widths):
         trainer = Trainer(
             run_name=f"sweep-rate-{rate:g}-width-{width}",
-            root=options.root,
-            seed=options.seed,
-            max_epochs=options.epochs,
+            root=root,
+            seed=seed,
+            max_epochs=epochs,
             progress=False,
             print_banner=False,
         )
@@ -55,7 +63,7 @@ def main() -> None:
         )
     Console().print(table)
 
-    # The best of many is partly luck: what it is worth is told by data that did not choose it.
+    # The best validation accuracy of many runs is partly luck, so the best model is judged by other data.
     model, trainer, _ = runs[0]
     metrics = trainer.test(model, data, checkpoint=None)
     rate, width = model.hparams["learning_rate"], model.hparams["width"]
@@ -63,4 +71,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -2,20 +2,22 @@
 
     python examples/tlm.py
 
-A translation language model (Conneau and Lample, "Cross-lingual language model pretraining", 2019) on the names of the
-numbers below 10,000: "three hundred twenty-one" and "dreihunderteinundzwanzig", cut into their parts. It is trained
-twice, with and without the English sentence; a table shows what that sentence is worth. Half a minute on one core.
+A translation language model (Conneau and Lample, "Cross-lingual language model pretraining", 2019) is trained on the
+names of the numbers below 10,000, such as "three hundred twenty-one" and "dreihunderteinundzwanzig", split into their
+parts. It is trained twice, with and without the English sentence, and a table compares both. The script takes half a
+minute on one core.
 
-What is to be seen here: a batch's loss is the mean over its hidden words, and batches have different numbers of them.
-So `backward` is told a weight and `log` a count, and what comes out is the mean over all hidden words: an accumulation
-window equals one large batch, a validation loss does not depend on how the split is batched.
+The example shows how to weight batches. The loss of a batch is the mean over its hidden words, and batches have
+different numbers of them. With this number as the weight of `backward` and the count of `log`, all results are means
+over all hidden words: an accumulation window equals one large batch, and the validation loss does not depend on the
+batch size.
 """
 
-import argparse
 import math
 
 import torch
 import torch.nn.functional as F
+from command_line import run
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -37,7 +39,7 @@ ENGLISH, GERMAN = ENGLISH_WORDS.split(), GERMAN_WORDS.split()
 
 
 def english(number: int) -> list[str]:
-    """321: three, hundred, twenty, one."""
+    """Return the words of a number: three, hundred, twenty, one for 321."""
     if number < 20:
         return [ENGLISH[number]]
     if number < 100:
@@ -49,7 +51,10 @@ def english(number: int) -> list[str]:
 
 
 def german(number: int) -> list[str]:
-    """321: drei, hundert, ein, und, zwanzig. Units come before tens, and a one that is not the last word is "ein"."""
+    """Return the parts of a number's name: drei, hundert, ein, und, zwanzig for 321.
+
+    Units come before tens, and the word for 1 is "eins" at the end and "ein" before other words.
+    """
     if number < 20:
         return [GERMAN[number]]
     if number < 100:
@@ -65,14 +70,15 @@ def _ein(digit: int) -> list[str]:
 PAD, MASK = 0, 1
 WORDS = ["", "_", *sorted({word for n in range(10_000) for word in english(n) + german(n)})]
 INDEX = {word: i for i, word in enumerate(WORDS)}
-NOT_MASKED = -100  # What cross_entropy ignores.
+NOT_MASKED = -100  # The label that cross_entropy ignores.
 
 
 class Sentences(Dataset):
-    """Pairs of sentences; every time a pair is read, other words of its German half are hidden.
+    """Pairs of an English and a German sentence; random words of the German one are hidden.
 
-    The draws need no generator of their own: the trainer seeds each sample from (seed, epoch, index). So a run that was
-    stopped goes on with the same masks, and all validations hide the same words.
+    The random numbers need no generator of their own: the trainer seeds each sample from (seed, epoch, index). So every
+    epoch hides other words, a resumed run hides the same words as an uninterrupted one, and all validations hide the
+    same words.
     """
 
     def __init__(self, numbers: list[int], mask_share: float = 0.4) -> None:
@@ -85,12 +91,12 @@ class Sentences(Dataset):
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         source, target = self.pairs[index]
         masked = torch.rand(len(target)) < self.mask_share
-        masked[torch.randint(len(target), ())] = True  # At least one.
+        masked[torch.randint(len(target), ())] = True  # Hide at least one word.
         return source, target.where(~masked, MASK), target.where(masked, NOT_MASKED)
 
 
 def pad(samples: list) -> tuple[torch.Tensor, ...]:
-    """Make a batch of samples of different lengths."""
+    """Return a batch of samples of different lengths, padded at the end."""
     sources, targets, answers = zip(*samples, strict=True)
     return (
         pad_sequence(sources, batch_first=True, padding_value=PAD),
@@ -100,7 +106,7 @@ def pad(samples: list) -> tuple[torch.Tensor, ...]:
 
 
 class Encoder(nn.Module):
-    """A transformer that sees all words of both sentences at once, and scores every word for every German place."""
+    """A transformer that reads both sentences at once and scores all words for each position of the German one."""
 
     def __init__(self, with_source: bool, size: int, layers: int) -> None:
         super().__init__()
@@ -134,7 +140,7 @@ class TranslationLanguageModel(Model):
             self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=2e-3)
 
     def hidden_words(self, batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the mean loss over the hidden words of a batch, and how many these are; log it and the accuracy."""
+        """Return the mean loss over the hidden words of a batch and their number; log the loss and the accuracy."""
         source, target, answers = batch
         masked = answers != NOT_MASKED
         with self.autocast():
@@ -160,7 +166,7 @@ class TranslationLanguageModel(Model):
         self.total_tokens += tokens.item()
 
     def on_validation_end(self, validation_cycle: int) -> None:
-        """Log the perplexity: exp of the loss of all words (of this process), no mean of the batches' perplexities."""
+        """Log the perplexity: exp of the mean loss of all hidden words (of this process), not a mean over batches."""
         super().on_validation_end(validation_cycle)
         self.log("perplexity", math.exp(self.total_loss / self.total_tokens))
 
@@ -169,7 +175,7 @@ class TranslationLanguageModel(Model):
 
     @torch.no_grad()
     def filled(self, sample) -> list[str]:
-        """Return the German words of a sample, the hidden ones as the model guesses them."""
+        """Return the German words of a sample; hidden words are replaced by the model's guesses."""
         source, target, _ = self.batch_to_device(pad([sample]), "test")
         guesses = self.net(source, target).argmax(-1)
         return words(guesses.where(target == MASK, target)[0])
@@ -179,27 +185,29 @@ def words(sentence: torch.Tensor) -> list[str]:
     return [WORDS[i] for i in sentence.tolist()]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=20, help="at most so many (default: %(default)s)")
-    parser.add_argument("--sentences", type=int, default=3000, help="to train on, up to 9000 (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument("--root", default="runs", help="folder for the runs' files (default: %(default)s)")
-    options = parser.parse_args()
-    torch.set_num_threads(1)  # The networks are so small that threads would mostly wait for each other.
+def main(epochs: int = 20, sentences: int = 3000, seed: int = 0, root: str = "runs") -> None:
+    """Train with and without the English sentence, then compare.
+
+    Args:
+        epochs: maximum number of epochs
+        sentences: number of pairs of sentences to train on, at most 9000
+        seed: seed of all random numbers
+        root: folder for the files of both runs
+    """
+    torch.set_num_threads(1)  # More threads would not make networks of this size faster.
 
     numbers = torch.randperm(10_000, generator=torch.Generator().manual_seed(0)).tolist()
     data = DataModule(
-        train=Split(Sentences(numbers[1000:][: options.sentences]), batch_size=32, shuffle=True, collate_fn=pad),
+        train=Split(Sentences(numbers[1000:][:sentences]), batch_size=32, shuffle=True, collate_fn=pad),
         valid=Split(Sentences(numbers[:500]), batch_size=100, collate_fn=pad),
         test=Split(Sentences(numbers[500:1000]), batch_size=100, collate_fn=pad),
     )
     trainer = Trainer(
-        root=options.root,
-        seed=options.seed,
-        max_epochs=options.epochs,
+        root=root,
+        seed=seed,
+        max_epochs=epochs,
         accumulation_steps=2,
-        monitor="valid/loss",  # As good as the perplexity, which grows with it.
+        monitor="valid/loss",  # The perplexity grows with it, so both choose the same checkpoint.
         patience=3,
         min_delta=0.002,
     )
@@ -210,7 +218,7 @@ def main() -> None:
         metrics = trainer.test(model, data, checkpoint="best")
         table.add_row(name, f"{math.exp(metrics['test/loss']):.3f}", f"{metrics['test/accuracy']:.1%}")
 
-    torch.manual_seed(options.seed)
+    torch.manual_seed(seed)
     for sample in (data.test.dataset[i] for i in range(3)):
         print(" ".join(words(sample[0])))
         print("  hidden   ", " ".join(words(sample[1])))
@@ -220,4 +228,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

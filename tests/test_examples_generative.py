@@ -129,7 +129,7 @@ def test_gan_comes_closer_to_the_digits_and_leaves_pictures(gan):
     assert len(set(lines)) > 50  # Not one gray.
 
 
-def test_gan_with_more_epochs_goes_on_and_run_again_says_that_it_had_finished(gan):
+def test_gan_with_more_epochs_resumes_and_run_again_says_that_it_had_finished(gan):
     folder, _ = gan
     run(folder, f"{GAN} --epochs 6")
     assert len(rows(folder / "runs/gan", "valid/distance")) == 6

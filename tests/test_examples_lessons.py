@@ -31,7 +31,9 @@ def load(name):
     """Return an example as a module, without running it."""
     spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.syspath_prepend(EXAMPLES)  # As for a script there: an example imports what the examples share.
+        spec.loader.exec_module(module)
     return module
 
 
@@ -84,7 +86,7 @@ def test_the_perplexity_of_tlm_is_exactly_that_of_the_mean_loss_of_all_words(tra
             assert row["valid/perplexity"] == math.exp(row["valid/loss"])
 
 
-def test_tlm_goes_on_with_the_same_masks_bit_for_bit(tmp_path, tlm):
+def test_tlm_resumes_with_the_same_masks_bit_for_bit(tmp_path, tlm):
     def train(folder, **limit):
         sentences = tlm.Sentences(list(range(21, 121)))
         data = DataModule(train=Split(sentences, batch_size=10, shuffle=True, collate_fn=tlm.pad))
@@ -101,9 +103,9 @@ def test_tlm_goes_on_with_the_same_masks_bit_for_bit(tmp_path, tlm):
 def test_finetune_compares_three_ways_to_learn_from_few_examples(tmp_path):
     arguments = ("--epochs", "2", "--few-epochs", "8", "--draws", "1", "--shots", "10")
     output = run("finetune.py", tmp_path, *arguments, "--root", "out")
-    found = re.findall(r"^  (from nothing|body of .*?)  +(\S+) +(\S+)% ± ", output, re.MULTILINE)
+    found = re.findall(r"^  (from scratch|body of .*?)  +(\S+) +(\S+)% ± ", output, re.MULTILINE)
     assert [name for name, _, _ in found] == [
-        "from nothing",
+        "from scratch",
         "body of 0 to 4, trained further",
         "body of 0 to 4, frozen",
     ]
@@ -137,7 +139,7 @@ def test_sweep_sorts_its_runs_and_tests_the_best(tmp_path):
 
 @pytest.mark.parametrize("name", ["tlm.py", "finetune.py", "sweep.py"])
 def test_an_example_explains_its_options(name, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(EXAMPLES)  # As it is for a script there: the sweep imports the digits.
+    monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     with pytest.raises(SystemExit):
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")
@@ -145,3 +147,24 @@ def test_an_example_explains_its_options(name, monkeypatch, capsys):
     assert f"python examples/{name}" in shown
     assert "--root" in shown
     assert "--seed" in shown
+    assert re.search(r"seed of all random numbers.*\(default: 0\)", shown, re.DOTALL)
+
+
+@pytest.mark.parametrize(("gpus", "accelerator"), [(0, "cpu"), (1, "cpu"), (2, "auto"), (8, "auto")])
+def test_the_command_line_calls_main_with_its_options(monkeypatch, gpus, accelerator):
+    def main(rate: float = 0.1, sizes: tuple[int, ...] = (1, 2), folder: str | None = None, **options) -> None:
+        """Do nothing.
+
+        Args:
+            rate: a float
+            sizes: several ints
+            folder: a str
+        """
+        called.append({"rate": rate, "sizes": sizes, "folder": folder, **options})
+
+    called = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(sys, "argv", ["example.py", "--sizes", "3", "4", "--folder", "a", "--devices", "2"])
+    load("command_line").run(main)
+    common = {"root": "runs", "seed": 0, "devices": 2, "accelerator": accelerator}
+    assert called == [{"rate": 0.1, "sizes": [3, 4], "folder": "a", **common}]
