@@ -1,0 +1,384 @@
+"""Break the package in small ways, each alone, and see the test fail that is to notice.
+
+    python tests/mutations.py                 # all: some ten minutes
+    python tests/mutations.py -k precision    # those whose file, text or test has this word in it
+    python tests/mutations.py --dry-run       # which of them no longer apply, in no time
+
+Every change is made in a temporary copy of the repository. A text that is no longer there, or more than once, "does not
+apply" and wants an update here. The exit status is 0 only if every change was caught.
+"""
+
+import argparse
+import dataclasses
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+LONGEST = 600.0  # Seconds; tests whose processes may wait for each other for ever have an alarm themselves.
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutation:
+    """A change that a test must notice.
+
+    Attributes:
+        file: within the package; of pages "docs/<name>.md".
+        old: text that the file has once.
+        new: what to put in its place.
+        test: the id of the test in tests/, without or with parameters.
+    """
+
+    file: str
+    old: str
+    new: str
+    test: str
+
+    @property
+    def path(self) -> str:
+        return self.file if self.file.startswith("docs/") else f"helios_lite/{self.file}"
+
+
+RESUME = "engine/test_resume.py::"
+ANY_CUT = RESUME + "test_a_run_cut_after_any_update_ends_like_one_that_was_not"
+WORKERS = RESUME + "test_the_number_of_workers_may_change_at_a_resume"
+TRAINING = "engine/test_training.py::"
+INERT = TRAINING + "test_validation_does_not_change_one_bit_of_the_training"
+INTERRUPTS = "engine/test_interrupts.py::"
+A_SIGNAL = INTERRUPTS + "test_a_signal_finishes_the_update_saves_tears_down_and_ends"
+PASS_OVER = INTERRUPTS + "test_fit_and_test_pass_over_a_bad_file_with_a_warning_that_names_it"
+LAUNCH = "runtime/test_launch.py::"
+TROUBLE = LAUNCH + "test_the_trouble_of_one_rank_ends_all_within_ten_seconds_and_reaches_the_caller"
+CANNOT_BE_SENT = LAUNCH + "test_what_cannot_be_sent_is_named_before_anything_is_started"
+SIGTERM = LAUNCH + "test_a_sigterm_to_the_parent_or_to_one_rank_saves_and_ends_all"
+DISTRIBUTED = "runtime/test_distributed.py::"
+LIKE_ONE = DISTRIBUTED + "test_two_processes_do_what_one_does_with_the_double_batch"
+ITS_OWN_GENERATORS = DISTRIBUTED + "test_each_rank_gets_its_generators_back_and_validation_is_inert"
+PRECISION = "runtime/test_precision.py::"
+TWO_OPTIMIZERS = PRECISION + "test_fp16_with_two_optimizers_under_accumulation_is_the_loop_by_hand"
+NORMS = PRECISION + "test_norms_are_those_of_a_loop_by_hand"
+NOT_FINITE = PRECISION + "test_an_update_whose_gradients_are_not_finite_is_left_out_and_counted"
+CALLBACKS = "test_callbacks.py::"
+AVERAGE = CALLBACKS + "test_validations_and_tests_use_the_average_and_training_does_not_notice"
+DOCS = "test_docs.py::"
+
+MUTATIONS = [
+    # What a resume restores.
+    Mutation(
+        "engine/training.py",
+        "used random numbers.\n        self.checkpointer.restore_rng()",
+        "used random numbers.\n        pass",
+        ANY_CUT,
+    ),
+    Mutation("engine/train_data.py", "samples=state.epoch_samples", "samples=0", ANY_CUT),
+    Mutation("engine/checkpointing.py", 'self.per_rank["pending"].load_state_dict(pending)', "pass", ANY_CUT),
+    Mutation("engine/monitoring.py", 'state_dict["best"], state_dict["history"]', '{}, state_dict["history"]', ANY_CUT),
+    Mutation("engine/monitoring.py", 'state_dict["best"], state_dict["history"]', 'state_dict["best"], []', ANY_CUT),
+    Mutation("engine/checkpointing.py", 'self._latest.update(state_dict["latest"])', "pass", ANY_CUT),
+    Mutation("engine/hook_dispatch.py", "callbacks[name].load_state_dict(state)", "pass", ANY_CUT),
+    Mutation(
+        "engine/checkpointing.py",
+        "owner.load_state_dict(state_dict)",
+        'owner.load_state_dict({**state_dict, "rows": 10**9})',
+        RESUME + "test_a_crash_between_checkpoints_repeats_what_was_lost",
+    ),
+    # What is drawn for a sample.
+    Mutation(
+        "runtime/sample_seeding.py",
+        'with rng.fork_rng(torch.device("cpu")):\n            return self',
+        "if True:\n            return self",
+        WORKERS,
+    ),
+    Mutation("runtime/sample_seeding.py", "rng.seed_cpu(rng.derive_seed(seed, int(index)))", "pass", WORKERS),
+    Mutation("runtime/rng.py", 'sys.modules["numpy"].random.seed(seed & 0xFFFFFFFF)', "pass", WORKERS),
+    # Validation.
+    Mutation(
+        "engine/schedule.py",
+        "if state.validated_step == state.step:",
+        "if False:",
+        "engine/test_stopping.py::test_no_step_is_validated_twice",
+    ),
+    Mutation("engine/evaluation.py", "with rng.fork_rng(session.device), ", "with ", INERT),
+    Mutation("engine/evaluation.py", "module.training = training", "pass", INERT),
+    Mutation(
+        "engine/evaluation.py",
+        "torch.no_grad()",
+        "torch.inference_mode()",
+        TRAINING + "test_a_buffer_first_made_in_validation_serves_training",
+    ),
+    # Files, and signals in one process.
+    Mutation("runtime/checkpoint_files.py", "damaged = archive.testzip()", "damaged = None", PASS_OVER),
+    Mutation(
+        "runtime/checkpoint_files.py",
+        "map_location=device, weights_only=True",
+        "map_location=device, weights_only=False",
+        PASS_OVER,
+    ),
+    Mutation(
+        "runtime/checkpoint_files.py",
+        'path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")',
+        "path",
+        "engine/test_checkpoint_folder.py::test_a_full_disk_is_an_oserror_and_leaves_the_earlier_files_as_they_were",
+    ),
+    Mutation(
+        "engine/checkpoint_folder.py",
+        "self._snapshot.copy(content)",
+        "content",
+        INTERRUPTS + "test_the_file_is_the_moment_of_the_save_even_if_the_weights_change_at_once",
+    ),
+    Mutation(
+        "engine/checkpoint_folder.py",
+        "if error is not None:",
+        "if False:",
+        INTERRUPTS + "test_an_error_in_the_background_surfaces_at_the_next_save_or_at_the_end",
+    ),
+    Mutation(
+        "engine/checkpoint_folder.py",
+        "fcntl.lockf(file",
+        "fcntl.flock(file",
+        INTERRUPTS + "test_a_second_run_in_the_folder_is_refused_and_a_dead_ones_lock_is_not",
+    ),
+    Mutation(
+        "runtime/signals.py",
+        "    if number == signal.SIGTERM:\n",
+        "    if number == signal.SIGINT:\n        raise KeyboardInterrupt\n    if number == signal.SIGTERM:\n",
+        INTERRUPTS + "test_a_loading_process_ignores_ctrl_c",
+    ),
+    Mutation("engine/stopping.py", '"interrupted" if signal is not None else None', "None", A_SIGNAL),
+    Mutation(
+        "runtime/signals.py", "signal.signal(number, signal.SIG_DFL if handler is None else handler)", "pass", A_SIGNAL
+    ),
+    # Several processes: what comes back, and what only one does.
+    Mutation(
+        "engine/training_log.py",
+        "list(session.options.loggers) if session.world.is_main else []",
+        "list(session.options.loggers)",
+        DISTRIBUTED + "test_loggers_are_called_and_closed_on_rank_0_alone",
+    ),
+    Mutation(
+        "trainer.py",
+        'model._build_for_inference(state_dict, torch.device("cpu"))',
+        "pass",
+        LAUNCH + "test_the_result_and_the_final_weights_come_back",
+    ),
+    Mutation("runtime/launch.py", "if id(value) in parents:", "if False:", CANNOT_BE_SENT),
+    Mutation(
+        "runtime/launch.py",
+        "_write_task(function, arguments, folder)\n        before_start()",
+        "before_start()\n        _write_task(function, arguments, folder)",
+        CANNOT_BE_SENT,
+    ),
+    # Several processes: one of them fails.
+    Mutation("runtime/worker.py", "exit_now(1)", "raise", TROUBLE + "[leave-train_step-True-SystemExit-0]"),
+    Mutation("runtime/worker.py", "time.sleep(0.5)", "pass", TROUBLE),
+    Mutation("runtime/launch.py", "if not error_file(folder, attempt, rank).exists():", "if False:", TROUBLE),
+    Mutation("runtime/watchdog.py", "if time.monotonic() > deadline:", "if False:", TROUBLE),
+    Mutation(
+        "runtime/watchdog.py",
+        "while os.getppid() == parent:",
+        "while True:",
+        LAUNCH + "test_processes_whose_parent_was_killed_end_by_themselves",
+    ),
+    Mutation(
+        "runtime/launch.py", "self._foreign_children = {*active_children()}", "self._foreign_children = set()", SIGTERM
+    ),
+    Mutation("runtime/launch.py", "child.terminate()", "pass", SIGTERM),
+    Mutation(
+        "runtime/launch.py",
+        "break  # The signal",
+        "pass  # The signal",
+        LAUNCH + "test_a_sigterm_while_processes_are_starting_ends_them_without_a_restart",
+    ),
+    Mutation(
+        "runtime/launch.py",
+        "range(max_restarts + 1)",
+        "range(1)",
+        LAUNCH + "test_a_killed_rank_starts_all_again_and_the_end_is_the_same",
+    ),
+    # Several processes: what they compute.
+    Mutation("runtime/precision.py", "return weight / self._world.size", "return weight", LIKE_ONE),
+    Mutation("engine/loaders.py", "size * self._num_averaged / total", "size / total", LIKE_ONE),
+    Mutation(
+        "engine/training.py",
+        "parallel.set_requires_gradient_sync(completes_update)",
+        "pass",
+        DISTRIBUTED + "test_gradients_are_reduced_once_per_accumulation_window",
+    ),
+    Mutation("engine/session.py", "rng.derive_seed(options.seed, self.world.rank)", "options.seed", ITS_OWN_GENERATORS),
+    Mutation("engine/checkpointing.py", 'content["rng"][world.rank]', 'content["rng"][0]', ITS_OWN_GENERATORS),
+    Mutation(
+        "runtime/parallel.py",
+        "dist.broadcast(buffer, src=0)",
+        "pass",
+        DISTRIBUTED + "test_all_ranks_evaluate_with_the_buffers_of_rank_0",
+    ),
+    # From a loss to an update.
+    Mutation("runtime/precision.py", "self._report_gradients(optimizer, parameters, norm)", "pass", NORMS),
+    Mutation(
+        "runtime/precision.py",
+        "self._report_gradients(optimizer, parameters, norm)",
+        "self._report_gradients(optimizer, parameters, norm if limit is None else norm.clamp(max=limit))",
+        NORMS,
+    ),
+    Mutation(
+        "runtime/precision.py",
+        "        scaler.unscale_(optimizer)\n",
+        "        nn.utils.clip_grad_norm_(optimizer.param_groups[0]['params'], self._clip_norm or 1e9)\n"
+        "        scaler.unscale_(optimizer)\n",
+        PRECISION + "test_fp16_is_the_loop_by_hand_with_a_grad_scaler",
+    ),
+    Mutation("runtime/precision.py", "if stepped or skipped:", "if False:", TWO_OPTIMIZERS),
+    Mutation(
+        "runtime/precision.py",
+        "        optimizer.step()\n        self._has_stepped = True\n",
+        "        optimizer.step()\n        self._has_stepped = True\n        scaler and scaler.update()\n",
+        TWO_OPTIMIZERS,
+    ),
+    Mutation(
+        "runtime/precision.py",
+        "return {} if self.scaler is None else self.scaler.state_dict()",
+        "return {}",
+        PRECISION + "test_an_interrupted_run_with_two_optimizers_ends_with_the_same_bits",
+    ),
+    Mutation(
+        "runtime/precision.py", "elif not self._clip_and_step(", "elif False and self._clip_and_step(", NOT_FINITE
+    ),
+    Mutation("engine/training.py", "step -= not updated", "pass", NOT_FINITE),
+    Mutation(
+        "engine/training.py",
+        "should_log = should_log and (updated or is_last)",
+        "pass",
+        PRECISION + "test_limits_and_log_points_count_the_updates_that_took_place",
+    ),
+    Mutation(
+        "runtime/precision.py",
+        "== _MAX_SKIPPED_IN_A_ROW:",
+        "== -1:",
+        PRECISION + "test_gradients_that_are_never_finite_end_the_run",
+    ),
+    # Callbacks.
+    Mutation(
+        "callbacks.py",
+        '"""Put the weights back."""\n        self._swap()\n\n    def on_testing_start',
+        '"""Put the weights back."""\n\n    def on_testing_start',
+        AVERAGE,
+    ),
+    Mutation("callbacks.py", "if state.step != self._step:", "if True:", AVERAGE),
+    Mutation("engine/evaluation.py", "session.hooks.load_state_dict(", "print(", AVERAGE),
+    Mutation(
+        "callbacks.py",
+        'self.averaged.load_state_dict(state_dict["averaged"])',
+        "pass",
+        CALLBACKS + "test_an_average_resumes_with_the_same_bits",
+    ),
+    Mutation("callbacks.py", "handle.remove()", "pass", CALLBACKS + "test_activations_are_measured_at_log_points_only"),
+    Mutation(
+        "callbacks.py",
+        "if state.step >= self.last:",
+        "if state.step > self.last:",
+        CALLBACKS + "test_a_profile_has_the_updates_asked_for",
+    ),
+    # Pages.
+    Mutation(
+        "docs/hooks.md",
+        "`append_to_banner(",
+        "`add_to_banner(",
+        DOCS + "test_hooks_md_has_every_name_that_a_user_can_write_or_use",
+    ),
+    Mutation(
+        "docs/from_a_loop.md",
+        "        nn.utils.clip_grad_norm_(net.parameters(), 1.0)",
+        "        nn.utils.clip_grad_norm_(net.parameters(), 0.9)",
+        DOCS + "test_the_loop_by_hand_and_the_trainer_end_with_the_same_bits",
+    ),
+    Mutation(
+        "docs/from_a_loop.md",
+        "becomes `seed=0`",
+        "becomes `seeds=0`",
+        DOCS + "test_options_that_a_sentence_names_exist",
+    ),
+    Mutation(
+        "docs/from_a_loop.md",
+        "Trainer(max_epochs=5, seed=0,",
+        "Trainer(max_epochs=5, seeds=0,",
+        DOCS + "test_options_that_a_page_gives_to_a_trainer_or_a_split_exist",
+    ),
+    Mutation(
+        "docs/hooks.md",
+        "](precision.md)",
+        "](precise.md)",
+        DOCS + "test_links_lead_to_files_of_the_repository[docs/hooks.md]",
+    ),
+]
+
+
+def pytest(copy: Path, tests: Iterable[str]) -> tuple[int | None, str]:
+    """Run tests in the copy; return the exit status, None if they took too long, and what was printed."""
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-x", "-q", "-p", "no:cacheprovider"]
+    command += [f"tests/{test}" for test in tests]
+    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    output = copy.with_name("output")  # A file: processes that a test has lost would keep a pipe open.
+    with output.open("w") as file:
+        process = subprocess.Popen(command, cwd=copy, env=environment, stdout=file, stderr=file, start_new_session=True)
+        try:
+            status = process.wait(LONGEST)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            status = None
+    return status, output.read_text(encoding="utf-8", errors="replace")[-2000:]
+
+
+def verdict(copy: Path, mutation: Mutation, dry: bool) -> str:
+    """Apply a change to the copy, run its test, and take the change back; a dry run only looks whether it applies."""
+    path = copy / mutation.path
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    if before.count(mutation.old) != 1:
+        return f"does not apply: the text is {before.count(mutation.old)} times in {mutation.path}"
+    if not (copy / "tests" / mutation.test.partition("::")[0]).exists():
+        return f"does not apply: there is no {mutation.test}"
+    if dry:
+        return "applies"
+    path.write_text(before.replace(mutation.old, mutation.new), encoding="utf-8")
+    try:
+        status, output = pytest(copy, [mutation.test])
+    finally:
+        path.write_text(before, encoding="utf-8")
+    if status == 1:  # Tests were run, and one failed.
+        return "caught"
+    if status == 0:
+        return "NOT CAUGHT"
+    return f"no verdict: pytest ended with {status}\n{output}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-k", metavar="word", default="", help="only changes with this word in them")
+    parser.add_argument("--dry-run", action="store_true", help="do not run the tests")
+    arguments = parser.parse_args()
+    chosen = [each for each in MUTATIONS if any(arguments.k in part for part in dataclasses.astuple(each))]
+    if not chosen:
+        parser.error(f"no change has {arguments.k!r} in it")
+    good = 0
+    with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
+        copy = Path(folder) / "repository"
+        shutil.copytree(REPOSITORY, copy, ignore=shutil.ignore_patterns(".git", "__pycache__", "*.egg-info", "runs"))
+        if not arguments.dry_run:
+            status, output = pytest(copy, sorted({mutation.test for mutation in chosen}))
+            if status != 0:
+                sys.exit(f"the tests do not pass without any change\n{output}")
+        for mutation in chosen:
+            found = verdict(copy, mutation, arguments.dry_run)
+            good += found in ("caught", "applies")
+            print(f"{mutation.file}: {mutation.old.strip()!r} -> {mutation.new.strip()!r}: {found}", flush=True)
+    print(f"{good} of {len(chosen)} {'apply' if arguments.dry_run else 'caught'}")
+    sys.exit(good < len(chosen))
+
+
+if __name__ == "__main__":
+    main()
