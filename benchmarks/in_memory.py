@@ -9,7 +9,8 @@ from torch.utils.data import DataLoader, RandomSampler, Subset, TensorDataset
 
 from benchmarks.rounds import Figure, Question, Runs, differences, each, ratios
 from benchmarks.step_overhead import BATCH, Batches, by_hand, by_trainer
-from helios_lite import Split, rng
+from helios_lite import Split
+from helios_lite.runtime import rng
 
 EPOCHS, STEPS = 12, 125
 SAMPLES = BATCH * STEPS
@@ -28,7 +29,7 @@ def half() -> Subset:
 
 def order(epoch: int) -> torch.Generator:
     """Return the generator that shuffles as the trainer does with seed 0."""
-    return torch.Generator().manual_seed(rng.derive(0, epoch))
+    return torch.Generator().manual_seed(rng.derive_seed(0, epoch))
 
 
 def stock_loader(data: TensorDataset, epoch: int) -> Batches:

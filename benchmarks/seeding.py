@@ -13,7 +13,7 @@ from rich.table import Table
 from torch.utils.data import Dataset
 
 from helios_lite import Split
-from helios_lite.data import make_loader
+from helios_lite.engine.loaders import make_loader
 
 SAMPLES, ROUNDS = 20_000, 7
 
