@@ -10,9 +10,6 @@ from typing import Any
 import torch
 
 from helios_lite.data import DataModule
-from helios_lite.engine.evaluation import run_evaluation
-from helios_lite.engine.session import open_session
-from helios_lite.engine.training import Training
 from helios_lite.model import Model
 from helios_lite.options import Options
 from helios_lite.runtime.checkpoint_files import to_serializable
@@ -105,6 +102,11 @@ def run_task(
         checkpoint: the checkpoint to evaluate.
         weights: in a process that the trainer has launched, the file in which rank 0 leaves the model's state.
     """
+    # Imported when a task is run, so that `import helios_lite` stays fast.
+    from helios_lite.engine.evaluation import run_evaluation
+    from helios_lite.engine.session import open_session
+    from helios_lite.engine.training import Training
+
     is_worker = weights is not None
     shutdown = GracefulShutdown(ignore_further_signals=is_worker)
     is_training = task == "fit"
