@@ -1,6 +1,7 @@
 """helios_lite: a minimal, hook-based trainer in pure PyTorch.
 
 Write a `Model` and pass it with a `DataModule` to `Trainer.fit`; the trainer does what is the same in every project.
+The training loop is in `helios_lite/engine/training.py`.
 """
 
 from helios_lite.callbacks import Callback

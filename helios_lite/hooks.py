@@ -26,9 +26,9 @@ class Hooks:
     def on_training_epoch_start(self, current_epoch: int) -> None:
         """Called at the start of an epoch, and once more when a run resumes inside the epoch.
 
-        The hook of a resumed epoch runs in a new process, and its random numbers are new ones. It is the place for what
-        no checkpoint holds (frozen layers, another train split). What is counted, such as the step of a scheduler per
-        epoch, belongs in `on_training_epoch_end`, which is called once per epoch.
+        The hook of a resumed epoch runs in a new process, and its random numbers are new ones. Use it for settings that
+        checkpoints do not hold (frozen layers, another train split). What is counted, such as the step of a scheduler
+        per epoch, belongs in `on_training_epoch_end`, which is called once per epoch.
         """
 
     def on_training_batch_start(self, state: TrainingState) -> None:

@@ -1,4 +1,4 @@
-"""The options of a Trainer, each with its type, default, rule and documentation in one place. Standard library only."""
+"""The options of a Trainer, each with its type, default, rule and documentation in one place."""
 
 # ruff: noqa: RUF009 (`option` returns a dataclass field, not a default that instances would share)
 

@@ -61,8 +61,8 @@ class FitResult:
     Attributes:
         state: the counters at the end.
         metrics: the last value of every metric, by its full name ("train/loss", "valid/accuracy").
-        best_metrics: `metrics` as they were at the best validation; empty if none was judged.
-        best_checkpoint: the file with the best validation, None if none was judged or kept.
+        best_metrics: `metrics` as they were at the best validation; empty if no validation was compared.
+        best_checkpoint: the file with the best validation, None if no validation was compared or none is kept.
         last_checkpoint: the newest file, None with `root=None`.
         stop_reason: "max_epochs", "max_steps", "max_minutes", "patience", "should_training_stop"
             or "fast_dev_run".

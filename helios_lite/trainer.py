@@ -1,4 +1,4 @@
-"""The Trainer: it holds the options of a run, and does its tasks in this process or in several."""
+"""The Trainer: it holds the options of a run, and runs `fit`, `validate` and `test` in one process or several."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Trainer(Options):
         return self._run("test", model, datamodule, checkpoint)  # type: ignore[no-any-return]
 
     def _run(self, task: str, model: Model, datamodule: DataModule, checkpoint: Any = None) -> Any:
-        """Check the arguments, do the task here or in launched processes, and bring back what these return."""
+        """Check the arguments, and run the task here or in launched processes; return its result."""
         for name, value, kind in (("model", model, Model), ("datamodule", datamodule, DataModule)):
             if not isinstance(value, kind):
                 raise TypeError(f"{name}={value!r}: must be a {kind.__name__} object")

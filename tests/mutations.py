@@ -79,7 +79,7 @@ MUTATIONS = [
     Mutation("engine/checkpointing.py", 'self.per_rank["pending"].load_state_dict(pending)', "pass", ANY_CUT),
     Mutation("engine/monitoring.py", 'state_dict["best"], state_dict["history"]', '{}, state_dict["history"]', ANY_CUT),
     Mutation("engine/monitoring.py", 'state_dict["best"], state_dict["history"]', 'state_dict["best"], []', ANY_CUT),
-    Mutation("engine/checkpointing.py", 'self._latest.update(state_dict["latest"])', "pass", ANY_CUT),
+    Mutation("engine/checkpointing.py", 'self._context.record(state_dict["latest"])', "pass", ANY_CUT),
     Mutation("engine/hook_dispatch.py", "callbacks[name].load_state_dict(state)", "pass", ANY_CUT),
     Mutation(
         "engine/checkpointing.py",
@@ -199,6 +199,12 @@ MUTATIONS = [
         "range(max_restarts + 1)",
         "range(1)",
         LAUNCH + "test_a_killed_rank_starts_all_again_and_the_end_is_the_same",
+    ),
+    Mutation(
+        "engine/stopping.py",
+        "if signal is not None:  #",
+        "if True:  #",
+        DISTRIBUTED + "test_a_signal_that_comes_during_an_exchange_is_not_lost",
     ),
     # Several processes: what they compute.
     Mutation("runtime/precision.py", "return weight / self._world.size", "return weight", LIKE_ONE),

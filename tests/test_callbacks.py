@@ -10,6 +10,7 @@ from helpers.compare import same, weights
 from helpers.models import Tiny, data, quiet
 from torch import nn
 
+from helios_lite import Callback
 from helios_lite.callbacks import EMA, ActivationStatistics, DeviceMemory, Profile
 
 
@@ -142,3 +143,20 @@ def test_a_profile_has_the_updates_asked_for(tmp_path: Path) -> None:
 def test_a_profile_that_ends_before_it_begins_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="first=3, last=2"):
         Profile(tmp_path, first=3, last=2)
+
+
+def test_a_callback_that_setup_of_the_model_adds_is_called() -> None:
+    class Noted(Callback):
+        steps = 0
+
+        def on_training_batch_end(self, state: Any, should_log: bool = False) -> None:
+            self.steps += 1
+
+    class Adding(Tiny):
+        def setup(self, fast_init: bool = False) -> None:
+            super().setup(fast_init)
+            self.trainer.callbacks.append(noted)
+
+    noted = Noted()
+    quiet(max_steps=3, callbacks=[]).fit(Adding(), data())
+    assert noted.steps == 3

@@ -39,8 +39,8 @@ class Stateful(Protocol):
 class Checkpointer:
     """Saves and restores a training.
 
-    A checkpoint holds the states of `parts`, in whose order they are restored, and for each of `per_rank` a list of the
-    states of all ranks.
+    A checkpoint holds the state of each of `parts`, which are restored in that order. For each of `per_rank` it holds
+    the states of all ranks, as a list.
 
     Attributes:
         last_checkpoint: the file that was written or resumed from last.
@@ -85,7 +85,7 @@ class Checkpointer:
         return due
 
     def save(self) -> None:
-        """Write a checkpoint of this moment. Call on every rank."""
+        """Save the current state. Call on every rank."""
         session, state = self._session, self._state
         if session.checkpoints is None:
             return
@@ -160,7 +160,7 @@ class Checkpointer:
             part.load_state_dict(content[name])
         for pending in content["metrics"]["pending"][world.rank :: world.size]:
             self.per_rank["pending"].load_state_dict(pending)
-        if world.rank < len(content["rng"]):  # A rank that the earlier run did not have keeps its new RNG states.
+        if world.rank < len(content["rng"]):  # A rank without saved RNG states keeps those it has.
             self._rng_to_restore = content["rng"][world.rank]
         self._saved_at, self._saved_seconds = (self._state.step, self._state.epoch), self._state.seconds
 
@@ -214,20 +214,20 @@ class _RngState:
 
 
 class _MetricsState:
-    """The "metrics" of a checkpoint: keys that belong to several parts of a training."""
+    """Combines the states of monitor, log, context and tables under the key "metrics" of a checkpoint."""
 
     def __init__(self, monitor: Monitor, log: TrainingLog, context: RunContext, tables: ScoreTables) -> None:
         self._owners: list[Stateful] = [monitor, log]
-        self._latest, self._running_losses = context.latest, tables.running_losses
+        self._context, self._tables = context, tables
 
     def state_dict(self) -> dict[str, Any]:
-        state = {"latest": self._latest, "running_losses": self._running_losses}
+        state = {"latest": self._context.latest, "running_losses": self._tables.running_losses}
         for owner in self._owners:
             state |= owner.state_dict()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._latest.update(state_dict["latest"])
-        self._running_losses.update(state_dict["running_losses"])
+        self._context.record(state_dict["latest"])
+        self._tables.running_losses.update(state_dict["running_losses"])
         for owner in self._owners:
             owner.load_state_dict(state_dict)

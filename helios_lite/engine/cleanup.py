@@ -12,7 +12,7 @@ logger = logging.getLogger("helios_lite")
 
 @contextlib.contextmanager
 def cleanup(function: Callable[[], Any]) -> Iterator[None]:
-    """A context at whose end a function is called. If both raise an exception, that of the context is raised."""
+    """Context that calls a function on exit. If both raise, the error of the body is raised."""
     try:
         yield
     except BaseException:

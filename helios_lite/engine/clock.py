@@ -22,6 +22,10 @@ class Clock:
         """Count from now on, without the time since the last `tick`."""
         self.now = time.monotonic()
 
+    def set(self, seconds: float) -> None:
+        """Set `state.seconds`: to the largest of all ranks."""
+        self._state.seconds = seconds
+
     def tick(self) -> None:
         """Add the time since the last call to `state.seconds`."""
         now = time.monotonic()

@@ -48,9 +48,9 @@ class Evaluator:
             num_batches = self._run_batches(phase, loaders, limit, metrics)
             context.begin_phase(phase, metrics)
             session.hooks.call(f"{name}_end", *arguments)
-        for score_name, score in (model._test_scores if testing else model._val_scores).items():
-            metrics.update(f"{phase}/{score_name}", score, 1)
-        return metrics.compute(session.world, is_idle=num_batches < len(loaders)).values
+            for score_name, score in (model._test_scores if testing else model._val_scores).items():
+                metrics.update(f"{phase}/{score_name}", score, 1)
+            return metrics.compute(session.world, is_idle=num_batches < len(loaders)).values
 
     def _run_batches(
         self, phase: str, loaders: dict[str, Loader], limit: int | None, metrics: MetricAccumulator
@@ -78,7 +78,7 @@ class Evaluator:
 
 @contextlib.contextmanager
 def _evaluation_mode(session: Session) -> Iterator[None]:
-    """A context without gradients, at whose end RNG states, modules' modes and the training's metrics are restored."""
+    """Context that disables gradients, and restores RNG states, modes of modules and the training's metrics on exit."""
     model, context = session.model, session.context
     modes = [(module, module.training) for net in networks(model) for module in net.modules()]
     # no_grad and not inference_mode: a buffer that is made here (a cache of positions) must be usable in training.
@@ -110,7 +110,8 @@ def run_evaluation(session: Session, phase: str, choice: str | os.PathLike[str] 
         path, content = found
         title = f"{phase} of {path.name}"
         model.load_state_dict(content["model"], fast_init=True)
-        session.hooks.load_state_dict(content["callbacks"], strict=False)  # Averaged weights are tested as validated.
+        # Callbacks too: averaged weights are tested as they were validated.
+        session.hooks.load_state_dict(content["callbacks"], warn_unknown=False)
     elif choice is not None or not session.was_set_up:
         model.load_for_testing()
     metrics = Evaluator(session).evaluate(phase, loaders, cycle=1, limit=1 if options.fast_dev_run else None)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 from helios_lite.callbacks import Callback
 from helios_lite.hooks import Hooks
 from helios_lite.model import Model
+from helios_lite.options import Options
 
 logger = logging.getLogger("helios_lite")
 
@@ -18,17 +18,15 @@ class HookDispatcher:
 
     Args:
         model: the model of the run.
-        callbacks: the callbacks of the run.
+        options: the trainer; its callbacks may still change in `Model.setup`.
     """
 
-    def __init__(self, model: Model, callbacks: Sequence[Callback]) -> None:
-        self._model = model
-        self._callbacks = callbacks
-        self._listeners: list[Hooks] = [model, *callbacks]
+    def __init__(self, model: Model, options: Options) -> None:
+        self._model, self._options = model, options
 
     def call(self, hook: str, *arguments: Any) -> None:
         """Call a hook of the model and of every callback."""
-        for listener in self._listeners:
+        for listener in self._listeners():
             getattr(listener, hook)(*arguments)
 
     def is_overridden(self, *hooks: str) -> bool:
@@ -36,12 +34,12 @@ class HookDispatcher:
         return any(
             getattr(getattr(listener, hook), "__func__", None) not in (getattr(Model, hook), getattr(Hooks, hook))
             for hook in hooks
-            for listener in self._listeners
+            for listener in self._listeners()
         )
 
     def set_up_callbacks(self, fast_init: bool) -> None:
         """Give every callback the model, and call its `setup`."""
-        for callback in self._callbacks:
+        for callback in self._options.callbacks:
             callback._attach(self._model)
             callback.setup(fast_init=fast_init)
 
@@ -49,24 +47,27 @@ class HookDispatcher:
         """Return the state of every callback by name."""
         return {name: callback.state_dict() for name, callback in self._named_callbacks().items()}
 
-    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any], warn_unknown: bool = True) -> None:
         """Restore the states of the callbacks.
 
         Args:
             state_dict: states by name.
-            strict: log a warning for each state whose callback this run does not have.
+            warn_unknown: log a warning for each state whose callback this run does not have.
         """
         callbacks = self._named_callbacks()
         for name, state in state_dict.items():
             if name in callbacks:
                 callbacks[name].load_state_dict(state)
-            elif strict:
+            elif warn_unknown:
                 logger.warning("the checkpoint has the state of a callback that this run does not have: %s", name)
+
+    def _listeners(self) -> list[Hooks]:
+        return [self._model, *self._options.callbacks]
 
     def _named_callbacks(self) -> dict[str, Callback]:
         """Return the callbacks by a name that a resumed run finds again: the class, numbered if there are several."""
         names: dict[str, Callback] = {}
-        for callback in self._callbacks:
+        for callback in self._options.callbacks:
             kind = type(callback).__name__
             same = sum(name.split("#")[0] == kind for name in names)
             names[f"{kind}#{same + 1}" if same else kind] = callback

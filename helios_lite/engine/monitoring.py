@@ -1,4 +1,4 @@
-"""Which validation was the best, and how many in a row were no improvement."""
+"""Tracks the best validation, and counts the validations without an improvement."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from helios_lite.runtime.transfer import DeviceMover
 
 
 class Session:
-    """What one call of the trainer works with in one process. Nothing of it changes after `setup`.
+    """The objects that one call of the trainer uses in one process. They are not replaced after `setup`.
 
     Args:
         options: the trainer, which is also what `model.trainer` returns.
@@ -64,7 +64,7 @@ class Session:
                 keep_best=options.keep_best,
                 background=options.async_save,
             )
-        self.hooks = HookDispatcher(model, options.callbacks)
+        self.hooks = HookDispatcher(model, options)
         self.bars = Bars(options.progress and self.world.is_main)
         self.metrics = MetricAccumulator(self.device)
         self.was_set_up = model._context.is_set_up
@@ -126,7 +126,7 @@ def open_session(
 ) -> Iterator[Session]:
     """Context of one call of the trainer: prepares the data, locks the run folder and opens its log.
 
-    All is undone on exit, also after errors. Call on every rank.
+    On exit everything is undone, also after an error. Call on every rank.
 
     Args:
         options: the trainer.
@@ -135,9 +135,9 @@ def open_session(
         is_training: whether the run folder is written to, and so closed to other runs. Rank 0 does both.
         data_is_prepared: whether `prepare_data` has run, in the process that launched this one.
     """
-    session = Session(options, model, datamodule)
     with contextlib.ExitStack() as stack:
         stack.enter_context(cleanup(datamodule.teardown))
+        session = Session(options, model, datamodule)
         stack.callback(lambda: model._context.end_run())
         log_file = None
         if is_training and session.world.is_main and session.folder is not None and session.checkpoints is not None:

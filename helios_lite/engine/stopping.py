@@ -1,4 +1,4 @@
-"""Where it is decided that a run stops: limits, signals, and the model's `should_training_stop`."""
+"""Decides when a run stops: by limits, signals, and the model's `should_training_stop`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class StopCoordinator:
     from counters that are equal on all ranks.
 
     Attributes:
-        reason: "should_training_stop" or "interrupted", as all ranks know it since the last `sync`; else None.
+        reason: "should_training_stop" or "interrupted", shared by all ranks at the last `sync`, or None.
         polls_model: whether the model overrides `should_training_stop`, so that ranks communicate at every update.
     """
 
@@ -59,12 +59,14 @@ class StopCoordinator:
                 return
             self._clock.tick()
             own = [self._is_requested, shutdown.received or 0, state.seconds]
-            requested, number, state.seconds = world.all_reduce_max(own, self._session.device)
+            requested, number, seconds = world.all_reduce_max(own, self._session.device)
+            self._clock.set(seconds)
             is_requested, signal = bool(requested), Signals(int(number)) if number else None
             seconds_per_step = (state.seconds - self._synced_seconds) / max(1, state.step - self._synced_step)
             self._synced_step, self._synced_seconds = state.step, state.seconds
             self._next_sync_step = state.step + max(1, int(_SECONDS_BETWEEN_EXCHANGES / max(seconds_per_step, 1e-6)))
-        shutdown.receive(signal)
+        if signal is not None:  # Otherwise a signal that has just come here would be lost.
+            shutdown.receive(signal)
         self.reason = "should_training_stop" if is_requested else "interrupted" if signal is not None else None
 
     def limit_reached(self) -> str | None:
@@ -81,7 +83,10 @@ class StopCoordinator:
         )
 
     def stop_reason(self) -> str | None:
-        """Return why the run stops at this boundary, None if training continues. A limit precedes a signal."""
+        """Return why the run stops at this boundary, None if training continues.
+
+        `should_training_stop` takes precedence over limits, and limits over signals.
+        """
         if self.reason == "should_training_stop":
             return self.reason
         return self.limit_reached() or self.reason

@@ -58,5 +58,5 @@ class TrainData:
         return {} if self._loader is None else self._loader.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned when the loader is made."""
+        """Keep the state of a custom loader; `loader` restores it when it makes the loader."""
         self._restored_state = state_dict

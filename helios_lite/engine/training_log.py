@@ -35,7 +35,7 @@ class TrainingLog:
         self._jsonl: JsonlLogger | None = None
         self._num_kept_rows = 0
         self._logged_step = 0
-        self._window_start = clock.now  # The start of the time that train/step_seconds is the mean of.
+        self._row_start = clock.now  # The start of the time over which train/step_seconds is averaged.
         self._optimizers: dict[str, Optimizer] = {}
         self._stack = contextlib.ExitStack()
 
@@ -70,8 +70,8 @@ class TrainingLog:
             session.bars.show_run(options.max_steps, "step", lambda: (self._state.step, self._status()))
 
     def restart(self) -> None:
-        """Begin the time of a new row now, with the optimizers that the model has now."""
-        self._window_start = self._clock.now
+        """Start the time of the next row now."""
+        self._row_start = self._clock.now
 
     def begin_epoch(self) -> None:
         """Look up the optimizers, which the model may have replaced."""
@@ -82,7 +82,7 @@ class TrainingLog:
         """A context whose time does not count as time of training steps."""
         started = time.monotonic()
         yield
-        self._window_start += time.monotonic() - started
+        self._row_start += time.monotonic() - started
 
     def compute(self) -> dict[str, float]:
         """Return the training metrics since the last row. Call on every rank.
@@ -106,14 +106,14 @@ class TrainingLog:
         values = self.compute()
         clock.tick()
         values |= self._learning_rates()
-        values["train/step_seconds"] = (clock.now - self._window_start) / (state.step - self._logged_step)
+        values["train/step_seconds"] = (clock.now - self._row_start) / (state.step - self._logged_step)
         self._session.metrics.reset()
-        self._logged_step, self._window_start = state.step, clock.now
+        self._logged_step, self._row_start = state.step, clock.now
         self.write(values)
 
     def write(self, values: dict[str, float]) -> None:
         """Send a row of metrics to the loggers. Only rank 0 has loggers."""
-        self._session.context.latest.update(values)
+        self._session.context.record(values)
         for user_logger in self._loggers:
             user_logger.log_metrics(
                 {"epoch": self._state.epoch, "seconds": self._state.seconds, **values}, self._state.step

@@ -1,4 +1,4 @@
-"""What a run gives to its model: the device, the precision, the strategy, and where logged values go."""
+"""The device, precision, strategy and metrics that a run gives to its model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from helios_lite.runtime.transfer import DeviceMover
 
 
 class RunContext:
-    """What a run gives to its model. The engine moves it forward by methods; the model reads it.
+    """What a run gives to its model. The engine updates it through methods only, and the model reads it.
 
     Args:
         precision: the number format of the forward pass, and how a loss becomes an update.
@@ -79,6 +79,10 @@ class RunContext:
     def use_strategy(self, parallel: ParallelStrategy) -> None:
         """Use the strategy of an earlier run, which has wrapped the networks."""
         self.parallel = parallel
+
+    def record(self, values: dict[str, float]) -> None:
+        """Set the last values of metrics, by full name."""
+        self.latest.update(values)
 
     def mark_set_up(self) -> None:
         """Note that `Model.setup` has run."""

@@ -49,7 +49,10 @@ def choose_devices(device_type: str, devices: int | str | Sequence[int]) -> list
 
 
 def choose_device(device_type: str, devices: int | str | Sequence[int], world: World) -> torch.device:
-    """Return the device of this process: the entry of `devices` at its local rank. Under torchrun all GPUs count."""
+    """Return the device of this process, the entry of `devices` at its local rank, and make it the current one.
+
+    Under torchrun all GPUs count.
+    """
     if device_type != "cuda":
         return torch.device(device_type)
     indices = choose_devices(device_type, devices if world.size == 1 or PARENT in os.environ else "auto")

@@ -37,13 +37,13 @@ def distribute_like(value: Any, like: Any) -> Any:
 
 
 def use_full_tensors_in_network(net: nn.Module) -> None:
-    """Let `net.state_dict` return full tensors, and `net.load_state_dict` take them. Both: call on every rank."""
+    """Let `net.state_dict` return full tensors, and `net.load_state_dict` take them. Call both on every rank."""
     net.register_state_dict_post_hook(_gather_network)  # type: ignore[no-untyped-call]
     net.register_load_state_dict_pre_hook(_shard_network)  # type: ignore[no-untyped-call]
 
 
 def use_full_tensors_in_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Let `optimizer.state_dict` return full tensors, and `load_state_dict` take them. Both: call on every rank."""
+    """Let `optimizer.state_dict` return full tensors, and `load_state_dict` take them. Call both on every rank."""
     optimizer.register_state_dict_post_hook(_gather_optimizer)
     optimizer.register_load_state_dict_pre_hook(_shard_optimizer)
 

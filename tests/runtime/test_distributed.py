@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -490,3 +491,42 @@ def test_loggers_are_called_and_closed_on_rank_0_alone(result: Results) -> None:
     (_, first), (_, second) = result(loggers_of_two_ranks, ranks=2)
     assert first == ["log_config", "log_metrics", "log_metrics", "close", "close"]
     assert second == []
+
+
+# A signal at an awkward moment.
+
+
+class Polled(Plain):
+    """Lets the ranks communicate at every update."""
+
+    def should_training_stop(self) -> bool:
+        return False
+
+
+@scenario(ranks=2)
+def signal_during_an_exchange(root: Path, world: World) -> list[tuple[str, int]]:
+    """Rank 0 gets SIGTERM after it has told the others that it has none."""
+    model, calls, all_reduce = Polled(), [], dist.all_reduce
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if world.rank == 0 and len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return all_reduce(*arguments, **options)
+
+    dist.all_reduce = interrupted
+    try:
+        quiet(max_steps=50).fit(model, data())
+        end = "finished"
+    except SystemExit as error:
+        end = f"exit {error.code}"
+    finally:
+        dist.all_reduce = all_reduce
+    return world.gather((end, len(model.rates)))
+
+
+def test_a_signal_that_comes_during_an_exchange_is_not_lost(result: Results) -> None:
+    first, second = result(signal_during_an_exchange, ranks=2)
+    assert first == second
+    assert first[0] == "exit 143"
+    assert first[1] < 10
