@@ -1,6 +1,6 @@
-"""Where metrics go: a protocol of three methods, the file that every run writes, and thin adapters.
+"""Where metrics go: the Logger protocol, the file that every run writes, and adapters to other libraries.
 
-An adapter imports its library when a run begins, and holds nothing before that cannot be sent to another process.
+An adapter imports its library when a run begins, so that it can be sent to other processes before.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import Any, Protocol, runtime_checkable
 
 @runtime_checkable
 class Logger(Protocol):
-    """What a logger must be able to do. The trainer calls it on global rank 0 only."""
+    """The methods of a logger. The trainer calls them on global rank 0 only."""
 
     def log_config(self, config: Mapping[str, Any]) -> None:
-        """Take the trainer's options and the model's `hparams` (plain data), once per start of a run."""
+        """Log the trainer's options and the model's `hparams` (plain data); called once per start of a run."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Take one row of values by full name ("train/loss"), as of that many optimizer updates."""
+        """Log one row of values by full name ("train/loss"), after `step` optimizer updates."""
 
     def close(self) -> None:
-        """Write out what is pending; called however the run ends."""
+        """Write out pending values; called however the run ends."""
 
 
 class JsonlLogger:
@@ -71,14 +71,14 @@ class JsonlLogger:
 class TensorBoardLogger:
     """Writes event files for TensorBoard, by `torch.utils.tensorboard`: pip install helios_lite[tensorboard].
 
-    A run that goes on after a checkpoint writes the rows since then again; TensorBoard shows the new ones only.
+    A resumed run writes the rows after its checkpoint again; TensorBoard shows the new ones only.
 
     Args:
-        folder: where the event files go; one folder for each run.
-        options: of `torch.utils.tensorboard.SummaryWriter`, such as `flush_secs`.
+        folder: the folder of the event files, one for each run.
+        options: options of `torch.utils.tensorboard.SummaryWriter`, such as `flush_secs`.
 
     Raises:
-        ModuleNotFoundError: tensorboard is not installed; the message has the command.
+        ModuleNotFoundError: tensorboard is not installed; the message has the command that installs it.
     """
 
     def __init__(self, folder: str | os.PathLike[str], **options: Any) -> None:
@@ -88,7 +88,7 @@ class TensorBoardLogger:
         self._writer: Any = None
 
     def log_config(self, config: Mapping[str, Any]) -> None:
-        """Show the options under TEXT."""
+        """Show the options in the TEXT tab."""
         self._config = config
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
@@ -96,7 +96,7 @@ class TensorBoardLogger:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            # What an earlier process has written from this step on belongs to updates that are done again.
+            # Rows that an earlier process has written from this step on belong to updates that are done again.
             self._writer = SummaryWriter(str(self._folder), purge_step=step, **self._options)
             rows = "\n".join(f"    {name}: {value!r}" for name, value in self._config.items())
             self._writer.add_text("config", rows, step)
@@ -104,7 +104,7 @@ class TensorBoardLogger:
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Write out what is pending and close the file."""
+        """Write out pending values and close the file."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -113,17 +113,17 @@ class TensorBoardLogger:
 class MLflowLogger:
     """Logs to MLflow, to local files or to a server: pip install helios_lite[mlflow].
 
-    The id of the MLflow run is kept in a file, so that a run that goes on adds to the same one. Rows that it has
-    already, written between the last checkpoint and a kill, are not added again.
+    The id of the MLflow run is stored in a file, so that a resumed run continues the same MLflow run. Rows that were
+    written between the last checkpoint and a kill are not added again.
 
     Args:
-        experiment: its name; made if there is none.
-        id_file: where the id of the MLflow run is kept, such as "runs/digits/mlflow-id".
-        run_name: name of a new MLflow run.
-        tracking_uri: of a server or a store ("sqlite:///mlflow.db"); MLflow's own default if None.
+        experiment: the name of the experiment; it is created if it does not exist.
+        id_file: the path of the file with the id, such as "runs/digits/mlflow-id".
+        run_name: the name of a new MLflow run.
+        tracking_uri: the address of a server or store ("sqlite:///mlflow.db"); MLflow's own default if None.
 
     Raises:
-        ModuleNotFoundError: mlflow is not installed; the message has the command.
+        ModuleNotFoundError: mlflow is not installed; the message has the command that installs it.
     """
 
     def __init__(
@@ -141,11 +141,11 @@ class MLflowLogger:
 
     @property
     def run_id(self) -> str | None:
-        """The id of the MLflow run, None before there is one."""
+        """The id of the MLflow run, None before the first start."""
         return self._id_file.read_text().strip() if self._id_file.exists() else None
 
     def log_config(self, config: Mapping[str, Any]) -> None:
-        """Go on with the MLflow run of the file or start a new one; log the options as parameters."""
+        """Continue the MLflow run of the file, or start a new one and log the options as its parameters."""
         import mlflow
 
         self._client = mlflow.MlflowClient(self._tracking_uri)
@@ -157,11 +157,11 @@ class MLflowLogger:
             self._id_file.write_text(created.info.run_id)
             for name, value in _flat(config):
                 self._client.log_param(created.info.run_id, name, str(value)[:6000])
-        else:  # MLflow's parameters cannot change: those of the first start stay.
+        else:  # MLflow does not let parameters change: those of the first start are kept.
             self._client.set_terminated(self.run_id, "RUNNING")
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Add a point to every metric that has none at this step or later."""
+        """Add a point to every metric that has no point at this step or later."""
         from mlflow.entities import Metric
 
         now, points = int(time.time() * 1000), []
@@ -175,7 +175,7 @@ class MLflowLogger:
         self._client.log_batch(self.run_id, metrics=points)
 
     def log_artifact(self, path: str | os.PathLike[str]) -> None:
-        """Store a file, such as `FitResult.best_checkpoint`, with the MLflow run; after the training."""
+        """Store a file, such as `FitResult.best_checkpoint`, with the MLflow run; call it after the training."""
         import mlflow
 
         mlflow.MlflowClient(self._tracking_uri).log_artifact(self.run_id, str(path))
@@ -190,16 +190,16 @@ class MLflowLogger:
 class WandbLogger:
     """Logs to Weights & Biases: pip install helios_lite[wandb].
 
-    The id of the W&B run, and at what step each metric was logged last, are kept in a file: a run that goes on adds to
-    the same W&B run, and adds no row again that was written between the last checkpoint and a kill.
+    The id of the W&B run, and the last step of every metric, are stored in a file. A resumed run continues the same W&B
+    run, and does not add the rows again that were written between the last checkpoint and a kill.
 
     Args:
-        project: its name.
-        id_file: that file, such as "runs/digits/wandb.json".
-        options: of `wandb.init`, such as `name`, `mode="offline"` or `dir`.
+        project: the name of the project.
+        id_file: the path of that file, such as "runs/digits/wandb.json".
+        options: options of `wandb.init`, such as `name`, `mode="offline"` or `dir`.
 
     Raises:
-        ModuleNotFoundError: wandb is not installed; the message has the command.
+        ModuleNotFoundError: wandb is not installed; the message has the command that installs it.
     """
 
     def __init__(self, project: str, id_file: str | os.PathLike[str], **options: Any) -> None:
@@ -210,11 +210,11 @@ class WandbLogger:
 
     @property
     def run_id(self) -> str | None:
-        """The id of the W&B run, None before there is one."""
+        """The id of the W&B run, None before the first start."""
         return json.loads(self._id_file.read_text())["id"] if self._id_file.exists() else None
 
     def log_config(self, config: Mapping[str, Any]) -> None:
-        """Go on with the W&B run of the file or start a new one; log the options."""
+        """Continue the W&B run of the file, or start a new one; log the options."""
         import wandb
 
         self._last = json.loads(self._id_file.read_text())["last"] if self._id_file.exists() else {}
@@ -226,7 +226,7 @@ class WandbLogger:
         self._remember()
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Add a row of the metrics that have no value at this step or later."""
+        """Add a row with the metrics that have no value at this step or later."""
         new = {name: value for name, value in metrics.items() if step > self._last.get(name, -1)}
         if new:
             self._run.log({"step": step, **new})
@@ -247,7 +247,7 @@ class WandbLogger:
 
 
 def _require(library: str) -> None:
-    """Raise a ModuleNotFoundError with the command that installs a library, unless it is there."""
+    """Raise a ModuleNotFoundError with the command that installs a library, unless it is installed."""
     if importlib.util.find_spec(library) is None:
         raise ModuleNotFoundError(f"{library} is not installed: pip install 'helios_lite[{library}]'")
 
