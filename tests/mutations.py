@@ -215,7 +215,9 @@ MUTATIONS = [
         "pass",
         DISTRIBUTED + "test_gradients_are_reduced_once_per_accumulation_window",
     ),
-    Mutation("engine/session.py", "rng.derive_seed(options.seed, self.world.rank)", "options.seed", ITS_OWN_GENERATORS),
+    Mutation(
+        "engine/session.py", "rng.seed_all(rng.derive_seed(options.seed, self.world.rank))", "pass", ITS_OWN_GENERATORS
+    ),
     Mutation("engine/checkpointing.py", 'content["rng"][world.rank]', 'content["rng"][0]', ITS_OWN_GENERATORS),
     Mutation(
         "runtime/parallel.py",
