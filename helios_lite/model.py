@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from helios_lite.hooks import Hooks
 from helios_lite.runtime.checkpoint_files import read_file
 from helios_lite.runtime.context import RunContext
+from helios_lite.runtime.folder_names import LONGEST_SAVE_NAME, check_folder_name
 from helios_lite.runtime.metrics import Reduce
 from helios_lite.runtime.stateful import networks, stateful_parts
 from helios_lite.runtime.summary import num_parameters, parameter_table
@@ -37,7 +38,8 @@ class Model(Hooks, abc.ABC):
     in lists, tuples and dicts.
 
     Args:
-        save_name: the name of the model in file names.
+        save_name: the name of the model in file names, of at most 200 bytes. It is also the name of the run folder
+            unless the trainer has a `run_name`, so it must be a path inside of `root`.
 
     Attributes:
         hparams: a plain dict that the subclass may fill with its constructor's arguments; it is stored in
@@ -55,8 +57,10 @@ class Model(Hooks, abc.ABC):
     _test_scores = Table("test_scores")
 
     def __init__(self, save_name: str) -> None:
-        if not isinstance(save_name, str) or not save_name:
-            raise TypeError(f"save_name={save_name!r}: must be a str that is not empty")
+        try:
+            check_folder_name(save_name, LONGEST_SAVE_NAME)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"save_name={save_name!r}: {error}") from None
         self._save_name = save_name
         self._context = RunContext.standalone(torch.device("cpu"))
         self._tables = ScoreTables()
@@ -227,6 +231,7 @@ class Model(Hooks, abc.ABC):
 
         Raises:
             FileNotFoundError, CheckpointError: the file cannot be read.
+            ValueError: there is no such device.
             TypeError: the constructor needs arguments that `hparams` does not hold.
         """
         content = read_file(Path(path), device)

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 
 from helios_lite.callbacks import Callback
 from helios_lite.loggers import Logger
+from helios_lite.runtime.folder_names import check_folder_name
 
 T = TypeVar("T")
 
@@ -169,8 +170,8 @@ class Options:
     # Run
     run_name: str | None = option(
         None,
-        of_type(str | None, "a str or None", allow_empty=False),
-        "The name of the run folder, which is created in `root`. If None, it is the `save_name` of the model.",
+        optional(check_folder_name),
+        "The name of the run folder, a path inside of `root`. If None, it is the `save_name` of the model.",
     )
     root: str | os.PathLike[str] | None = option(
         "runs",

@@ -52,6 +52,7 @@ INERT = TRAINING + "test_validation_does_not_change_one_bit_of_the_training"
 INTERRUPTS = "engine/test_interrupts.py::"
 A_SIGNAL = INTERRUPTS + "test_a_signal_finishes_the_update_saves_tears_down_and_ends"
 PASS_OVER = INTERRUPTS + "test_fit_and_test_pass_over_a_bad_file_with_a_warning_that_names_it"
+FOLDER = "engine/test_checkpoint_folder.py::"
 LAUNCH = "runtime/test_launch.py::"
 TROUBLE = LAUNCH + "test_the_trouble_of_one_rank_ends_all_within_ten_seconds_and_reaches_the_caller"
 CANNOT_BE_SENT = LAUNCH + "test_what_cannot_be_sent_is_named_before_anything_is_started"
@@ -123,7 +124,7 @@ MUTATIONS = [
         "runtime/checkpoint_files.py",
         'path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")',
         "path",
-        "engine/test_checkpoint_folder.py::test_a_full_disk_is_an_oserror_and_leaves_the_earlier_files_as_they_were",
+        FOLDER + "test_a_full_disk_is_an_oserror_and_leaves_the_earlier_files_as_they_were",
     ),
     Mutation(
         "engine/checkpoint_folder.py",
@@ -142,6 +143,30 @@ MUTATIONS = [
         "fcntl.lockf(file",
         "fcntl.flock(file",
         INTERRUPTS + "test_a_second_run_in_the_folder_is_refused_and_a_dead_ones_lock_is_not",
+    ),
+    Mutation(
+        "engine/checkpoint_folder.py",
+        " | os.O_NOFOLLOW",
+        "",
+        FOLDER + "test_a_lock_that_is_a_link_is_refused_and_its_target_is_left_alone",
+    ),
+    Mutation(
+        "engine/checkpoint_folder.py",
+        "            _locked_here.add(folder)\n        try:",
+        "        try:\n            _locked_here.add(folder)",
+        FOLDER + "test_threads_that_race_for_a_new_folder_get_it_or_are_told_that_another_run_is_there",
+    ),
+    Mutation(
+        "runtime/folder_names.py",
+        ' or ".." in path.parts',
+        "",
+        "test_options.py::test_a_wrong_value_is_a_value_error_that_begins_with_the_option",
+    ),
+    Mutation(
+        "runtime/checkpoint_files.py",
+        "    _check_device(device)\n",
+        "",
+        "test_model.py::test_a_device_that_is_not_there_is_not_told_as_a_damaged_file",
     ),
     Mutation(
         "runtime/signals.py",

@@ -2,10 +2,12 @@
 
 import inspect
 import io
+import re
 
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.models import Tiny, data, quiet
 from rich.console import Console
 from torch import nn
 from torch.optim.lr_scheduler import StepLR
@@ -13,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, TensorDataset
 
 from helios_lite import DataModule, Model, Split, Trainer
+from helios_lite.runtime import checkpoint_files
 
 HOOKS = {
     "setup": "fast_init=False",
@@ -293,6 +296,30 @@ def test_train_and_eval_switch_every_network():
     assert [net.training for net in networks] == [False] * 7
     model.train()
     assert [net.training for net in networks] == [True] * 7
+
+
+@pytest.mark.parametrize("save_name", ["", ".", "../x", "/x", "a/../../x", "n" * 201, "ü" * 101, 1])
+def test_a_save_name_that_leads_out_of_the_root_or_is_too_long_is_an_error_that_names_it(save_name):
+    with pytest.raises((TypeError, ValueError), match=rf"^save_name={re.escape(repr(save_name))}: must"):
+        Regression(save_name=save_name)
+
+
+@pytest.mark.parametrize("save_name", ["n" * 200, "ü" * 100, "a/" + "n" * 198], ids=["ascii", "umlauts", "path"])
+def test_the_longest_save_name_trains_and_resumes_with_any_counters(save_name, tmp_path):
+    for max_steps in (1, 2):
+        result = quiet(root=tmp_path, max_steps=max_steps).fit(Tiny(save_name), data())
+        assert result.state.step == max_steps
+    name = checkpoint_files.file_name(save_name, 2**63, 2**63, lambda name: name + "x" * 300)
+    assert len(name) <= 255
+    assert checkpoint_files.counters(name, save_name) == (2**63, 2**63)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has the device")
+@pytest.mark.parametrize("device", ["cuda", "nowhere"])
+def test_a_device_that_is_not_there_is_not_told_as_a_damaged_file(device, tmp_path):
+    path = quiet(root=tmp_path, max_steps=1).fit(Tiny(), data()).last_checkpoint
+    with pytest.raises(ValueError, match=f"^device='{device}' cannot be used: "):
+        Tiny.load_from_checkpoint(path, device=device)
 
 
 @pytest.mark.parametrize(("model", "save_name"), [(Regression(5, save_name="mine"), "mine"), (Nameless(5), "nameless")])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
 import math
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +23,8 @@ from helios_lite.runtime.snapshot import CpuSnapshot
 logger = logging.getLogger("helios_lite")
 
 _locked_here: set[Path] = set()  # The operating system's locks exclude other processes only.
+_guard = threading.Lock()  # Of `_locked_here`, for runs in threads.
+_HALF_WRITTEN = re.compile(r"\..+\.\d+\.tmp")
 
 Entry = dict[str, Any]
 """A file of the manifest: its name, epoch, step, score, and whether its validation improved on the best."""
@@ -70,29 +74,22 @@ class CheckpointFolder:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         folder = self.folder.resolve()
-        if folder in _locked_here:
-            raise RuntimeError(f"{self.folder}: another run of this process is running here")
-        with (self.folder / ".lock").open("a+") as file:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                file.seek(0)
-                raise RuntimeError(f"{self.folder}: process {file.read().strip()} is running here") from None
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
-            for path in self.folder.glob(".*.tmp"):
-                path.unlink()
+        with _guard:
+            if folder in _locked_here:
+                raise RuntimeError(f"{self.folder}: another run of this process is running here")
             _locked_here.add(folder)
-            try:
-                yield
-            except BaseException:
-                with contextlib.suppress(Exception):  # The caller must see the error that ended the run.
-                    self.join()
-                raise
-            finally:
-                _locked_here.discard(folder)
-            self.join()
+        try:
+            with _system_lock(self.folder / ".lock"):
+                self._remove_half_written()
+                try:
+                    yield
+                except BaseException:
+                    with contextlib.suppress(Exception):  # The caller must see the error that ended the run.
+                        self.join()
+                    raise
+                self.join()
+        finally:
+            _locked_here.discard(folder)
 
     def save(
         self,
@@ -189,6 +186,11 @@ class CheckpointFolder:
                 logger.warning("passing over a checkpoint: %s", error)
         return None
 
+    def _remove_half_written(self) -> None:
+        for path in self.folder.glob(".*.tmp"):
+            if _HALF_WRITTEN.fullmatch(path.name) and not path.is_dir():
+                path.unlink(missing_ok=True)
+
     def _write(self, content: dict[str, Any], name: str, before: list[Entry], after: list[Entry]) -> None:
         # The manifest lists the file before it exists: a run that is killed in between must not leave a file behind
         # that no later run deletes.
@@ -223,6 +225,31 @@ class CheckpointFolder:
 
     def _rank(self, entry: Entry) -> float:
         return math.inf if entry["score"] is None else self._sign * entry["score"]
+
+
+@contextlib.contextmanager
+def _system_lock(path: Path) -> Iterator[None]:
+    """Context in which this process holds the lock of a file, which has the id of the process in it.
+
+    Raises:
+        RuntimeError: another process holds the lock, or the file is a link, whose target is not written to.
+        OSError: the file cannot be opened; the message names it.
+    """
+    try:
+        number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise RuntimeError(f"{path}: is a symbolic link, and a lock must be a file; remove it") from None
+        raise
+    with open(number, "r+b", buffering=0) as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            holder = file.read(20).decode(errors="replace").strip()
+            raise RuntimeError(f"{path.parent}: process {holder} is running here") from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n".encode())
+        yield
 
 
 def _read_manifest(path: Path) -> list[Entry]:

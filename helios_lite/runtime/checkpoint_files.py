@@ -8,13 +8,14 @@ updates. It holds tensors and plain containers only, so that any program can rea
 from __future__ import annotations
 
 import collections
+import contextlib
 import copy
 import json
 import os
 import re
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -60,12 +61,15 @@ def file_name(save_name: str, epoch: int, step: int, append_metadata: Callable[[
 
 def find(folder: Path, save_name: str) -> list[Path]:
     """Return the checkpoint files of a model in a folder, newest first, by (step, epoch) in their names."""
-    pattern = re.compile(re.escape(_portable(save_name)) + _MARKER + rf"(?:(?!{_MARKER}).)*\.pth")
-    found = []
-    for path in folder.glob("*.pth"):
-        if match := pattern.fullmatch(path.name):
-            found.append((int(match[2]), int(match[1]), path))
-    return [path for *_, path in sorted(found, reverse=True)]
+    named = [(counters(path.name, save_name), path) for path in folder.glob("*.pth")]
+    return [path for _, path in sorted(((at, path) for at, path in named if at is not None), reverse=True)]
+
+
+def counters(name: str, save_name: str) -> tuple[int, int] | None:
+    """Return (step, epoch) of the name of a checkpoint file; None if it is not a file of that model."""
+    pattern = re.escape(_portable(save_name)) + _MARKER + rf"(?:(?!{_MARKER}).)*\.pth"
+    match = re.fullmatch(pattern, name)
+    return None if match is None else (int(match[2]), int(match[1]))
 
 
 def write_file(content: dict[str, Any], path: Path) -> None:
@@ -90,21 +94,63 @@ def read_file(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        CheckpointError: the file is damaged, unsafe, foreign or of a newer format.
+        CheckpointError: the file is unreadable, damaged, unsafe, foreign or of a newer format.
+        ValueError: the device cannot be used.
+        MemoryError, torch.OutOfMemoryError: the content does not fit.
     """
-    try:
+    _check_device(device)
+    with _explained(path):
         # torch.load does not compare the checksums of tensors: a flipped bit would load as another weight.
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
         content = torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError:
+    return _checked(path, content)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without its tensors, whose values are not verified: fast for files of any size.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as `read_file`.
+    """
+    with _explained(path):
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.endswith("/data.pkl"):
+                    archive.read(name)  # Compares the checksum.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return _checked(path, content)
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Context in which a file is read; an error becomes a `CheckpointError` that names it."""
+    try:
+        path.open("rb").close()
+        yield
+    except (FileNotFoundError, MemoryError, torch.OutOfMemoryError):
         raise
+    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:
         # torch raises errors of many types for damaged files; for unsafe ones it explains how to load them anyway.
         reason = "it is damaged, or holds more than tensors and plain containers"
         raise CheckpointError(f"{path}: {reason} ({type(error).__name__})") from error
+
+
+def _check_device(device: torch.device | str) -> None:
+    """Raise a ValueError if a device cannot be used: that is no fault of a file that is read to it."""
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:  # Of many types: the device is unknown, has no driver, or PyTorch lacks its kind.
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"device={str(device)!r} cannot be used: {reason}") from error
+
+
+def _checked(path: Path, content: Any) -> dict[str, Any]:
+    """Return the content of a file if it is that of a checkpoint whose format is known."""
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise CheckpointError(f"{path}: is not a helios_lite checkpoint")
     if content["format"] > FORMAT_VERSION:

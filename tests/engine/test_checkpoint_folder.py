@@ -4,6 +4,8 @@ import json
 import logging
 import os
 import pathlib
+import queue
+import threading
 
 import pytest
 import torch
@@ -238,8 +240,7 @@ def test_when_every_file_is_damaged_there_is_nothing_to_load(tmp_path):
 # Two runs at a time, and what a killed one left.
 
 
-def test_one_process_at_a_time_has_the_folder(tmp_path):
-    program = """
+LOCKED = """
 import pathlib, sys
 from helios_lite.engine.checkpoint_folder import CheckpointFolder
 checkpoints = CheckpointFolder(pathlib.Path(sys.argv[1]), "net", mode="min", keep_last=1, keep_best=1, background=False)
@@ -249,9 +250,12 @@ try:
 except RuntimeError as error:
     print(error)
 """
+
+
+def test_one_process_at_a_time_has_the_folder(tmp_path):
     with opened(tmp_path).locked():
-        assert run_python(program, tmp_path).stdout == f"{tmp_path}: process {os.getpid()} is running here\n"
-    assert run_python(program, tmp_path).stdout == "opened\n"
+        assert run_python(LOCKED, tmp_path).stdout == f"{tmp_path}: process {os.getpid()} is running here\n"
+    assert run_python(LOCKED, tmp_path).stdout == "opened\n"
 
 
 def test_opening_clears_away_half_written_files_and_nothing_else(tmp_path):
@@ -262,6 +266,56 @@ def test_opening_clears_away_half_written_files_and_nothing_else(tmp_path):
         assert steps(tmp_path) == [1]
     (tmp_path / ".lock").unlink()
     assert listing(tmp_path) == before
+
+
+def test_threads_that_race_for_a_new_folder_get_it_or_are_told_that_another_run_is_there(tmp_path):
+    for attempt in range(20):
+        begin, release, results = threading.Barrier(8), threading.Event(), queue.SimpleQueue()
+
+        def race(folder=tmp_path / str(attempt), begin=begin, release=release, results=results):
+            begin.wait()
+            try:
+                with CheckpointFolder(folder, "net", mode="min", keep_last=1, keep_best=1, background=False).locked():
+                    results.put("opened")
+                    release.wait()
+            except Exception as error:
+                results.put(str(error).replace(str(folder), ""))
+
+        (tmp_path / str(attempt)).mkdir()
+        (tmp_path / str(attempt) / ".net_epoch_0_iter_1.pth.1.tmp").touch()
+        threads = [threading.Thread(target=race) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        found = sorted(results.get(timeout=10) for _ in threads)
+        release.set()
+        for thread in threads:
+            thread.join()
+        assert found == [": another run of this process is running here"] * 7 + ["opened"]
+
+
+def test_a_lock_that_is_a_link_is_refused_and_its_target_is_left_alone(tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/.lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(RuntimeError, match=r"run/\.lock: is a symbolic link"), opened(tmp_path / "run").locked():
+        pass
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_a_damaged_lock_is_still_a_lock(tmp_path):
+    (tmp_path / ".lock").write_bytes(b"\xff\xfe\x00")
+    assert run_python(LOCKED, tmp_path).stdout == "opened\n"
+    with opened(tmp_path).locked():
+        # In another process: a lockf lock ends when its process closes any descriptor of the file.
+        run_python("import pathlib, sys; pathlib.Path(sys.argv[1]).write_bytes(b'\\xff1')", tmp_path / ".lock")
+        assert run_python(LOCKED, tmp_path).stdout == f"{tmp_path}: process \ufffd1 is running here\n"
+
+
+def test_hidden_files_of_others_are_not_taken_for_half_written_ones(tmp_path):
+    (tmp_path / ".notes.tmp").write_text("mine")
+    (tmp_path / ".net.pth.1.tmp").mkdir()
+    with opened(tmp_path).locked():
+        assert {".notes.tmp", ".net.pth.1.tmp"} <= {path.name for path in tmp_path.iterdir()}
 
 
 # Writing in the background.
