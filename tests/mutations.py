@@ -152,9 +152,33 @@ MUTATIONS = [
     ),
     Mutation(
         "engine/checkpoint_folder.py",
-        "            _locked_here.add(folder)\n        try:",
-        "        try:\n            _locked_here.add(folder)",
+        "if folder in _locked_here:",
+        "if False:",
         FOLDER + "test_threads_that_race_for_a_new_folder_get_it_or_are_told_that_another_run_is_there",
+    ),
+    Mutation(
+        "engine/training.py",
+        "checkpoints.best(best_step)",
+        "checkpoints.best()",
+        FOLDER + "test_without_kept_best_files_the_best_checkpoint_is_the_best_or_none",
+    ),
+    Mutation(
+        "engine/manifest.py",
+        '        self.found |= {entry["file"] for entry in missing}\n',
+        "",
+        FOLDER + "test_a_file_whose_entry_was_lost_counts_as_the_best_and_is_never_deleted",
+    ),
+    Mutation(
+        "engine/manifest.py",
+        "if not _is_valid(entry):",
+        "if False:",
+        FOLDER + "test_a_wrong_entry_is_ignored_with_a_warning_that_names_the_manifest",
+    ),
+    Mutation(
+        "engine/checkpoint_folder.py",
+        "if owner != self.save_name:",
+        "if False:",
+        FOLDER + "test_models_whose_names_give_the_same_file_names_do_not_share_checkpoints",
     ),
     Mutation(
         "runtime/folder_names.py",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import logging
 import math
 import os
@@ -17,6 +16,7 @@ from typing import Any
 
 import torch
 
+from helios_lite.engine.manifest import Entry, Manifest
 from helios_lite.runtime import checkpoint_files as files
 from helios_lite.runtime.snapshot import CpuSnapshot
 
@@ -26,15 +26,12 @@ _locked_here: set[Path] = set()  # The operating system's locks exclude other pr
 _guard = threading.Lock()  # Of `_locked_here`, for runs in threads.
 _HALF_WRITTEN = re.compile(r"\..+\.\d+\.tmp")
 
-Entry = dict[str, Any]
-"""A file of the manifest: its name, epoch, step, score, and whether its validation improved on the best."""
-
 
 class CheckpointFolder:
     """The checkpoints of one model in one folder, and which of them are kept.
 
     `manifest.json` beside them lists the files that runs in this folder wrote, with scores. Only files listed there are
-    ever deleted, and only after a newer one is durable.
+    ever deleted, and only after a newer one is durable. It is read at the first call that needs it, on rank 0.
 
     Args:
         folder: made by `locked` if missing.
@@ -50,17 +47,15 @@ class CheckpointFolder:
     ) -> None:
         self.folder = folder
         self.save_name = save_name
-        self._manifest = folder / "manifest.json"
+        self._manifest = Manifest(folder, save_name)
         self._sign = 1 if mode == "min" else -1
         self._keep_last, self._keep_best = keep_last, keep_best
         self._background = background
         self._snapshot = CpuSnapshot()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        present = {path.name for path in files.find(folder, save_name)}
-        entries = _read_manifest(self._manifest)
-        self._entries = [entry for entry in entries if entry["file"] in present]
-        self._foreign_entries = [entry for entry in entries if entry["file"] not in present]
+        self._entries: list[Entry] = []
+        self._is_open = self._is_locked = False
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -81,6 +76,7 @@ class CheckpointFolder:
         try:
             with _system_lock(self.folder / ".lock"):
                 self._remove_half_written()
+                self._is_locked = True
                 try:
                     yield
                 except BaseException:
@@ -89,6 +85,7 @@ class CheckpointFolder:
                     raise
                 self.join()
         finally:
+            self._is_locked = False
             _locked_here.discard(folder)
 
     def save(
@@ -120,6 +117,7 @@ class CheckpointFolder:
             TypeError, OSError: as `checkpoint_files.write_file`, also for the previous write in the background.
         """
         self.join()
+        self._open()
         name = files.file_name(self.save_name, epoch, step, append_metadata)
         content = files.to_serializable(content)
         before = [entry for entry in self._entries if entry["file"] != name]
@@ -128,8 +126,8 @@ class CheckpointFolder:
         kept = before if self._keep_last < 0 else before[-max(1, self._keep_last) :]
         kept = kept + self._ranked()[: None if self._keep_best < 0 else self._keep_best]
         is_here = protect is not None and protect.parent.resolve() == self.folder.resolve()
-        protected = protect.name if protect is not None and is_here else None
-        self._entries = [entry for entry in before if entry in kept or entry["file"] == protected]
+        safe = self._manifest.found - {name} | ({protect.name} if protect is not None and is_here else set())
+        self._entries = [entry for entry in before if entry in kept or entry["file"] in safe]
         if self._background:
             self._thread = threading.Thread(
                 target=self._write_and_keep_error, args=(self._snapshot.copy(content), name, before, self._entries)
@@ -150,6 +148,7 @@ class CheckpointFolder:
 
     def would_be_kept(self, score: float | None, improved: bool) -> bool:
         """Return whether a checkpoint with that score would be kept as one of the best."""
+        self._open()
         if self._keep_best == 0 or (score is None and not improved):
             return False
         if self._keep_best < 0 or improved:
@@ -160,15 +159,23 @@ class CheckpointFolder:
 
     def forget_scores(self) -> None:
         """Forget all scores and improvements, because another metric is monitored from now on."""
-        for entry in self._entries:
-            entry["score"], entry["improved"] = None, False
+        self._open()
+        self._entries = [{**entry, "score": None, "improved": False} for entry in self._entries]
 
     def newest(self) -> Path | None:
         """Return the newest file, None if there is none."""
         return next(iter(files.find(self.folder, self.save_name)), None)
 
-    def best(self) -> Path | None:
-        """Return the best file, None if no file has a score or an improvement."""
+    def best(self, step: int | None = None) -> Path | None:
+        """Return the best file, None if there is none, or it was not kept.
+
+        Args:
+            step: the step of the best validation, `TrainingState.best_step`; if None, the scores decide.
+        """
+        if step is not None:
+            paths = files.find(self.folder, self.save_name)
+            return next((path for path in paths if self._counters(path)[0] == step), None)
+        self._open()
         ranked = self._ranked()
         return self.folder / ranked[0]["file"] if ranked else None
 
@@ -176,15 +183,62 @@ class CheckpointFolder:
         """Read the "best" or the "last" checkpoint; return None if there is none.
 
         A file that cannot be read is passed over with a warning that names it: the best file for the newest, and the
-        newest for the next older one.
+        newest for the next older one. A file that was renamed, so that its name has other counters than its content,
+        is read only if there is no other.
+
+        Raises:
+            ValueError: the file belongs to a model with another name that gives the same file names.
         """
-        best = [path for path in (self.best(),) if choice == "best" and path is not None]
+        self._open()
+        best = [path for path in (self._best_by_newest(),) if choice == "best" and path is not None]
+        renamed = []
         for path in best + files.find(self.folder, self.save_name):
             try:
-                return path, files.read_file(path, device)
+                content = files.read_file(path, device)
             except (files.CheckpointError, FileNotFoundError) as error:
                 logger.warning("passing over a checkpoint: %s", error)
+                continue
+            self._check_owner(path, content)
+            if self._is_named_by_content(path, content):
+                return path, content
+            logger.warning("passing over a checkpoint: %s: its name has other counters than its content", path)
+            renamed.append(path)
+        return (renamed[0], files.read_file(renamed[0], device)) if renamed else None
+
+    def _open(self) -> None:
+        """Read the manifest, once; when the folder is locked, also put it in order."""
+        if self._is_open:
+            return
+        self._is_open = True
+        self._manifest.read()
+        self._entries = self._manifest.own
+        if self._is_locked:
+            self._manifest.tidy()
+
+    def _best_by_newest(self) -> Path | None:
+        """Return the file that the newest readable file names as the best, None if it was not kept."""
+        for path in files.find(self.folder, self.save_name):
+            with contextlib.suppress(files.CheckpointError, FileNotFoundError):
+                content = files.read_header(path)
+                if self._is_named_by_content(path, content):
+                    best_step = content.get("state", {}).get("best_step")
+                    return self.best(best_step)
         return None
+
+    def _counters(self, path: Path) -> tuple[int, int]:
+        return files.counters(path.name, self.save_name) or (0, 0)
+
+    def _is_named_by_content(self, path: Path, content: dict[str, Any]) -> bool:
+        state = content.get("state")
+        return not isinstance(state, dict) or self._counters(path) == (state.get("step"), state.get("epoch"))
+
+    def _check_owner(self, path: Path, content: dict[str, Any]) -> None:
+        owner = content.get("save_name", self.save_name)
+        if owner != self.save_name:
+            raise ValueError(
+                f"{path}: belongs to a model with save_name={owner!r}, whose files have the same names as those of "
+                f"save_name={self.save_name!r}; choose another run_name or save_name"
+            )
 
     def _remove_half_written(self) -> None:
         for path in self.folder.glob(".*.tmp"):
@@ -194,7 +248,8 @@ class CheckpointFolder:
     def _write(self, content: dict[str, Any], name: str, before: list[Entry], after: list[Entry]) -> None:
         # The manifest lists the file before it exists: a run that is killed in between must not leave a file behind
         # that no later run deletes.
-        files.write_json({"checkpoints": self._foreign_entries + before}, self._manifest)
+        self._manifest.found.discard(name)  # From now on it is a file that this run wrote.
+        self._manifest.write(before)
         try:
             files.write_file(content, self.folder / name)
         except BaseException:
@@ -203,7 +258,7 @@ class CheckpointFolder:
         for entry in before:
             if entry not in after:
                 (self.folder / entry["file"]).unlink(missing_ok=True)
-        files.write_json({"checkpoints": self._foreign_entries + after}, self._manifest)
+        self._manifest.write(after)
 
     def _write_and_keep_error(self, *arguments: Any) -> None:
         try:
@@ -250,12 +305,3 @@ def _system_lock(path: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"{os.getpid()}\n".encode())
         yield
-
-
-def _read_manifest(path: Path) -> list[Entry]:
-    """Return the entries of a manifest; none if it is missing or damaged."""
-    names = ("file", "epoch", "step", "score", "improved")
-    try:
-        return [{name: entry[name] for name in names} for entry in json.loads(path.read_text())["checkpoints"]]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return []

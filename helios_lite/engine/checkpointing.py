@@ -79,7 +79,8 @@ class Checkpointer:
             every_minutes=options.save_every_minutes,
         )
         if state.validated_step == state.step:
-            due = session.world.broadcast(due or session.checkpoints.would_be_kept(*self._monitor.current()))
+            kept = session.world.is_main and session.checkpoints.would_be_kept(*self._monitor.current())
+            due = session.world.broadcast(due or kept)
         if due and type(session.model).should_save_checkpoint is not Model.should_save_checkpoint:
             due = session.world.broadcast(session.model.should_save_checkpoint())
         return due
@@ -175,7 +176,7 @@ class Checkpointer:
         if (earlier.get("monitor"), earlier.get("mode")) != (now["monitor"], now["mode"]):
             logger.warning("something else is monitored now: what was best so far is forgotten")
             self._monitor.reset()
-            if session.checkpoints is not None:
+            if session.checkpoints is not None and session.world.is_main:
                 session.checkpoints.forget_scores()
 
 

@@ -249,12 +249,12 @@ class Training:
         """Return what `fit` returns, and show it. Call on every rank."""
         session = self.session
         session.bars.close()
-        checkpoints = session.checkpoints if self.monitor.enabled else None
+        checkpoints, best_step = session.checkpoints, self.state.best_step
         result = FitResult(
             state=copy.copy(self.state),
             metrics={**session.context.latest, **session.metrics.compute(session.world).values},
             best_metrics=self.monitor.best_metrics,
-            best_checkpoint=None if checkpoints is None else checkpoints.best(),
+            best_checkpoint=None if checkpoints is None or best_step is None else checkpoints.best(best_step),
             last_checkpoint=self.checkpointer.last_checkpoint,
             stop_reason=reason,
         )

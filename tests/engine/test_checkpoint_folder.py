@@ -10,7 +10,7 @@ import threading
 import pytest
 import torch
 from helpers.compare import listing
-from helpers.models import content
+from helpers.models import Tiny, content, data, quiet
 from helpers.processes import run_python
 
 from helios_lite.engine.checkpoint_folder import CheckpointFolder
@@ -235,6 +235,180 @@ def test_when_every_file_is_damaged_there_is_nothing_to_load(tmp_path):
     checkpoints = opened(tmp_path)
     save(checkpoints, 1).write_bytes(b"")
     assert checkpoints.load("last", CPU) is None
+
+
+# The manifest is a cache.
+
+
+class Scored(Tiny):
+    """Its validations have the scores of a list."""
+
+    def __init__(self, scores, save_name="scored"):
+        super().__init__(save_name)
+        self.scores = scores
+
+    def valid_step(self, batch, step):
+        self.log("score", self.scores[(self.trained_steps - 1) // 3], count=1)
+
+    def on_training_batch_end(self, state, should_log=False):
+        self.trained_steps = state.step
+
+    def on_training_epoch_start(self, current_epoch):
+        self.trained_steps = 3 * current_epoch
+
+
+def train(root, scores, epochs, **options):
+    options = {"monitor": "valid/score", "sanity_batches": 0, "keep_last": 2, "async_save": False, **options}
+    return quiet(root=root, run_name="run", max_epochs=epochs, **options).fit(Scored(scores), data())
+
+
+SCORES = [3.0, 1.0, 2.0, 5.0, 4.0]
+
+
+def name(epoch):
+    return f"scored_epoch_{epoch}_iter_{3 * epoch}.pth"
+
+
+def entry(number, score=None, improved=False, **changes):
+    own = {"file": name(number), "epoch": number, "step": 3 * number, "score": score, "improved": improved}
+    return own | changes
+
+
+@pytest.mark.parametrize(("epochs", "best"), [(2, 2), (3, 2), (4, None), (5, None)])
+def test_without_kept_best_files_the_best_checkpoint_is_the_best_or_none(tmp_path, epochs, best):
+    result = train(tmp_path, SCORES, epochs, keep_best=0)
+    assert result.state.best_step == 6
+    assert (None if result.best_checkpoint is None else result.best_checkpoint.name) == (best and name(best))
+    path, _ = CheckpointFolder(
+        tmp_path / "run/checkpoints", "scored", mode="min", keep_last=1, keep_best=0, background=False
+    ).load("best", CPU)
+    assert path.name == name(best or epochs)
+
+
+@pytest.mark.parametrize("manifest", ["missing", "damaged", "folder", "of other scores"])
+def test_the_best_checkpoint_does_not_depend_on_the_manifest(tmp_path, manifest, caplog):
+    train(tmp_path, SCORES, 4)
+    path = tmp_path / "run/checkpoints/manifest.json"
+    entries = json.loads(path.read_text())["checkpoints"]
+    assert [each["file"] for each in entries] == [name(2), name(3), name(4)]
+    path.unlink()
+    if manifest == "damaged":
+        path.write_bytes(b"\xff")
+    elif manifest == "folder":
+        path.mkdir()
+    elif manifest == "of other scores":
+        path.write_text(json.dumps({"checkpoints": [{**each, "score": -each["step"]} for each in entries]}))
+    folder = CheckpointFolder(path.parent, "scored", mode="min", keep_last=1, keep_best=1, background=False)
+    assert folder.load("best", CPU)[0].name == name(2)
+    if manifest in ("damaged", "folder"):
+        assert [str(path) in record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+            True
+        ]
+    if manifest == "folder":
+        with pytest.raises(IsADirectoryError, match=r"manifest\.json"):
+            train(tmp_path, SCORES, 5)
+        path.rmdir()
+    assert train(tmp_path, SCORES, 5).best_checkpoint.name == name(2)
+
+
+def test_a_file_whose_entry_was_lost_counts_as_the_best_and_is_never_deleted(tmp_path):
+    train(tmp_path, SCORES, 4)
+    path = tmp_path / "run/checkpoints/manifest.json"
+    path.unlink()
+    train(tmp_path, [*SCORES, 0.5], 6, keep_last=1)
+    assert {each.name for each in path.parent.glob("*.pth")} == {name(2), name(3), name(4), name(6)}
+    assert json.loads(path.read_text()) == {
+        "checkpoints": [entry(6, 0.5, True)],
+        "found": [entry(2, 1.0, True), entry(3, 2.0), entry(4, 5.0)],
+    }
+    train(tmp_path, [*SCORES, 0.5, 9.0, 8.0], 8, keep_last=1)
+    assert {each.name for each in path.parent.glob("*.pth")} == {name(epoch) for epoch in (2, 3, 4, 6, 8)}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        entry(2, score="1.0"),
+        entry(2, score=float("nan")),
+        entry(2, score=True),
+        entry(2, improved=1),
+        entry(2, epoch="2"),
+        entry(2, step=6.0),
+        entry(2, step=7),
+        entry(2, file=1),
+        entry(2, file=None),
+        entry(2, file="../precious.pth"),
+        entry(2, file="../scored_epoch_2_iter_6.pth"),
+        entry(2, file=""),
+        entry(2, file="a\0b"),
+        {"file": name(2)},
+        [name(2)],
+        None,
+    ],
+    ids=str,
+)
+def test_a_wrong_entry_is_ignored_with_a_warning_that_names_the_manifest(tmp_path, wrong, caplog):
+    train(tmp_path, SCORES, 3)
+    (tmp_path / "run" / name(2)).write_text("mine")
+    path = tmp_path / "run/checkpoints/manifest.json"
+    path.write_text(json.dumps({"checkpoints": [wrong, entry(3, 2.0)]}))
+    caplog.clear()
+    result = train(tmp_path, SCORES, 4)
+    assert result.best_checkpoint.name == name(2)
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warnings == [f"{path}: ignoring entries that are wrong (1); the checkpoints are read instead"]
+    assert (tmp_path / "run" / name(2)).read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "manifest", ["[" * 100_000, '{"checkpoints": {}}', '{"checkpoints": [], "found": 1}', "1", "null", "9" * 9999]
+)
+def test_a_manifest_of_another_shape_is_told_as_damaged(tmp_path, manifest, caplog):
+    (tmp_path / "manifest.json").write_text(manifest)
+    assert opened(tmp_path).best() is None
+    assert f"{tmp_path / 'manifest.json'}: is damaged" in caplog.text
+
+
+def test_entries_of_files_that_never_came_to_be_are_dropped_and_those_of_other_models_stay(tmp_path):
+    save(opened(tmp_path), 1, 0.5)
+    path = tmp_path / "manifest.json"
+    entries = json.loads(path.read_text())["checkpoints"]
+    other = {"file": "other_epoch_0_iter_1.pth", "epoch": 0, "step": 1, "score": None, "improved": False}
+    lost = {**entries[0], "file": "net_epoch_0_iter_2.pth", "step": 2}
+    path.write_text(json.dumps({"checkpoints": [*entries, other, lost]}))
+    before = path.read_bytes()
+    opened(tmp_path).load("last", CPU)
+    assert path.read_bytes() == before
+    checkpoints = opened(tmp_path)
+    with checkpoints.locked():
+        checkpoints.load("last", CPU)
+    assert json.loads(path.read_text()) == {"checkpoints": [other, *entries]}
+
+
+def test_models_whose_names_give_the_same_file_names_do_not_share_checkpoints(tmp_path):
+    quiet(root=tmp_path, run_name="run", max_epochs=1).fit(Tiny("a b"), data())
+    before = listing(tmp_path / "run/checkpoints")
+    for act in (
+        lambda: quiet(root=tmp_path, run_name="run", max_epochs=2).fit(Tiny("a-b"), data()),
+        lambda: quiet(root=tmp_path, run_name="run", max_epochs=2).test(Tiny("a-b"), data()),
+    ):
+        with pytest.raises(ValueError, match=r"a-b_epoch_1_iter_3\.pth: belongs to a model with save_name='a b'"):
+            act()
+    assert listing(tmp_path / "run/checkpoints") == before
+
+
+def test_a_renamed_file_is_read_only_if_there_is_no_other(tmp_path, caplog):
+    train(tmp_path, SCORES, 2, keep_last=1, keep_best=0)
+    folder = tmp_path / "run/checkpoints"
+    copy = folder / "scored_epoch_9_iter_99.pth"
+    copy.write_bytes((folder / name(2)).read_bytes())
+    assert train(tmp_path, SCORES, 3, keep_best=0).state.step == 9
+    assert f"passing over a checkpoint: {copy}" in caplog.text
+    assert train(tmp_path, SCORES, 3, keep_best=0).last_checkpoint.name == name(3)
+    (folder / name(3)).unlink()
+    (folder / name(2)).unlink(missing_ok=True)
+    assert train(tmp_path, SCORES, 3, keep_best=0).state.step == 9
+    assert f"continuing from {copy} (epoch 2, step 6)" in caplog.text
 
 
 # Two runs at a time, and what a killed one left.
