@@ -6,14 +6,17 @@ An adapter imports its library when a run begins, so that it can be sent to othe
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import json
+import logging
 import math
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+
+logger = logging.getLogger("helios_lite")
 
 
 @runtime_checkable
@@ -39,19 +42,36 @@ class JsonlLogger:
     Args:
         path: the file, made if missing.
         rows: how many rows of an existing file stay. What follows was written after the checkpoint that a run
-            resumes from, and will be written again.
+            resumes from, and will be written again. If the file has more or fewer rows, or lines that are no rows, a
+            warning says so, and the file as it was is copied to `<path>.damaged`.
+        step: the step of that checkpoint; rows of later steps do not stay either. None: any step.
+
+    Raises:
+        OSError: the file cannot be opened or written; the message names it.
 
     Attributes:
         rows: how many rows the file has.
     """
 
-    def __init__(self, path: Path, rows: int = 0) -> None:
-        self._file = path.open("a+", encoding="utf-8")
+    def __init__(self, path: Path, rows: int = 0, step: int | None = None) -> None:
+        self._file = path.open("a+b")
         self._file.seek(0)
-        # Cut in place: a kill at this moment must not lose the rows that stay. An unfinished line is no row.
-        kept = [line for line in itertools.islice(self._file, rows) if line.endswith("\n")]
-        self._file.truncate(len("".join(kept).encode()))
+        lines = self._file.readlines() if rows > 0 else []
+        latest = math.inf if step is None else step
+        steps = [_step_of_row(line) for line in lines]
+        valid = [line for line, at in zip(lines, steps, strict=True) if at is not None and at <= latest]
+        kept = valid[:rows]
         self.rows = len(kept)
+        num_found = len(kept) if step is None else len(valid)
+        is_expected = kept == lines[:rows] and num_found == rows
+        if is_expected or not lines:
+            # Cut in place: a kill at this moment must not lose the rows that stay. An unfinished line is no row.
+            self._file.truncate(sum(map(len, kept)))
+        else:
+            self._replace(path, kept)
+        if not is_expected:
+            text = "%s: expected %d rows up to step %s and found %d, with %d lines that are no rows; %d rows stay"
+            logger.warning(text, path, rows, "?" if step is None else step, num_found, steps.count(None), len(kept))
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Do nothing: `config.json` in the run folder holds it."""
@@ -59,13 +79,31 @@ class JsonlLogger:
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Append one row."""
         row = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        self._file.write(json.dumps({"step": step, **row}) + "\n")
+        self._file.write((json.dumps({"step": step, **row}) + "\n").encode())
         self._file.flush()
         self.rows += 1
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+    def _replace(self, path: Path, lines: list[bytes]) -> None:
+        """Write the lines to a new file that takes the place of the file, of which a copy stays beside it."""
+        shutil.copyfile(path, path.with_name(f"{path.name}.damaged"))
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_bytes(b"".join(lines))
+        temporary.replace(path)
+        self._file.close()
+        self._file = path.open("a+b")
+
+
+def _step_of_row(line: bytes) -> int | None:
+    """Return the step of a line of metrics.jsonl; None if it is no row, such as the unfinished one of a kill."""
+    try:
+        step = json.loads(line)["step"] if line.endswith(b"\n") else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return step if type(step) is int else None
 
 
 class TensorBoardLogger:

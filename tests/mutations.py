@@ -181,6 +181,12 @@ MUTATIONS = [
         FOLDER + "test_models_whose_names_give_the_same_file_names_do_not_share_checkpoints",
     ),
     Mutation(
+        "loggers.py",
+        "is_expected = kept == lines[:rows] and num_found == rows",
+        "is_expected = True",
+        "test_loggers.py::test_a_damaged_file_is_opened_with_a_warning_that_has_its_name_and_the_rows",
+    ),
+    Mutation(
         "runtime/folder_names.py",
         ' or ".." in path.parts',
         "",

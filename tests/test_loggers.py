@@ -83,6 +83,74 @@ def test_reopening_keeps_as_many_rows_as_asked_and_cuts_the_rest(path, kept):
     assert (read(path), again.rows) == (ROWS[:kept] + new, kept + 1)
 
 
+@pytest.mark.parametrize(
+    ("damage", "kept", "found"),
+    [
+        (lambda lines: [lines[0], b"\xff" + lines[1], lines[2]], [0, 2], "2, with 1 lines"),
+        (lambda lines: [lines[0], b'{"step": 2, "train\n', lines[2]], [0, 2], "2, with 1 lines"),
+        (
+            lambda lines: [b"[1]\n", b"1\n", b'{"step": "1"}\n', b"[" * 9999 + b"\n", *lines],
+            [0, 1, 2],
+            "3, with 4 lines",
+        ),
+        (lambda lines: [lines[0], lines[2]], [0, 2], "2, with 0 lines"),
+        (lambda lines: [lines[0], *lines], [0, 0, 1], "4, with 0 lines"),
+        (lambda lines: [*lines, *lines], [0, 1, 2], "6, with 0 lines"),
+        (lambda lines: [], [], "0, with 0 lines"),
+        (lambda lines: [b"\x00" * 100], [], "0, with 1 lines"),
+        (lambda lines: [b"".join(lines).replace(b"\n", b" ")], [], "0, with 1 lines"),
+    ],
+)
+def test_a_damaged_file_is_opened_with_a_warning_that_has_its_name_and_the_rows(path, damage, kept, found, caplog):
+    """Ask for three rows up to step 3 of a file with another one of step 4."""
+    logger = JsonlLogger(path)
+    write(logger, [*ROWS, {"step": 4, "train/loss": 0.0}])
+    logger.close()
+    lines = path.read_bytes().splitlines(keepends=True)
+    before = b"".join([*damage(lines[:3]), lines[3]])
+    path.write_bytes(before)
+    again = JsonlLogger(path, rows=3, step=3)
+    write(again, [{"step": 7, "train/loss": 0.5}])
+    again.close()
+    assert read(path) == [*(ROWS[i] for i in kept), {"step": 7, "train/loss": 0.5}]
+    assert again.rows == len(kept) + 1
+    (record,) = caplog.records
+    assert f"{path}: expected 3 rows up to step 3 and found {found}" in record.getMessage()
+    assert path.with_name("metrics.jsonl.damaged").read_bytes() == before
+
+
+def test_rows_after_the_checkpoint_and_an_unfinished_one_are_no_damage(path, caplog):
+    logger = JsonlLogger(path)
+    write(logger, [*ROWS, {"step": 4, "train/loss": 0.0}])
+    logger.close()
+    with path.open("a") as file:
+        file.write('{"step": 5')
+    JsonlLogger(path, rows=3, step=3).close()
+    assert (read(path), caplog.records) == (ROWS, [])
+    assert not path.with_name("metrics.jsonl.damaged").exists()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "train.log", "config.json"])
+def test_a_folder_in_the_place_of_a_file_is_an_error_that_names_it_before_the_training(tmp_path, name):
+    (tmp_path / "tiny" / name).mkdir(parents=True)
+    model = Tiny()
+    with pytest.raises(IsADirectoryError, match=name.replace(".", r"\.")):
+        quiet(root=tmp_path, max_steps=1).fit(model, data())
+    assert model.seen == []
+
+
+def test_a_resume_says_how_many_rows_it_found_and_goes_on(tmp_path, caplog):
+    options = {"root": tmp_path, "log_every_steps": 1}
+    quiet(max_steps=3, **options).fit(Tiny(), data())
+    path = tmp_path / "tiny/metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], b"\xfe" + lines[1], *lines[2:]]))
+    caplog.clear()
+    assert quiet(max_steps=4, **options).fit(Tiny(), data()).state.step == 4
+    assert f"{path}: expected {len(lines)} rows up to step 3 and found {len(lines) - 1}, with 1 lines" in caplog.text
+    assert [row["step"] for row in read(path)] == [1, 3, 3, 4]
+
+
 @pytest.mark.parametrize("asked", [1, 2, 3, 100])
 def test_a_last_line_that_a_kill_left_unfinished_is_cut(path, asked):
     """A row that was never finished is no row, even if more rows are asked for than the file has."""

@@ -54,7 +54,7 @@ class TrainingLog:
             return
         if session.folder is not None:
             write_json({"trainer": options.config(), "hparams": model.hparams}, session.folder / "config.json")
-            self._jsonl = JsonlLogger(session.folder / "metrics.jsonl", self._num_kept_rows)
+            self._jsonl = JsonlLogger(session.folder / "metrics.jsonl", self._num_kept_rows, self._state.step)
             self._stack.enter_context(cleanup(self._jsonl.close))
             self._loggers.append(self._jsonl)
         for user_logger in self._loggers:
