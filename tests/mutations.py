@@ -187,6 +187,18 @@ MUTATIONS = [
         "test_loggers.py::test_a_damaged_file_is_opened_with_a_warning_that_has_its_name_and_the_rows",
     ),
     Mutation(
+        "engine/checkpoint_folder.py",
+        "if self._counters(path)[0] == step and self._is_readable(path)",
+        "if self._counters(path)[0] == step",
+        FOLDER + "test_a_damaged_file_is_not_named_as_the_best",
+    ),
+    Mutation(
+        "engine/checkpoint_folder.py",
+        "if _HALF_WRITTEN.fullmatch(path.name) and not path.is_dir():",
+        "if True:",
+        "engine/test_damaged_folders.py::test_a_run_with_damaged_files_ends_like_one_without_or_names_the_file",
+    ),
+    Mutation(
         "runtime/folder_names.py",
         ' or ".." in path.parts',
         "",

@@ -167,14 +167,14 @@ class CheckpointFolder:
         return next(iter(files.find(self.folder, self.save_name)), None)
 
     def best(self, step: int | None = None) -> Path | None:
-        """Return the best file, None if there is none, or it was not kept.
+        """Return the best file, None if there is none, or it was not kept. No tensors are read.
 
         Args:
             step: the step of the best validation, `TrainingState.best_step`; if None, the scores decide.
         """
         if step is not None:
             paths = files.find(self.folder, self.save_name)
-            return next((path for path in paths if self._counters(path)[0] == step), None)
+            return next((path for path in paths if self._counters(path)[0] == step and self._is_readable(path)), None)
         self._open()
         ranked = self._ranked()
         return self.folder / ranked[0]["file"] if ranked else None
@@ -221,9 +221,18 @@ class CheckpointFolder:
             with contextlib.suppress(files.CheckpointError, FileNotFoundError):
                 content = files.read_header(path)
                 if self._is_named_by_content(path, content):
-                    best_step = content.get("state", {}).get("best_step")
-                    return self.best(best_step)
+                    return self.best(content.get("state", {}).get("best_step"))
         return None
+
+    def _is_readable(self, path: Path) -> bool:
+        try:
+            if self._is_named_by_content(path, files.read_header(path)):
+                return True
+            reason = f"{path}: its name has other counters than its content"
+        except (files.CheckpointError, FileNotFoundError) as error:
+            reason = str(error)
+        logger.warning("not the best checkpoint any more: %s", reason)
+        return False
 
     def _counters(self, path: Path) -> tuple[int, int]:
         return files.counters(path.name, self.save_name) or (0, 0)

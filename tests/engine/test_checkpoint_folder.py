@@ -311,6 +311,15 @@ def test_the_best_checkpoint_does_not_depend_on_the_manifest(tmp_path, manifest,
     assert train(tmp_path, SCORES, 5).best_checkpoint.name == name(2)
 
 
+@pytest.mark.parametrize("damage", ["empty", "exchanged"])
+def test_a_damaged_file_is_not_named_as_the_best(tmp_path, damage, caplog):
+    train(tmp_path, SCORES, 4)
+    folder = tmp_path / "run/checkpoints"
+    (folder / name(2)).write_bytes(b"" if damage == "empty" else (folder / name(3)).read_bytes())
+    assert train(tmp_path, SCORES, 5).best_checkpoint is None
+    assert f"not the best checkpoint any more: {folder / name(2)}" in caplog.text
+
+
 def test_a_file_whose_entry_was_lost_counts_as_the_best_and_is_never_deleted(tmp_path):
     train(tmp_path, SCORES, 4)
     path = tmp_path / "run/checkpoints/manifest.json"
