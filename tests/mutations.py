@@ -292,6 +292,12 @@ MUTATIONS = [
         "pass",
         DISTRIBUTED + "test_all_ranks_evaluate_with_the_buffers_of_rank_0",
     ),
+    Mutation(
+        "runtime/parallel.py",
+        "module.reset_iter_state()",
+        "pass",
+        DISTRIBUTED + "test_a_sharded_network_trains_on_after_a_validation_without_a_batch_for_some_ranks",
+    ),
     # From a loss to an update.
     Mutation("runtime/precision.py", "self._report_gradients(optimizer, parameters, norm)", "pass", NORMS),
     Mutation(

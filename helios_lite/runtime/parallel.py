@@ -118,6 +118,11 @@ class ParallelStrategy:
                 for module in shards:
                     module.reshard()
                     module.set_reshard_after_forward(module not in self._sharded, recurse=False)
+                    # FSDP notes the order of forward passes until the next backward pass, which gathers parameters
+                    # ahead in the order it finds: after an evaluation a rank without a batch would gather others than
+                    # the rest. Only a root that has run has notes, and no public name says which module that is.
+                    if module._get_fsdp_state()._is_root:
+                        module.reset_iter_state()
 
 
 class _Replicated(DistributedDataParallel):

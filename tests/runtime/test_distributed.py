@@ -148,6 +148,29 @@ def test_a_sharded_network_evaluates_different_numbers_of_batches(result: Result
     assert found == [(length, (length - 1) / 2) for length in (1, 3, 8)]
 
 
+@scenario(ranks=(2, 3))
+def sharded_training_with_one_validation_sample(root: Path, world: World) -> dict[int, list[Any]]:
+    """For each accumulation the weights at the end of a training that validates, and of one that does not."""
+    found = {}
+    for accumulation in (2, 1):  # Without the reset after a validation the first fails, and the second waits for ever.
+        options: dict[str, Any] = {"max_epochs": 1, "strategy": "fsdp", "accumulation_steps": accumulation}
+        models = [Plain(), Plain()]
+        for model, every_steps in zip(models, (1, None), strict=True):
+            trainer = quiet(**options, valid_every_epochs=None, valid_every_steps=every_steps)
+            trainer.fit(model, data(24, valid=1, batch_size=2))
+        found[accumulation] = [sum(world.gather(len(models[0].validated))), *map(weights, models)]
+    return found
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_a_sharded_network_trains_on_after_a_validation_without_a_batch_for_some_ranks(
+    ranks: int, result: Results
+) -> None:
+    for samples, validated, unvalidated in result(sharded_training_with_one_validation_sample, ranks=ranks).values():
+        assert samples > 1
+        assert same(validated, unvalidated)
+
+
 def norms(batch_size: int = 2, **options: Any) -> dict[str, float]:
     """The norms at the last log point of a short run."""
     both: dict[str, Any] = {"log_grad_norm": "per-parameter", "log_param_norm": "per-parameter"}
