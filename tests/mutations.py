@@ -298,6 +298,12 @@ MUTATIONS = [
         "pass",
         DISTRIBUTED + "test_a_sharded_network_trains_on_after_a_validation_without_a_batch_for_some_ranks",
     ),
+    Mutation(
+        "runtime/metrics.py",
+        "if not is_restored}",
+        "}",
+        DISTRIBUTED + "test_ranks_that_a_checkpoint_does_not_have_need_not_have_logged_what_it_restores",
+    ),
     # From a loss to an update.
     Mutation("runtime/precision.py", "self._report_gradients(optimizer, parameters, norm)", "pass", NORMS),
     Mutation(

@@ -104,7 +104,9 @@ class MetricAccumulator:
     def compute(self, world: World = World(), *, is_idle: bool = False) -> Summary:  # noqa: B008 (frozen)
         """Return the value of every metric over all ranks, without changing it. Call on every rank.
 
-        Reads from the device once, and communicates once.
+        Reads from the device once, and communicates once. Ranks must have logged the same names. Those that a
+        checkpoint has restored are not compared: the run that saved it has done so, and another number of ranks may
+        have run then.
 
         Args:
             world: the ranks.
@@ -114,15 +116,17 @@ class MetricAccumulator:
             ValueError: ranks that had batches logged different names; raised on every rank.
         """
         self._read_pending()
-        rows = {name: (running.reduce, running.totals()) for name, running in self._running.items()}
+        rows = {
+            name: (running.reduce, running.totals(), running.is_restored) for name, running in self._running.items()
+        }
         gathered = world.gather((is_idle, rows))
-        known = {name for _, other in gathered for name in other}
+        known = {name for _, other in gathered for name, (*_, is_restored) in other.items() if not is_restored}
         for rank, (was_idle, other) in enumerate(gathered):
             if not was_idle and (missing := sorted(known - other.keys())):
                 raise ValueError(f"metrics differ among the ranks: rank {rank} did not log {missing}")
         merged: dict[str, tuple[str, Totals]] = {}
         for _, other in gathered:
-            for name, (reduce, totals) in other.items():
+            for name, (reduce, totals, _) in other.items():
                 earlier = merged.get(name)
                 merged[name] = (reduce, totals if earlier is None else _merge(earlier[1], totals))
         values = {name: _RESULT[reduce](totals) for name, (reduce, totals) in merged.items()}
@@ -151,7 +155,7 @@ class MetricAccumulator:
             present = self._running.get(name)
             if present is not None:
                 totals = _merge(present.totals(), totals)
-            self._running[name] = _RunningStats(state["reduce"], totals)
+            self._running[name] = _RunningStats(state["reduce"], totals, is_restored=True)
 
     def _number(self, name: str, tensor: Tensor) -> Tensor | float:
         if tensor.numel() != 1:
@@ -174,12 +178,18 @@ class MetricAccumulator:
 
 
 class _RunningStats:
-    """The running totals of one metric; see `Totals`."""
+    """The running totals of one metric; see `Totals`. `is_restored` says that all values are from a checkpoint."""
 
-    __slots__ = ("first_not_finite", "high", "last", "low", "m2", "reduce", "sum", "weight", "weighted_sum")
+    __slots__ = (*Totals._fields, "is_restored", "reduce")
 
-    def __init__(self, reduce: Reduce, totals: Totals = Totals()) -> None:  # noqa: B008 (immutable)
-        self.reduce = reduce
+    def __init__(
+        self,
+        reduce: Reduce,
+        totals: Totals = Totals(),  # noqa: B008 (immutable)
+        *,
+        is_restored: bool = False,
+    ) -> None:
+        self.reduce, self.is_restored = reduce, is_restored
         self.weight, self.weighted_sum, self.m2, self.sum, self.low, self.high, self.last, self.first_not_finite = (
             totals
         )
@@ -191,6 +201,7 @@ class _RunningStats:
 
     def update(self, value: float, weight: float, step: int) -> None:
         reduce = self.reduce
+        self.is_restored = False
         # A value of weight 0 (the mean over no tokens is NaN) must not make the mean of the others NaN.
         if weight > 0:
             before = self.weight

@@ -34,9 +34,10 @@ def ended() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of all scenarios, in which one process has left a checkpoint after four updates."""
+    """The folder of all scenarios, in which one process has left checkpoints after four updates and after five."""
     root = tmp_path_factory.mktemp("scenarios")
     quiet(max_steps=4, root=root / "from-one").fit(Plain(), data(22, batch_size=4))
+    quiet(max_steps=5, root=root / "two-left").fit(Rarely(), data(22, batch_size=4))
     return root
 
 
@@ -245,6 +246,33 @@ def test_a_resume_with_other_numbers_of_processes_visits_every_index_of_the_epoc
     visited += [index for rank in seen for batch in rank for index in batch]
     assert len(visited) == len(set(visited))
     assert len(visited) > 23 - 3
+
+
+class Rarely(Plain):
+    """Logs one name in the fourth update only."""
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        super().train_step(batch, state)
+        if state.step == 3:
+            self.log("rarely", 2.0)
+
+
+@scenario(ranks=3)
+def fits_after_fewer_ranks_in_the_middle_of_an_epoch(root: Path, world: World) -> list[dict[str, float]]:
+    """Two samples are left, so that no rank has a batch before the row at the end of the epoch; then some have."""
+    found = []
+    for epochs, every_steps in ((1, 50), (2, 8)):
+        path = root / "two-left/plain/checkpoints/plain_epoch_0_iter_5.pth"
+        trainer = quiet(max_epochs=epochs, log_every_steps=every_steps, resume=path, valid_every_epochs=None)
+        found.append(trainer.fit(Rarely(), data(22, batch_size=2)).metrics)
+    return found
+
+
+def test_ranks_that_a_checkpoint_does_not_have_need_not_have_logged_what_it_restores(result: Results) -> None:
+    ended, went_on = result(fits_after_fewer_ranks_in_the_middle_of_an_epoch, ranks=3)
+    assert ended["train/rarely"] == went_on["train/rarely"] == 2.0
+    one = quiet(max_steps=5, log_every_steps=5).fit(Plain(), data(22, batch_size=4))
+    assert ended["train/loss"] == pytest.approx(one.metrics["train/loss"], rel=1e-6)
 
 
 # What only one rank does.
