@@ -50,6 +50,7 @@ WORKERS = RESUME + "test_the_number_of_workers_may_change_at_a_resume"
 TRAINING = "engine/test_training.py::"
 INERT = TRAINING + "test_validation_does_not_change_one_bit_of_the_training"
 INTERRUPTS = "engine/test_interrupts.py::"
+AN_EXCEPTION = INTERRUPTS + "test_an_exception_ends_a_program_with_loading_processes_at_once"
 A_SIGNAL = INTERRUPTS + "test_a_signal_finishes_the_update_saves_tears_down_and_ends"
 PASS_OVER = INTERRUPTS + "test_fit_and_test_pass_over_a_bad_file_with_a_warning_that_names_it"
 FOLDER = "engine/test_checkpoint_folder.py::"
@@ -211,10 +212,24 @@ MUTATIONS = [
         "test_model.py::test_a_device_that_is_not_there_is_not_told_as_a_damaged_file",
     ),
     Mutation(
-        "runtime/signals.py",
-        "    if number == signal.SIGTERM:\n",
-        "    if number == signal.SIGINT:\n        raise KeyboardInterrupt\n    if number == signal.SIGTERM:\n",
+        "runtime/data_worker.py",
+        "signal.signal(number, _do_nothing)",
+        "signal.signal(number, signal.SIG_DFL)",
         INTERRUPTS + "test_a_loading_process_ignores_ctrl_c",
+    ),
+    Mutation("runtime/data_worker.py", "if phase == signals.OUTSIDE:", "if False:", AN_EXCEPTION),
+    Mutation("runtime/signals.py", "self._phase.value = self._previous_phase", "pass", AN_EXCEPTION),
+    Mutation(
+        "runtime/data_worker.py",
+        "if phase == signals.OUTSIDE:",
+        "if True:",
+        INTERRUPTS + "test_sigterm_to_the_whole_group_finishes_the_update_with_loading_processes",
+    ),
+    Mutation(
+        "runtime/data_worker.py",
+        "while is_alive(self._parent):",
+        "while True:",
+        INTERRUPTS + "test_loading_processes_of_a_killed_training_end_within_two_seconds",
     ),
     Mutation("engine/stopping.py", '"interrupted" if signal is not None else None', "None", A_SIGNAL),
     Mutation(

@@ -5,9 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-import multiprocessing
-import os
-import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -25,8 +22,8 @@ from torch.utils.data import (
 
 from helios_lite.data import Split
 from helios_lite.runtime import rng, sample_order, sample_seeding
+from helios_lite.runtime.data_worker import WorkerInit
 from helios_lite.runtime.distributed import World
-from helios_lite.runtime.signals import handle_signal_in_worker
 from helios_lite.runtime.transfer import batch_size
 
 logger = logging.getLogger("helios_lite")
@@ -299,26 +296,7 @@ def _identity(batch: Any) -> Any:
 def _loader_options(split: Split) -> dict[str, Any]:
     names = "num_workers pin_memory timeout multiprocessing_context prefetch_factor persistent_workers"
     options = {name: getattr(split, name) for name in names.split()}
-    return {**options, "worker_init_fn": _WorkerInit(split)}
-
-
-class _WorkerInit:
-    """Runs first in every DataLoader worker: installs signal handlers, and exits if the parent has died already."""
-
-    def __init__(self, split: Split) -> None:
-        self._user_init = split.worker_init_fn
-        context = split.multiprocessing_context or multiprocessing.get_start_method()
-        method = context if isinstance(context, str) else context.get_start_method()
-        self._parent = None if method == "forkserver" else os.getpid()
-
-    def __call__(self, worker: int) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, handle_signal_in_worker)
-        if self._user_init is not None:
-            self._user_init(worker)
-        # PyTorch's own check starts later, and takes the process that is the parent then for the right one.
-        if self._parent is not None and os.getppid() != self._parent:
-            os._exit(1)
+    return {**options, "worker_init_fn": WorkerInit(split.worker_init_fn)}
 
 
 def _stock_loader(split: Split) -> DataLoader[Any]:

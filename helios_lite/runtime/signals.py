@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
 import signal
 import threading
+from multiprocessing.sharedctypes import RawValue
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+OUTSIDE, WAITING, RECEIVED = range(3)
+"""The phases of a process: without a `GracefulShutdown`, in one, and in one that has received a signal."""
 
-def handle_signal_in_worker(number: int, frame: FrameType | None) -> None:
-    """Handle a signal in a DataLoader worker, which receives it too if it was sent to the process group.
 
-    The update that is being finished still needs its batches, so the worker continues; after a SIGTERM for ten
-    seconds at most.
-    """
-    if number == signal.SIGTERM:
-        signal.alarm(10)
+@functools.cache
+def _phase_of(pid: int) -> ctypes.c_byte:
+    return RawValue(ctypes.c_byte, OUTSIDE)
+
+
+def shared_phase() -> ctypes.c_byte:
+    """Return the phase of this process, in memory that it can share with the processes that it starts."""
+    return _phase_of(os.getpid())
 
 
 class GracefulShutdown:
@@ -39,13 +45,17 @@ class GracefulShutdown:
         self.received: signal.Signals | None = None
         self._ignore_further_signals = ignore_further_signals
         self._pid = os.getpid()
+        self._phase = shared_phase()
+        self._previous_phase = self._phase.value
         self._previous_handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        self._pid = os.getpid()
+        self._pid, self._phase = os.getpid(), shared_phase()
+        self._previous_phase = self._phase.value
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous_handlers[number] = signal.signal(number, self._handle)
+            self._phase.value = WAITING
         return self
 
     def __exit__(
@@ -56,20 +66,25 @@ class GracefulShutdown:
                 handler = signal.SIG_IGN
             # None stands for a handler that was not set from Python, which Python cannot set again.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        if self._previous_handlers:
+            self._phase.value = self._previous_phase
         self._previous_handlers.clear()
         if error is None and self.received is not None:
             raise KeyboardInterrupt if self.received is signal.SIGINT else SystemExit(143)
 
-    def receive(self, number: signal.Signals | None) -> None:
+    def receive(self, number: signal.Signals) -> None:
         """Set `received`: to the signal of another rank, or of a process that this one has started."""
         self.received = number
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # A forked DataLoader worker.
-            handle_signal_in_worker(number, frame)
+        if os.getpid() != self._pid:  # A process forked from this one, which has not set handlers of its own.
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
             return
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         if self.received is None:
             os.write(2, b"finishing the update and saving; Ctrl-C ends at once\n")  # print is not safe in a handler.
         self.received = signal.Signals(number)
+        self._phase.value = RECEIVED

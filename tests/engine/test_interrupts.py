@@ -14,7 +14,7 @@ import torch
 from helpers import resumable
 from helpers.compare import same
 from helpers.models import Tiny, data, quiet
-from helpers.processes import DEADLINE, TESTS, end, finish, killed_and_finished, start, wait_for_step
+from helpers.processes import DEADLINE, TESTS, end, finish, killed_and_finished, run_python, start, wait_for_step
 from torch.utils.data import Dataset
 
 from helios_lite import Callback, DataModule, Split
@@ -138,6 +138,38 @@ def test_ctrl_c_reaches_loading_processes_too_and_still_finishes_the_update(
     require_checkpoint_of_newest_step(tmp_path)
     finish(tmp_path, "--num-workers", "2")
     assert same(resumable.outcome(tmp_path), whole)
+
+
+FAILING = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from helpers.models import Tiny, data, quiet
+
+class Failing(Tiny):
+    def train_step(self, batch, state):
+        print(time.time(), flush=True)
+        raise ValueError("enough of this")
+
+if __name__ == "__main__":
+    options = dict(num_workers=2, multiprocessing_context={context!r}, persistent_workers={persistent})
+    quiet(max_epochs=1).fit(Failing(), data(**options))
+"""
+
+
+@pytest.mark.parametrize(("context", "persistent"), [("fork", False), ("fork", True), ("forkserver", False)])
+def test_an_exception_ends_a_program_with_loading_processes_at_once(context: str, persistent: bool) -> None:
+    """They are ended by SIGTERM, which they would survive if an update were being finished."""
+    done = run_python(FAILING.format(tests=str(TESTS), context=context, persistent=persistent))
+    assert time.time() - float(done.stdout) < 5
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("ValueError: enough of this")
+
+
+def test_loading_processes_of_a_killed_training_end_within_two_seconds(tmp_path: Path) -> None:
+    process = start(tmp_path, "--num-workers", "2", pace=5.0, ballast=0)
+    wait_for_step(process)
+    process.kill()
+    process.communicate(timeout=2)  # They hold on to the pipes as long as they live.
 
 
 class Interrupting(Dataset):
