@@ -56,6 +56,8 @@ PASS_OVER = INTERRUPTS + "test_fit_and_test_pass_over_a_bad_file_with_a_warning_
 FOLDER = "engine/test_checkpoint_folder.py::"
 LAUNCH = "runtime/test_launch.py::"
 TROUBLE = LAUNCH + "test_the_trouble_of_one_rank_ends_all_within_ten_seconds_and_reaches_the_caller"
+FAILURES = "runtime/test_failures.py::test_trouble_ends_the_run_within_ten_seconds_with_the_error_of_its_rank"
+ALONE = "runtime/test_failures.py::test_a_signal_that_ends_one_process_alone_ends_the_others"
 CANNOT_BE_SENT = LAUNCH + "test_what_cannot_be_sent_is_named_before_anything_is_started"
 SIGTERM = LAUNCH + "test_a_sigterm_to_the_parent_or_to_one_rank_saves_and_ends_all"
 DISTRIBUTED = "runtime/test_distributed.py::"
@@ -258,11 +260,26 @@ MUTATIONS = [
     # Several processes: one of them fails.
     Mutation("runtime/worker.py", "exit_now(1)", "raise", TROUBLE + "[leave-train_step-True-SystemExit-0]"),
     Mutation("runtime/worker.py", "time.sleep(0.5)", "pass", TROUBLE),
-    Mutation("runtime/launch.py", "if not error_file(folder, attempt, rank).exists():", "if False:", TROUBLE),
-    Mutation("runtime/watchdog.py", "if time.monotonic() > deadline:", "if False:", TROUBLE),
+    Mutation("runtime/launch.py", "if not error_file(folder, attempt, failure.rank).exists():", "if False:", TROUBLE),
+    Mutation("runtime/rank_watch.py", "if not are_done or exit_status not in (0, None):", "if exit_status:", FAILURES),
+    Mutation("runtime/rank_watch.py", 'if state == "T" else 0.0', 'if state == "x" else 0.0', FAILURES),
+    Mutation("runtime/launch.py", "and self._watch.failure is None:", "and True:", FAILURES),
+    Mutation(
+        "runtime/launch.py",
+        "ctypes.pythonapi.PyThreadState_SetAsyncExc(",
+        "print(",
+        "runtime/test_failures.py::test_nothing_waits_for_processes_that_have_all_exited_with_status_0",
+    ),
+    Mutation("runtime/rank_watch.py", "self.received = signal.Signals(status.received)", "pass", ALONE),
+    Mutation(
+        "runtime/rank_watch.py",
+        "min(time.monotonic() - self._polled, 0.5)",
+        "time.monotonic() - self._polled",
+        "runtime/test_failures.py::test_a_job_that_is_suspended_as_by_ctrl_z_goes_on_afterwards",
+    ),
     Mutation(
         "runtime/watchdog.py",
-        "while os.getppid() == parent:",
+        "while is_alive(parent) and not end.exists():",
         "while True:",
         LAUNCH + "test_processes_whose_parent_was_killed_end_by_themselves",
     ),

@@ -94,7 +94,8 @@ class Training:
         self.checkpointer.save()
         if self.session.checkpoints is not None:
             self.session.checkpoints.join()
-        self.session.world.barrier()  # What rank 0 has written exists before any rank ends.
+        # What rank 0 has written exists before any rank ends, and none waits for one that a signal has ended.
+        self.stop.sync(now=True)
         if self.shutdown.received is not None and self.session.world.is_main:
             path = self.checkpointer.last_checkpoint
             saved = "" if path is None else f", saved {path}; run again to resume"

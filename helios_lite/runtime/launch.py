@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import pickle
@@ -18,9 +19,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from helios_lite.runtime.rank_watch import RankFailure, RankWatch
 from helios_lite.runtime.signals import GracefulShutdown
-from helios_lite.runtime.watchdog import PEER_LOST
-from helios_lite.runtime.worker import TASK_FILE, Interruption, WorkerError, error_file, run_worker
+from helios_lite.runtime.worker import TASK_FILE, Interruption, WorkerError, end_file, error_file, run_worker
 
 Result = TypeVar("Result")
 logger = logging.getLogger("helios_lite")
@@ -49,8 +50,6 @@ def launch(
         RuntimeError: a process died without an exception.
         KeyboardInterrupt, SystemExit: after a signal; the processes have finished their update and saved.
     """
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
     result: Any = None
     with contextlib.ExitStack() as stack:
         # A killed worker may have left files here that cannot be removed; that must not hide the error that we raise.
@@ -64,8 +63,8 @@ def launch(
             try:
                 result = WorkerGroup(folder, processes, attempt).run(shutdown)
                 break
-            except ChildFailedError as failed:
-                error, cause = _first_error(folder, attempt, failed)
+            except RankFailedError as failed:
+                error, cause = _first_error(folder, attempt, failed.failure)
             if shutdown.received is not None and cause is None:
                 break  # The signal ended the workers before they could handle it.
             if shutdown.received is not None or attempt == max_restarts:
@@ -74,6 +73,18 @@ def launch(
         if isinstance(result, Interruption):
             shutdown.receive(shutdown.received or signal.Signals(result.number))
     return result  # type: ignore[no-any-return]
+
+
+class RankFailedError(Exception):
+    """An attempt has failed.
+
+    Attributes:
+        failure: the process that failed first.
+    """
+
+    def __init__(self, failure: RankFailure) -> None:
+        super().__init__(str(failure))
+        self.failure = failure
 
 
 class WorkerGroup:
@@ -90,6 +101,8 @@ class WorkerGroup:
     def __init__(self, folder: Path, processes: int, attempt: int) -> None:
         self._folder, self._processes, self._attempt = folder, processes, attempt
         self._foreign_children = {*active_children()}  # Children of the calling program, which are not ours to end.
+        self._watch = RankWatch(folder, attempt, processes)
+        self._thread = threading.Thread(target=self._run_elastic, name="elastic", daemon=True)
         self._signalled: set[int | None] = set()
         self._values: dict[int, Any] = {}
         self._error: BaseException | None = None
@@ -100,20 +113,24 @@ class WorkerGroup:
         """Start the processes, wait for them, and return the result of rank 0. A received signal is passed on to them.
 
         Raises:
-            ChildFailedError: a process failed; all have been ended.
+            RankFailedError: a process failed; all have been ended.
         """
         with _quiet_elastic():
             try:
                 # In a thread elastic installs no signal handlers, so that ours decide what a signal means.
-                threading.Thread(target=self._run_elastic, name="elastic", daemon=True).start()
-                while not self._done.wait(0.1):
+                self._thread.start()
+                while not self._done.wait(0.1) and self._watch.failure is None:
+                    self._watch.poll()
+                    if self._watch.received is not None and shutdown.received is None:
+                        shutdown.receive(self._watch.received)  # By one process; others may be waiting for it.
                     if shutdown.received is not None:
                         self._terminate()
+                self._end()
             except BaseException:  # A second Ctrl-C.
                 self._kill(seconds=5.0)
                 raise
         if self._error is not None:
-            raise self._error
+            raise self._error if (failure := self._first_failure()) is None else RankFailedError(failure)
         return self._values[0]
 
     def _run_elastic(self) -> None:
@@ -148,12 +165,37 @@ class WorkerGroup:
                 self._signalled.add(child.pid)
                 child.terminate()
 
+    def _end(self) -> None:
+        """End what is left after a failure. Elastic waits half a minute for processes that do not hear SIGTERM.
+
+        Elastic does not notice that a process has exited with status 0, and would wait for its result for ever.
+        """
+        end_file(self._folder, self._attempt).touch()
+        if not self._done.wait(1.5):
+            self._kill(seconds=2.0)
+        if not self._done.is_set():
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(self._thread.ident or 0), ctypes.py_object(SystemExit)
+            )
+            self._done.wait(2.0)
+
     def _kill(self, seconds: float) -> None:
         """Kill the processes, also those that are only starting, until elastic has ended or the time is up."""
         limit = time.monotonic() + seconds
         while not self._done.wait(0.05) and time.monotonic() < limit:
             for child in {*active_children()} - self._foreign_children:
                 child.kill()
+
+    def _first_failure(self) -> RankFailure | None:
+        """Return the process that failed first: as we have noticed it, else as elastic has."""
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+        failure, error = self._watch.failure, self._error
+        if isinstance(error, ChildFailedError):
+            rank, noticed = error.get_first_failure()
+            if failure is None or (failure.rank == rank and failure.status is None):
+                return RankFailure(rank, noticed.exitcode, failure is not None and failure.is_stopped)
+        return failure
 
 
 @contextlib.contextmanager
@@ -178,15 +220,10 @@ class RemoteTraceback(Exception):
         return f"\n{self.args[0]}"
 
 
-def _first_error(folder: Path, attempt: int, failed: Any) -> tuple[BaseException, BaseException | None]:
+def _first_error(folder: Path, attempt: int, failure: RankFailure) -> tuple[BaseException, BaseException | None]:
     """Return the first error of a failed attempt, and its cause. Ranks that lose a peer raise errors of their own."""
-    rank, failure = failed.get_first_failure()
-    if not error_file(folder, attempt, rank).exists():
-        status = failure.exitcode
-        how = f"was killed by {failure.signal_name()}" if status < 0 else "ended without an exception"
-        if status == PEER_LOST:
-            how = "missed another rank, which ended without an exception"
-        return RuntimeError(f"rank {rank} {how} (exit status {status})"), None
+    if not error_file(folder, attempt, failure.rank).exists():
+        return RuntimeError(str(failure)), None
     paths = [path for path in folder.glob(f"{attempt}-*") if path.suffix == ""]
     errors = {path.name.split("-")[1]: WorkerError(*pickle.loads(path.read_bytes())) for path in paths}
     first_rank, first = min(errors.items(), key=lambda item: item[1].time_ns)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import signal
 import socket
@@ -18,22 +17,20 @@ from typing import NoReturn
 from helios_lite.runtime.distributed import PARENT, World
 from helios_lite.runtime.signals import GracefulShutdown
 
-PEER_LOST = 75
-"""The exit status of a process that has lost another rank."""
-
 
 @contextlib.contextmanager
 def watch_peers(world: World, shutdown: GracefulShutdown) -> Iterator[None]:
-    """A context in which this process ends if another rank on this machine is gone.
+    """A context in which a process that torchrun has started ends on SIGTERM at once if another rank is gone.
 
-    An update may wait for a dead rank without a limit, and a process that was told to end by SIGTERM would finish its
-    update first. Call on every rank.
+    torchrun sends SIGTERM to all ranks when one has failed. They would finish their update first, but an update may
+    wait for the dead rank without a limit. Processes that the trainer has launched are watched by it (`RankWatch`).
+    Call on every rank.
 
     Args:
         world: the ranks; a single process has no peers.
         shutdown: tells which signal this process has received.
     """
-    if world.size == 1:
+    if world.size == 1 or PARENT in os.environ:
         yield
         return
     host = socket.gethostname()
@@ -44,13 +41,8 @@ def watch_peers(world: World, shutdown: GracefulShutdown) -> Iterator[None]:
         while all(map(is_alive, local_pids)):
             if done.wait(0.5):
                 return
-        # The trainer that launched the workers ends them all; it needs time to see which failed first. A worker blocked
-        # in C++ (NCCL, gloo) cannot be interrupted by a Python signal handler. Workers started by torchrun may exit at
-        # different times, so wait for them without a limit.
-        deadline = time.monotonic() + (3.0 if PARENT in os.environ else math.inf)
+        # Ranks may exit at different times, so wait for the signal without a limit.
         while shutdown.received is not signal.SIGTERM:
-            if time.monotonic() > deadline:
-                exit_now(PEER_LOST)
             if done.wait(0.1):
                 return
         exit_now(128 + signal.SIGTERM)
@@ -64,12 +56,15 @@ def watch_peers(world: World, shutdown: GracefulShutdown) -> Iterator[None]:
         thread.join()
 
 
-def exit_with_parent(parent: int) -> None:
-    """End this process when the process that launched it is gone; returns at once, and watches in a thread."""
+def exit_with_parent(parent: int, end: Path) -> None:
+    """End this process when the process that launched it is gone, or has made the file `end`.
+
+    Returns at once, and watches in a thread.
+    """
 
     def poll() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
+        while is_alive(parent) and not end.exists():
+            time.sleep(0.25)
         exit_now(128 + signal.SIGTERM)
 
     threading.Thread(target=poll, name="exit_with_parent", daemon=True).start()
@@ -86,12 +81,20 @@ def exit_now(status: int) -> NoReturn:
 
 def is_alive(pid: int) -> bool:
     """Return whether a process exists and is not a zombie."""
+    return process_state(pid) not in (None, "Z")
+
+
+def process_state(pid: int) -> str | None:
+    """Return the state of a process as Linux names it ("R", "S", "T" for stopped, "Z"), None if it does not exist.
+
+    On a system without /proc every process that exists is said to run.
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
         pass
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
-        return False
-    return True
+        return None
+    return "R"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import pickle
 import signal
@@ -39,6 +40,20 @@ class Interruption:
     number: int
 
 
+class WorkerStatus(NamedTuple):
+    """What a worker tells the launching process while it runs.
+
+    Attributes:
+        pid: its process.
+        is_done: whether it has returned from the task.
+        received: the signal after which it has returned.
+    """
+
+    pid: int
+    is_done: bool = False
+    received: int | None = None
+
+
 class WorkerError(NamedTuple):
     """An error of a worker.
 
@@ -61,27 +76,46 @@ def error_file(folder: Path, attempt: int, rank: int | str) -> Path:
     return folder / f"{attempt}-{rank}"
 
 
+def end_file(folder: Path, attempt: int) -> Path:
+    """Return the file whose existence tells the processes of an attempt to end."""
+    return folder / f"{attempt}.end"
+
+
+def read_statuses(folder: Path, attempt: int) -> dict[int, WorkerStatus]:
+    """Return the status of every rank that has started its task."""
+    paths = folder.glob(f"{attempt}-*.status")
+    return {int(path.stem.split("-")[1]): WorkerStatus(*json.loads(path.read_bytes())) for path in paths}
+
+
 def run_worker(folder: str, attempt: int, parent: int, num_threads: int) -> Any:
     """Run the task of a folder in a process that elastic has started."""
     torch.set_num_threads(num_threads)
     os.environ[PARENT] = str(parent)
     os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempt)
-    exit_with_parent(parent)
+    path, rank = Path(folder), os.environ["RANK"]
+    exit_with_parent(parent, end_file(path, attempt))
+    _write_status(WorkerStatus(os.getpid()), path, attempt, rank)
+    received = None
     try:
         # The folder is private to this user, and made by the process that launched this one. The file is mapped, not
         # read: data takes its memory once for all processes, and what one of them changes is its own copy.
-        function, arguments = torch.load(Path(folder) / TASK_FILE, mmap=True, weights_only=False)
+        function, arguments = torch.load(path / TASK_FILE, mmap=True, weights_only=False)
         result = function(**arguments)
     except WorkerInterrupted as interrupted:
-        result = Interruption(interrupted.number)
+        result, received = Interruption(interrupted.number), interrupted.number
     except BaseException as error:
-        _write_error(error, error_file(Path(folder), attempt, os.environ["RANK"]))
+        _write_error(error, error_file(path, attempt, rank))
         time.sleep(0.5)  # A killed process must be noticed before the processes that fail because they miss it.
         exit_now(1)  # Also after exit(0), which is a failure here. No thread of the user can delay it.
     # Elastic now waits for the other processes, and hangs if this one dies meanwhile.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    _write_status(WorkerStatus(os.getpid(), True, received), path, attempt, rank)
     return result
+
+
+def _write_status(status: WorkerStatus, folder: Path, attempt: int, rank: str) -> None:
+    _write(json.dumps(status).encode(), folder / f"{attempt}-{rank}.status")
 
 
 def _write_error(error: BaseException, path: Path) -> None:
@@ -92,6 +126,10 @@ def _write_error(error: BaseException, path: Path) -> None:
     except Exception:
         replacement = RuntimeError(f"{type(error).__name__}: {error}")
         content = pickle.dumps(tuple(WorkerError(when, replacement, text)))
-    part = path.with_suffix(".part")
+    _write(content, path)
+
+
+def _write(content: bytes, path: Path) -> None:
+    part = path.with_name(f"{path.name}.part")
     part.write_bytes(content)
     part.rename(path)

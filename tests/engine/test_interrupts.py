@@ -14,7 +14,7 @@ import torch
 from helpers import resumable
 from helpers.compare import same
 from helpers.models import Tiny, data, quiet
-from helpers.processes import DEADLINE, TESTS, end, finish, killed_and_finished, run_python, start, wait_for_step
+from helpers.processes import DEADLINE, TESTS, end, finish, killed_and_finished, start, wait_for_step
 from torch.utils.data import Dataset
 
 from helios_lite import Callback, DataModule, Split
@@ -159,7 +159,8 @@ if __name__ == "__main__":
 @pytest.mark.parametrize(("context", "persistent"), [("fork", False), ("fork", True), ("forkserver", False)])
 def test_an_exception_ends_a_program_with_loading_processes_at_once(context: str, persistent: bool) -> None:
     """They are ended by SIGTERM, which they would survive if an update were being finished."""
-    done = run_python(FAILING.format(tests=str(TESTS), context=context, persistent=persistent))
+    script = FAILING.format(tests=str(TESTS), context=context, persistent=persistent)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
     assert time.time() - float(done.stdout) < 5
     assert done.returncode == 1
     assert done.stderr.rstrip().endswith("ValueError: enough of this")

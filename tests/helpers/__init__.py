@@ -4,11 +4,12 @@
 - compare: are two results the same? `same` bit for bit, `close` to 1e-6; `weights` and `saved` give what is compared.
 - resumable: what must a resume restore? A training with all of it, and what is left of it in the end.
 - troubled: what if a rank fails? A model whose rank 1 fails on request: killed, terminated, or by an exception.
+- attacked: what if a rank fails anywhere? Every method of a user's program, and every kind of trouble.
 - processes: how is a training started, watched and killed from outside?
 - damage: what may happen to the files of a run folder, and what must a run then do?
 - scenarios: how do several ranks run a function that stands above its test?
 
-Five programs stand beside this folder, thin layers over it: longrun.py and launched.py train `resumable` and `troubled`
-in a process of their own; kill.py kills longrun.py again and again; fuzz_files.py damages run folders and resumes them;
-mutations.py breaks the package to see tests fail.
+Programs stand beside this folder, thin layers over it: longrun.py and launched.py train `resumable` and `troubled` in a
+process of their own; kill.py kills longrun.py again and again; fuzz_files.py damages run folders and resumes them;
+attack.py does all that `attacked` can; mutations.py breaks the package to see tests fail.
 """

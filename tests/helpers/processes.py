@@ -34,6 +34,18 @@ def deadline(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+def alive(mark: str) -> dict[int, str]:
+    """The command lines of the processes with this TEST_MARK; the resource tracker stays as long as pytest."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"TEST_MARK={mark}".encode() in (path / "environ").read_bytes():
+                found[int(path.name)] = (path / "cmdline").read_text().replace("\0", " ")
+        except OSError:
+            continue
+    return {pid: command for pid, command in found.items() if command and "resource_tracker" not in command}
+
+
 def run_python(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run a program that is given as text."""
     return subprocess.run([sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True)
@@ -44,6 +56,19 @@ def start(root: Path, *options: str, pace: float = 0.05, ballast: int = BALLAST)
     command = [sys.executable, str(TESTS / "longrun.py"), str(root), *options]
     command += ["--pace", str(pace), "--ballast", str(ballast)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def launched(*arguments: object, by: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    """Start launched.py in a process group of its own."""
+    command = [sys.executable, *by, str(TESTS / "launched.py"), *map(str, arguments)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    """Wait until a file exists that a process makes."""
+    while not path.exists():
+        assert process.poll() is None
+        time.sleep(0.05)
 
 
 def wait_for_step(process: subprocess.Popen[str], step: int = 1) -> None:

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from helios_lite import DataModule, Trainer
+from helios_lite.runtime.distributed import join_world
+from helios_lite.runtime.worker import WorkerInterrupted
 from helpers import models
 from helpers.compare import saved
 from helpers.models import Plain, Tiny, quiet
@@ -119,6 +121,15 @@ def terminate() -> None:
 
 def terminate_parent() -> None:
     os.kill(os.getppid(), signal.SIGTERM)
+
+
+def be_interrupted_alone() -> None:
+    """Rank 0 has ended after a signal of which the others know nothing."""
+    world = join_world("cpu")
+    world.barrier()
+    if world.is_main:
+        raise WorkerInterrupted(signal.SIGTERM)
+    sleep()
 
 
 def sleep() -> None:

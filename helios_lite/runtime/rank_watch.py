@@ -1,0 +1,97 @@
+"""Noticing which of the launched processes has failed first; used in the process that launched them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+from helios_lite.runtime.watchdog import process_state
+from helios_lite.runtime.worker import error_file, read_statuses
+
+MAX_SECONDS_STOPPED = 5.0
+
+
+class RankFailure(NamedTuple):
+    """A process that failed.
+
+    Attributes:
+        rank: its rank.
+        status: its exit status, minus the signal that killed it, None if it is unknown.
+        is_stopped: whether it still exists, but was stopped by a signal.
+    """
+
+    rank: int
+    status: int | None
+    is_stopped: bool = False
+
+    def __str__(self) -> str:
+        """Return a sentence that says what has happened, for a process that has left no exception."""
+        if self.is_stopped:
+            return f"rank {self.rank} was stopped by a signal (SIGSTOP) for {MAX_SECONDS_STOPPED:.0f} seconds"
+        status = self.status or 0
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else "ended without an exception"
+        return f"rank {self.rank} {how} (exit status {status})"
+
+
+class RankWatch:
+    """Watches the processes of one attempt, from their start until all are done.
+
+    A process ends only after all have returned from their task, so one that is gone before has failed, whatever its
+    exit status is.
+
+    Args:
+        folder: the folder with the task, where processes leave their status.
+        attempt: how many attempts have failed before.
+        processes: the number of processes.
+
+    Attributes:
+        failure: the process that failed first, None if none has.
+        received: the signal after which a process has ended its task, None if there was none.
+    """
+
+    def __init__(self, folder: Path, attempt: int, processes: int) -> None:
+        self._folder, self._attempt, self._processes = folder, attempt, processes
+        self.failure: RankFailure | None = None
+        self.received: signal.Signals | None = None
+        self._polled = time.monotonic()
+        self._seconds_stopped: dict[int, float] = defaultdict(float)
+
+    def poll(self) -> None:
+        """Look at all processes; call it several times a second, because the first to fail is the cause."""
+        # Only time in which this process runs counts: Ctrl-Z stops it too.
+        elapsed = min(time.monotonic() - self._polled, 0.5)
+        self._polled = time.monotonic()
+        statuses = read_statuses(self._folder, self._attempt)
+        are_done = len(statuses) == self._processes and all(status.is_done for status in statuses.values())
+        failures = []
+        for rank, status in statuses.items():
+            if status.received is not None:
+                self.received = signal.Signals(status.received)
+            state = process_state(status.pid)
+            self._seconds_stopped[rank] = self._seconds_stopped[rank] + elapsed if state == "T" else 0.0
+            if state in (None, "Z"):
+                exit_status = _exit_status(status.pid)
+                if not are_done or exit_status not in (0, None):
+                    failures.append(RankFailure(rank, exit_status))
+            elif self._seconds_stopped[rank] > MAX_SECONDS_STOPPED:
+                failures.append(RankFailure(rank, None, is_stopped=True))
+        if failures and self.failure is None:
+            # One that has left an exception may have raised it because it missed one that has left none.
+            self.failure = min(
+                failures, key=lambda failure: error_file(self._folder, self._attempt, failure.rank).exists()
+            )
+
+
+def _exit_status(pid: int) -> int | None:
+    """Return the exit status of a child, None if it is unknown; the child can still be waited for."""
+    try:
+        result = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except (ChildProcessError, AttributeError):  # Elastic has waited for it; the system has no `waitid`.
+        return None
+    if result is None:
+        return None
+    return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
