@@ -134,21 +134,21 @@ class WorkerGroup:
         return self._values[0]
 
     def _run_elastic(self) -> None:
-        from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-        config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
-            nproc_per_node=self._processes,
-            run_id=uuid.uuid4().hex,
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",  # A port that the operating system chooses.
-            local_addr="localhost",
-            max_restarts=0,
-            monitor_interval=0.1,
-        )
-        num_threads = max(1, torch.get_num_threads() // self._processes)
         try:
+            from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+            config = LaunchConfig(
+                min_nodes=1,
+                max_nodes=1,
+                nproc_per_node=self._processes,
+                run_id=uuid.uuid4().hex,
+                rdzv_backend="c10d",
+                rdzv_endpoint="localhost:0",  # A port that the operating system chooses.
+                local_addr="localhost",
+                max_restarts=0,
+                monitor_interval=0.1,
+            )
+            num_threads = max(1, torch.get_num_threads() // self._processes)
             run = elastic_launch(config, run_worker)
             self._values = run(str(self._folder), self._attempt, os.getpid(), num_threads)
         except BaseException as error:
