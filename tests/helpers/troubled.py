@@ -132,6 +132,11 @@ def be_interrupted_alone() -> None:
     sleep()
 
 
+def vanish_together() -> None:
+    join_world("cpu").barrier()
+    vanish_as_if_done()
+
+
 def sleep() -> None:
     time.sleep(60)
 

@@ -81,7 +81,7 @@ def test_a_signal_that_ends_one_process_alone_ends_the_others() -> None:
 
 def test_nothing_waits_for_processes_that_have_all_exited_with_status_0() -> None:
     with deadline(20), pytest.raises(RuntimeError, match=r"ended without an exception \(exit status 0\)"):
-        launch(troubled.vanish_as_if_done, {}, processes=2, max_restarts=0)
+        launch(troubled.vanish_together, {}, processes=2, max_restarts=0)
     assert "elastic" not in {thread.name for thread in threading.enumerate()}
 
 
