@@ -6,142 +6,38 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeVar
 
 from helios_lite.callbacks import Callback
 from helios_lite.loggers import Logger
+from helios_lite.option_rules import (
+    Rule,
+    all_of,
+    choice,
+    device_selection,
+    flag,
+    integer,
+    list_of,
+    metric_names,
+    norm_selection,
+    number,
+    optional,
+    path,
+    whole_or_fraction,
+)
 from helios_lite.runtime.folder_names import check_folder_name
 
 T = TypeVar("T")
 
-Rule: TypeAlias = Callable[[Any], None]  # Raises a TypeError or ValueError for a value that it does not accept.
+_LONGEST_SHOWN = 200  # Characters.
 
 
 def option(default: T, rule: Rule, doc: str) -> T:
     """Return a dataclass field with a default, a rule for its values, and documentation for `help`."""
     return dataclasses.field(default=default, metadata={"rule": rule, "doc": inspect.cleandoc(doc)})
-
-
-def of_type(expected: Any, description: str, *, allow_empty: bool = True) -> Rule:
-    """Accept instances of a type, or of a union of types."""
-
-    def check(value: Any) -> None:
-        if not isinstance(value, expected):
-            raise TypeError(f"must be {description}")
-        if value == "" and not allow_empty:
-            raise ValueError("must not be empty")
-
-    return check
-
-
-flag = of_type(bool, "True or False")
-
-
-def choice(*choices: str) -> Rule:
-    """Accept the given strings."""
-
-    def check(value: Any) -> None:
-        if not isinstance(value, str) or value not in choices:
-            error = ValueError if isinstance(value, str) else TypeError
-            raise error(f"must be one of {', '.join(choices)}")
-
-    return check
-
-
-def integer(*, least: int, below: float = math.inf) -> Rule:
-    """Accept integers in a range."""
-
-    def check(value: Any) -> None:
-        if not _is_integer(value):
-            raise TypeError("must be an int")
-        if value < least:
-            raise ValueError(f"must be at least {least}")
-        if value >= below:
-            raise ValueError(f"must be below 2**{math.log2(below):.0f}")
-
-    return check
-
-
-def number(*, allow_zero: bool = False) -> Rule:
-    """Accept finite, positive numbers."""
-
-    def check(value: Any) -> None:
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise TypeError("must be a number")
-        if not 0 <= value < math.inf:
-            raise ValueError("must be finite and positive" + (" or 0" if allow_zero else ""))
-        if value == 0 and not allow_zero:
-            raise ValueError("must be positive")
-
-    return check
-
-
-def optional(rule: Rule) -> Rule:
-    """Accept None, and whatever `rule` accepts."""
-
-    def check(value: Any) -> None:
-        if value is not None:
-            rule(value)
-
-    return check
-
-
-def list_of(expected: type) -> Rule:
-    """Accept lists and tuples of instances of a class."""
-
-    def check(value: Any) -> None:
-        # A class can have the methods of a protocol too, so classes are refused explicitly.
-        is_list = isinstance(value, list | tuple)
-        if not is_list or any(isinstance(item, type) or not isinstance(item, expected) for item in value):
-            raise TypeError(f"must be a list of {expected.__name__} objects")
-
-    return check
-
-
-def device_selection(value: Any) -> None:
-    """Accept a number of devices, a list of device indices, or "auto"."""
-    description = 'must be a number, a list of numbers or "auto"'
-    if isinstance(value, list | tuple):
-        if not all(map(_is_integer, value)):
-            raise TypeError(description)
-        if not value or len(set(value)) < len(value) or min(value) < 0:
-            raise ValueError("must name different devices, from 0")
-    elif isinstance(value, str):
-        if value != "auto":
-            raise ValueError(description)
-    else:
-        integer(least=1)(value)
-
-
-def whole_or_fraction(value: Any) -> None:
-    """Accept a whole number of epochs, or a fraction of one epoch."""
-    number()(value)
-    if value > 1 and value != int(value):
-        raise ValueError("must be whole or below 1")
-
-
-def metric_names(value: Any) -> None:
-    """Accept the name of a metric, or a list of names."""
-    names = [value] if isinstance(value, str) else value
-    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
-        raise TypeError("must be a name or a list of names")
-    if len(names) == 0 or "" in names:
-        raise ValueError("must not be empty")
-
-
-def norm_selection(value: Any) -> None:
-    """Accept True, False and "per-parameter"."""
-    of_type(bool | str, 'True, False or "per-parameter"')(value)
-    if value not in (True, False, "per-parameter"):
-        raise ValueError('must be True, False or "per-parameter"')
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _document_options(cls: type[T]) -> type[T]:
@@ -170,17 +66,17 @@ class Options:
     # Run
     run_name: str | None = option(
         None,
-        optional(check_folder_name),
+        optional(all_of(path("a str or None", types=str), check_folder_name)),
         "The name of the run folder, a path inside of `root`. If None, it is the `save_name` of the model.",
     )
     root: str | os.PathLike[str] | None = option(
         "runs",
-        of_type(str | os.PathLike | None, "a path or None"),
+        optional(path("a path or None")),
         "The folder of all runs. If None, the run writes no files, which suits sweeps and tests.",
     )
     resume: Literal["auto", "never"] | os.PathLike[str] | str = option(
         "auto",
-        of_type(str | os.PathLike, '"auto", "never" or a path', allow_empty=False),
+        path('"auto", "never" or a path'),
         """Which checkpoint to resume from. "auto" resumes from the newest valid checkpoint in the run folder, or starts
         a new training if there is none. "never" starts a new training, and raises an error if the run folder has a
         checkpoint. A path resumes from that file.""",
@@ -278,7 +174,8 @@ class Options:
         1,
         optional(whole_or_fraction),
         """The number of epochs between validations: a whole number, or a fraction of one epoch. For example, 0.25
-        validates four times per epoch. If None, only `valid_every_steps` decides when to validate.""",
+        validates four times per epoch, and a fraction below one step validates after every step. If None, only
+        `valid_every_steps` decides when to validate.""",
     )
     valid_every_steps: int | None = option(
         None,
@@ -378,13 +275,22 @@ class Options:
             try:
                 field.metadata["rule"](value)
             except (TypeError, ValueError) as error:
-                raise type(error)(f"{field.name}={value!r}: {error}") from None
+                raise type(error)(f"{field.name}={_shown(value)}: {error}") from None
         if not self.fast_dev_run and self.max_epochs is self.max_steps is self.max_minutes is None:
             raise ValueError("max_epochs, max_steps, max_minutes: at least one is needed")
 
     def config(self) -> dict[str, Any]:
         """Return every option as plain data: numbers, strings and lists. An object becomes the name of its class."""
         return {field.name: _to_plain_data(getattr(self, field.name)) for field in dataclasses.fields(Options)}
+
+
+def _shown(value: Any) -> str:
+    """Return the `repr` of a value for a message: without its middle if it is long, its type if it has none."""
+    try:
+        text = repr(value)
+    except Exception:  # Python refuses to print an int of more than 4300 digits.
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN // 2]}...{text[-_LONGEST_SHOWN // 2 :]}"
 
 
 def _to_plain_data(value: Any) -> Any:

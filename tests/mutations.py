@@ -70,6 +70,7 @@ NOT_FINITE = PRECISION + "test_an_update_whose_gradients_are_not_finite_is_left_
 CALLBACKS = "test_callbacks.py::"
 AVERAGE = CALLBACKS + "test_validations_and_tests_use_the_average_and_training_does_not_notice"
 DOCS = "test_docs.py::"
+EXTREME = "test_options.py::test_an_extreme_value_is_refused_at_once_or_a_run_works_with_it"
 
 MUTATIONS = [
     # What a resume restores.
@@ -115,6 +116,17 @@ MUTATIONS = [
         "torch.inference_mode()",
         TRAINING + "test_a_buffer_first_made_in_validation_serves_training",
     ),
+    # Options.
+    Mutation(
+        "engine/schedule.py",
+        " or Fraction(every_epochs))",
+        ")",
+        "test_options.py::test_a_fraction_below_a_step_validates_after_every_step",
+    ),
+    Mutation("runtime/precision.py", "else float(clip_norm)  #", "else clip_norm  #", EXTREME + "[clip_norm]"),
+    Mutation("option_rules.py", "below: int = 2**63", "below: float = math.inf", EXTREME + "[sanity_batches]"),
+    Mutation("options.py", "except Exception:  # Python refuses", "except KeyError:  # Python refuses", EXTREME),
+    Mutation("option_rules.py", "len(encoded) > _LONGEST_PATH or", "", EXTREME + "[root]"),
     # Files, and signals in one process.
     Mutation("runtime/checkpoint_files.py", "damaged = archive.testzip()", "damaged = None", PASS_OVER),
     Mutation(

@@ -23,7 +23,7 @@ FLOORS = [
     {"state", "hooks", "loggers"},
     {"model", "data"},
     {"callbacks"},
-    {"options"},
+    {"options", "option_rules"},
     {"engine"},
     {"trainer"},
     {"__init__"},
@@ -35,7 +35,8 @@ EXCEPTION = ("model", "trainer")
 
 # Packages that a file imports when it is used, with a message that says how to install them.
 OPTIONAL = {"tools/plot": {"matplotlib"}, "loggers": {"torch", "mlflow", "wandb"}}
-STANDARD_LIBRARY_ONLY = {"state", "version", "hooks", "loggers", "engine/schedule", "engine/clock", "runtime/signals"}
+STANDARD_LIBRARY_ONLY = {"state", "version", "hooks", "loggers", "option_rules"}
+STANDARD_LIBRARY_ONLY |= {"engine/schedule", "engine/clock", "runtime/signals"}
 
 
 def imports(source):

@@ -67,7 +67,8 @@ def validation_due(
     if epoch_batches is None:
         raise ValueError(f"valid_every_epochs={every_epochs!r} needs a train split whose length is known")
     # Rational arithmetic is exact: 1/3 of an epoch of 10 batches must not drift by rounding.
-    part = Fraction(every_epochs).limit_denominator(10**9) * epoch_batches
+    # A fraction below a billionth would become 0; it is below a batch, and so due at every boundary, as it is.
+    part = (Fraction(every_epochs).limit_denominator(10**9) or Fraction(every_epochs)) * epoch_batches
     return state.epoch_batch // part > window_start // part
 
 

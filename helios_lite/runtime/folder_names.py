@@ -27,6 +27,9 @@ def check_folder_name(name: Any, longest: int = 255) -> None:
         raise ValueError("must not be empty")
     if path.is_absolute() or ".." in path.parts or "\0" in name:
         raise ValueError('must be a path inside of root: not absolute, and without ".."')
-    size = max(len(os.fsencode(part)) for part in path.parts)
+    try:
+        size = max(len(os.fsencode(part)) for part in path.parts)
+    except UnicodeEncodeError:
+        raise ValueError("must be text that the name of a file can hold") from None
     if size > longest:
         raise ValueError(f"must have at most {longest} bytes, and has {size}")

@@ -1,0 +1,169 @@
+"""The rules of options: each raises an error for a value that it does not accept. Standard library only.
+
+A rule accepts only what a run can use, so that a bad value fails in `Trainer(...)` and not hours later. The messages
+continue a text that begins with the name of the option.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+Rule: TypeAlias = Callable[[Any], None]  # Raises a TypeError or ValueError for a value that it does not accept.
+
+_LONGEST_PART, _LONGEST_PATH = 255, 3000  # Bytes; file systems allow 255 and 4096, and the run adds names of its own.
+_MANY_PROCESSES = 2**16  # More than any machine has.
+
+
+def of_type(expected: Any, description: str) -> Rule:
+    """Accept instances of a type, or of a union of types."""
+
+    def check(value: Any) -> None:
+        if not isinstance(value, expected):
+            raise TypeError(f"must be {description}")
+
+    return check
+
+
+flag = of_type(bool, "True or False")
+
+
+def choice(*choices: str) -> Rule:
+    """Accept the given strings."""
+
+    def check(value: Any) -> None:
+        if not isinstance(value, str) or value not in choices:
+            error = ValueError if isinstance(value, str) else TypeError
+            raise error(f"must be one of {', '.join(choices)}")
+
+    return check
+
+
+def integer(*, least: int, below: int = 2**63) -> Rule:
+    """Accept integers in a range; unless another bound is given, those that fit into 64 bits."""
+
+    def check(value: Any) -> None:
+        if not _is_integer(value):
+            raise TypeError("must be an int")
+        if value < least:
+            raise ValueError(f"must be at least {least}")
+        if value >= below:
+            raise ValueError(f"must be below 2**{math.log2(below):.0f}")
+
+    return check
+
+
+def number(*, allow_zero: bool = False) -> Rule:
+    """Accept finite, positive numbers."""
+
+    def check(value: Any) -> None:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise TypeError("must be a number")
+        try:
+            is_finite = math.isfinite(float(value))
+        except OverflowError:
+            is_finite = False
+        if not is_finite or value < 0:
+            raise ValueError("must be finite and positive" + (" or 0" if allow_zero else ""))
+        if value == 0 and not allow_zero:
+            raise ValueError("must be positive")
+
+    return check
+
+
+def optional(rule: Rule) -> Rule:
+    """Accept None, and whatever `rule` accepts."""
+
+    def check(value: Any) -> None:
+        if value is not None:
+            rule(value)
+
+    return check
+
+
+def list_of(expected: type) -> Rule:
+    """Accept lists and tuples of instances of a class."""
+
+    def check(value: Any) -> None:
+        # A class can have the methods of a protocol too, so classes are refused explicitly.
+        is_list = isinstance(value, list | tuple)
+        if not is_list or any(isinstance(item, type) or not isinstance(item, expected) for item in value):
+            raise TypeError(f"must be a list of {expected.__name__} objects")
+
+    return check
+
+
+def device_selection(value: Any) -> None:
+    """Accept a number of devices, a list of device indices, or "auto"."""
+    description = 'must be a number, a list of numbers or "auto"'
+    if isinstance(value, list | tuple):
+        if not all(map(_is_integer, value)):
+            raise TypeError(description)
+        if not value or len(set(value)) < len(value) or min(value) < 0 or max(value) >= _MANY_PROCESSES:
+            raise ValueError("must name different devices, from 0")
+    elif isinstance(value, str):
+        if value != "auto":
+            raise ValueError(description)
+    else:
+        integer(least=1, below=_MANY_PROCESSES)(value)
+
+
+def whole_or_fraction(value: Any) -> None:
+    """Accept a whole number of epochs, or a fraction of one epoch."""
+    number()(value)
+    if value > 1 and value != int(value):
+        raise ValueError("must be whole or below 1")
+
+
+def path(description: str, *, types: Any = str | os.PathLike) -> Rule:
+    """Accept paths that a file system can hold, as instances of the given types."""
+
+    def check(value: Any) -> None:
+        text = os.fspath(value) if isinstance(value, types) else None
+        if not isinstance(text, str):
+            raise TypeError(f"must be {description}")
+        if isinstance(value, str) and not value:
+            raise ValueError("must not be empty")
+        try:
+            encoded = os.fsencode(text)
+        except UnicodeEncodeError:
+            raise ValueError("must be text that the name of a file can hold") from None
+        if b"\0" in encoded:
+            raise ValueError("must not have a null character")
+        if len(encoded) > _LONGEST_PATH or any(len(os.fsencode(part)) > _LONGEST_PART for part in Path(text).parts):
+            raise ValueError(f"must have at most {_LONGEST_PATH} bytes, and {_LONGEST_PART} in each part")
+
+    return check
+
+
+def all_of(*rules: Rule) -> Rule:
+    """Accept what every rule accepts."""
+
+    def check(value: Any) -> None:
+        for rule in rules:
+            rule(value)
+
+    return check
+
+
+def metric_names(value: Any) -> None:
+    """Accept the name of a metric, or a list of names."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise TypeError("must be a name or a list of names")
+    if len(names) == 0 or "" in names:
+        raise ValueError("must not be empty")
+
+
+def norm_selection(value: Any) -> None:
+    """Accept True, False and "per-parameter"."""
+    of_type(bool | str, 'True, False or "per-parameter"')(value)
+    if value not in (True, False, "per-parameter"):
+        raise ValueError('must be True, False or "per-parameter"')
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
