@@ -30,6 +30,8 @@ class Trainer(Options):
         Raises:
             FloatingPointError: a logged training value is not finite (`check_finite`).
             FileExistsError: `resume="never"`, and the run folder has checkpoints.
+            RuntimeError: another call of a trainer is running in this process, for example around this hook; validate
+                and test raise it too. Start another process instead.
             ValueError: a split is empty, or an option does not fit the model or the data; the message names it.
             Exception: any exception of the model, the data or a callback, unchanged, after `teardown`.
         """
@@ -75,7 +77,13 @@ class Trainer(Options):
                 datamodule.teardown()
                 raise
 
-        with tempfile.TemporaryDirectory(prefix="helios_lite-") as folder:
+        from helios_lite.engine.session import describe_call
+        from helios_lite.engine.single_call import single_call
+
+        with (
+            single_call(describe_call(task, self, model)),
+            tempfile.TemporaryDirectory(prefix="helios_lite-") as folder,
+        ):
             weights = Path(folder) / "weights.pth"
             result = launch(
                 run_task,
@@ -104,14 +112,18 @@ def run_task(
     """
     # Imported when a task is run, so that `import helios_lite` stays fast.
     from helios_lite.engine.evaluation import run_evaluation
-    from helios_lite.engine.session import open_session
+    from helios_lite.engine.session import describe_call, open_session
+    from helios_lite.engine.single_call import single_call
     from helios_lite.engine.training import Training
 
     is_worker = weights is not None
     shutdown = GracefulShutdown(ignore_further_signals=is_worker)
     is_training = task == "fit"
     try:
-        with open_session(trainer, model, datamodule, is_training=is_training, data_is_prepared=is_worker) as session:
+        with (
+            single_call(describe_call(task, trainer, model)),
+            open_session(trainer, model, datamodule, is_training=is_training, data_is_prepared=is_worker) as session,
+        ):
             if is_training:
                 result: Any = Training(session, shutdown).run()
             else:

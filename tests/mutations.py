@@ -116,6 +116,15 @@ MUTATIONS = [
         "torch.inference_mode()",
         TRAINING + "test_a_buffer_first_made_in_validation_serves_training",
     ),
+    # One call at a time.
+    Mutation("engine/single_call.py", "if first is not own:", "if False:", "engine/test_single_call.py"),
+    Mutation("engine/single_call.py", "process = os.getpid()", "process = 0", "engine/test_single_call.py"),
+    Mutation(
+        "engine/single_call.py",
+        "try:\n        yield\n    finally:\n       ",
+        "if True:\n        yield\n       ",
+        "engine/test_single_call.py",
+    ),
     # Options.
     Mutation(
         "engine/schedule.py",
@@ -123,7 +132,6 @@ MUTATIONS = [
         ")",
         "test_options.py::test_a_fraction_below_a_step_validates_after_every_step",
     ),
-    Mutation("runtime/precision.py", "else float(clip_norm)  #", "else clip_norm  #", EXTREME + "[clip_norm]"),
     Mutation("option_rules.py", "below: int = 2**63", "below: float = math.inf", EXTREME + "[sanity_batches]"),
     Mutation("options.py", "except Exception:  # Python refuses", "except KeyError:  # Python refuses", EXTREME),
     Mutation("option_rules.py", "len(encoded) > _LONGEST_PATH or", "", EXTREME + "[root]"),

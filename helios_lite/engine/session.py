@@ -52,10 +52,9 @@ class Session:
         device_type = choose_accelerator(options.accelerator)
         self.world = join_world(device_type)
         self.device = choose_device(device_type, options.devices, self.world)
-        self.folder: Path | None = None
+        self.folder = run_folder(options, model)
         self.checkpoints: CheckpointFolder | None = None
-        if options.root is not None and not options.fast_dev_run:
-            self.folder = Path(options.root) / (options.run_name or model.save_name)
+        if self.folder is not None:
             self.checkpoints = CheckpointFolder(
                 self.folder / "checkpoints",
                 model.save_name,
@@ -118,6 +117,20 @@ class Session:
             DeviceMover(self.device),
             trainer=options,
         )
+
+
+def run_folder(options: Options, model: Model) -> Path | None:
+    """Return the run folder, None if the run writes no files."""
+    if options.root is None or options.fast_dev_run:
+        return None
+    return Path(options.root) / (options.run_name or model.save_name)
+
+
+def describe_call(task: str, options: Options, model: Model) -> str:
+    """Return the name of a call of the trainer, its model and its run folder, for messages."""
+    folder = run_folder(options, model)
+    where = "without files" if folder is None else f"in {folder}"
+    return f"Trainer.{'validate' if task == 'valid' else task} of {model.save_name!r} {where}"
 
 
 @contextlib.contextmanager

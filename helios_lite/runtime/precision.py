@@ -46,7 +46,7 @@ class Precision:
         self._world = world
         self._dtype = _AUTOCAST_DTYPES[name]
         self._device = device
-        self._clip_norm = None if clip_norm is None else float(clip_norm)  # A tensor cannot be divided by a huge int.
+        self._clip_norm = clip_norm
         self.scaler = torch.amp.GradScaler(device.type) if name == "fp16" else None
         self._loss_weight = 1.0
         self._is_first_micro_batch = self._is_last_micro_batch = True
@@ -99,7 +99,7 @@ class Precision:
             self._add_weight(optimizer)
         if not self._is_last_micro_batch:
             return False
-        limit = self._clip_norm if clip_norm is None else float(clip_norm)
+        limit = self._clip_norm if clip_norm is None else clip_norm
         total = self._totals.pop(id(optimizer), None)
         if limit is None and total is None and self._report_gradients is None and self.scaler is None:
             optimizer.step()
