@@ -11,9 +11,14 @@
     class = "digits.DigitsData"
 
 The table `[trainer]` holds the options of `helios_lite.Trainer`. The tables `[model]` and `[data]` hold `class`, which
-is an import path, and the arguments of its constructor. A table inside them that has `class`, such as each of
-`[[trainer.callbacks]]`, becomes an object too. A table without `class` becomes a dict. A class may be defined in a
-module in the folder of the file.
+is the import path of a subclass of Model or DataModule, and the arguments of its constructor. A table inside them that
+has `class`, such as each of `[[trainer.callbacks]]`, becomes an object too. That class must be a Callback, a logger, a
+dataset, a sampler, a Split, an `nn.Module`, a Model, a DataModule, or of a class in the annotation of the argument. Any
+other class or function needs the key `call` in place of `class`. A table with neither becomes a dict. A class may be
+defined in a module in the folder of the file.
+
+A file is a program: modules that it names are imported, and what it names is called. Whoever may write the file may
+run any code, as with a Python script. Read a file from someone else before you run it.
 
 TOML has no null: if the annotation of an argument allows None, the string "none" means None. Relative paths, such as
 `trainer.root`, are relative to the working directory of the program.
@@ -32,12 +37,18 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
-from helios_lite.data import DataModule
+from torch import nn
+from torch.utils.data import Dataset, Sampler
+
+from helios_lite.callbacks import Callback
+from helios_lite.data import DataModule, Split
+from helios_lite.loggers import Logger
 from helios_lite.model import Model
 from helios_lite.state import FitResult
 from helios_lite.trainer import Trainer
 
 _TABLES = ("trainer", "model", "data")
+_CLASSES: tuple[type, ...] = (Callback, Logger, Dataset, Sampler, Split, nn.Module, Model, DataModule)
 _TYPE_NAMES = {int: "an int", float: "a number", str: "a str", bool: "true or false", NoneType: "None"}
 
 
@@ -103,10 +114,10 @@ def load(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = Non
     for name, required in (("model", Model), ("data", DataModule)):
         if "class" not in tables.get(name, {}):
             raise ConfigError(f"{name}.class: missing")
-        part = _build_object(tables[name], name, folder)
-        if not isinstance(part, required):
-            raise ConfigTypeError(f"{name}.class={tables[name]['class']!r}: must be a {required.__name__}")
-        parts.append(part)
+        target = _import(tables[name]["class"], f"{name}.class", folder)
+        if not _is_subclass(target, (required,)):
+            raise ConfigTypeError(f"{name}.class={tables[name]['class']!r}: must be a subclass of {required.__name__}")
+        parts.append(_build_object(target, tables[name], "class", name, folder))
     return trainer, *parts
 
 
@@ -124,25 +135,59 @@ def _replace(part: Any, path: list[str], value: Any, key: str) -> Any:
     return {**part, name: _replace(part.get(name, {}), rest, value, key)}
 
 
-def _build_value(value: Any, key: str, folder: Path) -> Any:
-    """Return a value in which every table that has a class is replaced by an object, at any depth."""
+def _build_value(value: Any, annotation: Any, key: str, folder: Path) -> Any:
+    """Return a value in which every table with `class` or `call` is replaced by an object, at any depth.
+
+    Args:
+        value: the value.
+        annotation: that of the argument. It may name classes that are accepted beside `_CLASSES`.
+        key: the full key of the value.
+        folder: the folder of the file.
+
+    Raises:
+        ConfigTypeError: a class is none of those that are accepted. It has not been called.
+    """
     if isinstance(value, dict):
         if "class" in value:
-            return _build_object(value, key, folder)
-        return {name: _build_value(item, f"{key}.{name}", folder) for name, item in value.items()}
+            target = _import(value["class"], f"{key}.class", folder)
+            if not _is_subclass(target, (*_CLASSES, *_classes_in(annotation))):
+                names = ", ".join(accepted.__name__ for accepted in _CLASSES)
+                raise ConfigTypeError(
+                    f"{key}.class={value['class']!r}: must be a subclass of one of {names}, or of what the annotation "
+                    "names; the key for any other class or function is `call`"
+                )
+            return _build_object(target, value, "class", key, folder)
+        if "call" in value:
+            return _build_object(_import(value["call"], f"{key}.call", folder), value, "call", key, folder)
+        return {name: _build_value(item, annotation, f"{key}.{name}", folder) for name, item in value.items()}
     if isinstance(value, list):
-        return [_build_value(item, f"{key}.{i}", folder) for i, item in enumerate(value)]
+        return [_build_value(item, annotation, f"{key}.{i}", folder) for i, item in enumerate(value)]
     return value
 
 
-def _build_object(table: Mapping[str, Any], key: str, folder: Path) -> Any:
-    arguments = {name: value for name, value in table.items() if name != "class"}
-    return _build(_import(table["class"], f"{key}.class", folder), arguments, key, folder)
+def _build_object(target: Callable[..., Any], table: Mapping[str, Any], used: str, key: str, folder: Path) -> Any:
+    return _build(target, {name: value for name, value in table.items() if name != used}, key, folder)
+
+
+def _is_subclass(target: Any, accepted: tuple[type, ...]) -> bool:
+    return isinstance(target, type) and issubclass(target, accepted)
+
+
+def _classes_in(annotation: Any) -> list[type]:
+    """Return the classes that an annotation names, also inside of a union or a container."""
+    # The arguments of a Callable are a list.
+    parts = annotation if isinstance(annotation, list | tuple) else get_args(annotation)
+    if parts:
+        return [found for part in parts for found in _classes_in(part)]
+    is_checked = (
+        isinstance(annotation, type) and annotation is not object and not getattr(annotation, "_is_protocol", 0)
+    )
+    return [annotation] if is_checked else []
 
 
 def _build(target: Callable[..., Any], table: Mapping[str, Any], key: str, folder: Path) -> Any:
     """Return an instance of a class. The arguments are the values in a table, and are checked by its signature."""
-    parameters = _parameters(target)
+    parameters = _parameters(target, key)
     takes_any_name = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     known = {name: parameter for name, parameter in parameters.items() if parameter.kind in named}
@@ -154,24 +199,27 @@ def _build(target: Callable[..., Any], table: Mapping[str, Any], key: str, folde
             raise ConfigError(f"{key}.{name}: missing")
     arguments = {}
     for name, value in table.items():
-        value = _build_value(value, f"{key}.{name}", folder)
-        arguments[name] = _convert(value, known[name].annotation, f"{key}.{name}") if name in known else value
+        annotation = known[name].annotation if name in known else inspect.Parameter.empty
+        value = _build_value(value, annotation, f"{key}.{name}", folder)
+        arguments[name] = _convert(value, annotation, f"{key}.{name}") if name in known else value
     try:
         return target(**arguments)
     except Exception as error:
         # The messages of our own constructors begin with the name of the argument, so the key is only a prefix.
-        if target.__module__.startswith("helios_lite.") and isinstance(error, TypeError | ValueError):
+        if f"{target.__module__}".startswith("helios_lite.") and isinstance(error, TypeError | ValueError):
             error_type = ConfigTypeError if isinstance(error, TypeError) else ConfigError
             raise error_type(f"{key}.{error}") from error
         error.add_note(f"(while making the object of [{key}])")
         raise
 
 
-def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+def _parameters(target: Callable[..., Any], key: str) -> Mapping[str, inspect.Parameter]:
     try:
         return inspect.signature(target, eval_str=True).parameters
     except NameError:  # A name in an annotation is imported for type checkers only.
         return inspect.signature(target).parameters
+    except ValueError as error:  # A class or function in C may have none.
+        raise ConfigError(f"{key}: {error}") from error
 
 
 def _convert(value: Any, annotation: Any, key: str) -> Any:

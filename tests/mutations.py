@@ -70,6 +70,7 @@ NOT_FINITE = PRECISION + "test_an_update_whose_gradients_are_not_finite_is_left_
 CALLBACKS = "test_callbacks.py::"
 AVERAGE = CALLBACKS + "test_validations_and_tests_use_the_average_and_training_does_not_notice"
 DOCS = "test_docs.py::"
+NOT_CALLED = "test_config.py::test_what_a_key_does_not_stand_for_is_an_error_and_is_not_called"
 EXTREME = "test_options.py::test_an_extreme_value_is_refused_at_once_or_a_run_works_with_it"
 
 MUTATIONS = [
@@ -124,6 +125,17 @@ MUTATIONS = [
         "try:\n        yield\n    finally:\n       ",
         "if True:\n        yield\n       ",
         "engine/test_single_call.py",
+    ),
+    # TOML files.
+    Mutation("config.py", "if not _is_subclass(target, (required,)):", "if False:", NOT_CALLED),
+    Mutation(
+        "config.py",
+        "if not _is_subclass(target, (*_CLASSES",
+        "if False and not _is_subclass(target, (*_CLASSES",
+        NOT_CALLED,
+    ),
+    Mutation(
+        "config.py", "*_classes_in(annotation))", ")", "test_config.py::test_a_class_in_an_annotation_is_accepted"
     ),
     # Options.
     Mutation(

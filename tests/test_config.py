@@ -10,7 +10,7 @@ from helpers.compare import same, weights
 
 from helios_lite import DataModule, Trainer
 from helios_lite.callbacks import EMA
-from helios_lite.config import ConfigError, fit_from_file, load
+from helios_lite.config import ConfigError, ConfigTypeError, fit_from_file, load
 
 PROJECT = """
 from __future__ import annotations
@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from helpers.models import Indices, Tiny, data
+
+from helios_lite import DataModule
 
 if TYPE_CHECKING:
     from nowhere import Nothing
@@ -46,8 +48,35 @@ class Broken(Tiny):
         raise ValueError("a mistake in the project")
 
 
-def Data(train: int = 10):
-    return data(train)
+class Data(DataModule):
+    def __init__(self, train: int = 10):
+        splits = data(train)
+        super().__init__(splits.train, splits.valid, splits.test)
+
+
+class Transform:
+    def __init__(self, scale: float = 1.0):
+        self.scale = scale
+
+
+class Annotated(Tiny):
+    def __init__(self, transform: Transform | None = None, more: list[Transform] = ()):
+        super().__init__()
+        self.options = {"transform": transform, "more": more}
+
+
+CALLS = []
+
+
+def record(**arguments: int):
+    CALLS.append(arguments)
+    return sorted(arguments)
+
+
+class Silent:
+    def log_config(self, config): ...
+    def log_metrics(self, metrics, step): ...
+    def close(self): ...
 """
 
 
@@ -123,6 +152,82 @@ length = 12
     _, model, data = load(write('class = "project.Free"\nsizes = {a = 1, b = [2, {c = 3}]}', data=data))
     assert len(data.train.dataset) == 12
     assert model.options == {"sizes": {"a": 1, "b": [2, {"c": 3}]}}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        ({"model": {"class": "os.system", "command": "touch called"}}, "model.class"),
+        ({"data": {"class": "os.system", "command": "touch called"}}, "data.class"),
+        ({"model": {"class": "project.record"}}, "model.class"),
+        ({"data": {"class": "project.Named", "name": "m"}}, "data.class"),
+        ({"model": {"class": "project.Free", "a": {"class": "os.system", "command": "touch called"}}}, "model.a.class"),
+        ({"model": {"class": "project.Free", "a": [{"b": {"class": "project.record"}}]}}, "model.a.0.b.class"),
+        ({"model": {"class": "project.Free", "a": {"class": "project.Transform"}}}, "model.a.class"),
+        ({"model": {"class": "project.Free", "a": {"class": "pathlib.Path"}}}, "model.a.class"),
+        ({"trainer.callbacks": [{"class": "project.record"}]}, "trainer.callbacks.0.class"),
+        ({"trainer.run_name": {"class": "project.record"}}, "trainer.run_name.class"),
+        ({"model": {"class": "project.Annotated", "transform": {"class": "project.record"}}}, "model.transform.class"),
+    ],
+)
+def test_what_a_key_does_not_stand_for_is_an_error_and_is_not_called(write, overrides, key, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigTypeError, match=rf"^{key}='[\w.]+': must be a subclass of "):
+        load(write(), overrides)
+    assert not (tmp_path / "called").exists()
+    assert sys.modules["project"].CALLS == [] if "project" in sys.modules else True
+
+
+@pytest.mark.parametrize("name", ["model", "data"])
+def test_the_key_call_makes_no_model_and_no_data(write, name):
+    with pytest.raises(ConfigError, match=rf"^{name}\.class: missing"):
+        load(write(), {name: {"call": "project.record"}})
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "helios_lite.callbacks.DeviceMemory",
+        "helios_lite.DataModule",
+        "project.Silent",
+        "project.Tiny",
+        "torch.nn.ReLU",
+    ],
+)
+def test_a_class_that_a_training_is_made_of_may_be_anywhere(write, name):
+    _, model, _ = load(write(), {"model": {"class": "project.Free", "part": {"class": name}}})
+    assert type(model.options["part"]).__name__ == name.split(".")[-1]
+
+
+def test_a_class_in_an_annotation_is_accepted(write):
+    table = {"class": "project.Transform", "scale": 2}
+    _, model, _ = load(write(), {"model": {"class": "project.Annotated", "transform": table, "more": [table]}})
+    assert model.options["transform"].scale == model.options["more"][0].scale == 2
+
+
+def test_any_function_or_class_is_called_under_the_key_call(write):
+    model = """
+class = "project.Free"
+names = {call = "project.record", a = 1, b = 2}
+transform = {call = "project.Transform", scale = 3}
+"""
+    _, model, _ = load(write(model))
+    assert model.options["names"] == ["a", "b"]
+    assert model.options["transform"].scale == 3
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("builtins.min", "model.part: no signature found"),
+        ("project.nothing", "model.part.call='project.nothing': unknown"),
+        (3, 'model.part.call=3: must be an import path, "package.module.Class"'),
+    ],
+)
+def test_what_cannot_be_called_is_named_by_its_full_key(write, call, message):
+    with pytest.raises(ConfigError) as caught:
+        load(write(), {"model": {"class": "project.Free", "part": {"call": call}}})
+    assert str(caught.value).startswith(message)
 
 
 def test_none_stands_for_none_where_it_is_allowed(write):
