@@ -35,7 +35,7 @@ class Model(Hooks, abc.ABC):
 
     Override `setup` and the steps that are used; every other method has a default. A checkpoint holds the attributes
     that have `state_dict` and `load_state_dict`: networks, optimizers, schedulers, averaged weights, torchmetrics, also
-    in lists, tuples and dicts.
+    in lists, tuples, deques, dicts, SimpleNamespaces and dataclasses. What an optimizer trains must be among them.
 
     Args:
         save_name: the name of the model in file names, of at most 200 bytes. It is also the name of the run folder
@@ -187,7 +187,8 @@ class Model(Hooks, abc.ABC):
     def state_dict(self) -> dict[str, Any]:
         """Return the state of every stateful attribute by name, in the order of assignment.
 
-        In lists, tuples and dicts the names are "name.0" and "name.key". Call on every rank.
+        In lists, tuples, deques and dicts the names are "name.0" and "name.key", in SimpleNamespaces and dataclasses
+        "name.attribute". Call on every rank. The trainer does not check what a model that overrides this holds.
         """
         return {name: part.state_dict() for name, part in stateful_parts(self)}
 

@@ -67,6 +67,7 @@ PRECISION = "runtime/test_precision.py::"
 TWO_OPTIMIZERS = PRECISION + "test_fp16_with_two_optimizers_under_accumulation_is_the_loop_by_hand"
 NORMS = PRECISION + "test_norms_are_those_of_a_loop_by_hand"
 NOT_FINITE = PRECISION + "test_an_update_whose_gradients_are_not_finite_is_left_out_and_counted"
+COMPLETENESS = "runtime/test_completeness.py::"
 CALLBACKS = "test_callbacks.py::"
 AVERAGE = CALLBACKS + "test_validations_and_tests_use_the_average_and_training_does_not_notice"
 DOCS = "test_docs.py::"
@@ -411,6 +412,55 @@ MUTATIONS = [
         "== _MAX_SKIPPED_IN_A_ROW:",
         "== -1:",
         PRECISION + "test_gradients_that_are_never_finite_end_the_run",
+    ),
+    # What no checkpoint would hold.
+    Mutation(
+        "runtime/completeness.py",
+        "if id(p) not in held and",
+        "if False and",
+        COMPLETENESS + "test_a_trained_tensor_that_no_checkpoint_holds_is_named_before_the_first_update",
+    ),
+    Mutation(
+        "runtime/completeness.py",
+        "names = module._buffers.keys() - module._non_persistent_buffers_set",
+        "names = module._buffers.keys()",
+        COMPLETENESS + "test_a_trained_tensor_that_no_checkpoint_holds_is_named_before_the_first_update",
+    ),
+    Mutation(
+        "runtime/completeness.py",
+        "addresses.add(value.data_ptr())",
+        "pass",
+        COMPLETENESS + "test_what_is_held_twice_or_by_its_own_state_is_no_error",
+    ),
+    Mutation(
+        "runtime/completeness.py",
+        "pending.extend((path, item, True) for item in value)",
+        "pass",
+        COMPLETENESS + "test_a_part_where_checkpoints_do_not_look_is_named_before_the_first_update",
+    ),
+    Mutation(
+        "runtime/completeness.py",
+        "if known.setdefault(name, part) is not part:",
+        "if False:",
+        COMPLETENESS + "test_two_parts_of_one_name_are_an_error",
+    ),
+    Mutation(
+        "engine/training.py",
+        "self.session.check_checkpoint_holds_all()",
+        "pass",
+        COMPLETENESS + "test_a_group_that_a_hook_adds_is_checked_before_its_first_update",
+    ),
+    Mutation(
+        "engine/checkpointing.py",
+        "session.check_checkpoint_holds_all()",
+        "pass",
+        COMPLETENESS + "test_a_group_that_a_step_adds_is_found_at_the_next_save",
+    ),
+    Mutation(
+        "runtime/stateful.py",
+        " and not holds_only_atoms(value)",
+        "",
+        COMPLETENESS + "test_a_list_of_many_pairs_costs_less_than_a_step_of_python_for_each",
     ),
     # Callbacks.
     Mutation(

@@ -91,6 +91,7 @@ class Checkpointer:
         if session.checkpoints is None:
             return
         with self._log.paused():
+            session.check_checkpoint_holds_all()
             self._log.compute()  # Raises if a logged value is not finite: such a state is not saved.
             self._clock.tick()
             content = self._content()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from helios_lite.data import DataModule
 from helios_lite.engine.checkpoint_folder import CheckpointFolder
@@ -16,6 +17,7 @@ from helios_lite.engine.progress import Bars
 from helios_lite.model import Model
 from helios_lite.options import Options
 from helios_lite.runtime import rng
+from helios_lite.runtime.completeness import check_hidden_parts, check_names, check_trained
 from helios_lite.runtime.context import RunContext
 from helios_lite.runtime.devices import backend_flags, choose_accelerator, choose_device
 from helios_lite.runtime.distributed import join_world
@@ -93,11 +95,29 @@ class Session:
                 net.to(self.device)
         else:
             model.setup(fast_init=fast_init)
-            self.context.parallel.check_wrapped(list(stateful_parts(model)))
+            parts = self.check_checkpoint_holds_all()
+            if type(model).state_dict is Model.state_dict:
+                check_hidden_parts(model, parts)
+            self.context.parallel.check_wrapped(parts)
         self.context.mark_set_up()
         self.hooks.set_up_callbacks(fast_init)
         if not self.world.is_main:  # From here on dropout differs among the ranks.
             rng.seed_all(rng.derive_seed(options.seed, self.world.rank))
+
+    def check_checkpoint_holds_all(self) -> list[tuple[str, Any]]:
+        """Return the stateful parts of the model, after checking that a checkpoint of them holds all that is trained.
+
+        Called after `Model.setup`, at the start of every epoch and at every save, since hooks may add parameters. A
+        model that overrides `state_dict` is not checked: it decides itself what checkpoints hold.
+
+        Raises:
+            ValueError: an optimizer trains a tensor that no checkpoint would hold, or two parts have the same name.
+        """
+        if type(self.model).state_dict is not Model.state_dict:
+            return list(stateful_parts(self.model))
+        parts = check_names(self.model)
+        check_trained(self.model, parts)
+        return parts
 
     def loaders(self, phase: str) -> dict[str, Loader]:
         """Return the loaders of the "valid" or "test" split, by the prefix of their metrics; none without a split."""

@@ -2,23 +2,54 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
+from collections import UserDict, deque
 from collections.abc import Iterator
-from types import NoneType
+from types import MappingProxyType, NoneType, SimpleNamespace
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-_STATELESS_TYPES = (type, str, int, float, NoneType)
+_ATOMS = frozenset(
+    {type, bool, int, float, complex, str, bytes, NoneType, Tensor, nn.Parameter, torch.device, torch.dtype}
+)
+_BUILTIN_CONTAINERS = frozenset({list, tuple, dict, set, frozenset, deque})
+_SCANNED_LEVELS, _MAX_SCANNED_ITEMS = 3, 10_000_000
 
 
 def stateful_parts(owner: object) -> Iterator[tuple[str, Any]]:
     """Yield every attribute that has `state_dict` and `load_state_dict`, by name, in the order of assignment.
 
-    In lists, tuples and dicts the names are "name.0" and "name.key".
+    In lists, tuples, deques and dicts the names are "name.0" and "name.key"; in a SimpleNamespace and in dataclasses
+    "name.attribute". Other objects and sets are not entered. A part that is held twice has two names. Containers may
+    be nested to any depth, and may contain themselves.
     """
-    for name, value in vars(owner).items():
-        yield from _parts(name, value)
+    stack: list[tuple[object, Iterator[tuple[str, Any]], int]] = [(owner, iter(vars(owner).items()), 0)]
+    prefixes, entered, without_parts = [""], {id(owner)}, set[int]()
+    num_parts = 0
+    while stack:
+        container, items, num_before = stack[-1]
+        name, value = next(items, (None, None))
+        if name is None:
+            stack.pop()
+            prefixes.pop()
+            entered.remove(id(container))
+            if num_parts == num_before:
+                without_parts.add(id(container))
+        elif type(value) in _ATOMS:  # The most frequent case; a vocabulary may have millions of strings.
+            continue
+        elif is_stateful(value):
+            num_parts += 1
+            yield prefixes[-1] + name, value
+        elif id(value) not in entered and id(value) not in without_parts:
+            children = named_items(value)
+            if children is not None and not holds_only_atoms(value):
+                stack.append((value, children, num_parts))
+                prefixes.append(f"{prefixes[-1]}{name}.")
+                entered.add(id(value))
 
 
 def networks(owner: object) -> list[nn.Module]:
@@ -31,14 +62,46 @@ def optimizers(owner: object) -> dict[str, Optimizer]:
     return {name: part for name, part in stateful_parts(owner) if isinstance(part, Optimizer)}
 
 
-def _parts(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, _STATELESS_TYPES):  # The most frequent case; a vocabulary may have millions of strings.
-        return
-    if callable(getattr(value, "state_dict", None)) and callable(getattr(value, "load_state_dict", None)):
-        yield name, value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _parts(f"{name}.{key}", item)
-    elif isinstance(value, list | tuple):
-        for i, item in enumerate(value):
-            yield from _parts(f"{name}.{i}", item)
+def is_stateful(value: Any) -> bool:
+    """Return whether an object (not a class) has `state_dict` and `load_state_dict`."""
+    if isinstance(value, type):
+        return False
+    return callable(getattr(value, "state_dict", None)) and callable(getattr(value, "load_state_dict", None))
+
+
+def named_items(value: Any) -> Iterator[tuple[str, Any]] | None:
+    """Return the items of a container by name; None for what is not entered.
+
+    Mappings of other types are not entered, because reading a value may load it from a file.
+    """
+    if isinstance(value, dict | UserDict | MappingProxyType):
+        return ((str(key), item) for key, item in value.items())
+    if isinstance(value, list | tuple | deque):
+        return ((str(i), item) for i, item in enumerate(value))
+    if isinstance(value, SimpleNamespace):
+        return iter(vars(value).items())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if hasattr(value, "__dict__"):
+            return iter(vars(value).items())
+        names = [field.name for field in dataclasses.fields(value)]
+        return ((name, getattr(value, name)) for name in names if hasattr(value, name))
+    return None
+
+
+def holds_only_atoms(container: Any) -> bool:
+    """Return whether it is certain that a container of a builtin type holds only numbers, strings, tensors and such.
+
+    A few levels are read without a step of Python for each item, since data may have millions of small tuples.
+    """
+    level = [container] if type(container) in _BUILTIN_CONTAINERS else []
+    for _ in range(_SCANNED_LEVELS):
+        items = gc.get_referents(*level)
+        types = set(map(type, items))
+        if types <= _ATOMS:
+            return bool(level)
+        if not types <= _ATOMS | _BUILTIN_CONTAINERS:
+            return False
+        level = items if types <= _BUILTIN_CONTAINERS else [item for item in items if type(item) in _BUILTIN_CONTAINERS]
+        if sum(map(len, level)) > _MAX_SCANNED_ITEMS:  # Many lists may share one.
+            return False
+    return False

@@ -1,0 +1,145 @@
+"""Checks that a checkpoint holds what is trained: parameters, optimizers and schedulers."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from helios_lite.runtime.stateful import holds_only_atoms, is_stateful, named_items, stateful_parts
+
+_NOT_SEARCHED = (type, ModuleType, FunctionType, MethodType, BuiltinFunctionType)
+_WHERE = "hold it in an attribute of the model, or in a list, tuple, deque, dict, SimpleNamespace or dataclass there"
+
+
+def check_names(owner: object) -> list[tuple[str, Any]]:
+    """Return the stateful parts of an object by name.
+
+    Raises:
+        ValueError: two of them have the same name; one would replace the other in a checkpoint.
+    """
+    parts = list(stateful_parts(owner))
+    known: dict[str, Any] = {}
+    for name, part in parts:
+        if known.setdefault(name, part) is not part:
+            raise ValueError(f"{name}: is the name of two attributes or keys, of which a checkpoint can hold only one")
+    return parts
+
+
+def check_hidden_parts(owner: object, parts: Sequence[tuple[str, Any]]) -> None:
+    """Check that optimizers and schedulers are where checkpoints look for them, and that no set holds the only
+    reference to something with a state.
+
+    Args:
+        owner: its attributes are searched, also in sets and in objects that checkpoints do not enter.
+        parts: its stateful parts by name.
+
+    Raises:
+        ValueError: a checkpoint would not hold a part; the message has its path.
+    """
+    held = {id(part) for _, part in parts}
+    held |= {id(module) for _, net in parts if isinstance(net, nn.Module) for module in net.modules()}
+    for path, value, is_in_set in _search(owner, enters_parts=False):
+        if id(value) in held:
+            continue
+        if is_in_set and is_stateful(value):
+            raise ValueError(
+                f"{path}: is a {type(value).__name__} in a set, which no checkpoint holds, because the order of a set "
+                f"differs between runs; use a list or a dict"
+            )
+        if isinstance(value, Optimizer | LRScheduler):
+            raise ValueError(f"{path}: is a {type(value).__name__} that no checkpoint holds; {_WHERE}")
+
+
+def check_trained(owner: object, parts: Sequence[tuple[str, Any]]) -> None:
+    """Check that checkpoints hold all tensors that the optimizers train.
+
+    Args:
+        owner: where the path of a tensor is looked for.
+        parts: its stateful parts by name.
+
+    Raises:
+        ValueError: an optimizer trains a tensor that no part holds. The message has its path, if it can be found, and
+            the optimizer, the parameter group and the shape.
+    """
+    held = {id(p) for _, part in parts if isinstance(part, nn.Module) for p in part.parameters()}
+    missing = [
+        (name, i, p)
+        for name, optimizer in parts
+        if isinstance(optimizer, Optimizer)
+        for i, group in enumerate(optimizer.param_groups)
+        for p in group["params"]
+        if id(p) not in held and (p.requires_grad or p.grad is not None)
+    ]
+    if not missing:
+        return
+    others = _is_held_otherwise(parts)
+    for name, i, p in missing:
+        if not others(p):
+            paths = (path for path, value, _ in _search(owner, enters_parts=True) if value is p)
+            raise ValueError(
+                f"{next(paths, 'a tensor')}: is trained (optimizer {name}, group {i}, shape {tuple(p.shape)}), but no "
+                f"checkpoint holds it; make it a parameter of a network, make the optimizer after parallelize, and "
+                f"for the network: {_WHERE}"
+            )
+
+
+def _is_held_otherwise(parts: Sequence[tuple[str, Any]]) -> Callable[[Tensor], bool]:
+    """Return a function that finds tensors in the buffers of networks and the states of objects of other classes."""
+    identities, addresses = set[int](), set[int]()
+    for _, part in parts:
+        if isinstance(part, nn.Module):
+            for module in part.modules():
+                names = module._buffers.keys() - module._non_persistent_buffers_set
+                identities |= {id(module._buffers[name]) for name in names}
+        elif not isinstance(part, Optimizer | LRScheduler):
+            pending = deque([part.state_dict()])
+            while pending:
+                value = pending.popleft()
+                if isinstance(value, Tensor):
+                    addresses.add(value.data_ptr())
+                elif (items := named_items(value)) is not None:
+                    pending.extend(item for _, item in items)
+    return lambda tensor: id(tensor) in identities or (tensor.numel() > 0 and tensor.data_ptr() in addresses)
+
+
+def _search(owner: object, *, enters_parts: bool) -> Iterator[tuple[str, Any, bool]]:
+    """Yield everything that the attributes of an object lead to: its path, itself, and whether a set holds it.
+
+    Every object is looked at once, those near the owner first. What belongs to the trainer is left out.
+
+    Args:
+        owner: the object.
+        enters_parts: whether to search the attributes of objects that have a state.
+    """
+    seen = {id(owner)}
+    pending: deque[tuple[str, Any, bool]] = deque((name, value, False) for name, value in vars(owner).items())
+    while pending:
+        path, value, is_in_set = pending.popleft()
+        if id(value) in seen or isinstance(value, _NOT_SEARCHED):
+            continue
+        seen.add(id(value))
+        yield path, value, is_in_set
+        if isinstance(value, Tensor | Optimizer | LRScheduler) or _is_of_the_trainer(value):
+            continue
+        if is_stateful(value) and not enters_parts:
+            continue
+        if not enters_parts and holds_only_atoms(value):
+            continue
+        if isinstance(value, set | frozenset):
+            pending.extend((path, item, True) for item in value)
+        elif (items := named_items(value)) is not None:
+            pending.extend((f"{path}.{name}", item, False) for name, item in items)
+        elif isinstance(attributes := getattr(value, "__dict__", None), dict):
+            if isinstance(value, nn.Module):  # Its parameters have the names that its state dict gives them.
+                attributes = {**attributes, **value._parameters, **value._buffers, **value._modules}
+            pending.extend((f"{path}.{name}", item, False) for name, item in attributes.items())
+
+
+def _is_of_the_trainer(value: Any) -> bool:
+    return any(base.__module__.partition(".")[0] == __name__.partition(".")[0] for base in type(value).__mro__)
