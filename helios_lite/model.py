@@ -307,7 +307,7 @@ class Model(Hooks, abc.ABC):
             clip_norm: largest 2-norm of the gradients; the trainer's `clip_norm` if None.
 
         Returns:
-            Whether the parameters changed.
+            Whether the parameters changed. Without any gradient they do not, and the scheduler is not called.
         """
         return self._context.precision.step(optimizer, scheduler, clip_norm)
 

@@ -413,6 +413,18 @@ MUTATIONS = [
         "== -1:",
         PRECISION + "test_gradients_that_are_never_finite_end_the_run",
     ),
+    Mutation(
+        "runtime/precision.py",
+        "if not _has_gradients(optimizer):",
+        "if False:",
+        PRECISION + "test_a_step_without_a_gradient_changes_nothing_and_returns_false",
+    ),
+    Mutation(
+        "runtime/precision.py",
+        "before != [p._version for p in parameters]",
+        "False",
+        PRECISION + "test_an_optimizer_that_needs_no_gradients_steps",
+    ),
     # What no checkpoint would hold.
     Mutation(
         "runtime/completeness.py",

@@ -101,7 +101,11 @@ class Precision:
             return False
         limit = self._clip_norm if clip_norm is None else clip_norm
         total = self._totals.pop(id(optimizer), None)
-        if limit is None and total is None and self._report_gradients is None and self.scaler is None:
+        if not _has_gradients(optimizer):
+            if not _step_without_gradients(optimizer):
+                return False
+            self._has_stepped = True
+        elif limit is None and total is None and self._report_gradients is None and self.scaler is None:
             optimizer.step()
         elif not self._clip_and_step(optimizer, limit, total):
             optimizer.zero_grad(set_to_none=True)
@@ -143,8 +147,7 @@ class Precision:
     def _clip_and_step(self, optimizer: Optimizer, limit: float | None, total: Tensor | float | None) -> bool:
         """Unscale, divide by the weight, report, clip, step, in this order; return whether parameters changed."""
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        scaler = self.scaler if parameters else None
-        if scaler is not None and not self._unscale(scaler, optimizer):
+        if self.scaler is not None and not self._unscale(self.scaler, optimizer):
             self._has_skipped = True
             return False
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -183,3 +186,24 @@ class Precision:
         weight = torch.as_tensor(total, dtype=torch.float32, device=self._device).clone()
         dist.all_reduce(weight)
         return weight / self._world.size
+
+
+def _has_gradients(optimizer: Optimizer) -> bool:
+    """Return whether any parameter has a gradient. DDP and FSDP2 make all ranks agree."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                return True
+    return False
+
+
+def _step_without_gradients(optimizer: Optimizer) -> bool:
+    """Let an optimizer step, and return whether it has changed a parameter.
+
+    Those of PyTorch do nothing without gradients. Others may compute an update of their own, or take the gradients
+    from copies of the parameters.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    before = [p._version for p in parameters]
+    optimizer.step()
+    return _has_gradients(optimizer) or before != [p._version for p in parameters]

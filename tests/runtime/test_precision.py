@@ -305,3 +305,59 @@ def test_the_curve_of_learning_rates_over_updates_is_the_same_for_every_accumula
         curves.append(model.rates)
     assert len(curves[0]) == 9
     assert all(a == b for a, b in itertools.pairwise(curves))
+
+
+# Without a gradient, and a loss that is not finite.
+
+
+class Idle(Regression):
+    """Its step has no `backward` in odd batches."""
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        if state.batch % 2 == 0:
+            self.backward(self.net(batch[0]).mean(), weight=len(batch[0]))
+        self.updated.append(self.optimizer_step(self.optimizer, self.scheduler))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("clip_norm", [None, 0.1])
+def test_a_step_without_a_gradient_changes_nothing_and_returns_false(clip_norm: float | None, precision: str) -> None:
+    model = Idle()
+    quiet(max_epochs=1, clip_norm=clip_norm, precision=precision).fit(model, split())
+    done = model.updated.count(True)
+    assert model.updated[1::2] == [False, False]
+    assert done == 3 or precision == "fp16"
+    assert model.scheduler.last_epoch == done
+    assert len(model.optimizer.state) == (4 if done else 0)
+
+
+def test_a_step_after_a_backward_of_the_models_own_returns_true() -> None:
+    class Own(Regression):
+        def train_step(self, batch: Any, state: Any) -> None:
+            self.net(batch[0]).mean().backward()
+            self.updated.append(self.optimizer_step(self.optimizer, self.scheduler))
+
+    model = Own()
+    quiet(max_epochs=1).fit(model, split())
+    assert model.updated == [True] * 5
+
+
+def test_an_optimizer_that_needs_no_gradients_steps() -> None:
+    class Walk(torch.optim.Optimizer):
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:  # type: ignore[override]
+            for p in self.param_groups[0]["params"]:
+                p.add_(1.0)
+
+    class Walking(Regression):
+        def setup(self, fast_init: bool = False) -> None:
+            super().setup(fast_init)
+            self.optimizer = Walk(self.net.parameters(), {"lr": 1.0})  # type: ignore[assignment]
+
+        def train_step(self, batch: Any, state: Any) -> None:
+            self.updated.append(self.optimizer_step(self.optimizer))
+
+    model = Walking()
+    quiet(max_epochs=1).fit(model, split())
+    assert model.updated == [True] * 5
+    assert torch.equal(model.net[0].bias, make(1, 3, 8, 1)[0].bias + 1 + 1 + 1 + 1 + 1)
