@@ -415,8 +415,8 @@ MUTATIONS = [
     ),
     Mutation(
         "runtime/precision.py",
-        "if not _has_gradients(optimizer):",
-        "if False:",
+        " and not _has_gradients(optimizer):",
+        " and False:",
         PRECISION + "test_a_step_without_a_gradient_changes_nothing_and_returns_false",
     ),
     Mutation(
@@ -424,6 +424,18 @@ MUTATIONS = [
         "before != [p._version for p in parameters]",
         "False",
         PRECISION + "test_an_optimizer_that_needs_no_gradients_steps",
+    ),
+    Mutation(
+        "runtime/precision.py",
+        "self.last_loss = loss.detach()",
+        "pass",
+        PRECISION + "test_a_loss_that_is_not_finite_ends_the_run_even_if_it_is_not_logged",
+    ),
+    Mutation(
+        "runtime/precision.py",
+        "        if skipped:\n            self.last_loss = None\n",
+        "",
+        PRECISION + "test_the_loss_of_an_update_that_fp16_skips_is_not_judged",
     ),
     # What no checkpoint would hold.
     Mutation(

@@ -88,12 +88,17 @@ class TrainingLog:
         """Return the training metrics since the last row. Call on every rank.
 
         Raises:
-            FloatingPointError: a value was not finite (`check_finite`); the message has its name and step.
+            FloatingPointError: a value, or the loss passed to `backward` last, was not finite (`check_finite`); the
+                message has its name and step.
         """
-        summary = self._session.metrics.compute(self._session.world)
-        if self._session.options.check_finite and summary.first_not_finite is not None:
+        session = self._session
+        checks = session.options.check_finite
+        summary = session.metrics.compute(session.world, loss=session.context.precision.last_loss if checks else None)
+        if checks and summary.first_not_finite is not None:
             name, step = summary.first_not_finite
             raise FloatingPointError(f"{name} is not finite at step {step}")
+        if not summary.loss_is_finite:
+            raise FloatingPointError(f"the loss passed to backward is not finite at step {self._state.step}")
         return summary.values
 
     def write_row(self) -> None:

@@ -50,10 +50,13 @@ _RESULT: dict[str, Callable[[Totals], float]] = {
 
 
 class Summary(NamedTuple):
-    """Reduced metrics by full name, and the name and step of the first value that was NaN or infinite, if any."""
+    """Reduced metrics by full name, the name and step of the first value that was NaN or infinite, if any, and whether
+    the loss that was given besides is finite on all ranks.
+    """
 
     values: dict[str, float]
     first_not_finite: tuple[str, int] | None
+    loss_is_finite: bool
 
 
 class MetricAccumulator:
@@ -101,7 +104,13 @@ class MetricAccumulator:
             if len(self._pending) == _MAX_PENDING:
                 self._read_pending()
 
-    def compute(self, world: World = World(), *, is_idle: bool = False) -> Summary:  # noqa: B008 (frozen)
+    def compute(
+        self,
+        world: World = World(),  # noqa: B008 (frozen)
+        *,
+        is_idle: bool = False,
+        loss: Tensor | None = None,
+    ) -> Summary:
         """Return the value of every metric over all ranks, without changing it. Call on every rank.
 
         Reads from the device once, and communicates once. Ranks must have logged the same names. Those that a
@@ -111,28 +120,30 @@ class MetricAccumulator:
         Args:
             world: the ranks.
             is_idle: whether this rank had no batch, so that names logged by others may be missing here.
+            loss: a tensor of one element that is read together with the metrics, but is none of them.
 
         Raises:
             ValueError: ranks that had batches logged different names; raised on every rank.
         """
-        self._read_pending()
+        loss_is_finite = self._read_pending(loss)
         rows = {
             name: (running.reduce, running.totals(), running.is_restored) for name, running in self._running.items()
         }
-        gathered = world.gather((is_idle, rows))
-        known = {name for _, other in gathered for name, (*_, is_restored) in other.items() if not is_restored}
-        for rank, (was_idle, other) in enumerate(gathered):
+        gathered = world.gather((is_idle, rows, loss_is_finite))
+        known = {name for _, other, _ in gathered for name, (*_, is_restored) in other.items() if not is_restored}
+        for rank, (was_idle, other, _) in enumerate(gathered):
             if not was_idle and (missing := sorted(known - other.keys())):
                 raise ValueError(f"metrics differ among the ranks: rank {rank} did not log {missing}")
         merged: dict[str, tuple[str, Totals]] = {}
-        for _, other in gathered:
+        for _, other, _ in gathered:
             for name, (reduce, totals, _) in other.items():
                 earlier = merged.get(name)
                 merged[name] = (reduce, totals if earlier is None else _merge(earlier[1], totals))
         values = {name: _RESULT[reduce](totals) for name, (reduce, totals) in merged.items()}
         steps = {name: totals.first_not_finite for name, (_, totals) in merged.items()}
         bad = {name: int(step) for name, step in steps.items() if step != _NEVER}
-        return Summary(values, min(bad.items(), key=lambda item: item[1]) if bad else None)
+        first_not_finite = min(bad.items(), key=lambda item: item[1]) if bad else None
+        return Summary(values, first_not_finite, all(is_finite for _, _, is_finite in gathered))
 
     def reset(self) -> None:
         """Forget all values and names."""
@@ -165,16 +176,17 @@ class MetricAccumulator:
         # A copy: the user's tensor may change in place (or be the output of a CUDA graph) before it is read.
         return tensor.detach().to(self.device, self._dtype, copy=True).reshape(())
 
-    def _read_pending(self) -> None:
-        """Read the values that are still on the device, with one synchronization."""
-        if not self._pending:
-            return
+    def _read_pending(self, loss: Tensor | None = None) -> bool:
+        """Read the values that are still on the device, with one synchronization; return whether the loss is finite."""
         tensors = [number for entry in self._pending for number in entry[1:3] if isinstance(number, Tensor)]
+        number = 0.0 if loss is None else self._number("loss", loss)
+        tensors += [number] if isinstance(number, Tensor) else []
         numbers = iter(torch.stack(tensors).tolist() if tensors else ())
         for running, value, weight, step in self._pending:
             value, weight = (next(numbers) if isinstance(x, Tensor) else x for x in (value, weight))
             running.update(value, weight, step)
         self._pending.clear()
+        return math.isfinite(next(numbers) if isinstance(number, Tensor) else number)
 
 
 class _RunningStats:

@@ -34,6 +34,7 @@ class Precision:
 
     Attributes:
         scaler: scales the losses of fp16, so that small gradients do not underflow; None for other formats.
+        last_loss: the loss that `backward` got last, without its graph; None after an update that fp16 has skipped.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Precision:
         self._device = device
         self._clip_norm = clip_norm
         self.scaler = torch.amp.GradScaler(device.type) if name == "fp16" else None
+        self.last_loss: Tensor | None = None
         self._loss_weight = 1.0
         self._is_first_micro_batch = self._is_last_micro_batch = True
         self._report_gradients: GradientReport | None = None
@@ -85,6 +87,7 @@ class Precision:
                 raise RuntimeError("backward(weight=...): the optimizer_step of the previous one is missing")
             self._counted.clear()
         self._weight = weight
+        self.last_loss = loss.detach()
         # In a window of one batch the weight would be multiplied and divided again.
         scale = self._loss_weight if weight is None else 1.0 if self._is_single_batch_window() else weight
         if isinstance(scale, Tensor) or scale != 1.0:
@@ -101,7 +104,8 @@ class Precision:
             return False
         limit = self._clip_norm if clip_norm is None else clip_norm
         total = self._totals.pop(id(optimizer), None)
-        if not _has_gradients(optimizer):
+        first = optimizer.param_groups[0]["params"]  # Nearly always enough to know, and cheaper than a call.
+        if (not first or first[0].grad is None) and not _has_gradients(optimizer):
             if not _step_without_gradients(optimizer):
                 return False
             self._has_stepped = True
@@ -130,6 +134,8 @@ class Precision:
         self._has_stepped = self._has_skipped = False
         if stepped or skipped:
             self.scaler.update()
+        if skipped:
+            self.last_loss = None
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped and not stepped else 0
         if self._skipped_in_a_row == _MAX_SKIPPED_IN_A_ROW:
             raise FloatingPointError(f"gradients were not finite in {_MAX_SKIPPED_IN_A_ROW} updates in a row")

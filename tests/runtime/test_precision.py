@@ -361,3 +361,43 @@ def test_an_optimizer_that_needs_no_gradients_steps() -> None:
     quiet(max_epochs=1).fit(model, split())
     assert model.updated == [True] * 5
     assert torch.equal(model.net[0].bias, make(1, 3, 8, 1)[0].bias + 1 + 1 + 1 + 1 + 1)
+
+
+class Silent(Regression):
+    """Logs nothing."""
+
+    def log(self, *arguments: Any, **options: Any) -> None:
+        pass
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        factor = math.nan if state.batch in self.bad else 1.0
+        self.backward(self.net(batch[0]).float().mean() * factor)
+        self.optimizer_step(self.optimizer)
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_a_loss_that_is_not_finite_ends_the_run_even_if_it_is_not_logged(
+    tmp_path: Path, accumulation_steps: int
+) -> None:
+    options: dict[str, Any] = {"log_every_steps": 2, "accumulation_steps": accumulation_steps, "root": tmp_path}
+    with pytest.raises(FloatingPointError, match=r"^the loss passed to backward is not finite at step 2$"):
+        quiet(max_epochs=2, **options).fit(Silent(bad=(1,)), split(4 // accumulation_steps))
+    assert not list(tmp_path.rglob("*.pth"))
+
+
+def test_a_loss_that_is_not_finite_is_not_saved_between_logging_steps(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"log_every_steps": 100, "save_every_steps": 1, "root": tmp_path}
+    with pytest.raises(FloatingPointError, match=r"^the loss passed to backward is not finite at step 3$"):
+        quiet(max_epochs=2, **options).fit(Silent(bad=(2,)), split())
+    assert [path.stem for path in tmp_path.rglob("*.pth")] == ["regression_epoch_0_iter_2"]
+
+
+def test_a_loss_is_not_looked_at_without_check_finite() -> None:
+    result = quiet(max_epochs=1, log_every_steps=1, check_finite=False).fit(Silent(bad=(1,)), split())
+    assert result.state.step == 5
+    assert not any("loss" in name for name in result.metrics)
+
+
+def test_the_loss_of_an_update_that_fp16_skips_is_not_judged() -> None:
+    result = quiet(max_epochs=1, log_every_steps=1, precision="fp16").fit(Silent(bad=(4,)), split())
+    assert result.state.skipped_steps > 0
