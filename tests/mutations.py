@@ -47,6 +47,8 @@ class Mutation:
 RESUME = "engine/test_resume.py::"
 ANY_CUT = RESUME + "test_a_run_cut_after_any_update_ends_like_one_that_was_not"
 WORKERS = RESUME + "test_the_number_of_workers_may_change_at_a_resume"
+LOADERS = "engine/test_loaders.py::"
+FEWER = LOADERS + "test_an_epoch_that_gives_fewer_batches_than_its_plan_is_an_error_that_says_how_many"
 TRAINING = "engine/test_training.py::"
 INERT = TRAINING + "test_validation_does_not_change_one_bit_of_the_training"
 INTERRUPTS = "engine/test_interrupts.py::"
@@ -103,6 +105,9 @@ MUTATIONS = [
     ),
     Mutation("runtime/sample_seeding.py", "rng.seed_cpu(rng.derive_seed(seed, int(index)))", "pass", WORKERS),
     Mutation("runtime/rng.py", 'sys.modules["numpy"].random.seed(seed & 0xFFFFFFFF)', "pass", WORKERS),
+    # How many batches an epoch has.
+    Mutation("engine/loaders.py", "if i + 1 < length:", "if False:", FEWER),
+    Mutation("engine/loaders.py", "if given < length:", "if False:", FEWER),
     # Validation.
     Mutation(
         "engine/schedule.py",

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import logging
 import os
+import sys
 from collections.abc import Iterator
 
 import torch
@@ -60,6 +61,7 @@ class Evaluator:
         name, run_step = ("on_testing", model.test_step) if phase == "test" else ("on_validation", model.valid_step)
         has_batch_hooks = session.hooks.is_overridden(f"{name}_batch_start", f"{name}_batch_end")
         step = 0
+        limit = None if limit is None else min(limit, sys.maxsize)
         for prefix, loader in loaders.items():
             batches, length = loader.epoch(0)
             bars.start(prefix, length)

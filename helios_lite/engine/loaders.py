@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -13,12 +14,16 @@ from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
+    DistributedSampler,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
     Subset,
+    SubsetRandomSampler,
     TensorDataset,
+    WeightedRandomSampler,
 )
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from helios_lite.data import Split
 from helios_lite.runtime import rng, sample_order, sample_seeding
@@ -27,6 +32,14 @@ from helios_lite.runtime.distributed import World
 from helios_lite.runtime.transfer import batch_size
 
 logger = logging.getLogger("helios_lite")
+
+_SIZED_SAMPLERS = (
+    RandomSampler,
+    SequentialSampler,
+    DistributedSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 
 class Batch(NamedTuple):
@@ -118,6 +131,13 @@ def _reads_all_samples(loader: Any) -> bool:
     return type(batches) in (BatchSampler, type(None)) and type(sampler) in (RandomSampler, SequentialSampler)
 
 
+def _has_exact_length(loader: Any) -> bool:
+    """Return whether this is a DataLoader of a map-style dataset whose samplers are PyTorch's own."""
+    if type(loader) is not DataLoader or isinstance(loader.dataset, IterableDataset):
+        return False
+    return type(loader.batch_sampler) in (BatchSampler, type(None)) and type(loader.sampler) in _SIZED_SAMPLERS
+
+
 class SplitLoader:
     """Batches of a map-style Split: the order is a function of (seed, epoch), the position a count of samples."""
 
@@ -157,7 +177,7 @@ class SplitLoader:
             raise ValueError(f"the {self._phase} split has no batch: of {self._length} samples {why}")
         self._generator.manual_seed(seed)
         self._sampler.set_epoch_order(order, seed)
-        return EpochBatches(self._batches(order, window), len(order))
+        return EpochBatches(self._batches(order, window, samples), len(order))
 
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: the run's counters hold the position."""
@@ -186,10 +206,12 @@ class SplitLoader:
         part = sample_order.contiguous_part(order, world)
         return sample_order.BatchPlan(part, start, split.batch_size, split.drop_last, World())
 
-    def _batches(self, order: sample_order.BatchOrder, window: int) -> Iterator[Batch]:
+    def _batches(self, order: sample_order.BatchOrder, window: int, start: int) -> Iterator[Batch]:
         length = len(order)
         total = 0
-        for i, data in enumerate(self._loader if self._tensors is None else self._tensors.batches(order)):
+        i = -1
+        iterator = iter(self._loader if self._tensors is None else self._tensors.batches(order))
+        for i, data in enumerate(iterator):
             size, samples = order.size(i), order.samples(i)
             if window == 1:
                 total = samples
@@ -198,6 +220,17 @@ class SplitLoader:
             is_last = i + 1 == length
             loss_weight = size * self._num_averaged / total
             yield _make_batch((data, size, samples, loss_weight, is_last or (i + 1) % window == 0, is_last))
+        if i + 1 < length:
+            raise _incomplete(self._phase, iterator, i + 1, length, f" from sample {start} on" if start > 0 else "")
+
+
+def _incomplete(phase: str, iterator: Iterator[Any], given: int, length: int, start: str) -> RuntimeError:
+    """Return the error of an iterator that ended early. Python takes a StopIteration for the end of any iterator."""
+    if isinstance(iterator, _MultiProcessingDataLoaderIter):
+        iterator._shutdown_workers()  # The StopIteration keeps it alive, in a cycle.
+    return RuntimeError(
+        f"the {phase} split gave {given} of {length} batches{start}: its dataset or collate_fn raised StopIteration"
+    )
 
 
 class IterableLoader:
@@ -233,7 +266,9 @@ class IterableLoader:
                 pass
         self._is_restored = False
         remaining = None if length is None else length - batches
-        return EpochBatches(self._batches(iterator, window, is_start=batches == 0), remaining)
+        if remaining is not None and _has_exact_length(self._iterable):
+            iterator = self._require_all(iterator, remaining, batches)
+        return EpochBatches(self._batches(iterator, min(window, sys.maxsize), is_start=batches == 0), remaining)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the loader's own state, if it has one."""
@@ -244,6 +279,14 @@ class IterableLoader:
         if "loader" in state_dict and hasattr(self._iterable, "load_state_dict"):
             self._iterable.load_state_dict(state_dict["loader"])
             self._is_restored = True
+
+    def _require_all(self, iterator: Iterator[Any], length: int, start: int) -> Iterator[Any]:
+        given = 0
+        for data in iterator:
+            given += 1
+            yield data
+        if given < length:
+            raise _incomplete(self._phase, iterator, given, length, f" from batch {start} on" if start > 0 else "")
 
     def _batches(self, iterator: Iterator[Any], window: int, is_start: bool) -> Iterator[Batch]:
         # `is_last` stays False: the length of a custom loader may be wrong, so the epoch ends where the iterator ends.
@@ -289,6 +332,19 @@ class _TensorGather:
             yield [tensor.index_select(0, index) for tensor in self._tensors]
 
 
+class _Collate:
+    """A collate function whose StopIteration is an error and not the end of an IterableDataset."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self._collate = collate
+
+    def __call__(self, samples: list[Any]) -> Any:
+        try:
+            return self._collate(samples)
+        except StopIteration as error:
+            raise RuntimeError("collate_fn raised StopIteration") from error
+
+
 def _identity(batch: Any) -> Any:
     return batch
 
@@ -304,7 +360,7 @@ def _stock_loader(split: Split) -> DataLoader[Any]:
         split.dataset,
         batch_size=split.batch_size,
         drop_last=split.drop_last,
-        collate_fn=split.collate_fn,
+        collate_fn=None if split.collate_fn is None else _Collate(split.collate_fn),
         generator=torch.Generator(),
         **_loader_options(split),
     )

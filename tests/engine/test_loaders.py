@@ -556,3 +556,60 @@ def test_a_loader_that_gives_all_ranks_the_same_is_an_error_and_one_that_shares_
 def test_what_is_no_data_is_an_error_that_names_the_split(source):
     with pytest.raises(TypeError, match=f"the valid split is a {type(source).__name__}"):
         make_loader(source, "valid", 0)
+
+
+class Ending(Indices):
+    """Raises StopIteration for an index, as `next` of an iterator that it keeps would do."""
+
+    def __getitem__(self, index):
+        if index == 9:
+            raise StopIteration
+        return int(index)
+
+
+def collate_and_end(samples):
+    if 9 in samples:
+        raise StopIteration
+    return torch.tensor(samples)
+
+
+@pytest.mark.parametrize(("num_workers", "phase"), [(0, "train"), (0, "valid"), (2, "train")])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **options: Split(Ending(20), 2, **options),
+        lambda **options: Split(Ending(20), 2, seed_samples=False, **options),
+        lambda **options: Split(Ending(20), batch_sampler=[[2 * i, 2 * i + 1] for i in range(10)], **options),
+        lambda **options: Split(Indices(20), 2, collate_fn=collate_and_end, **options),
+        lambda **options: DataLoader(Ending(20), 2, **options),
+        lambda **options: DataLoader(Indices(20), 2, collate_fn=collate_and_end, **options),
+    ],
+    ids=["split", "unseeded", "batch_sampler", "collate", "loader", "loader collate"],
+)
+def test_an_epoch_that_gives_fewer_batches_than_its_plan_is_an_error_that_says_how_many(make, phase, num_workers):
+    loader = make_loader(make(num_workers=num_workers), phase, 0)
+    with pytest.raises(RuntimeError, match=f"the {phase} split gave 4 of 10 batches: .* StopIteration"):
+        list(loader.epoch(0).batches)
+    with pytest.raises(RuntimeError, match=r"gave 1 of 7 batches from (sample 6|batch 3) on"):
+        list(loader.epoch(0, samples=6, batches=3).batches)
+
+
+def test_a_collate_fn_does_not_end_an_iterable_dataset():
+    with pytest.raises(RuntimeError, match="collate_fn raised StopIteration"):
+        epoch(Split(Stream(20), 2, collate_fn=collate_and_end))
+
+
+class Overstated(Stream):
+    def __len__(self):
+        return 2 * self.length
+
+
+class MoreThanItGives(list):
+    def __len__(self):
+        return 10
+
+
+def test_the_length_of_a_custom_loader_may_be_wrong():
+    assert order(Split(Overstated(6), 2)) == order(DataLoader(Overstated(6), 2)) == list(range(6))
+    assert order(DataLoader(Indices(6), 2, sampler=MoreThanItGives([3, 1]))) == [3, 1]
+    assert order(MoreThanItGives([torch.tensor([0]), torch.tensor([1])])) == [0, 1]
