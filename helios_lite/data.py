@@ -27,7 +27,8 @@ class Split:
         drop_last: drop the last batch of an epoch if it is not full.
         num_workers: number of DataLoader workers; the batches do not depend on it.
         collate_fn: makes a batch from a list of samples; PyTorch's `default_collate` if None.
-        sampler: any finite sampler of indices, iterated once per epoch. Its random numbers (from its `generator`, or
+        sampler: any finite sampler of indices, read once per epoch (at most a million of them, ten times the length
+            of the dataset, or what its `__len__` says). Its random numbers (from its `generator`, or
             from the global RNG states of torch, random and numpy) are seeded from (seed, epoch), and its `set_epoch`
             is called if it exists.
         batch_sampler: the same for a sampler of lists of indices, for batches of varying size.

@@ -50,6 +50,7 @@ WORKERS = RESUME + "test_the_number_of_workers_may_change_at_a_resume"
 LOADERS = "engine/test_loaders.py::"
 FEWER = LOADERS + "test_an_epoch_that_gives_fewer_batches_than_its_plan_is_an_error_that_says_how_many"
 TRAINING = "engine/test_training.py::"
+NO_LIMIT = TRAINING + "test_sanity_batches_and_accumulation_steps_may_exceed_all_that_there_is"
 INERT = TRAINING + "test_validation_does_not_change_one_bit_of_the_training"
 INTERRUPTS = "engine/test_interrupts.py::"
 AN_EXCEPTION = INTERRUPTS + "test_an_exception_ends_a_program_with_loading_processes_at_once"
@@ -108,6 +109,14 @@ MUTATIONS = [
     # How many batches an epoch has.
     Mutation("engine/loaders.py", "if i + 1 < length:", "if False:", FEWER),
     Mutation("engine/loaders.py", "if given < length:", "if False:", FEWER),
+    Mutation(
+        "runtime/sample_seeding.py",
+        "itertools.islice(sampler, limit + 1)",
+        "itertools.islice(sampler, limit)",
+        LOADERS + "test_a_sampler_without_an_end_is_an_error_that_says_how_many_were_drawn",
+    ),
+    Mutation("engine/evaluation.py", "min(limit, sys.maxsize)", "limit", NO_LIMIT),
+    Mutation("engine/loaders.py", "min(window, sys.maxsize)", "window", NO_LIMIT),
     # Validation.
     Mutation(
         "engine/schedule.py",

@@ -189,13 +189,13 @@ class SplitLoader:
     def _batch_order(self, epoch: int, seed: int, start: int) -> sample_order.BatchOrder:
         split, world = self.source, self._world
         if split.batch_sampler is not None:
-            batches = iter(sample_seeding.sample_all(split.batch_sampler, epoch, seed, self._is_training))
+            batches = iter(sample_seeding.sample_all(split.batch_sampler, epoch, seed, self._is_training, self._length))
             while start > 0:
                 start -= len(next(batches, range(start)))
             return sample_order.DealtBatches(list(batches), world, for_training=self._is_training)
         order: Sequence[int] | Tensor
         if split.sampler is not None:
-            order = sample_seeding.sample_all(split.sampler, epoch, seed, self._is_training)
+            order = sample_seeding.sample_all(split.sampler, epoch, seed, self._is_training, self._length)
         elif split.shuffle:
             order = sample_order.shuffled(self._length, seed)
         else:

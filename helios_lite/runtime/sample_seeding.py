@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -10,6 +12,8 @@ from torch.utils.data import Dataset, Subset, default_collate, get_worker_info
 
 from helios_lite.runtime import rng
 from helios_lite.runtime.sample_order import BatchOrder
+
+_MOST_ELEMENTS = 1_000_000  # That a sampler may yield in an epoch, whatever its dataset.
 
 
 class EpochBatchSampler:
@@ -83,12 +87,31 @@ def base_dataset(dataset: Dataset[Any]) -> Dataset[Any]:
     return dataset
 
 
-def sample_all(sampler: Iterable[Any], epoch: int, seed: int, for_training: bool) -> list[Any]:
-    """Return everything that a sampler yields in an epoch, with its random numbers seeded."""
+def sample_all(sampler: Iterable[Any], epoch: int, seed: int, for_training: bool, num_samples: int) -> list[Any]:
+    """Return everything that a sampler yields in an epoch, with its random numbers seeded.
+
+    Args:
+        sampler: a sampler of indices or of batches.
+        epoch: index of the epoch, from 0.
+        seed: the seed of the epoch.
+        for_training: whether to call `set_epoch`.
+        num_samples: the length of the dataset.
+
+    Raises:
+        ValueError: the sampler is probably infinite: it yields more than a million elements, more than ten times the
+            length of the dataset, and more than its own `__len__`.
+    """
+    limit = max(_MOST_ELEMENTS, 10 * num_samples, operator.length_hint(sampler))
     with rng.fork_rng(torch.device("cpu")):
         rng.seed_cpu(seed)
         set_epoch_and_seed(sampler, epoch, seed, for_training)
-        return list(sampler)
+        drawn = list(itertools.islice(sampler, limit + 1))
+    if len(drawn) > limit:
+        raise ValueError(
+            f"sampler {type(sampler).__name__}: must be finite, but yields more than {limit:,} elements in an epoch "
+            f"of a dataset with {num_samples:,} samples"
+        )
+    return drawn
 
 
 def set_epoch_and_seed(source: Any, epoch: int, seed: int, for_training: bool) -> None:

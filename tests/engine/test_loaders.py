@@ -613,3 +613,37 @@ def test_the_length_of_a_custom_loader_may_be_wrong():
     assert order(Split(Overstated(6), 2)) == order(DataLoader(Overstated(6), 2)) == list(range(6))
     assert order(DataLoader(Indices(6), 2, sampler=MoreThanItGives([3, 1]))) == [3, 1]
     assert order(MoreThanItGives([torch.tensor([0]), torch.tensor([1])])) == [0, 1]
+
+
+class Endless:
+    """A sampler that says the length of its dataset, and goes on."""
+
+    def __len__(self):
+        return 4
+
+    def __iter__(self):
+        return itertools.cycle(range(4))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        lambda: {"batch_size": 2, "sampler": Endless()},
+        lambda: {"batch_size": 2, "sampler": itertools.count()},
+        lambda: {"batch_sampler": BatchSampler(Endless(), 2, drop_last=False)},
+    ],
+    ids=["sampler", "iterator", "batch_sampler"],
+)
+def test_a_sampler_without_an_end_is_an_error_that_says_how_many_were_drawn(options):
+    with pytest.raises(ValueError, match=r"sampler (Endless|count|BatchSampler): .* finite, .* 1,000,000 .* 4 samples"):
+        make_loader(Split(Indices(4), **options()), "train", 0).epoch(0)
+
+
+def test_a_sampler_may_be_much_longer_than_its_dataset():
+    assert make_loader(Split(Indices(4), 10, sampler=range(1_000_010)), "train", 0).epoch(0).length == 100_001
+    assert make_loader(Split(Indices(4), 10, sampler=iter(range(1_000_000))), "train", 0).epoch(0).length == 100_000
+
+
+@pytest.mark.parametrize("source", [Split(Indices(5), 2), [torch.ones(2), torch.ones(2), torch.ones(1)]])
+def test_a_window_may_be_longer_than_any_epoch(source):
+    assert [batch.completes_update for batch in epoch(source, window=10**30)] == [False, False, True]
