@@ -37,7 +37,8 @@ class Split:
             index. Seeding takes 10 to 20 microseconds per sample; turn it off for fast datasets without random
             numbers. Random numbers used nevertheless are then not exact.
         pin_memory, timeout, worker_init_fn, multiprocessing_context, prefetch_factor, persistent_workers: as in
-            `torch.utils.data.DataLoader`.
+            `torch.utils.data.DataLoader`. Workers do not outlive an epoch if the dataset is an IterableDataset with
+            `set_epoch`: they learn the epoch from the copy of the dataset with which they start.
 
     Raises:
         ValueError, TypeError: an option has a wrong value, or two options exclude each other.

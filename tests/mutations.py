@@ -117,6 +117,12 @@ MUTATIONS = [
     ),
     Mutation("engine/evaluation.py", "min(limit, sys.maxsize)", "limit", NO_LIMIT),
     Mutation("engine/loaders.py", "min(window, sys.maxsize)", "window", NO_LIMIT),
+    Mutation(
+        "engine/loaders.py",
+        'options["persistent_workers"] = False',
+        "pass",
+        LOADERS + "test_an_iterable_dataset_knows_the_epoch_whatever_came_before",
+    ),
     # Validation.
     Mutation(
         "engine/schedule.py",

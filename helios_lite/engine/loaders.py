@@ -121,7 +121,18 @@ def make_loader(source: Any, phase: str, seed: int, world: World = World()) -> L
             f"the {phase} split is a DataLoader that gives all {world.size} ranks the same batches: "
             "use a Split, or a DistributedSampler"
         )
+    if phase == "train" and _keeps_epoch_from_workers(source):
+        logger.warning(
+            "the train split is a DataLoader with persistent_workers=True: its workers have copies of %s that do not "
+            "see set_epoch (unless it writes to shared memory), so a resume gives other samples; leave it out",
+            type(source.dataset).__name__,
+        )
     return IterableLoader(source, source, phase, seed, world)
+
+
+def _keeps_epoch_from_workers(loader: Any) -> bool:
+    """Return whether this is a DataLoader that hides `set_epoch` of its dataset from workers that outlive an epoch."""
+    return isinstance(loader, DataLoader) and loader.persistent_workers and sample_seeding.has_set_epoch(loader.dataset)
 
 
 def _reads_all_samples(loader: Any) -> bool:
@@ -356,11 +367,14 @@ def _loader_options(split: Split) -> dict[str, Any]:
 
 
 def _stock_loader(split: Split) -> DataLoader[Any]:
+    options = _loader_options(split)
+    if sample_seeding.has_set_epoch(split.dataset):
+        options["persistent_workers"] = False  # Workers get the epoch with their copy of the dataset.
     return DataLoader(
         split.dataset,
         batch_size=split.batch_size,
         drop_last=split.drop_last,
         collate_fn=None if split.collate_fn is None else _Collate(split.collate_fn),
         generator=torch.Generator(),
-        **_loader_options(split),
+        **options,
     )

@@ -119,15 +119,25 @@ def set_epoch_and_seed(source: Any, epoch: int, seed: int, for_training: bool) -
 
     An evaluation has no epoch, and its dataset may be the training's, so only generators are seeded then.
     """
+    for part in _parts(source, "sampler", "batch_sampler", *(["dataset"] if for_training else [])):
+        if for_training and callable(getattr(part, "set_epoch", None)):
+            part.set_epoch(epoch)
+        if isinstance(getattr(part, "generator", 0), torch.Generator | None):
+            part.generator = torch.Generator().manual_seed(seed)
+
+
+def has_set_epoch(dataset: Any) -> bool:
+    """Return whether a dataset, or one that it is made of, has a `set_epoch`."""
+    return any(callable(getattr(part, "set_epoch", None)) for part in _parts(dataset, "dataset"))
+
+
+def _parts(source: Any, *names: str) -> Iterator[Any]:
+    """Yield an object and the objects that it and they have as attributes of these names, each once."""
     pending, seen = [source], list[Any]()
     while pending:
         part = pending.pop()
         if part is None or any(part is other for other in seen):
             continue
         seen.append(part)
-        if for_training and callable(getattr(part, "set_epoch", None)):
-            part.set_epoch(epoch)
-        if isinstance(getattr(part, "generator", 0), torch.Generator | None):
-            part.generator = torch.Generator().manual_seed(seed)
-        names = ("sampler", "batch_sampler", "dataset") if for_training else ("sampler", "batch_sampler")
+        yield part
         pending += [getattr(part, name, None) for name in names]

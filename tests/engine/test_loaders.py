@@ -516,6 +516,51 @@ def test_an_object_that_keeps_its_position_is_restored_and_not_read_again():
     assert plain(second.epoch(1).batches) == [[0], [1], [2], [3], [4]]
 
 
+class Epochs(Stream):
+    """Its samples are the epoch that it knows of."""
+
+    epoch = -1
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        return (self.epoch for _ in super().__iter__())
+
+
+class Wrapped(IterableDataset):
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __iter__(self):
+        return iter(self.dataset)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_workers": 1}, {"num_workers": 1, "persistent_workers": True}], ids=str)
+@pytest.mark.parametrize("wrap", [lambda dataset: dataset, Wrapped], ids=["dataset", "wrapped"])
+def test_an_iterable_dataset_knows_the_epoch_whatever_came_before(wrap, options):
+    loader = make_loader(Split(wrap(Epochs(4)), 2, **options), "train", 0)
+    for n in (0, 1, 5):
+        assert flat(plain(loader.epoch(n).batches)) == [n] * 4
+
+
+def test_a_loader_whose_workers_do_not_see_the_epoch_is_a_warning_that_names_the_dataset(caplog):
+    def warnings(source, phase="train"):
+        caplog.clear()
+        make_loader(source, phase, 0)
+        return [record.getMessage() for record in caplog.records]
+
+    persistent = {"num_workers": 1, "persistent_workers": True}
+    for dataset in (Epochs(4), Wrapped(Epochs(4))):
+        (message,) = warnings(DataLoader(dataset, 2, **persistent))
+        assert "persistent_workers" in message
+        assert type(dataset).__name__ in message
+        assert warnings(DataLoader(dataset, 2, **persistent), "valid") == []
+        assert warnings(DataLoader(dataset, 2, num_workers=1)) == []
+    assert warnings(DataLoader(Stream(4), 2, **persistent)) == []
+    assert warnings(Split(Epochs(4), 2, **persistent)) == []
+
+
 # Errors.
 
 
