@@ -158,6 +158,13 @@ MUTATIONS = [
     Mutation(
         "config.py", "*_classes_in(annotation))", ")", "test_config.py::test_a_class_in_an_annotation_is_accepted"
     ),
+    # The state of a custom loader.
+    Mutation(
+        "engine/loaders.py",
+        "        if batches == 0:\n            self._load_state()",
+        "        self._load_state()",
+        "engine/test_loaders.py::test_the_generator_of_a_restored_object_is_not_seeded_again",
+    ),
     # Options.
     Mutation(
         "engine/schedule.py",

@@ -257,13 +257,18 @@ class IterableLoader:
         self._iterable = iterable
         self._phase = phase
         self._seed = seed
-        self._is_restored = False
+        self._state_to_load: Any = None
 
     def epoch(self, epoch: int, *, samples: int = 0, batches: int = 0, window: int = 1) -> EpochBatches:
         """Return the rest of an epoch: from the restored state, or after reading and dropping `batches`."""
+        # In the order of a run that was not stopped: a state within an epoch came after the seeds of that epoch.
+        is_restored = self._state_to_load is not None
+        if batches == 0:
+            self._load_state()
         sample_seeding.set_epoch_and_seed(
             self._iterable, epoch, rng.derive_seed(self._seed, epoch), self._phase == "train"
         )
+        self._load_state()
         try:
             length = len(self._iterable)
         except TypeError:  # Every DataLoader has a __len__, but its dataset may not.
@@ -271,11 +276,10 @@ class IterableLoader:
         if length == 0:
             raise ValueError(f"the {self._phase} split is empty")
         iterator = iter(self._iterable)
-        if batches > 0 and not self._is_restored:
+        if batches > 0 and not is_restored:
             logger.info("reading and dropping %d batches of the %s split to reach the position", batches, self._phase)
             for _ in itertools.islice(iterator, batches):
                 pass
-        self._is_restored = False
         remaining = None if length is None else length - batches
         if remaining is not None and _has_exact_length(self._iterable):
             iterator = self._require_all(iterator, remaining, batches)
@@ -283,13 +287,19 @@ class IterableLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the loader's own state, if it has one."""
+        if self._state_to_load is not None:
+            return {"loader": self._state_to_load}
         return {"loader": self._iterable.state_dict()} if hasattr(self._iterable, "state_dict") else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the loader's own state, if it was saved and can be restored."""
         if "loader" in state_dict and hasattr(self._iterable, "load_state_dict"):
-            self._iterable.load_state_dict(state_dict["loader"])
-            self._is_restored = True
+            self._state_to_load = state_dict["loader"]
+
+    def _load_state(self) -> None:
+        if self._state_to_load is not None:
+            self._iterable.load_state_dict(self._state_to_load)
+            self._state_to_load = None
 
     def _require_all(self, iterator: Iterator[Any], length: int, start: int) -> Iterator[Any]:
         given = 0

@@ -561,6 +561,34 @@ def test_a_loader_whose_workers_do_not_see_the_epoch_is_a_warning_that_names_the
     assert warnings(Split(Epochs(4), 2, **persistent)) == []
 
 
+class Drawing(Stateful):
+    """Draws a number for every batch from its generator, which belongs to its state."""
+
+    def __init__(self, length):
+        super().__init__(length)
+        self.generator = torch.Generator()
+
+    def __iter__(self):
+        return (batch + torch.rand((), generator=self.generator) for batch in super().__iter__())
+
+    def state_dict(self):
+        return {"position": self.position, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        self.generator.set_state(state_dict["generator"])
+
+
+def test_the_generator_of_a_restored_object_is_not_seeded_again():
+    first, second = (make_loader(Drawing(5), "train", 0) for _ in range(2))
+    whole = iter(first.epoch(0).batches)
+    list(itertools.islice(whole, 2))
+    second.load_state_dict(first.state_dict())
+    assert second.state_dict()["loader"]["position"] == 2  # Also before it is loaded.
+    assert plain(second.epoch(0, batches=2).batches) == plain(whole)
+    assert plain(second.epoch(1).batches) == plain(first.epoch(1).batches)
+
+
 # Errors.
 
 

@@ -7,9 +7,10 @@
 - attacked: what if a rank fails anywhere? Every method of a user's program, and every kind of trouble.
 - processes: how is a training started, watched and killed from outside?
 - damage: what may happen to the files of a run folder, and what must a run then do?
+- fuzzing: what does a random training, cut at random places, end with? Cases are functions of a seed and a number.
 - scenarios: how do several ranks run a function that stands above its test?
 
 Programs stand beside this folder, thin layers over it: longrun.py and launched.py train `resumable` and `troubled` in a
 process of their own; kill.py kills longrun.py again and again; fuzz_files.py damages run folders and resumes them;
-attack.py does all that `attacked` can; mutations.py breaks the package to see tests fail.
+fuzz.py cuts and resumes random trainings of `fuzzing`; attack.py does all that `attacked` can; mutations.py breaks the package to see tests fail.
 """
