@@ -33,13 +33,7 @@ from helios_lite.runtime.transfer import batch_size
 
 logger = logging.getLogger("helios_lite")
 
-_SIZED_SAMPLERS = (
-    RandomSampler,
-    SequentialSampler,
-    DistributedSampler,
-    SubsetRandomSampler,
-    WeightedRandomSampler,
-)
+_SIZED_SAMPLERS = (RandomSampler, SequentialSampler, DistributedSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
 class Batch(NamedTuple):
@@ -121,18 +115,18 @@ def make_loader(source: Any, phase: str, seed: int, world: World = World()) -> L
             f"the {phase} split is a DataLoader that gives all {world.size} ranks the same batches: "
             "use a Split, or a DistributedSampler"
         )
-    if phase == "train" and _keeps_epoch_from_workers(source):
-        logger.warning(
-            "the train split is a DataLoader with persistent_workers=True: its workers have copies of %s that do not "
-            "see set_epoch (unless it writes to shared memory), so a resume gives other samples; leave it out",
-            type(source.dataset).__name__,
-        )
+    if phase == "train" and isinstance(source, DataLoader) and source.persistent_workers:
+        _warn_of_hidden_epoch(source.dataset)
     return IterableLoader(source, source, phase, seed, world)
 
 
-def _keeps_epoch_from_workers(loader: Any) -> bool:
-    """Return whether this is a DataLoader that hides `set_epoch` of its dataset from workers that outlive an epoch."""
-    return isinstance(loader, DataLoader) and loader.persistent_workers and sample_seeding.has_set_epoch(loader.dataset)
+def _warn_of_hidden_epoch(dataset: Any) -> None:
+    if sample_seeding.has_set_epoch(dataset):
+        logger.warning(
+            "the train split is a DataLoader with persistent_workers=True: its workers have copies of %s that do not "
+            "see set_epoch (unless it writes to shared memory), so a resume gives other samples; leave it out",
+            type(dataset).__name__,
+        )
 
 
 def _reads_all_samples(loader: Any) -> bool:

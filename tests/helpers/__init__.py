@@ -12,5 +12,6 @@
 
 Programs stand beside this folder, thin layers over it: longrun.py and launched.py train `resumable` and `troubled` in a
 process of their own; kill.py kills longrun.py again and again; fuzz_files.py damages run folders and resumes them;
-fuzz.py cuts and resumes random trainings of `fuzzing`; attack.py does all that `attacked` can; mutations.py breaks the package to see tests fail.
+fuzz.py cuts and resumes random trainings of `fuzzing`; attack.py does all that `attacked` can; mutations.py breaks the
+package to see tests fail.
 """
