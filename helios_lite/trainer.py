@@ -16,8 +16,8 @@ from helios_lite.runtime.checkpoint_files import to_serializable
 from helios_lite.runtime.devices import choose_accelerator, choose_devices
 from helios_lite.runtime.distributed import is_launched
 from helios_lite.runtime.launch import launch
+from helios_lite.runtime.rank_process import WorkerInterrupted
 from helios_lite.runtime.signals import GracefulShutdown
-from helios_lite.runtime.worker import WorkerInterrupted
 from helios_lite.state import FitResult
 
 

@@ -110,7 +110,7 @@ MUTATIONS = [
     Mutation("engine/loaders.py", "if i + 1 < length:", "if False:", FEWER),
     Mutation("engine/loaders.py", "if given < length:", "if False:", FEWER),
     Mutation(
-        "runtime/sample_seeding.py",
+        "runtime/sample_order.py",
         "itertools.islice(sampler, limit + 1)",
         "itertools.islice(sampler, limit)",
         LOADERS + "test_a_sampler_without_an_end_is_an_error_that_says_how_many_were_drawn",
@@ -318,8 +318,8 @@ MUTATIONS = [
         CANNOT_BE_SENT,
     ),
     # Several processes: one of them fails.
-    Mutation("runtime/worker.py", "exit_now(1)", "raise", TROUBLE + "[leave-train_step-True-SystemExit-0]"),
-    Mutation("runtime/worker.py", "time.sleep(0.5)", "pass", TROUBLE),
+    Mutation("runtime/rank_process.py", "exit_now(1)", "raise", TROUBLE + "[leave-train_step-True-SystemExit-0]"),
+    Mutation("runtime/rank_process.py", "time.sleep(0.5)", "pass", TROUBLE),
     Mutation("runtime/launch.py", "if not error_file(folder, attempt, failure.rank).exists():", "if False:", TROUBLE),
     Mutation("runtime/rank_watch.py", "if not are_done or exit_status not in (0, None):", "if exit_status:", FAILURES),
     Mutation("runtime/rank_watch.py", 'if state == "T" else 0.0', 'if state == "x" else 0.0', FAILURES),
@@ -338,7 +338,7 @@ MUTATIONS = [
         "runtime/test_failures.py::test_a_job_that_is_suspended_as_by_ctrl_z_goes_on_afterwards",
     ),
     Mutation(
-        "runtime/watchdog.py",
+        "runtime/peer_watch.py",
         "while is_alive(parent) and not end.exists():",
         "while True:",
         LAUNCH + "test_processes_whose_parent_was_killed_end_by_themselves",

@@ -6,7 +6,7 @@ import functools
 import itertools
 import logging
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -194,17 +194,11 @@ class SplitLoader:
     def _batch_order(self, epoch: int, seed: int, start: int) -> sample_order.BatchOrder:
         split, world = self.source, self._world
         if split.batch_sampler is not None:
-            batches = iter(sample_seeding.sample_all(split.batch_sampler, epoch, seed, self._is_training, self._length))
+            batches = iter(sample_order.sample_all(split.batch_sampler, epoch, seed, self._is_training, self._length))
             while start > 0:
                 start -= len(next(batches, range(start)))
             return sample_order.DealtBatches(list(batches), world, for_training=self._is_training)
-        order: Sequence[int] | Tensor
-        if split.sampler is not None:
-            order = sample_seeding.sample_all(split.sampler, epoch, seed, self._is_training, self._length)
-        elif split.shuffle:
-            order = sample_order.shuffled(self._length, seed)
-        else:
-            order = range(self._length)
+        order = sample_order.epoch_order(self._length, split.shuffle, split.sampler, epoch, seed, self._is_training)
         assert split.batch_size is not None  # Split requires it without a batch_sampler.
         if self._is_training:
             return sample_order.BatchPlan(order, start, split.batch_size, split.drop_last, world)

@@ -17,8 +17,8 @@ from helios_lite.engine.stopping import StopCoordinator
 from helios_lite.engine.train_data import TrainData
 from helios_lite.engine.training_log import TrainingLog
 from helios_lite.runtime.checkpoint_files import to_serializable
+from helios_lite.runtime.peer_watch import watch_peers
 from helios_lite.runtime.signals import GracefulShutdown
-from helios_lite.runtime.watchdog import watch_peers
 from helios_lite.state import FitResult, TrainingState
 
 logger = logging.getLogger("helios_lite")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from helios_lite.runtime import signals
-from helios_lite.runtime.watchdog import is_alive
+from helios_lite.runtime.peer_watch import is_alive
 
 _SECONDS_TO_RECEIVE = 4.0
 """How long the parent may take to handle a signal: a Python handler waits for an operation in C++ to end. Shorter than

@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from helios_lite.runtime.rank_process import TASK_FILE, Interruption, WorkerError, end_file, error_file, run_worker
 from helios_lite.runtime.rank_watch import RankFailure, RankWatch
 from helios_lite.runtime.signals import GracefulShutdown
-from helios_lite.runtime.worker import TASK_FILE, Interruption, WorkerError, end_file, error_file, run_worker
 
 Result = TypeVar("Result")
 logger = logging.getLogger("helios_lite")

@@ -9,8 +9,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-from helios_lite.runtime.watchdog import process_state
-from helios_lite.runtime.worker import error_file, read_statuses
+from helios_lite.runtime.peer_watch import process_state
+from helios_lite.runtime.rank_process import error_file, read_statuses
 
 MAX_SECONDS_STOPPED = 5.0
 

@@ -2,18 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from helios_lite.runtime import rng, sample_seeding
 from helios_lite.runtime.distributed import World
 
+_MOST_ELEMENTS = 1_000_000  # That a sampler may yield in an epoch, whatever its dataset.
 
-def shuffled(length: int, seed: int) -> Tensor:
-    """Return a permutation of the indices below a length: an int64 tensor that depends on the seed alone."""
-    return torch.randperm(length, generator=torch.Generator().manual_seed(seed))
+
+def epoch_order(
+    length: int, shuffle: bool, sampler: Iterable[int] | None, epoch: int, seed: int, for_training: bool
+) -> Sequence[int] | Tensor:
+    """Return the order of the samples in an epoch: that of the sampler, else a random one, else that of the dataset.
+
+    Args:
+        length: the length of the dataset.
+        shuffle: whether the order is random; it then depends on the seed alone.
+        sampler: a sampler of indices.
+        epoch: index of the epoch, from 0.
+        seed: the seed of the epoch.
+        for_training: whether to call `set_epoch` of the sampler.
+
+    Returns:
+        A range, a list, or an int64 tensor of indices.
+    """
+    if sampler is not None:
+        return sample_all(sampler, epoch, seed, for_training, length)
+    if shuffle:
+        return torch.randperm(length, generator=torch.Generator().manual_seed(seed))
+    return range(length)
+
+
+def sample_all(sampler: Iterable[Any], epoch: int, seed: int, for_training: bool, num_samples: int) -> list[Any]:
+    """Return everything that a sampler yields in an epoch, with its random numbers seeded.
+
+    Args:
+        sampler: a sampler of indices or of batches.
+        epoch: index of the epoch, from 0.
+        seed: the seed of the epoch.
+        for_training: whether to call `set_epoch`.
+        num_samples: the length of the dataset.
+
+    Raises:
+        ValueError: the sampler is probably infinite: it yields more than a million elements, more than ten times the
+            length of the dataset, and more than its own `__len__`.
+    """
+    limit = max(_MOST_ELEMENTS, 10 * num_samples, operator.length_hint(sampler))
+    with rng.fork_rng(torch.device("cpu")):
+        rng.seed_cpu(seed)
+        sample_seeding.set_epoch_and_seed(sampler, epoch, seed, for_training)
+        drawn = list(itertools.islice(sampler, limit + 1))
+    if len(drawn) > limit:
+        raise ValueError(
+            f"sampler {type(sampler).__name__}: must be finite, but yields more than {limit:,} elements in an epoch "
+            f"of a dataset with {num_samples:,} samples"
+        )
+    return drawn
 
 
 def contiguous_part(order: Any, world: World) -> Any:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
-import operator
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import Dataset, Subset, default_collate, get_worker_info
 
 from helios_lite.runtime import rng
-from helios_lite.runtime.sample_order import BatchOrder
 
-_MOST_ELEMENTS = 1_000_000  # That a sampler may yield in an epoch, whatever its dataset.
+
+class SizedBatches(Protocol):
+    """Batches of indices, whose number is known."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[list[int]]: ...
 
 
 class EpochBatchSampler:
@@ -26,10 +29,10 @@ class EpochBatchSampler:
 
     def __init__(self, with_seed: bool) -> None:
         self._with_seed = with_seed
-        self._order: BatchOrder | None = None
+        self._order: SizedBatches | None = None
         self._seed = 0
 
-    def set_epoch_order(self, order: BatchOrder, seed: int) -> None:
+    def set_epoch_order(self, order: SizedBatches, seed: int) -> None:
         """Set the batches of the next epoch, and the seed of its samples."""
         self._order, self._seed = order, seed
 
@@ -85,33 +88,6 @@ def base_dataset(dataset: Dataset[Any]) -> Dataset[Any]:
     while type(dataset) is Subset:
         dataset = dataset.dataset
     return dataset
-
-
-def sample_all(sampler: Iterable[Any], epoch: int, seed: int, for_training: bool, num_samples: int) -> list[Any]:
-    """Return everything that a sampler yields in an epoch, with its random numbers seeded.
-
-    Args:
-        sampler: a sampler of indices or of batches.
-        epoch: index of the epoch, from 0.
-        seed: the seed of the epoch.
-        for_training: whether to call `set_epoch`.
-        num_samples: the length of the dataset.
-
-    Raises:
-        ValueError: the sampler is probably infinite: it yields more than a million elements, more than ten times the
-            length of the dataset, and more than its own `__len__`.
-    """
-    limit = max(_MOST_ELEMENTS, 10 * num_samples, operator.length_hint(sampler))
-    with rng.fork_rng(torch.device("cpu")):
-        rng.seed_cpu(seed)
-        set_epoch_and_seed(sampler, epoch, seed, for_training)
-        drawn = list(itertools.islice(sampler, limit + 1))
-    if len(drawn) > limit:
-        raise ValueError(
-            f"sampler {type(sampler).__name__}: must be finite, but yields more than {limit:,} elements in an epoch "
-            f"of a dataset with {num_samples:,} samples"
-        )
-    return drawn
 
 
 def set_epoch_and_seed(source: Any, epoch: int, seed: int, for_training: bool) -> None:

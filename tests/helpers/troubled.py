@@ -13,7 +13,7 @@ from torch import nn
 
 from helios_lite import DataModule, Trainer
 from helios_lite.runtime.distributed import join_world
-from helios_lite.runtime.worker import WorkerInterrupted
+from helios_lite.runtime.rank_process import WorkerInterrupted
 from helpers import models
 from helpers.compare import saved
 from helpers.models import Plain, Tiny, quiet

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from helios_lite.runtime.distributed import PARENT
-from helios_lite.runtime.watchdog import exit_now, exit_with_parent
+from helios_lite.runtime.peer_watch import exit_now, exit_with_parent
 
 TASK_FILE = "task"
 """The file with the function and its arguments."""
