@@ -75,6 +75,7 @@ CALLBACKS = "test_callbacks.py::"
 AVERAGE = CALLBACKS + "test_validations_and_tests_use_the_average_and_training_does_not_notice"
 DOCS = "test_docs.py::"
 NOT_CALLED = "test_config.py::test_what_a_key_does_not_stand_for_is_an_error_and_is_not_called"
+FUZZ = "engine/test_fuzz.py::test_a_random_training_cut_at_random_places_ends_like_one_that_was_not"
 EXTREME = "test_options.py::test_an_extreme_value_is_refused_at_once_or_a_run_works_with_it"
 
 MUTATIONS = [
@@ -158,7 +159,19 @@ MUTATIONS = [
     Mutation(
         "config.py", "*_classes_in(annotation))", ")", "test_config.py::test_a_class_in_an_annotation_is_accepted"
     ),
+    # What random cuts must find.
+    Mutation("callbacks.py", 'self._step = state_dict["step"]', "pass", FUZZ),
+    Mutation("engine/monitoring.py", 'self._score = state_dict["score"]', "pass", FUZZ),
+    Mutation("runtime/rng.py", "random.setstate((version, tuple(words.tolist()), gauss))", "pass", FUZZ),
+    Mutation("engine/training_log.py", "self._logged_step, self._num_kept_rows =", "_, self._num_kept_rows =", FUZZ),
     # The state of a custom loader.
+    Mutation(
+        "engine/loaders.py",
+        "self._is_exhausted = len(batches) < window",
+        "pass",
+        "engine/test_loaders.py::"
+        "test_an_object_that_ended_in_the_last_window_has_no_batch_left_and_starts_anew_in_the_next_epoch",
+    ),
     Mutation(
         "engine/loaders.py",
         "        if batches == 0:\n            self._load_state()",

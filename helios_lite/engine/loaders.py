@@ -246,9 +246,14 @@ class IterableLoader:
         self._phase = phase
         self._seed = seed
         self._state_to_load: Any = None
+        self._is_exhausted = False  # The source has ended, though its last batches may still be in use.
 
     def epoch(self, epoch: int, *, samples: int = 0, batches: int = 0, window: int = 1) -> EpochBatches:
         """Return the rest of an epoch: from the restored state, or after reading and dropping `batches`."""
+        if batches > 0 and self._state_to_load is not None and self._is_exhausted:
+            self._load_state()
+            return EpochBatches(iter(()), 0)
+        self._is_exhausted = False
         # In the order of a run that was not stopped: a state within an epoch came after the seeds of that epoch.
         is_restored = self._state_to_load is not None
         if batches == 0:
@@ -275,14 +280,16 @@ class IterableLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the loader's own state, if it has one."""
-        if self._state_to_load is not None:
-            return {"loader": self._state_to_load}
-        return {"loader": self._iterable.state_dict()} if hasattr(self._iterable, "state_dict") else {}
+        if not hasattr(self._iterable, "state_dict"):
+            return {}
+        state = self._iterable.state_dict() if self._state_to_load is None else self._state_to_load
+        return {"loader": state, "exhausted": self._is_exhausted}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the loader's own state, if it was saved and can be restored."""
         if "loader" in state_dict and hasattr(self._iterable, "load_state_dict"):
             self._state_to_load = state_dict["loader"]
+            self._is_exhausted = state_dict.get("exhausted", False)
 
     def _load_state(self) -> None:
         if self._state_to_load is not None:
@@ -308,6 +315,7 @@ class IterableLoader:
                 yield _make_batch((data, size, size * num_ranks, 1.0, True, False))
         while batches := list(itertools.islice(iterator, window)):
             is_empty = False
+            self._is_exhausted = len(batches) < window
             sizes = [batch_size(data) for data in batches]
             total = sum(sizes)
             for i, (data, size) in enumerate(zip(batches, sizes, strict=True)):

@@ -589,6 +589,21 @@ def test_the_generator_of_a_restored_object_is_not_seeded_again():
     assert plain(second.epoch(1).batches) == plain(first.epoch(1).batches)
 
 
+def test_an_object_that_ended_in_the_last_window_has_no_batch_left_and_starts_anew_in_the_next_epoch():
+    first, second = (make_loader(Stateful(5), "train", 0) for _ in range(2))
+    batches = first.epoch(0, window=3).batches
+    list(itertools.islice(batches, 5))
+    assert first.source.position == 0  # It has been read to its end, because a window is read before it is used.
+    second.load_state_dict(first.state_dict())
+    assert second.state_dict() == first.state_dict()
+    batches, length = second.epoch(0, batches=5, window=3)
+    assert (list(batches), length) == ([], 0)
+    assert plain(second.epoch(1, window=3).batches) == [[0], [1], [2], [3], [4]]
+    third = make_loader(Stateful(5), "train", 0)
+    third.load_state_dict(first.state_dict())  # As it is saved at the end of the epoch.
+    assert plain(third.epoch(1, window=3).batches) == [[0], [1], [2], [3], [4]]
+
+
 # Errors.
 
 

@@ -110,7 +110,7 @@ def make_case(seed: int, number: int, kills: bool = True, workers: bool = True) 
         "valid_every_steps": choice([None, None, 1, 2, 3]),
         "sanity_batches": choice([0, 1, 5]),
         "save_every_epochs": choice([None, 1, 2]),
-        "save_every_steps": choice([None, 1, 2, 3]),
+        "save_every_steps": choice([None, 1, 1, 2, 3]),
         "save_every_minutes": choice([None, None, 1e-9]),
         "keep_last": choice([-1, 0, 1, 1, 2]),
         "keep_best": choice([-1, 0, 1, 1, 2]),
@@ -140,11 +140,9 @@ def make_case(seed: int, number: int, kills: bool = True, workers: bool = True) 
     for _ in range(chance.randint(1, 4)):
         how = choice(hows)
         hooks = TRAINING_HOOKS + VALIDATION_HOOKS + ["train_step", "valid_step"] + ["setup"] * (how == "raise")
-        cut = Cut(
-            how, choice(hooks), chance.randint(1, 12), chance.uniform(0, 0.15), choice([0, max_workers]) * workers
-        )
-        cuts.append(cut)
-    return Case(options, data, model, choice([True, False, False]), tuple(cuts))
+        count = chance.randint(1, 6 if how == "limit" else 12)
+        cuts.append(Cut(how, choice(hooks), count, chance.uniform(0, 0.15), choice([0, max_workers]) * workers))
+    return Case(options, data, model, choice([True, False]), tuple(cuts))
 
 
 class CutError(Exception):
@@ -311,7 +309,7 @@ class Fuzzed(Model):
             self.optimizer_step(self.optimizers[1], clip_norm=0.5)
             self.log("difference", difference, reduce="std")
         self.log("loss", loss, count=weight)
-        self.log("noise", torch.rand(()), reduce="sum")
+        self.log("noise", torch.rand(()) + random.random() + numpy.random.rand(), reduce="sum")
 
     def valid_step(self, batch: Any, step: int) -> None:
         self.cutter.cut("valid_step")
