@@ -17,9 +17,9 @@ from helios_lite.runtime.checkpoint_files import read_file
 from helios_lite.runtime.context import RunContext
 from helios_lite.runtime.folder_names import LONGEST_SAVE_NAME, check_folder_name
 from helios_lite.runtime.metrics import Reduce
+from helios_lite.runtime.score_tables import ScoreTables, Table
 from helios_lite.runtime.stateful import networks, stateful_parts
 from helios_lite.runtime.summary import num_parameters, parameter_table
-from helios_lite.runtime.tables import ScoreTables, Table
 from helios_lite.state import TrainingState
 
 if TYPE_CHECKING:

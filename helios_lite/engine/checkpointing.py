@@ -19,7 +19,7 @@ from helios_lite.model import Model
 from helios_lite.runtime import rng
 from helios_lite.runtime.checkpoint_files import FORMAT_VERSION, read_file
 from helios_lite.runtime.context import RunContext
-from helios_lite.runtime.tables import ScoreTables
+from helios_lite.runtime.score_tables import ScoreTables
 from helios_lite.state import TrainingState
 from helios_lite.version import __version__
 
