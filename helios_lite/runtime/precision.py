@@ -34,7 +34,8 @@ class Precision:
 
     Attributes:
         scaler: scales the losses of fp16, so that small gradients do not underflow; None for other formats.
-        last_loss: the loss that `backward` got last, without its graph; None after an update that fp16 has skipped.
+        last_loss: the last loss passed to `backward`, whose graph has been freed; None after an update that fp16 has
+            skipped.
     """
 
     def __init__(
@@ -74,6 +75,10 @@ class Precision:
         self._is_first_micro_batch, self._is_last_micro_batch = self._is_last_micro_batch, completes_update
         self._report_gradients = report_gradients
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the last loss, which is not a leaf and cannot be copied. To detach it would cost every step."""
+        return {**vars(self), "last_loss": None}
+
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which PyTorch chooses the format of each operation; for fp32 it does nothing."""
         if self._dtype is None:
@@ -87,7 +92,7 @@ class Precision:
                 raise RuntimeError("backward(weight=...): the optimizer_step of the previous one is missing")
             self._counted.clear()
         self._weight = weight
-        self.last_loss = loss.detach()
+        self.last_loss = loss
         # In a window of one batch the weight would be multiplied and divided again.
         scale = self._loss_weight if weight is None else 1.0 if self._is_single_batch_window() else weight
         if isinstance(scale, Tensor) or scale != 1.0:

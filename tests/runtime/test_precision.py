@@ -1,5 +1,6 @@
 """What happens between a loss and an update, compared with loops by hand: fp16, norms, curves, two optimizers."""
 
+import copy
 import itertools
 import json
 import math
@@ -10,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.compare import same, weights
-from helpers.models import quiet
+from helpers.models import Tiny, data, quiet
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -404,3 +405,17 @@ def test_the_loss_of_an_update_that_fp16_skips_is_not_judged(tmp_path: Path) -> 
     result = quiet(max_epochs=3, **options).fit(Silent(bad=(14,)), split())
     first = quiet(max_epochs=3, precision="fp16").fit(Silent(), split()).state.skipped_steps
     assert result.state.skipped_steps == first + 1 < 11
+
+
+def test_a_model_can_be_copied_in_the_middle_of_a_training() -> None:
+    copies: list[Tiny] = []
+
+    class Copied(Tiny):
+        def on_training_batch_end(self, state: Any, should_log: bool = False) -> None:
+            super().on_training_batch_end(state, should_log)
+            if not copies:
+                copies.append(copy.deepcopy(self))
+
+    model = Copied()
+    quiet(max_steps=3).fit(model, data())
+    assert not same(weights(copies[0]), weights(model))
