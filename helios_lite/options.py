@@ -165,8 +165,8 @@ class Options:
     check_finite: bool = option(
         True,
         flag,
-        """Whether a logged training value that is NaN or infinite ends the run with a FloatingPointError. The error
-        names the value and its step, and is raised before the damaged state is saved.""",
+        """Whether a logged training value, or a loss passed to `Model.backward`, that is NaN or infinite ends the run
+        with a FloatingPointError. It names the value and its step, and is raised before the damaged state is saved.""",
     )
 
     # Validation

@@ -28,7 +28,7 @@ class Trainer(Options):
         """Train the model, or resume a training that was stopped. Afterwards the model has the final weights.
 
         Raises:
-            FloatingPointError: a logged training value is not finite (`check_finite`).
+            FloatingPointError: a logged training value or a loss is not finite (`check_finite`).
             FileExistsError: `resume="never"`, and the run folder has checkpoints.
             RuntimeError: another call of a trainer is running in this process, for example around this hook; validate
                 and test raise it too. Start another process instead.

@@ -378,6 +378,24 @@ MUTATIONS = [
         "if True:  #",
         DISTRIBUTED + "test_a_signal_that_comes_during_an_exchange_is_not_lost",
     ),
+    Mutation(
+        "runtime/rank_watch.py",
+        "and child.exitcode == 0:",
+        "and child.exitcode == -1:",
+        "runtime/test_failures.py::test_processes_that_end_with_status_0_before_their_task_end_the_run",
+    ),
+    Mutation(
+        "engine/session.py",
+        "self.context.parallel.reshard()",
+        "pass",
+        DISTRIBUTED + "test_a_sharded_network_is_saved_after_a_forward_pass_without_a_backward_pass",
+    ),
+    Mutation(
+        "engine/evaluation.py",
+        "is_idle |= done == 0",
+        "pass",
+        DISTRIBUTED + "test_a_rank_without_a_batch_of_one_of_several_splits_is_idle",
+    ),
     # Several processes: what they compute.
     Mutation("runtime/precision.py", "return weight / self._world.size", "return weight", LIKE_ONE),
     Mutation("engine/loaders.py", "size * self._num_averaged / total", "size / total", LIKE_ONE),
@@ -467,7 +485,7 @@ MUTATIONS = [
     ),
     Mutation(
         "runtime/precision.py",
-        "self.last_loss = loss.detach()",
+        "self.last_loss = loss",
         "pass",
         PRECISION + "test_a_loss_that_is_not_finite_ends_the_run_even_if_it_is_not_logged",
     ),

@@ -221,7 +221,8 @@ class CheckpointFolder:
             with contextlib.suppress(files.CheckpointError, FileNotFoundError):
                 content = files.read_header(path)
                 if self._is_named_by_content(path, content):
-                    return self.best(content.get("state", {}).get("best_step"))
+                    state = content.get("state")
+                    return self.best(state.get("best_step") if isinstance(state, dict) else None)
         return None
 
     def _is_readable(self, path: Path) -> bool:

@@ -46,25 +46,26 @@ class Evaluator:
             context.begin_phase(phase, metrics)
             model.eval()
             session.hooks.call(f"{name}_start", *arguments)
-            num_batches = self._run_batches(phase, loaders, limit, metrics)
+            is_idle = self._run_batches(phase, loaders, limit, metrics)
             context.begin_phase(phase, metrics)
             session.hooks.call(f"{name}_end", *arguments)
             for score_name, score in (model._test_scores if testing else model._val_scores).items():
                 metrics.update(f"{phase}/{score_name}", score, 1)
-            return metrics.compute(session.world, is_idle=num_batches < len(loaders)).values
+            return metrics.compute(session.world, is_idle=is_idle).values
 
     def _run_batches(
         self, phase: str, loaders: dict[str, Loader], limit: int | None, metrics: MetricAccumulator
-    ) -> int:
-        """Evaluate the batches of this rank, and return their number."""
+    ) -> bool:
+        """Evaluate the batches of this rank, and return whether a loader had none, so that its names are missing."""
         session, model, context, bars = self._session, self._session.model, self._session.context, self._session.bars
         name, run_step = ("on_testing", model.test_step) if phase == "test" else ("on_validation", model.valid_step)
         has_batch_hooks = session.hooks.is_overridden(f"{name}_batch_start", f"{name}_batch_end")
-        step = 0
+        step, is_idle = 0, False
         limit = None if limit is None else min(limit, sys.maxsize)
         for prefix, loader in loaders.items():
             batches, length = loader.epoch(0)
             bars.start(prefix, length)
+            done = 0
             for done, batch in enumerate(itertools.islice(batches, limit), start=1):
                 context.begin_phase(prefix, metrics, batch.size)
                 if has_batch_hooks:
@@ -75,7 +76,8 @@ class Evaluator:
                 step += 1
                 bars.update(done)
             bars.finish()
-        return step
+            is_idle |= done == 0
+        return is_idle
 
 
 @contextlib.contextmanager

@@ -313,7 +313,9 @@ class IterableLoader:
                 is_empty = False
                 size = batch_size(data)
                 yield _make_batch((data, size, size * num_ranks, 1.0, True, False))
-        while batches := list(itertools.islice(iterator, window)):
+            self._is_exhausted = True
+        # An iterator that has ended is not asked again: some begin anew then.
+        while not self._is_exhausted and (batches := list(itertools.islice(iterator, window))):
             is_empty = False
             self._is_exhausted = len(batches) < window
             sizes = [batch_size(data) for data in batches]

@@ -1,7 +1,7 @@
 """The manifest of a folder of checkpoints: which files the runs of the folder wrote, with their scores.
 
-It is a cache of what the checkpoints hold, and only its list of files is known to nobody else: these may be deleted.
-What it lacks or has wrong is read from the checkpoints.
+It caches what the checkpoints hold. Only the list of files that a run may delete is stored nowhere else.
+Missing and wrong entries are read from the checkpoints.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Manifest:
 
     Attributes:
         own: the entries of the model's files that exist, in the order in which they were written.
-        found: names of files whose entry was read from the file itself. Nobody knows who wrote them, so they count for
-            what is the best, and are never deleted.
+        found: names of files whose entry was read from the file itself. It is unknown who wrote them, so they are
+            compared when the best is chosen, but never deleted.
         path: the file `manifest.json`.
     """
 
@@ -44,7 +44,7 @@ class Manifest:
         self._is_stale = False
 
     def read(self) -> None:
-        """Read the file, and warn of what is wrong in it; then read the checkpoints that it lacks."""
+        """Read the file, warn of wrong entries, and read the checkpoints that it does not list."""
         stored = self._read_json()
         wrong, listed = 0, {}
         for group, foreign in self._foreign.items():
@@ -59,7 +59,7 @@ class Manifest:
                     listed[entry["file"]] = entry
                     self.found |= {entry["file"]} if group == "found" else set()
                 else:
-                    self._is_stale = True  # A kill or a full disk prevented the file, or somebody removed it.
+                    self._is_stale = True  # A kill or a full disk prevented the file, or a user removed it.
         if wrong:
             logger.warning(
                 "%s: ignoring entries that are wrong (%d); the checkpoints are read instead", self.path, wrong
@@ -70,7 +70,7 @@ class Manifest:
         self._is_stale |= wrong > 0 or len(missing) > 0
 
     def tidy(self) -> None:
-        """Write the file if what it lists is not what there is; before a run, so that errors come early."""
+        """Write the file if its entries differ from the files. Call it before a run, so that errors come early."""
         if self._is_stale or self.path.is_dir():
             self.write(self.own)
 
@@ -105,7 +105,8 @@ class Manifest:
 
         The scores of those that monitored something else than the newest of them are not compared.
         """
-        entries, monitored = [], None
+        entries: list[Entry] = []
+        monitored: list[Any] | None = None
         for path in files.find(self._folder, self._save_name):
             if path.name in listed:
                 continue
@@ -115,11 +116,12 @@ class Manifest:
             except (files.CheckpointError, OSError, KeyError, TypeError, AttributeError) as error:
                 logger.debug("not counted among the best: %s: %r", path, error)
                 continue
-            if content["save_name"] != self._save_name or not _is_valid(described):
+            if content.get("save_name") != self._save_name or not _is_valid(described):
                 continue
             if (described["step"], described["epoch"]) != files.counters(path.name, self._save_name):
                 continue  # It was renamed.
-            options = [content["config"].get(name) for name in ("monitor", "mode")]
+            config = content.get("config")
+            options = [config.get(name) for name in ("monitor", "mode")] if isinstance(config, dict) else None
             monitored = options if monitored is None else monitored
             if options != monitored:
                 described |= {"score": None, "improved": False}
@@ -128,7 +130,7 @@ class Manifest:
 
 
 def _describe(content: dict[str, Any], name: str) -> Entry:
-    """Return the entry of a file by what the file says of its own validation."""
+    """Return the entry of a checkpoint, computed from its content."""
     state, score = content["state"], content["metrics"]["score"]
     is_validated = state["validated_step"] == state["step"]
     if not is_validated or (isinstance(score, float) and math.isnan(score)):

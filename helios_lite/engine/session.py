@@ -116,6 +116,7 @@ class Session:
         if type(self.model).state_dict is not Model.state_dict:
             return list(stateful_parts(self.model))
         parts = check_names(self.model)
+        self.context.parallel.reshard()  # The parameters of a sharded network are those that optimizers train.
         check_trained(self.model, parts)
         return parts
 

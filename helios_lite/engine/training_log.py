@@ -94,6 +94,7 @@ class TrainingLog:
         session = self._session
         checks = session.options.check_finite
         summary = session.metrics.compute(session.world, loss=session.context.precision.last_loss if checks else None)
+        session.context.precision.forget_loss()
         if checks and summary.first_not_finite is not None:
             name, step = summary.first_not_finite
             raise FloatingPointError(f"{name} is not finite at step {step}")

@@ -141,7 +141,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _check_device(device: torch.device | str) -> None:
-    """Raise a ValueError if a device cannot be used: that is no fault of a file that is read to it."""
+    """Raise a ValueError if a device cannot be used, so that the file is not reported as damaged."""
     try:
         torch.empty(0, device=device)
     except Exception as error:  # Of many types: the device is unknown, has no driver, or PyTorch lacks its kind.

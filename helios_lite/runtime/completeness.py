@@ -90,7 +90,7 @@ def check_trained(owner: object, parts: Sequence[tuple[str, Any]]) -> None:
 
 
 def _is_held_otherwise(parts: Sequence[tuple[str, Any]]) -> Callable[[Tensor], bool]:
-    """Return a function that finds tensors in the buffers of networks and the states of objects of other classes."""
+    """Return a function that tells whether a tensor is a buffer of a network, or in the state of another object."""
     identities, addresses = set[int](), set[int]()
     for _, part in parts:
         if isinstance(part, nn.Module):
@@ -109,9 +109,9 @@ def _is_held_otherwise(parts: Sequence[tuple[str, Any]]) -> Callable[[Tensor], b
 
 
 def _search(owner: object, *, enters_parts: bool) -> Iterator[tuple[str, Any, bool]]:
-    """Yield everything that the attributes of an object lead to: its path, itself, and whether a set holds it.
+    """Yield every object that is reachable from the attributes of an object: (path, object, is in a set).
 
-    Every object is looked at once, those near the owner first. What belongs to the trainer is left out.
+    Each object is visited once, in breadth-first order. Objects of helios_lite are not searched.
 
     Args:
         owner: the object.

@@ -1,4 +1,4 @@
-"""A DataLoader worker: which signals it survives, and that it ends with the process that it loads for."""
+"""Initializes DataLoader workers: which signals they ignore, and that they end with their parent."""
 
 from __future__ import annotations
 
@@ -50,8 +50,10 @@ class WorkerInit:
 
     def _watch(self, reader: int) -> None:
         deadline: float | None = None
+        poller = select.poll()  # Unlike select.select it takes any number of open files.
+        poller.register(reader, select.POLLIN)
         while is_alive(self._parent):
-            ready, _, _ = select.select([reader], [], [], 0.25)
+            ready = poller.poll(250)
             is_terminated = bool(ready) and signal.SIGTERM in os.read(reader, 1024)
             if is_terminated and signal.getsignal(signal.SIGTERM) is _do_nothing:  # The user has set no other handler.
                 deadline = time.monotonic() + _SECONDS_TO_RECEIVE

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -103,6 +104,7 @@ class WorkerGroup:
         self._foreign_children = {*active_children()}  # Children of the calling program, which are not ours to end.
         self._watch = RankWatch(folder, attempt, processes)
         self._thread = threading.Thread(target=self._run_elastic, name="elastic", daemon=True)
+        self._children: set[BaseProcess] = set()
         self._signalled: set[int | None] = set()
         self._values: dict[int, Any] = {}
         self._error: BaseException | None = None
@@ -120,7 +122,9 @@ class WorkerGroup:
                 # In a thread elastic installs no signal handlers, so that ours decide what a signal means.
                 self._thread.start()
                 while not self._done.wait(0.1) and self._watch.failure is None:
-                    self._watch.poll()
+                    if len(self._children) < self._processes:
+                        self._children |= {*active_children()} - self._foreign_children
+                    self._watch.poll(self._children)
                     if self._watch.received is not None and shutdown.received is None:
                         shutdown.receive(self._watch.received)  # By one process; others may be waiting for it.
                     if shutdown.received is not None:
@@ -129,9 +133,12 @@ class WorkerGroup:
             except BaseException:  # A second Ctrl-C.
                 self._kill(seconds=5.0)
                 raise
-        if self._error is not None:
-            raise self._error if (failure := self._first_failure()) is None else RankFailedError(failure)
-        return self._values[0]
+        if self._error is None and self._values:
+            return self._values[0]
+        failure = self._first_failure()
+        if failure is None and self._error is not None:
+            raise self._error
+        raise RankFailedError(failure or RankFailure(0, None))
 
     def _run_elastic(self) -> None:
         try:
@@ -166,7 +173,7 @@ class WorkerGroup:
                 child.terminate()
 
     def _end(self) -> None:
-        """End what is left after a failure. Elastic waits half a minute for processes that do not hear SIGTERM.
+        """End the remaining processes after a failure. Elastic waits 30 seconds for those that ignore SIGTERM.
 
         Elastic does not notice that a process has exited with status 0, and would wait for its result for ever.
         """
@@ -187,7 +194,7 @@ class WorkerGroup:
                 child.kill()
 
     def _first_failure(self) -> RankFailure | None:
-        """Return the process that failed first: as we have noticed it, else as elastic has."""
+        """Return the process that failed first: the one that the watch detected, else the one that elastic reports."""
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
         failure, error = self._watch.failure, self._error

@@ -51,7 +51,7 @@ _RESULT: dict[str, Callable[[Totals], float]] = {
 
 class Summary(NamedTuple):
     """Reduced metrics by full name, the name and step of the first value that was NaN or infinite, if any, and whether
-    the loss that was given besides is finite on all ranks.
+    the loss that was passed to `compute` is finite on all ranks.
     """
 
     values: dict[str, float]
@@ -120,7 +120,7 @@ class MetricAccumulator:
         Args:
             world: the ranks.
             is_idle: whether this rank had no batch, so that names logged by others may be missing here.
-            loss: a tensor of one element that is read together with the metrics, but is none of them.
+            loss: a tensor of one element, read together with the metrics, but not a metric itself.
 
         Raises:
             ValueError: ranks that had batches logged different names; raised on every rank.

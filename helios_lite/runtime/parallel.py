@@ -87,6 +87,13 @@ class ParallelStrategy:
             for optimizer in optimizers:
                 sharding.use_full_tensors_in_optimizer(optimizer)
 
+    def reshard(self) -> None:
+        """Free the full parameters that a forward pass without a backward pass has left in sharded networks."""
+        for net in self._sharded:
+            for module in net.modules():
+                if hasattr(module, "reshard"):
+                    module.reshard()
+
     def set_requires_gradient_sync(self, value: bool) -> None:
         """Set whether the next forward and backward pass reduces gradients over the ranks."""
         if value != self._syncs_gradients:

@@ -1,4 +1,4 @@
-"""Watching processes: a process ends itself when another one that it cannot do without is gone."""
+"""Watches other processes: a process ends when its parent or another rank has ended."""
 
 from __future__ import annotations
 
@@ -72,11 +72,13 @@ def exit_with_parent(parent: int, end: Path) -> None:
 
 def exit_now(status: int) -> NoReturn:
     """End this process and its children at once, without cleaning up."""
-    for child in active_children():
-        child.kill()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    try:
+        for child in active_children():
+            child.kill()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:  # Also if stdout is a broken pipe.
+        os._exit(status)
 
 
 def is_alive(pid: int) -> bool:

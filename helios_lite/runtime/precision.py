@@ -79,6 +79,10 @@ class Precision:
         """Leave out the last loss, which is not a leaf and cannot be copied. To detach it would cost every step."""
         return {**vars(self), "last_loss": None}
 
+    def forget_loss(self) -> None:
+        """Forget the last loss, which has been checked."""
+        self.last_loss = None
+
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """Return a context in which PyTorch chooses the format of each operation; for fp32 it does nothing."""
         if self._dtype is None:

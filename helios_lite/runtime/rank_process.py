@@ -71,7 +71,7 @@ class WorkerError(NamedTuple):
 def error_file(folder: Path, attempt: int, rank: int | str) -> Path:
     """Return the file in which a rank leaves its error.
 
-    Elastic's own error files hold text and whole seconds, which is too little to raise the first error as it was.
+    Elastic's own error files hold text and whole seconds only, so the first exception cannot be raised from them.
     """
     return folder / f"{attempt}-{rank}"
 
@@ -105,7 +105,7 @@ def run_worker(folder: str, attempt: int, parent: int, num_threads: int) -> Any:
         result, received = Interruption(interrupted.number), interrupted.number
     except BaseException as error:
         _write_error(error, error_file(path, attempt, rank))
-        time.sleep(0.5)  # A killed process must be noticed before the processes that fail because they miss it.
+        time.sleep(0.5)  # A killed process must be detected before the processes that fail because of it.
         exit_now(1)  # Also after exit(0), which is a failure here. No thread of the user can delay it.
     # Elastic now waits for the other processes, and hangs if this one dies meanwhile.
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,11 +1,14 @@
-"""Noticing which of the launched processes has failed first; used in the process that launched them."""
+"""Detects which of the launched processes has failed first; used in the process that launched them."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
 from collections import defaultdict
+from collections.abc import Iterable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,9 +35,10 @@ class RankFailure(NamedTuple):
         """Return a sentence that says what has happened, for a process that has left no exception."""
         if self.is_stopped:
             return f"rank {self.rank} was stopped by a signal (SIGSTOP) for {MAX_SECONDS_STOPPED:.0f} seconds"
-        status = self.status or 0
-        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else "ended without an exception"
-        return f"rank {self.rank} {how} (exit status {status})"
+        if self.status is None:
+            return f"rank {self.rank} ended without an exception (exit status unknown)"
+        how = f"was killed by {signal.Signals(-self.status).name}" if self.status < 0 else "ended without an exception"
+        return f"rank {self.rank} {how} (exit status {self.status})"
 
 
 class RankWatch:
@@ -60,38 +64,49 @@ class RankWatch:
         self._polled = time.monotonic()
         self._seconds_stopped: dict[int, float] = defaultdict(float)
 
-    def poll(self) -> None:
-        """Look at all processes; call it several times a second, because the first to fail is the cause."""
-        # Only time in which this process runs counts: Ctrl-Z stops it too.
+    def poll(self, children: Iterable[BaseProcess] = ()) -> None:
+        """Check all processes. Call it several times per second, because the first process to fail is the cause.
+
+        Args:
+            children: the processes that this one has started for the attempt; those of ranks come first.
+        """
+        # Time in which this process was stopped too, as by Ctrl-Z, does not count.
         elapsed = min(time.monotonic() - self._polled, 0.5)
         self._polled = time.monotonic()
         statuses = read_statuses(self._folder, self._attempt)
         are_done = len(statuses) == self._processes and all(status.is_done for status in statuses.values())
+        by_pid = {child.pid: child for child in sorted(children, key=lambda child: child.pid or 0)}
         failures = []
+        for rank, (pid, child) in enumerate([*by_pid.items()][: self._processes]):
+            # Elastic would wait for the result of a process that exits with status 0 before it has started its task.
+            if rank not in statuses and pid is not None and process_state(pid) in (None, "Z") and child.exitcode == 0:
+                failures.append(RankFailure(rank, 0))
         for rank, status in statuses.items():
             if status.received is not None:
                 self.received = signal.Signals(status.received)
             state = process_state(status.pid)
             self._seconds_stopped[rank] = self._seconds_stopped[rank] + elapsed if state == "T" else 0.0
             if state in (None, "Z"):
-                exit_status = _exit_status(status.pid)
+                exit_status = _exit_status(status.pid, by_pid.get(status.pid))
                 if not are_done or exit_status not in (0, None):
                     failures.append(RankFailure(rank, exit_status))
             elif self._seconds_stopped[rank] > MAX_SECONDS_STOPPED:
                 failures.append(RankFailure(rank, None, is_stopped=True))
         if failures and self.failure is None:
-            # One that has left an exception may have raised it because it missed one that has left none.
+            # A process with an exception may have failed only because it lost one that left no exception.
             self.failure = min(
                 failures, key=lambda failure: error_file(self._folder, self._attempt, failure.rank).exists()
             )
 
 
-def _exit_status(pid: int) -> int | None:
-    """Return the exit status of a child, None if it is unknown; the child can still be waited for."""
-    try:
-        result = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except (ChildProcessError, AttributeError):  # Elastic has waited for it; the system has no `waitid`.
-        return None
-    if result is None:
-        return None
-    return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+def _exit_status(pid: int, child: BaseProcess | None) -> int | None:
+    """Return the exit status of a process that is gone, None if it is unknown."""
+    for _ in range(20):
+        if child is not None and child.exitcode is not None:
+            return child.exitcode
+        with contextlib.suppress(ChildProcessError, AttributeError):  # The system has no `waitid`.
+            result = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            if result is not None:
+                return result.si_status if result.si_code == os.CLD_EXITED else -result.si_status
+        time.sleep(0.01)  # The thread of elastic may be reading it just now.
+    return None

@@ -13,7 +13,7 @@ from torch import Tensor
 from helios_lite.runtime import rng, sample_seeding
 from helios_lite.runtime.distributed import World
 
-_MOST_ELEMENTS = 1_000_000  # That a sampler may yield in an epoch, whatever its dataset.
+_MOST_ELEMENTS = 1_000_000  # A sampler may always yield so many per epoch, however small its dataset is.
 
 
 def epoch_order(

@@ -108,7 +108,7 @@ def has_set_epoch(dataset: Any) -> bool:
 
 
 def _parts(source: Any, *names: str) -> Iterator[Any]:
-    """Yield an object and the objects that it and they have as attributes of these names, each once."""
+    """Yield an object and, recursively, the values of its attributes of these names, each object once."""
     pending, seen = [source], list[Any]()
     while pending:
         part = pending.pop()

@@ -89,9 +89,9 @@ def named_items(value: Any) -> Iterator[tuple[str, Any]] | None:
 
 
 def holds_only_atoms(container: Any) -> bool:
-    """Return whether it is certain that a container of a builtin type holds only numbers, strings, tensors and such.
+    """Return True only if a builtin container holds nothing but numbers, strings, tensors and other atoms.
 
-    A few levels are read without a step of Python for each item, since data may have millions of small tuples.
+    The first levels are scanned in C and not item by item, because data may have millions of small tuples.
     """
     level = [container] if type(container) in _BUILTIN_CONTAINERS else []
     for _ in range(_SCANNED_LEVELS):

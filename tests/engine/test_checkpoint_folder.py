@@ -334,6 +334,18 @@ def test_a_file_whose_entry_was_lost_counts_as_the_best_and_is_never_deleted(tmp
     assert {each.name for each in path.parent.glob("*.pth")} == {name(epoch) for epoch in (2, 3, 4, 6, 8)}
 
 
+@pytest.mark.parametrize("part", ["save_name", "config", "state", "metrics"])
+def test_a_file_of_another_program_beside_a_lost_manifest_is_not_in_the_way(tmp_path, part):
+    train(tmp_path, SCORES, 4)
+    folder = tmp_path / "run/checkpoints"
+    content = torch.load(folder / name(2), weights_only=True)
+    del content[part]
+    torch.save(content, folder / name(2))
+    (folder / "manifest.json").unlink()
+    train(tmp_path, SCORES, 5)
+    assert name(5) in {each.name for each in folder.glob("*.pth")}
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -735,3 +735,25 @@ def test_a_sampler_may_be_much_longer_than_its_dataset():
 @pytest.mark.parametrize("source", [Split(Indices(5), 2), [torch.ones(2), torch.ones(2), torch.ones(1)]])
 def test_a_window_may_be_longer_than_any_epoch(source):
     assert [batch.completes_update for batch in epoch(source, window=10**30)] == [False, False, True]
+
+
+@pytest.mark.parametrize("window", [1, 2, 3])
+def test_an_iterator_that_begins_anew_after_its_end_gives_one_epoch(window):
+    class Restarting:
+        """Its iterator is itself, and starts again after it has ended."""
+
+        def __init__(self):
+            self.position = 0
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            if self.position == 3:
+                self.position = 0
+                raise StopIteration
+            self.position += 1
+            return torch.tensor([self.position])
+
+    batches = itertools.islice(make_loader(Restarting(), "train", 0).epoch(0, window=window).batches, 10)
+    assert flat(plain(batches)) == [1, 2, 3]

@@ -581,3 +581,38 @@ def test_a_signal_that_comes_during_an_exchange_is_not_lost(result: Results) -> 
     assert first == second
     assert first[0] == "exit 143"
     assert first[1] < 10
+
+
+# A forward pass without a backward pass, and splits of different sizes.
+
+
+class Measured(Plain):
+    """Ends every step with a forward pass without gradients."""
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        super().train_step(batch, state)
+        with torch.no_grad():
+            self.log("after", self.net(batch[1]).mean())
+
+
+@scenario(ranks=2)
+def sharded_network_after_a_forward_pass(root: Path, world: World) -> int:
+    return (
+        quiet(max_epochs=2, strategy="fsdp", root=root / "measured").fit(Measured(), data(16, batch_size=4)).state.step
+    )
+
+
+def test_a_sharded_network_is_saved_after_a_forward_pass_without_a_backward_pass(result: Results) -> None:
+    assert result(sharded_network_after_a_forward_pass, ranks=2) == 4
+
+
+@scenario(ranks=2)
+def validation_splits_of_eight_and_one(root: Path, world: World) -> dict[str, float]:
+    splits = {"large": Split(Indices(8), batch_size=2), "small": Split(Indices(1), batch_size=2)}
+    return quiet(max_epochs=1).fit(Plain(), DataModule(Split(Indices(8), batch_size=2), splits)).metrics
+
+
+def test_a_rank_without_a_batch_of_one_of_several_splits_is_idle(result: Results) -> None:
+    metrics = result(validation_splits_of_eight_and_one, ranks=2)
+    assert metrics["valid/large/index"] == 3.5
+    assert metrics["valid/small/index"] == 0

@@ -4,7 +4,10 @@ A sample; `python tests/attack.py` does all.
 """
 
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,7 +15,7 @@ from pathlib import Path
 import pytest
 from helpers import attacked, troubled
 from helpers.attacked import Attack, prepare, verdict
-from helpers.processes import DEADLINE, deadline, launched, wait_for
+from helpers.processes import DEADLINE, deadline, launched, run_python, wait_for
 from helpers.troubled import outcome
 
 from helios_lite.runtime import rank_watch
@@ -96,3 +99,68 @@ def test_a_job_that_is_suspended_as_by_ctrl_z_goes_on_afterwards(tmp_path: Path)
     _, errors = process.communicate(timeout=DEADLINE)
     assert process.returncode == 0, errors
     assert outcome(tmp_path)["state"]["step"] == troubled.STEPS
+
+
+VANISHING = """
+import multiprocessing, os, pathlib, sys
+if multiprocessing.current_process().name != "MainProcess":
+    os._exit(0)
+from helpers.models import Tiny, data, quiet
+if __name__ == "__main__":
+    try:
+        quiet(max_steps=1, devices=2, accelerator="cpu").fit(Tiny(), data())
+    except RuntimeError as error:
+        print(error)
+"""
+
+
+def test_processes_that_end_with_status_0_before_their_task_end_the_run(tmp_path: Path) -> None:
+    program = tmp_path / "vanishing.py"
+    program.write_text(VANISHING)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, program], env=environment, capture_output=True, text=True, timeout=DEADLINE, check=True
+    )
+    assert re.fullmatch(r"rank [01] ended without an exception \(exit status 0\)\n", done.stdout)
+
+
+BROKEN_PIPE = """
+import os, pathlib, subprocess, sys, time
+sys.stdout.write("x")  # Is flushed at the end.
+reader, writer = os.pipe()
+os.dup2(writer, 1)
+os.close(reader)
+os.close(writer)
+from helios_lite.runtime.peer_watch import exit_with_parent
+parent = subprocess.Popen(["sleep", "0.1"])
+exit_with_parent(parent.pid, pathlib.Path("/nonexistent"))
+parent.wait()
+time.sleep(20)
+os._exit(5)
+"""
+
+
+def test_a_process_whose_parent_is_gone_ends_although_its_output_is_a_broken_pipe() -> None:
+    assert run_python(BROKEN_PIPE).returncode == 128 + signal.SIGTERM
+
+
+MANY_FILES = """
+import os, resource, sys
+from helpers.models import Indices
+from helios_lite import Split
+from helios_lite.engine.loaders import make_loader
+
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
+files = [os.open("/dev/null", os.O_RDONLY) for _ in range(1100)]  # More than select can watch.
+batches = make_loader(Split(Indices(8), batch_size=2, num_workers=1), "train", 0).epoch(0).batches
+next(batches)
+raise SystemExit("end")
+"""
+
+
+def test_a_worker_ends_with_its_program_however_many_files_are_open() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", MANY_FILES]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=15, check=False)
+    assert done.stderr == "end\n"
