@@ -380,6 +380,12 @@ MUTATIONS = [
     ),
     Mutation(
         "runtime/rank_watch.py",
+        "return 2 if failure.status == -signal.SIGTERM else 0",
+        "return 0",
+        "runtime/test_failures.py::test_an_exception_is_the_cause_and_not_the_sigterm_that_ended_the_other_rank",
+    ),
+    Mutation(
+        "runtime/rank_watch.py",
         "and child.exitcode == 0:",
         "and child.exitcode == -1:",
         "runtime/test_failures.py::test_processes_that_end_with_status_0_before_their_task_end_the_run",

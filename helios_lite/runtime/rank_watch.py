@@ -93,10 +93,17 @@ class RankWatch:
             elif self._seconds_stopped[rank] > MAX_SECONDS_STOPPED:
                 failures.append(RankFailure(rank, None, is_stopped=True))
         if failures and self.failure is None:
-            # A process with an exception may have failed only because it lost one that left no exception.
-            self.failure = min(
-                failures, key=lambda failure: error_file(self._folder, self._attempt, failure.rank).exists()
-            )
+            self.failure = min(failures, key=self._order)
+
+    def _order(self, failure: RankFailure) -> int:
+        """Return 0 for the most likely cause among processes that have failed since the last `poll`.
+
+        A process with an exception may have failed only because it lost one that left no exception. One that was ended
+        by SIGTERM is the least likely cause, because elastic ends the other processes in this way.
+        """
+        if error_file(self._folder, self._attempt, failure.rank).exists():
+            return 1
+        return 2 if failure.status == -signal.SIGTERM else 0
 
 
 def _exit_status(pid: int, child: BaseProcess | None) -> int | None:

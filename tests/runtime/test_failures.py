@@ -3,6 +3,7 @@
 A sample; `python tests/attack.py` does all.
 """
 
+import json
 import os
 import re
 import signal
@@ -20,6 +21,7 @@ from helpers.troubled import outcome
 
 from helios_lite.runtime import rank_watch
 from helios_lite.runtime.launch import launch
+from helios_lite.runtime.peer_watch import is_alive
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -164,3 +166,25 @@ def test_a_worker_ends_with_its_program_however_many_files_are_open() -> None:
     command = [sys.executable, "-c", MANY_FILES]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=15, check=False)
     assert done.stderr == "end\n"
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_an_exception_is_the_cause_and_not_the_sigterm_that_ended_the_other_rank(
+    tmp_path: Path, order: tuple[int, int]
+) -> None:
+    failed, terminated = (subprocess.Popen(["sleep", "60"]) for _ in range(2))
+    for rank, process in zip(order, (failed, terminated), strict=True):
+        (tmp_path / f"0-{rank}.status").write_text(json.dumps([process.pid]))
+    watch = rank_watch.RankWatch(tmp_path, 0, 2)
+    watch.poll()
+    assert watch.failure is None
+    (tmp_path / f"0-{order[0]}").write_bytes(b"")
+    failed.kill()
+    terminated.terminate()
+    while is_alive(failed.pid) or is_alive(terminated.pid):
+        time.sleep(0.01)
+    watch.poll()
+    failed.wait()
+    terminated.wait()
+    assert watch.failure is not None
+    assert watch.failure.rank == order[0]
