@@ -107,8 +107,8 @@ class Training:
         if state.epoch_batch == 0:
             self.checkpointer.restore_rng()
         self.hooks.call("on_training_epoch_start", state.epoch + 1)
-        self.session.check_checkpoint_holds_all()
-        self.log.begin_epoch()
+        parts = self.session.check_checkpoint_holds_all()
+        self.log.begin_epoch(parts)
         batches = self.train_data.rest_of_epoch(state)
         self.session.bars.start(f"epoch {state.epoch + 1}", self.train_data.epoch_batches, state.epoch_batch)
         # In a resumed epoch this comes last, because the hook was called again and may have used random numbers.

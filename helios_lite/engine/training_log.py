@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import torch
@@ -19,7 +19,7 @@ from helios_lite.loggers import JsonlLogger, Logger
 from helios_lite.runtime.checkpoint_files import write_json
 from helios_lite.runtime.parallel import unwrap_model
 from helios_lite.runtime.sharding import full_tensor
-from helios_lite.runtime.stateful import networks, optimizers, stateful_parts
+from helios_lite.runtime.stateful import networks, stateful_parts
 from helios_lite.state import TrainingState
 
 
@@ -73,9 +73,9 @@ class TrainingLog:
         """Start the time of the next row now."""
         self._row_start = self._clock.now
 
-    def begin_epoch(self) -> None:
-        """Look up the optimizers, which the model may have replaced."""
-        self._optimizers = optimizers(self._session.model)
+    def begin_epoch(self, parts: Sequence[tuple[str, Any]]) -> None:
+        """Note the optimizers among the stateful parts of the model, which may have replaced them."""
+        self._optimizers = {name: part for name, part in parts if isinstance(part, Optimizer)}
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:

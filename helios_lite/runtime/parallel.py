@@ -89,10 +89,12 @@ class ParallelStrategy:
 
     def reshard(self) -> None:
         """Free the full parameters that a forward pass without a backward pass has left in sharded networks."""
-        for net in self._sharded:
-            for module in net.modules():
-                if hasattr(module, "reshard"):
-                    module.reshard()
+        for module in self._sharded_modules():
+            module.reshard()
+
+    def _sharded_modules(self) -> list[Any]:
+        """Return the modules that FSDP shards one by one: the blocks and the roots."""
+        return [module for net in self._sharded for module in net.modules() if hasattr(module, "unshard")]
 
     def set_requires_gradient_sync(self, value: bool) -> None:
         """Set whether the next forward and backward pass reduces gradients over the ranks."""
@@ -110,7 +112,7 @@ class ParallelStrategy:
         Call on every rank. Buffers (running statistics of batch norm) are set to those of rank 0, as DDP would do in
         the next training step.
         """
-        shards = [module for net in self._sharded for module in net.modules() if hasattr(module, "unshard")]
+        shards = self._sharded_modules()
         with contextlib.ExitStack() as stack:
             for replicated in self._replicated:
                 for buffer in replicated.module.buffers():

@@ -1,4 +1,4 @@
-"""What an object consists of: its attributes that have a state, its networks, its optimizers."""
+"""Finds the attributes of an object that have a state, and its networks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 _ATOMS = frozenset(
     {type, bool, int, float, complex, str, bytes, NoneType, Tensor, nn.Parameter, torch.device, torch.dtype}
@@ -55,11 +54,6 @@ def stateful_parts(owner: object) -> Iterator[tuple[str, Any]]:
 def networks(owner: object) -> list[nn.Module]:
     """Return the attributes that are networks."""
     return [part for _, part in stateful_parts(owner) if isinstance(part, nn.Module)]
-
-
-def optimizers(owner: object) -> dict[str, Optimizer]:
-    """Return the attributes that are optimizers, by name."""
-    return {name: part for name, part in stateful_parts(owner) if isinstance(part, Optimizer)}
 
 
 def is_stateful(value: Any) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from helios_lite.config import load
 from helios_lite.data import DataModule
 from helios_lite.engine import console
+from helios_lite.engine.session import run_folder
 from helios_lite.model import Model
 from helios_lite.runtime import checkpoint_files
 from helios_lite.tools.errors import UsageError, require_file
@@ -44,11 +45,7 @@ def _require_checkpoint(name: str, trainer: Trainer, model: Model) -> None:
         return
     if trainer.fast_dev_run or type(model).load_for_testing is not Model.load_for_testing:
         return  # The model is tested without a checkpoint of the run.
-    if trainer.root is None:
-        run = "a run without files"
-    else:
-        folder = Path(trainer.root) / (trainer.run_name or model.save_name)
-        if checkpoint_files.find(folder / "checkpoints", model.save_name):
-            return
-        run = str(folder)
-    raise UsageError(f"{run} has no checkpoint; train first, or name one with --checkpoint PATH")
+    folder = run_folder(trainer, model)
+    if folder is None or not checkpoint_files.find(folder / "checkpoints", model.save_name):
+        run = "a run without files" if folder is None else folder
+        raise UsageError(f"{run} has no checkpoint; train first, or name one with --checkpoint PATH")
