@@ -1,25 +1,12 @@
 """What a user says of the data: the options of a Split, and the DataModule."""
 
 import pytest
-from helpers.models import Indices
+from helpers.models import Indices, Stream
 from torch.utils.data import (
     DataLoader,
-    IterableDataset,
-    get_worker_info,
 )
 
 from helios_lite import DataModule, Split
-
-
-class Stream(IterableDataset):
-    """Counts to `length`, shared between the workers."""
-
-    def __init__(self, length):
-        self.length = length
-
-    def __iter__(self):
-        worker = get_worker_info()
-        return iter(range(self.length) if worker is None else range(worker.id, self.length, worker.num_workers))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from helpers.models import Stream
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -17,7 +18,6 @@ from torch.utils.data import (
     Subset,
     TensorDataset,
     WeightedRandomSampler,
-    get_worker_info,
     random_split,
 )
 
@@ -55,17 +55,6 @@ class NoisyBatches(Noisy):
     def __getitems__(self, indices):
         self.read.append(indices)
         return [self[index] for index in indices]
-
-
-class Stream(IterableDataset):
-    """Counts to `length`, shared between the workers."""
-
-    def __init__(self, length):
-        self.length = length
-
-    def __iter__(self):
-        worker = get_worker_info()
-        return iter(range(self.length) if worker is None else range(worker.id, self.length, worker.num_workers))
 
 
 class SizedStream(Stream):

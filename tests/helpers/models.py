@@ -1,10 +1,11 @@
 """Small models, their data and a silent trainer; datasets return their index, so that order is visible."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from helios_lite import DataModule, Model, Split, Trainer
 from helios_lite.hooks import Hooks
@@ -24,6 +25,17 @@ class Indices(Dataset):
 
     def __getitem__(self, index: int) -> tuple[int, torch.Tensor]:
         return index, torch.tensor([index % 7, index % 3, 1.0]) / 7
+
+
+class Stream(IterableDataset):
+    """Counts to `length`, divided among the workers."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def __iter__(self) -> Iterator[int]:
+        worker = get_worker_info()
+        return iter(range(self.length) if worker is None else range(worker.id, self.length, worker.num_workers))
 
 
 class Tiny(Model):
