@@ -121,8 +121,9 @@ class WorkerGroup:
             try:
                 # In a thread elastic installs no signal handlers, so that ours decide what a signal means.
                 self._thread.start()
-                while not self._done.wait(0.1) and self._watch.failure is None:
-                    if len(self._children) < self._processes:
+                # Often until all have been seen: one that ends at once is gone from the list of children soon.
+                while not self._done.wait(0.1 if self._has_all_children() else 0.01) and self._watch.failure is None:
+                    if not self._has_all_children():
                         self._children |= {*active_children()} - self._foreign_children
                     self._watch.poll(self._children)
                     if self._watch.received is not None and shutdown.received is None:
@@ -139,6 +140,9 @@ class WorkerGroup:
         if failure is None and self._error is not None:
             raise self._error
         raise RankFailedError(failure or RankFailure(0, None))
+
+    def _has_all_children(self) -> bool:
+        return len(self._children) >= self._processes
 
     def _run_elastic(self) -> None:
         try:
