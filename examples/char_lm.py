@@ -20,7 +20,7 @@ from command_line import run
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from helios_lite import DataModule, Model, Split, Trainer
+from helios_lite import DataModule, Model, Split, Trainer, schedules
 
 INDENT = "    "  # The model sees an indent as one tab, because it would lose count of many single spaces.
 CHARACTERS = "\n\t" + "".join(map(chr, range(32, 127)))
@@ -86,14 +86,7 @@ class CharLM(Model):
         groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.98))
         steps = self.trainer.max_steps
-        warmup = max(1, steps // 10)
-
-        def factor(step: int) -> float:
-            """Return the factor of the learning rate: it rises linearly to 1, then follows a cosine down to 0.05."""
-            progress = max(0, step - warmup) / max(1, steps - warmup)
-            return min(1.0, (step + 1) / warmup) * (0.525 + 0.475 * math.cos(math.pi * progress))
-
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, factor)
+        self.scheduler = schedules.cosine(self.optimizer, steps // 10, steps, final_factor=0.05)
 
     def loss(self, batch) -> Tensor:
         """Return the mean loss per character, in nats."""

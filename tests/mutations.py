@@ -74,6 +74,9 @@ COMPLETENESS = "runtime/test_completeness.py::"
 CALLBACKS = "test_callbacks.py::"
 AVERAGE = CALLBACKS + "test_validations_and_tests_use_the_average_and_training_does_not_notice"
 DOCS = "test_docs.py::"
+SCHEDULES = "test_schedules.py::"
+FORMULA = SCHEDULES + "test_every_update_has_the_learning_rate_of_the_formula_in_every_group"
+PLAIN_SCHEDULER = SCHEDULES + "test_a_scheduler_holds_plain_data_and_can_be_copied_and_sent"
 NOT_CALLED = "test_config.py::test_what_a_key_does_not_stand_for_is_an_error_and_is_not_called"
 FUZZ = "engine/test_fuzz.py::test_a_random_training_cut_at_random_places_ends_like_one_that_was_not"
 EXTREME = "test_options.py::test_an_extreme_value_is_refused_at_once_or_a_run_works_with_it"
@@ -107,6 +110,17 @@ MUTATIONS = [
     ),
     Mutation("runtime/sample_seeding.py", "rng.seed_cpu(rng.derive_seed(seed, int(index)))", "pass", WORKERS),
     Mutation("runtime/rng.py", 'sys.modules["numpy"].random.seed(seed & 0xFFFFFFFF)', "pass", WORKERS),
+    # Learning rates.
+    Mutation("schedules.py", "(update + 1) / warmup_steps if", "update / warmup_steps if", FORMULA),
+    Mutation("schedules.py", "if update < warmup_steps else", "if update <= warmup_steps else", FORMULA),
+    Mutation("schedules.py", "max(0, update - start)", "(update - start)", FORMULA),
+    Mutation("schedules.py", "if update >= end:", "if update > end + 1:", FORMULA),
+    Mutation(
+        "schedules.py",
+        "functools.partial(_warm_up, warmup_steps, fall)",
+        "lambda update: _warm_up(warmup_steps, fall, update)",
+        PLAIN_SCHEDULER,
+    ),
     # How many batches an epoch has.
     Mutation("engine/loaders.py", "if i + 1 < length:", "if False:", FEWER),
     Mutation("engine/loaders.py", "if given < length:", "if False:", FEWER),

@@ -20,7 +20,7 @@ FILES = {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in F
 FLOORS = [
     {"version"},
     {"runtime"},
-    {"state", "hooks", "loggers"},
+    {"state", "hooks", "loggers", "schedules"},
     {"model", "data"},
     {"callbacks"},
     {"options", "option_rules"},

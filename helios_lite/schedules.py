@@ -1,0 +1,187 @@
+"""Learning rate schedules that begin with a warmup, as schedulers for `Model.optimizer_step`.
+
+Each function returns a `torch.optim.lr_scheduler.LambdaLR`. At update n it multiplies the learning rate that every
+parameter group of the optimizer was made with, the highest one of the schedule, by a factor f(n). Updates count from 0,
+so that the first update uses f(0). Pass the scheduler to `Model.optimizer_step`, which calls it once per update:
+
+    self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=3e-4)
+    self.scheduler = schedules.cosine(self.optimizer, warmup_steps=500, total_steps=self.trainer.max_steps)
+
+In the first `warmup_steps` updates f(n) = (n + 1) / warmup_steps (Goyal et al., "Accurate, Large Minibatch SGD",
+2017); `warmup_steps=0` leaves the warmup out. The functions describe what follows it. No update before `total_steps`
+has the learning rate 0.
+
+A checkpoint holds the number of updates and not the arguments. A resumed run therefore follows the arguments that it
+has now, such as a larger `total_steps`. Only its first update still has the learning rate of the checkpoint.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Literal
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int, final_factor: float = 0.0) -> LambdaLR:
+    """Return a scheduler that falls along half a cosine after the warmup.
+
+    With p = (n - warmup_steps) / (total_steps - warmup_steps), limited to the range from 0 to 1:
+
+        f(n) = final_factor + (1 - final_factor) * (1 + cos(pi * p)) / 2
+
+    See Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", 2017, here without restarts.
+
+    Args:
+        optimizer: the optimizer; the learning rates of its groups are the highest ones.
+        warmup_steps: number of updates of the warmup.
+        total_steps: number of updates after which the factor stays at `final_factor`; at least `warmup_steps`.
+        final_factor: the factor at the end, from 0 to 1.
+
+    Raises:
+        TypeError, ValueError: an argument has a wrong value; the message names it.
+    """
+    _check(warmup_steps, total_steps, warmup_steps, final_factor)
+    return _schedule(optimizer, warmup_steps, functools.partial(_cosine, warmup_steps, total_steps, final_factor))
+
+
+def linear(optimizer: Optimizer, warmup_steps: int, total_steps: int, final_factor: float = 0.0) -> LambdaLR:
+    """Return a scheduler that falls linearly after the warmup.
+
+    With p = (n - warmup_steps) / (total_steps - warmup_steps), limited to the range from 0 to 1:
+
+        f(n) = 1 - (1 - final_factor) * p
+
+    See Devlin et al., "BERT: Pre-training of Deep Bidirectional Transformers", 2019.
+
+    Args:
+        optimizer: the optimizer; the learning rates of its groups are the highest ones.
+        warmup_steps: number of updates of the warmup.
+        total_steps: number of updates after which the factor stays at `final_factor`; at least `warmup_steps`.
+        final_factor: the factor at the end, from 0 to 1.
+
+    Raises:
+        TypeError, ValueError: an argument has a wrong value; the message names it.
+    """
+    _check(warmup_steps, total_steps, warmup_steps, final_factor)
+    return _schedule(optimizer, warmup_steps, functools.partial(_linear, warmup_steps, total_steps, final_factor))
+
+
+def inverse_sqrt(optimizer: Optimizer, warmup_steps: int) -> LambdaLR:
+    """Return a scheduler that falls with the inverse square root of the number of updates: the "noam" schedule.
+
+    After the warmup, with s = max(1, warmup_steps):
+
+        f(n) = sqrt(s / (n + 1))
+
+    It needs no number of updates, and never reaches 0. The learning rate of Vaswani et al., "Attention Is All You
+    Need", 2017, for a model of width d, is that of an optimizer with `lr=(d * warmup_steps) ** -0.5`.
+
+    Args:
+        optimizer: the optimizer; the learning rates of its groups are the highest ones.
+        warmup_steps: number of updates of the warmup.
+
+    Raises:
+        TypeError, ValueError: an argument has a wrong value; the message names it.
+    """
+    _check_steps("warmup_steps", warmup_steps, least=0)
+    return _schedule(optimizer, warmup_steps, functools.partial(_inverse_sqrt, warmup_steps))
+
+
+def constant(
+    optimizer: Optimizer,
+    warmup_steps: int,
+    total_steps: int,
+    cooldown_steps: int,
+    shape: Literal["linear", "1-sqrt"] = "linear",
+    final_factor: float = 0.0,
+) -> LambdaLR:
+    """Return a scheduler that is constant after the warmup, and falls in a cooldown at the end.
+
+    With c = total_steps - cooldown_steps, and p = (n - c) / cooldown_steps, limited to the range from 0 to 1:
+
+        f(n) = 1 - (1 - final_factor) * p          for shape "linear"
+        f(n) = 1 - (1 - final_factor) * sqrt(p)    for shape "1-sqrt"
+
+    A checkpoint from before the cooldown can be resumed with a larger `total_steps`, as if it had been trained with
+    that number from the start. See Zhai et al., "Scaling Vision Transformers", 2022, and Haegele et al., "Scaling Laws
+    and Compute-Optimal Training Beyond Fixed Training Durations", 2024, who found "1-sqrt" to be the better shape.
+
+    Args:
+        optimizer: the optimizer; the learning rates of its groups are the highest ones.
+        warmup_steps: number of updates of the warmup.
+        total_steps: number of updates after which the factor stays at `final_factor`; at least the sum of
+            `warmup_steps` and `cooldown_steps`.
+        cooldown_steps: number of updates of the cooldown; with 0 the factor falls to `final_factor` at once.
+        shape: the shape of the cooldown.
+        final_factor: the factor at the end, from 0 to 1.
+
+    Raises:
+        TypeError, ValueError: an argument has a wrong value; the message names it.
+    """
+    if shape not in ("linear", "1-sqrt"):
+        raise ValueError(f'shape={shape!r}: must be "linear" or "1-sqrt"')
+    _check_steps("warmup_steps", warmup_steps, least=0)
+    _check_steps("cooldown_steps", cooldown_steps, least=0)
+    _check(warmup_steps, total_steps, warmup_steps + cooldown_steps, final_factor)
+    fall = _linear if shape == "linear" else _one_minus_sqrt
+    start = total_steps - cooldown_steps
+    return _schedule(optimizer, warmup_steps, functools.partial(fall, start, total_steps, final_factor))
+
+
+def _schedule(optimizer: Optimizer, warmup_steps: int, fall: Callable[[int], float]) -> LambdaLR:
+    """Return the scheduler of a warmup and a function of the update that falls after it.
+
+    The partials of functions of this module can be pickled and copied, and a LambdaLR keeps nothing of them in its
+    `state_dict` but an empty dict.
+    """
+    return LambdaLR(optimizer, functools.partial(_warm_up, warmup_steps, fall))
+
+
+def _warm_up(warmup_steps: int, fall: Callable[[int], float], update: int) -> float:
+    return (update + 1) / warmup_steps if update < warmup_steps else fall(update)
+
+
+def _progress(start: int, end: int, update: int) -> float:
+    """Return the position of an update between two others, from 0 to 1."""
+    if update >= end:  # Also where both are one update.
+        return 1.0
+    return max(0, update - start) / max(1, end - start)
+
+
+def _cosine(start: int, end: int, final: float, update: int) -> float:
+    return final + (1 - final) * (1 + math.cos(math.pi * _progress(start, end, update))) / 2
+
+
+def _linear(start: int, end: int, final: float, update: int) -> float:
+    return 1 - (1 - final) * _progress(start, end, update)
+
+
+def _one_minus_sqrt(start: int, end: int, final: float, update: int) -> float:
+    return 1 - (1 - final) * math.sqrt(_progress(start, end, update))
+
+
+def _inverse_sqrt(warmup_steps: int, update: int) -> float:
+    return math.sqrt(max(1, warmup_steps) / (update + 1))
+
+
+def _check(warmup_steps: int, total_steps: int, least_total: int, final_factor: float) -> None:
+    _check_steps("warmup_steps", warmup_steps, least=0)
+    _check_steps("total_steps", total_steps, least=1)
+    if total_steps < least_total:
+        parts = "warmup_steps" if least_total == warmup_steps else "warmup_steps and cooldown_steps together"
+        raise ValueError(f"total_steps={total_steps}: must be at least {least_total}, which is {parts}")
+    if isinstance(final_factor, bool) or not isinstance(final_factor, int | float):
+        raise TypeError(f"final_factor={final_factor!r}: must be a number")
+    if not 0 <= final_factor <= 1:
+        raise ValueError(f"final_factor={final_factor!r}: must be from 0 to 1")
+
+
+def _check_steps(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}={value!r}: must be an int, the number of updates")
+    if value < least:
+        raise ValueError(f"{name}={value}: must be at least {least}")
