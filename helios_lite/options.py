@@ -96,12 +96,13 @@ class Options:
         False,
         flag,
         """Whether cuDNN measures its algorithms and chooses the fastest. This is faster if the shapes of the inputs do
-        not change, but the results are not reproducible.""",
+        not change, but the results are not reproducible. Validations and tests never do this.""",
     )
     fast_dev_run: bool = option(
         False,
         flag,
-        "Whether to run only one step, one validation batch and one test batch, without files, as a quick check.",
+        """Whether to run only one step, one validation batch and one test batch, without files, as a quick check. There
+        is no validation before it, whatever `sanity_batches` says.""",
     )
 
     # Length

@@ -121,6 +121,25 @@ MUTATIONS = [
         "lambda update: _warm_up(warmup_steps, fall, update)",
         PLAIN_SCHEDULER,
     ),
+    # Evaluations.
+    Mutation(
+        "engine/evaluation.py",
+        "local_forward(), cudnn_benchmark(False)",
+        "local_forward()",
+        TRAINING + "test_cudnn_measures_in_training_and_not_in_evaluations",
+    ),
+    Mutation(
+        "runtime/devices.py",
+        "torch.backends.cudnn.benchmark = before",
+        "pass",
+        TRAINING + "test_cudnn_measures_in_training_and_not_in_evaluations",
+    ),
+    Mutation(
+        "engine/training.py",
+        "0 if self.options.fast_dev_run else self.options.sanity_batches",
+        "self.options.sanity_batches",
+        TRAINING + "test_fast_dev_run_uses_one_batch_of_everything_and_writes_nothing",
+    ),
     # How many batches an epoch has.
     Mutation("engine/loaders.py", "if i + 1 < length:", "if False:", FEWER),
     Mutation("engine/loaders.py", "if given < length:", "if False:", FEWER),

@@ -16,6 +16,7 @@ from helios_lite.engine.checkpointing import load_checkpoint
 from helios_lite.engine.loaders import Loader
 from helios_lite.engine.session import Session
 from helios_lite.runtime import rng
+from helios_lite.runtime.devices import cudnn_benchmark
 from helios_lite.runtime.metrics import MetricAccumulator
 from helios_lite.runtime.stateful import networks
 
@@ -82,11 +83,15 @@ class Evaluator:
 
 @contextlib.contextmanager
 def _evaluation_mode(session: Session) -> Iterator[None]:
-    """Context that disables gradients, and restores RNG states, modes of modules and the training's metrics on exit."""
+    """Context without gradients and cuDNN's measurements.
+
+    On exit it restores RNG states, modes of modules and the training's metrics.
+    """
     model, context = session.model, session.context
     modes = [(module, module.training) for net in networks(model) for module in net.modules()]
     # no_grad and not inference_mode: a buffer that is made here (a cache of positions) must be usable in training.
-    with rng.fork_rng(session.device), torch.no_grad(), context.parallel.local_forward():
+    # cuDNN would measure its algorithms again for every new shape of a batch, and results would depend on the choice.
+    with rng.fork_rng(session.device), torch.no_grad(), context.parallel.local_forward(), cudnn_benchmark(False):
         rng.seed_all(rng.derive_seed(session.options.seed), session.device)  # Every validation gets the same numbers.
         yield
     model.train()

@@ -76,7 +76,7 @@ class Training:
 
     def check_validation(self) -> None:
         """Run some validation batches before a new training starts, so that errors in them come early."""
-        limit = self.options.sanity_batches
+        limit = 0 if self.options.fast_dev_run else self.options.sanity_batches  # It validates after its step.
         if self.valid_loaders and self.checkpointer.resumed_from is None and limit > 0:
             self.monitor.check(self.evaluator.evaluate("valid", self.valid_loaders, cycle=0, limit=limit))
 

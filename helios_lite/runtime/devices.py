@@ -69,13 +69,23 @@ def backend_flags(deterministic: bool, benchmark: bool) -> Iterator[None]:
         deterministic: use deterministic algorithms only.
         benchmark: let cuDNN choose algorithms by measuring them.
     """
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    before = torch.are_deterministic_algorithms_enabled()
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it.
         torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = benchmark
+    try:
+        with cudnn_benchmark(benchmark):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
+@contextlib.contextmanager
+def cudnn_benchmark(value: bool) -> Iterator[None]:
+    """Set whether cuDNN chooses algorithms by measuring them, for the time of a context."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = value
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.backends.cudnn.benchmark = before[1]
+        torch.backends.cudnn.benchmark = before

@@ -168,7 +168,7 @@ def test_fast_dev_run_uses_one_batch_of_everything_and_writes_nothing(tmp_path: 
     model, datamodule, trainer = Tiny(), data(), quiet(fast_dev_run=True, root=tmp_path)
     result = trainer.fit(model, datamodule)
     assert len(model.seen) == 4
-    assert len(model.validated) == 8  # The sanity batch and the validation.
+    assert len(model.validated) == 4  # No sanity validation: it would only do the same before.
     assert "valid/loss" in result.metrics
     model.validated.clear()
     assert "test/loss" in trainer.test(model, datamodule)
@@ -503,6 +503,46 @@ def test_global_flags_are_as_they_were() -> None:
         quiet(max_epochs=1, deterministic=True, benchmark=True).fit(OnlySetup("only"), data())
     assert not torch.are_deterministic_algorithms_enabled()
     assert not torch.backends.cudnn.benchmark
+
+
+def test_cudnn_measures_in_training_and_not_in_evaluations() -> None:
+    """Its flag is that of the option in training, off in evaluations, and afterwards what it was before."""
+
+    class Looking(Tiny):
+        def __init__(self, fails_after: int | None = None) -> None:
+            super().__init__()
+            self.flags: list[tuple[str, bool]] = []
+            self.fails_after = fails_after
+
+        def train_step(self, batch: Any, state: Any) -> None:
+            super().train_step(batch, state)
+            self.flags.append(("train", torch.backends.cudnn.benchmark))
+
+        def valid_step(self, batch: Any, step: int) -> None:
+            super().valid_step(batch, step)
+            self.flags.append(("valid", torch.backends.cudnn.benchmark))
+            if len(self.flags) == self.fails_after:
+                raise ZeroDivisionError
+
+    model = Looking(fails_after=7)
+    options: dict[str, Any] = {"max_epochs": 1, "sanity_batches": 0, "valid_every_steps": 2}
+    trainer = quiet(benchmark=True, **options)
+    with pytest.raises(ZeroDivisionError):
+        trainer.fit(model, data(train=12))
+    steps = [("train", True), ("train", True), ("valid", False), ("valid", False), ("train", True), ("valid", False)]
+    assert model.flags == [*steps, ("valid", False)]
+    assert not torch.backends.cudnn.benchmark
+
+    torch.backends.cudnn.benchmark = True
+    try:
+        model = Looking()
+        quiet(benchmark=False, **options).fit(model, data(train=4))
+        assert model.flags == [("train", False), ("valid", False), ("valid", False)]
+        trainer.test(model, data(), checkpoint=None)
+        assert model.flags[3:] == [("valid", False)] * 2
+        assert torch.backends.cudnn.benchmark
+    finally:
+        torch.backends.cudnn.benchmark = False
 
 
 class OnlySetup(Model):
