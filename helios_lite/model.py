@@ -373,7 +373,12 @@ class Model(Hooks, abc.ABC):
         """Return the number of parameters of all networks; a shared parameter counts once."""
         return num_parameters(networks(self), trainable_only)
 
-    def summary(self) -> RichTable:
-        """Return a rich table of the networks and their direct submodules, with their numbers of parameters."""
+    def summary(self, depth: int | None = 1) -> RichTable:
+        """Return a rich table of the networks and their submodules, with their numbers of parameters.
+
+        Args:
+            depth: the number of levels of submodules to show below each network; None shows all of them, and each
+                parameter with its data type and shape.
+        """
         nets = {name: part for name, part in stateful_parts(self) if isinstance(part, nn.Module)}
-        return parameter_table(f"{self.save_name} ({type(self).__name__})", nets)
+        return parameter_table(f"{self.save_name} ({type(self).__name__})", nets, depth)

@@ -140,6 +140,18 @@ MUTATIONS = [
         "self.options.sanity_batches",
         TRAINING + "test_fast_dev_run_uses_one_batch_of_everything_and_writes_nothing",
     ),
+    Mutation(
+        "runtime/summary.py",
+        "if level < depth and",
+        "if",
+        "test_model.py::test_summary_goes_as_deep_as_it_is_told_and_at_last_to_each_parameter",
+    ),
+    Mutation(
+        "runtime/summary.py",
+        "elif depth is None:",
+        "elif level == 0:",
+        "test_model.py::test_summary_goes_as_deep_as_it_is_told_and_at_last_to_each_parameter",
+    ),
     # How many batches an epoch has.
     Mutation("engine/loaders.py", "if i + 1 < length:", "if False:", FEWER),
     Mutation("engine/loaders.py", "if given < length:", "if False:", FEWER),

@@ -57,7 +57,7 @@ TOOLS = {
     "should_save_checkpoint": "",
     "load_from_checkpoint": "path, device='cpu', **overrides",
     "num_parameters": "trainable_only=False",
-    "summary": "",
+    "summary": "depth=1",
 }
 PROPERTIES = ["save_name", "trainer", "device", "map_loc", "is_distributed", "rank", "global_rank", "world_size"]
 TABLES = ["_loss_items", "_running_losses", "_val_scores", "_test_scores"]
@@ -361,11 +361,16 @@ def test_num_parameters_can_leave_out_the_frozen_ones():
     assert ready(Tied("tied")).num_parameters(trainable_only=True) == 10 + 1
 
 
-def test_summary_lists_networks_their_parts_and_the_total():
+def summary(model, **options):
+    """The rows of the table, as lists of words."""
     file = io.StringIO()
-    Console(width=80, file=file).print(ready(Tied("tied")).summary())
+    Console(width=80, file=file).print(ready(model).summary(**options))
     rows = [line.split() for line in file.getvalue().splitlines()]
-    assert [row for row in rows if len(row) > 2] == [
+    return [row for row in rows if len(row) > 2]
+
+
+def test_summary_lists_networks_their_parts_and_the_total():
+    assert summary(Tied("tied")) == [
         ["module", "type", "parameters", "trainable"],
         ["net", "Sequential", "10", "10"],
         ["net.0", "Embedding", "10", "10"],
@@ -374,6 +379,37 @@ def test_summary_lists_networks_their_parts_and_the_total():
         ["head_again", "Linear", "6", "1"],
         ["total", "16", "11"],
     ]
+
+
+class Nested(Model):
+    def setup(self, fast_init=False):
+        inner = nn.Sequential(nn.Linear(2, 3, dtype=torch.bfloat16), nn.ReLU())
+        inner[0].bias.requires_grad_(False)
+        self.net = nn.Sequential(nn.Embedding(5, 2), inner)
+        self.net.register_parameter("scale", nn.Parameter(torch.ones(())))
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2, 9, None])
+def test_summary_goes_as_deep_as_it_is_told_and_at_last_to_each_parameter(depth):
+    _, *rows, total = summary(Nested("nested"), depth=depth)
+    by_depth = [
+        (0, ["net", "Sequential", "20", "17"]),
+        (None, ["net.scale", "float32", "()", "1", "1"]),
+        (1, ["net.0", "Embedding", "10", "10"]),
+        (None, ["net.0.weight", "float32", "(5,", "2)", "10", "10"]),
+        (1, ["net.1", "Sequential", "9", "6"]),
+        (2, ["net.1.0", "Linear", "9", "6"]),
+        (None, ["net.1.0.weight", "bfloat16", "(3,", "2)", "6", "6"]),
+        (None, ["net.1.0.bias", "bfloat16", "(3,)", "3", "0"]),
+    ]
+    assert rows == [row for level, row in by_depth if depth is None or (level is not None and level <= depth)]
+    assert total == ["total", "20", "17"]
+
+
+@pytest.mark.parametrize(("depth", "error"), [(-1, ValueError), (1.0, TypeError), (True, TypeError)])
+def test_a_wrong_depth_is_an_error_that_names_it(depth, error):
+    with pytest.raises(error, match=f"depth={depth}"):
+        Nested("nested").summary(depth=depth)
 
 
 # What steps use.
