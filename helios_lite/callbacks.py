@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from helios_lite.data import DataModule
 from helios_lite.hooks import Hooks
 from helios_lite.model import Model
 from helios_lite.runtime.parallel import unwrap_model
@@ -20,13 +21,23 @@ from helios_lite.state import TrainingState
 class Callback(Hooks):
     """A part of training that can be added to any model: the same hooks, called after the model's.
 
-    A callback whose state must survive a resume overrides `state_dict` and `load_state_dict`.
+    A callback whose state must survive a resume overrides `state_dict` and `load_state_dict`. One that is slow may set
+    `every_n_steps` or `every_n_epochs`, in its class or in `__init__`.
 
     Attributes:
         model: the model of the run (its `device`, `log`, `trainer`), set before `setup`, which runs after the model's.
+        datamodule: the data of the run, set before `setup`; its own `setup` has assigned the splits.
+        every_n_steps: call `on_training_batch_start` and `on_training_batch_end` only for the batches of every n-th
+            update: with 100, those of updates 100, 200, ... With accumulation an update has several batches.
+        every_n_epochs: call `on_training_epoch_start`, `on_training_epoch_end` and the hooks of validations only in
+            every n-th epoch: with 5, in epochs 5, 10, ... The hooks of the sanity validation, of `Trainer.validate` and
+            of `Trainer.test` are always called.
     """
 
     model: Model
+    datamodule: DataModule
+    every_n_steps: int = 1
+    every_n_epochs: int = 1
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint should hold of this callback: tensors and plain containers."""
@@ -35,8 +46,14 @@ class Callback(Hooks):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned; called only if a checkpoint holds a state of this callback."""
 
-    def _attach(self, model: Model) -> None:
-        self.model = model
+    def _attach(self, model: Model, datamodule: DataModule) -> None:
+        """Use the model and the data of a run; raise an error that names a period that is not an int of at least 1."""
+        self.model, self.datamodule = model, datamodule
+        for name, value in (("every_n_steps", self.every_n_steps), ("every_n_epochs", self.every_n_epochs)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{type(self).__name__}.{name}={value!r}: must be an int")
+            if value < 1:
+                raise ValueError(f"{type(self).__name__}.{name}={value}: must be at least 1")
 
 
 class EMA(Callback):

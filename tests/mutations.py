@@ -73,6 +73,7 @@ NOT_FINITE = PRECISION + "test_an_update_whose_gradients_are_not_finite_is_left_
 COMPLETENESS = "runtime/test_completeness.py::"
 CALLBACKS = "test_callbacks.py::"
 AVERAGE = CALLBACKS + "test_validations_and_tests_use_the_average_and_training_does_not_notice"
+PERIODS = CALLBACKS + "test_periods_limit_the_hooks_of_steps_and_epochs_with_the_same_calls_after_a_resume"
 DOCS = "test_docs.py::"
 SCHEDULES = "test_schedules.py::"
 FORMULA = SCHEDULES + "test_every_update_has_the_learning_rate_of_the_formula_in_every_group"
@@ -151,6 +152,16 @@ MUTATIONS = [
         "elif depth is None:",
         "elif level == 0:",
         "test_model.py::test_summary_goes_as_deep_as_it_is_told_and_at_last_to_each_parameter",
+    ),
+    # Periods of callbacks.
+    Mutation("engine/hook_dispatch.py", "arguments[0].step + 1", "arguments[0].step", PERIODS),
+    Mutation("engine/hook_dispatch.py", "if hook in _STEP_HOOKS:", "if hook in ():", PERIODS),
+    Mutation("engine/hook_dispatch.py", "if hook in _EPOCH_HOOKS:", "if hook in ():", PERIODS),
+    Mutation(
+        "engine/hook_dispatch.py",
+        "self._update = self._epoch = 0",
+        "self._update = self._epoch = 1",
+        CALLBACKS + "test_a_period_does_not_concern_the_model_the_sanity_validation_and_evaluations_of_their_own",
     ),
     # How many batches an epoch has.
     Mutation("engine/loaders.py", "if i + 1 < length:", "if False:", FEWER),

@@ -10,7 +10,7 @@ from helpers.compare import same, weights
 from helpers.models import Tiny, data, quiet
 from torch import nn
 
-from helios_lite import Callback
+from helios_lite import Callback, DataModule
 from helios_lite.callbacks import EMA, ActivationStatistics, DeviceMemory, Profile
 
 
@@ -160,3 +160,102 @@ def test_a_callback_that_setup_of_the_model_adds_is_called() -> None:
     noted = Noted()
     quiet(max_steps=3, callbacks=[]).fit(Adding(), data())
     assert noted.steps == 3
+
+
+class Periodic(Callback):
+    """Notes the calls of its hooks, each with the number of the update or the epoch."""
+
+    def __init__(self, **periods: int) -> None:
+        vars(self).update(periods)
+        self.steps: list[tuple[str, int]] = []
+        self.epochs: list[tuple[str, int]] = []
+        self.epoch = 0
+
+    def on_training_epoch_start(self, current_epoch: int) -> None:
+        self.epoch = current_epoch
+
+    def on_training_batch_start(self, state: Any) -> None:
+        self.steps.append(("start", state.batch))
+
+    def on_training_batch_end(self, state: Any, should_log: bool = False) -> None:
+        self.steps.append(("end", state.batch))
+
+    def on_training_epoch_end(self, current_epoch: int) -> None:
+        self.epochs.append(("epoch end", current_epoch))
+
+    def on_validation_start(self, validation_cycle: int) -> None:
+        self.epochs.append(("valid", validation_cycle))
+
+    def on_validation_batch_start(self, step: int) -> None:
+        self.epochs.append(("valid batch", step))
+
+    def on_validation_batch_end(self, step: int) -> None:
+        self.epochs.append(("valid batch end", step))
+
+    def on_validation_end(self, validation_cycle: int) -> None:
+        self.epochs.append(("valid end", validation_cycle))
+
+
+VALIDATED = [("valid batch", 0), ("valid batch end", 0), ("valid batch", 1), ("valid batch end", 1)]
+
+
+def test_periods_limit_the_hooks_of_steps_and_epochs_with_the_same_calls_after_a_resume(tmp_path: Path) -> None:
+    """An epoch has three batches and two updates, the second of one batch; updates 3, 6 and 9 are asked for."""
+    found = []
+    for name, stops in (("whole", (10,)), ("parts", (2, 3, 5, 7, 10))):
+        steps, epochs, every = [], [], 0
+        for max_steps in stops:
+            limited, other = Periodic(every_n_steps=3, every_n_epochs=2), Periodic()
+            options = {"max_steps": max_steps, "accumulation_steps": 2, "sanity_batches": 0}
+            quiet(root=tmp_path / name, callbacks=[limited, other], **options).fit(Tiny(), data())
+            steps += limited.steps
+            epochs += limited.epochs
+            every += len(other.steps)
+        found.append((steps, epochs))
+        assert every == 2 * 15
+    assert found[0] == found[1]
+    assert found[0][0] == [(when, batch + (when == "end")) for batch in (3, 4, 8, 12, 13) for when in ("start", "end")]
+    assert found[0][1] == [
+        call for epoch in (2, 4) for call in [("valid", epoch), *VALIDATED, ("valid end", epoch), ("epoch end", epoch)]
+    ]
+
+
+def test_a_period_does_not_concern_the_model_the_sanity_validation_and_evaluations_of_their_own() -> None:
+    callback, model, datamodule = Periodic(every_n_epochs=9), Noting(), data()
+    trainer = quiet(max_epochs=2, sanity_batches=9, callbacks=[callback])
+    trainer.fit(model, datamodule)
+    validation = [("valid", 0), *VALIDATED, ("valid end", 0)]
+    assert callback.epochs == validation
+    assert len(model.trained) == 6
+    assert len(model.evaluated) == 3 * 2
+    trainer.validate(model, datamodule, checkpoint=None)
+    assert callback.epochs[len(validation) :] == [("valid", 1), *VALIDATED, ("valid end", 1)]
+
+
+@pytest.mark.parametrize(
+    ("periods", "error"),
+    [
+        ({"every_n_steps": 0}, ValueError),
+        ({"every_n_epochs": -1}, ValueError),
+        ({"every_n_epochs": 1.5}, TypeError),
+        ({"every_n_steps": True}, TypeError),
+    ],
+)
+def test_a_wrong_period_is_an_error_that_names_the_callback(periods: dict[str, Any], error: type[Exception]) -> None:
+    ((name, value),) = periods.items()
+    with pytest.raises(error, match=f"^Periodic.{name}={value}: must be"):
+        quiet(max_epochs=1, callbacks=[Periodic(**periods)]).fit(Tiny(), data())
+
+
+def test_a_callback_has_the_data_of_the_run_before_its_setup() -> None:
+    class Counting(Callback):
+        def setup(self, fast_init: bool = False) -> None:
+            lengths.append((len(self.datamodule.train.dataset), self.model.save_name))
+
+    class Late(DataModule):
+        def setup(self) -> None:
+            self.train = data(train=7).train
+
+    lengths: list[tuple[int, str]] = []
+    quiet(max_epochs=1, callbacks=[Counting()]).fit(Tiny(), Late())
+    assert lengths == [(7, "tiny")]

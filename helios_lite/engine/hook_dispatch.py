@@ -6,11 +6,22 @@ import logging
 from typing import Any
 
 from helios_lite.callbacks import Callback
+from helios_lite.data import DataModule
 from helios_lite.hooks import Hooks
 from helios_lite.model import Model
 from helios_lite.options import Options
 
 logger = logging.getLogger("helios_lite")
+
+_STEP_HOOKS = {"on_training_batch_start", "on_training_batch_end"}
+_EPOCH_HOOKS = {
+    "on_training_epoch_start",
+    "on_training_epoch_end",
+    "on_validation_start",
+    "on_validation_batch_start",
+    "on_validation_batch_end",
+    "on_validation_end",
+}
 
 
 class HookDispatcher:
@@ -18,15 +29,19 @@ class HookDispatcher:
 
     Args:
         model: the model of the run.
+        datamodule: its data, for the callbacks.
         options: the trainer; its callbacks may still change in `Model.setup`.
     """
 
-    def __init__(self, model: Model, options: Options) -> None:
-        self._model, self._options = model, options
+    def __init__(self, model: Model, datamodule: DataModule, options: Options) -> None:
+        self._model, self._datamodule, self._options = model, datamodule, options
+        self._has_periods = False  # Whether a callback wants some updates or epochs only.
+        self._update = self._epoch = 0  # Numbers of those that have begun, from 1; kept only if `_has_periods`.
 
     def call(self, hook: str, *arguments: Any) -> None:
-        """Call a hook of the model and of every callback."""
-        for listener in self._listeners():
+        """Call a hook of the model, and of every callback that is to be called in this update and epoch."""
+        listeners = self._due_listeners(hook, *arguments) if self._has_periods else self._listeners()
+        for listener in listeners:
             getattr(listener, hook)(*arguments)
 
     def is_overridden(self, *hooks: str) -> bool:
@@ -38,10 +53,11 @@ class HookDispatcher:
         )
 
     def set_up_callbacks(self, fast_init: bool) -> None:
-        """Give every callback the model, and call its `setup`."""
+        """Give every callback the model and the data, and call its `setup`."""
         for callback in self._options.callbacks:
-            callback._attach(self._model)
+            callback._attach(self._model, self._datamodule)
             callback.setup(fast_init=fast_init)
+        self._has_periods = any(each.every_n_steps > 1 or each.every_n_epochs > 1 for each in self._options.callbacks)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of every callback by name."""
@@ -63,6 +79,18 @@ class HookDispatcher:
 
     def _listeners(self) -> list[Hooks]:
         return [self._model, *self._options.callbacks]
+
+    def _due_listeners(self, hook: str, *arguments: Any) -> list[Hooks]:
+        if hook == "on_training_batch_start":
+            self._update = arguments[0].step + 1
+        elif hook == "on_training_epoch_start":
+            self._epoch = arguments[0]
+        callbacks = self._options.callbacks
+        if hook in _STEP_HOOKS:
+            return [self._model, *(each for each in callbacks if self._update % each.every_n_steps == 0)]
+        if hook in _EPOCH_HOOKS:  # Outside of a training the epoch is 0, and all are called.
+            return [self._model, *(each for each in callbacks if self._epoch % each.every_n_epochs == 0)]
+        return self._listeners()
 
     def _named_callbacks(self) -> dict[str, Callback]:
         """Return the callbacks by a name that a resumed run finds again: the class, numbered if there are several."""

@@ -65,7 +65,7 @@ class Session:
                 keep_best=options.keep_best,
                 background=options.async_save,
             )
-        self.hooks = HookDispatcher(model, options)
+        self.hooks = HookDispatcher(model, datamodule, options)
         self.bars = Bars(options.progress and self.world.is_main)
         self.metrics = MetricAccumulator(self.device)
         self.was_set_up = model._context.is_set_up
