@@ -8,6 +8,8 @@ from typing import Any
 
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
+from helios_lite.samplers import BucketBatchSampler
+
 
 @dataclasses.dataclass
 class Split:
@@ -31,7 +33,8 @@ class Split:
             of the dataset, or what its `__len__` says). Its random numbers (from its `generator`, or
             from the global RNG states of torch, random and numpy) are seeded from (seed, epoch), and its `set_epoch`
             is called if it exists.
-        batch_sampler: the same for a sampler of lists of indices, for batches of varying size.
+        batch_sampler: the same for a sampler of lists of indices, for batches of varying size, such as
+            `helios_lite.samplers.BucketBatchSampler`.
         seed_samples: seed torch, random and numpy (if imported) from (seed, epoch, index) around each
             `__getitem__`. A dataset with `__getitems__`, and `collate_fn`, are seeded once per batch, from its first
             index. Seeding takes 10 to 20 microseconds per sample; turn it off for fast datasets without random
@@ -75,6 +78,11 @@ class Split:
                 raise ValueError("dataset: an IterableDataset has no order to shuffle or sample")
         elif not hasattr(self.dataset, "__len__") or not hasattr(self.dataset, "__getitem__"):
             raise TypeError(f"dataset: {type(self.dataset).__name__} has no __len__ and __getitem__")
+        elif isinstance(self.batch_sampler, BucketBatchSampler) and len(self.batch_sampler.lengths) != len(
+            self.dataset
+        ):
+            num_lengths = len(self.batch_sampler.lengths)
+            raise ValueError(f"batch_sampler: has {num_lengths} lengths for a dataset of {len(self.dataset)} samples")
         if not isinstance(self.num_workers, int) or isinstance(self.num_workers, bool):
             raise TypeError(f"num_workers={self.num_workers!r}: must be an int")
         if self.num_workers < 0:

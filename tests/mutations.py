@@ -76,6 +76,9 @@ AVERAGE = CALLBACKS + "test_validations_and_tests_use_the_average_and_training_d
 PERIODS = CALLBACKS + "test_periods_limit_the_hooks_of_steps_and_epochs_with_the_same_calls_after_a_resume"
 DOCS = "test_docs.py::"
 SCHEDULES = "test_schedules.py::"
+SAMPLERS = "test_samplers.py::"
+LITTLE_PADDING = SAMPLERS + "test_little_is_padded_and_batches_have_other_samples_in_every_epoch"
+ANY_RANKS = SAMPLERS + "test_any_number_of_ranks_goes_on_from_any_position_with_every_index_once"
 FORMULA = SCHEDULES + "test_every_update_has_the_learning_rate_of_the_formula_in_every_group"
 PLAIN_SCHEDULER = SCHEDULES + "test_a_scheduler_holds_plain_data_and_can_be_copied_and_sent"
 NOT_CALLED = "test_config.py::test_what_a_key_does_not_stand_for_is_an_error_and_is_not_called"
@@ -162,6 +165,30 @@ MUTATIONS = [
         "self._update = self._epoch = 0",
         "self._update = self._epoch = 1",
         CALLBACKS + "test_a_period_does_not_concern_the_model_the_sanity_validation_and_evaluations_of_their_own",
+    ),
+    # Batches of similar length.
+    Mutation(
+        "samplers.py",
+        "size * length > self._max_tokens",
+        "length > self._max_tokens",
+        SAMPLERS + "test_every_sample_is_in_one_batch_and_no_batch_exceeds_its_limits",
+    ),
+    Mutation("samplers.py", "pool = pool[self.lengths[pool].argsort(stable=True)]", "", LITTLE_PADDING),
+    Mutation("samplers.py", "_BATCHES_PER_POOL = 100", "_BATCHES_PER_POOL = 10**6", LITTLE_PADDING),
+    Mutation("samplers.py", "RandomSampler(self.lengths)", "range(len(self.lengths))", LITTLE_PADDING),
+    Mutation(
+        "samplers.py",
+        "generator=self.sampler.generator",
+        "generator=None",
+        SAMPLERS + "test_in_a_loader_of_ones_own_the_order_is_a_function_of_seed_and_epoch_too",
+    ),
+    Mutation("runtime/sample_order.py", "world.size)[world.rank]", "world.size)[0]", ANY_RANKS),
+    Mutation("runtime/sample_order.py", "len(parts[i]) + 1) // 2", "len(parts[i]) + 1)", ANY_RANKS),
+    Mutation(
+        "runtime/sample_order.py",
+        "parts = [list(batch) for batch in batches if len(batch) > 0]",
+        "parts = [[index for batch in batches for index in batch]]",
+        ANY_RANKS,
     ),
     # How many batches an epoch has.
     Mutation("engine/loaders.py", "if i + 1 < length:", "if False:", FEWER),

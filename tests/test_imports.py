@@ -21,7 +21,7 @@ FLOORS = [
     {"version"},
     {"runtime"},
     {"state", "hooks", "loggers", "schedules"},
-    {"model", "data"},
+    {"model", "data", "samplers"},
     {"callbacks"},
     {"options", "option_rules"},
     {"engine"},

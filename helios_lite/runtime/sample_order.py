@@ -126,7 +126,8 @@ class BatchPlan:
 class DealtBatches:
     """One rank's index batches of a batch sampler, whose batches are dealt to the ranks in turn.
 
-    For training, remaining batches that are fewer than the ranks are cut into even parts, as in `BatchPlan`.
+    For training, remaining batches that are fewer than the ranks are cut until each rank has a part of one of them. If
+    they have fewer samples than there are ranks, they are dropped, as in `BatchPlan`.
 
     Args:
         batches: the batches of all ranks, from the position on.
@@ -138,10 +139,10 @@ class DealtBatches:
         complete = len(batches) - len(batches) % world.size if for_training else len(batches)
         self._own = [list(batch) for batch in batches[world.rank : complete : world.size]]
         self._samples = [sum(map(len, batches[i : i + world.size])) for i in range(0, complete, world.size)]
-        rest = [index for batch in batches[complete:] for index in batch]
-        if len(rest) >= world.size:
-            self._own += list(BatchPlan(rest, 0, -(-len(rest) // world.size), False, world))
-            self._samples.append(len(rest))
+        num_samples = sum(map(len, batches[complete:]))
+        if num_samples >= world.size:
+            self._own.append(_halved(batches[complete:], world.size)[world.rank])
+            self._samples.append(num_samples)
 
     def __len__(self) -> int:
         return len(self._own)
@@ -160,6 +161,19 @@ class DealtBatches:
     def tensors(self) -> Iterator[Tensor]:
         """Yield the indices of each batch of this rank as an int64 tensor."""
         return map(torch.as_tensor, self._own)
+
+
+def _halved(batches: list[Sequence[int]], count: int) -> list[list[int]]:
+    """Return `count` parts of fewer batches, made by halving the one with the most samples again and again.
+
+    Samples of different batches stay apart, because a batch sampler may have batched them by length.
+    """
+    parts = [list(batch) for batch in batches if len(batch) > 0]
+    while len(parts) < count:
+        i = max(range(len(parts)), key=lambda i: len(parts[i]))
+        middle = (len(parts[i]) + 1) // 2
+        parts[i : i + 1] = [parts[i][:middle], parts[i][middle:]]
+    return parts
 
 
 BatchOrder: TypeAlias = BatchPlan | DealtBatches

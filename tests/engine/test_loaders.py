@@ -24,6 +24,7 @@ from torch.utils.data import (
 from helios_lite import Split
 from helios_lite.engine.loaders import make_loader
 from helios_lite.runtime.distributed import World
+from helios_lite.samplers import BucketBatchSampler
 
 META = torch.device("meta")
 
@@ -199,7 +200,13 @@ def test_an_epoch_continued_is_the_tail_of_the_uninterrupted_one(done):
 
 
 @pytest.mark.parametrize(
-    "options", [{"batch_size": 4, "shuffle": True}, {"batch_size": 4}, {"batch_sampler": Buckets(23)}]
+    "options",
+    [
+        {"batch_size": 4, "shuffle": True},
+        {"batch_size": 4},
+        {"batch_sampler": Buckets(23)},
+        {"batch_sampler": BucketBatchSampler(range(1, 24), max_tokens=40)},
+    ],
 )
 def test_continuing_never_reads_a_skipped_sample(options):
     whole, rest = Indices(23), Indices(23)
@@ -405,6 +412,7 @@ SAMPLERS = {
     "global numpy": lambda: {"batch_size": 4, "sampler": GlobalSampler(23, "numpy")},
     "global random": lambda: {"batch_size": 4, "sampler": GlobalSampler(23, "random")},
     "buckets": lambda: {"batch_sampler": Buckets(23)},
+    "lengths": lambda: {"batch_sampler": BucketBatchSampler([index % 7 for index in range(23)], batch_size=4)},
     "batches": lambda: {"batch_sampler": torch.utils.data.BatchSampler(RandomSampler(range(23)), 4, drop_last=False)},
 }
 

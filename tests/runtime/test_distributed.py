@@ -21,6 +21,7 @@ from helios_lite import DataModule, Split
 from helios_lite.runtime.distributed import World, join_world
 from helios_lite.runtime.launch import launch
 from helios_lite.runtime.parallel import unwrap_model
+from helios_lite.samplers import BucketBatchSampler
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -34,10 +35,11 @@ def ended() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of all scenarios, in which one process has left checkpoints after four updates and after five."""
+    """The folder of all scenarios, in which one process has left checkpoints after three updates, four and five."""
     root = tmp_path_factory.mktemp("scenarios")
     quiet(max_steps=4, root=root / "from-one").fit(Plain(), data(22, batch_size=4))
     quiet(max_steps=5, root=root / "two-left").fit(Rarely(), data(22, batch_size=4))
+    quiet(max_steps=3, root=root / "buckets").fit(Plain(), bucketed())
     return root
 
 
@@ -246,6 +248,39 @@ def test_a_resume_with_other_numbers_of_processes_visits_every_index_of_the_epoc
     visited += [index for rank in seen for batch in rank for index in batch]
     assert len(visited) == len(set(visited))
     assert len(visited) > 23 - 3
+
+
+def bucketed() -> DataModule:
+    lengths = [1 + index % 6 for index in range(23)]
+    split = Split(Indices(23), batch_sampler=BucketBatchSampler(lengths, batch_size=4, max_tokens=12))
+    return DataModule(split)
+
+
+@scenario(ranks=2)
+def batches_of_similar_length(root: Path, world: World) -> dict[str, Any]:
+    """A training from its start, and the end of the epoch in which one process has done three updates."""
+    whole, rest = Plain(), Plain()
+    quiet(max_steps=3, root=root / "buckets-of-two").fit(whole, bucketed())
+    path = root / "buckets/plain/checkpoints/plain_epoch_0_iter_3.pth"
+    quiet(max_epochs=1, resume=path).fit(rest, bucketed())
+    return {"weights": weights(whole), "whole": world.gather(whole.seen), "rest": world.gather(rest.seen)}
+
+
+def test_two_processes_share_batches_of_similar_length_and_go_on_where_one_was(root: Path, result: Results) -> None:
+    """Two do what one does with two accumulation steps; one goes on where two were, and the other way round."""
+    found = result(batches_of_similar_length, ranks=2)
+    one, alone = Plain(), Plain()
+    quiet(max_epochs=1).fit(one, bucketed())
+    assert len(one.seen) == 8
+    quiet(max_steps=3, accumulation_steps=2).fit(alone, bucketed())
+    assert [batch for step in zip(*found["whole"], strict=True) for batch in step] == alone.seen == one.seen[:6]
+    assert close(weights(alone), found["weights"])
+
+    went_on = Plain()
+    quiet(max_epochs=1, root=root / "buckets-of-two").fit(went_on, bucketed())
+    assert went_on.seen == one.seen[6:]
+    rest = [index for step in zip(*found["rest"], strict=True) for batch in step for index in batch]
+    assert rest == [index for batch in one.seen[3:] for index in batch]
 
 
 class Rarely(Plain):

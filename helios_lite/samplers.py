@@ -1,0 +1,113 @@
+"""A batch sampler for samples of different lengths, for `Split(batch_sampler=...)`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import RandomSampler, Sampler
+
+_BATCHES_PER_POOL = 100  # More leave less padding, but the samples of a batch then change less between epochs.
+
+
+class BucketBatchSampler(Sampler[list[int]]):
+    """Batches samples of similar length, so that little padding is needed.
+
+    With `shuffle` the dataset is permuted and divided into pools of about a hundred batches. The samples of each pool
+    are sorted by length and cut into batches, and the batches of all pools are shuffled. Every sample is in one batch
+    of the epoch. Without `shuffle` the whole dataset is sorted.
+
+    As the `batch_sampler` of a `Split` its order depends on (seed, epoch) alone, and a resume in the middle of an epoch
+    reads no sample before its position. The batches do not depend on the number of processes, which get them in turn.
+    So each process computes on a batch of this size, the number of processes may change at a resume, and two processes
+    do the same updates as one with two `accumulation_steps` (not as one with batches of twice the size). At the end of
+    an epoch of training, batches that are fewer than the processes are cut into smaller ones.
+
+    Args:
+        lengths: the length of every sample in the order of the dataset, as a sequence or a tensor of ints. It is read
+            once, here.
+        batch_size: the largest number of samples in a batch; None for any.
+        max_tokens: the largest size of a padded batch: the number of its samples times the length of the longest; None
+            for any. At least one of `batch_size` and `max_tokens` is needed.
+        shuffle: use new batches in a new random order in every epoch.
+
+    Attributes:
+        lengths: the lengths as an int64 tensor of shape (number of samples,).
+        sampler: draws the permutation; None without `shuffle`. The trainer seeds its `generator`. Without a trainer it
+            uses the default generator of PyTorch.
+
+    Raises:
+        TypeError, ValueError: an argument has a wrong value, or a sample is longer than `max_tokens`.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int] | Tensor,
+        batch_size: int | None = None,
+        max_tokens: int | None = None,
+        shuffle: bool = True,
+    ) -> None:
+        if batch_size is None and max_tokens is None:
+            raise ValueError("batch_size, max_tokens: at least one is needed")
+        for name, value in (("batch_size", batch_size), ("max_tokens", max_tokens)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise TypeError(f"{name}={value!r}: must be an int or None")
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: must be at least 1")
+        self.lengths = _checked(lengths, max_tokens)
+        self.sampler = RandomSampler(self.lengths) if shuffle else None
+        self._max_samples = len(self.lengths) if batch_size is None else batch_size
+        self._max_tokens = max_tokens
+
+    def __iter__(self) -> Iterator[list[int]]:
+        if self.sampler is None:
+            yield from self._cut(torch.arange(len(self.lengths)))
+            return
+        order, pool_size = torch.tensor(list(self.sampler)), self._pool_size()
+        pools = [order[start : start + pool_size] for start in range(0, len(order), pool_size)]
+        batches = [batch for pool in pools for batch in self._cut(pool)]
+        for i in torch.randperm(len(batches), generator=self.sampler.generator).tolist():
+            yield batches[i]
+
+    def _pool_size(self) -> int:
+        """Return the number of samples in a pool."""
+        samples = self._max_samples
+        if self._max_tokens is not None:
+            total = max(1, int(self.lengths.sum()))
+            samples = min(samples, max(1, self._max_tokens * len(self.lengths) // total))
+        return _BATCHES_PER_POOL * samples
+
+    def _cut(self, pool: Tensor) -> Iterator[list[int]]:
+        """Yield the batches of some samples, from the shortest to the longest."""
+        pool = pool[self.lengths[pool].argsort(stable=True)]
+        batch: list[int] = []
+        for index, length in zip(pool.tolist(), self.lengths[pool].tolist(), strict=True):
+            size = len(batch) + 1
+            too_large = self._max_tokens is not None and size * length > self._max_tokens
+            if batch and (size > self._max_samples or too_large):
+                yield batch
+                batch = []
+            batch.append(index)
+        yield batch
+
+
+def _checked(lengths: Sequence[int] | Tensor, max_tokens: int | None) -> Tensor:
+    """Return the lengths as an int64 tensor."""
+    try:
+        values = torch.as_tensor(lengths)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"lengths: must be a sequence or a tensor of ints, one per sample ({error})") from None
+    if values.numel() == 0:
+        raise ValueError("lengths: is empty")
+    if values.dtype not in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8) or values.ndim != 1:
+        raise TypeError(f"lengths: must be ints, one per sample, but is {values.dtype} of shape {tuple(values.shape)}")
+    values = values.to("cpu", torch.int64, copy=True)
+    if int(values.min()) < 0:
+        raise ValueError(f"lengths: sample {int(values.argmin())} has the length {int(values.min())}")
+    if max_tokens is not None and int(values.max()) > max_tokens:
+        raise ValueError(
+            f"max_tokens={max_tokens}: sample {int(values.argmax())} alone has the length {int(values.max())}; "
+            "shorten it, leave it out or raise max_tokens"
+        )
+    return values
