@@ -440,9 +440,12 @@ MUTATIONS = [
         LAUNCH + "test_processes_whose_parent_was_killed_end_by_themselves",
     ),
     Mutation(
-        "runtime/launch.py", "self._foreign_children = {*active_children()}", "self._foreign_children = set()", SIGTERM
+        "runtime/launch.py",
+        "for process in self._started:\n            if",
+        "for process in __import__('multiprocessing').active_children():\n            if",
+        SIGTERM,
     ),
-    Mutation("runtime/launch.py", "child.terminate()", "pass", SIGTERM),
+    Mutation("runtime/launch.py", "process.terminate()", "pass", SIGTERM),
     Mutation(
         "runtime/launch.py",
         "break  # The signal",
@@ -469,9 +472,15 @@ MUTATIONS = [
     ),
     Mutation(
         "runtime/rank_watch.py",
-        "and child.exitcode == 0:",
-        "and child.exitcode == -1:",
+        "if popen.poll() == 0]",
+        "if popen.poll() == -1]",
         "runtime/test_failures.py::test_processes_that_end_with_status_0_before_their_task_end_the_run",
+    ),
+    Mutation(
+        "runtime/rank_watch.py",
+        'if hasattr(popen, "pid")])',
+        "if popen.returncode is None])",
+        "runtime/test_failures.py::test_a_process_that_has_ended_before_anyone_looked_has_failed",
     ),
     Mutation(
         "engine/session.py",

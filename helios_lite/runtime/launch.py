@@ -13,15 +13,13 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from multiprocessing import active_children
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from helios_lite.runtime.rank_process import TASK_FILE, Interruption, WorkerError, end_file, error_file, run_worker
-from helios_lite.runtime.rank_watch import RankFailure, RankWatch
+from helios_lite.runtime.rank_watch import RankFailure, RankWatch, StartedProcesses
 from helios_lite.runtime.signals import GracefulShutdown
 
 Result = TypeVar("Result")
@@ -101,11 +99,10 @@ class WorkerGroup:
 
     def __init__(self, folder: Path, processes: int, attempt: int) -> None:
         self._folder, self._processes, self._attempt = folder, processes, attempt
-        self._foreign_children = {*active_children()}  # Children of the calling program, which are not ours to end.
-        self._watch = RankWatch(folder, attempt, processes)
+        self._started = StartedProcesses()
+        self._watch = RankWatch(folder, attempt, processes, self._started)
         self._thread = threading.Thread(target=self._run_elastic, name="elastic", daemon=True)
-        self._children: set[BaseProcess] = set()
-        self._signalled: set[int | None] = set()
+        self._signalled: set[int] = set()
         self._values: dict[int, Any] = {}
         self._error: BaseException | None = None
         # An event, because a thread whose join was interrupted may be reported as ended while it runs.
@@ -121,11 +118,8 @@ class WorkerGroup:
             try:
                 # In a thread elastic installs no signal handlers, so that ours decide what a signal means.
                 self._thread.start()
-                # Often until all have been seen: one that ends at once is gone from the list of children soon.
-                while not self._done.wait(0.1 if self._has_all_children() else 0.01) and self._watch.failure is None:
-                    if not self._has_all_children():
-                        self._children |= {*active_children()} - self._foreign_children
-                    self._watch.poll(self._children)
+                while not self._done.wait(0.1) and self._watch.failure is None:
+                    self._watch.poll()
                     if self._watch.received is not None and shutdown.received is None:
                         shutdown.receive(self._watch.received)  # By one process; others may be waiting for it.
                     if shutdown.received is not None:
@@ -140,9 +134,6 @@ class WorkerGroup:
         if failure is None and self._error is not None:
             raise self._error
         raise RankFailedError(failure or RankFailure(0, None))
-
-    def _has_all_children(self) -> bool:
-        return len(self._children) >= self._processes
 
     def _run_elastic(self) -> None:
         try:
@@ -161,7 +152,7 @@ class WorkerGroup:
             )
             num_threads = max(1, torch.get_num_threads() // self._processes)
             run = elastic_launch(config, run_worker)
-            self._values = run(str(self._folder), self._attempt, os.getpid(), num_threads)
+            self._values = run(str(self._folder), self._attempt, os.getpid(), num_threads, self._started)
         except BaseException as error:
             self._error = error
         self._done.set()
@@ -171,10 +162,10 @@ class WorkerGroup:
 
         A Ctrl-C in a terminal may have reached the processes already.
         """
-        for child in {*active_children()} - self._foreign_children:
-            if child.pid not in self._signalled:
-                self._signalled.add(child.pid)
-                child.terminate()
+        for process in self._started:
+            if process.pid not in self._signalled:
+                self._signalled.add(process.pid)
+                process.terminate()
 
     def _end(self) -> None:
         """End the remaining processes after a failure. Elastic waits 30 seconds for those that ignore SIGTERM.
@@ -194,8 +185,8 @@ class WorkerGroup:
         """Kill the processes, also those that are only starting, until elastic has ended or the time is up."""
         limit = time.monotonic() + seconds
         while not self._done.wait(0.05) and time.monotonic() < limit:
-            for child in {*active_children()} - self._foreign_children:
-                child.kill()
+            for process in self._started:
+                process.kill()
 
     def _first_failure(self) -> RankFailure | None:
         """Return the process that failed first: the one that the watch detected, else the one that elastic reports."""

@@ -87,8 +87,16 @@ def read_statuses(folder: Path, attempt: int) -> dict[int, WorkerStatus]:
     return {int(path.stem.split("-")[1]): WorkerStatus(*json.loads(path.read_bytes())) for path in paths}
 
 
-def run_worker(folder: str, attempt: int, parent: int, num_threads: int) -> Any:
-    """Run the task of a folder in a process that elastic has started."""
+def run_worker(folder: str, attempt: int, parent: int, num_threads: int, started: None) -> Any:
+    """Run the task of a folder in a process that elastic has started.
+
+    Args:
+        folder: the folder with the task.
+        attempt: how many attempts have failed before.
+        parent: the process that has called `launch`.
+        num_threads: the number of threads that PyTorch computes with.
+        started: the `StartedProcesses` of the parent, which arrives here as None.
+    """
     torch.set_num_threads(num_threads)
     os.environ[PARENT] = str(parent)
     os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempt)

@@ -7,10 +7,11 @@ import os
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Iterable
-from multiprocessing.process import BaseProcess
+from collections.abc import Iterator
+from multiprocessing.context import get_spawning_popen
+from multiprocessing.popen_spawn_posix import Popen
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from helios_lite.runtime.peer_watch import process_state
 from helios_lite.runtime.rank_process import error_file, read_statuses
@@ -41,6 +42,27 @@ class RankFailure(NamedTuple):
         return f"rank {self.rank} {how} (exit status {self.status})"
 
 
+class StartedProcesses:
+    """The processes that are started with this object among their arguments, by rank.
+
+    multiprocessing pickles the arguments of a process immediately before it starts the process, so that none can end
+    unseen. `multiprocessing.active_children` forgets a process that has ended before anyone asked for it.
+    """
+
+    def __init__(self) -> None:
+        self._popens: list[Popen] = []
+
+    def __reduce__(self) -> tuple[Any, tuple[()]]:
+        """Note the process that is being started; it gets None in place of this object."""
+        popen: Any = get_spawning_popen()
+        self._popens.append(popen)
+        return type(None), ()
+
+    def __iter__(self) -> Iterator[Popen]:
+        """Return the processes that exist or have existed; the last one may still be about to start."""
+        return iter([popen for popen in self._popens if hasattr(popen, "pid")])
+
+
 class RankWatch:
     """Watches the processes of one attempt, from their start until all are done.
 
@@ -51,36 +73,32 @@ class RankWatch:
         folder: the folder with the task, where processes leave their status.
         attempt: how many attempts have failed before.
         processes: the number of processes.
+        started: the processes that this one has started for the attempt.
 
     Attributes:
         failure: the process that failed first, None if none has.
         received: the signal after which a process has ended its task, None if there was none.
     """
 
-    def __init__(self, folder: Path, attempt: int, processes: int) -> None:
-        self._folder, self._attempt, self._processes = folder, attempt, processes
+    def __init__(self, folder: Path, attempt: int, processes: int, started: StartedProcesses) -> None:
+        self._folder, self._attempt, self._processes, self._started = folder, attempt, processes, started
         self.failure: RankFailure | None = None
         self.received: signal.Signals | None = None
         self._polled = time.monotonic()
         self._seconds_stopped: dict[int, float] = defaultdict(float)
 
-    def poll(self, children: Iterable[BaseProcess] = ()) -> None:
-        """Check all processes. Call it several times per second, because the first process to fail is the cause.
-
-        Args:
-            children: the processes that this one has started for the attempt; those of ranks come first.
-        """
+    def poll(self) -> None:
+        """Check all processes. Call it several times per second, because the first process to fail is the cause."""
         # Time in which this process was stopped too, as by Ctrl-Z, does not count.
         elapsed = min(time.monotonic() - self._polled, 0.5)
         self._polled = time.monotonic()
+        # Elastic would wait for the result of a process that exits with status 0 before it has started its task. The
+        # statuses are read afterwards, so that those of a process that has ended by then are complete.
+        by_pid = {popen.pid: popen for popen in self._started}
+        exited = [rank for rank, popen in enumerate(by_pid.values()) if popen.poll() == 0]
         statuses = read_statuses(self._folder, self._attempt)
         are_done = len(statuses) == self._processes and all(status.is_done for status in statuses.values())
-        by_pid = {child.pid: child for child in sorted(children, key=lambda child: child.pid or 0)}
-        failures = []
-        for rank, (pid, child) in enumerate([*by_pid.items()][: self._processes]):
-            # Elastic would wait for the result of a process that exits with status 0 before it has started its task.
-            if rank not in statuses and pid is not None and process_state(pid) in (None, "Z") and child.exitcode == 0:
-                failures.append(RankFailure(rank, 0))
+        failures = [RankFailure(rank, 0) for rank in exited if rank not in statuses]
         for rank, status in statuses.items():
             if status.received is not None:
                 self.received = signal.Signals(status.received)
@@ -106,11 +124,11 @@ class RankWatch:
         return 2 if failure.status == -signal.SIGTERM else 0
 
 
-def _exit_status(pid: int, child: BaseProcess | None) -> int | None:
+def _exit_status(pid: int, popen: Popen | None) -> int | None:
     """Return the exit status of a process that is gone, None if it is unknown."""
     for _ in range(20):
-        if child is not None and child.exitcode is not None:
-            return child.exitcode
+        if popen is not None and (status := popen.poll()) is not None:
+            return status
         with contextlib.suppress(ChildProcessError, AttributeError):  # The system has no `waitid`.
             result = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             if result is not None:

@@ -102,7 +102,7 @@ def vanish() -> None:
     os._exit(3)
 
 
-def vanish_as_if_done() -> None:
+def vanish_as_if_done(*arguments: object) -> None:
     os._exit(0)
 
 
@@ -137,7 +137,7 @@ def vanish_together() -> None:
     vanish_as_if_done()
 
 
-def sleep() -> None:
+def sleep(*arguments: object) -> None:
     time.sleep(60)
 
 

@@ -4,6 +4,7 @@ A sample; `python tests/attack.py` does all.
 """
 
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -126,6 +127,23 @@ def test_processes_that_end_with_status_0_before_their_task_end_the_run(tmp_path
     assert re.fullmatch(r"rank [01] ended without an exception \(exit status 0\)\n", done.stdout)
 
 
+def test_a_process_that_has_ended_before_anyone_looked_has_failed(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    started = rank_watch.StartedProcesses()
+    asleep, ended = (
+        context.Process(target=function, args=(started,)) for function in (troubled.sleep, troubled.vanish_as_if_done)
+    )
+    asleep.start()
+    ended.start()
+    ended.join()
+    assert multiprocessing.active_children() == [asleep]
+    watch = rank_watch.RankWatch(tmp_path, 0, 2, started)
+    watch.poll()
+    asleep.kill()
+    asleep.join()
+    assert watch.failure == rank_watch.RankFailure(rank=1, status=0)
+
+
 BROKEN_PIPE = """
 import os, pathlib, subprocess, sys, time
 sys.stdout.write("x")  # Is flushed at the end.
@@ -175,7 +193,7 @@ def test_an_exception_is_the_cause_and_not_the_sigterm_that_ended_the_other_rank
     failed, terminated = (subprocess.Popen(["sleep", "60"]) for _ in range(2))
     for rank, process in zip(order, (failed, terminated), strict=True):
         (tmp_path / f"0-{rank}.status").write_text(json.dumps([process.pid]))
-    watch = rank_watch.RankWatch(tmp_path, 0, 2)
+    watch = rank_watch.RankWatch(tmp_path, 0, 2, rank_watch.StartedProcesses())
     watch.poll()
     assert watch.failure is None
     (tmp_path / f"0-{order[0]}").write_bytes(b"")
