@@ -113,7 +113,10 @@ class DataModule:
         """Download or convert the data that all processes will read. Runs once, before processes are started."""
 
     def setup(self) -> None:
-        """Assign `train`, `valid` and `test`. Runs in every process; all are seeded alike."""
+        """Assign `train`, `valid` and `test`. Runs in every process; all are seeded alike.
+
+        With `devices=2` or more it runs in the calling process too, after the training, before `Model.setup`.
+        """
 
     def teardown(self) -> None:
         """Release what was acquired. Always runs at the end, also after errors, in every process."""

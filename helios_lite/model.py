@@ -240,13 +240,23 @@ class Model(Hooks, abc.ABC):
         if "save_name" in inspect.signature(cls).parameters:
             arguments.setdefault("save_name", content["save_name"])
         model = cls(**arguments)
-        model._build_for_inference(content["model"], torch.device(device))
+        model._build_for_inference(content["model"], RunContext.standalone(torch.device(device)))
         model.eval()
         return model
 
-    def _build_for_inference(self, state_dict: dict[str, Any], device: torch.device) -> None:
+    def _take_over(self, outcome: dict[str, Any], trainer: Trainer) -> None:
+        """Set the model up as it was at the end of a run in other processes: with its networks, metrics and hparams."""
+        context = RunContext.standalone(torch.device("cpu"), trainer)
+        try:
+            self._build_for_inference(outcome["model"], context)
+        finally:
+            self.hparams = outcome.get("hparams", self.hparams)
+            context.record(outcome["metrics"])
+            context.end_run()
+
+    def _build_for_inference(self, state_dict: dict[str, Any], context: RunContext) -> None:
         """Set the model up outside of a run, with trained networks."""
-        self._attach(RunContext.standalone(device))
+        self._attach(context)
         self.setup(fast_init=True)
         self._context.mark_set_up()
         self.load_state_dict(state_dict, fast_init=True)

@@ -56,7 +56,7 @@ class TrainingState:
 
 @dataclasses.dataclass(frozen=True)
 class FitResult:
-    """What `Trainer.fit` returns.
+    """What `Trainer.fit` returns. It is the same on every rank.
 
     Attributes:
         state: the counters at the end.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from helios_lite.data import DataModule
 from helios_lite.model import Model
 from helios_lite.options import Options
+from helios_lite.runtime import rng
 from helios_lite.runtime.checkpoint_files import to_serializable
 from helios_lite.runtime.devices import choose_accelerator, choose_devices
 from helios_lite.runtime.distributed import is_launched
@@ -20,12 +22,18 @@ from helios_lite.runtime.rank_process import WorkerInterrupted
 from helios_lite.runtime.signals import GracefulShutdown
 from helios_lite.state import FitResult
 
+logger = logging.getLogger("helios_lite")
+
 
 class Trainer(Options):
     """Trains, validates and tests models. It holds the options of a run (see `Options`), never its state."""
 
     def fit(self, model: Model, datamodule: DataModule) -> FitResult:
         """Train the model, or resume a training that was stopped. Afterwards the model has the final weights.
+
+        The result is the same on every rank. With `devices=2` or more, `setup` of the datamodule and of the model run
+        in this process too, after the training, because the model was trained in other processes. If they fail here, a
+        warning has the exception, and the result is returned nevertheless.
 
         Raises:
             FloatingPointError: a logged training value or a loss is not finite (`check_finite`).
@@ -84,21 +92,20 @@ class Trainer(Options):
             single_call(describe_call(task, self, model)),
             tempfile.TemporaryDirectory(prefix="helios_lite-") as folder,
         ):
-            weights = Path(folder) / "weights.pth"
+            outcome = Path(folder) / "outcome.pth"
             result = launch(
                 run_task,
-                {**arguments, "weights": weights},
+                {**arguments, "outcome": outcome},
                 before_start=prepare_data,
                 processes=processes,
                 max_restarts=self.max_restarts,
             )
-            state_dict = torch.load(weights, map_location="cpu", weights_only=True)
-        model._build_for_inference(state_dict, torch.device("cpu"))  # It was trained in the other processes.
+            take_over(outcome, task, self, model, datamodule)
         return result
 
 
 def run_task(
-    trainer: Trainer, model: Model, datamodule: DataModule, task: str, checkpoint: Any, weights: Path | None = None
+    trainer: Trainer, model: Model, datamodule: DataModule, task: str, checkpoint: Any, outcome: Path | None = None
 ) -> Any:
     """Do a task in this process, and return its result.
 
@@ -108,7 +115,8 @@ def run_task(
         datamodule: its data.
         task: "fit", "valid" or "test".
         checkpoint: the checkpoint to evaluate.
-        weights: in a process that the trainer has launched, the file in which rank 0 leaves the model's state.
+        outcome: in a process that the trainer has launched, the file in which rank 0 leaves what the model has in the
+            end.
     """
     # Imported when a task is run, so that `import helios_lite` stays fast.
     from helios_lite.engine.evaluation import run_evaluation
@@ -116,8 +124,10 @@ def run_task(
     from helios_lite.engine.single_call import single_call
     from helios_lite.engine.training import Training
 
-    is_worker = weights is not None
-    shutdown = GracefulShutdown(ignore_further_signals=is_worker)
+    is_worker = outcome is not None
+    # Ctrl-C in a terminal reaches all processes of this machine, of which one prints.
+    announces = not is_worker and int(os.environ.get("LOCAL_RANK", "0")) == 0
+    shutdown = GracefulShutdown(ignore_further_signals=is_worker, announces=announces)
     is_training = task == "fit"
     try:
         with (
@@ -132,8 +142,43 @@ def run_task(
         if not is_worker or shutdown.received is None:
             raise
         raise WorkerInterrupted(shutdown.received) from None
-    if weights is not None:
-        state_dict = model.state_dict()
+    if outcome is not None:
+        content = {"model": model.state_dict(), "metrics": model.metrics}
+        if is_training:
+            content["hparams"] = model.hparams
         if model.global_rank == 0:
-            torch.save(to_serializable(state_dict, "model"), weights)
+            torch.save({name: to_serializable(part, name) for name, part in content.items()}, outcome)
     return result
+
+
+def take_over(outcome: Path, task: str, trainer: Trainer, model: Model, datamodule: DataModule) -> None:
+    """Give the model of this process what that of rank 0 had in the end: its networks, `hparams` and `metrics`.
+
+    Args:
+        outcome: the file that `run_task` has left. If the model cannot take it over, a warning has the exception: the
+            run has ended, and its result must not be lost.
+        task: "fit", "valid" or "test".
+        trainer: the options, which `setup` may use.
+        model: the model; its `setup` is called.
+        datamodule: its data; `setup` is called before, and `teardown` after that of the model.
+    """
+    from helios_lite.engine.cleanup import cleanup
+
+    try:
+        content = torch.load(outcome, map_location="cpu", weights_only=True)
+        with rng.fork_rng(torch.device("cpu")), cleanup(datamodule.teardown):
+            rng.seed_cpu(trainer.seed)
+            datamodule.setup()
+            rng.seed_cpu(trainer.seed)
+            model._take_over(content, trainer)
+        if task != "fit":
+            model.eval()
+    except Exception as error:
+        logger.warning(
+            "the run has ended, and its result is returned; but after the run the model could not be set up in the "
+            "calling process (%s: %s), so it does not have the final networks: use %s.load_from_checkpoint",
+            type(error).__name__,
+            error,
+            type(model).__name__,
+            exc_info=True,
+        )

@@ -61,6 +61,8 @@ LAUNCH = "runtime/test_launch.py::"
 TROUBLE = LAUNCH + "test_the_trouble_of_one_rank_ends_all_within_ten_seconds_and_reaches_the_caller"
 FAILURES = "runtime/test_failures.py::test_trouble_ends_the_run_within_ten_seconds_with_the_error_of_its_rank"
 ALONE = "runtime/test_failures.py::test_a_signal_that_ends_one_process_alone_ends_the_others"
+AS_AFTER_ONE_PROCESS = LAUNCH + "test_a_caller_reads_from_the_model_what_it_could_read_after_one_process"
+CTRL_C_UNDER_TORCHRUN = LAUNCH + "test_ctrl_c_under_torchrun_saves_and_prints_its_lines_once"
 CANNOT_BE_SENT = LAUNCH + "test_what_cannot_be_sent_is_named_before_anything_is_started"
 SIGTERM = LAUNCH + "test_a_sigterm_to_the_parent_or_to_one_rank_saves_and_ends_all"
 DISTRIBUTED = "runtime/test_distributed.py::"
@@ -402,9 +404,40 @@ MUTATIONS = [
     ),
     Mutation(
         "trainer.py",
-        'model._build_for_inference(state_dict, torch.device("cpu"))',
+        "model._take_over(content, trainer)",
         "pass",
         LAUNCH + "test_the_result_and_the_final_weights_come_back",
+    ),
+    Mutation("trainer.py", "            datamodule.setup()\n", "", AS_AFTER_ONE_PROCESS),
+    Mutation("trainer.py", "if task !=", "if task ==", AS_AFTER_ONE_PROCESS),
+    Mutation("model.py", 'torch.device("cpu"), trainer)', 'torch.device("cpu"))', AS_AFTER_ONE_PROCESS),
+    Mutation("model.py", 'outcome.get("hparams", self.hparams)', "self.hparams", AS_AFTER_ONE_PROCESS),
+    Mutation("model.py", 'context.record(outcome["metrics"])', "pass", AS_AFTER_ONE_PROCESS),
+    Mutation(
+        "trainer.py",
+        "except Exception as error:",
+        "except ArithmeticError as error:",
+        LAUNCH + "test_a_result_is_not_lost_if_the_model_cannot_be_set_up_in_the_calling_process",
+    ),
+    Mutation(
+        "trainer.py",
+        'with rng.fork_rng(torch.device("cpu")), cleanup',
+        "with cleanup",
+        LAUNCH + "test_taking_over_what_other_processes_have_trained_uses_no_random_numbers_of_the_caller",
+    ),
+    Mutation(
+        "engine/training.py",
+        "return session.world.broadcast(result)",
+        "return result",
+        DISTRIBUTED + "test_fit_and_test_return_the_same_on_every_rank",
+    ),
+    Mutation("trainer.py", "announces = not is_worker and", "announces =", LAUNCH + "test_ctrl_c_saves_and_ends_all"),
+    Mutation("trainer.py", "announces = not is_worker and int(os", "announces = True or int(os", CTRL_C_UNDER_TORCHRUN),
+    Mutation(
+        "runtime/signals.py",
+        "            return\n        if self._announces:",
+        "            pass\n        if self._announces:",
+        LAUNCH + "test_ctrl_c_saves_and_ends_all",
     ),
     Mutation("runtime/launch.py", "if id(value) in parents:", "if False:", CANNOT_BE_SENT),
     Mutation(

@@ -262,4 +262,4 @@ class Training:
         )
         if self.options.print_banner and session.world.is_main:
             console.show_result(title, result, self.options.monitor, self.monitor.history)
-        return result
+        return session.world.broadcast(result)  # Rank 0 alone writes files, and each rank measures its own times.

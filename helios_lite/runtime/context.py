@@ -46,9 +46,9 @@ class RunContext:
         self._step = 0
 
     @classmethod
-    def standalone(cls, device: torch.device) -> RunContext:
-        """Return the context of a model that no trainer runs: one process, fp32."""
-        return cls(Precision("fp32", device), ParallelStrategy(device, World()), DeviceMover(device))
+    def standalone(cls, device: torch.device, trainer: Any = None) -> RunContext:
+        """Return the context of a model outside of a training: one process, fp32."""
+        return cls(Precision("fp32", device), ParallelStrategy(device, World()), DeviceMover(device), trainer)
 
     def begin_batch(self, batch_size: int, step: int) -> None:
         """Prepare for a training batch.

@@ -34,6 +34,7 @@ class GracefulShutdown:
     context does nothing.
 
     Args:
+        announces: whether to print on stderr, at the first signal, that the process is about to stop.
         ignore_further_signals: after the context, ignore further signals if one was received: the process is about
             to end.
 
@@ -41,8 +42,9 @@ class GracefulShutdown:
         received: the signal that ends the training, None if there is none.
     """
 
-    def __init__(self, ignore_further_signals: bool = False) -> None:
+    def __init__(self, announces: bool = True, ignore_further_signals: bool = False) -> None:
         self.received: signal.Signals | None = None
+        self._announces = announces
         self._ignore_further_signals = ignore_further_signals
         self._pid = os.getpid()
         self._phase = shared_phase()
@@ -84,7 +86,9 @@ class GracefulShutdown:
             return
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if self.received is None:
+        if self.received is not None:  # The first is the cause: after Ctrl-C the launching process sends SIGTERM.
+            return
+        if self._announces:
             os.write(2, b"finishing the update and saving; Ctrl-C ends at once\n")  # print is not safe in a handler.
         self.received = signal.Signals(number)
         self._phase.value = RECEIVED

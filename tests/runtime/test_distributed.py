@@ -201,6 +201,23 @@ def test_one_process_shares_nothing() -> None:
     assert not model.is_distributed
 
 
+@scenario(ranks=2)
+def results_of_every_rank(root: Path, world: World) -> list[Any]:
+    options: dict[str, Any] = {"max_steps": 6, "log_every_steps": 1, "valid_every_steps": 2, "monitor": "valid/loss"}
+    trainer = quiet(root=root / "results", **options)
+    model, datamodule = Plain(), data(22)
+    return world.gather((trainer.fit(model, datamodule), trainer.test(model, datamodule)))
+
+
+def test_fit_and_test_return_the_same_on_every_rank(result: Results) -> None:
+    (fitted, tested), other = result(results_of_every_rank, ranks=2)
+    assert (fitted, tested) == other
+    assert fitted.last_checkpoint.exists()
+    assert fitted.best_checkpoint.exists()
+    assert fitted.best_metrics["train/step_seconds"] > 0
+    assert tested["test/last"] == 4
+
+
 # Which samples.
 
 

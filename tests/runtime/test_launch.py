@@ -19,11 +19,13 @@ import pytest
 import torch
 from helpers import troubled
 from helpers.compare import same, weights
-from helpers.models import Plain
+from helpers.models import Plain, Tiny
 from helpers.processes import DEADLINE, alive, deadline, launched, wait_for
 from helpers.troubled import Early, Troubled, data, outcome, trainer
+from torch import nn
 
-from helios_lite import FitResult, Model
+from helios_lite import DataModule, FitResult, Model
+from helios_lite.trainer import take_over
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -96,6 +98,94 @@ def test_every_process_trains_its_own_copy_of_a_network_that_was_there_before(tm
         found.append(weights(model)["net"])
     for one, two in zip(found[0].values(), found[1].values(), strict=True):
         assert torch.allclose(one, two, atol=1e-6)
+
+
+class WithData(Plain):
+    """Its `setup` uses the trainer and what the datamodule has assigned in `setup`."""
+
+    def __init__(self, datamodule: "Noting") -> None:
+        super().__init__()
+        self.datamodule = datamodule
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.hparams["width"] = self.datamodule.width + self.trainer.seed
+        self.net = self.parallelize(nn.Sequential(nn.Linear(3, self.hparams["width"]), nn.Dropout(0.0)))
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1)
+        self.scheduler = None
+
+    def on_training_end(self) -> None:
+        self.hparams["steps"] = self.trainer.max_steps
+
+
+class Noting(DataModule):
+    """Assigns a random number in `setup`, and remembers what it was called for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def setup(self) -> None:
+        self.calls.append("setup")
+        self.width = int(torch.randint(1, 10**6, ())) % 50 + 1
+        splits = data()
+        self.train, self.valid, self.test = splits.train, splits.valid, splits.test
+
+    def teardown(self) -> None:
+        self.calls.append("teardown")
+
+
+def test_a_caller_reads_from_the_model_what_it_could_read_after_one_process(tmp_path: Path) -> None:
+    found = []
+    for devices in (1, 2):
+        datamodule = Noting()
+        model = WithData(datamodule)
+        run = trainer(tmp_path / str(devices), devices=devices, max_steps=3, seed=7, log_every_steps=1)
+        result = run.fit(model, datamodule)
+        assert model.metrics == result.metrics
+        assert model.net.training
+        metrics, hparams = list(model.metrics), dict(model.hparams)
+        run.test(model, datamodule)
+        assert not model.net.training
+        with pytest.raises(RuntimeError, match="no Trainer is running this model"):
+            _ = model.trainer
+        found.append((metrics, hparams, datamodule.width, datamodule.calls, list(model.metrics)))
+    assert found[0] == found[1]
+    assert found[0][3] == ["setup", "teardown"] * 2
+
+
+def test_taking_over_what_other_processes_have_trained_uses_no_random_numbers_of_the_caller(tmp_path: Path) -> None:
+    datamodule = Noting()
+    model, run = WithData(datamodule), trainer(None, max_steps=1)
+    run.fit(model, datamodule)
+    torch.save({"model": model.state_dict(), "metrics": {}}, tmp_path / "outcome")
+    torch.manual_seed(1)
+    expected = torch.rand(2)
+    torch.manual_seed(1)
+    take_over(tmp_path / "outcome", "fit", run, model, datamodule)
+    assert torch.equal(torch.rand(2), expected)
+    assert datamodule.calls == ["setup", "teardown"] * 2
+
+
+class OnlyInParallel(Tiny):
+    def setup(self, fast_init: bool = False) -> None:
+        if not self.is_distributed:
+            raise ValueError("only in parallel")
+        super().setup(fast_init)
+
+
+def test_a_result_is_not_lost_if_the_model_cannot_be_set_up_in_the_calling_process(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = OnlyInParallel()
+    result = trainer(tmp_path, devices=2, max_steps=3, log_every_steps=1).fit(model, data())
+    assert result.state.step == 3
+    assert model.metrics == result.metrics
+    (record,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "(ValueError: only in parallel)" in record.message
+    assert "OnlyInParallel.load_from_checkpoint" in record.message
+    assert record.exc_info is not None
+    assert result.last_checkpoint is not None
+    assert len(torch.load(result.last_checkpoint, weights_only=True)["model"]["net"]) == 4
 
 
 # What one rank does.
@@ -180,6 +270,12 @@ def require_saved(folder: Path) -> None:
         assert outcome(folder)["state"]["batch"] == len(batches) < troubled.STEPS
 
 
+def require_one_line_each(errors: str) -> None:
+    """One process says that the run is about to stop, and one that it has stopped because of Ctrl-C."""
+    assert errors.count("finishing the update and saving; Ctrl-C ends at once\n") == 1, errors
+    assert re.findall(r"(\w+): stopped at step", errors) == ["SIGINT"], errors
+
+
 def require_continues(folder: Path, root: Path) -> None:
     """Going on leads to the same end."""
     trainer(folder, devices=2).fit(Troubled(folder), data())
@@ -221,8 +317,19 @@ def test_ctrl_c_saves_and_ends_all(tmp_path: Path, root: Path, whole: tuple[Mode
     _, errors = process.communicate(timeout=DEADLINE)
     assert process.returncode == -signal.SIGINT
     assert errors.splitlines()[-1] == "KeyboardInterrupt"
+    require_one_line_each(errors)
     require_saved(tmp_path)
     require_continues(tmp_path, root)
+
+
+def test_ctrl_c_under_torchrun_saves_and_prints_its_lines_once(tmp_path: Path) -> None:
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    process = launched(tmp_path, "--pace", 0.05, by=torchrun)
+    wait_for(tmp_path / "batches-1", process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=DEADLINE)
+    require_one_line_each(errors)
+    require_saved(tmp_path)
 
 
 def test_a_second_ctrl_c_ends_all_at_once(tmp_path: Path) -> None:
