@@ -699,6 +699,18 @@ MUTATIONS = [
     ),
     # Pages.
     Mutation(
+        "docs/seeds.md",
+        "| `TrainRunInfo.best_model_path` | `FitResult.best_checkpoint` |\n",
+        "",
+        "test_seeds.py::test_every_name_of_the_seeds_has_exactly_one_row_in_their_order",
+    ),
+    Mutation(
+        "docs/seeds.md",
+        "`FitResult.best_metrics`",
+        "`FitResult.metrics_of_the_best`",
+        "test_seeds.py::test_a_row_names_what_exists_here_or_gives_a_reason",
+    ),
+    Mutation(
         "docs/hooks.md",
         "`append_to_banner(",
         "`add_to_banner(",
