@@ -437,7 +437,7 @@ MUTATIONS = [
         "runtime/signals.py",
         "            return\n        if self._announces:",
         "            pass\n        if self._announces:",
-        LAUNCH + "test_ctrl_c_saves_and_ends_all",
+        INTERRUPTS + "test_a_sigterm_after_ctrl_c_changes_nothing",
     ),
     Mutation("runtime/launch.py", "if id(value) in parents:", "if False:", CANNOT_BE_SENT),
     Mutation(

@@ -89,6 +89,15 @@ def test_an_exception_wins_over_a_signal(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_sigterm_after_ctrl_c_changes_nothing(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        quiet(max_epochs=3, callbacks=[Signal(signal.SIGINT), Signal(signal.SIGTERM)]).fit(Tiny(), data())
+    assert capfd.readouterr().err.count("finishing the update") == 1
+    assert caplog.messages[-1] == "SIGINT: stopped at step 2"
+
+
 def test_a_second_ctrl_c_is_immediate() -> None:
     class Twice(Tiny):
         def train_step(self, batch: Any, state: Any) -> None:
