@@ -193,8 +193,8 @@ MUTATIONS = [
         ANY_RANKS,
     ),
     # How many batches an epoch has.
-    Mutation("engine/loaders.py", "if i + 1 < length:", "if False:", FEWER),
-    Mutation("engine/loaders.py", "if given < length:", "if False:", FEWER),
+    Mutation("engine/split_loader.py", "if i + 1 < length:", "if False:", FEWER),
+    Mutation("engine/iterable_loader.py", "if given < length:", "if False:", FEWER),
     Mutation(
         "runtime/sample_order.py",
         "itertools.islice(sampler, limit + 1)",
@@ -202,9 +202,9 @@ MUTATIONS = [
         LOADERS + "test_a_sampler_without_an_end_is_an_error_that_says_how_many_were_drawn",
     ),
     Mutation("engine/evaluation.py", "min(limit, sys.maxsize)", "limit", NO_LIMIT),
-    Mutation("engine/loaders.py", "min(window, sys.maxsize)", "window", NO_LIMIT),
+    Mutation("engine/iterable_loader.py", "min(window, sys.maxsize)", "window", NO_LIMIT),
     Mutation(
-        "engine/loaders.py",
+        "engine/iterable_loader.py",
         'options["persistent_workers"] = False',
         "pass",
         LOADERS + "test_an_iterable_dataset_knows_the_epoch_whatever_came_before",
@@ -251,14 +251,14 @@ MUTATIONS = [
     Mutation("engine/training_log.py", "self._logged_step, self._num_kept_rows =", "_, self._num_kept_rows =", FUZZ),
     # The state of a custom loader.
     Mutation(
-        "engine/loaders.py",
+        "engine/iterable_loader.py",
         "self._is_exhausted = len(batches) < window",
         "pass",
         "engine/test_loaders.py::"
         "test_an_object_that_ended_in_the_last_window_has_no_batch_left_and_starts_anew_in_the_next_epoch",
     ),
     Mutation(
-        "engine/loaders.py",
+        "engine/iterable_loader.py",
         "        if batches == 0:\n            self._load_state()",
         "        self._load_state()",
         "engine/test_loaders.py::test_the_generator_of_a_restored_object_is_not_seeded_again",
@@ -529,7 +529,7 @@ MUTATIONS = [
     ),
     # Several processes: what they compute.
     Mutation("runtime/precision.py", "return weight / self._world.size", "return weight", LIKE_ONE),
-    Mutation("engine/loaders.py", "size * self._num_averaged / total", "size / total", LIKE_ONE),
+    Mutation("engine/split_loader.py", "size * self._num_averaged / total", "size / total", LIKE_ONE),
     Mutation(
         "engine/training.py",
         "parallel.set_requires_gradient_sync(completes_update)",

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import torch
 
 from helios_lite.engine import console
+from helios_lite.engine.batches import Loader
 from helios_lite.engine.checkpointing import load_checkpoint
-from helios_lite.engine.loaders import Loader
 from helios_lite.engine.session import Session
 from helios_lite.runtime import rng
 from helios_lite.runtime.devices import cudnn_benchmark

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from helios_lite.data import DataModule
+from helios_lite.engine.batches import Loader
 from helios_lite.engine.checkpoint_folder import CheckpointFolder
 from helios_lite.engine.cleanup import cleanup
 from helios_lite.engine.console import RunLog
 from helios_lite.engine.hook_dispatch import HookDispatcher
-from helios_lite.engine.loaders import Loader, make_loader
+from helios_lite.engine.loaders import make_loader
 from helios_lite.engine.progress import Bars
 from helios_lite.model import Model
 from helios_lite.options import Options

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from helios_lite.data import DataModule
-from helios_lite.engine.loaders import Batch, Loader, make_loader
+from helios_lite.engine.batches import Batch, Loader
+from helios_lite.engine.loaders import make_loader
 from helios_lite.runtime.distributed import World
 from helios_lite.state import TrainingState
 

@@ -7,10 +7,10 @@ import logging
 from collections.abc import Iterator
 
 from helios_lite.engine import console, schedule
+from helios_lite.engine.batches import Batch, Loader
 from helios_lite.engine.checkpointing import Checkpointer
 from helios_lite.engine.clock import Clock
 from helios_lite.engine.evaluation import Evaluator
-from helios_lite.engine.loaders import Batch, Loader
 from helios_lite.engine.monitoring import Monitor
 from helios_lite.engine.session import Session
 from helios_lite.engine.stopping import StopCoordinator

@@ -1,0 +1,82 @@
+"""What a batch is, what the trainer needs of a loader, and what all loaders share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from helios_lite.data import Split
+from helios_lite.runtime.data_worker import WorkerInit
+
+
+class Batch(NamedTuple):
+    """A batch and its place in the epoch.
+
+    Attributes:
+        data: what the collate function returned.
+        size: number of samples in it.
+        samples: number of samples of all ranks in this batch together.
+        loss_weight: its part of the samples of its accumulation window, times the number of ranks (over which
+            gradients are averaged); 1.0 if it is the only batch of one rank.
+        completes_update: whether it is the last of its window, after which the optimizer steps.
+        is_last: whether it is known to be the last of the epoch.
+    """
+
+    data: Any
+    size: int
+    samples: int
+    loss_weight: float
+    completes_update: bool
+    is_last: bool
+
+
+make_batch: Callable[[tuple[Any, int, int, float, bool, bool]], Batch] = functools.partial(tuple.__new__, Batch)
+"""`Batch(*values)` without a Python frame per call."""
+
+
+class EpochBatches(NamedTuple):
+    """The remaining batches of an epoch, and their number, None if it is unknown."""
+
+    batches: Iterator[Batch]
+    length: int | None
+
+
+class Loader(Protocol):
+    """What the trainer needs of a split."""
+
+    source: Any
+
+    def epoch(self, epoch: int, *, samples: int = 0, batches: int = 0, window: int = 1) -> EpochBatches:
+        """Return the rest of an epoch.
+
+        Args:
+            epoch: index of the epoch, from 0.
+            samples: number of finished samples of all ranks.
+            batches: number of finished batches of this rank.
+            window: batches per accumulation window.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the part of the position that the run's counters do not hold."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore it; takes effect at the next `epoch`."""
+
+
+def incomplete_error(phase: str, iterator: Iterator[Any], given: int, length: int, start: str) -> RuntimeError:
+    """Return the error of an iterator that ended early. Python takes a StopIteration for the end of any iterator."""
+    if isinstance(iterator, _MultiProcessingDataLoaderIter):
+        iterator._shutdown_workers()  # The StopIteration keeps it alive, in a cycle.
+    return RuntimeError(
+        f"the {phase} split gave {given} of {length} batches{start}: its dataset or collate_fn raised StopIteration"
+    )
+
+
+def dataloader_options(split: Split) -> dict[str, Any]:
+    """Return the options of a DataLoader that a Split passes on."""
+    names = "num_workers pin_memory timeout multiprocessing_context prefetch_factor persistent_workers"
+    options = {name: getattr(split, name) for name in names.split()}
+    return {**options, "worker_init_fn": WorkerInit(split.worker_init_fn)}

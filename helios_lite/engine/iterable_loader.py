@@ -1,0 +1,160 @@
+"""The batches of a custom loader, or of a Split of an IterableDataset."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
+
+from helios_lite.data import Split
+from helios_lite.engine.batches import Batch, EpochBatches, dataloader_options, incomplete_error, make_batch
+from helios_lite.runtime import rng, sample_seeding
+from helios_lite.runtime.distributed import World
+from helios_lite.runtime.transfer import batch_size
+
+logger = logging.getLogger("helios_lite")
+
+_SIZED_SAMPLERS = (RandomSampler, SequentialSampler, DistributedSampler, SubsetRandomSampler, WeightedRandomSampler)
+
+
+class IterableLoader:
+    """Batches of a custom loader. With accumulation a window is read before it is used, because its size is needed.
+
+    With several ranks the loader must give each rank its own part of the data, and in training the same number of
+    batches.
+    """
+
+    def __init__(self, source: Any, iterable: Any, phase: str, seed: int, world: World) -> None:
+        self.source = source
+        self._world = world
+        self._iterable = iterable
+        self._phase = phase
+        self._seed = seed
+        self._state_to_load: Any = None
+        self._is_exhausted = False  # The source has ended, though its last batches may still be in use.
+
+    def epoch(self, epoch: int, *, samples: int = 0, batches: int = 0, window: int = 1) -> EpochBatches:
+        """Return the rest of an epoch: from the restored state, or after reading and dropping `batches`."""
+        if batches > 0 and self._state_to_load is not None and self._is_exhausted:
+            self._load_state()
+            return EpochBatches(iter(()), 0)
+        self._is_exhausted = False
+        # In the order of a run that was not stopped: a state within an epoch came after the seeds of that epoch.
+        is_restored = self._state_to_load is not None
+        if batches == 0:
+            self._load_state()
+        sample_seeding.set_epoch_and_seed(
+            self._iterable, epoch, rng.derive_seed(self._seed, epoch), self._phase == "train"
+        )
+        self._load_state()
+        try:
+            length = len(self._iterable)
+        except TypeError:  # Every DataLoader has a __len__, but its dataset may not.
+            length = None
+        if length == 0:
+            raise ValueError(f"the {self._phase} split is empty")
+        iterator = iter(self._iterable)
+        if batches > 0 and not is_restored:
+            logger.info("reading and dropping %d batches of the %s split to reach the position", batches, self._phase)
+            for _ in itertools.islice(iterator, batches):
+                pass
+        remaining = None if length is None else length - batches
+        if remaining is not None and _has_exact_length(self._iterable):
+            iterator = self._require_all(iterator, remaining, batches)
+        return EpochBatches(self._batches(iterator, min(window, sys.maxsize), is_start=batches == 0), remaining)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the loader's own state, if it has one."""
+        if not hasattr(self._iterable, "state_dict"):
+            return {}
+        state = self._iterable.state_dict() if self._state_to_load is None else self._state_to_load
+        return {"loader": state, "exhausted": self._is_exhausted}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the loader's own state, if it was saved and can be restored."""
+        if "loader" in state_dict and hasattr(self._iterable, "load_state_dict"):
+            self._state_to_load = state_dict["loader"]
+            self._is_exhausted = state_dict.get("exhausted", False)
+
+    def _load_state(self) -> None:
+        if self._state_to_load is not None:
+            self._iterable.load_state_dict(self._state_to_load)
+            self._state_to_load = None
+
+    def _require_all(self, iterator: Iterator[Any], length: int, start: int) -> Iterator[Any]:
+        given = 0
+        for data in iterator:
+            given += 1
+            yield data
+        if given < length:
+            raise incomplete_error(self._phase, iterator, given, length, f" from batch {start} on" if start > 0 else "")
+
+    def _batches(self, iterator: Iterator[Any], window: int, is_start: bool) -> Iterator[Batch]:
+        # `is_last` stays False: the length of a custom loader may be wrong, so the epoch ends where the iterator ends.
+        num_ranks = self._world.size
+        is_empty = is_start
+        if window == 1:
+            for data in iterator:
+                is_empty = False
+                size = batch_size(data)
+                yield make_batch((data, size, size * num_ranks, 1.0, True, False))
+            self._is_exhausted = True
+        # An iterator that has ended is not asked again: some begin anew then.
+        while not self._is_exhausted and (batches := list(itertools.islice(iterator, window))):
+            is_empty = False
+            self._is_exhausted = len(batches) < window
+            sizes = [batch_size(data) for data in batches]
+            total = sum(sizes)
+            for i, (data, size) in enumerate(zip(batches, sizes, strict=True)):
+                yield make_batch((data, size, size * num_ranks, size / total, i + 1 == len(batches), False))
+        if is_empty:
+            raise ValueError(f"the {self._phase} split gave no batch (an iterator can be used for one epoch only)")
+
+
+def _has_exact_length(loader: Any) -> bool:
+    """Return whether this is a DataLoader of a map-style dataset whose samplers are PyTorch's own."""
+    if type(loader) is not DataLoader or isinstance(loader.dataset, IterableDataset):
+        return False
+    return type(loader.batch_sampler) in (BatchSampler, type(None)) and type(loader.sampler) in _SIZED_SAMPLERS
+
+
+def stock_loader(split: Split) -> DataLoader[Any]:
+    """Return the DataLoader of a Split of an IterableDataset."""
+    options = dataloader_options(split)
+    if sample_seeding.has_set_epoch(split.dataset):
+        options["persistent_workers"] = False  # Workers get the epoch with their copy of the dataset.
+    return DataLoader(
+        split.dataset,
+        batch_size=split.batch_size,
+        drop_last=split.drop_last,
+        collate_fn=None if split.collate_fn is None else _Collate(split.collate_fn),
+        generator=torch.Generator(),
+        **options,
+    )
+
+
+class _Collate:
+    """A collate function whose StopIteration is an error and not the end of an IterableDataset."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self._collate = collate
+
+    def __call__(self, samples: list[Any]) -> Any:
+        try:
+            return self._collate(samples)
+        except StopIteration as error:
+            raise RuntimeError("collate_fn raised StopIteration") from error

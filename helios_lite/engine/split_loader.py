@@ -1,0 +1,126 @@
+"""The batches of a map-style Split, from any position of an epoch on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset, TensorDataset
+
+from helios_lite.data import Split
+from helios_lite.engine.batches import Batch, EpochBatches, dataloader_options, incomplete_error, make_batch
+from helios_lite.runtime import rng, sample_order, sample_seeding
+from helios_lite.runtime.distributed import World
+
+
+class SplitLoader:
+    """Batches of a map-style Split: the order is a function of (seed, epoch), the position a count of samples."""
+
+    def __init__(self, split: Split, phase: str, seed: int, world: World) -> None:
+        self.source = split
+        self._world = world
+        self._is_training = phase == "train"
+        self._num_averaged = world.size if self._is_training else 1
+        self._phase = phase
+        self._seed = seed
+        self._length = len(split.dataset)  # type: ignore[arg-type]
+        if self._length == 0:
+            raise ValueError(f"the {phase} split is empty")
+        # A TensorDataset uses no random numbers, so its samples need no seed.
+        may_be_random = (
+            type(sample_seeding.base_dataset(split.dataset)) is not TensorDataset or split.collate_fn is not None
+        )
+        is_seeded = split.seed_samples and may_be_random
+        self._sampler = sample_seeding.EpochBatchSampler(with_seed=is_seeded)
+        self._tensors = _TensorGather.of(split)
+        # A private generator: without it every new iterator would use the training's RNG state.
+        self._generator = torch.Generator()
+        self._loader: DataLoader[Any] = DataLoader(
+            sample_seeding.SeededDataset(split.dataset, split.collate_fn) if is_seeded else split.dataset,
+            batch_sampler=self._sampler,
+            collate_fn=_identity if is_seeded else split.collate_fn,
+            generator=self._generator,
+            **dataloader_options(split),
+        )
+
+    def epoch(self, epoch: int, *, samples: int = 0, batches: int = 0, window: int = 1) -> EpochBatches:
+        """Return the rest of an epoch; `batches` is not used, because `samples` is the position."""
+        seed = rng.derive_seed(self._seed, epoch)
+        order = self._batch_order(epoch, seed, samples)
+        if len(order) == 0 and samples == 0 and (self._is_training or self._world.size == 1):
+            why = "drop_last leaves nothing" if self.source.drop_last else "there is none for every process"
+            raise ValueError(f"the {self._phase} split has no batch: of {self._length} samples {why}")
+        self._generator.manual_seed(seed)
+        self._sampler.set_epoch_order(order, seed)
+        return EpochBatches(self._batches(order, window, samples), len(order))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the run's counters hold the position."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def _batch_order(self, epoch: int, seed: int, start: int) -> sample_order.BatchOrder:
+        split, world = self.source, self._world
+        if split.batch_sampler is not None:
+            batches = iter(sample_order.sample_all(split.batch_sampler, epoch, seed, self._is_training, self._length))
+            while start > 0:
+                start -= len(next(batches, range(start)))
+            return sample_order.DealtBatches(list(batches), world, for_training=self._is_training)
+        order = sample_order.epoch_order(self._length, split.shuffle, split.sampler, epoch, seed, self._is_training)
+        assert split.batch_size is not None  # Split requires it without a batch_sampler.
+        if self._is_training:
+            return sample_order.BatchPlan(order, start, split.batch_size, split.drop_last, world)
+        part = sample_order.contiguous_part(order, world)
+        return sample_order.BatchPlan(part, start, split.batch_size, split.drop_last, World())
+
+    def _batches(self, order: sample_order.BatchOrder, window: int, start: int) -> Iterator[Batch]:
+        length = len(order)
+        total = 0
+        i = -1
+        iterator = iter(self._loader if self._tensors is None else self._tensors.batches(order))
+        for i, data in enumerate(iterator):
+            size, samples = order.size(i), order.samples(i)
+            if window == 1:
+                total = samples
+            elif i % window == 0:
+                total = sum(order.samples(j) for j in range(i, min(i + window, length)))
+            is_last = i + 1 == length
+            loss_weight = size * self._num_averaged / total
+            yield make_batch((data, size, samples, loss_weight, is_last or (i + 1) % window == 0, is_last))
+        if i + 1 < length:
+            raise incomplete_error(
+                self._phase, iterator, i + 1, length, f" from sample {start} on" if start > 0 else ""
+            )
+
+
+class _TensorGather:
+    """A TensorDataset, or a Subset of one: a batch is one indexed gather from each tensor."""
+
+    def __init__(self, tensors: tuple[Tensor, ...], indices: Tensor | None) -> None:
+        self._tensors, self._indices = tensors, indices
+
+    @classmethod
+    def of(cls, split: Split) -> _TensorGather | None:
+        """Return the gather of a split, None if it needs a DataLoader."""
+        dataset, indices = split.dataset, None
+        while type(dataset) is Subset:
+            subset_indices = torch.as_tensor(dataset.indices)
+            indices = subset_indices if indices is None else subset_indices[indices]
+            dataset = dataset.dataset
+        is_in_process = split.num_workers == 0 and split.collate_fn is None and not split.pin_memory
+        return cls(dataset.tensors, indices) if is_in_process and type(dataset) is TensorDataset else None
+
+    def batches(self, order: sample_order.BatchOrder) -> Iterator[list[Tensor]]:
+        """Yield the batches that a DataLoader with PyTorch's `default_collate` would yield."""
+        for index in order.tensors():
+            if self._indices is not None:
+                index = self._indices[index]
+            yield [tensor.index_select(0, index) for tensor in self._tensors]
+
+
+def _identity(batch: Any) -> Any:
+    return batch
