@@ -37,6 +37,9 @@ class Model(Hooks, abc.ABC):
     that have `state_dict` and `load_state_dict`: networks, optimizers, schedulers, averaged weights, torchmetrics, also
     in lists, tuples, deques, dicts, SimpleNamespaces and dataclasses. What an optimizer trains must be among them.
 
+    A Model is not an `nn.Module`, and a subclass that is one too is a TypeError. An attribute with the name of a method
+    of this class (`self.log = []`) is an AttributeError when a trainer is called, or after `setup`.
+
     Args:
         save_name: the name of the model in file names, of at most 200 bytes. It is also the name of the run folder
             unless the trainer has a `run_name`, so it must be a path inside of `root`.
@@ -55,6 +58,14 @@ class Model(Hooks, abc.ABC):
     _running_losses = Table("running_losses")
     _val_scores = Table("val_scores")
     _test_scores = Table("test_scores")
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if issubclass(cls, nn.Module):
+            raise TypeError(
+                f"{cls.__name__}: a Model cannot be an nn.Module too, because it has networks as attributes; write the "
+                "nn.Module as a class of its own, and in setup assign `self.net = self.parallelize(Net())`"
+            )
 
     def __init__(self, save_name: str) -> None:
         try:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import inspect
 import os
 from collections.abc import Sequence
@@ -271,6 +272,21 @@ class Options:
         _document_options(cls)
 
     def __post_init__(self) -> None:
+        self.check()
+
+    def check(self) -> None:
+        """Check every option. A trainer does so when it is made, and again at the start of every call.
+
+        Raises:
+            TypeError, ValueError: an option has a wrong type or value.
+            AttributeError: an attribute was assigned that is no option; the message has the most similar one.
+        """
+        options = [field.name for field in dataclasses.fields(self)]
+        for name in vars(self):
+            if name not in options and not hasattr(type(self), name):  # A class may declare more attributes.
+                near = difflib.get_close_matches(name, options, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"the options are {', '.join(options)}"
+                raise AttributeError(f"{name}: is no option of {type(self).__name__}; {hint}")
         for field in dataclasses.fields(Options):
             value = getattr(self, field.name)
             try:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from helios_lite.data import DataModule
 from helios_lite.model import Model
@@ -19,6 +20,7 @@ from helios_lite.runtime.devices import choose_accelerator, choose_devices
 from helios_lite.runtime.distributed import is_launched
 from helios_lite.runtime.launch import launch
 from helios_lite.runtime.rank_process import WorkerInterrupted
+from helios_lite.runtime.shadowing import check_no_method_is_hidden
 from helios_lite.runtime.signals import GracefulShutdown
 from helios_lite.state import FitResult
 
@@ -41,6 +43,8 @@ class Trainer(Options):
             RuntimeError: another call of a trainer is running in this process, for example around this hook; validate
                 and test raise it too. Start another process instead.
             ValueError: a split is empty, or an option does not fit the model or the data; the message names it.
+            TypeError: a split is no Split and no iterable of batches.
+            AttributeError: an attribute of the trainer is no option, or one of the model hides a method of Model.
             Exception: any exception of the model, the data or a callback, unchanged, after `teardown`.
         """
         return self._run("fit", model, datamodule)  # type: ignore[no-any-return]
@@ -71,8 +75,12 @@ class Trainer(Options):
     def _run(self, task: str, model: Model, datamodule: DataModule, checkpoint: Any = None) -> Any:
         """Check the arguments, and run the task here or in launched processes; return its result."""
         for name, value, kind in (("model", model, Model), ("datamodule", datamodule, DataModule)):
+            if name == "model" and isinstance(value, nn.Module):
+                raise TypeError(f"{name}: is an nn.Module; assign it in `setup` of a Model, and pass that Model")
             if not isinstance(value, kind):
                 raise TypeError(f"{name}={value!r}: must be a {kind.__name__} object")
+            check_no_method_is_hidden(value, kind)
+        self.check()
         arguments = {"trainer": self, "model": model, "datamodule": datamodule, "task": task, "checkpoint": checkpoint}
         processes = len(choose_devices(choose_accelerator(self.accelerator), self.devices))
         if processes == 1 or is_launched():

@@ -249,6 +249,49 @@ MUTATIONS = [
     Mutation("engine/monitoring.py", 'self._score = state_dict["score"]', "pass", FUZZ),
     Mutation("runtime/rng.py", "random.setstate((version, tuple(words.tolist()), gauss))", "pass", FUZZ),
     Mutation("engine/training_log.py", "self._logged_step, self._num_kept_rows =", "_, self._num_kept_rows =", FUZZ),
+    # What is assigned by mistake.
+    Mutation(
+        "engine/session.py",
+        "            check_no_method_is_hidden(model, Model)\n",
+        "",
+        "test_model.py::test_an_attribute_that_hides_a_method_is_an_error_that_names_both",
+    ),
+    Mutation(
+        "trainer.py",
+        "            check_no_method_is_hidden(value, kind)\n",
+        "",
+        "test_data.py::test_an_attribute_of_a_datamodule_that_hides_a_method_is_an_error",
+    ),
+    Mutation(
+        "runtime/shadowing.py",
+        "name in _STEPS and callable(value)",
+        "False",
+        "test_model.py::test_a_step_may_be_replaced_by_its_compiled_form",
+    ),
+    Mutation(
+        "model.py",
+        "if issubclass(cls, nn.Module):",
+        "if False:",
+        "test_model.py::test_a_model_that_is_a_module_too_is_told_how_it_is_done_here",
+    ),
+    Mutation(
+        "engine/session.py",
+        "        check_splits(self.datamodule)\n",
+        "",
+        "test_data.py::test_what_is_no_split_is_an_error_that_says_what_it_may_be_before_any_training",
+    ),
+    Mutation(
+        "trainer.py",
+        "        self.check()\n",
+        "",
+        "test_options.py::test_an_option_that_is_set_later_is_checked_at_the_next_call",
+    ),
+    Mutation(
+        "options.py",
+        "name not in options and",
+        "False and",
+        "test_options.py::test_an_attribute_that_is_no_option_is_an_error_with_the_most_similar_option",
+    ),
     # The state of a custom loader.
     Mutation(
         "engine/iterable_loader.py",

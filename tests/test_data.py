@@ -1,7 +1,7 @@
 """What a user says of the data: the options of a Split, and the DataModule."""
 
 import pytest
-from helpers.models import Indices, Stream
+from helpers.models import Indices, Stream, Tiny, quiet
 from torch.utils.data import (
     DataLoader,
 )
@@ -51,3 +51,52 @@ def test_a_datamodule_need_not_call_super():
 def test_a_datamodule_holds_the_splits_it_is_given():
     module = DataModule(train=[1], valid={"a": [2]}, test=[3])
     assert (module.train, module.valid, module.test) == ([1], {"a": [2]}, [3])
+
+
+SMALL = Split(Indices(4), batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("phase", "value", "match"),
+    [
+        ("train", [SMALL, SMALL], r"train split is a list with a Split: it must be one Split: join .*ConcatDataset"),
+        ("train", {"a": SMALL}, r"train split is a dict: it must be one Split: join .*ConcatDataset"),
+        ("train", Indices(4), r"train split is a dataset \(Indices\): it must be Split\(dataset, batch_size=\.\.\.\)"),
+        ("train", "mnist", r"train split is a str: it must be a Split, a DataLoader or another iterable of batches"),
+        ("train", Split, r"train split is a Split: it must be"),
+        ("valid", [SMALL], r"valid split is a list with a Split: it must be one Split, or a dict of them by name"),
+        (
+            "valid",
+            (None, DataLoader(Indices(4))),
+            r"valid split is a tuple with a DataLoader: it must be one Split, or",
+        ),
+        ("valid", 3, r"valid split is a int: it must be a Split"),
+        ("valid", {"a": {"b": SMALL}}, r"valid/a split is a dict: it must be one Split for each name"),
+        (
+            "test",
+            {"a": SMALL, "b": [SMALL]},
+            r"test/b split is a list with a Split: it must be one Split for each name",
+        ),
+        ("test", {"a": None}, r"test/a split is a NoneType: it must be a Split"),
+        ("test", Indices(4), r"test split is a dataset \(Indices\): it must be Split"),
+    ],
+)
+@pytest.mark.parametrize("where", ["init", "setup"])
+def test_what_is_no_split_is_an_error_that_says_what_it_may_be_before_any_training(phase, value, match, where):
+    splits = {"train": SMALL, phase: value}
+
+    class Assigning(DataModule):
+        def setup(self):
+            self.__dict__.update(splits)
+
+    model = Tiny()
+    with pytest.raises(TypeError, match=rf"^the {match}"):
+        quiet(max_steps=1).fit(model, DataModule(**splits) if where == "init" else Assigning())
+    assert model.seen == []
+
+
+def test_an_attribute_of_a_datamodule_that_hides_a_method_is_an_error():
+    module = DataModule(train=SMALL)
+    module.setup = True
+    with pytest.raises(AttributeError, match=r"^DataModule\.setup: .* hides the method `setup` of DataModule"):
+        quiet(max_steps=1).fit(Tiny(), module)

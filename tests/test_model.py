@@ -182,6 +182,67 @@ def test_only_setup_must_be_written():
         Model("name")
 
 
+@pytest.mark.parametrize("bases", [(Model, nn.Module), (nn.Module, Model), (Tiny, nn.Linear)])
+def test_a_model_that_is_a_module_too_is_told_how_it_is_done_here(bases):
+    with pytest.raises(TypeError, match=r"^Both: a Model cannot be an nn\.Module too.*self\.parallelize\(Net\(\)\)"):
+        type("Both", bases, {"setup": lambda self, fast_init=False: None})
+
+
+def test_a_module_in_place_of_a_model_is_told_to_be_put_into_one():
+    with pytest.raises(TypeError, match=r"^model: is an nn\.Module; assign it in `setup` of a Model"):
+        quiet(max_steps=1).fit(nn.Linear(1, 1), data())
+
+
+class Hiding(Tiny):
+    """Assigns an attribute where it is asked to."""
+
+    def __init__(self, name, value, where):
+        super().__init__()
+        self.assigned = name, value, where
+        self.assign("init")
+
+    def setup(self, fast_init=False):
+        super().setup(fast_init)
+        self.assign("setup")
+
+    def assign(self, now):
+        name, value, where = self.assigned
+        if where == now:
+            setattr(self, name, value)
+
+
+@pytest.mark.parametrize("where", ["init", "setup"])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("log", []), ("log", print), ("train", Split(TensorDataset(torch.ones(2)), 1)), ("eval", True), ("valid_step", 3)],
+)
+def test_an_attribute_that_hides_a_method_is_an_error_that_names_both(name, value, where):
+    match = rf"^Hiding\.{name}: is an attribute \(\w+\) that hides the method `{name}` of Model"
+    with pytest.raises(AttributeError, match=match):
+        quiet(max_steps=1).fit(Hiding(name, value, where), data())
+    with pytest.raises(AttributeError, match=match):
+        quiet(max_steps=1).validate(Hiding(name, value, where), data(), checkpoint=None)
+
+
+@pytest.mark.parametrize("name", ["metrics", "trainer", "device", "rank", "save_name"])
+def test_an_assignment_to_a_property_is_an_error_that_names_it(name):
+    with pytest.raises(AttributeError, match=name):
+        Hiding(name, {}, "init")
+
+
+def test_a_step_may_be_replaced_by_its_compiled_form():
+    calls = []
+
+    class Compiled(Tiny):
+        def setup(self, fast_init=False):
+            super().setup(fast_init)
+            step = self.train_step
+            self.train_step = lambda *arguments: (calls.append(1), step(*arguments))
+
+    quiet(max_steps=2).fit(Compiled(), data())
+    assert len(calls) == 2
+
+
 def test_a_step_that_is_needed_but_not_written_is_named():
     with pytest.raises(NotImplementedError, match="Everything has no train_step"):
         fit(Everything("everything"), Split(regression_data(), batch_size=4))

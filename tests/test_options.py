@@ -257,6 +257,48 @@ def test_an_unknown_option_is_a_type_error_that_names_it():
         Trainer(max_epoch=1)
 
 
+CALLS = [Trainer.fit, Trainer.validate, Trainer.test]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_an_option_that_is_set_later_is_checked_at_the_next_call(call):
+    trainer = Trainer(root=None, max_steps=1, progress=False, print_banner=False)
+    trainer.max_epochs = "three"
+    with pytest.raises(TypeError, match=r"^max_epochs='three': must be an int"):
+        call(trainer, Tiny(), data())
+    trainer.max_epochs = 3
+    call(trainer, Tiny(), data())
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    ("name", "hint"), [("max_epoch", "did you mean max_epochs?"), ("x", "the options are run_name, root, ")]
+)
+def test_an_attribute_that_is_no_option_is_an_error_with_the_most_similar_option(call, name, hint):
+    trainer = Trainer(root=None, max_steps=1, progress=False, print_banner=False)
+    setattr(trainer, name, 3)
+    with pytest.raises(AttributeError, match=re.escape(f"{name}: is no option of Trainer; {hint}")):
+        call(trainer, Tiny(), data())
+
+
+@dataclasses.dataclass(kw_only=True)
+class TaggedTrainer(Trainer):
+    tags: list[str] = dataclasses.field(default_factory=list)
+
+
+class CountingTrainer(Trainer):
+    calls = 0
+
+    def fit(self, *arguments):
+        self.calls += 1
+        return super().fit(*arguments)
+
+
+@pytest.mark.parametrize("cls", [TaggedTrainer, CountingTrainer])
+def test_a_subclass_of_the_trainer_may_declare_attributes(cls):
+    cls(root=None, max_steps=1, progress=False, print_banner=False).fit(Tiny(), data())
+
+
 def test_options_have_names_only():
     with pytest.raises(TypeError, match="positional"):
         Trainer("run")

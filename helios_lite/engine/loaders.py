@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
-from helios_lite.data import Split
+from helios_lite.data import DataModule, Split
 from helios_lite.engine.batches import Loader
 from helios_lite.engine.iterable_loader import IterableLoader, stock_loader
 from helios_lite.engine.split_loader import SplitLoader
@@ -32,12 +32,11 @@ def make_loader(source: Any, phase: str, seed: int, world: World = World()) -> L
         TypeError: the source is none of these.
         ValueError: it has length zero, or is a DataLoader that does not divide its samples among several ranks.
     """
+    check_split(source, phase)
     if isinstance(source, Split):
         if isinstance(source.dataset, IterableDataset):
             return IterableLoader(source, stock_loader(source), phase, seed, world)
         return SplitLoader(source, phase, seed, world)
-    if not isinstance(source, Iterable):
-        raise TypeError(f"the {phase} split is a {type(source).__name__}: needs a Split, a DataLoader or an iterable")
     if world.size > 1 and _reads_all_samples(source):
         raise ValueError(
             f"the {phase} split is a DataLoader that gives all {world.size} ranks the same batches: "
@@ -46,6 +45,57 @@ def make_loader(source: Any, phase: str, seed: int, world: World = World()) -> L
     if phase == "train" and isinstance(source, DataLoader) and source.persistent_workers:
         _warn_of_hidden_epoch(source.dataset)
     return IterableLoader(source, source, phase, seed, world)
+
+
+def check_splits(datamodule: DataModule) -> None:
+    """Check what the splits of a datamodule are, also those that the present call does not use.
+
+    Raises:
+        TypeError: see `check_split`.
+    """
+    for phase in ("train", "valid", "test"):
+        for name, source in split_parts(datamodule, phase).items():
+            check_split(source, name)
+
+
+def split_parts(datamodule: DataModule, phase: str) -> dict[str, Any]:
+    """Return the parts of a split by the prefix of their metrics: itself, or the items of a dict; none without it."""
+    source = getattr(datamodule, phase)
+    if source is None:
+        return {}
+    if isinstance(source, Mapping) and phase != "train":
+        return {f"{phase}/{name}": part for name, part in source.items()}
+    return {phase: source}
+
+
+def check_split(source: Any, phase: str) -> None:
+    """Check that a split is a Split, or an iterable that may give batches.
+
+    Args:
+        source: the split.
+        phase: "train", or another name for messages.
+
+    Raises:
+        TypeError: it is neither; the message says what it may be.
+    """
+    several = "one Split: join datasets by torch.utils.data.ConcatDataset"
+    if phase in ("valid", "test"):
+        several = "one Split, or a dict of them by name: {'small': Split(...), 'large': Split(...)}"
+    elif phase != "train":
+        several = "one Split for each name"
+    kind = type(source).__name__
+    if isinstance(source, Mapping):
+        raise TypeError(f"the {phase} split is a {kind}: it must be {several}")
+    for item in source if isinstance(source, list | tuple) else ():
+        if isinstance(item, Split | Dataset | DataLoader):
+            raise TypeError(f"the {phase} split is a {kind} with a {type(item).__name__}: it must be {several}")
+    if isinstance(source, Dataset) and not isinstance(source, IterableDataset):
+        raise TypeError(f"the {phase} split is a dataset ({kind}): it must be Split(dataset, batch_size=...)")
+    if isinstance(source, str | bytes | type) or not isinstance(source, Split | Iterable):
+        shown = source.__name__ if isinstance(source, type) else kind
+        raise TypeError(
+            f"the {phase} split is a {shown}: it must be a Split, a DataLoader or another iterable of batches, or None"
+        )
 
 
 def _warn_of_hidden_epoch(dataset: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from helios_lite.engine.checkpoint_folder import CheckpointFolder
 from helios_lite.engine.cleanup import cleanup
 from helios_lite.engine.console import RunLog
 from helios_lite.engine.hook_dispatch import HookDispatcher
-from helios_lite.engine.loaders import make_loader
+from helios_lite.engine.loaders import check_splits, make_loader, split_parts
 from helios_lite.engine.progress import Bars
 from helios_lite.model import Model
 from helios_lite.options import Options
@@ -25,6 +25,7 @@ from helios_lite.runtime.distributed import join_world
 from helios_lite.runtime.metrics import MetricAccumulator
 from helios_lite.runtime.parallel import ParallelStrategy
 from helios_lite.runtime.precision import Precision
+from helios_lite.runtime.shadowing import check_no_method_is_hidden
 from helios_lite.runtime.stateful import networks, stateful_parts
 from helios_lite.runtime.transfer import DeviceMover
 
@@ -83,6 +84,8 @@ class Session:
         options, model = self.options, self.model
         rng.seed_all(options.seed)
         self.datamodule.setup()
+        check_no_method_is_hidden(self.datamodule, DataModule)
+        check_splits(self.datamodule)
         earlier = model._context
         is_reused = fast_init and self.was_set_up
         if is_reused and (earlier.world, earlier.device) == (self.world, self.device):
@@ -96,6 +99,7 @@ class Session:
                 net.to(self.device)
         else:
             model.setup(fast_init=fast_init)
+            check_no_method_is_hidden(model, Model)
             parts = self.check_checkpoint_holds_all()
             if type(model).state_dict is Model.state_dict:
                 check_hidden_parts(model, parts)
@@ -123,13 +127,8 @@ class Session:
 
     def loaders(self, phase: str) -> dict[str, Loader]:
         """Return the loaders of the "valid" or "test" split, by the prefix of their metrics; none without a split."""
-        source = getattr(self.datamodule, phase)
-        if source is None:
-            return {}
-        parts = {f"/{name}": part for name, part in source.items()} if isinstance(source, Mapping) else {"": source}
-        return {
-            phase + name: make_loader(part, phase + name, self.options.seed, self.world) for name, part in parts.items()
-        }
+        parts = split_parts(self.datamodule, phase)
+        return {name: make_loader(part, name, self.options.seed, self.world) for name, part in parts.items()}
 
     def _make_context(self) -> RunContext:
         options = self.options
