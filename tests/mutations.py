@@ -56,6 +56,7 @@ INTERRUPTS = "engine/test_interrupts.py::"
 AN_EXCEPTION = INTERRUPTS + "test_an_exception_ends_a_program_with_loading_processes_at_once"
 A_SIGNAL = INTERRUPTS + "test_a_signal_finishes_the_update_saves_tears_down_and_ends"
 PASS_OVER = INTERRUPTS + "test_fit_and_test_pass_over_a_bad_file_with_a_warning_that_names_it"
+NOT_REPLACED = INTERRUPTS + "test_a_checkpoint_of_a_newer_format_is_not_passed_over_or_replaced"
 FOLDER = "engine/test_checkpoint_folder.py::"
 LAUNCH = "runtime/test_launch.py::"
 TROUBLE = LAUNCH + "test_the_trouble_of_one_rank_ends_all_within_ten_seconds_and_reaches_the_caller"
@@ -317,6 +318,18 @@ MUTATIONS = [
     Mutation("options.py", "except Exception:  # Python refuses", "except KeyError:  # Python refuses", EXTREME),
     Mutation("option_rules.py", "len(encoded) > _LONGEST_PATH or", "", EXTREME + "[root]"),
     # Files, and signals in one process.
+    Mutation(
+        "engine/checkpoint_folder.py",
+        "read_file(path, device)\n            except files.NewerFormatError:",
+        "read_file(path, device)\n            except KeyError:",
+        NOT_REPLACED + "[auto]",
+    ),
+    Mutation(
+        "engine/checkpoint_folder.py",
+        "read_header(path)\n            except files.NewerFormatError:",
+        "read_header(path)\n            except KeyError:",
+        NOT_REPLACED + "[test best]",
+    ),
     Mutation("runtime/checkpoint_files.py", "damaged = archive.testzip()", "damaged = None", PASS_OVER),
     Mutation(
         "runtime/checkpoint_files.py",

@@ -24,6 +24,7 @@ BASES = {
     "Options": {"Trainer"},
     "Callback": {"EMA", "ActivationStatistics", "DeviceMemory", "Profile"},
     "ConfigError": {"ConfigTypeError"},
+    "CheckpointError": {"NewerFormatError"},
 }
 
 # Who writes the counters of `TrainingState`, if not the loop.

@@ -166,6 +166,23 @@ class CheckpointFolder:
         """Return the newest file, None if there is none."""
         return next(iter(files.find(self.folder, self.save_name)), None)
 
+    def newest_header(self) -> dict[str, Any] | None:
+        """Return the content of the newest readable file, whose tensors are not read; None if there is none.
+
+        Raises:
+            NewerFormatError: as `load`.
+        """
+        for path in files.find(self.folder, self.save_name):
+            try:
+                content = files.read_header(path)
+            except files.NewerFormatError:
+                raise
+            except (files.CheckpointError, FileNotFoundError):
+                continue
+            if self._is_named_by_content(path, content):
+                return content
+        return None
+
     def best(self, step: int | None = None) -> Path | None:
         """Return the best file, None if there is none, or it was not kept. No tensors are read.
 
@@ -187,14 +204,18 @@ class CheckpointFolder:
         is read only if there is no other.
 
         Raises:
+            NewerFormatError: a file that would be read has a newer format. It is not passed over: a training would
+                begin anew, or go back to an older file, and later write over it.
             ValueError: the file belongs to a model with another name that gives the same file names.
         """
         self._open()
-        best = [path for path in (self._best_by_newest(),) if choice == "best" and path is not None]
+        best = self._best_by_newest() if choice == "best" else None
         renamed = []
-        for path in best + files.find(self.folder, self.save_name):
+        for path in ([] if best is None else [best]) + files.find(self.folder, self.save_name):
             try:
                 content = files.read_file(path, device)
+            except files.NewerFormatError:
+                raise
             except (files.CheckpointError, FileNotFoundError) as error:
                 logger.warning("passing over a checkpoint: %s", error)
                 continue
@@ -217,13 +238,11 @@ class CheckpointFolder:
 
     def _best_by_newest(self) -> Path | None:
         """Return the file that the newest readable file names as the best, None if it was not kept."""
-        for path in files.find(self.folder, self.save_name):
-            with contextlib.suppress(files.CheckpointError, FileNotFoundError):
-                content = files.read_header(path)
-                if self._is_named_by_content(path, content):
-                    state = content.get("state")
-                    return self.best(state.get("best_step") if isinstance(state, dict) else None)
-        return None
+        newest = self.newest_header()
+        if newest is None:
+            return None
+        state = newest.get("state")
+        return self.best(state.get("best_step") if isinstance(state, dict) else None)
 
     def _is_readable(self, path: Path) -> bool:
         try:

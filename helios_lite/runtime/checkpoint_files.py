@@ -21,6 +21,8 @@ from typing import IO, Any
 
 import torch
 
+from helios_lite.version import __version__
+
 FORMAT_VERSION = 1
 """The version of the layout of a checkpoint's content; a file with a higher one is refused."""
 
@@ -33,6 +35,10 @@ _MAPPING_TYPES = {dict, collections.OrderedDict, collections.Counter}
 
 class CheckpointError(RuntimeError):
     """A file is not a checkpoint that this version can read; the message names the file and the reason."""
+
+
+class NewerFormatError(CheckpointError):
+    """A file is a checkpoint of a newer format: it is not damaged, and must not be replaced."""
 
 
 def file_name(save_name: str, epoch: int, step: int, append_metadata: Callable[[str], str]) -> str:
@@ -94,7 +100,8 @@ def read_file(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        CheckpointError: the file is unreadable, damaged, unsafe, foreign or of a newer format.
+        CheckpointError: the file is unreadable, damaged, unsafe or foreign.
+        NewerFormatError: the file has a newer format.
         ValueError: the device cannot be used.
         MemoryError, torch.OutOfMemoryError: the content does not fit.
     """
@@ -113,7 +120,7 @@ def read_header(path: Path) -> dict[str, Any]:
     """Read a checkpoint without its tensors, whose values are not verified: fast for files of any size.
 
     Raises:
-        FileNotFoundError, CheckpointError: as `read_file`.
+        FileNotFoundError, CheckpointError, NewerFormatError: as `read_file`.
     """
     with _explained(path):
         with zipfile.ZipFile(path) as archive:
@@ -154,9 +161,10 @@ def _checked(path: Path, content: Any) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise CheckpointError(f"{path}: is not a helios_lite checkpoint")
     if content["format"] > FORMAT_VERSION:
-        writer = f"helios_lite {content.get('version', 'of a later version')}"
-        raise CheckpointError(
-            f"{path}: {writer} wrote it in format {content['format']}; this one reads up to {FORMAT_VERSION}"
+        raise NewerFormatError(
+            f"{path}: helios_lite {content.get('version', 'of a later version')} wrote it in format "
+            f"{content['format']}, and helios_lite {__version__} reads formats up to {FORMAT_VERSION}; install a newer "
+            "helios_lite, or choose another file or run_name"
         )
     return content
 

@@ -1,5 +1,6 @@
 """Signals, kills and full disks: real ones. Nothing that was saved is lost, and the run goes on to the same end."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -301,7 +302,7 @@ def test_a_second_run_in_the_folder_is_refused_and_a_dead_ones_lock_is_not(tmp_p
     process.communicate(timeout=DEADLINE)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "foreign", "newer", "malicious"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "foreign", "malicious"])
 def test_fit_and_test_pass_over_a_bad_file_with_a_warning_that_names_it(
     tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -317,8 +318,6 @@ def test_fit_and_test_pass_over_a_bad_file_with_a_warning_that_names_it(
         newest.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
     elif damage == "foreign":
         torch.save({"weights": torch.zeros(3)}, newest)
-    elif damage == "newer":
-        torch.save({"format": checkpoint_files.FORMAT_VERSION + 1, "version": "9.0"}, newest)
     else:
         torch.save({"format": Malicious(str(tmp_path / "owned"))}, newest)
     for call in (lambda: trained.test(Tiny(), data()), lambda: quiet(max_steps=3, root=tmp_path).fit(Tiny(), data())):
@@ -329,6 +328,23 @@ def test_fit_and_test_pass_over_a_bad_file_with_a_warning_that_names_it(
         assert str(newest) in warnings[0]
     assert f"continuing from {older}" in caplog.text
     assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("call", ["auto", "never", "test best", "test last", "validate best"])
+def test_a_checkpoint_of_a_newer_format_is_not_passed_over_or_replaced(tmp_path: Path, call: str) -> None:
+    options: dict[str, Any] = {"root": tmp_path, "keep_last": -1, "monitor": "valid/loss", "valid_every_steps": 1}
+    quiet(max_steps=2, save_every_steps=1, **options).fit(Tiny(), data())
+    folder = tmp_path / "tiny/checkpoints"
+    newest = checkpoint_files.find(folder, "tiny")[0]
+    torch.save({"format": checkpoint_files.FORMAT_VERSION + 1, "version": "9.8"}, newest)
+    before = {path: path.read_bytes() for path in folder.glob("*.pth")}
+    message = r"iter_2\.pth: helios_lite 9\.8 wrote it in format 2, .* up to 1; install a newer .* or run_name$"
+    task, _, choice = call.rpartition(" ")
+    trainer = quiet(max_steps=3, resume="auto" if task else choice, **options)
+    run: Any = functools.partial(getattr(trainer, task), checkpoint=choice) if task else trainer.fit
+    with pytest.raises(checkpoint_files.NewerFormatError, match=message):
+        run(Tiny(), data())
+    assert {path: path.read_bytes() for path in folder.glob("*.pth")} == before
 
 
 class Malicious:
