@@ -82,6 +82,12 @@ class Options:
         a new training if there is none. "never" starts a new training, and raises an error if the run folder has a
         checkpoint. A path resumes from that file.""",
     )
+    allow_changed_hparams: bool = option(
+        False,
+        flag,
+        """Whether a run may resume from the newest checkpoint of its run folder if the `hparams` of the model have
+        changed since. If False, this is an error, because the checkpoint may be that of another model.""",
+    )
     seed: int = option(
         0,
         integer(least=0, below=2**64),

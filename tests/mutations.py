@@ -47,6 +47,9 @@ class Mutation:
 RESUME = "engine/test_resume.py::"
 ANY_CUT = RESUME + "test_a_run_cut_after_any_update_ends_like_one_that_was_not"
 WORKERS = RESUME + "test_the_number_of_workers_may_change_at_a_resume"
+OTHER_HPARAMS = RESUME + "test_a_model_with_other_hparams_does_not_become_the_one_in_the_run_folder"
+SAME_HPARAMS = RESUME + "test_hparams_that_are_equal_stay_equal_when_they_are_saved_and_loaded"
+DIFFERENT_HPARAMS = RESUME + "test_hparams_of_another_value_differ"
 LOADERS = "engine/test_loaders.py::"
 FEWER = LOADERS + "test_an_epoch_that_gives_fewer_batches_than_its_plan_is_an_error_that_says_how_many"
 TRAINING = "engine/test_training.py::"
@@ -108,6 +111,11 @@ MUTATIONS = [
         'owner.load_state_dict({**state_dict, "rows": 10**9})',
         RESUME + "test_a_crash_between_checkpoints_repeats_what_was_lost",
     ),
+    Mutation("engine/checkpointing.py", "if found and is_automatic and", "if False and", OTHER_HPARAMS),
+    Mutation("engine/checkpointing.py", "if found and is_automatic and", "if found and", OTHER_HPARAMS),
+    Mutation("engine/hparams.py", "(a != a and b != b)", "False", SAME_HPARAMS),
+    Mutation("engine/hparams.py", "isinstance(a, list | tuple) and isinstance(b, list | tuple)", "False", SAME_HPARAMS),
+    Mutation("engine/hparams.py", "(a.dtype, a.shape) != (b.dtype, b.shape)", "False", DIFFERENT_HPARAMS),
     # What is drawn for a sample.
     Mutation(
         "runtime/sample_seeding.py",

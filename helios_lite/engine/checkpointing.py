@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
+from helios_lite.engine import hparams
 from helios_lite.engine.clock import Clock
 from helios_lite.engine.monitoring import Monitor
 from helios_lite.engine.schedule import save_due
@@ -130,7 +131,8 @@ class Checkpointer:
 
         Raises:
             FileExistsError: `resume="never"`, and the run folder has a checkpoint.
-            ValueError: `resume` is a path, but the run folder has another checkpoint, which the next start would use.
+            ValueError: `resume` is a path, but the run folder has another checkpoint, which the next start would use;
+                or the newest checkpoint of the run folder has other hparams than the model.
         """
         session = self._session
         # Processes that are started again after a failure resume from the checkpoints of their own run.
@@ -142,6 +144,7 @@ class Checkpointer:
         path, content = found
         if resume == "never":
             raise FileExistsError(f'resume="never", but there is {path}; choose another run_name')
+        self._compare_hparams(path, content, is_automatic=resume == "auto")
         newest = None if session.checkpoints is None else session.checkpoints.newest()
         if newest is not None and resume != "auto" and not newest.samefile(path):
             raise ValueError(f"resume={str(resume)!r}: the run folder has {newest}; choose another run_name")
@@ -166,11 +169,22 @@ class Checkpointer:
             self._rng_to_restore = content["rng"][world.rank]
         self._saved_at, self._saved_seconds = (self._state.step, self._state.epoch), self._state.seconds
 
+    def _compare_hparams(self, path: Path, content: dict[str, Any], is_automatic: bool) -> None:
+        """Log the hparams that differ from the checkpoint's; raise a ValueError if nobody has asked for this file."""
+        session = self._session
+        found = hparams.differences(content["hparams"], session.model.hparams)
+        if found and is_automatic and not session.options.allow_changed_hparams:
+            raise ValueError(
+                f"{path}: is of a model with other hparams: {'; '.join(found)}. Choose another run_name or save_name "
+                "to train a new model, or set allow_changed_hparams=True to resume with the hparams of now"
+            )
+        for text in found:
+            logger.info("%s", text)
+
     def _compare_options(self, content: dict[str, Any]) -> None:
         """Log the options that differ from the checkpoint's; forget what was best if another metric is monitored."""
         session = self._session
-        now = _options_and_hparams(session.options.config(), session.model.hparams)
-        earlier = _options_and_hparams(content["config"], content["hparams"])
+        now, earlier = session.options.config(), content["config"]
         for name, value in now.items():
             if str(earlier.get(name)) != str(value):
                 logger.info("%s: %r in the checkpoint, %r now", name, earlier.get(name), value)
@@ -196,10 +210,6 @@ def load_checkpoint(session: Session, choice: str | os.PathLike[str]) -> tuple[P
     if path is None:
         return None
     return found or (path, read_file(path, session.device))
-
-
-def _options_and_hparams(config: dict[str, Any], hparams: dict[str, Any]) -> dict[str, Any]:
-    return {**config, **{f"hparams[{name!r}]": value for name, value in hparams.items()}}
 
 
 class _RngState:

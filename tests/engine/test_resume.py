@@ -17,6 +17,7 @@ from helpers.models import Tiny, data, quiet
 from torch.utils.data import TensorDataset
 
 from helios_lite import Callback, DataModule, Split
+from helios_lite.engine import hparams
 
 # PyTorch warns that scheduler.step() came first in this process; the optimizer had stepped before the resume.
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")
@@ -281,6 +282,84 @@ def test_hparams_that_no_checkpoint_can_hold_are_an_error_before_any_training(tm
     with pytest.raises(TypeError, match=r"hparams\['odd'\] is a builtins.object"):
         resumable.trainer(tmp_path).fit(model, resumable.data())
     assert not (tmp_path / "indices").exists()
+
+
+class Named(Tiny):
+    """Has hparams."""
+
+    def __init__(self, **hparams: Any) -> None:
+        super().__init__()
+        self.hparams = hparams
+
+
+def test_a_model_with_other_hparams_does_not_become_the_one_in_the_run_folder(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = quiet(root=tmp_path, max_steps=1).fit(Named(width=8, kind="a", old=1), data()).last_checkpoint
+    content = path.read_bytes()
+    other = {"width": 16, "kind": "a", "new": [2]}
+    with pytest.raises(
+        ValueError, match=r"Choose another run_name or save_name .* set allow_changed_hparams="
+    ) as error:
+        quiet(root=tmp_path, max_steps=2).fit(Named(**other), data())
+    assert str(error.value).startswith(f"{path}: is of a model with other hparams: ")
+    differences = [
+        "hparams['width']: 8 in the checkpoint, 16 now",
+        "hparams['old']: 1 in the checkpoint, missing now",
+        "hparams['new']: missing in the checkpoint, [2] now",
+    ]
+    assert "; ".join(differences) in str(error.value)
+    assert path.read_bytes() == content
+    assert quiet(root=tmp_path, run_name="given", max_steps=2, resume=path).fit(Named(**other), data()).state.step == 2
+    result = quiet(root=tmp_path, max_steps=2, allow_changed_hparams=True).fit(Named(**other), data())
+    assert result.state.step == 2
+    messages = [record.getMessage() for record in caplog.records]
+    assert [messages.count(text) for text in differences] == [2, 2, 2]
+    assert quiet(root=tmp_path, max_steps=3).fit(Named(**other), data()).state.step == 3  # They are those of the file.
+
+
+@pytest.mark.parametrize(
+    ("saved", "now"),
+    [
+        (numpy.float32(0.1), numpy.float32(0.1)),
+        (numpy.int64(3), 3),
+        (1, 1.0),
+        (float("nan"), float("nan")),
+        ([1, (2, float("nan"))], (1, [2, float("nan")])),
+        ({"a": [1], "b": {2}}, {"b": {2}, "a": (1,)}),
+        (torch.tensor([1.0, float("nan")]), torch.tensor([1.0, float("nan")])),
+        (torch.nn.Parameter(torch.ones(2)), torch.ones(2)),
+        (torch.float16, torch.float16),
+        (None, None),
+    ],
+    ids=str,
+)
+def test_hparams_that_are_equal_stay_equal_when_they_are_saved_and_loaded(tmp_path: Path, saved: Any, now: Any) -> None:
+    quiet(root=tmp_path, max_steps=1).fit(Named(value=saved), data())
+    for value in (saved, now):
+        assert quiet(root=tmp_path, max_steps=2).fit(Named(value=value), data()).state.step == 2
+
+
+@pytest.mark.parametrize(
+    ("saved", "now"),
+    [
+        (1, 1.5),
+        (1, "1"),
+        (None, 0),
+        ([1], [1, 2]),
+        ([1, 2], [1, 3]),
+        ({"a": 1}, {"a": 1, "b": None}),
+        (torch.ones(2), torch.ones(3)),
+        (torch.ones(2), torch.ones(2).int()),
+        (torch.ones(2), torch.tensor([1.0, 2.0])),
+        (torch.ones(1), 1.0),
+        (torch.float16, torch.float32),
+    ],
+    ids=str,
+)
+def test_hparams_of_another_value_differ(saved: Any, now: Any) -> None:
+    assert len(hparams.differences({"value": saved}, {"value": now})) == 1
+    assert len(hparams.differences({"value": now}, {"value": saved})) == 1
 
 
 class Stateful(list[Any]):
