@@ -40,7 +40,11 @@ class Callback(Hooks):
     every_n_epochs: int = 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint should hold of this callback: tensors and plain containers."""
+        """Return what a checkpoint should hold of this callback: tensors and plain containers.
+
+        A callback that evaluates other weights than are trained puts them under the key "evaluation_weights": the state
+        dicts of networks by their names in `Model.state_dict`. Tests and `Model.load_from_checkpoint` then load these.
+        """
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -60,8 +64,9 @@ class EMA(Callback):
     """Keeps an exponential moving average of a network's weights, and uses it in validations and tests.
 
     Based on `torch.optim.swa_utils.AveragedModel`. Training continues with the weights themselves, which are not
-    changed. The average is in the `callbacks` part of checkpoints; `averaged.module` is the network that has it. Runs
-    on every rank.
+    changed. The average begins with the weights after the first update; before it, evaluations use the weights. The
+    average is in the `callbacks` part of checkpoints, and a test and `Model.load_from_checkpoint` give the network its
+    average, with which it was validated. `averaged.module` is a network that has it. Runs on every rank.
 
     Args:
         decay: the factor of the average at an update; the weights have the factor 1 - decay.
@@ -117,17 +122,27 @@ class EMA(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average."""
-        return {"averaged": self.averaged.state_dict(), "step": self._step}
+        return {
+            "evaluation_weights": {self.name: self.averaged.module.state_dict()},
+            "num_averaged": self.averaged.n_averaged,
+            "step": self._step,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the average."""
-        self.averaged.load_state_dict(state_dict["averaged"])
+        if "averaged" in state_dict:  # Written before there was "evaluation_weights".
+            self.averaged.load_state_dict(state_dict["averaged"])
+        else:
+            self.averaged.module.load_state_dict(state_dict["evaluation_weights"][self.name])
+            self.averaged.n_averaged.copy_(state_dict["num_averaged"])
         self._step = state_dict["step"]
 
     def _net(self) -> nn.Module:
         return unwrap_model(getattr(self.model, self.name))
 
     def _swap(self) -> None:
+        if self._step == 0:
+            return  # There is no average yet, but only a copy of the weights that `Model.setup` made.
         net, average = self._net(), self.averaged.module
         pairs = zip([*net.parameters(), *net.buffers()], [*average.parameters(), *average.buffers()], strict=True)
         for mine, averaged in pairs:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from helios_lite.hooks import Hooks
-from helios_lite.runtime.checkpoint_files import read_file
+from helios_lite.runtime.checkpoint_files import evaluation_state, read_file
 from helios_lite.runtime.context import RunContext
 from helios_lite.runtime.folder_names import LONGEST_SAVE_NAME, check_folder_name
 from helios_lite.runtime.metrics import Reduce
@@ -236,6 +236,8 @@ class Model(Hooks, abc.ABC):
     ) -> Self:
         """Build a model from the `hparams` in a checkpoint, load its networks and switch it to evaluation mode.
 
+        A network of which a callback has averaged the weights (`EMA`) gets the average, with which it was validated.
+
         Args:
             path: a checkpoint file.
             device: the device of the networks.
@@ -251,7 +253,7 @@ class Model(Hooks, abc.ABC):
         if "save_name" in inspect.signature(cls).parameters:
             arguments.setdefault("save_name", content["save_name"])
         model = cls(**arguments)
-        model._build_for_inference(content["model"], RunContext.standalone(torch.device(device)))
+        model._build_for_inference(evaluation_state(content), RunContext.standalone(torch.device(device)))
         model.eval()
         return model
 

@@ -64,7 +64,8 @@ class Trainer(Options):
             model: the model; it is set up with `fast_init=True` unless a run has set it up already.
             datamodule: the data; its `test` split is used.
             checkpoint: "best" (the newest if no validation was compared), "last", a path, or None for the weights that
-                the model has. If the run folder has no checkpoint, `load_for_testing` is called.
+                the model has. If the run folder has no checkpoint, `load_for_testing` is called. The model keeps the
+                weights of the checkpoint, which are the averaged ones (`EMA`) if they were validated.
 
         Raises:
             FileNotFoundError, CheckpointError: the file of a path cannot be read.

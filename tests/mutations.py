@@ -80,6 +80,7 @@ COMPLETENESS = "runtime/test_completeness.py::"
 CALLBACKS = "test_callbacks.py::"
 AVERAGE = CALLBACKS + "test_validations_and_tests_use_the_average_and_training_does_not_notice"
 PERIODS = CALLBACKS + "test_periods_limit_the_hooks_of_steps_and_epochs_with_the_same_calls_after_a_resume"
+JUDGED = CALLBACKS + "test_the_best_checkpoint_gives_the_average_that_was_validated"
 DOCS = "test_docs.py::"
 SCHEDULES = "test_schedules.py::"
 SAMPLERS = "test_samplers.py::"
@@ -252,6 +253,21 @@ MUTATIONS = [
     ),
     Mutation(
         "config.py", "*_classes_in(annotation))", ")", "test_config.py::test_a_class_in_an_annotation_is_accepted"
+    ),
+    Mutation("runtime/checkpoint_files.py", "state.update((name, ", "dict().update((name, ", JUDGED),
+    Mutation("model.py", "evaluation_state(content)", 'content["model"]', JUDGED),
+    Mutation("engine/evaluation.py", "evaluation_state(content)", 'content["model"]', JUDGED),
+    Mutation(
+        "callbacks.py",
+        "if self._step == 0:",
+        "if False:",
+        CALLBACKS + "test_before_the_first_update_the_weights_are_validated",
+    ),
+    Mutation(
+        "callbacks.py",
+        'self.averaged.n_averaged.copy_(state_dict["num_averaged"])',
+        "pass",
+        CALLBACKS + "test_an_average_resumes_with_the_same_bits",
     ),
     # What random cuts must find.
     Mutation("callbacks.py", 'self._step = state_dict["step"]', "pass", FUZZ),

@@ -80,6 +80,52 @@ def test_an_average_resumes_with_the_same_bits(tmp_path: Path) -> None:
     assert same(ends[0], ends[1])
 
 
+@pytest.mark.parametrize("async_save", [False, True])
+def test_the_best_checkpoint_gives_the_average_that_was_validated(tmp_path: Path, async_save: bool) -> None:
+    model = Noting()
+    options: dict[str, Any] = {"root": tmp_path, "monitor": "valid/loss", "mode": "max", **OPTIONS}
+    result = quiet(callbacks=[EMA(decay=0.5)], async_save=async_save, **options).fit(model, data(valid=4))
+    assert result.state.best_step == 2 < result.state.step
+    validated, trained = model.evaluated[0], model.trained[1][1]
+    assert not same(validated, trained)
+    for path, expected in ((result.best_checkpoint, validated), (result.last_checkpoint, model.evaluated[-1])):
+        assert same(weights(Noting.load_from_checkpoint(path))["net"], expected)
+    assert same(torch.load(result.best_checkpoint, weights_only=True)["model"]["net"], trained)
+    for callbacks in ([], [EMA(decay=0.5)]):
+        tested = Noting()
+        metrics = quiet(callbacks=callbacks, **options).test(tested, data(valid=4))
+        assert same(tested.evaluated[0], validated)
+        assert same(weights(tested)["net"], validated)
+        assert metrics["test/loss"] == result.best_metrics["valid/loss"]
+
+
+def test_before_the_first_update_the_weights_are_validated(tmp_path: Path) -> None:
+    """Such as those of a checkpoint that has no average; the average itself begins with a copy of what `setup` made."""
+    result = quiet(root=tmp_path, max_epochs=1).fit(Tiny(), data())
+    model = Noting()
+    metrics = quiet(root=tmp_path, max_epochs=1, callbacks=[EMA()]).validate(model, data(), "last")
+    assert metrics["valid/loss"] == result.metrics["valid/loss"]
+    assert same(model.evaluated[0], torch.load(result.last_checkpoint, weights_only=True)["model"]["net"])
+
+
+def test_an_average_in_the_layout_of_earlier_files_goes_on(tmp_path: Path) -> None:
+    ends = []
+    for is_earlier in (False, True):
+        root = tmp_path / str(is_earlier)
+        path = quiet(root=root, callbacks=[EMA(decay=0.9)], max_steps=4).fit(Tiny(), data()).last_checkpoint
+        content = torch.load(path, weights_only=True)
+        state = content["callbacks"]["EMA"]
+        net = {f"module.{name}": value for name, value in state["evaluation_weights"]["net"].items()}
+        if is_earlier:
+            averaged = {"n_averaged": state["num_averaged"], **net}
+            content["callbacks"]["EMA"] = {"averaged": averaged, "step": state["step"]}
+            torch.save(content, path)
+        ema = EMA(decay=0.9)
+        quiet(root=root, callbacks=[ema], max_steps=6).fit(Tiny(), data())
+        ends.append(ema.state_dict())
+    assert same(*ends)
+
+
 def test_an_average_of_a_sharded_network_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"^EMA: does not work with strategy='fsdp'"):
         quiet(max_epochs=1, devices=2, accelerator="cpu", strategy="fsdp", callbacks=[EMA()]).fit(Tiny(), data())

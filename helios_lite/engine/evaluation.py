@@ -16,6 +16,7 @@ from helios_lite.engine.batches import Loader
 from helios_lite.engine.checkpointing import load_checkpoint
 from helios_lite.engine.session import Session
 from helios_lite.runtime import rng
+from helios_lite.runtime.checkpoint_files import evaluation_state
 from helios_lite.runtime.devices import cudnn_benchmark
 from helios_lite.runtime.metrics import MetricAccumulator
 from helios_lite.runtime.stateful import networks
@@ -118,8 +119,8 @@ def run_evaluation(session: Session, phase: str, choice: str | os.PathLike[str] 
     if found is not None:
         path, content = found
         title = f"{phase} of {path.name}"
-        model.load_state_dict(content["model"], fast_init=True)
-        # Callbacks too: averaged weights are tested as they were validated.
+        # Averaged weights are tested as they were validated, also without the callback that has averaged them.
+        model.load_state_dict(evaluation_state(content), fast_init=True)
         session.hooks.load_state_dict(content["callbacks"], warn_unknown=False)
     elif choice is not None or not session.was_set_up:
         model.load_for_testing()

@@ -169,6 +169,18 @@ def _checked(path: Path, content: Any) -> dict[str, Any]:
     return content
 
 
+def evaluation_state(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the model's state in a checkpoint, with the weights that evaluations use.
+
+    The state of a callback that averages weights has them under "evaluation_weights", by the name of the network.
+    """
+    state = dict(content["model"])
+    for callback in content.get("callbacks", {}).values():
+        weights = callback.get("evaluation_weights", {}) if isinstance(callback, dict) else {}
+        state.update((name, weights[name]) for name in weights if name in state)
+    return state
+
+
 def write_json(content: Any, path: Path) -> None:
     """Write plain data as json, atomically as a checkpoint; other objects are written as their `str`."""
     _write_atomically(path, lambda file: file.write((json.dumps(content, indent=2, default=str) + "\n").encode()))

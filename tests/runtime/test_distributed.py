@@ -18,6 +18,7 @@ from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
 from helios_lite import DataModule, Split
+from helios_lite.callbacks import EMA
 from helios_lite.runtime.distributed import World, join_world
 from helios_lite.runtime.launch import launch
 from helios_lite.runtime.parallel import unwrap_model
@@ -519,6 +520,28 @@ def buffers_at_the_end_of_a_validation(root: Path, world: World) -> list[Any]:
 def test_all_ranks_evaluate_with_the_buffers_of_rank_0(result: Results) -> None:
     first, second = result(buffers_at_the_end_of_a_validation, ranks=2)
     assert same(first, second)
+
+
+class Evaluated(Plain):
+    """Keeps the weights that it was evaluated with last."""
+
+    def valid_step(self, batch: Any, step: int) -> None:
+        super().valid_step(batch, step)
+        self.evaluated = weights(self)["net"]
+
+
+@scenario(ranks=2)
+def fits_with_averaged_weights(root: Path, world: World) -> tuple[Path, Any]:
+    model = Evaluated()
+    trainer = quiet(root=root / "averaged", max_epochs=1, callbacks=[EMA(decay=0.5)])
+    return trainer.fit(model, data(22, batch_size=4)).last_checkpoint, model.evaluated
+
+
+def test_a_checkpoint_of_two_processes_gives_the_average_that_was_validated(result: Results) -> None:
+    path, evaluated = result(fits_with_averaged_weights, ranks=2)
+    model = Plain.load_from_checkpoint(path, weighted=False)
+    assert same(weights(model)["net"], evaluated)
+    assert not same(evaluated, torch.load(path, weights_only=True)["model"]["net"])
 
 
 # Strategies.
