@@ -8,8 +8,8 @@ scratch on the same few examples. The script takes half a minute on one core. Th
 best accuracy. The frozen body is nearly as good as a network from scratch, although only two percent of the parameters
 are trained and no backward pass through the body is needed.
 
-The example shows how to load only some weights from a checkpoint, how to freeze a part of a model (no gradients, no
-optimizer, no training mode), and what `fast_init` is for.
+The example shows how to start from some parts of a checkpoint (`init_from`, `init_parts`), how to freeze a part of a
+model (no gradients, no optimizer, no training mode), and what `fast_init` is for.
 """
 
 import statistics
@@ -32,13 +32,12 @@ class FiveDigits(Model):
 
     Args:
         save_name: name of the run folder and of the checkpoints.
-        pretrained: path of a checkpoint of FiveDigits whose body is used; None trains from scratch.
         frozen: if True, the body is not trained.
     """
 
-    def __init__(self, save_name: str, pretrained: str | None = None, frozen: bool = False) -> None:
+    def __init__(self, save_name: str, frozen: bool = False) -> None:
         super().__init__(save_name)
-        self.hparams = {"pretrained": pretrained, "frozen": frozen}
+        self.hparams = {"frozen": frozen}
 
     def setup(self, fast_init: bool = False) -> None:
         body = nn.Sequential(
@@ -60,9 +59,6 @@ class FiveDigits(Model):
         self.head = self.parallelize(nn.Linear(64 * 2 * 2, 5))
         if fast_init:
             return  # Only for inference: all weights are loaded from a checkpoint, and no optimizer is needed.
-        if self.hparams["pretrained"] is not None:
-            checkpoint = torch.load(self.hparams["pretrained"], map_location=self.map_loc, weights_only=True)
-            self.body.load_state_dict(checkpoint["model"]["body"])  # Without the head and the optimizer.
         self.body.requires_grad_(not self.hparams["frozen"])
         trained = [p for part in (self.body, self.head) for p in part.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=3e-3)
@@ -129,21 +125,23 @@ def main(
     torch.set_num_threads(1)  # More threads would not make networks of this size faster.
 
     trainer = Trainer(root=root, seed=seed, max_epochs=epochs, monitor="valid/loss")
-    best = str(trainer.fit(FiveDigits("digits-0-to-4"), many_examples()).best_checkpoint)
+    best = trainer.fit(FiveDigits("digits-0-to-4"), many_examples()).best_checkpoint
+    body_of_best = {"init_from": best, "init_parts": ["body"]}  # Without the head and the optimizer.
 
     table = Table(f"5 to 9 from {shots} examples of each", "trained parameters", box=box.SIMPLE_HEAD)
     table.add_column("test accuracy", justify="right")
-    models = {
-        "from scratch": FiveDigits("from-scratch"),
-        "body of 0 to 4, trained further": FiveDigits("trained-further", best),
-        "body of 0 to 4, frozen": FiveDigits("frozen", best, frozen=True),
+    ways = {
+        "from scratch": (FiveDigits("from-scratch"), {}),
+        "body of 0 to 4, trained further": (FiveDigits("trained-further"), body_of_best),
+        "body of 0 to 4, frozen": (FiveDigits("frozen", frozen=True), body_of_best),
     }
-    for name, model in models.items():
+    for name, (model, start) in ways.items():
         accuracies = []
         for draw in range(draws):
             data = few_examples(shots, seed + draw)
             # There is no validation and no file is written: the final weights are tested.
-            trainer = Trainer(root=None, seed=seed + draw, max_epochs=few_epochs, progress=False, print_banner=False)
+            quiet = {"progress": False, "print_banner": False}
+            trainer = Trainer(root=None, seed=seed + draw, max_epochs=few_epochs, **start, **quiet)
             trainer.fit(model, data)
             accuracies.append(trainer.test(model, data, checkpoint=None)["test/accuracy"])
         mean, spread = statistics.mean(accuracies), statistics.pstdev(accuracies)

@@ -158,6 +158,19 @@ def metric_names(value: Any) -> None:
         raise ValueError("must not be empty")
 
 
+def part_names(value: Any) -> None:
+    """Accept None, "all", and a list of names."""
+    if value is None or (isinstance(value, str) and value == "all"):
+        return
+    description = 'must be None, "all" or a list of names'
+    if isinstance(value, str):
+        raise ValueError(description)
+    if not isinstance(value, Sequence) or not all(isinstance(name, str) for name in value):
+        raise TypeError(description)
+    if len(value) == 0 or "" in value:
+        raise ValueError("must not be empty")
+
+
 def norm_selection(value: Any) -> None:
     """Accept True, False and "per-parameter"."""
     of_type(bool | str, 'True, False or "per-parameter"')(value)

@@ -26,6 +26,7 @@ from helios_lite.option_rules import (
     norm_selection,
     number,
     optional,
+    part_names,
     path,
     whole_or_fraction,
 )
@@ -75,18 +76,33 @@ class Options:
         optional(path("a path or None")),
         "The folder of all runs. If None, the run writes no files, which suits sweeps and tests.",
     )
-    resume: Literal["auto", "never"] | os.PathLike[str] | str = option(
+    resume: Literal["auto", "never", "best"] | os.PathLike[str] | str = option(
         "auto",
-        path('"auto", "never" or a path'),
+        path('"auto", "never", "best" or a path'),
         """Which checkpoint to resume from. "auto" resumes from the newest valid checkpoint in the run folder, or starts
         a new training if there is none. "never" starts a new training, and raises an error if the run folder has a
-        checkpoint. A path resumes from that file.""",
+        checkpoint. "best" goes back to the best checkpoint of the run folder, and moves the newer ones into a folder of
+        their own. A path resumes from that file, or from the newest checkpoint of that run folder. A run that began
+        with "best" or a path, and is started again with it, goes on from its own newest checkpoint.""",
     )
     allow_changed_hparams: bool = option(
         False,
         flag,
         """Whether a run may resume from the newest checkpoint of its run folder if the `hparams` of the model have
         changed since. If False, this is an error, because the checkpoint may be that of another model.""",
+    )
+    init_from: str | os.PathLike[str] | None = option(
+        None,
+        optional(path("a path or None")),
+        """A checkpoint, or a run folder (its best checkpoint, or the newest if there is no best one), from which a new
+        training takes its initial weights. Nothing else is taken: the training starts at step 0. If the run resumes,
+        this is ignored.""",
+    )
+    init_parts: Literal["all"] | Sequence[str] | None = option(
+        None,
+        part_names,
+        """What to take from `init_from`. None takes every network that the model and the checkpoint have, "all" takes
+        optimizers and other parts too, and a list takes the parts with these names, as in `Model.state_dict`.""",
     )
     seed: int = option(
         0,
@@ -299,6 +315,8 @@ class Options:
                 field.metadata["rule"](value)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"{field.name}={_shown(value)}: {error}") from None
+        if self.init_parts is not None and self.init_from is None:
+            raise ValueError(f"init_parts={_shown(self.init_parts)}: must be None without init_from")
         if not self.fast_dev_run and self.max_epochs is self.max_steps is self.max_minutes is None:
             raise ValueError("max_epochs, max_steps, max_minutes: at least one is needed")
 

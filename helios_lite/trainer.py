@@ -40,6 +40,7 @@ class Trainer(Options):
         Raises:
             FloatingPointError: a logged training value or a loss is not finite (`check_finite`).
             FileExistsError: `resume="never"`, and the run folder has checkpoints.
+            FileNotFoundError, CheckpointError: the file of `resume` or `init_from` is not there or cannot be read.
             RuntimeError: another call of a trainer is running in this process, for example around this hook; validate
                 and test raise it too. Start another process instead.
             ValueError: a split is empty, or an option does not fit the model or the data; the message names it.
@@ -63,9 +64,10 @@ class Trainer(Options):
         Args:
             model: the model; it is set up with `fast_init=True` unless a run has set it up already.
             datamodule: the data; its `test` split is used.
-            checkpoint: "best" (the newest if no validation was compared), "last", a path, or None for the weights that
-                the model has. If the run folder has no checkpoint, `load_for_testing` is called. The model keeps the
-                weights of the checkpoint, which are the averaged ones (`EMA`) if they were validated.
+            checkpoint: "best" (the newest if no validation was compared), "last", the path of a file or of a run folder
+                (its best), or None for the weights that the model has. If the run folder has no checkpoint,
+                `load_for_testing` is called. The model keeps the weights of the checkpoint, which are the averaged ones
+                (`EMA`) if they were validated.
 
         Raises:
             FileNotFoundError, CheckpointError: the file of a path cannot be read.

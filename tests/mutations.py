@@ -50,6 +50,8 @@ WORKERS = RESUME + "test_the_number_of_workers_may_change_at_a_resume"
 OTHER_HPARAMS = RESUME + "test_a_model_with_other_hparams_does_not_become_the_one_in_the_run_folder"
 SAME_HPARAMS = RESUME + "test_hparams_that_are_equal_stay_equal_when_they_are_saved_and_loaded"
 DIFFERENT_HPARAMS = RESUME + "test_hparams_of_another_value_differ"
+GOING_BACK = RESUME + "test_going_back_to_the_best_sets_the_newer_checkpoints_and_their_rows_aside"
+INITIAL = "engine/test_initial_weights.py::"
 LOADERS = "engine/test_loaders.py::"
 FEWER = LOADERS + "test_an_epoch_that_gives_fewer_batches_than_its_plan_is_an_error_that_says_how_many"
 TRAINING = "engine/test_training.py::"
@@ -117,6 +119,75 @@ MUTATIONS = [
     Mutation("engine/hparams.py", "(a != a and b != b)", "False", SAME_HPARAMS),
     Mutation("engine/hparams.py", "isinstance(a, list | tuple) and isinstance(b, list | tuple)", "False", SAME_HPARAMS),
     Mutation("engine/hparams.py", "(a.dtype, a.shape) != (b.dtype, b.shape)", "False", DIFFERENT_HPARAMS),
+    # Going back to the best, going on with a path, and starting from another training.
+    Mutation("engine/checkpointing.py", "self._set_aside_newer(path)", "pass", GOING_BACK),
+    Mutation("engine/checkpointing.py", "shutil.copyfile(folder / name, target / name)", "pass", GOING_BACK),
+    Mutation(
+        "engine/checkpointing.py",
+        "if session.world.broadcast(has_begun):",
+        "if False:",
+        RESUME + "test_a_run_that_a_path_has_begun_goes_on_when_it_is_started_again",
+    ),
+    Mutation(
+        "engine/checkpointing.py",
+        "if session.world.broadcast(has_begun):",
+        "if False:",
+        RESUME + "test_a_run_that_went_back_to_the_best_goes_on_when_it_is_started_again",
+    ),
+    Mutation(
+        "engine/checkpointing.py",
+        "newest is not None and newest[",
+        "newest is not None or newest[",
+        RESUME + "test_a_path_continues_from_that_file_and_leaves_it_alone",
+    ),
+    Mutation(
+        "engine/checkpointing.py",
+        'if resume == "best" and content',
+        "if False and content",
+        RESUME + "test_a_best_checkpoint_that_is_not_there_is_an_error",
+    ),
+    Mutation(
+        "engine/checkpoint_paths.py",
+        "if len(names) > 1:",
+        "if False:",
+        RESUME + "test_a_run_folder_without_checkpoints_or_of_several_models_is_an_error",
+    ),
+    Mutation(
+        "engine/checkpoint_paths.py",
+        'newest["config"]["mode"]).load(choice',
+        'newest["config"]["mode"]).load("last"',
+        INITIAL + "test_a_run_folder_gives_its_best_checkpoint",
+    ),
+    Mutation(
+        "engine/initial_weights.py",
+        "if resumed_from is not None:",
+        "if False:",
+        INITIAL + "test_a_run_that_resumes_ignores_it",
+    ),
+    Mutation(
+        "engine/initial_weights.py",
+        "if set(names) <= set(networks) else saved",
+        "if False else saved",
+        INITIAL + "test_averaged_weights_are_taken_and_an_average_starts_from_what_was_taken",
+    ),
+    Mutation(
+        "engine/initial_weights.py",
+        "if set(names) <= set(networks) else saved",
+        "if True else saved",
+        INITIAL + "test_averaged_weights_are_taken_and_an_average_starts_from_what_was_taken",
+    ),
+    Mutation(
+        "engine/initial_weights.py",
+        "(is_exact and len(names) < len(wanted))",
+        "False",
+        INITIAL + "test_a_named_part_that_is_missing_is_an_error_that_says_what_there_is",
+    ),
+    Mutation(
+        "engine/initial_weights.py",
+        "fast_init=not is_all",
+        "fast_init=is_all",
+        INITIAL + "test_a_model_with_its_own_load_state_dict_loads_its_networks_or_all",
+    ),
     # What is drawn for a sample.
     Mutation(
         "runtime/sample_seeding.py",

@@ -120,8 +120,8 @@ def test_a_frozen_body_stays_as_it_is_in_the_checkpoint_bit_for_bit(tmp_path, fi
     data = finetune.few_examples(5, seed=0)
     path = quiet(root=tmp_path, max_epochs=1).fit(first, data).last_checkpoint
     for frozen in (True, False):
-        second = finetune.FiveDigits("second", str(path), frozen=frozen)
-        quiet(seed=1, max_epochs=1).fit(second, data)
+        second = finetune.FiveDigits("second", frozen=frozen)
+        quiet(seed=1, max_epochs=1, init_from=path, init_parts=["body"]).fit(second, data)
         pairs = zip(second.body.state_dict().values(), first.body.state_dict().values(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs) is frozen
 

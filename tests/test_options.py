@@ -66,6 +66,11 @@ WRONG_TYPE = [
     ("root", b"runs"),
     ("resume", None),
     ("resume", True),
+    ("init_from", 1),
+    ("init_from", b"runs"),
+    ("init_parts", 1),
+    ("init_parts", ["net", 1]),
+    ("init_parts", {"net"}),
     ("monitor", 1),
     ("monitor", {"loss"}),
     ("monitor", ["loss", 1]),
@@ -89,7 +94,11 @@ WRONG_VALUE = [
     *((name, value) for name in NORMS for value in ("", "per-layer")),
     *((name, 2**63) for name in (*INTEGERS, *OPTIONAL_INTEGERS) if name != "seed"),
     *((name, 10**400) for name in (*OPTIONAL_NUMBERS, "min_delta")),  # No float can hold it.
-    *((name, value) for name in ("run_name", "root", "resume") for value in ("a\0b", "\ud800", "x" * 256 + "/x")),
+    *(
+        (name, value)
+        for name in ("run_name", "root", "resume", "init_from")
+        for value in ("a\0b", "\ud800", "x" * 256 + "/x")
+    ),
     ("devices", 2**16),
     ("devices", [2**16]),
     ("run_name", ""),
@@ -101,6 +110,12 @@ WRONG_VALUE = [
     ("run_name", "a/" + "ä" * 128),
     ("root", ""),
     ("resume", ""),
+    ("init_from", ""),
+    ("init_parts", ""),
+    ("init_parts", "net"),
+    ("init_parts", []),
+    ("init_parts", ["net", ""]),
+    ("init_parts", "all"),  # Of nothing.
     ("seed", -1),
     ("seed", 2**64),  # More than torch.manual_seed takes.
     ("accumulation_steps", -1),
@@ -137,7 +152,11 @@ EDGES = [
     ("root", None),
     ("root", Path("somewhere")),
     ("resume", "never"),
+    ("resume", "best"),
     ("resume", Path("file.pth")),
+    ("init_from", Path("file.pth")),
+    ("init_from", "runs/run"),
+    ("init_parts", None),
     ("seed", 0),
     ("seed", 2**63),
     ("accumulation_steps", 1),
@@ -220,6 +239,7 @@ def test_an_extreme_value_is_refused_at_once_or_a_run_works_with_it(name, tmp_pa
         decided_later = {  # By the data, the files or the machine.
             "monitor": value != "valid/loss" and value is not None,
             "resume": value != "auto",
+            "init_from": value is not None,
             "accelerator": False,
             "devices": value != 1,  # No processes are started here.
         }
@@ -311,6 +331,8 @@ def test_config_has_every_option_with_its_default():
         "root": "runs",
         "resume": "auto",
         "allow_changed_hparams": False,
+        "init_from": None,
+        "init_parts": None,
         "seed": 0,
         "deterministic": False,
         "benchmark": False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import logging
 import math
 import os
@@ -165,6 +166,19 @@ class CheckpointFolder:
     def newest(self) -> Path | None:
         """Return the newest file, None if there is none."""
         return next(iter(files.find(self.folder, self.save_name)), None)
+
+    def newer_than(self, path: Path) -> list[Path]:
+        """Return the files that are newer than one of them, newest first."""
+        return list(itertools.takewhile(lambda each: each != path, files.find(self.folder, self.save_name)))
+
+    def move(self, paths: list[Path], target: Path) -> None:
+        """Move files to another folder, which is made if missing. They belong to this run no more."""
+        self._open()
+        target.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            path.rename(target / path.name)
+        moved = {path.name for path in paths}
+        self._entries = [entry for entry in self._entries if entry["file"] not in moved]
 
     def newest_header(self) -> dict[str, Any] | None:
         """Return the content of the newest readable file, whose tensors are not read; None if there is none.

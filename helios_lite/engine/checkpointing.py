@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from helios_lite.engine import hparams
+from helios_lite.engine.checkpoint_paths import read_path
 from helios_lite.engine.clock import Clock
 from helios_lite.engine.monitoring import Monitor
 from helios_lite.engine.schedule import save_due
@@ -131,27 +134,76 @@ class Checkpointer:
 
         Raises:
             FileExistsError: `resume="never"`, and the run folder has a checkpoint.
+            FileNotFoundError: `resume="best"`, and the run folder has no checkpoint.
             ValueError: `resume` is a path, but the run folder has another checkpoint, which the next start would use;
-                or the newest checkpoint of the run folder has other hparams than the model.
+                it is "best", but the best checkpoint was not kept; or the checkpoint of the run folder has other
+                hparams than the model.
         """
         session = self._session
-        # Processes that are started again after a failure resume from the checkpoints of their own run.
-        is_restarted = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-        resume = "auto" if is_restarted else session.options.resume
-        found = load_checkpoint(session, "last" if resume in ("auto", "never") else resume)
+        resume = self._resume_choice()
+        found = load_checkpoint(session, "last" if resume in ("auto", "never") else resume, of_folder="last")
         if found is None:
+            if resume == "best" and not session.options.fast_dev_run:
+                raise FileNotFoundError(f'resume="best": {session.folder} has no checkpoint; use "auto" to start anew')
             return
         path, content = found
         if resume == "never":
             raise FileExistsError(f'resume="never", but there is {path}; choose another run_name')
-        self._compare_hparams(path, content, is_automatic=resume == "auto")
-        newest = None if session.checkpoints is None else session.checkpoints.newest()
-        if newest is not None and resume != "auto" and not newest.samefile(path):
-            raise ValueError(f"resume={str(resume)!r}: the run folder has {newest}; choose another run_name")
+        if resume == "best" and content["state"]["best_step"] != content["state"]["step"]:
+            raise ValueError(
+                f'resume="best": {path.parent} has no best checkpoint. Either no validation was compared (monitor), or '
+                "the file was not kept (keep_best) or cannot be read"
+            )
+        if isinstance(resume, Path):
+            newest = None if session.checkpoints is None else session.checkpoints.newest()
+            if newest is not None and not newest.samefile(path):
+                raise ValueError(
+                    f"resume={str(resume)!r}: the run folder has {newest}; choose another run_name, or "
+                    'resume="auto" to continue from that file'
+                )
+        self._compare_hparams(path, content, is_automatic=not isinstance(resume, Path))
         self._load_content(content)
         self.resumed_from = self.last_checkpoint = path
         logger.info("continuing from %s (epoch %d, step %d)", path, self._state.epoch, self._state.step)
         self._compare_options(content)
+        if resume == "best":
+            self._set_aside_newer(path)
+
+    def _resume_choice(self) -> str | Path:
+        """Return "auto", "never", "best" or a path. Call on every rank.
+
+        A run that has begun with "best" or a path, and has saved since, goes on from its own newest checkpoint when it
+        is started again with the same option: by its user, by a cluster, or after a failure.
+        """
+        session, resume = self._session, self._session.options.resume
+        if resume == "never" and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
+            return "auto"  # The checkpoints are those of the run itself, which was started again after a failure.
+        if resume in ("auto", "never"):
+            return str(resume)
+        has_begun = False
+        if session.world.is_main and session.checkpoints is not None:
+            newest = session.checkpoints.newest_header()
+            has_begun = newest is not None and newest["config"]["resume"] == session.options.config()["resume"]
+        if session.world.broadcast(has_begun):
+            logger.info("resume=%r: this run has begun with it, and goes on from its own checkpoint", str(resume))
+            return "auto"
+        return "best" if resume == "best" else Path(resume)
+
+    def _set_aside_newer(self, best: Path) -> None:
+        """Move what is newer than the best checkpoint to a run folder of its own, so that nothing is written over."""
+        checkpoints, folder = self._session.checkpoints, self._session.folder
+        if not self._session.world.is_main or checkpoints is None or folder is None:
+            return
+        newer = checkpoints.newer_than(best)
+        if not newer:
+            return
+        target = next(path for i in itertools.count(1) if not (path := folder / f"set_aside_{i}").exists())
+        target.mkdir()
+        for name in ("config.json", "metrics.jsonl"):  # The rows after the best checkpoint are removed from the latter.
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, target / name)
+        checkpoints.move(newer, target / "checkpoints")
+        logger.warning("the checkpoints after step %d (%d) are in %s now", self._state.step, len(newer), target)
 
     def restore_rng(self) -> None:
         """Set the RNG states of this rank to those of the checkpoint; without effect after the first call."""
@@ -195,15 +247,22 @@ class Checkpointer:
                 session.checkpoints.forget_scores()
 
 
-def load_checkpoint(session: Session, choice: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]] | None:
+def load_checkpoint(
+    session: Session, choice: str | os.PathLike[str], of_folder: str = "best"
+) -> tuple[Path, dict[str, Any]] | None:
     """Read the "best" or "last" checkpoint or that of a path; return None if the run folder has none.
 
     Call on every rank. Rank 0 chooses; all ranks must be able to read the file.
+
+    Args:
+        session: the session.
+        choice: "best" or "last" of the session's run folder, or the path of a file or of any run folder.
+        of_folder: "best" or "last": which checkpoint to read if the path is that of a run folder.
     """
     found = None
     if session.world.is_main:
         if choice not in ("best", "last"):
-            found = Path(choice), read_file(Path(choice), session.device)
+            found = read_path(Path(choice), of_folder, session.model.save_name, session.device)
         elif session.checkpoints is not None:
             found = session.checkpoints.load(str(choice), session.device)
     path = session.world.broadcast(None if found is None else found[0])

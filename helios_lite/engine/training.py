@@ -11,6 +11,7 @@ from helios_lite.engine.batches import Batch, Loader
 from helios_lite.engine.checkpointing import Checkpointer
 from helios_lite.engine.clock import Clock
 from helios_lite.engine.evaluation import Evaluator
+from helios_lite.engine.initial_weights import initialize
 from helios_lite.engine.monitoring import Monitor
 from helios_lite.engine.session import Session
 from helios_lite.engine.stopping import StopCoordinator
@@ -64,13 +65,14 @@ class Training:
             return self.result(reason, title)
 
     def set_up(self) -> None:
-        """Build the model and the data, and resume from a checkpoint if there is one."""
+        """Build the model and the data, and resume from a checkpoint if there is one, or take weights from one."""
         self.session.setup(fast_init=False)
         to_serializable(self.model.hparams, "hparams")
         self.valid_loaders.update(self.session.loaders("valid"))
         if not self.validates():
             self.valid_loaders.clear()
         self.checkpointer.restore()
+        initialize(self.session, self.checkpointer.resumed_from)
         self.train_data.loader()  # Raises if there is no train split, before anything is shown.
         self.log.open()
 

@@ -71,6 +71,13 @@ def find(folder: Path, save_name: str) -> list[Path]:
     return [path for _, path in sorted(((at, path) for at, path in named if at is not None), reverse=True)]
 
 
+def save_names(folder: Path) -> list[str]:
+    """Return the names of the models that have checkpoint files in a folder, as these files have them."""
+    pattern = rf"(.+){_MARKER}(?:(?!{_MARKER}).)*\.pth"
+    matches = [re.fullmatch(pattern, path.name) for path in folder.glob("*.pth")]
+    return sorted({match[1] for match in matches if match is not None})
+
+
 def counters(name: str, save_name: str) -> tuple[int, int] | None:
     """Return (step, epoch) of the name of a checkpoint file; None if it is not a file of that model."""
     pattern = re.escape(_portable(save_name)) + _MARKER + rf"(?:(?!{_MARKER}).)*\.pth"

@@ -178,8 +178,103 @@ def test_a_path_continues_from_that_file_and_leaves_it_alone(tmp_path: Path, uni
     expected["metrics"] = {**expected["metrics"], "rows": len(resumable.outcome(tmp_path / "second")["rows"])}
     require_same(tmp_path / "second", expected)
     assert first.exists()
-    with pytest.raises(ValueError, match="choose another run_name"):
-        fit(tmp_path / "second", resume=first)
+    other = shutil.copyfile(first, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match=r"iter_9.*\.pth; choose another run_name, or resume=\"auto\" to continue"):
+        fit(tmp_path / "second", resume=other)
+
+
+@pytest.mark.parametrize("source", ["file", "run folder"])
+def test_a_run_that_a_path_has_begun_goes_on_when_it_is_started_again(
+    tmp_path: Path, uninterrupted: dict[str, Any], source: str
+) -> None:
+    first = fit(tmp_path / "first", step=4, how="limit").last_checkpoint
+    resume = first if source == "file" else tmp_path / "first/rich"
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second/indices").write_text((tmp_path / "first/indices").read_text())
+    for step in (4, 5, 7):
+        with pytest.raises(CutError):
+            fit(tmp_path / "second", step=step + 1, how="exception", save_every_steps=1, resume=resume)
+        if step > 4:  # The first time nothing was saved.
+            assert saved(tmp_path / "second/rich", "state")["state"]["step"] == step
+    first.unlink()  # It is not needed any more.
+    fit(tmp_path / "second", resume=resume)
+    parts = ("state", "model", "rng", "data", "callbacks")
+    require_same(tmp_path / "second", {part: uninterrupted[part] for part in parts})
+
+
+SCORES = [3.0, 1.0, 2.0, 5.0, 0.5, 4.0]
+
+
+class Scored(Tiny):
+    """Its validations have the scores of a list, by epoch."""
+
+    def valid_step(self, batch: Any, step: int) -> None:
+        self.log("score", SCORES[self.cycle - 1])
+
+    def on_validation_start(self, validation_cycle: int) -> None:
+        self.cycle = validation_cycle
+
+
+def fit_scored(root: Path, epochs: int, **options: Any) -> Any:
+    options = {"monitor": "valid/score", "keep_last": 2, "sanity_batches": 0, **options}
+    return quiet(root=root, max_epochs=epochs, **options).fit(Scored(), data())
+
+
+def test_going_back_to_the_best_sets_the_newer_checkpoints_and_their_rows_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = fit_scored(tmp_path / "whole", 4)
+    ended = fit_scored(tmp_path, 4).last_checkpoint
+    run = tmp_path / "tiny"
+    rows = (run / "metrics.jsonl").read_bytes()
+    newer = {path.name: path.read_bytes() for path in (ended.with_name("tiny_epoch_3_iter_9.pth"), ended)}
+    result = fit_scored(tmp_path, 4, resume="best")
+    assert "continuing from" in caplog.text
+    assert f"the checkpoints after step 6 (2) are in {run / 'set_aside_1'} now" in caplog.text
+    assert {path.name: path.read_bytes() for path in (run / "set_aside_1/checkpoints").iterdir()} == newer
+    assert (run / "set_aside_1/metrics.jsonl").read_bytes() == rows
+    assert result.best_checkpoint == run / "checkpoints/tiny_epoch_2_iter_6.pth"
+    parts = ("state", "model", "rng", "metrics")
+    assert same(saved(run, *parts), saved(whole.last_checkpoint.parents[1], *parts))
+    again = quiet(root=tmp_path, run_name="again", max_epochs=4, resume=run / "set_aside_1").fit(Scored(), data())
+    assert again.last_checkpoint.name == ended.name  # What was set aside is a run folder.
+
+
+def test_a_run_that_went_back_to_the_best_goes_on_when_it_is_started_again(tmp_path: Path) -> None:
+    fit_scored(tmp_path, 4)
+    for epochs in (3, 5, 6):
+        assert fit_scored(tmp_path, epochs, resume="best").state.epoch == epochs
+    checkpoints = sorted(path.name for path in (tmp_path / "tiny/checkpoints").glob("*.pth"))
+    assert checkpoints == [f"tiny_epoch_{epoch}_iter_{3 * epoch}.pth" for epoch in (5, 6)]
+    assert not (tmp_path / "tiny/set_aside_2").exists()
+
+
+def test_the_best_that_is_the_newest_moves_nothing(tmp_path: Path) -> None:
+    fit_scored(tmp_path, 2)
+    assert fit_scored(tmp_path, 3, resume="best").state.step == 9
+    assert not (tmp_path / "tiny/set_aside_1").exists()
+
+
+def test_a_best_checkpoint_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r'resume="best": .*tiny has no checkpoint; use "auto"'):
+        fit_scored(tmp_path, 1, resume="best")
+    fit_scored(tmp_path, 4, keep_best=0)
+    before = sorted((tmp_path / "tiny/checkpoints").iterdir())
+    with pytest.raises(ValueError, match=r'resume="best": .*checkpoints has no best checkpoint. Either'):
+        fit_scored(tmp_path, 5, resume="best")
+    assert sorted((tmp_path / "tiny/checkpoints").iterdir()) == before
+
+
+def test_a_run_folder_without_checkpoints_or_of_several_models_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "empty/checkpoints").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="empty: this run folder has no checkpoint that can be read"):
+        quiet(max_steps=1, resume=tmp_path / "empty").fit(Tiny(), data())
+    for name in ("a b", "c", "tiny"):
+        quiet(root=tmp_path, run_name="several", max_steps=1).fit(Tiny(name), data())
+    with pytest.raises(ValueError, match=r"several: has checkpoints of several models \(a-b, c, tiny\); give the path"):
+        quiet(max_steps=2, resume=tmp_path / "several").fit(Tiny("d"), data())
+    for name in ("a b", "c", "tiny"):
+        assert quiet(max_steps=2, resume=tmp_path / "several").fit(Tiny(name), data()).state.step == 2
 
 
 def test_callbacks_and_rows_of_a_killed_run_are_not_doubled(tmp_path: Path, uninterrupted: dict[str, Any]) -> None:

@@ -578,6 +578,41 @@ def test_checkpoints_of_every_strategy_go_on_under_every_strategy(root: Path, re
         assert Plain.load_from_checkpoint(path, weighted=True).net[0].weight.shape == (8, 3)
 
 
+class Starting(Plain):
+    """Keeps the weights that its training starts with."""
+
+    def on_training_start(self) -> None:
+        self.start = weights(self)
+
+
+@scenario(ranks=2)
+def starts_from_another_training(root: Path, world: World) -> list[dict[str, Any]]:
+    """In either strategy; and goes back to the best checkpoint, which one rank arranges."""
+    found = []
+    for strategy in ("ddp", "fsdp"):
+        for parts in (None, "all"):
+            model = Starting()
+            options = {"init_from": root / "from-one/plain", "init_parts": parts, "strategy": strategy}
+            quiet(max_steps=1, **options).fit(model, data(22, batch_size=2))
+            found.append(model.start)
+    options = {"root": root / "back", "monitor": "valid/last", "valid_every_steps": 2, "save_every_steps": 1}
+    for resume in ("auto", "best"):
+        result = quiet(max_steps=5, resume=resume, **options).fit(Plain(), data(22, batch_size=2))
+    assert result.state.best_step == 2
+    return found
+
+
+def test_a_training_starts_from_another_one_in_either_strategy(root: Path, result: Results) -> None:
+    found = result(starts_from_another_training, ranks=2)
+    saved = torch.load(root / "from-one/plain/checkpoints/plain_epoch_0_iter_4.pth", weights_only=True)["model"]
+    for start in found:
+        assert same(start["net"], saved["net"])
+    assert [close(start["optimizer"]["state"], saved["optimizer"]["state"]) for start in found] == [False, True] * 2
+    assert [path.name for path in (root / "back/plain/set_aside_1/checkpoints").iterdir()] == [
+        "plain_epoch_0_iter_5.pth"
+    ]
+
+
 # What only rank 0 does.
 
 
