@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import select
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
@@ -28,8 +30,21 @@ For an option that may be None, write none. The format of the file: python -m py
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command with the given arguments, by default those of the program.
 
-    Wrong usage prints one line to stderr and exits with status 2. Errors of a training are raised as they are.
+    Wrong usage prints one line to stderr and exits with status 2. Errors of a training are raised as they are. If
+    nobody reads the output any more, as after `| head`, the command ends with status 1.
     """
+    try:
+        try:
+            _run(arguments)
+        finally:
+            sys.stdout.flush()  # Here and not when Python ends, which would print an error of its own.
+    except BrokenPipeError:
+        if not _is_output_closed():
+            raise  # Another pipe, such as one of the training.
+        sys.exit(1)
+
+
+def _run(arguments: Sequence[str] | None) -> None:
     parser = _parser()
     try:
         rest, overrides = _split_overrides(sys.argv[1:] if arguments is None else arguments)
@@ -40,6 +55,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parsed.command(parsed)
     except (UsageError, ConfigError) as error:
         parser.error(str(error))
+
+
+def _is_output_closed() -> bool:
+    """Return whether nobody reads stdout any more; what is still to be written to it is dropped then."""
+    try:
+        number = sys.stdout.fileno()
+    except OSError:  # It is no file of the system, as in a notebook.
+        return False
+    output = select.poll()
+    output.register(number, 0)
+    is_closed = any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0))
+    if is_closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return is_closed
 
 
 class _Parser(argparse.ArgumentParser):

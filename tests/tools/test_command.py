@@ -223,6 +223,31 @@ def test_env_prints_what_a_bug_report_needs(capsys):
     assert {"tqdm version", "rich version", "Python version", "OS", "Is CUDA available", "CPU"} <= lines.keys()
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("command", [["env"], ["plot", "--help"], ["inspect", "FILE"]])
+def test_a_command_whose_output_nobody_reads_ends_without_a_traceback(command, unbuffered, trained):
+    command = [str(final(trained[0] / "runs")) if part == "FILE" else part for part in command]
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "helios_lite", *command]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    process = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=100, env=environment)
+    os.close(writer)
+    assert process.stderr == ""
+    assert process.returncode in (0, 1)  # argparse ignores the error.
+
+
+def test_a_broken_pipe_that_is_not_the_output_is_raised(monkeypatch):
+    """Of a training, for example."""
+
+    def broken(*arguments):
+        raise BrokenPipeError("not the output")
+
+    monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", broken)
+    with pytest.raises(BrokenPipeError, match="not the output"):
+        main(["env"])
+
+
 @pytest.mark.parametrize("command", [[], ["fit"], ["test"], ["inspect"], ["plot"], ["env"]])
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as caught:
