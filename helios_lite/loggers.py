@@ -1,115 +1,61 @@
-"""Where metrics go: the Logger protocol, the file that every run writes, and adapters to other libraries.
+"""Where metrics go: the Logger protocol, and adapters to other libraries.
 
-An adapter imports its library when a run begins, so that it can be sent to other processes before.
+An adapter imports its library when a run begins, so that it can be sent to other processes before. What a library can
+show besides numbers goes to its own object, which every adapter has as an attribute, on rank 0 only:
+
+    def on_validation_end(self, validation_cycle):
+        writer = self.trainer.loggers[0].writer
+        if writer is not None:
+            writer.add_image("samples", self.samples, validation_cycle)
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import logging
 import math
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
-logger = logging.getLogger("helios_lite")
+from helios_lite.runtime.distributed import is_launched
+from helios_lite.runtime.metrics_file import JsonlLogger as JsonlLogger
+
+RunStatus = Literal["finished", "failed", "interrupted"]
+"""How a training ended: as it should, by an exception, or by a signal."""
 
 
 @runtime_checkable
 class Logger(Protocol):
-    """The methods of a logger. The trainer calls them on global rank 0 only."""
+    """The methods of a logger. The trainer calls them on global rank 0 only.
+
+    `fit` calls `log_config`, `log_metrics` for every row, and `close`. `validate` and `test` call `log_metrics` for
+    their one row, and `close`. A logger may have two more methods, which the trainer calls if they are there:
+
+    - `rewind(step: int)`, before `log_config`: the training starts or resumes after `step` updates, so that rows of
+      later steps that an earlier start has written will be written again.
+    - `log_status(status: RunStatus)`, before the `close` of a training: "finished", "failed" or "interrupted" (by a
+      signal). After a failure of processes that the trainer has started, it calls both methods in its own process too,
+      because rank 0 may have been ended before it could.
+    """
 
     def log_config(self, config: Mapping[str, Any]) -> None:
-        """Log the trainer's options and the model's `hparams` (plain data); called once per start of a run."""
+        """Log the trainer's options and the model's `hparams` (plain data); called once per start of a training."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Log one row of values by full name ("train/loss"), after `step` optimizer updates."""
 
     def close(self) -> None:
-        """Write out pending values; called however the run ends."""
-
-
-class JsonlLogger:
-    """One json object a line: `{"step": 50, "epoch": 1, "seconds": 0.8, "train/loss": 0.31}`.
-
-    Every row is flushed, so a killed run keeps all of its rows. A value that is NaN or infinite is written as
-    null, because json knows neither.
-
-    Args:
-        path: the file, made if missing.
-        rows: how many rows of an existing file stay. What follows was written after the checkpoint that a run
-            resumes from, and will be written again. If the file has more or fewer rows, or lines that are no rows, a
-            warning says so, and the file as it was is copied to `<path>.damaged`.
-        step: the step of that checkpoint; rows of later steps do not stay either. None: any step.
-
-    Raises:
-        OSError: the file cannot be opened or written; the message names it.
-
-    Attributes:
-        rows: how many rows the file has.
-    """
-
-    def __init__(self, path: Path, rows: int = 0, step: int | None = None) -> None:
-        self._file = path.open("a+b")
-        self._file.seek(0)
-        lines = self._file.readlines() if rows > 0 else []
-        latest = math.inf if step is None else step
-        steps = [_step_of_row(line) for line in lines]
-        valid = [line for line, at in zip(lines, steps, strict=True) if at is not None and at <= latest]
-        kept = valid[:rows]
-        self.rows = len(kept)
-        num_found = len(kept) if step is None else len(valid)
-        is_expected = kept == lines[:rows] and num_found == rows
-        if is_expected or not lines:
-            # Cut in place: a kill at this moment must not lose the rows that stay. An unfinished line is no row.
-            self._file.truncate(sum(map(len, kept)))
-        else:
-            self._replace(path, kept)
-        if not is_expected:
-            text = "%s: expected %d rows up to step %s and found %d, with %d lines that are no rows; %d rows stay"
-            logger.warning(text, path, rows, "?" if step is None else step, num_found, steps.count(None), len(kept))
-
-    def log_config(self, config: Mapping[str, Any]) -> None:
-        """Do nothing: `config.json` in the run folder holds it."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Append one row."""
-        row = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        self._file.write((json.dumps({"step": step, **row}) + "\n").encode())
-        self._file.flush()
-        self.rows += 1
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def _replace(self, path: Path, lines: list[bytes]) -> None:
-        """Write the lines to a new file that takes the place of the file, of which a copy stays beside it."""
-        shutil.copyfile(path, path.with_name(f"{path.name}.damaged"))
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_bytes(b"".join(lines))
-        temporary.replace(path)
-        self._file.close()
-        self._file = path.open("a+b")
-
-
-def _step_of_row(line: bytes) -> int | None:
-    """Return the step of a line of metrics.jsonl; None if it is no row, such as the unfinished one of a kill."""
-    try:
-        step = json.loads(line)["step"] if line.endswith(b"\n") else None
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return step if type(step) is int else None
+        """Write out pending values; called however the run ends, also if nothing was logged."""
 
 
 class TensorBoardLogger:
     """Writes event files for TensorBoard, by `torch.utils.tensorboard`: pip install helios_lite[tensorboard].
 
-    A resumed run writes the rows after its checkpoint again; TensorBoard shows the new ones only.
+    A resumed run writes the rows after its checkpoint again; TensorBoard shows the new ones only. `writer` is for what
+    is no number: images, text, histograms.
 
     Args:
         folder: the folder of the event files, one for each run.
@@ -122,24 +68,32 @@ class TensorBoardLogger:
     def __init__(self, folder: str | os.PathLike[str], **options: Any) -> None:
         _require("tensorboard")
         self._folder, self._options = Path(folder), options
-        self._config: Mapping[str, Any] = {}
+        self._purge_step: int | None = None
         self._writer: Any = None
+
+    @property
+    def writer(self) -> Any:
+        """The `SummaryWriter`, made when it is first used; None on other ranks than 0."""
+        if self._writer is None and _is_main():
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._folder), purge_step=self._purge_step, **self._options)
+            self._purge_step = None
+        return self._writer
+
+    def rewind(self, step: int) -> None:
+        """Hide what was written after a step, because those updates are done again."""
+        self._purge_step = step + 1
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Show the options in the TEXT tab."""
-        self._config = config
+        step = 0 if self._purge_step is None else self._purge_step - 1
+        self.writer.add_text("config", "\n".join(f"    {name}: {value!r}" for name, value in config.items()), step)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Add a point to the curve of every metric."""
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            # Rows that an earlier process has written from this step on belong to updates that are done again.
-            self._writer = SummaryWriter(str(self._folder), purge_step=step, **self._options)
-            rows = "\n".join(f"    {name}: {value!r}" for name, value in self._config.items())
-            self._writer.add_text("config", rows, step)
         for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
+            self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Write out pending values and close the file."""
@@ -151,8 +105,13 @@ class TensorBoardLogger:
 class MLflowLogger:
     """Logs to MLflow, to local files or to a server: pip install helios_lite[mlflow].
 
-    The id of the MLflow run is stored in a file, so that a resumed run continues the same MLflow run. Rows that were
-    written between the last checkpoint and a kill are not added again.
+    The id of the MLflow run is stored in a file, so that a resumed run continues the same MLflow run, and `validate`
+    and `test` add to it. Rows that were written between the last checkpoint and a kill are not added again. To log to
+    an MLflow run that exists already, write its id to the file before the first start. `client` is for what is no
+    number: images, text, files.
+
+    The status of the MLflow run is RUNNING during a training and FINISHED, FAILED (after an exception) or KILLED (after
+    a signal that ended it) afterwards. A program that is killed itself leaves it RUNNING until its next start.
 
     Args:
         experiment: the name of the experiment; it is created if it does not exist.
@@ -175,6 +134,7 @@ class MLflowLogger:
         self._experiment, self._id_file = experiment, Path(id_file)
         self._run_name, self._tracking_uri = run_name, tracking_uri
         self._client: Any = None
+        self._is_training = False
         self._last: dict[str, float] = {}
 
     @property
@@ -182,54 +142,71 @@ class MLflowLogger:
         """The id of the MLflow run, None before the first start."""
         return self._id_file.read_text().strip() if self._id_file.exists() else None
 
-    def log_config(self, config: Mapping[str, Any]) -> None:
-        """Continue the MLflow run of the file, or start a new one and log the options as its parameters."""
-        import mlflow
+    @property
+    def client(self) -> Any:
+        """The `MlflowClient` of the run `run_id`, made when it is first used; None on other ranks than 0."""
+        if self._client is None and _is_main():
+            import mlflow
 
-        self._client = mlflow.MlflowClient(self._tracking_uri)
-        if self.run_id is None:
-            found = self._client.get_experiment_by_name(self._experiment)
-            where = found.experiment_id if found else self._client.create_experiment(self._experiment)
-            created = self._client.create_run(where, run_name=self._run_name)
-            self._id_file.parent.mkdir(parents=True, exist_ok=True)
-            self._id_file.write_text(created.info.run_id)
-            for name, value in _flat(config):
-                self._client.log_param(created.info.run_id, name, str(value)[:6000])
-        else:  # MLflow does not let parameters change: those of the first start are kept.
-            self._client.set_terminated(self.run_id, "RUNNING")
+            self._client = mlflow.MlflowClient(self._tracking_uri)
+            if self.run_id is None:
+                found = self._client.get_experiment_by_name(self._experiment)
+                where = found.experiment_id if found else self._client.create_experiment(self._experiment)
+                created = self._client.create_run(where, run_name=self._run_name)
+                self._id_file.parent.mkdir(parents=True, exist_ok=True)
+                self._id_file.write_text(created.info.run_id)
+                self._client.set_terminated(created.info.run_id)  # It runs only during a training.
+        return self._client
+
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        """Start the MLflow run, or continue it; log the options that it does not have as its parameters.
+
+        MLflow does not let parameters change: those of the first start are kept.
+        """
+        client = self.client
+        self._is_training = True
+        client.set_terminated(self.run_id, "RUNNING")
+        known = client.get_run(self.run_id).data.params
+        for name, value in _flat(config):
+            if name not in known:
+                client.log_param(self.run_id, name, str(value)[:6000])
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Add a point to every metric that has no point at this step or later."""
+        """Add a point to every metric; in a training, to those that have no point at this step or later."""
         from mlflow.entities import Metric
 
-        now, points = int(time.time() * 1000), []
+        client, now, points = self.client, int(time.time() * 1000), []
         for name, value in metrics.items():
-            if name not in self._last:
-                known = self._client.get_metric_history(self.run_id, name)
+            if self._is_training and name not in self._last:
+                known = client.get_metric_history(self.run_id, name)
                 self._last[name] = max((point.step for point in known), default=-math.inf)
-            if step > self._last[name]:
+            if not self._is_training or step > self._last[name]:
                 self._last[name] = step
                 points.append(Metric(name, value, now, step))
-        self._client.log_batch(self.run_id, metrics=points)
+        client.log_batch(self.run_id, metrics=points)
 
     def log_artifact(self, path: str | os.PathLike[str]) -> None:
-        """Store a file, such as `FitResult.best_checkpoint`, with the MLflow run; call it after the training."""
-        import mlflow
+        """Store a file, such as `FitResult.best_checkpoint`, with the MLflow run."""
+        self.client.log_artifact(self.run_id, str(path))
 
-        mlflow.MlflowClient(self._tracking_uri).log_artifact(self.run_id, str(path))
+    def log_status(self, status: RunStatus) -> None:
+        """Set the status of the MLflow run, if there is one."""
+        if self.run_id is not None:
+            mlflow_status = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}[status]
+            self.client.set_terminated(self.run_id, mlflow_status)
 
     def close(self) -> None:
-        """Mark the MLflow run as finished."""
-        if self._client is not None:
-            self._client.set_terminated(self.run_id)
-            self._client = None
+        """Forget the client; MLflow has written everything already."""
+        self._client, self._is_training, self._last = None, False, {}
 
 
 class WandbLogger:
     """Logs to Weights & Biases: pip install helios_lite[wandb].
 
     The id of the W&B run, and the last step of every metric, are stored in a file. A resumed run continues the same W&B
-    run, and does not add the rows again that were written between the last checkpoint and a kill.
+    run, and does not add the rows again that were written between the last checkpoint and a kill; `validate` and `test`
+    add to it. `run` is for what is no number: images, text, tables. After an exception W&B shows the run as failed,
+    and after a signal as killed.
 
     Args:
         project: the name of the project.
@@ -244,6 +221,8 @@ class WandbLogger:
         _require("wandb")
         self._project, self._id_file, self._options = project, Path(id_file), options
         self._run: Any = None
+        self._is_training = False
+        self._exit_code = 0
         self._last: dict[str, int] = {}
 
     @property
@@ -251,37 +230,56 @@ class WandbLogger:
         """The id of the W&B run, None before the first start."""
         return json.loads(self._id_file.read_text())["id"] if self._id_file.exists() else None
 
-    def log_config(self, config: Mapping[str, Any]) -> None:
-        """Continue the W&B run of the file, or start a new one; log the options."""
-        import wandb
+    @property
+    def run(self) -> Any:
+        """The run that `wandb.init` returns, made when it is first used; None on other ranks than 0."""
+        if self._run is None and _is_main():
+            import wandb
 
-        self._last = json.loads(self._id_file.read_text())["last"] if self._id_file.exists() else {}
-        self._run = wandb.init(
-            project=self._project, id=self.run_id, resume="allow", config=dict(config), **self._options
-        )
-        self._run.define_metric("step")
-        self._run.define_metric("*", step_metric="step")
-        self._remember()
+            self._last = json.loads(self._id_file.read_text())["last"] if self._id_file.exists() else {}
+            self._run = wandb.init(project=self._project, id=self.run_id, resume="allow", **self._options)
+            self._run.define_metric("step")
+            self._run.define_metric("*", step_metric="step")
+            self._remember()
+        return self._run
+
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        """Start the W&B run, or continue it; log the options."""
+        self.run.config.update(dict(config), allow_val_change=True)
+        self._is_training = True
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Add a row with the metrics that have no value at this step or later."""
+        """Add a row; in a training, with the metrics that have no value at this step or later."""
+        run = self.run
+        if not self._is_training:
+            run.log({"step": step, **metrics})
+            return
         new = {name: value for name, value in metrics.items() if step > self._last.get(name, -1)}
         if new:
-            self._run.log({"step": step, **new})
+            run.log({"step": step, **new})
             self._last |= dict.fromkeys(new, step)
             self._remember()
+
+    def log_status(self, status: RunStatus) -> None:
+        """Note the exit code of the W&B run: 0, 1 after an exception, 255 after a signal, as `wandb` itself."""
+        self._exit_code = {"finished": 0, "failed": 1, "interrupted": 255}[status]
 
     def close(self) -> None:
         """Finish the W&B run."""
         if self._run is not None:
-            self._run.finish()
-            self._run = None
+            self._run.finish(exit_code=self._exit_code)
+        self._run, self._is_training, self._exit_code = None, False, 0
 
     def _remember(self) -> None:
         self._id_file.parent.mkdir(parents=True, exist_ok=True)
         part = self._id_file.with_name(self._id_file.name + ".part")
         part.write_text(json.dumps({"id": self._run.id, "last": self._last}))
         part.replace(self._id_file)
+
+
+def _is_main() -> bool:
+    """Return whether this process is rank 0, or one that no launcher has started."""
+    return not is_launched() or os.environ["RANK"] == "0"
 
 
 def _require(library: str) -> None:

@@ -190,7 +190,7 @@ class Model(Hooks, abc.ABC):
         return chkpt_name
 
     def append_to_banner(self, banner: str) -> str:
-        """Return the text of the start-up banner with lines appended; not called with `print_banner=False`."""
+        """Return the text of the start-up banner with lines appended; not called if nothing is printed."""
         return banner
 
     # Checkpoints.

@@ -287,6 +287,13 @@ class Options:
         list_of(Callback),
         "Objects of the class `helios_lite.Callback`. Their hooks are called after those of the model, in this order.",
     )
+    log_level: Literal["quiet", "normal", "verbose"] = option(
+        "normal",
+        choice("quiet", "normal", "verbose"),
+        """What the console shows. "quiet" shows warnings only, and turns `progress` and `print_banner` off. "normal"
+        also shows from where a run resumes. "verbose" also shows what is otherwise in `train.log` only: options, rows
+        of metrics, saved checkpoints.""",
+    )
     progress: bool = option(True, flag, "Whether to show progress bars if stderr is a terminal.")
     print_banner: bool = option(True, flag, "Whether to print the banner, the table of parameters and the final table.")
 

@@ -96,7 +96,7 @@ class Trainer(Options):
                 datamodule.teardown()
                 raise
 
-        from helios_lite.engine.session import describe_call
+        from helios_lite.engine.session import describe_call, failure_reported
         from helios_lite.engine.single_call import single_call
 
         with (
@@ -104,13 +104,14 @@ class Trainer(Options):
             tempfile.TemporaryDirectory(prefix="helios_lite-") as folder,
         ):
             outcome = Path(folder) / "outcome.pth"
-            result = launch(
-                run_task,
-                {**arguments, "outcome": outcome},
-                before_start=prepare_data,
-                processes=processes,
-                max_restarts=self.max_restarts,
-            )
+            with failure_reported(self, model, is_training=task == "fit"):
+                result = launch(
+                    run_task,
+                    {**arguments, "outcome": outcome},
+                    before_start=prepare_data,
+                    processes=processes,
+                    max_restarts=self.max_restarts,
+                )
             take_over(outcome, task, self, model, datamodule)
         return result
 

@@ -90,6 +90,14 @@ LITTLE_PADDING = SAMPLERS + "test_little_is_padded_and_batches_have_other_sample
 ANY_RANKS = SAMPLERS + "test_any_number_of_ranks_goes_on_from_any_position_with_every_index_once"
 FORMULA = SCHEDULES + "test_every_update_has_the_learning_rate_of_the_formula_in_every_group"
 PLAIN_SCHEDULER = SCHEDULES + "test_a_scheduler_holds_plain_data_and_can_be_copied_and_sent"
+LOGGERS = "test_loggers.py::"
+ENDED = LOGGERS + "test_a_logger_is_told_how_the_training_ended"
+IMAGES = LOGGERS + "test_tensorboard_shows_images_and_runs_on_rank_0_only"
+TENSORBOARD = LOGGERS + "test_tensorboard_has_every_row_once_also_after_a_kill"
+GOES_ON = TRAINING + "test_a_training_that_goes_on_after_its_end_is_like_one_that_never_ended"
+FINISHED = TRAINING + "test_a_finished_run_that_is_started_again_keeps_its_last_row_and_its_result"
+KEPT_ROWS = TRAINING + "test_a_resume_keeps_the_rows_of_evaluations_up_to_its_step"
+CONSOLE = "engine/test_console.py::"
 NOT_CALLED = "test_config.py::test_what_a_key_does_not_stand_for_is_an_error_and_is_not_called"
 FUZZ = "engine/test_fuzz.py::test_a_random_training_cut_at_random_places_ends_like_one_that_was_not"
 EXTREME = "test_options.py::test_an_extreme_value_is_refused_at_once_or_a_run_works_with_it"
@@ -493,8 +501,8 @@ MUTATIONS = [
         FOLDER + "test_models_whose_names_give_the_same_file_names_do_not_share_checkpoints",
     ),
     Mutation(
-        "loggers.py",
-        "is_expected = kept == lines[:rows] and num_found == rows",
+        "runtime/metrics_file.py",
+        "is_expected = rows == 0 or (is_regular and num_found == rows)",
         "is_expected = True",
         "test_loggers.py::test_a_damaged_file_is_opened_with_a_warning_that_has_its_name_and_the_rows",
     ),
@@ -548,9 +556,9 @@ MUTATIONS = [
     ),
     # Several processes: what comes back, and what only one does.
     Mutation(
-        "engine/training_log.py",
-        "list(session.options.loggers) if session.world.is_main else []",
-        "list(session.options.loggers)",
+        "engine/run_loggers.py",
+        "list(loggers) if is_main else []",
+        "list(loggers)",
         DISTRIBUTED + "test_loggers_are_called_and_closed_on_rank_0_alone",
     ),
     Mutation(
@@ -847,6 +855,94 @@ MUTATIONS = [
         "if state.step >= self.last:",
         "if state.step > self.last:",
         CALLBACKS + "test_a_profile_has_the_updates_asked_for",
+    ),
+    # Logs and loggers.
+    Mutation("runtime/metrics_file.py", '(kind == "end" and keep_end)', 'kind == "end"', GOES_ON),
+    Mutation("runtime/metrics_file.py", ' or kind == "evaluation" or', " or", KEPT_ROWS),
+    Mutation("runtime/metrics_file.py", 'return "later"', "pass", KEPT_ROWS),
+    Mutation(
+        "runtime/metrics_file.py",
+        "file.truncate(sum(len(line) for line in file if",
+        "print(sum(len(line) for line in file if",
+        LOGGERS + "test_the_row_of_an_evaluation_is_no_part_of_an_unfinished_line",
+    ),
+    Mutation(
+        "engine/training_log.py",
+        'begin_phase("train", metrics)',
+        'begin_phase("train", self._session.metrics)',
+        GOES_ON,
+    ),
+    Mutation("engine/training_log.py", "keep_end=not goes_on", "keep_end=False", FINISHED),
+    Mutation("engine/training_log.py", '{"end": self.end_values} if self.end_values else {}', "{}", FINISHED),
+    Mutation(
+        "engine/evaluation.py",
+        "                stack.enter_context(session.checkpoints.locked())\n",
+        "",
+        TRAINING + "test_an_evaluation_beside_a_running_training_writes_no_row_and_says_so",
+    ),
+    Mutation("engine/run_loggers.py", "self._status = _status(error)", "pass", ENDED),
+    Mutation("engine/run_loggers.py", "if self._is_training:", "if True:", ENDED),
+    Mutation(
+        "engine/session.py",
+        "                report_failure(options.loggers)",
+        "                pass",
+        LOGGERS + "test_mlflow_is_told_that_another_rank_was_killed",
+    ),
+    Mutation("loggers.py", "if self._writer is None and _is_main():", "if self._writer is None:", IMAGES),
+    Mutation("loggers.py", "self._purge_step = step + 1", "self._purge_step = None", TENSORBOARD),
+    Mutation(
+        "loggers.py",
+        "if name not in known:",
+        "if False:",
+        LOGGERS + "test_mlflow_runs_of_the_user_get_the_parameters_that_they_do_not_have",
+    ),
+    Mutation(
+        "loggers.py",
+        "finish(exit_code=self._exit_code)",
+        "finish()",
+        LOGGERS + "test_wandb_ends_with_the_exit_code_of_the_training",
+    ),
+    Mutation(
+        "engine/console.py",
+        "logger.propagate = False",
+        "pass",
+        CONSOLE + "test_a_program_with_logging_of_its_own_gets_the_same_lines_once",
+    ),
+    Mutation(
+        "engine/console.py",
+        "max(LEVELS[self._log_level], self._level,",
+        "max(logging.INFO, self._level,",
+        CONSOLE + "test_the_log_level_decides_what_the_console_shows_and_train_log_has_all",
+    ),
+    Mutation(
+        "engine/console.py",
+        "self.record_failure(error)",
+        "pass",
+        CONSOLE + "test_train_log_has_the_traceback_of_a_failure_which_our_console_does_not_show",
+    ),
+    Mutation(
+        "engine/session.py",
+        "log.record_failure(error)",
+        "pass",
+        CONSOLE + "test_train_log_has_the_failure_of_another_rank",
+    ),
+    Mutation(
+        "engine/session.py",
+        'self.world.is_main and options.log_level != "quiet"',
+        "self.world.is_main",
+        CONSOLE + "test_a_quiet_run_that_resumes_prints_nothing_at_all",
+    ),
+    Mutation(
+        "tools/command.py",
+        "            sys.stdout.flush()  # Here",
+        "            pass  # Here",
+        "tools/test_command.py::test_a_command_whose_output_nobody_reads_ends_without_a_traceback",
+    ),
+    Mutation(
+        "tools/command.py",
+        "if not _is_output_closed():",
+        "if False:",
+        "tools/test_command.py::test_a_broken_pipe_that_is_not_the_output_is_raised",
     ),
     # Pages.
     Mutation(

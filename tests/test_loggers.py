@@ -1,15 +1,20 @@
 """The file of metrics: one row a line, kept at a resume as far as the checkpoint goes."""
 
+import contextlib
 import json
 import math
+import os
+import signal
 import struct
 import sys
 import time
 
 import pytest
+import torch
 from helpers.models import Tiny, data, quiet
 
 from helios_lite.loggers import JsonlLogger, Logger, MLflowLogger, TensorBoardLogger, WandbLogger
+from helios_lite.runtime.metrics_file import append_evaluation
 
 EXTRAS = {"tensorboard", "mlflow", "wandb"}
 ROWS = [{"step": step, "train/loss": 1 / step} for step in (1, 2, 3)]
@@ -166,6 +171,36 @@ def test_a_last_line_that_a_kill_left_unfinished_is_cut(path, asked):
     assert (read(path), again.rows) == (ROWS[:kept] + ROWS[2:], kept + 1)
 
 
+def test_rows_of_evaluations_stay_up_to_the_step_and_the_row_of_the_end_goes(path, caplog):
+    """The order in the file is that in which they were written: here the first step was tested last."""
+    logger = JsonlLogger(path)
+    write(logger, ROWS)
+    logger.log_end({"train/loss": 7.0}, 3)
+    logger.close()
+    for step in (3, 1):
+        append_evaluation(path, {"test/loss": math.nan}, step, kind="test", checkpoint=f"{step}.pth")
+    end = {"step": 3, "kind": "end", "train/loss": 7.0}
+    tested = [{"step": step, "kind": "test", "checkpoint": f"{step}.pth", "test/loss": None} for step in (3, 1)]
+    assert read(path) == [*ROWS, end, *tested]
+    again = JsonlLogger(path, rows=3, step=3, keep_end=True)
+    again.close()
+    assert (read(path), again.rows) == ([*ROWS, end, *tested], 3)
+    JsonlLogger(path, rows=3, step=3).close()
+    assert read(path) == [*ROWS, *tested]
+    again = JsonlLogger(path, rows=2, step=2)
+    write(again, ROWS[2:])
+    again.close()
+    assert (read(path), again.rows) == ([*ROWS[:2], tested[1], ROWS[2]], 3)
+    assert caplog.records == []
+    assert not path.with_name("metrics.jsonl.damaged").exists()
+
+
+def test_the_row_of_an_evaluation_is_no_part_of_an_unfinished_line(path):
+    path.write_text('{"step": 1}\n{"step": 2, "train/lo')
+    append_evaluation(path, {"test/loss": 0.5}, 1, kind="test", checkpoint=None)
+    assert read(path) == [{"step": 1}, {"step": 1, "kind": "test", "checkpoint": None, "test/loss": 0.5}]
+
+
 def test_the_configuration_is_not_a_row(path):
     logger = JsonlLogger(path)
     logger.log_config({"seed": 0})
@@ -187,10 +222,94 @@ def test_an_object_that_lacks_a_method_is_no_logger(missing):
     assert not isinstance(type("Partial", (), methods)(), Logger)
 
 
+# What loggers are called with.
+
+
+class Noting:
+    """Notes every call, with the two methods that a logger need not have."""
+
+    def __init__(self):
+        self.calls = []
+
+    def rewind(self, step):
+        self.calls.append(("rewind", step))
+
+    def log_config(self, config):
+        self.calls.append(("log_config", config["max_steps"]))
+
+    def log_metrics(self, metrics, step):
+        self.calls.append(("log_metrics", step, *(name for name in metrics if "/" in name and "seconds" not in name)))
+
+    def log_status(self, status):
+        self.calls.append(("log_status", status))
+
+    def close(self):
+        self.calls.append(("close",))
+
+
+class Ending(Tiny):
+    """Ends its training at the third update."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def on_training_batch_end(self, state, should_log=False):
+        super().on_training_batch_end(state, should_log)
+        if state.step == 3 and isinstance(self.how, BaseException):
+            raise self.how
+        if state.step == 3 and self.how is not None:
+            os.kill(os.getpid(), self.how)
+
+
+@pytest.mark.parametrize(
+    ("how", "raised", "status"),
+    [
+        (KeyError("broken"), KeyError, "failed"),
+        (SystemExit(2), SystemExit, "failed"),
+        (signal.SIGINT, KeyboardInterrupt, "interrupted"),
+        (signal.SIGTERM, SystemExit, "interrupted"),
+    ],
+)
+def test_a_logger_is_told_how_the_training_ended(how, raised, status, tmp_path):
+    first, second, third = Noting(), Noting(), Noting()
+    options = {"root": tmp_path, "max_steps": 4, "save_every_steps": 2, "log_every_steps": 2}
+    with pytest.raises(raised):
+        quiet(loggers=[first], **options).fit(Ending(how), data(train=40))
+    quiet(loggers=[second], **options).fit(Ending(None), data(train=40))
+    start = 3 if status == "interrupted" else 2
+    row = ("train/loss", "train/lr")
+    assert first.calls[:2] == [("rewind", 0), ("log_config", 4)]
+    assert first.calls[-2:] == [("log_status", status), ("close",)]
+    assert second.calls == [
+        ("rewind", start),
+        ("log_config", 4),
+        ("log_metrics", 4, *row),
+        ("log_status", "finished"),
+        ("close",),
+    ]
+    quiet(loggers=[third], **options).test(Tiny(), data())
+    assert third.calls == [("log_metrics", 4, "test/loss"), ("close",)]
+
+
+def test_a_logger_gets_what_is_logged_at_the_end(tmp_path):
+    class Closing(Tiny):
+        def on_training_end(self):
+            self.log("whole", 1.0)
+
+    logger = Noting()
+    quiet(max_steps=2, loggers=[logger]).fit(Closing(), data(train=40))
+    assert logger.calls[2:] == [
+        ("log_metrics", 2, "train/loss", "train/whole"),
+        ("log_status", "finished"),
+        ("close",),
+    ]
+
+
 # Adapters, each with the real library.
 
 
-def run(folder, logger, steps, **options):
+def run(folder, logger, steps, model=None, **options):
     """Train, log every second update and save every fourth."""
     trainer = quiet(
         max_steps=steps,
@@ -201,7 +320,7 @@ def run(folder, logger, steps, **options):
         save_every_epochs=None,
         **options,
     )
-    return trainer.fit(Tiny(), data(train=40, batch_size=2))
+    return trainer.fit(Tiny() if model is None else model, data(train=40, batch_size=2))
 
 
 def killed(folder, logger):
@@ -263,6 +382,69 @@ def test_mlflow_has_every_row_once_in_one_run_and_the_checkpoint_if_asked_for(tm
 
 
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("how", "status"), [(KeyError("broken"), "FAILED"), (signal.SIGTERM, "KILLED")])
+def test_mlflow_says_how_a_training_ended_and_a_test_does_not_change_that(how, status, tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = mlflow.MlflowClient(uri)
+
+    def logger():
+        return MLflowLogger("tests", tmp_path / "id", tracking_uri=uri)
+
+    def found():
+        return client.get_run(logger().run_id).info.status
+
+    class Looking(Ending):
+        def on_training_start(self):
+            assert found() == "RUNNING"
+
+    options = {"root": tmp_path, "max_steps": 4, "save_every_steps": 2}
+    with pytest.raises(BaseException):  # noqa: B017 (which one is not the subject)
+        quiet(loggers=[logger()], **options).fit(Looking(how), data(train=40))
+    assert found() == status
+    quiet(loggers=[logger()], **options).test(Tiny(), data(train=40))
+    assert found() == status
+    quiet(loggers=[logger()], **options).fit(Looking(None), data(train=40))
+    assert found() == "FINISHED"
+    (point,) = client.get_metric_history(logger().run_id, "test/loss")
+    assert point.step in (2, 3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_runs_of_the_user_get_the_parameters_that_they_do_not_have(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    client = mlflow.MlflowClient(uri)
+    own = client.create_run(client.create_experiment("mine")).info.run_id
+    client.log_param(own, "seed", "mine")
+    (tmp_path / "id").write_text(own)
+    run(tmp_path, MLflowLogger("tests", tmp_path / "id", tracking_uri=uri), 4)
+    params = client.get_run(own).data.params
+    assert (params["seed"], params["max_steps"]) == ("mine", "4")
+    assert client.get_experiment_by_name("tests") is None
+
+
+class FailingOnRank1(Tiny):
+    def train_step(self, batch, state):
+        if self.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().train_step(batch, state)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_is_told_that_another_rank_was_killed(tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    logger = MLflowLogger("tests", tmp_path / "id", tracking_uri=uri)
+    with pytest.raises(RuntimeError, match="SIGKILL"):
+        run(tmp_path, logger, 4, devices=2, accelerator="cpu", model=FailingOnRank1())
+    assert mlflow.MlflowClient(uri).get_run(logger.run_id).info.status == "FAILED"
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_wandb_has_every_row_once_in_one_run(tmp_path, monkeypatch):
     """Offline: the rows are read back from the files that `wandb sync` would send."""
     wandb = pytest.importorskip("wandb")
@@ -290,8 +472,36 @@ def test_wandb_has_every_row_once_in_one_run(tmp_path, monkeypatch):
     assert found() == rows(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("how", "code"), [(None, 0), (KeyError("broken"), 1), (signal.SIGTERM, 255)], ids=["ends", "raises", "SIGTERM"]
+)
+def test_wandb_ends_with_the_exit_code_of_the_training(how, code, tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    logger = WandbLogger("tests", tmp_path / "id", mode="offline", dir=str(tmp_path))
+    with contextlib.suppress(KeyError, SystemExit):
+        quiet(root=tmp_path, max_steps=4, loggers=[logger]).fit(Ending(how), data(train=40))
+    (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+
+    def found():
+        return [record.exit.exit_code for record in records(file) if record.HasField("exit")]
+
+    limit = time.monotonic() + 20  # Its own process may still be writing.
+    while found() == [] and time.monotonic() < limit:
+        time.sleep(0.2)
+    assert found() == [code]
+
+
 def history(file):
-    """The rows of an offline run: protobuf records in LevelDB's log format, after a header of seven bytes."""
+    """The rows of an offline run."""
+    for record in records(file):
+        if record.HasField("history"):
+            yield {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+
+
+def records(file):
+    """The records of an offline run: protobuf in LevelDB's log format, after a header of seven bytes."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     content, position, parts = file.read_bytes(), 7, b""
@@ -304,12 +514,8 @@ def history(file):
         parts += content[position : position + length]
         position += length
         if kind in (1, 4):  # Whole, or the last part.
-            record = Record.FromString(parts)
+            yield Record.FromString(parts)
             parts = b""
-            if record.HasField("history"):
-                yield {
-                    item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item
-                }
 
 
 @pytest.mark.parametrize(
@@ -325,7 +531,36 @@ def test_a_missing_library_is_an_error_with_the_command(kind, arguments, monkeyp
         kind(*arguments)
 
 
-def test_loggers_run_on_rank_0_only(tmp_path):
+class Painting(Tiny):
+    """Shows an image at every validation and test; on the other ranks there is nobody to show it to."""
+
+    def on_validation_end(self, validation_cycle):
+        self.show("valid", validation_cycle)
+
+    def on_testing_end(self):
+        self.show("test", 0)
+
+    def show(self, name, step):
+        writer = self.trainer.loggers[0].writer
+        assert (writer is None) == (self.global_rank > 0)
+        if writer is not None:
+            writer.add_image(name, torch.full((3, 2, 2), 0.5), step)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_tensorboard_shows_images_and_runs_on_rank_0_only(devices, tmp_path):
+    """Those of a validation before the first row, of a resumed run and of a test too; nothing is hidden by a test."""
     pytest.importorskip("tensorboard")
-    run(tmp_path, TensorBoardLogger(tmp_path / "events"), 4, devices=2, accelerator="cpu")
-    assert len(list((tmp_path / "events").iterdir())) == 1
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger, options = TensorBoardLogger(tmp_path / "events"), {"devices": devices, "accelerator": "cpu"}
+    for steps in (4, 6):
+        run(tmp_path, logger, steps, model=Painting(), valid_every_steps=2, **options)
+    quiet(root=tmp_path, max_steps=6, loggers=[logger], **options).test(Painting(), data(), checkpoint="last")
+    assert len(list((tmp_path / "events").iterdir())) == 3
+    events = EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    assert [event.step for event in events.Images("valid")] == [0, 1, 2, 3]
+    assert [event.step for event in events.Images("test")] == [0]
+    assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6]
+    assert [event.step for event in events.Scalars("test/loss")] == [6]

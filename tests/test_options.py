@@ -39,7 +39,7 @@ OPTIONAL_INTEGERS = [
 ]
 OPTIONAL_NUMBERS = ["max_minutes", "clip_norm", "valid_every_epochs", "save_every_minutes"]
 NORMS = ["log_grad_norm", "log_param_norm"]
-CHOICES = ["accelerator", "strategy", "precision", "mode"]
+CHOICES = ["accelerator", "strategy", "precision", "mode", "log_level"]
 
 
 class SomeLogger:
@@ -143,6 +143,7 @@ EDGES = [
     *(("strategy", value) for value in ("ddp", "fsdp")),
     ("max_restarts", 3),
     *(("precision", value) for value in ("fp32", "bf16", "fp16")),
+    *(("log_level", value) for value in ("quiet", "normal", "verbose")),
     *((name, value) for name in NORMS for value in (False, True, "per-parameter")),
     *(("mode", value) for value in ("min", "max")),
     ("run_name", None),
@@ -367,6 +368,7 @@ def test_config_has_every_option_with_its_default():
         "log_param_norm": False,
         "loggers": [],
         "callbacks": [],
+        "log_level": "normal",
         "progress": True,
         "print_banner": True,
     }

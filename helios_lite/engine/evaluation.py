@@ -8,18 +8,22 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
 from helios_lite.engine import console
 from helios_lite.engine.batches import Loader
 from helios_lite.engine.checkpointing import load_checkpoint
+from helios_lite.engine.run_loggers import RunLoggers
 from helios_lite.engine.session import Session
 from helios_lite.runtime import rng
 from helios_lite.runtime.checkpoint_files import evaluation_state
 from helios_lite.runtime.devices import cudnn_benchmark
 from helios_lite.runtime.metrics import MetricAccumulator
+from helios_lite.runtime.metrics_file import append_evaluation
 from helios_lite.runtime.stateful import networks
+from helios_lite.state import TrainingState
 
 logger = logging.getLogger("helios_lite")
 
@@ -110,24 +114,49 @@ def run_evaluation(session: Session, phase: str, choice: str | os.PathLike[str] 
         choice: "best", "last", a path, or None for the weights that the model has.
     """
     model, options = session.model, session.options
-    session.setup(fast_init=True)
-    loaders = session.loaders(phase)
-    if not loaders:
-        raise ValueError(f"the datamodule has no {phase} split")
-    title = phase
-    found = None if choice is None else load_checkpoint(session, choice)
-    if found is not None:
-        path, content = found
-        title = f"{phase} of {path.name}"
-        # Averaged weights are tested as they were validated, also without the callback that has averaged them.
-        model.load_state_dict(evaluation_state(content), fast_init=True)
-        session.hooks.load_state_dict(content["callbacks"], warn_unknown=False)
-    elif choice is not None or not session.was_set_up:
-        model.load_for_testing()
-    metrics = Evaluator(session).evaluate(phase, loaders, cycle=1, limit=1 if options.fast_dev_run else None)
-    model.eval()
-    session.bars.close()
-    logger.debug("%s: %s", title, metrics)
-    if options.print_banner and session.world.is_main:
-        console.show_metrics(title, metrics)
+    with RunLoggers(options.loggers, is_main=session.world.is_main, is_training=False) as loggers:
+        session.setup(fast_init=True)
+        loaders = session.loaders(phase)
+        if not loaders:
+            raise ValueError(f"the datamodule has no {phase} split")
+        path, state = None, TrainingState()
+        found = None if choice is None else load_checkpoint(session, choice)
+        if found is not None:
+            path, content = found
+            state.load_state_dict(content["state"])
+            # Averaged weights are tested as they were validated, also without the callback that has averaged them.
+            model.load_state_dict(evaluation_state(content), fast_init=True)
+            session.hooks.load_state_dict(content["callbacks"], warn_unknown=False)
+        elif choice is not None or not session.was_set_up:
+            model.load_for_testing()
+        metrics = Evaluator(session).evaluate(phase, loaders, cycle=1, limit=1 if options.fast_dev_run else None)
+        model.eval()
+        session.bars.close()
+        title = phase if path is None else f"{phase} of {path.name}"
+        if session.world.is_main:
+            row = {"epoch": state.epoch, "seconds": state.seconds, **metrics}
+            _write_row(session, loggers, phase, path, state.step, row)
+            logger.debug("%s: %s", title, console.metrics_text(metrics))
+        if session.prints:
+            console.show_metrics(title, metrics)
     return metrics
+
+
+def _write_row(
+    session: Session, loggers: RunLoggers, phase: str, path: Path | None, step: int, row: dict[str, float]
+) -> None:
+    """Append the row of an evaluation to metrics.jsonl and send it to the loggers, unless a training is running there.
+
+    The result does not depend on it: a folder that cannot be written to is a warning.
+    """
+    kind = "validate" if phase == "valid" else phase
+    with contextlib.ExitStack() as stack:
+        if session.folder is not None and session.checkpoints is not None:
+            try:
+                stack.enter_context(session.checkpoints.locked())
+                checkpoint = None if path is None else path.name
+                append_evaluation(session.folder / "metrics.jsonl", row, step, kind=kind, checkpoint=checkpoint)
+            except (OSError, RuntimeError) as error:
+                logger.warning("no row of this %s is written to metrics.jsonl and the loggers: %s", kind, error)
+                return
+        loggers.log_metrics(row, step)

@@ -15,6 +15,7 @@ from helios_lite.engine.console import RunLog
 from helios_lite.engine.hook_dispatch import HookDispatcher
 from helios_lite.engine.loaders import check_splits, make_loader, split_parts
 from helios_lite.engine.progress import Bars
+from helios_lite.engine.run_loggers import report_failure
 from helios_lite.model import Model
 from helios_lite.options import Options
 from helios_lite.runtime import rng
@@ -45,6 +46,7 @@ class Session:
         checkpoints: the checkpoints in the run folder.
         hooks: calls the hooks of the model and the callbacks.
         bars: the progress bars; they are drawn on rank 0 only.
+        prints: whether this process prints the banner and the tables.
         metrics: the training values logged since the last row.
         context: what the model is given.
         was_set_up: whether an earlier call in this process has set the model up.
@@ -59,16 +61,11 @@ class Session:
         self.folder = run_folder(options, model)
         self.checkpoints: CheckpointFolder | None = None
         if self.folder is not None:
-            self.checkpoints = CheckpointFolder(
-                self.folder / "checkpoints",
-                model.save_name,
-                mode=options.mode,
-                keep_last=options.keep_last,
-                keep_best=options.keep_best,
-                background=options.async_save,
-            )
+            self.checkpoints = _make_checkpoint_folder(options, model, self.folder)
         self.hooks = HookDispatcher(model, datamodule, options)
-        self.bars = Bars(options.progress and self.world.is_main)
+        is_seen = self.world.is_main and options.log_level != "quiet"
+        self.bars = Bars(options.progress and is_seen)
+        self.prints = options.print_banner and is_seen
         self.metrics = MetricAccumulator(self.device)
         self.was_set_up = model._context.is_set_up
         self.context = self._make_context()
@@ -140,11 +137,49 @@ class Session:
         )
 
 
+def _make_checkpoint_folder(options: Options, model: Model, folder: Path) -> CheckpointFolder:
+    return CheckpointFolder(
+        folder / "checkpoints",
+        model.save_name,
+        mode=options.mode,
+        keep_last=options.keep_last,
+        keep_best=options.keep_best,
+        background=options.async_save,
+    )
+
+
 def run_folder(options: Options, model: Model) -> Path | None:
     """Return the run folder, None if the run writes no files."""
     if options.root is None or options.fast_dev_run:
         return None
     return Path(options.root) / (options.run_name or model.save_name)
+
+
+@contextlib.contextmanager
+def failure_reported(options: Options, model: Model, *, is_training: bool) -> Iterator[None]:
+    """Context of the processes that this one launches: an exception is written to train.log and told to the loggers.
+
+    Rank 0 may have been ended before it could, because another rank had failed.
+
+    Args:
+        options: the trainer.
+        model: the model.
+        is_training: whether the processes train; the loggers have then noted that a training runs.
+    """
+    try:
+        yield
+    except Exception as error:
+        # Not if another run is running in the folder, and it must not hide the error.
+        with contextlib.suppress(Exception), contextlib.ExitStack() as stack:
+            folder = run_folder(options, model)
+            if folder is not None:
+                if is_training:
+                    stack.enter_context(_make_checkpoint_folder(options, model, folder).locked())
+                with RunLog(folder / "train.log", options.log_level, is_required=False) as log:
+                    log.record_failure(error)
+            if is_training:
+                report_failure(options.loggers)
+        raise
 
 
 def describe_call(task: str, options: Options, model: Model) -> str:
@@ -173,11 +208,16 @@ def open_session(
         stack.enter_context(cleanup(datamodule.teardown))
         session = Session(options, model, datamodule)
         stack.callback(lambda: model._context.end_run())
-        log_file = None
-        if is_training and session.world.is_main and session.folder is not None and session.checkpoints is not None:
+        if is_training and session.world.is_main and session.checkpoints is not None:
             stack.enter_context(session.checkpoints.locked())
-            log_file = session.folder / "train.log"
-        stack.callback(RunLog(log_file, session.world.is_main).close)
+        log = RunLog(
+            None if session.folder is None else session.folder / "train.log",
+            options.log_level,
+            rank=session.world.rank,
+            is_required=is_training,
+            records_failure=not data_is_prepared,  # By the launching process, which knows which rank was the first.
+        )
+        stack.enter_context(log)
         stack.callback(session.bars.close)
         stack.enter_context(backend_flags(options.deterministic, options.benchmark))
         if session.world.is_main and not data_is_prepared:

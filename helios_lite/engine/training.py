@@ -46,8 +46,7 @@ class Training:
     def run(self) -> FitResult:
         """Train to the end, or until a signal; return the result. Call on every rank."""
         with watch_peers(self.session.world, self.shutdown), self.log:
-            self.set_up()
-            reason = self.stop.limit_reached()
+            reason = self.set_up()
             if reason is not None:
                 title = f"had finished ({reason}): nothing left to train"
                 logger.info("this run %s", title)
@@ -62,10 +61,15 @@ class Training:
                             reason = self.end_epoch(window_start)
                     self.finish(reason)
                 title = f"stopped by {reason}"
+                logger.debug("%s at step %d", title, self.state.step)
             return self.result(reason, title)
 
-    def set_up(self) -> None:
-        """Build the model and the data, and resume from a checkpoint if there is one, or take weights from one."""
+    def set_up(self) -> str | None:
+        """Build the model and the data, and resume from a checkpoint if there is one, or take weights from one.
+
+        Returns:
+            The option that has ended the run already, None if there is something to train.
+        """
         self.session.setup(fast_init=False)
         to_serializable(self.model.hparams, "hparams")
         self.valid_loaders.update(self.session.loaders("valid"))
@@ -74,7 +78,9 @@ class Training:
         self.checkpointer.restore()
         initialize(self.session, self.checkpointer.resumed_from)
         self.train_data.loader()  # Raises if there is no train split, before anything is shown.
-        self.log.open()
+        reason = self.stop.limit_reached()
+        self.log.open(goes_on=reason is None)
+        return reason
 
     def check_validation(self) -> None:
         """Run some validation batches before a new training starts, so that errors in them come early."""
@@ -90,12 +96,15 @@ class Training:
         self.log.restart()
 
     def finish(self, reason: str) -> None:
-        """Save the last checkpoint, and wait until it is durable."""
+        """Save the last checkpoint, wait until it is durable, and write what has been logged since the last row."""
         if reason != "interrupted":
-            self.hooks.call("on_training_end")
+            with self.log.ending():
+                self.hooks.call("on_training_end")
         self.checkpointer.save()
         if self.session.checkpoints is not None:
             self.session.checkpoints.join()
+        if reason != "interrupted":
+            self.log.write_end()
         # What rank 0 has written exists before any rank ends, and none waits for one that a signal has ended.
         self.stop.sync(now=True)
         if self.shutdown.received is not None and self.session.world.is_main:
@@ -256,12 +265,12 @@ class Training:
         checkpoints, best_step = session.checkpoints, self.state.best_step
         result = FitResult(
             state=copy.copy(self.state),
-            metrics={**session.context.latest, **session.metrics.compute(session.world).values},
+            metrics={**session.context.latest, **session.metrics.compute(session.world).values, **self.log.end_values},
             best_metrics=self.monitor.best_metrics,
             best_checkpoint=None if checkpoints is None or best_step is None else checkpoints.best(best_step),
             last_checkpoint=self.checkpointer.last_checkpoint,
             stop_reason=reason,
         )
-        if self.options.print_banner and session.world.is_main:
+        if session.prints:
             console.show_result(title, result, self.options.monitor, self.monitor.history)
         return session.world.broadcast(result)  # Rank 0 alone writes files, and each rank measures its own times.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
@@ -14,24 +15,32 @@ from torch.optim import Optimizer
 from helios_lite.engine import console
 from helios_lite.engine.cleanup import cleanup
 from helios_lite.engine.clock import Clock
+from helios_lite.engine.run_loggers import RunLoggers
 from helios_lite.engine.session import Session
-from helios_lite.loggers import JsonlLogger, Logger
 from helios_lite.runtime.checkpoint_files import write_json
+from helios_lite.runtime.metrics import MetricAccumulator, Summary
+from helios_lite.runtime.metrics_file import JsonlLogger
 from helios_lite.runtime.parallel import unwrap_model
 from helios_lite.runtime.sharding import full_tensor
 from helios_lite.runtime.stateful import networks, stateful_parts
 from helios_lite.state import TrainingState
 
+logger = logging.getLogger("helios_lite")
+
 
 class TrainingLog:
     """The rows of metrics of a training, and what people see of it at its start.
 
-    Only rank 0 has loggers. As a context it closes them, however the training ends.
+    Only rank 0 writes rows. As a context it closes the loggers, however the training ends.
+
+    Attributes:
+        end_values: the values logged in `on_training_end`, by full name, of the training that a checkpoint ends.
     """
 
     def __init__(self, session: Session, state: TrainingState, clock: Clock) -> None:
         self._session, self._state, self._clock = session, state, clock
-        self._loggers: list[Logger] = list(session.options.loggers) if session.world.is_main else []
+        self._loggers = RunLoggers(session.options.loggers, is_main=session.world.is_main, is_training=True)
+        self.end_values: dict[str, float] = {}
         self._jsonl: JsonlLogger | None = None
         self._num_kept_rows = 0
         self._logged_step = 0
@@ -40,28 +49,31 @@ class TrainingLog:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        for user_logger in self._loggers:
-            self._stack.enter_context(cleanup(user_logger.close))
+        self._stack.enter_context(self._loggers)
         return self
 
     def __exit__(self, *error: Any) -> bool | None:
         return self._stack.__exit__(*error)
 
-    def open(self) -> None:
-        """Write the configuration, open metrics.jsonl, show the banner and the bar of the run. Rank 0 does it."""
+    def open(self, *, goes_on: bool) -> None:
+        """Write the configuration, open metrics.jsonl, show the banner and the bar of the run. Rank 0 does it.
+
+        Args:
+            goes_on: whether there is something left to train.
+        """
         session, options, model = self._session, self._session.options, self._session.model
         if not session.world.is_main:
             return
         if session.folder is not None:
             write_json({"trainer": options.config(), "hparams": model.hparams}, session.folder / "config.json")
-            self._jsonl = JsonlLogger(session.folder / "metrics.jsonl", self._num_kept_rows, self._state.step)
+            path = session.folder / "metrics.jsonl"
+            self._jsonl = JsonlLogger(path, self._num_kept_rows, self._state.step, keep_end=not goes_on)
             self._stack.enter_context(cleanup(self._jsonl.close))
-            self._loggers.append(self._jsonl)
-        for user_logger in self._loggers:
-            user_logger.log_config({**options.config(), "hparams": model.hparams})
-        if options.print_banner:
-            where = "without files" if session.folder is None else f"in {session.folder}"
-            text = console.banner_text(where, session.device, session.world.size, options.strategy, options.precision)
+        self._loggers.start({**options.config(), "hparams": model.hparams}, self._state.step)
+        where = "without files" if session.folder is None else f"in {session.folder}"
+        text = console.banner_text(where, session.device, session.world.size, options.strategy, options.precision)
+        self._describe(text)
+        if session.prints:
             console.show_banner(model.append_to_banner(text))
             console.show_table(model.summary())
         if options.max_steps is None:
@@ -72,6 +84,7 @@ class TrainingLog:
     def restart(self) -> None:
         """Start the time of the next row now."""
         self._row_start = self._clock.now
+        self.end_values = {}  # Those of a checkpoint at which training had ended before.
 
     def begin_epoch(self, parts: Sequence[tuple[str, Any]]) -> None:
         """Note the optimizers among the stateful parts of the model, which may have replaced them."""
@@ -95,12 +108,10 @@ class TrainingLog:
         checks = session.options.check_finite
         summary = session.metrics.compute(session.world, loss=session.context.precision.last_loss if checks else None)
         session.context.precision.forget_loss()
-        if checks and summary.first_not_finite is not None:
-            name, step = summary.first_not_finite
-            raise FloatingPointError(f"{name} is not finite at step {step}")
+        values = self._checked(summary)
         if not summary.loss_is_finite:
             raise FloatingPointError(f"the loss passed to backward is not finite at step {self._state.step}")
-        return summary.values
+        return values
 
     def write_row(self) -> None:
         """Write the training metrics since the last row; nothing without an update since. Call on every rank."""
@@ -118,12 +129,37 @@ class TrainingLog:
         self.write(values)
 
     def write(self, values: dict[str, float]) -> None:
-        """Send a row of metrics to the loggers. Only rank 0 has loggers."""
+        """Send a row of metrics to metrics.jsonl, train.log and the loggers. Rank 0 does it."""
         self._session.context.record(values)
-        for user_logger in self._loggers:
-            user_logger.log_metrics(
-                {"epoch": self._state.epoch, "seconds": self._state.seconds, **values}, self._state.step
-            )
+        row = self._row(values)
+        if self._jsonl is not None:
+            self._jsonl.log_metrics(row, self._state.step)
+        self._loggers.log_metrics(row, self._state.step)
+
+    @contextlib.contextmanager
+    def ending(self) -> Iterator[None]:
+        """A context around `on_training_end`, whose values are kept apart. Call on every rank.
+
+        A training that goes on later must not count them: it would differ from one that was never stopped.
+        """
+        metrics = MetricAccumulator(self._session.device)
+        self._session.context.begin_phase("train", metrics)
+        yield
+        self._session.context.begin_phase("train", self._session.metrics)
+        self.end_values = self._checked(metrics.compute(self._session.world))
+
+    def write_end(self) -> None:
+        """Write a row with all that has been logged since the last one, after the last save. Call on every rank.
+
+        The checkpoint holds these values too, and a training that goes on from it writes them with its next row.
+        """
+        values = self.compute() | self.end_values
+        if values:
+            self._session.context.record(values)
+            row = self._row(values)
+            if self._jsonl is not None:
+                self._jsonl.log_end(row, self._state.step)
+            self._loggers.log_metrics(row, self._state.step)
 
     def report_gradients(self, optimizer: Optimizer, parameters: list[Tensor], norm: Tensor) -> None:
         """Log the 2-norm of an optimizer's gradients, and with "per-parameter" of each. Call on every rank."""
@@ -133,12 +169,39 @@ class TrainingLog:
             self._report_each("grad_norm", [(p, p.grad) for p in parameters if p.grad is not None])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the step of the last row, and the number of rows of metrics.jsonl."""
-        return {"flushed_step": self._logged_step, "rows": 0 if self._jsonl is None else self._jsonl.rows}
+        """Return the step of the last row, the number of rows of metrics.jsonl, and the values of the end, if any."""
+        state = {"flushed_step": self._logged_step, "rows": 0 if self._jsonl is None else self._jsonl.rows}
+        return state | ({"end": self.end_values} if self.end_values else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned; `open` then drops the rows that were written later."""
         self._logged_step, self._num_kept_rows = state_dict["flushed_step"], state_dict["rows"]
+        self.end_values = state_dict.get("end", {})
+
+    def _checked(self, summary: Summary) -> dict[str, float]:
+        """Return the values of a summary; raise a FloatingPointError if one is not finite (`check_finite`)."""
+        if self._session.options.check_finite and summary.first_not_finite is not None:
+            name, step = summary.first_not_finite
+            raise FloatingPointError(f"{name} is not finite at step {step}")
+        return summary.values
+
+    def _row(self, values: dict[str, float]) -> dict[str, float]:
+        """Return a row of metrics with its epoch and time; log it for train.log."""
+        if self._session.world.is_main and logger.isEnabledFor(logging.DEBUG):
+            logger.debug("step %d, epoch %d: %s", self._state.step, self._state.epoch, console.metrics_text(values))
+        return {"epoch": self._state.epoch, "seconds": self._state.seconds, **values}
+
+    def _describe(self, banner: str) -> None:
+        """Log the versions, the options, the hyperparameters and the numbers of parameters."""
+        model = self._session.model
+        for line in banner.splitlines():
+            logger.debug("%s", line)
+        for name, value in self._session.options.config().items():
+            logger.debug("option %s: %r", name, value)
+        for name, value in model.hparams.items():
+            logger.debug("hparams[%r]: %r", name, value)
+        total, trainable = model.num_parameters(), model.num_parameters(trainable_only=True)
+        logger.debug("parameters: %s, of which %s are trained", f"{total:,}", f"{trainable:,}")
 
     def _status(self) -> str:
         """Return the text beside the bar of the run: the best monitored value, else the loss."""

@@ -29,7 +29,7 @@ def test(arguments: argparse.Namespace) -> None:
         metrics = trainer.test(model, data, checkpoint=arguments.checkpoint)
     except checkpoint_files.CheckpointError as error:
         raise UsageError(str(error)) from error
-    if not trainer.print_banner and model.global_rank == 0:
+    if (not trainer.print_banner or trainer.log_level == "quiet") and model.global_rank == 0:
         console.show_metrics("test", metrics)
 
 

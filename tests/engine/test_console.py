@@ -14,6 +14,7 @@ import subprocess
 import sys
 import termios
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from rich.console import Console
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from helios_lite import DataModule, FitResult, Model, Split, Trainer, TrainingState
+from helios_lite import DataModule, FitResult, Model, Split, Trainer, TrainingState, __version__
 from helios_lite.engine.console import RunLog, result_table, sparkline
 
 COLUMNS = 80
@@ -327,12 +328,38 @@ def test_in_a_terminal_bars_are_on_stderr_and_tables_on_stdout(tmp_path):
 # Silence.
 
 
-def test_without_banner_and_progress_nothing_is_printed(capsys):
+@pytest.mark.parametrize("options", [{"log_level": "quiet"}, {"print_banner": False, "progress": False}])
+def test_without_banner_and_progress_nothing_is_printed(options, capsys):
     model = Small()
-    fit(model, print_banner=False, progress=False)
+    fit(model, **options)
     split = Split(TensorDataset(torch.ones(4, 2)), batch_size=2)
-    Trainer(root=None, max_epochs=1, print_banner=False, progress=False).validate(model, DataModule(valid=split))
+    Trainer(root=None, max_epochs=1, **options).validate(model, DataModule(valid=split))
     assert capsys.readouterr() == ("", "")
+
+
+QUIET = f"""
+import logging, sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from helpers.models import Tiny, data
+from helios_lite import Trainer
+
+if __name__ == "__main__":
+    for max_epochs in (1, 2):
+        options = {{"root": sys.argv[1], "devices": int(sys.argv[2]), "accelerator": "cpu", "max_epochs": max_epochs}}
+        Trainer(log_level="quiet", **options).fit(Tiny(), data())
+        Trainer(log_level="quiet", **options).test(Tiny(), data())
+"""
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_quiet_run_that_resumes_prints_nothing_at_all(devices, tmp_path):
+    (tmp_path / "program.py").write_text(QUIET)
+    command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path), str(devices)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
+    text = (tmp_path / "tiny" / "train.log").read_text()
+    assert "INFO continuing from" in text
+    assert text.count("DEBUG test of tiny_epoch_") == 2
 
 
 def test_a_monitor_that_is_not_a_number_does_not_break_the_end_of_a_run(capsys):
@@ -375,45 +402,126 @@ def test_a_run_leaves_the_log_as_it_was_also_when_it_raises(level, tmp_path):
 
 
 def test_a_run_closes_its_log_file(tmp_path):
-    log = RunLog(tmp_path / "train.log")
-    (file,) = [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]
-    log.close()
+    with RunLog(tmp_path / "train.log"):
+        (file,) = [handler for handler in logger.handlers if isinstance(handler, logging.FileHandler)]
     assert file.stream is None
 
 
-def test_the_log_goes_to_stderr_if_the_program_has_no_logging_of_its_own(quiet_program, capsys):
+@pytest.mark.parametrize(
+    ("log_level", "shown"),
+    [("quiet", ["WARNING c"]), ("normal", ["INFO b", "WARNING c"]), ("verbose", ["DEBUG a", "INFO b", "WARNING c"])],
+)
+def test_the_log_level_decides_what_the_console_shows_and_train_log_has_all(
+    log_level, shown, quiet_program, capsys, tmp_path
+):
     quiet_program()
-    log = RunLog(None)
-    logger.info("for people")
-    logger.debug("for files")
-    log.close()
-    logger.warning("afterwards")
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert shown.err.splitlines()[0] == "INFO for people"
-    assert "for files" not in shown.err
-    assert "WARNING" not in shown.err
+    with RunLog(tmp_path / "train.log", log_level):
+        logger.debug("a")
+        logger.info("b")
+        logger.warning("c")
+    logger.info("afterwards")
+    assert capsys.readouterr() == ("", "".join(f"{line}\n" for line in shown))
+    written = (tmp_path / "train.log").read_text().splitlines()
+    assert [line.split(maxsplit=2)[2] for line in written] == ["DEBUG a", "INFO b", "WARNING c"]
 
 
-def test_a_program_with_logging_of_its_own_keeps_the_say(quiet_program, capsys, tmp_path):
+@pytest.mark.parametrize(("log_level", "shown"), [("quiet", "c\n"), ("normal", "b\nc\n"), ("verbose", "a\nb\nc\n")])
+def test_a_program_with_logging_of_its_own_gets_the_same_lines_once(log_level, shown, quiet_program, capsys, tmp_path):
     quiet_program()
     own = logging.StreamHandler(io.StringIO())
     logging.getLogger().addHandler(own)
-    log = RunLog(tmp_path / "train.log")
-    logger.info("once")
-    log.close()
+    with RunLog(tmp_path / "train.log", log_level):
+        logger.debug("a")
+        logger.info("b")
+        logger.warning("c")
     assert capsys.readouterr() == ("", "")
-    assert own.stream.getvalue() == "once\n"
-    assert "INFO once\n" in (tmp_path / "train.log").read_text()
+    assert own.stream.getvalue() == shown
+    assert "DEBUG a\n" in (tmp_path / "train.log").read_text()
 
 
-def test_train_log_has_every_start_of_the_run_and_its_checkpoints(tmp_path):
-    first = fit(Small(), tmp_path, print_banner=False)
-    fit(Small(), tmp_path, print_banner=False, max_epochs=2)
+def test_a_level_that_the_program_has_set_for_our_logger_hides_lines_from_the_console_only(capsys, tmp_path):
+    logger.setLevel(logging.ERROR)
+    try:
+        with RunLog(tmp_path / "train.log"):
+            logger.warning("hidden")
+    finally:
+        logger.setLevel(logging.NOTSET)
+    assert capsys.readouterr() == ("", "")
+    assert "WARNING hidden" in (tmp_path / "train.log").read_text()
+
+
+def test_other_ranks_show_and_write_warnings_only(quiet_program, capsys, tmp_path):
+    quiet_program()
+    for folder in (tmp_path, tmp_path / "missing"):  # On another machine the folder may be missing.
+        with RunLog(folder / "train.log", rank=1):
+            logger.info("b")
+            logger.warning("c")
+    assert capsys.readouterr().err == "WARNING c\nWARNING c\n"
+    assert re.fullmatch(r"\S+ \S+ WARNING rank 1: c\n", (tmp_path / "train.log").read_text())
+
+
+def test_train_log_has_every_start_of_the_run_its_rows_and_its_checkpoints(tmp_path):
+    """With any `log_level`."""
+    first = fit(Small(), tmp_path, log_level="quiet")
+    fit(Small(), tmp_path, log_level="quiet", max_epochs=2, seed=7)
     text = (tmp_path / "small" / "train.log").read_text()
-    saved, resumed = f"DEBUG saved {first.last_checkpoint}\n", f"INFO continuing from {first.last_checkpoint} "
-    assert text.index(saved) < text.index(resumed)
+    parts = [
+        f"DEBUG helios_lite {__version__}   torch {torch.__version__}",
+        "DEBUG option seed: 0\n",
+        "DEBUG hparams['width']: 2\n",
+        "DEBUG parameters: 3, of which 3 are trained\n",
+        "DEBUG step 2, epoch 0: train/loss=",
+        "DEBUG step 2, epoch 0: valid/loss=",
+        "DEBUG stopped by max_epochs at step 2\n",
+        f"INFO continuing from {first.last_checkpoint} ",
+        "INFO seed: 0 in the checkpoint, 7 now\n",
+        "DEBUG option seed: 7\n",
+    ]
+    positions = [text.find(part) for part in parts]
+    assert -1 not in positions
+    assert positions == sorted(positions)
+    assert f"DEBUG saved {first.last_checkpoint}\n" in text
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", line) for line in text.splitlines())
+
+
+def test_train_log_has_evaluations(tmp_path):
+    model = Small()
+    split = Split(TensorDataset(torch.ones(4, 2)), batch_size=2)
+    last = fit(model, tmp_path, log_level="quiet").last_checkpoint
+    metrics = Trainer(root=tmp_path, max_epochs=1, log_level="quiet").validate(model, DataModule(valid=split))
+    line = (tmp_path / "small" / "train.log").read_text().splitlines()[-1]
+    assert line.endswith(f"DEBUG valid of {last.name}: valid/loss={metrics['valid/loss']:.6g}")
+
+
+def test_train_log_has_the_traceback_of_a_failure_which_our_console_does_not_show(tmp_path, quiet_program, capsys):
+    class Failing(Small):
+        def train_step(self, batch, state):
+            raise OSError("broken")
+
+    quiet_program()
+    with pytest.raises(OSError, match="broken"):
+        fit(Failing(), tmp_path, log_level="quiet")
+    text = (tmp_path / "small" / "train.log").read_text()
+    assert "ERROR ended by OSError\nTraceback (most recent call last):" in text
+    assert "in train_step\n" in text
+    assert text.endswith("OSError: broken\n")
+    assert capsys.readouterr() == ("", "")
+
+
+class FailingOnRank1(Small):
+    def train_step(self, batch, state):
+        if self.global_rank == 1:
+            raise OSError("broken")
+        super().train_step(batch, state)
+
+
+def test_train_log_has_the_failure_of_another_rank(tmp_path):
+    with pytest.raises(OSError, match="broken"):
+        fit(FailingOnRank1(), tmp_path, log_level="quiet", devices=2)
+    text = (tmp_path / "small" / "train.log").read_text()
+    assert text.count("ERROR ended by ") == 1
+    assert "in the process of rank 1" in text
+    assert text.endswith("OSError: broken\n")
 
 
 def test_without_a_root_there_is_no_log_file(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import traceback
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.compare import same, weights
+from helpers.compare import same, saved, timeless, weights
 from helpers.models import Indices, Tiny, data, quiet
+from helpers.processes import run_python
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -447,10 +449,143 @@ def test_check_finite_can_be_turned_off(tmp_path: Path) -> None:
     assert math.isnan(result.metrics["train/regret"])
 
 
-def test_metrics_at_a_stop_between_log_points_are_in_the_result_but_in_no_row(tmp_path: Path) -> None:
+def rows_of(root: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (root / "tiny/metrics.jsonl").read_text().splitlines()]
+
+
+def test_metrics_at_a_stop_between_log_points_are_in_the_result_and_in_a_row_of_their_own(tmp_path: Path) -> None:
     result = quiet(max_steps=1, root=tmp_path).fit(Tiny(), data(train=20))
-    assert "train/loss" in result.metrics
-    assert (tmp_path / "tiny/metrics.jsonl").read_text() == ""
+    (row,) = rows_of(tmp_path)
+    assert (row["step"], row["kind"], row["train/loss"]) == (1, "end", result.metrics["train/loss"])
+
+
+class Closing(Tiny):
+    """Logs at the end of every epoch, and of the training."""
+
+    def on_training_epoch_end(self, current_epoch: int) -> None:
+        self.log("epochs", current_epoch, reduce="last")
+
+    def on_training_end(self) -> None:
+        self.log("whole", len(self.seen))
+
+
+def test_what_is_logged_at_the_end_of_a_training_reaches_the_rows_and_the_result(tmp_path: Path) -> None:
+    result = quiet(max_epochs=2, log_every_steps=2, root=tmp_path).fit(Closing(), data(train=20))
+    rows = rows_of(tmp_path)
+    assert [row["train/epochs"] for row in rows if "train/epochs" in row] == [1, 2]
+    assert rows[-1].pop("seconds") == result.state.seconds
+    assert rows[-1] == {"step": 10, "kind": "end", "epoch": 2, "train/epochs": 2, "train/whole": 40}
+    assert (result.metrics["train/epochs"], result.metrics["train/whole"]) == (2, 40)
+
+
+def test_a_training_that_goes_on_after_its_end_is_like_one_that_never_ended(tmp_path: Path) -> None:
+    """What was logged at the first end is in the next row, if a run that had not ended would have it there."""
+    results = {}
+    for name, limits in {"whole": [{}], "cut": [{"max_epochs": 1}, {"max_steps": 8}, {}]}.items():
+        model = Closing()
+        for limit in limits:
+            options = {"max_epochs": 2, "log_every_steps": 3, **limit}
+            results[name] = quiet(root=tmp_path / name, **options).fit(model, data(train=20))
+            model.seen = model.seen[-40:]
+    whole, cut = (timeless(rows_of(tmp_path / name)) for name in results)
+    assert [row.get("kind") for row in whole] == [None] * 7 + ["end"]
+    assert [{**row, "train/whole": 0} for row in cut] == [{**row, "train/whole": 0} for row in whole]
+    parts = ("state", "model", "rng", "precision")
+    assert same(*(saved(tmp_path / name / "tiny", *parts) for name in results))
+
+
+def test_a_finished_run_that_is_started_again_keeps_its_last_row_and_its_result(tmp_path: Path) -> None:
+    first = quiet(max_epochs=1, root=tmp_path).fit(Closing(), data(train=20))
+    rows = (tmp_path / "tiny/metrics.jsonl").read_bytes()
+    again = quiet(max_epochs=1, root=tmp_path).fit(Closing(), data(train=20))
+    assert (tmp_path / "tiny/metrics.jsonl").read_bytes() == rows
+    assert again.metrics == first.metrics
+
+
+def test_a_value_of_the_end_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path: Path) -> None:
+    class Broken(Tiny):
+        def on_training_end(self) -> None:
+            self.log("whole", math.nan)
+
+    with pytest.raises(FloatingPointError, match="train/whole is not finite"):
+        quiet(max_epochs=1, root=tmp_path, save_every_epochs=None).fit(Broken(), data())
+    assert list((tmp_path / "tiny/checkpoints").glob("*.pth")) == []
+
+
+# Rows of evaluations.
+
+
+def test_evaluations_append_rows_with_the_step_of_their_checkpoint(tmp_path: Path) -> None:
+    trainer = quiet(max_epochs=2, keep_last=-1, root=tmp_path, monitor="valid/loss")
+    model = Tiny()
+    before = quiet(max_epochs=1, root=tmp_path).test(Tiny(), data())
+    result = trainer.fit(model, data())
+    assert result.last_checkpoint is not None
+    first = next((tmp_path / "tiny/checkpoints").glob("*epoch_1*"))
+    found = [trainer.test(model, data(), checkpoint=first), trainer.validate(model, data(), checkpoint="last")]
+    trainer.test(model, data(), checkpoint=None)
+    rows = [row for row in rows_of(tmp_path) if "kind" in row]
+    assert [(row["step"], row["epoch"], row["kind"], row["checkpoint"]) for row in rows] == [
+        (0, 0, "test", None),
+        (3, 1, "test", first.name),
+        (6, 2, "validate", result.last_checkpoint.name),
+        (0, 0, "test", None),
+    ]
+    for row, metrics in zip(rows, [before, *found], strict=False):
+        assert {name: value for name, value in row.items() if "/" in name} == metrics
+
+
+def test_a_resume_keeps_the_rows_of_evaluations_up_to_its_step(tmp_path: Path) -> None:
+    quiet(max_epochs=3, root=tmp_path / "whole").fit(Tiny(), data())
+    trainer = quiet(max_epochs=2, keep_last=-1, root=tmp_path)
+    trainer.fit(Tiny(), data())
+    first, second = sorted((tmp_path / "tiny/checkpoints").glob("*.pth"))
+    for path in (second, first):
+        trainer.test(Tiny(), data(), checkpoint=path)
+    second.unlink()
+    quiet(max_epochs=3, root=tmp_path).fit(Tiny(), data())
+    rows = rows_of(tmp_path)
+    assert [row["checkpoint"] for row in rows if "kind" in row] == [first.name]
+    trained = [row for row in rows if "kind" not in row]
+    assert timeless(trained) == timeless(rows_of(tmp_path / "whole"))
+    assert not (tmp_path / "tiny/metrics.jsonl.damaged").exists()
+
+
+def test_an_evaluation_beside_a_running_training_writes_no_row_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Evaluating(Tiny):
+        """Lets another process evaluate the checkpoint of the first step."""
+
+        def on_training_epoch_end(self, current_epoch: int) -> None:
+            if current_epoch == 2:
+                rows = (tmp_path / "tiny/metrics.jsonl").read_bytes()
+                self.other = run_python(EVALUATION, tmp_path)
+                assert (tmp_path / "tiny/metrics.jsonl").read_bytes() == rows
+
+    model = Evaluating()
+    quiet(max_epochs=3, root=tmp_path).fit(model, data())
+    assert model.other.returncode == 0, model.other.stderr
+    assert "valid/loss" in model.other.stdout
+    warning = "WARNING no row of this validate is written to metrics.jsonl and the loggers: "
+    assert model.other.stderr.startswith(f"{warning}{tmp_path / 'tiny/checkpoints'}: process {os.getpid()} is running")
+    assert all("kind" not in row for row in rows_of(tmp_path))
+
+
+EVALUATION = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from helpers.models import Tiny, data, quiet
+print(quiet(max_epochs=1, root=sys.argv[1]).validate(Tiny(), data()))
+"""
+
+
+def test_an_evaluation_in_a_folder_that_cannot_be_written_to_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "tiny").write_text("no folder")
+    assert "test/loss" in quiet(max_epochs=1, root=tmp_path).test(Tiny(), data())
+    assert "no row of this test is written" in caplog.text
 
 
 # Data.

@@ -1,0 +1,136 @@
+"""The file metrics.jsonl of a run folder: one row of metrics a line."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+logger = logging.getLogger("helios_lite")
+
+
+class JsonlLogger:
+    """One json object a line: `{"step": 50, "epoch": 1, "seconds": 0.8, "train/loss": 0.31}`.
+
+    Every row is flushed, so a killed run keeps all of its rows. A value that is NaN or infinite is written as
+    null, because json knows neither.
+
+    Rows of other kinds have a key "kind". One of kind "end" has what was logged after the last regular row of a
+    training, whose checkpoint holds these values too: if the training goes on, the row goes, and the next row has them.
+    Rows of the kinds "validate" and "test" are those of `append_evaluation`. They stay, except those of later steps
+    than the one from which the training goes on.
+
+    Args:
+        path: the file, made if missing.
+        rows: how many rows of an existing file stay, besides those of other kinds. What follows was written after the
+            checkpoint that a run resumes from, and will be written again. If the file has more or fewer rows, or lines
+            that are no rows, a warning says so, and the file as it was is copied to `<path>.damaged`.
+        step: the step of that checkpoint; rows of later steps do not stay either. None: any step.
+        keep_end: whether a row of kind "end" stays, because the training does not go on.
+
+    Raises:
+        OSError: the file cannot be opened or written; the message names it.
+
+    Attributes:
+        rows: how many rows the file has, without those of other kinds.
+    """
+
+    def __init__(self, path: Path, rows: int = 0, step: int | None = None, *, keep_end: bool = False) -> None:
+        self._file = path.open("a+b")
+        self._file.seek(0)
+        lines = self._file.readlines()
+        kinds = [_kind_of_row(line, math.inf if step is None else step) for line in lines]
+        self.rows = min(rows, kinds.count("train"))
+        kept, num_trained = [], 0
+        for line, kind in zip(lines, kinds, strict=True):
+            num_trained += kind == "train"
+            if (kind == "train" and num_trained <= rows) or kind == "evaluation" or (kind == "end" and keep_end):
+                kept.append(line)
+        num_found = self.rows if step is None else num_trained
+        is_regular = [kind for kind in kinds if kind not in ("evaluation", "end")][:rows] == ["train"] * rows
+        is_expected = rows == 0 or (is_regular and num_found == rows)
+        if kept == lines[: len(kept)] and (is_expected or not lines):
+            # Cut in place: a kill at this moment must not lose the rows that stay. An unfinished line is no row.
+            self._file.truncate(sum(map(len, kept)))
+        else:
+            self._replace(path, kept, is_damaged=not is_expected)
+        if not is_expected:
+            text = "%s: expected %d rows up to step %s and found %d, with %d lines that are no rows; %d rows stay"
+            logger.warning(text, path, rows, "?" if step is None else step, num_found, kinds.count(None), self.rows)
+
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        """Do nothing: `config.json` in the run folder holds it."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+        """Append one row."""
+        self._append(_line(metrics, step))
+        self.rows += 1
+
+    def log_end(self, metrics: Mapping[str, float], step: int) -> None:
+        """Append the row of kind "end"."""
+        self._append(_line(metrics, step, kind="end"))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _append(self, line: bytes) -> None:
+        self._file.write(line)
+        self._file.flush()
+
+    def _replace(self, path: Path, lines: list[bytes], *, is_damaged: bool) -> None:
+        """Write the lines to a new file that takes the place of the file; a copy of a damaged one stays beside it."""
+        if is_damaged:
+            shutil.copyfile(path, path.with_name(f"{path.name}.damaged"))
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_bytes(b"".join(lines))
+        temporary.replace(path)
+        self._file.close()
+        self._file = path.open("a+b")
+
+
+def append_evaluation(
+    path: Path, metrics: Mapping[str, float], step: int, *, kind: str, checkpoint: str | None
+) -> None:
+    """Append the row of a call of `validate` or `test` to a file of metrics. No training may be writing to it.
+
+    Args:
+        path: the file, made if missing.
+        metrics: the values by full name.
+        step: the step of the evaluated checkpoint.
+        kind: "validate" or "test".
+        checkpoint: the name of the evaluated file, None if no file was.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    with path.open("a+b") as file:
+        file.seek(0)
+        # A kill may have left an unfinished line, which is no row; the new row must not become a part of it.
+        file.truncate(sum(len(line) for line in file if line.endswith(b"\n")))
+        file.write(_line(metrics, step, kind=kind, checkpoint=checkpoint))
+
+
+def _line(metrics: Mapping[str, float], step: int, **extra: str | None) -> bytes:
+    row = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+    return (json.dumps({"step": step, **extra, **row}) + "\n").encode()
+
+
+def _kind_of_row(line: bytes, latest_step: float) -> Literal["train", "evaluation", "end", "later"] | None:
+    """Return the kind of a line of metrics.jsonl; None if it is no row, such as the unfinished one of a kill."""
+    try:
+        row = json.loads(line) if line.endswith(b"\n") else {}
+        step = row["step"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if type(step) is not int:
+        return None
+    if step > latest_step:
+        return "later"
+    kind = row.get("kind", "train")
+    return kind if kind in ("train", "end") else "evaluation"
