@@ -41,7 +41,10 @@ class Hooks:
         """Called at the end of an epoch, after its validation and before the counters move to the next epoch."""
 
     def on_training_end(self) -> None:
-        """Called when training has reached its end (not when it was interrupted), before the last checkpoint."""
+        """Called when training has reached its end (not when it was interrupted), before the last checkpoint.
+
+        What is logged here is written in a row of its own.
+        """
 
     def on_validation_start(self, validation_cycle: int) -> None:
         """Called at the start of a validation, in evaluation mode without gradients; cycle 0 is the sanity check."""
