@@ -944,6 +944,12 @@ MUTATIONS = [
         "if False:",
         "tools/test_command.py::test_a_broken_pipe_that_is_not_the_output_is_raised",
     ),
+    Mutation(
+        "tools/plot.py",
+        "sorted(points, key=lambda point: point[0])",
+        "points",
+        "tools/test_command.py::test_plot_draws_evaluations_at_their_step",
+    ),
     # Pages.
     Mutation(
         "docs/seeds.md",

@@ -49,7 +49,8 @@ def _read_curves(run: Path) -> Curves:
         raise UsageError(f"{path}: {error.strerror}") from error
     except (ValueError, KeyError, AttributeError) as error:
         raise UsageError(f"{path}: it is no file of metrics ({error})") from error
-    return curves
+    # A checkpoint may have been evaluated after later steps were trained.
+    return {name: sorted(points, key=lambda point: point[0]) for name, points in curves.items()}
 
 
 def _points(path: Path) -> Iterator[tuple[str, int, float]]:
@@ -59,7 +60,7 @@ def _points(path: Path) -> Iterator[tuple[str, int, float]]:
             continue
         row = json.loads(line)
         for name, value in row.items():
-            if name not in ("step", "epoch", "seconds"):
+            if name not in ("step", "epoch", "seconds", "kind", "checkpoint"):
                 yield name, row["step"], math.nan if value is None else value
 
 

@@ -14,6 +14,7 @@ from helpers.models import Tiny, data, quiet
 
 from helios_lite import __version__
 from helios_lite.__main__ import main
+from helios_lite.tools.plot import _read_curves
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DIGITS = str(EXAMPLES / "digits.toml")
@@ -192,6 +193,17 @@ def test_plot_draws_runs_with_gaps_into_one_file(toy_run, tmp_path, capsys):
     for label in ("tiny", "other", "train/loss", "valid/loss"):
         assert f"<!-- {label} -->" in text
     assert "train/lr" not in text
+
+
+def test_plot_draws_evaluations_at_their_step(toy_run):
+    first = min((toy_run / "checkpoints").glob("*.pth"))
+    for checkpoint in (first, "last"):
+        quiet(root=toy_run.parent, max_epochs=3).test(Tiny(), data(), checkpoint=checkpoint)
+    with (toy_run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1, "kind": "test", "checkpoint": null, "test/loss": 0.5}\n')
+    curves = _read_curves(toy_run)
+    assert all("/" in name for name in curves)
+    assert [step for step, _ in curves["test/loss"]] == [1, 9, 9]
 
 
 def test_plot_refuses_what_it_cannot_draw(toy_run, tmp_path, capsys):
