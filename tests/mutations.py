@@ -886,7 +886,7 @@ MUTATIONS = [
         "engine/session.py",
         "                report_failure(options.loggers)",
         "                pass",
-        LOGGERS + "test_mlflow_is_told_that_another_rank_was_killed",
+        LOGGERS + "test_mlflow_is_told_that_rank_0_was_killed",
     ),
     Mutation("loggers.py", "if self._writer is None and _is_main():", "if self._writer is None:", IMAGES),
     Mutation("loggers.py", "self._purge_step = step + 1", "self._purge_step = None", TENSORBOARD),

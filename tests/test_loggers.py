@@ -426,21 +426,21 @@ def test_mlflow_runs_of_the_user_get_the_parameters_that_they_do_not_have(tmp_pa
     assert client.get_experiment_by_name("tests") is None
 
 
-class FailingOnRank1(Tiny):
+class KilledOnRank0(Tiny):
     def train_step(self, batch, state):
-        if self.global_rank == 1:
+        if self.global_rank == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         super().train_step(batch, state)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_mlflow_is_told_that_another_rank_was_killed(tmp_path, monkeypatch):
+def test_mlflow_is_told_that_rank_0_was_killed(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     logger = MLflowLogger("tests", tmp_path / "id", tracking_uri=uri)
     with pytest.raises(RuntimeError, match="SIGKILL"):
-        run(tmp_path, logger, 4, devices=2, accelerator="cpu", model=FailingOnRank1())
+        run(tmp_path, logger, 4, devices=2, accelerator="cpu", model=KilledOnRank0())
     assert mlflow.MlflowClient(uri).get_run(logger.run_id).info.status == "FAILED"
 
 
