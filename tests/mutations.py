@@ -55,6 +55,9 @@ INITIAL = "engine/test_initial_weights.py::"
 LOADERS = "engine/test_loaders.py::"
 FEWER = LOADERS + "test_an_epoch_that_gives_fewer_batches_than_its_plan_is_an_error_that_says_how_many"
 TRAINING = "engine/test_training.py::"
+LEARNING_RATES = "engine/test_learning_rates.py::"
+RATES = LEARNING_RATES + "test_a_row_has_the_rate_that_its_update_used"
+RESUMED_TIMES = TRAINING + "test_the_times_of_a_resumed_row_and_epoch_have_what_was_done_before"
 NO_LIMIT = TRAINING + "test_sanity_batches_and_accumulation_steps_may_exceed_all_that_there_is"
 INERT = TRAINING + "test_validation_does_not_change_one_bit_of_the_training"
 INTERRUPTS = "engine/test_interrupts.py::"
@@ -554,6 +557,33 @@ MUTATIONS = [
     Mutation(
         "runtime/signals.py", "signal.signal(number, signal.SIG_DFL if handler is None else handler)", "pass", A_SIGNAL
     ),
+    # Learning rates and times of rows.
+    Mutation(
+        "engine/learning_rates.py",
+        "self._used.get(name, _present_rates(optimizer))",
+        "_present_rates(optimizer)",
+        RATES,
+    ),
+    Mutation(
+        "engine/learning_rates.py", "handle.remove()", "pass", LEARNING_RATES + "test_no_hook_is_left_after_an_error"
+    ),
+    Mutation(
+        "engine/training.py",
+        """            if should_log:
+                self.log.watch_learning_rates()
+""",
+        """            self.log.watch_learning_rates()
+""",
+        LEARNING_RATES + "test_the_rate_is_read_in_updates_of_logging_steps_only",
+    ),
+    Mutation(
+        "engine/training_log.py",
+        "self._epoch_start += paused",
+        "pass",
+        TRAINING + "test_the_time_of_an_epoch_leaves_out_validations_and_saves",
+    ),
+    Mutation("engine/training_log.py", ' - self._seconds_before["row_seconds"]', "", RESUMED_TIMES),
+    Mutation("engine/training_log.py", ' - self._seconds_before["epoch_seconds"]', "", RESUMED_TIMES),
     # Several processes: what comes back, and what only one does.
     Mutation(
         "engine/run_loggers.py",

@@ -156,6 +156,8 @@ class Training:
                 parallel.set_requires_gradient_sync(completes_update)
             if has_batch_hooks or loss_items:
                 self.hooks.call("on_training_batch_start", state)
+            if should_log:
+                self.log.watch_learning_rates()
 
             model.train_step(model.batch_to_device(data, "train") if needs_transfer else data, state)
 
@@ -172,7 +174,7 @@ class Training:
             if has_batch_hooks or loss_items:
                 self.hooks.call("on_training_batch_end", state, should_log)
             if should_log:
-                self.log.write_row()
+                self.log.write_row(ends_epoch=is_last)
             if polls_model:
                 stop.poll_model()
             if bars.enabled:
@@ -198,7 +200,7 @@ class Training:
         """Write the last row, validate, and move to the next epoch; return why the run stops, None if it does not."""
         state = self.state
         self.session.bars.finish()
-        self.log.write_row()
+        self.log.write_row(ends_epoch=True)
         if self.validation_due(window_start, epoch_complete=True):
             self.validate()
         self.hooks.call("on_training_epoch_end", state.epoch + 1)

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from helios_lite.engine import console
 from helios_lite.engine.cleanup import cleanup
 from helios_lite.engine.clock import Clock
+from helios_lite.engine.learning_rates import LearningRates
 from helios_lite.engine.run_loggers import RunLoggers
 from helios_lite.engine.session import Session
 from helios_lite.runtime.checkpoint_files import write_json
@@ -44,12 +45,16 @@ class TrainingLog:
         self._jsonl: JsonlLogger | None = None
         self._num_kept_rows = 0
         self._logged_step = 0
-        self._row_start = clock.now  # The start of the time over which train/step_seconds is averaged.
+        # The times are moved on by what is no training, and moved back at a resume by what was done before it.
+        self._row_start = self._epoch_start = clock.now
+        self._seconds_before = {"row_seconds": 0.0, "epoch_seconds": 0.0}
+        self._rates = LearningRates()
         self._optimizers: dict[str, Optimizer] = {}
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         self._stack.enter_context(self._loggers)
+        self._stack.callback(self._rates.unwatch)
         return self
 
     def __exit__(self, *error: Any) -> bool | None:
@@ -82,20 +87,30 @@ class TrainingLog:
             session.bars.show_run(options.max_steps, "step", lambda: (self._state.step, self._status()))
 
     def restart(self) -> None:
-        """Start the time of the next row now."""
-        self._row_start = self._clock.now
+        """Start the times of the row and of the epoch now; those of a resumed run go on."""
+        self._row_start = self._clock.now - self._seconds_before["row_seconds"]
+        self._epoch_start = self._clock.now - self._seconds_before["epoch_seconds"]
         self.end_values = {}  # Those of a checkpoint at which training had ended before.
 
     def begin_epoch(self, parts: Sequence[tuple[str, Any]]) -> None:
         """Note the optimizers among the stateful parts of the model, which may have replaced them."""
         self._optimizers = {name: part for name, part in parts if isinstance(part, Optimizer)}
+        self._rates.set_optimizers(self._optimizers)
+        if self._state.epoch_batch == 0:
+            self._epoch_start = time.monotonic()
+
+    def watch_learning_rates(self) -> None:
+        """Note the learning rates that the next update uses, for the row that is written after it."""
+        self._rates.watch()
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """A context whose time does not count as time of training steps."""
         started = time.monotonic()
         yield
-        self._row_start += time.monotonic() - started
+        paused = time.monotonic() - started
+        self._row_start += paused
+        self._epoch_start += paused
 
     def compute(self) -> dict[str, float]:
         """Return the training metrics since the last row. Call on every rank.
@@ -113,8 +128,12 @@ class TrainingLog:
             raise FloatingPointError(f"the loss passed to backward is not finite at step {self._state.step}")
         return values
 
-    def write_row(self) -> None:
-        """Write the training metrics since the last row; nothing without an update since. Call on every rank."""
+    def write_row(self, *, ends_epoch: bool) -> None:
+        """Write the training metrics since the last row; nothing without an update since. Call on every rank.
+
+        Args:
+            ends_epoch: whether this is the last row of the epoch, which has the time of the whole epoch.
+        """
         state, clock = self._state, self._clock
         if state.step == self._logged_step:
             return
@@ -122,8 +141,10 @@ class TrainingLog:
             self._report_parameters()
         values = self.compute()
         clock.tick()
-        values |= self._learning_rates()
+        values |= self._rates.take()
         values["train/step_seconds"] = (clock.now - self._row_start) / (state.step - self._logged_step)
+        if ends_epoch:
+            values["train/epoch_seconds"] = clock.now - self._epoch_start
         self._session.metrics.reset()
         self._logged_step, self._row_start = state.step, clock.now
         self.write(values)
@@ -169,13 +190,21 @@ class TrainingLog:
             self._report_each("grad_norm", [(p, p.grad) for p in parameters if p.grad is not None])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the step of the last row, the number of rows of metrics.jsonl, and the values of the end, if any."""
-        state = {"flushed_step": self._logged_step, "rows": 0 if self._jsonl is None else self._jsonl.rows}
+        """Return the step of the last row, the number of rows, the times spent so far, and the values of the end."""
+        now = time.monotonic()
+        state = {
+            "flushed_step": self._logged_step,
+            "rows": 0 if self._jsonl is None else self._jsonl.rows,
+            "row_seconds": now - self._row_start,
+            "epoch_seconds": now - self._epoch_start,
+        }
         return state | ({"end": self.end_values} if self.end_values else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned; `open` then drops the rows that were written later."""
         self._logged_step, self._num_kept_rows = state_dict["flushed_step"], state_dict["rows"]
+        # Files of earlier versions have no times.
+        self._seconds_before = {name: state_dict.get(name, 0.0) for name in self._seconds_before}
         self.end_values = state_dict.get("end", {})
 
     def _checked(self, summary: Summary) -> dict[str, float]:
@@ -209,16 +238,6 @@ class TrainingLog:
         if score is not None:
             return f"best={score:.4g}"
         return f"loss={latest['train/loss']:.4g}" if "train/loss" in latest else ""
-
-    def _learning_rates(self) -> dict[str, float]:
-        """Return the rate of every parameter group: "train/lr", with optimizer and group if there are several."""
-        rates = {}
-        for name, optimizer in self._optimizers.items():
-            for i, group in enumerate(optimizer.param_groups):
-                path = ["train/lr"]
-                path += [name] * (len(self._optimizers) > 1) + [str(i)] * (len(optimizer.param_groups) > 1)
-                rates["/".join(path)] = float(group["lr"])
-        return rates
 
     @torch.no_grad()
     def _report_parameters(self) -> None:

@@ -502,9 +502,12 @@ STORED = Path(__file__).parents[1] / "data/format_1"
 
 
 def in_order(value: Any) -> Any:
-    """The same with the keys of dicts sorted: their order in a file is no promise."""
+    """The same with the keys of dicts sorted, as their order in a file is no promise, and without learning rates.
+
+    The rows of that version have the rate of the next update, and those of today the rate that the update used.
+    """
     if isinstance(value, dict):
-        return {key: in_order(value[key]) for key in sorted(value, key=str)}
+        return {key: in_order(value[key]) for key in sorted(value, key=str) if not str(key).startswith("train/lr")}
     return [in_order(item) for item in value] if isinstance(value, list | tuple) else value
 
 

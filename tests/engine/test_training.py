@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -397,9 +398,13 @@ def test_a_missing_path_or_split_is_an_error(tmp_path: Path) -> None:
 # Metrics.
 
 
+def read_rows(root: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (root / "tiny/metrics.jsonl").read_text().splitlines()]
+
+
 def test_rows_are_written_at_log_points_validations_and_epoch_ends(tmp_path: Path) -> None:
     quiet(max_epochs=2, log_every_steps=2, root=tmp_path).fit(Tiny(), data(train=20))
-    rows = [json.loads(line) for line in (tmp_path / "tiny/metrics.jsonl").read_text().splitlines()]
+    rows = read_rows(tmp_path)
     assert [(row["step"], row["epoch"], "train/loss" in row, "valid/loss" in row) for row in rows] == [
         (2, 0, True, False),
         (4, 0, True, False),
@@ -411,7 +416,40 @@ def test_rows_are_written_at_log_points_validations_and_epoch_ends(tmp_path: Pat
         (10, 1, False, True),
     ]
     assert {"train/lr", "train/step_seconds", "seconds"} <= rows[0].keys()
-    assert rows[0]["train/lr"] == pytest.approx(0.01 * 0.97**2)
+    assert rows[0]["train/lr"] == pytest.approx(0.01 * 0.97)
+    assert [row["step"] for row in rows if "train/epoch_seconds" in row] == [5, 10]
+
+
+class Paced(Tiny):
+    """Its first three updates, its validations and its saves take some time."""
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        super().train_step(batch, state)
+        time.sleep(0.1 if state.step < 3 else 0.0)
+
+    def valid_step(self, batch: Any, step: int) -> None:
+        time.sleep(0.1)
+
+    def append_metadata_to_chkpt_name(self, chkpt_name: str) -> str:
+        time.sleep(0.1)
+        return chkpt_name
+
+
+def test_the_time_of_an_epoch_leaves_out_validations_and_saves(tmp_path: Path) -> None:
+    options = {"valid_every_steps": 2, "save_every_steps": 2, "sanity_batches": 0, "log_every_steps": 1}
+    quiet(max_epochs=1, root=tmp_path, **options).fit(Paced(), data(train=20, valid=4))
+    rows = [row for row in read_rows(tmp_path) if "train/loss" in row]
+    assert rows[-1]["train/epoch_seconds"] >= 0.3
+    assert rows[-1]["seconds"] >= rows[-1]["train/epoch_seconds"] + 0.4
+    assert rows[-1]["train/epoch_seconds"] <= sum(row["train/step_seconds"] for row in rows)
+
+
+def test_the_times_of_a_resumed_row_and_epoch_have_what_was_done_before(tmp_path: Path) -> None:
+    for steps in (3, 5):
+        quiet(max_steps=steps, root=tmp_path).fit(Paced(), data(train=20))
+    (row,) = [row for row in read_rows(tmp_path) if "train/loss" in row]
+    assert row["train/epoch_seconds"] >= 0.3
+    assert 5 * row["train/step_seconds"] >= 0.3
 
 
 def test_the_mean_of_uneven_batches_is_the_mean_over_samples() -> None:

@@ -58,7 +58,7 @@ def saved(run: Path, *parts: str) -> dict[str, Any]:
 def timeless(value: Any) -> Any:
     """The same without measured times, which differ from run to run."""
     if isinstance(value, dict):
-        return {key: timeless(item) for key, item in value.items() if key not in ("seconds", "train/step_seconds")}
+        return {key: timeless(item) for key, item in value.items() if not str(key).endswith("seconds")}
     if isinstance(value, list | tuple):
         return [timeless(item) for item in value]
     return value

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from helpers.compare import close, same, weights
+from helpers.compare import close, same, timeless, weights
 from helpers.models import Indices, Plain, Tiny, data, quiet
 from helpers.processes import deadline
 from helpers.scenarios import Results, scenario
@@ -72,10 +72,9 @@ def trained(case: tuple[int, int, int, bool], world_size: int, **options: Any) -
     )
     options = {"max_epochs": 4, "monitor": "valid/loss", "patience": 2, "min_delta": 0.02, **options}
     result = quiet(accumulation_steps=accumulation, log_every_steps=3, **options).fit(model, datamodule)
-    metrics = {name: value for name, value in result.metrics.items() if name != "train/step_seconds"}
     return {
         "weights": weights(model)["net"],
-        "metrics": metrics,
+        "metrics": timeless(result.metrics),
         "rates": model.rates,
         "steps": result.state.step,
         "reason": result.stop_reason,

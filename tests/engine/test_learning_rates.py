@@ -1,0 +1,134 @@
+"""The metric "train/lr": the rate with which the update of a row was made, whoever sets it and whenever."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.models import Tiny, data, quiet
+
+
+class Recorded(Tiny):
+    """Records the rate with which every batch is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used: list[float] = []
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        self.used.append(self.optimizer.param_groups[0]["lr"])
+        super().train_step(batch, state)
+
+
+class ByHand(Recorded):
+    """Sets the rate just before it steps, without `optimizer_step`; afterwards it is 0."""
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        self.used.append(1 / (state.step + 1))
+        self.optimizer.zero_grad()
+        (self.net(batch[1]) - 1).square().mean().backward()
+        self.optimizer.param_groups[0]["lr"] = self.used[-1]
+        self.optimizer.step()
+        self.optimizer.param_groups[0]["lr"] = 0.0
+
+
+class Replaced(Recorded):
+    def on_training_epoch_start(self, current_epoch: int) -> None:
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1 * current_epoch)
+        self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, 0.5)
+
+
+def rates(folder: Path) -> dict[int, Any]:
+    """The rates in the rows, by step."""
+    rows = [json.loads(line) for line in (folder / "tiny/metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["train/lr"] for row in rows if "train/lr" in row}
+
+
+@pytest.mark.parametrize("log_every_steps", [1, 2, 5])
+@pytest.mark.parametrize("model_class", [Recorded, ByHand, Replaced])
+def test_a_row_has_the_rate_that_its_update_used(tmp_path: Path, model_class: Any, log_every_steps: int) -> None:
+    model = model_class()
+    quiet(max_epochs=2, log_every_steps=log_every_steps, root=tmp_path).fit(model, data(train=12))
+    found = rates(tmp_path)
+    assert list(found) == [step for step in range(1, 7) if step % log_every_steps == 0 or step in (3, 6)]
+    assert found == {step: model.used[step - 1] for step in found}
+
+
+def test_with_accumulation_it_is_the_rate_of_the_window(tmp_path: Path) -> None:
+    model = Recorded()
+    quiet(max_epochs=1, accumulation_steps=2, log_every_steps=1, root=tmp_path).fit(model, data(train=20))
+    assert rates(tmp_path) == dict(enumerate(model.used[1::2] + model.used[4:], start=1))
+
+
+def test_several_optimizers_and_groups_have_rates_of_their_own(tmp_path: Path) -> None:
+    class Several(Tiny):
+        """The second optimizer has two groups and steps every second time."""
+
+        def setup(self, fast_init: bool = False) -> None:
+            super().setup(fast_init)
+            groups = [{"params": [p], "lr": lr} for p, lr in zip(self.net[0].parameters(), (0.5, 0.25), strict=True)]
+            self.other = torch.optim.SGD(groups)
+
+        def train_step(self, batch: Any, state: Any) -> None:
+            super().train_step(batch, state)
+            if state.step % 2:
+                self.other.step()
+                self.other.param_groups[0]["lr"] /= 2
+
+    quiet(max_epochs=1, log_every_steps=1, root=tmp_path).fit(Several(), data(train=16))
+    rows = [json.loads(line) for line in (tmp_path / "tiny/metrics.jsonl").read_text().splitlines()]
+    names = ["train/lr/optimizer", "train/lr/other/0", "train/lr/other/1"]
+    found = [[row[name] for name in names] for row in rows if names[0] in row]
+    assert found == [[pytest.approx(0.01 * 0.97**i), 0.5 / 2 ** (i // 2), 0.25] for i in range(4)]
+
+
+def test_the_rate_is_read_in_updates_of_logging_steps_only() -> None:
+    hooks = []
+
+    class Counting(Tiny):
+        def train_step(self, batch: Any, state: Any) -> None:
+            hooks.append(len(self.optimizer._optimizer_step_pre_hooks))
+            super().train_step(batch, state)
+
+    model = Counting()
+    quiet(max_epochs=1, log_every_steps=3).fit(model, data(train=32))
+    assert hooks == [0, 0, 1, 0, 0, 1, 0, 1]
+    assert len(model.optimizer._optimizer_step_pre_hooks) == 0
+
+
+def test_no_hook_is_left_after_an_error() -> None:
+    class Failing(Tiny):
+        def train_step(self, batch: Any, state: Any) -> None:
+            raise ValueError("enough")
+
+    model = Failing()
+    with pytest.raises(ValueError, match="enough"):
+        quiet(max_epochs=1, log_every_steps=1).fit(model, data())
+    assert len(model.optimizer._optimizer_step_pre_hooks) == 0
+
+
+def test_an_optimizer_without_hooks_shows_its_present_rate(tmp_path: Path) -> None:
+    class Bare(torch.optim.Optimizer):
+        """Wraps another without `Optimizer.__init__`, as some libraries do."""
+
+        def __init__(self, inner: torch.optim.Optimizer) -> None:
+            self.inner, self.param_groups, self.defaults = inner, inner.param_groups, inner.defaults
+            self.state = inner.state
+
+        def step(self, closure: Any = None) -> None:
+            self.inner.step()
+
+        def zero_grad(self, set_to_none: bool = True) -> None:
+            self.inner.zero_grad(set_to_none)
+
+        def state_dict(self) -> dict[str, Any]:
+            return self.inner.state_dict()
+
+    class Wrapped(Tiny):
+        def setup(self, fast_init: bool = False) -> None:
+            super().setup(fast_init)
+            self.optimizer, self.scheduler = Bare(torch.optim.SGD(self.net.parameters(), lr=0.125)), None
+
+    quiet(max_epochs=1, log_every_steps=1, root=tmp_path).fit(Wrapped(), data(train=8))
+    assert rates(tmp_path) == {1: 0.125, 2: 0.125}
