@@ -10,7 +10,7 @@ minute on one core.
 The example shows how to weight batches. The loss of a batch is the mean over its hidden words, and batches have
 different numbers of them. With this number as the weight of `backward` and the count of `log`, all results are means
 over all hidden words: an accumulation window equals one large batch, and the validation loss does not depend on the
-batch size.
+batch size. `process_metrics` computes the perplexity from it.
 """
 
 import math
@@ -156,22 +156,12 @@ class TranslationLanguageModel(Model):
         self.backward(loss, weight=tokens)
         self.optimizer_step(self.optimizer)
 
-    def on_validation_start(self, validation_cycle: int) -> None:
-        super().on_validation_start(validation_cycle)
-        self.total_loss = self.total_tokens = 0.0
-
     def valid_step(self, batch, step) -> None:
-        loss, tokens = self.hidden_words(batch)
-        self.total_loss += loss.item() * tokens.item()
-        self.total_tokens += tokens.item()
-
-    def on_validation_end(self, validation_cycle: int) -> None:
-        """Log the perplexity: exp of the mean loss of all hidden words (of this process), not a mean over batches."""
-        super().on_validation_end(validation_cycle)
-        self.log("perplexity", math.exp(self.total_loss / self.total_tokens))
-
-    def test_step(self, batch, step) -> None:
         self.hidden_words(batch)
+
+    def process_metrics(self, phase: str, metrics: dict[str, float]) -> dict[str, float]:
+        """Add the perplexity: exp of the mean loss of all hidden words of all processes, not a mean over batches."""
+        return {f"{phase}/perplexity": math.exp(metrics[f"{phase}/loss"])}
 
     @torch.no_grad()
     def filled(self, sample) -> list[str]:
@@ -216,7 +206,7 @@ def main(epochs: int = 20, sentences: int = 3000, seed: int = 0, root: str = "ru
     for name, model in models.items():
         trainer.fit(model, data)
         metrics = trainer.test(model, data, checkpoint="best")
-        table.add_row(name, f"{math.exp(metrics['test/loss']):.3f}", f"{metrics['test/accuracy']:.1%}")
+        table.add_row(name, f"{metrics['test/perplexity']:.3f}", f"{metrics['test/accuracy']:.1%}")
 
     torch.manual_seed(seed)
     for sample in (data.test.dataset[i] for i in range(3)):

@@ -69,3 +69,22 @@ class Hooks:
 
     def on_testing_end(self) -> None:
         """Called after the last test batch."""
+
+    def process_metrics(self, phase: str, metrics: dict[str, float]) -> dict[str, float]:
+        """Return metrics that are computed from others, such as a perplexity from the mean loss of all tokens.
+
+        Called for every training row before it is written, for every validation (also the sanity check) and test after
+        its last batch, and for the values that no row holds at the end of a training. What it returns is recorded,
+        monitored and logged like the metrics themselves, but `check_finite` does not check it.
+
+        Args:
+            phase: "train", "valid" or "test".
+            metrics: the values of all splits, reduced over batches and ranks, by full name ("valid/loss"), and what
+                hooks called before have added; of a training row also the learning rates. It is a copy, equal on every
+                rank.
+
+        Returns:
+            Numbers or tensors of one element by full name. A name that `metrics` has already replaces its value. With
+            several processes the values of rank 0 are used. Return them and do not `log` them: `log` is an error here.
+        """
+        return {}

@@ -60,6 +60,9 @@ RATES = LEARNING_RATES + "test_a_row_has_the_rate_that_its_update_used"
 RESUMED_TIMES = TRAINING + "test_the_times_of_a_resumed_row_and_epoch_have_what_was_done_before"
 NO_LIMIT = TRAINING + "test_sanity_batches_and_accumulation_steps_may_exceed_all_that_there_is"
 INERT = TRAINING + "test_validation_does_not_change_one_bit_of_the_training"
+PROCESS_METRICS = "engine/test_process_metrics.py::"
+CALLBACKS_SEE = PROCESS_METRICS + "test_callbacks_see_what_was_added_before_and_change_nothing_but_by_what_they_return"
+ADDED_EVERYWHERE = PROCESS_METRICS + "test_what_is_added_is_monitored_and_is_wherever_metrics_are"
 INTERRUPTS = "engine/test_interrupts.py::"
 AN_EXCEPTION = INTERRUPTS + "test_an_exception_ends_a_program_with_loading_processes_at_once"
 A_SIGNAL = INTERRUPTS + "test_a_signal_finishes_the_update_saves_tears_down_and_ends"
@@ -584,6 +587,44 @@ MUTATIONS = [
     ),
     Mutation("engine/training_log.py", ' - self._seconds_before["row_seconds"]', "", RESUMED_TIMES),
     Mutation("engine/training_log.py", ' - self._seconds_before["epoch_seconds"]', "", RESUMED_TIMES),
+    # Metrics that are computed from others.
+    Mutation(
+        "engine/hook_dispatch.py",
+        "listener.process_metrics(phase, dict(metrics))",
+        "listener.process_metrics(phase, metrics)",
+        CALLBACKS_SEE,
+    ),
+    Mutation("engine/hook_dispatch.py", "metrics |= _checked_metrics(", "_checked_metrics(", CALLBACKS_SEE),
+    Mutation(
+        "engine/hook_dispatch.py",
+        "with context.refuse_log():",
+        "if True:",
+        PROCESS_METRICS + "test_log_is_an_error_there_and_works_afterwards",
+    ),
+    Mutation(
+        "engine/hook_dispatch.py",
+        "return context.world.broadcast(metrics)",
+        "return metrics",
+        DISTRIBUTED + "test_metrics_that_are_computed_from_others_are_those_of_one_process",
+    ),
+    Mutation(
+        "engine/hook_dispatch.py",
+        "values[name] = float(value)",
+        "values[name] = value",
+        PROCESS_METRICS + "test_a_number_of_any_kind_becomes_a_float_that_a_checkpoint_can_hold",
+    ),
+    Mutation(
+        "engine/training.py",
+        'unwritten = self.hooks.process_metrics("train", unwritten)',
+        "pass",
+        PROCESS_METRICS + "test_values_that_no_row_holds_are_completed_in_the_result",
+    ),
+    Mutation(
+        "engine/training_log.py", 'self._session.hooks.process_metrics("train", values)', "values", ADDED_EVERYWHERE
+    ),
+    Mutation(
+        "engine/evaluation.py", "return session.hooks.process_metrics(phase, values)", "return values", ADDED_EVERYWHERE
+    ),
     # Several processes: what comes back, and what only one does.
     Mutation(
         "engine/run_loggers.py",

@@ -46,6 +46,7 @@ HOOKS = {
     "test_step": "batch, step",
     "on_testing_batch_end": "step",
     "on_testing_end": "",
+    "process_metrics": "phase, metrics",
 }
 TOOLS = {
     "parallelize": "net, blocks=()",

@@ -57,7 +57,8 @@ class Evaluator:
             session.hooks.call(f"{name}_end", *arguments)
             for score_name, score in (model._test_scores if testing else model._val_scores).items():
                 metrics.update(f"{phase}/{score_name}", score, 1)
-            return metrics.compute(session.world, is_idle=is_idle).values
+            values = metrics.compute(session.world, is_idle=is_idle).values
+            return session.hooks.process_metrics(phase, values)
 
     def _run_batches(
         self, phase: str, loaders: dict[str, Loader], limit: int | None, metrics: MetricAccumulator

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+from numbers import Real
 from typing import Any
+
+from torch import Tensor
 
 from helios_lite.callbacks import Callback
 from helios_lite.data import DataModule
@@ -43,6 +46,22 @@ class HookDispatcher:
         listeners = self._due_listeners(hook, *arguments) if self._has_periods else self._listeners()
         for listener in listeners:
             getattr(listener, hook)(*arguments)
+
+    def process_metrics(self, phase: str, metrics: dict[str, float]) -> dict[str, float]:
+        """Return metrics together with those that `process_metrics` adds. Call on every rank.
+
+        Raises:
+            TypeError: what a hook returned is not a dict of numbers by name.
+        """
+        if not self.is_overridden("process_metrics"):
+            return metrics
+        context, metrics = self._model._context, dict(metrics)
+        with context.refuse_log():
+            for listener in self._listeners():
+                added = listener.process_metrics(phase, dict(metrics))
+                metrics |= _checked_metrics(added, f"{type(listener).__name__}.process_metrics")
+        # What hooks compute may differ among the ranks, but these must stop and save together.
+        return context.world.broadcast(metrics)
 
     def is_overridden(self, *hooks: str) -> bool:
         """Return whether the model or a callback overrides one of the hooks."""
@@ -100,3 +119,17 @@ class HookDispatcher:
             same = sum(name.split("#")[0] == kind for name in names)
             names[f"{kind}#{same + 1}" if same else kind] = callback
         return names
+
+
+def _checked_metrics(metrics: Any, where: str) -> dict[str, float]:
+    if not isinstance(metrics, dict):
+        raise TypeError(f"{where} returned {metrics!r}: must be a dict of numbers by full name ({{}} adds nothing)")
+    values = {}
+    for name, value in metrics.items():
+        if not isinstance(name, str):
+            raise TypeError(f"{where} returned the name {name!r}: must be a str, such as 'valid/perplexity'")
+        is_one_number = value.numel() == 1 and not value.is_complex() if isinstance(value, Tensor) else False
+        if not is_one_number and not isinstance(value, Real):
+            raise TypeError(f"{where} returned {name!r}: {value!r}: must be a number or a tensor of one element")
+        values[name] = float(value)
+    return values

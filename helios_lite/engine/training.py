@@ -267,7 +267,7 @@ class Training:
         checkpoints, best_step = session.checkpoints, self.state.best_step
         result = FitResult(
             state=copy.copy(self.state),
-            metrics={**session.context.latest, **session.metrics.compute(session.world).values, **self.log.end_values},
+            metrics={**session.context.latest, **self.log.unwritten()},
             best_metrics=self.monitor.best_metrics,
             best_checkpoint=None if checkpoints is None or best_step is None else checkpoints.best(best_step),
             last_checkpoint=self.checkpointer.last_checkpoint,

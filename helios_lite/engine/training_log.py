@@ -128,6 +128,11 @@ class TrainingLog:
             raise FloatingPointError(f"the loss passed to backward is not finite at step {self._state.step}")
         return values
 
+    def unwritten(self) -> dict[str, float]:
+        """Return the training metrics since the last row, and those of `on_training_end`. Call on every rank."""
+        values = self.compute() | self.end_values
+        return self._session.hooks.process_metrics("train", values) if values else {}
+
     def write_row(self, *, ends_epoch: bool) -> None:
         """Write the training metrics since the last row; nothing without an update since. Call on every rank.
 
@@ -142,6 +147,7 @@ class TrainingLog:
         values = self.compute()
         clock.tick()
         values |= self._rates.take()
+        values = self._session.hooks.process_metrics("train", values)
         values["train/step_seconds"] = (clock.now - self._row_start) / (state.step - self._logged_step)
         if ends_epoch:
             values["train/epoch_seconds"] = clock.now - self._epoch_start
@@ -174,7 +180,7 @@ class TrainingLog:
 
         The checkpoint holds these values too, and a training that goes on from it writes them with its next row.
         """
-        values = self.compute() | self.end_values
+        values = self.unwritten()
         if values:
             self._session.context.record(values)
             row = self._row(values)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ class RunContext:
     Attributes:
         device: the device of this process.
         world: the rank of this process and the number of processes.
-        metrics: takes logged values; None outside of a run.
+        metrics: takes logged values; None outside of a run and in `refuse_log`.
         improved: what `monitor` says about the last validation; True without a monitor.
         latest: the last value of every metric, by full name.
         is_set_up: whether `Model.setup` has run.
@@ -69,10 +71,19 @@ class RunContext:
         """
         self._phase, self.metrics, self._batch_size = phase, metrics, batch_size
 
+    @contextlib.contextmanager
+    def refuse_log(self) -> Iterator[None]:
+        """A context in which `log` is an error, because the metrics have been reduced already."""
+        metrics, self.metrics = self.metrics, None
+        try:
+            yield
+        finally:
+            self.metrics = metrics
+
     def log(self, name: str, value: Tensor | float, weight: Tensor | float | None, reduce: Reduce) -> None:
         """Add a logged value; see `Model.log`."""
         if self.metrics is None:
-            raise RuntimeError(f"log({name!r}): works only while a Trainer runs the model")
+            raise RuntimeError(f"log({name!r}): works only while a Trainer runs the model, and not in process_metrics")
         weight = self._batch_size if weight is None else weight
         self.metrics.update(f"{self._phase}/{name}", value, weight, reduce, self._step)
 

@@ -28,9 +28,9 @@ MODEL_HOOKS = [
 
 
 def noted(events: list[str], name: str, arguments: tuple[Any, ...]) -> None:
-    """Write an event down as `name(number)`; batches and states are told by their name alone."""
-    numbers = [str(value) for value in arguments if isinstance(value, int) and not isinstance(value, bool)]
-    events.append(f"{name}({', '.join(numbers)})" if numbers else name)
+    """Write an event down as `name(number)` or `name(phase)`; batches and states are told by their name alone."""
+    shown = [str(value) for value in arguments if type(value) is int or value in ("train", "valid", "test")]
+    events.append(f"{name}({', '.join(shown)})" if shown else name)
 
 
 def recording(cls: type, names: list[str]) -> type:
@@ -69,6 +69,7 @@ def run(events: list[str], *, train: int = 8, valid: int | None = 4, model: Any 
 
 
 TRAIN_BATCH = ["on_training_batch_start", "train_step", "on_training_batch_end", "should_training_stop"]
+LOGGED_BATCH = [*TRAIN_BATCH[:-1], "process_metrics(train)", TRAIN_BATCH[-1]]
 
 
 def validation(cycle: int) -> list[str]:
@@ -79,6 +80,7 @@ def validation(cycle: int) -> list[str]:
         "valid_step(0)",
         "on_validation_batch_end(0)",
         f"on_validation_end({cycle})",
+        "process_metrics(valid)",
         "train",
     ]
 
@@ -101,7 +103,7 @@ def test_an_epoch_run(tmp_path: Path) -> None:
         "train",
         "on_training_epoch_start(1)",
         *TRAIN_BATCH,
-        *TRAIN_BATCH,
+        *LOGGED_BATCH,
         *validation(1),
         *VERDICT,
         "on_training_epoch_end(1)",
@@ -110,7 +112,7 @@ def test_an_epoch_run(tmp_path: Path) -> None:
         *SAVE,
         "on_training_epoch_start(2)",
         *TRAIN_BATCH,
-        *TRAIN_BATCH,
+        *LOGGED_BATCH,
         *validation(2),
         *VERDICT,
         "on_training_epoch_end(2)",
@@ -142,6 +144,7 @@ def test_a_step_run_that_validates_and_saves_inside_the_epoch(tmp_path: Path) ->
         *TRAIN_BATCH,
         "on_training_end",
         *SAVE,
+        "process_metrics(train)",  # For what was logged since the last row.
         "data.teardown",
     ]
 
@@ -183,6 +186,7 @@ def test_an_early_stop_inside_an_epoch() -> None:
         *validation(1),
         *VERDICT,
         "on_training_end",
+        "process_metrics(train)",
         "data.teardown",
     ]
 
@@ -202,7 +206,7 @@ def test_a_resume_inside_an_epoch(tmp_path: Path) -> None:
         "on_training_start",
         "train",
         "on_training_epoch_start(1)",
-        *TRAIN_BATCH,
+        *LOGGED_BATCH,
         *validation(1),
         *VERDICT,
         "on_training_epoch_end(1)",
@@ -230,6 +234,7 @@ TESTING = [
     "valid_step(0)",  # What test_step is while nobody writes it.
     "on_testing_batch_end(0)",
     "on_testing_end",
+    "process_metrics(test)",
     "train",
     "eval",
 ]

@@ -38,11 +38,12 @@ class Nesting(Callback):
     def __init__(self, hook: str, task: str) -> None:
         self.hook, self.errors = hook, []
 
-        def start(*_: Any, **__: Any) -> None:
+        def start(*_: Any, **__: Any) -> dict[str, float]:
             if not self.errors:
                 with pytest.raises(RuntimeError) as caught:
                     start_another(task)
                 self.errors.append(str(caught.value))
+            return {}  # For process_metrics.
 
         setattr(self, hook, start)
 

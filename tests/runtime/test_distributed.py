@@ -1,6 +1,7 @@
 """Several real gloo processes: the same program, the same result, no hangs."""
 
 import contextlib
+import math
 import os
 import signal
 from collections.abc import Iterator
@@ -134,6 +135,36 @@ def test_every_index_is_evaluated_once_for_every_length_and_number_of_processes(
     assert sorted(indices) == list(range(length))
     assert metrics["test/index"] == pytest.approx((length - 1) / 2, abs=1e-12)
     assert metrics["test/last"] == length - 1
+
+
+class Perplexed(Plain):
+    """Computes metrics from others, and one that differs among the ranks."""
+
+    def process_metrics(self, phase: str, metrics: dict[str, float]) -> dict[str, float]:
+        return {f"{phase}/perplexity": math.exp(metrics[f"{phase}/loss"]), f"{phase}/rank": float(self.global_rank)}
+
+
+def perplexed(batch_size: int) -> tuple[Any, Any]:
+    """The metrics of the result, and those that the model of this rank knows."""
+    model = Perplexed()
+    options = {"max_epochs": 3, "log_every_steps": 2, "monitor": ["valid/perplexity", "valid/rank"]}
+    result = quiet(**options).fit(model, data(train=22, valid=7, batch_size=batch_size))
+    return timeless(result.metrics), timeless(model.metrics)
+
+
+@scenario(ranks=2)
+def perplexed_by_two(root: Path, world: World) -> tuple[Any, list[Any]]:
+    metrics, own = perplexed(batch_size=2)
+    return metrics, world.gather(own)
+
+
+def test_metrics_that_are_computed_from_others_are_those_of_one_process(result: Results) -> None:
+    expected, _ = perplexed(batch_size=4)
+    metrics, (own, of_the_other) = result(perplexed_by_two, ranks=2)
+    assert close(metrics, expected)
+    assert metrics["valid/perplexity"] == math.exp(metrics["valid/loss"])
+    assert own == of_the_other
+    assert own["train/rank"] == own["valid/rank"] == 0.0
 
 
 @scenario(ranks=2)
