@@ -6,6 +6,7 @@ import abc
 import contextlib
 import inspect
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
@@ -335,7 +336,12 @@ class Model(Hooks, abc.ABC):
         return self._context.precision.step(optimizer, scheduler, clip_norm)
 
     def log(
-        self, name: str, value: Tensor | float, count: Tensor | float | None = None, reduce: Reduce = "mean"
+        self,
+        name: str,
+        value: Tensor | float,
+        count: Tensor | float | None = None,
+        reduce: Reduce | Sequence[Reduce] = "mean",
+        bar: bool = False,
     ) -> None:
         """Log a value; it is kept on the device until the next logging step.
 
@@ -345,13 +351,24 @@ class Model(Hooks, abc.ABC):
             count: the number of items of which the value is the mean, its weight in "mean" and "std"; the number of
                 samples in the batch if None.
             reduce: how the values since the last logging step, or of an evaluation, are reduced over batches and
-                ranks: "mean", "sum", "min", "max", "last" or "std" (of the population).
+                ranks: "mean", "sum", "min", "max", "last" or "std" (of the population). Of several, the first has the
+                name, and the others have names of their own: ("mean", "std") gives "train/loss" and "train/loss/std".
+            bar: show the last known value beside the progress bar: that of the last logging step or evaluation.
 
         Raises:
             RuntimeError: no Trainer is running the model.
             ValueError: the value has several elements, or `reduce` is unknown or differs from an earlier call.
         """
-        self._context.log(name, value, count, reduce)
+        self._context.log(name, value, count, reduce, bar)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, by rank; in one process a list of one. Call on every rank.
+
+        Args:
+            value: any value that can be pickled, such as the predictions of this rank. Tensors, also those in dicts,
+                lists, tuples and dataclasses, arrive on the CPU; detach those that need gradients.
+        """
+        return self._context.gather(value)
 
     # Modes and defaults of the hooks.
 

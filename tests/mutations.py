@@ -63,6 +63,8 @@ INERT = TRAINING + "test_validation_does_not_change_one_bit_of_the_training"
 PROCESS_METRICS = "engine/test_process_metrics.py::"
 CALLBACKS_SEE = PROCESS_METRICS + "test_callbacks_see_what_was_added_before_and_change_nothing_but_by_what_they_return"
 ADDED_EVERYWHERE = PROCESS_METRICS + "test_what_is_added_is_monitored_and_is_wherever_metrics_are"
+CONSOLE = "engine/test_console.py::"
+BAR_METRICS = CONSOLE + "test_in_a_terminal_the_bar_shows_the_metrics_that_ask_for_it_as_they_are_in_the_last_row"
 INTERRUPTS = "engine/test_interrupts.py::"
 AN_EXCEPTION = INTERRUPTS + "test_an_exception_ends_a_program_with_loading_processes_at_once"
 A_SIGNAL = INTERRUPTS + "test_a_signal_finishes_the_update_saves_tears_down_and_ends"
@@ -624,6 +626,28 @@ MUTATIONS = [
     ),
     Mutation(
         "engine/evaluation.py", "return session.hooks.process_metrics(phase, values)", "return values", ADDED_EVERYWHERE
+    ),
+    # Several reductions, metrics beside the bar, what ranks gather.
+    Mutation(
+        "runtime/metrics.py",
+        'name if i == 0 else f"{name}/{each}"',
+        'f"{name}/{each}"',
+        TRAINING + "test_several_reductions_of_one_value_are_metrics_of_their_own_also_after_a_resume",
+    ),
+    Mutation(
+        "runtime/metrics.py",
+        " or len(set(reduce)) < len(reduce)",
+        "",
+        TRAINING + "test_no_reduction_or_one_twice_is_an_error_that_names_the_metric",
+    ),
+    Mutation(
+        "engine/training_log.py", "for name in context.shown if name in context.latest", "for name in ()", BAR_METRICS
+    ),
+    Mutation(
+        "runtime/context.py",
+        'return self.world.gather(DeviceMover(torch.device("cpu"))(value))',
+        "return [value]",
+        DISTRIBUTED + "test_what_ranks_gather_is_what_one_process_has_collected",
     ),
     # Several processes: what comes back, and what only one does.
     Mutation(

@@ -41,7 +41,7 @@ class Regression(Model):
         self.backward(loss)
         self.optimizer_step(self.optimizer)
         self.log("loss", loss)
-        self.log("largest", loss, count=x.new_ones(()), reduce="max")
+        self.log("largest", loss, count=x.new_ones(()), reduce=("max", "std"), bar=True)
 
 
 class Unsynchronised(Regression):
@@ -88,6 +88,16 @@ def test_a_batch_arrives_whole_while_the_device_is_busy() -> None:
         del moved  # Its memory may be reused now, but not before the sum was taken.
         transfer(torch.full((1000, 100), -1.0))
         assert total.item() == number * 100_000
+
+
+def test_gathered_tensors_are_whole_on_the_cpu() -> None:
+    model = Regression()
+    for number in range(20):
+        value = torch.full((1000, 1000), float(number), device="cuda")
+        value = value @ torch.eye(1000, device="cuda")  # Not finished when it is gathered.
+        (gathered,) = model.gather({"x": [value]})
+        assert gathered["x"][0].device.type == "cpu"
+        assert torch.equal(gathered["x"][0], torch.full((1000, 1000), float(number)))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

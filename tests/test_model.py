@@ -53,7 +53,8 @@ TOOLS = {
     "autocast": "",
     "backward": "loss, weight=None",
     "optimizer_step": "optimizer, scheduler=None, clip_norm=None",
-    "log": "name, value, count=None, reduce='mean'",
+    "log": "name, value, count=None, reduce='mean', bar=False",
+    "gather": "value",
     "batch_to_device": "batch, phase",
     "should_save_checkpoint": "",
     "load_from_checkpoint": "path, device='cpu', **overrides",
@@ -263,6 +264,13 @@ def test_outside_of_a_run_a_model_is_one_process_on_the_cpu():
     assert model.device == torch.device("cpu")
     assert torch.device(model.map_loc) == model.device
     assert (model.is_distributed, model.rank, model.global_rank, model.world_size) == (False, 0, 0, 1)
+
+
+def test_one_process_gathers_a_list_of_one():
+    value = {"x": torch.arange(3), "name": "a"}
+    (gathered,) = Regression().gather(value)
+    assert gathered["name"] == "a"
+    assert torch.equal(gathered["x"], value["x"])
 
 
 def test_before_a_run_there_is_neither_trainer_nor_log():

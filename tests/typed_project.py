@@ -24,6 +24,8 @@ class Linear(Model):
         updated: bool = self.optimizer_step(self.optimizer)
         self.log("loss", loss, reduce="mean" if updated else "last")
         self.log("loss", loss, reduce="median")  # type: ignore[arg-type]
+        self.log("spread", loss, reduce=("std", "max"), bar=True)
+        self.log("spread", loss, reduce=("std", "median"))  # type: ignore[arg-type]
 
 
 class Silent:

@@ -239,11 +239,16 @@ class TrainingLog:
         logger.debug("parameters: %s, of which %s are trained", f"{total:,}", f"{trainable:,}")
 
     def _status(self) -> str:
-        """Return the text beside the bar of the run: the best monitored value, else the loss."""
-        latest, score = self._session.context.latest, self._state.best_score
-        if score is not None:
-            return f"best={score:.4g}"
-        return f"loss={latest['train/loss']:.4g}" if "train/loss" in latest else ""
+        """Return the text beside the bar of the run: the best monitored value, and what is logged with `bar=True`.
+
+        If there is neither, it is the loss.
+        """
+        context, score = self._session.context, self._state.best_score
+        values = {} if score is None else {"best": score}
+        values |= {name: context.latest[name] for name in context.shown if name in context.latest}
+        if not values and "train/loss" in context.latest:
+            values["loss"] = context.latest["train/loss"]
+        return " ".join(f"{name}={value:.4g}" for name, value in values.items())
 
     @torch.no_grad()
     def _report_parameters(self) -> None:

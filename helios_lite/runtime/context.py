@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from helios_lite.runtime.distributed import World
-from helios_lite.runtime.metrics import MetricAccumulator, Reduce
+from helios_lite.runtime.metrics import MetricAccumulator, Reduce, named_reductions
 from helios_lite.runtime.parallel import ParallelStrategy
 from helios_lite.runtime.precision import Precision
 from helios_lite.runtime.transfer import DeviceMover
@@ -31,6 +31,7 @@ class RunContext:
         metrics: takes logged values; None outside of a run and in `refuse_log`.
         improved: what `monitor` says about the last validation; True without a monitor.
         latest: the last value of every metric, by full name.
+        shown: full names of the metrics that are shown beside the bar, in the order in which they were logged first.
         is_set_up: whether `Model.setup` has run.
     """
 
@@ -42,6 +43,7 @@ class RunContext:
         self.metrics: MetricAccumulator | None = None
         self.improved = True
         self.latest: dict[str, float] = {}
+        self.shown: list[str] = []
         self.is_set_up = False
         self._phase = "train"
         self._batch_size = 1
@@ -80,12 +82,30 @@ class RunContext:
         finally:
             self.metrics = metrics
 
-    def log(self, name: str, value: Tensor | float, weight: Tensor | float | None, reduce: Reduce) -> None:
+    def log(
+        self,
+        name: str,
+        value: Tensor | float,
+        weight: Tensor | float | None,
+        reduce: Reduce | Sequence[Reduce],
+        bar: bool = False,
+    ) -> None:
         """Add a logged value; see `Model.log`."""
         if self.metrics is None:
             raise RuntimeError(f"log({name!r}): works only while a Trainer runs the model, and not in process_metrics")
         weight = self._batch_size if weight is None else weight
-        self.metrics.update(f"{self._phase}/{name}", value, weight, reduce, self._step)
+        full_name = f"{self._phase}/{name}"
+        if isinstance(reduce, str):
+            self.metrics.update(full_name, value, weight, reduce, self._step)
+        else:
+            for part, one in named_reductions(full_name, reduce):
+                self.metrics.update(part, value, weight, one, self._step)
+        if bar and full_name not in self.shown:
+            self.shown.append(full_name)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all ranks; see `Model.gather`."""
+        return self.world.gather(DeviceMover(torch.device("cpu"))(value))
 
     def use_strategy(self, parallel: ParallelStrategy) -> None:
         """Use the strategy of an earlier run, which has wrapped the networks."""

@@ -7,7 +7,7 @@ logging step together with all others. Memory does not grow with the number of b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -57,6 +57,18 @@ class Summary(NamedTuple):
     values: dict[str, float]
     first_not_finite: tuple[str, int] | None
     loss_is_finite: bool
+
+
+def named_reductions(name: str, reduce: Sequence[Reduce]) -> list[tuple[str, Reduce]]:
+    """Return the full names of several reductions of one metric: the first has its name, others "<name>/<reduction>".
+
+    Raises:
+        ValueError: there is no reduction, or one twice.
+    """
+    if not isinstance(reduce, tuple | list) or len(reduce) == 0 or len(set(reduce)) < len(reduce):
+        choices = ", ".join(_RESULT)
+        raise ValueError(f"log({name!r}): reduce={reduce!r} must be one of {choices}, or several different ones")
+    return [(name if i == 0 else f"{name}/{each}", each) for i, each in enumerate(reduce)]
 
 
 class MetricAccumulator:

@@ -58,7 +58,8 @@ class DeviceMover:
 
     def _copy(self, tensor: Tensor) -> Tensor:
         if self._stream is None or not tensor.is_cpu:
-            return tensor.to(self.device, non_blocking=True)
+            # A copy to the CPU that does not wait would be read before it is complete.
+            return tensor.to(self.device, non_blocking=self.device.type != "cpu")
         with torch.cuda.stream(self._stream):
             copied = tensor.pin_memory().to(self.device, non_blocking=True)
         copied.record_stream(torch.cuda.current_stream(self.device))  # Its memory is kept until the step is over.

@@ -48,12 +48,14 @@ class Slow(Model):
         self.backward(loss)
         self.optimizer_step(self.optimizer)
         self.log("a_loss_with_a_name_that_is_much_longer_than_what_anybody_shows_in_a_bar", loss)
+        self.log("x", float(state.step), reduce="last", bar=True)
 
     def valid_step(self, batch, step):
         if sys.argv[1] == "raises":
             raise RuntimeError("cannot validate")
         time.sleep(0.01)
         self.log("loss", self.net(batch[0]).square().mean())
+        self.log("y", 123.0, bar=True)
 
 split = Split(torch.utils.data.TensorDataset(torch.randn(16, 2)), batch_size=2)
 data = DataModule(train=split, valid=split, test=split)
@@ -163,8 +165,13 @@ def piped(tmp_path_factory):
 
 
 @pytest.fixture(scope="module", params=["ends", "stops inside an epoch", "raises"])
-def terminal(request, tmp_path_factory):
-    return run_in_terminal(request.param, tmp_path_factory.mktemp("terminal"))
+def ending(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def terminal(ending, tmp_path_factory):
+    return run_in_terminal(ending, tmp_path_factory.mktemp("terminal"))
 
 
 @pytest.fixture
@@ -294,6 +301,13 @@ def test_paths_of_checkpoints_are_whole_lines_that_can_be_copied(piped):
 def test_in_a_terminal_there_are_bars_over_the_run_the_epoch_and_the_evaluation(terminal):
     for name in ("run", "epoch 1", "valid"):
         assert re.search(rf"\r{name}: ", terminal), f"no bar of {name}"
+
+
+def test_in_a_terminal_the_bar_shows_the_metrics_that_ask_for_it_as_they_are_in_the_last_row(terminal, ending):
+    """The updates of the first row are 0 to 7, those of the second 8 to 15."""
+    shown = set(re.findall(r"best=\S+ train/x=(\S+) valid/y", terminal))
+    assert shown == {"ends": {"7", "15"}, "stops inside an epoch": {"7"}, "raises": set()}[ending]
+    assert ("valid/y=123" in terminal) == (ending != "raises")
 
 
 def test_in_a_terminal_no_bar_is_left(terminal):

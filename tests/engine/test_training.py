@@ -463,6 +463,57 @@ def test_the_mean_of_uneven_batches_is_the_mean_over_samples() -> None:
     assert result.metrics["valid/largest"] == 8.0
 
 
+class Spread(Tiny):
+    """Logs several reductions of one value, at once or one by one."""
+
+    def __init__(self, *, at_once: bool) -> None:
+        super().__init__()
+        self.at_once = at_once
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        super().train_step(batch, state)
+        largest = batch[0].max().float()
+        if self.at_once:
+            self.log("largest", largest, reduce=("mean", "std", "max"))
+        else:
+            self.log("largest", largest)
+            self.log("largest/std", largest, reduce="std")
+            self.log("largest/max", largest, reduce="max")
+
+
+def test_several_reductions_of_one_value_are_metrics_of_their_own_also_after_a_resume(tmp_path: Path) -> None:
+    ends = []
+    for name, at_once, stops in (("each", False, (7,)), ("at once", True, (7,)), ("parts", True, (1, 4, 7))):
+        for steps in stops:
+            trainer = quiet(max_steps=steps, log_every_steps=3, root=tmp_path / name)
+            result = trainer.fit(Spread(at_once=at_once), data(train=20))
+        ends.append((timeless(result.metrics), timeless(read_rows(tmp_path / name))))
+    assert {"train/largest", "train/largest/std", "train/largest/max"} <= ends[0][0].keys()
+    assert same(ends[1], ends[0])
+    assert same(ends[2], ends[0])
+
+
+@pytest.mark.parametrize("reduce", [(), ["mean", "mean"], None, 3])
+def test_no_reduction_or_one_twice_is_an_error_that_names_the_metric(reduce: Any) -> None:
+    class Wrong(Tiny):
+        def valid_step(self, batch: Any, step: int) -> None:
+            self.log("loss", 1.0, reduce=reduce)
+
+    with pytest.raises(
+        ValueError, match=r"log\('valid/loss'\): reduce=.* must be one of mean, std, .*last, or several"
+    ):
+        quiet(max_epochs=1).fit(Wrong(), data())
+
+
+def test_an_unknown_one_of_several_reductions_is_an_error_that_names_it() -> None:
+    class Wrong(Tiny):
+        def valid_step(self, batch: Any, step: int) -> None:
+            self.log("loss", 1.0, reduce=("mean", "median"))
+
+    with pytest.raises(ValueError, match=r"log\('valid/loss/median'\): reduce='median' must be one of mean"):
+        quiet(max_epochs=1).fit(Wrong(), data())
+
+
 class Exploding(Tiny):
     """Its loss is NaN at the fourth update."""
 

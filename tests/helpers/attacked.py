@@ -47,8 +47,8 @@ TROUBLES: dict[str, tuple[Callable[[], None], type[BaseException] | tuple[type[B
 
 # Methods of Model that a user calls; the others are called by the trainer, and may be overridden.
 FOR_CALLERS = {
-    "parallelize", "autocast", "backward", "optimizer_step", "log", "num_parameters", "load_from_checkpoint",
-    "trained_state_dict",
+    "parallelize", "autocast", "backward", "optimizer_step", "log", "gather", "num_parameters",
+    "load_from_checkpoint", "trained_state_dict",
 }  # fmt: skip
 
 METHODS = {

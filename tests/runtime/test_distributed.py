@@ -252,6 +252,59 @@ def test_fit_and_test_return_the_same_on_every_rank(result: Results) -> None:
 # Which samples.
 
 
+class Predicting(Plain):
+    """Collects what it has predicted, as docs/distributed.md shows, and logs several reductions."""
+
+    def on_validation_start(self, validation_cycle: int) -> None:
+        super().on_validation_start(validation_cycle)
+        self.predictions: list[tuple[int, torch.Tensor]] = []
+
+    def valid_step(self, batch: Any, step: int) -> None:
+        index, x = batch
+        self.predictions += zip(index.tolist(), self.net(x).squeeze(1), strict=True)
+        self.log("index", index.double().mean(), reduce=("mean", "max"))
+        for i in index.tolist():
+            self.log("each", i, count=1, reduce=["std", "sum", "min"])
+
+    def on_validation_end(self, validation_cycle: int) -> None:
+        super().on_validation_end(validation_cycle)
+        self.parts = self.gather(self.predictions)
+
+
+def predicted(batch_size: int) -> tuple[dict[str, float], list[list[tuple[int, torch.Tensor]]]]:
+    model = Predicting()
+    metrics = quiet(max_epochs=1).validate(model, data(valid=5, batch_size=batch_size), checkpoint=None)
+    return metrics, model.parts
+
+
+@scenario(ranks=2)
+def predicted_by_two(root: Path, world: World) -> list[Any]:
+    return world.gather(predicted(batch_size=2))
+
+
+def test_what_ranks_gather_is_what_one_process_has_collected(result: Results) -> None:
+    (one,) = predicted(batch_size=4)[1]
+    (_, parts), (_, parts_of_the_other) = result(predicted_by_two, ranks=2)
+    assert same(parts, parts_of_the_other)
+    assert [[index for index, _ in part] for part in parts] == [[0, 1], [2, 3, 4]]
+    two = dict(parts[0] + parts[1])
+    assert len(one) == len(two) == 5
+    assert all(close(value, two[index]) for index, value in one)
+
+
+def test_several_reductions_over_ranks_are_those_of_one_process(result: Results) -> None:
+    expected = predicted(batch_size=4)[0]
+    assert expected == {
+        "valid/index": 2.0,
+        "valid/index/max": 4.0,
+        "valid/each": pytest.approx(2**0.5),
+        "valid/each/sum": 10.0,
+        "valid/each/min": 0.0,
+    }
+    for metrics, _ in result(predicted_by_two, ranks=2):
+        assert metrics == {**expected, "valid/index/max": pytest.approx(4.0), "valid/each": pytest.approx(2**0.5)}
+
+
 @scenario(ranks=2)
 def epoch_of_21_samples(root: Path, world: World) -> list[list[list[int]]]:
     model = Plain()
