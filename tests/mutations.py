@@ -57,6 +57,8 @@ FEWER = LOADERS + "test_an_epoch_that_gives_fewer_batches_than_its_plan_is_an_er
 TRAINING = "engine/test_training.py::"
 LEARNING_RATES = "engine/test_learning_rates.py::"
 RATES = LEARNING_RATES + "test_a_row_has_the_rate_that_its_update_used"
+ROWS = TRAINING + "test_rows_are_written_at_log_points_validations_and_epoch_ends"
+UNKNOWN_END = LEARNING_RATES + "test_a_custom_loader_whose_end_is_not_known_has_the_same_rows"
 RESUMED_TIMES = TRAINING + "test_the_times_of_a_resumed_row_and_epoch_have_what_was_done_before"
 NO_LIMIT = TRAINING + "test_sanity_batches_and_accumulation_steps_may_exceed_all_that_there_is"
 INERT = TRAINING + "test_validation_does_not_change_one_bit_of_the_training"
@@ -563,9 +565,12 @@ MUTATIONS = [
         "runtime/signals.py", "signal.signal(number, signal.SIG_DFL if handler is None else handler)", "pass", A_SIGNAL
     ),
     # Learning rates and times of rows.
+    Mutation("engine/training.py", "if should_log or not knows_last:", "if should_log:", UNKNOWN_END),
+    Mutation("engine/training_log.py", 'self._rates.restore(state_dict.get("rates", {}))', "pass", UNKNOWN_END),
+    Mutation("engine/training_log.py", "self._epoch_start = None\n        if values", "pass\n        if values", ROWS),
     Mutation(
         "engine/learning_rates.py",
-        "self._used.get(name, _present_rates(optimizer))",
+        "self.used.get(name, _present_rates(optimizer))",
         "_present_rates(optimizer)",
         RATES,
     ),
@@ -574,7 +579,7 @@ MUTATIONS = [
     ),
     Mutation(
         "engine/training.py",
-        """            if should_log:
+        """            if should_log or not knows_last:
                 self.log.watch_learning_rates()
 """,
         """            self.log.watch_learning_rates()
@@ -587,8 +592,8 @@ MUTATIONS = [
         "pass",
         TRAINING + "test_the_time_of_an_epoch_leaves_out_validations_and_saves",
     ),
-    Mutation("engine/training_log.py", ' - self._seconds_before["row_seconds"]', "", RESUMED_TIMES),
-    Mutation("engine/training_log.py", ' - self._seconds_before["epoch_seconds"]', "", RESUMED_TIMES),
+    Mutation("engine/training_log.py", " - self._row_seconds_before", "", RESUMED_TIMES),
+    Mutation("engine/training_log.py", " - self._epoch_seconds_before", "", RESUMED_TIMES),
     # Metrics that are computed from others.
     Mutation(
         "engine/hook_dispatch.py",

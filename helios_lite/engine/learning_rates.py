@@ -13,12 +13,15 @@ class LearningRates:
     """Notes the learning rates with which the optimizers step.
 
     A scheduler changes a rate right after the update that used it, and a model may set it right before. Hooks of the
-    optimizers therefore read it when they step. They are registered for the updates of logging steps only.
+    optimizers therefore read it when they step. They are registered for the updates that a row may follow only.
+
+    Attributes:
+        used: the rates of the last step since the last row, by the name of the optimizer.
     """
 
     def __init__(self) -> None:
+        self.used: dict[str, list[float]] = {}
         self._optimizers: dict[str, Optimizer] = {}
-        self._used: dict[str, list[float]] = {}
         self._handles: list[RemovableHandle] = []
 
     def set_optimizers(self, optimizers: Mapping[str, Optimizer]) -> None:
@@ -42,23 +45,27 @@ class LearningRates:
         """
         rates = {}
         for name, optimizer in self._optimizers.items():
-            used = self._used.get(name, _present_rates(optimizer))
+            used = self.used.get(name, _present_rates(optimizer))
             for i, rate in enumerate(used):
                 path = ["train/lr"] + [name] * (len(self._optimizers) > 1) + [str(i)] * (len(used) > 1)
                 rates["/".join(path)] = rate
         self.unwatch()
+        self.used = {}
         return rates
 
+    def restore(self, used: dict[str, list[float]]) -> None:
+        """Set `used` to that of a checkpoint."""
+        self.used = used
+
     def unwatch(self) -> None:
-        """Remove the hooks, and forget what they have noted."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._used.clear()
 
     def _note(self, name: str) -> Any:
         def hook(optimizer: Optimizer, arguments: Any, options: Any) -> None:
-            self._used[name] = _present_rates(optimizer)
+            self.used[name] = _present_rates(optimizer)
 
         return hook
 

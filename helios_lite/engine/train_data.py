@@ -8,6 +8,7 @@ from typing import Any
 from helios_lite.data import DataModule
 from helios_lite.engine.batches import Batch, Loader
 from helios_lite.engine.loaders import make_loader
+from helios_lite.engine.split_loader import SplitLoader
 from helios_lite.runtime.distributed import World
 from helios_lite.state import TrainingState
 
@@ -23,11 +24,13 @@ class TrainData:
 
     Attributes:
         epoch_batches: number of batches in the present epoch, None if unknown.
+        knows_last_batch: whether the last batch of the present epoch is known to be the last; not of a custom loader.
     """
 
     def __init__(self, datamodule: DataModule, seed: int, window: int, world: World) -> None:
         self._datamodule, self._seed, self._window, self._world = datamodule, seed, window, world
         self.epoch_batches: int | None = None
+        self.knows_last_batch = False
         self._loader: Loader | None = None
         self._restored_state: dict[str, Any] = {}
 
@@ -52,6 +55,7 @@ class TrainData:
             state.epoch, samples=state.epoch_samples, batches=state.epoch_batch, window=self._window
         )
         self.epoch_batches = None if length is None else state.epoch_batch + length
+        self.knows_last_batch = isinstance(self._loader, SplitLoader)
         return batches
 
     def state_dict(self) -> dict[str, Any]:

@@ -143,6 +143,7 @@ class Training:
         logs_gradients, scales_loss = options.log_grad_norm is not False, precision.scaler is not None
         log_every_steps, polls_model = options.log_every_steps, stop.polls_model
         has_batch_hooks = self.hooks.is_overridden("on_training_batch_start", "on_training_batch_end")
+        knows_last = self.train_data.knows_last_batch  # Otherwise a row may follow any update.
         loss_items = model._loss_items  # The default batch hooks matter only to a model that fills this table.
         window_start, next_check = state.epoch_batch, stop.next_check()
 
@@ -156,7 +157,7 @@ class Training:
                 parallel.set_requires_gradient_sync(completes_update)
             if has_batch_hooks or loss_items:
                 self.hooks.call("on_training_batch_start", state)
-            if should_log:
+            if should_log or not knows_last:
                 self.log.watch_learning_rates()
 
             model.train_step(model.batch_to_device(data, "train") if needs_transfer else data, state)

@@ -45,9 +45,11 @@ class TrainingLog:
         self._jsonl: JsonlLogger | None = None
         self._num_kept_rows = 0
         self._logged_step = 0
-        # The times are moved on by what is no training, and moved back at a resume by what was done before it.
-        self._row_start = self._epoch_start = clock.now
-        self._seconds_before = {"row_seconds": 0.0, "epoch_seconds": 0.0}
+        # These times are moved on by what is no training, and moved back at a resume by what was done before it.
+        self._row_start = clock.now
+        self._epoch_start: float | None = None  # None if the time of the epoch is unknown, or in a row already.
+        self._row_seconds_before = 0.0
+        self._epoch_seconds_before: float | None = None
         self._rates = LearningRates()
         self._optimizers: dict[str, Optimizer] = {}
         self._stack = contextlib.ExitStack()
@@ -88,8 +90,9 @@ class TrainingLog:
 
     def restart(self) -> None:
         """Start the times of the row and of the epoch now; those of a resumed run go on."""
-        self._row_start = self._clock.now - self._seconds_before["row_seconds"]
-        self._epoch_start = self._clock.now - self._seconds_before["epoch_seconds"]
+        self._row_start = self._clock.now - self._row_seconds_before
+        if self._epoch_seconds_before is not None:
+            self._epoch_start = self._clock.now - self._epoch_seconds_before
         self.end_values = {}  # Those of a checkpoint at which training had ended before.
 
     def begin_epoch(self, parts: Sequence[tuple[str, Any]]) -> None:
@@ -110,7 +113,8 @@ class TrainingLog:
         yield
         paused = time.monotonic() - started
         self._row_start += paused
-        self._epoch_start += paused
+        if self._epoch_start is not None:
+            self._epoch_start += paused
 
     def compute(self) -> dict[str, float]:
         """Return the training metrics since the last row. Call on every rank.
@@ -137,23 +141,30 @@ class TrainingLog:
         """Write the training metrics since the last row; nothing without an update since. Call on every rank.
 
         Args:
-            ends_epoch: whether this is the last row of the epoch, which has the time of the whole epoch.
+            ends_epoch: whether the epoch has ended. Its last row has its time; if that row was written before the end
+                was known, the time has a row of its own.
         """
-        state, clock = self._state, self._clock
-        if state.step == self._logged_step:
-            return
+        values = {} if self._state.step == self._logged_step else self._take_values()
+        if ends_epoch and self._epoch_start is not None:
+            self._clock.tick()
+            values["train/epoch_seconds"] = self._clock.now - self._epoch_start
+            self._epoch_start = None
+        if values:
+            self.write(values)
+
+    def _take_values(self) -> dict[str, float]:
+        """Return the training metrics since the last row, and begin the next one. Call on every rank."""
+        state = self._state
         if self._session.options.log_param_norm:
             self._report_parameters()
         values = self.compute()
-        clock.tick()
+        self._clock.tick()
         values |= self._rates.take()
         values = self._session.hooks.process_metrics("train", values)
-        values["train/step_seconds"] = (clock.now - self._row_start) / (state.step - self._logged_step)
-        if ends_epoch:
-            values["train/epoch_seconds"] = clock.now - self._epoch_start
+        values["train/step_seconds"] = (self._clock.now - self._row_start) / (state.step - self._logged_step)
         self._session.metrics.reset()
-        self._logged_step, self._row_start = state.step, clock.now
-        self.write(values)
+        self._logged_step, self._row_start = state.step, self._clock.now
+        return values
 
     def write(self, values: dict[str, float]) -> None:
         """Send a row of metrics to metrics.jsonl, train.log and the loggers. Rank 0 does it."""
@@ -196,21 +207,24 @@ class TrainingLog:
             self._report_each("grad_norm", [(p, p.grad) for p in parameters if p.grad is not None])
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the step of the last row, the number of rows, the times spent so far, and the values of the end."""
+        """Return the step of the last row, the number of rows, what the next row needs, and the values of the end."""
         now = time.monotonic()
         state = {
             "flushed_step": self._logged_step,
             "rows": 0 if self._jsonl is None else self._jsonl.rows,
             "row_seconds": now - self._row_start,
-            "epoch_seconds": now - self._epoch_start,
+            "epoch_seconds": None if self._epoch_start is None else now - self._epoch_start,
+            "rates": dict(self._rates.used),
         }
         return state | ({"end": self.end_values} if self.end_values else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned; `open` then drops the rows that were written later."""
         self._logged_step, self._num_kept_rows = state_dict["flushed_step"], state_dict["rows"]
-        # Files of earlier versions have no times.
-        self._seconds_before = {name: state_dict.get(name, 0.0) for name in self._seconds_before}
+        # Files of earlier versions have neither times nor rates.
+        self._row_seconds_before = state_dict.get("row_seconds", 0.0)
+        self._epoch_seconds_before = state_dict.get("epoch_seconds")
+        self._rates.restore(state_dict.get("rates", {}))
         self.end_values = state_dict.get("end", {})
 
     def _checked(self, summary: Summary) -> dict[str, float]:

@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.models import Tiny, data, quiet
+from helpers.models import Indices, Tiny, data, quiet
+from torch.utils.data import DataLoader
+
+from helios_lite import DataModule
 
 
 class Recorded(Tiny):
@@ -132,3 +135,17 @@ def test_an_optimizer_without_hooks_shows_its_present_rate(tmp_path: Path) -> No
 
     quiet(max_epochs=1, log_every_steps=1, root=tmp_path).fit(Wrapped(), data(train=8))
     assert rates(tmp_path) == {1: 0.125, 2: 0.125}
+
+
+@pytest.mark.parametrize("log_every_steps", [1, 2, 3, 50])
+def test_a_custom_loader_whose_end_is_not_known_has_the_same_rows(tmp_path: Path, log_every_steps: int) -> None:
+    """Also if the run stops before the row of the epoch's last update, and is resumed."""
+    for name, stops in (("whole", ()), ("parts", (2, 3, 4))):
+        for limit in [*({"max_steps": step} for step in stops), {"max_epochs": 2}]:
+            datamodule = DataModule(DataLoader(Indices(12), batch_size=4))
+            quiet(log_every_steps=log_every_steps, root=tmp_path / name, **limit).fit(Recorded(), datamodule)
+        rows = [json.loads(line) for line in (tmp_path / name / "tiny/metrics.jsonl").read_text().splitlines()]
+        found = {row["step"]: row["train/lr"] for row in rows if "train/lr" in row}
+        assert list(found) == [step for step in range(1, 7) if step % log_every_steps == 0 or step in (3, 6)]
+        assert found == {step: pytest.approx(0.01 * 0.97 ** (step - 1), rel=1e-12) for step in found}
+        assert [row["step"] for row in rows if "train/epoch_seconds" in row] == [3, 6]

@@ -502,12 +502,14 @@ STORED = Path(__file__).parents[1] / "data/format_1"
 
 
 def in_order(value: Any) -> Any:
-    """The same with the keys of dicts sorted, as their order in a file is no promise, and without learning rates.
+    """The same with the keys of dicts sorted, as their order in a file is no promise, and without what has changed.
 
-    The rows of that version have the rate of the next update, and those of today the rate that the update used.
+    The rows of that version have the rate of the next update, and those of today the rate that the update used. Its
+    checkpoints have no rates and no pending losses.
     """
     if isinstance(value, dict):
-        return {key: in_order(value[key]) for key in sorted(value, key=str) if not str(key).startswith("train/lr")}
+        keys = sorted((key for key in value if not str(key).startswith("train/lr")), key=str)
+        return {key: in_order(value[key]) for key in keys if key not in ("rates", "pending_losses")}
     return [in_order(item) for item in value] if isinstance(value, list | tuple) else value
 
 
