@@ -50,7 +50,8 @@ class Model(Hooks, abc.ABC):
             checkpoints, given to loggers and used by `load_from_checkpoint`.
         _loss_items: losses of the current batch by name; an alternative to `log`, filled in `train_step`. Cleared
             before every batch, logged as "train/<name>" after it.
-        _running_losses: sums of `_loss_items` since the last validation, as tensors on the device.
+        _running_losses: sums of `_loss_items` since the last validation, as tensors. With several processes they are
+            over all ranks, a batch counting with the mean over its samples, as of the last logging step or validation.
         _val_scores: values of the current validation by name, filled in its hooks; logged as "valid/<name>" at its end.
         _test_scores: the same for a test, logged as "test/<name>".
     """
@@ -365,8 +366,7 @@ class Model(Hooks, abc.ABC):
         """Return the values of all ranks, by rank; in one process a list of one. Call on every rank.
 
         Args:
-            value: any value that can be pickled, such as the predictions of this rank. Tensors, also those in dicts,
-                lists, tuples and dataclasses, arrive on the CPU; detach those that need gradients.
+            value: any value that can be pickled. Tensors in it arrive on the CPU; detach those that need gradients.
         """
         return self._context.gather(value)
 
@@ -390,18 +390,17 @@ class Model(Hooks, abc.ABC):
             self._loss_items.clear()
 
     def on_training_batch_end(self, state: TrainingState, should_log: bool = False) -> None:
-        """Log `_loss_items` and add them to `_running_losses`."""
-        for name, loss in self._loss_items.items():
-            self.log(name, loss)
-            self._tables.add_running_loss(name, loss)
+        """Log `_loss_items` and add them to `_running_losses`; several ranks exchange the sums at logging steps."""
+        self._context.log_losses(self._tables, should_log)
 
     def on_validation_start(self, validation_cycle: int) -> None:
-        """Clear `_val_scores`."""
+        """Clear `_val_scores`, and bring `_running_losses` up to date."""
         self._val_scores.clear()
+        self._tables.reduce_losses(self._context.world)
 
     def on_validation_end(self, validation_cycle: int) -> None:
         """Clear `_running_losses`."""
-        self._running_losses.clear()
+        self._tables.clear_running_losses()
 
     def on_testing_start(self) -> None:
         """Clear `_test_scores`."""

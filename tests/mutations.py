@@ -67,6 +67,7 @@ CALLBACKS_SEE = PROCESS_METRICS + "test_callbacks_see_what_was_added_before_and_
 ADDED_EVERYWHERE = PROCESS_METRICS + "test_what_is_added_is_monitored_and_is_wherever_metrics_are"
 CONSOLE = "engine/test_console.py::"
 BAR_METRICS = CONSOLE + "test_in_a_terminal_the_bar_shows_the_metrics_that_ask_for_it_as_they_are_in_the_last_row"
+RUNNING_LOSSES = "runtime/test_distributed.py::test_running_losses_are_those_of_one_process_with_the_double_batch"
 INTERRUPTS = "engine/test_interrupts.py::"
 AN_EXCEPTION = INTERRUPTS + "test_an_exception_ends_a_program_with_loading_processes_at_once"
 A_SIGNAL = INTERRUPTS + "test_a_signal_finishes_the_update_saves_tears_down_and_ends"
@@ -121,7 +122,7 @@ MUTATIONS = [
         ANY_CUT,
     ),
     Mutation("engine/train_data.py", "samples=state.epoch_samples", "samples=0", ANY_CUT),
-    Mutation("engine/checkpointing.py", 'self.per_rank["pending"].load_state_dict(pending)', "pass", ANY_CUT),
+    Mutation("engine/checkpointing.py", "self.per_rank[name].load_state_dict(pending)", "pass", ANY_CUT),
     Mutation("engine/monitoring.py", 'state_dict["best"], state_dict["history"]', '{}, state_dict["history"]', ANY_CUT),
     Mutation("engine/monitoring.py", 'state_dict["best"], state_dict["history"]', 'state_dict["best"], []', ANY_CUT),
     Mutation("engine/checkpointing.py", 'self._context.record(state_dict["latest"])', "pass", ANY_CUT),
@@ -631,6 +632,30 @@ MUTATIONS = [
     ),
     Mutation(
         "engine/evaluation.py", "return session.hooks.process_metrics(phase, values)", "return values", ADDED_EVERYWHERE
+    ),
+    # Running losses over all ranks.
+    Mutation("runtime/score_tables.py", "value if share == 1.0 else value * share", "value", RUNNING_LOSSES),
+    Mutation("model.py", "self._tables.reduce_losses(self._context.world)", "pass", RUNNING_LOSSES),
+    Mutation(
+        "runtime/context.py", "if should_log or self.world.size == 1:", "if self.world.size == 1:", RUNNING_LOSSES
+    ),
+    Mutation(
+        "engine/checkpointing.py",
+        "self._tables.restore_pending_losses(state_dict)",
+        "pass",
+        DISTRIBUTED + "test_running_losses_of_a_resumed_run_are_those_of_one_that_was_not_stopped",
+    ),
+    Mutation(
+        "runtime/score_tables.py",
+        "value.to(torch.promote_types(value.dtype, torch.float32))",
+        "value",
+        "test_model.py::test_running_losses_are_up_to_date_after_every_batch_and_summed_in_full_precision",
+    ),
+    Mutation(
+        "runtime/score_tables.py",
+        "if loss is None:",
+        "if False:",
+        "test_model.py::test_a_loss_that_is_none_is_an_error_that_names_it",
     ),
     # Several reductions, metrics beside the bar, what ranks gather.
     Mutation(

@@ -765,6 +765,34 @@ def test_a_model_in_the_style_of_the_seed_has_its_losses_and_scores_in_the_metri
     assert tested == {"test/error": pytest.approx(errors.sum().item())}
 
 
+def test_a_loss_that_is_none_is_an_error_that_names_it():
+    class Forgetful(SeedStyle):
+        def train_step(self, batch, state):
+            super().train_step(batch, state)
+            self._loss_items["other"] = None
+
+    with pytest.raises(TypeError, match=r"_loss_items\['other'\] is None"):
+        fit_seed_style(Forgetful("forgetful"), max_epochs=1)
+
+
+def test_running_losses_are_up_to_date_after_every_batch_and_summed_in_full_precision():
+    class Low(SeedStyle):
+        sums = []
+
+        def train_step(self, batch, state):
+            super().train_step(batch, state)
+            self._loss_items["mse"] = torch.tensor(256.0 if state.step == 0 else 1.0, dtype=torch.bfloat16)
+
+        def on_training_batch_end(self, state, should_log=False):
+            super().on_training_batch_end(state, should_log)
+            self._loss_items["mse"].zero_()  # The sum is not the tensor itself.
+            self.sums.append(self._running_losses["mse"].item())
+
+    model = Low("low")
+    fit(model, Split(regression_data(), batch_size=2), max_epochs=1)
+    assert model.sums == [256.0, 257.0, 258.0, 259.0]
+
+
 def test_a_model_in_the_style_of_the_seed_resumes(tmp_path):
     whole, resumed = SeedStyle("seed"), SeedStyle("seed")
     fit_seed_style(whole, max_epochs=3)

@@ -63,7 +63,11 @@ class Checkpointer:
             "callbacks": session.hooks,
             "metrics": _MetricsState(monitor, log, session.context, session.model._tables),
         }
-        self.per_rank: dict[str, Stateful] = {"rng": _RngState(session.device), "pending": session.metrics}
+        self.per_rank: dict[str, Stateful] = {
+            "rng": _RngState(session.device),
+            "pending": session.metrics,
+            "pending_losses": _PendingLosses(session.model._tables),
+        }
         self._rng_to_restore: dict[str, Any] | None = None
         self.last_checkpoint: Path | None = None
         self.resumed_from: Path | None = None
@@ -126,7 +130,8 @@ class Checkpointer:
             "config": session.options.config(),
             "hparams": session.model.hparams,
         }
-        content["metrics"]["pending"] = content.pop("pending")
+        for name in ("pending", "pending_losses"):
+            content["metrics"][name] = content.pop(name)
         return content
 
     def restore(self) -> None:
@@ -215,8 +220,9 @@ class Checkpointer:
         world = self._session.world
         for name, part in self.parts.items():
             part.load_state_dict(content[name])
-        for pending in content["metrics"]["pending"][world.rank :: world.size]:
-            self.per_rank["pending"].load_state_dict(pending)
+        for name in ("pending", "pending_losses"):
+            for pending in content["metrics"].get(name, [])[world.rank :: world.size]:
+                self.per_rank[name].load_state_dict(pending)
         if world.rank < len(content["rng"]):  # A rank without saved RNG states keeps those it has.
             self._rng_to_restore = content["rng"][world.rank]
         self._saved_at, self._saved_seconds = (self._state.step, self._state.epoch), self._state.seconds
@@ -284,6 +290,19 @@ class _RngState:
         rng.set_state(state_dict, self._device)
 
 
+class _PendingLosses:
+    """The losses of this rank that the running losses do not have yet."""
+
+    def __init__(self, tables: ScoreTables) -> None:
+        self._tables = tables
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self._tables.pending_losses)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._tables.restore_pending_losses(state_dict)
+
+
 class _MetricsState:
     """Combines the states of monitor, log, context and tables under the key "metrics" of a checkpoint."""
 
@@ -299,6 +318,7 @@ class _MetricsState:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._context.record(state_dict["latest"])
-        self._tables.running_losses.update(state_dict["running_losses"])
+        # Files of earlier versions have no pending losses.
+        self._tables.restore_running_losses(state_dict["running_losses"], state_dict.get("pending_losses", []))
         for owner in self._owners:
             owner.load_state_dict(state_dict)

@@ -150,7 +150,7 @@ class Training:
         for data, size, samples, loss_weight, completes_update, is_last in batches:
             step = state.step + 1
             should_log = completes_update and (is_last or step % log_every_steps == 0)
-            begin_batch(size, step)
+            begin_batch(size, step, samples)
             if accumulates or logs_gradients:
                 report = self.log.report_gradients if logs_gradients and should_log else None
                 precision.begin_micro_batch(loss_weight, completes_update, report)
@@ -172,7 +172,7 @@ class Training:
                     step -= not updated
                     should_log = should_log and (updated or is_last)
                 state.step = step
-            if has_batch_hooks or loss_items:
+            if has_batch_hooks or loss_items or (should_log and is_distributed):
                 self.hooks.call("on_training_batch_end", state, should_log)
             if should_log:
                 self.log.write_row(ends_epoch=is_last)

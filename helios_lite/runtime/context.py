@@ -13,6 +13,7 @@ from helios_lite.runtime.distributed import World
 from helios_lite.runtime.metrics import MetricAccumulator, Reduce, named_reductions
 from helios_lite.runtime.parallel import ParallelStrategy
 from helios_lite.runtime.precision import Precision
+from helios_lite.runtime.score_tables import ScoreTables
 from helios_lite.runtime.transfer import DeviceMover
 
 
@@ -48,20 +49,22 @@ class RunContext:
         self._phase = "train"
         self._batch_size = 1
         self._step = 0
+        self._global_batch_size = 1
 
     @classmethod
     def standalone(cls, device: torch.device, trainer: Any = None) -> RunContext:
         """Return the context of a model outside of a training: one process, fp32."""
         return cls(Precision("fp32", device), ParallelStrategy(device, World()), DeviceMover(device), trainer)
 
-    def begin_batch(self, batch_size: int, step: int) -> None:
+    def begin_batch(self, batch_size: int, step: int, global_batch_size: int) -> None:
         """Prepare for a training batch.
 
         Args:
             batch_size: number of samples, the default weight of a logged value.
             step: the optimizer update in progress, reported if a logged value is not finite.
+            global_batch_size: number of samples of all ranks in this batch together.
         """
-        self._batch_size, self._step = batch_size, step
+        self._batch_size, self._step, self._global_batch_size = batch_size, step, global_batch_size
 
     def begin_phase(self, phase: str, metrics: MetricAccumulator, batch_size: int = 1) -> None:
         """Send the values logged from now on to an accumulator.
@@ -102,6 +105,19 @@ class RunContext:
                 self.metrics.update(part, value, weight, one, self._step)
         if bar and full_name not in self.shown:
             self.shown.append(full_name)
+
+    def log_losses(self, tables: ScoreTables, should_log: bool) -> None:
+        """Log the losses of a training batch and add them to the running losses. Call on every rank.
+
+        Args:
+            tables: the tables of the model.
+            should_log: whether the ranks bring `running_losses` up to date; one rank always does.
+        """
+        tables.add_losses(self._batch_size / self._global_batch_size)
+        for name, loss in tables.loss_items.items():
+            self.log(name, loss, None, "mean")
+        if should_log or self.world.size == 1:
+            tables.reduce_losses(self.world)
 
     def gather(self, value: Any) -> list[Any]:
         """Return the values of all ranks; see `Model.gather`."""

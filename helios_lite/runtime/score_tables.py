@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from helios_lite.runtime.distributed import World
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,25 +18,77 @@ class ScoreTables:
 
     Attributes:
         loss_items: losses of the current batch.
-        running_losses: sums of `loss_items` since the last validation, as tensors on the device.
+        running_losses: sums of `loss_items` over all ranks since the last validation, as tensors.
+        pending_losses: this rank's part of what `running_losses` does not have yet.
         val_scores: values of the current validation.
         test_scores: values of the current test.
     """
 
     loss_items: dict[str, Any] = dataclasses.field(default_factory=dict)
     running_losses: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+    pending_losses: dict[str, Tensor] = dataclasses.field(default_factory=dict)
     val_scores: dict[str, Any] = dataclasses.field(default_factory=dict)
     test_scores: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def clear(self) -> None:
         """Empty all tables."""
-        for table in (self.loss_items, self.running_losses, self.val_scores, self.test_scores):
+        for table in (self.loss_items, self.val_scores, self.test_scores):
             table.clear()
+        self.clear_running_losses()
 
-    def add_running_loss(self, name: str, loss: Tensor | float) -> None:
-        """Add a loss to its running sum."""
-        value = torch.as_tensor(loss).detach()
-        self.running_losses[name] = self.running_losses.get(name, torch.zeros_like(value)) + value
+    def clear_running_losses(self) -> None:
+        """Begin new sums."""
+        self.running_losses.clear()
+        self.pending_losses.clear()
+
+    def add_losses(self, share: float) -> None:
+        """Add this rank's part of the losses of a batch to `pending_losses`.
+
+        The loss of a batch over all ranks is the mean over its samples. A sum of such means is a sum over ranks too, so
+        the ranks need not communicate at every batch.
+
+        Args:
+            share: the part of this rank in the samples of the batch of all ranks.
+
+        Raises:
+            TypeError: a loss is None.
+        """
+        for name, loss in self.loss_items.items():
+            if loss is None:
+                raise TypeError(f"_loss_items[{name!r}] is None: assign the loss in train_step, or leave the name out")
+            value = torch.as_tensor(loss).detach()
+            value = value.to(torch.promote_types(value.dtype, torch.float32))  # Sums in half precision lose digits.
+            self.pending_losses[name] = self.pending_losses.get(name, 0.0) + (value if share == 1.0 else value * share)
+
+    def reduce_losses(self, world: World) -> None:
+        """Add the pending losses of all ranks to `running_losses`. Call on every rank.
+
+        Several ranks communicate once, unless this rank has no sum at all.
+        """
+        totals = self.pending_losses
+        if world.size > 1:
+            if not self.pending_losses and not self.running_losses:
+                return
+            totals = {}
+            for losses in world.gather({name: loss.cpu() for name, loss in self.pending_losses.items()}):
+                for name, loss in losses.items():
+                    totals[name] = totals.get(name, 0.0) + loss
+        for name, total in totals.items():
+            running = self.running_losses.get(name)
+            self.running_losses[name] = total if running is None else running + total.to(running.device)
+        self.pending_losses.clear()
+
+    def restore_pending_losses(self, pending: dict[str, Tensor]) -> None:
+        """Add the pending losses of a rank in a checkpoint; the next `reduce_losses` counts them."""
+        for name, loss in pending.items():
+            self.pending_losses[name] = self.pending_losses.get(name, 0.0) + loss
+
+    def restore_running_losses(self, running: dict[str, Tensor], pending_by_rank: Sequence[dict[str, Tensor]]) -> None:
+        """Restore the running losses; pending ones of any rank get a sum, so that all ranks know of them."""
+        self.running_losses.update(running)
+        for pending in pending_by_rank:
+            for name, loss in pending.items():
+                self.running_losses.setdefault(name, torch.zeros_like(loss))
 
 
 class _HasTables(Protocol):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from helpers.compare import close, same, timeless, weights
+from helpers.compare import close, same, saved, timeless, weights
 from helpers.models import Indices, Plain, Tiny, data, quiet
 from helpers.processes import deadline
 from helpers.scenarios import Results, scenario
@@ -303,6 +303,79 @@ def test_several_reductions_over_ranks_are_those_of_one_process(result: Results)
     }
     for metrics, _ in result(predicted_by_two, ranks=2):
         assert metrics == {**expected, "valid/index/max": pytest.approx(4.0), "valid/each": pytest.approx(2**0.5)}
+
+
+class Tabled(Plain):
+    """Fills the table of losses, and records the running sums at logging steps and validations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sums: list[tuple[Any, dict[str, float]]] = []
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        index, x = batch
+        loss = (self.net(x) - x.sum(1, keepdim=True)).square().mean()
+        self.backward(loss)
+        self.optimizer_step(self.optimizer)
+        self._loss_items["loss"] = loss
+        self._loss_items["first"] = index.double().mean().reshape(1)
+
+    def on_training_batch_end(self, state: Any, should_log: bool = False) -> None:
+        super().on_training_batch_end(state, should_log)
+        if should_log:
+            self.note(state.step)
+
+    def on_validation_end(self, validation_cycle: int) -> None:
+        self.note(f"cycle {validation_cycle}")
+        super().on_validation_end(validation_cycle)
+
+    def note(self, when: Any) -> None:
+        self.sums.append((when, {name: float(value) for name, value in self._running_losses.items()}))
+
+
+def tabled(batch_size: int, stops: tuple[int, ...] = (13,), root: Path | None = None) -> list[Any]:
+    """The running sums of a run that is stopped several times: updates of 4 samples, the last of an epoch of 2."""
+    sums: list[Any] = []
+    for steps in stops:
+        model = Tabled()
+        options = {"log_every_steps": 4, "valid_every_steps": 3, "valid_every_epochs": None, "sanity_batches": 0}
+        quiet(max_steps=steps, root=root, **options).fit(model, data(22, valid=3, batch_size=batch_size))
+        sums += model.sums
+    return sums
+
+
+@scenario(ranks=2)
+def tabled_by_two(root: Path, world: World) -> dict[str, Any]:
+    whole = tabled(2, root=root / "tabled")
+    parts = tabled(2, (1, 2, 5, 7, 13), root=root / "tabled-parts")
+    tabled(2, (5,), root=root / "tabled-by-two-then-one")
+    folders = root / "tabled", root / "tabled-parts"
+    metrics = [saved(folder / "plain", "metrics")["metrics"] for folder in folders if world.is_main]
+    return {"whole": world.gather(whole), "parts": parts, "metrics": metrics}
+
+
+def test_running_losses_are_those_of_one_process_with_the_double_batch(result: Results) -> None:
+    expected = tabled(4)
+    assert [when for when, _ in expected] == [
+        "cycle 1", 4, 6, "cycle 2", 8, "cycle 3", 12, "cycle 4"
+    ]  # fmt: skip
+    first, second = result(tabled_by_two, ranks=2)["whole"]
+    assert first == second
+    assert close(first, expected)
+
+
+def test_running_losses_of_a_resumed_run_are_those_of_one_that_was_not_stopped(result: Results) -> None:
+    found = result(tabled_by_two, ranks=2)
+    assert found["parts"] == found["whole"][0]
+    assert same(*found["metrics"])
+
+
+def test_running_losses_of_two_processes_go_on_in_one(root: Path, result: Results) -> None:
+    result(tabled_by_two, ranks=2)
+    expected = tabled(4)
+    found = tabled(4, (13,), root=root / "tabled-by-two-then-one")
+    assert close(found, expected[-len(found) :])
+    assert [when for when, _ in found] == [6, "cycle 2", 8, "cycle 3", 12, "cycle 4"]
 
 
 @scenario(ranks=2)
