@@ -132,8 +132,9 @@ class Options:
     max_epochs: int | None = option(
         None,
         optional(integer(least=1)),
-        """The number of epochs after which the run ends. At least one of `max_epochs`, `max_steps` and `max_minutes` is
-        needed, and the first limit that is reached ends the run.""",
+        """The number of epochs after which the run ends. `fit` needs at least one of `max_epochs`, `max_steps` and
+        `max_minutes`, and the first limit that is reached ends the run. A model that overrides `should_training_stop`
+        needs none: without a limit the run ends when that method returns True.""",
     )
     max_steps: int | None = option(None, optional(integer(least=1)), "The number of steps after which the run ends.")
     max_minutes: float | None = option(
@@ -324,8 +325,6 @@ class Options:
                 raise type(error)(f"{field.name}={_shown(value)}: {error}") from None
         if self.init_parts is not None and self.init_from is None:
             raise ValueError(f"init_parts={_shown(self.init_parts)}: must be None without init_from")
-        if not self.fast_dev_run and self.max_epochs is self.max_steps is self.max_minutes is None:
-            raise ValueError("max_epochs, max_steps, max_minutes: at least one is needed")
 
     def config(self) -> dict[str, Any]:
         """Return every option as plain data: numbers, strings and lists. An object becomes the name of its class."""

@@ -84,6 +84,8 @@ class Trainer(Options):
                 raise TypeError(f"{name}={value!r}: must be a {kind.__name__} object")
             check_no_method_is_hidden(value, kind)
         self.check()
+        if task == "fit":
+            self._check_limits(model)
         arguments = {"trainer": self, "model": model, "datamodule": datamodule, "task": task, "checkpoint": checkpoint}
         processes = len(choose_devices(choose_accelerator(self.accelerator), self.devices))
         if processes == 1 or is_launched():
@@ -114,6 +116,15 @@ class Trainer(Options):
                 )
             take_over(outcome, task, self, model, datamodule)
         return result
+
+    def _check_limits(self, model: Model) -> None:
+        """Raise a ValueError if nothing would end a training. Whether the model does is not known before `fit`."""
+        has_limit = self.fast_dev_run or not self.max_epochs is self.max_steps is self.max_minutes is None
+        if not has_limit and type(model).should_training_stop is Model.should_training_stop:
+            raise ValueError(
+                "max_epochs, max_steps, max_minutes: at least one is needed, unless the model overrides "
+                "should_training_stop"
+            )
 
 
 def run_task(

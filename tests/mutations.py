@@ -407,6 +407,12 @@ MUTATIONS = [
         "False and",
         "test_options.py::test_an_attribute_that_is_no_option_is_an_error_with_the_most_similar_option",
     ),
+    Mutation(
+        "trainer.py",
+        "self._check_limits(model)",
+        "pass",
+        "test_options.py::test_a_training_needs_a_limit_before_anything_runs",
+    ),
     # The state of a custom loader.
     Mutation(
         "engine/iterable_loader.py",

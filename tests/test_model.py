@@ -223,7 +223,7 @@ def test_an_attribute_that_hides_a_method_is_an_error_that_names_both(name, valu
     with pytest.raises(AttributeError, match=match):
         quiet(max_steps=1).fit(Hiding(name, value, where), data())
     with pytest.raises(AttributeError, match=match):
-        quiet(max_steps=1).validate(Hiding(name, value, where), data(), checkpoint=None)
+        quiet().validate(Hiding(name, value, where), data(), checkpoint=None)
 
 
 @pytest.mark.parametrize("name", ["metrics", "trainer", "device", "rank", "save_name"])

@@ -264,14 +264,25 @@ def test_every_option_appears_above():
     assert {name for name, _ in WRONG_VALUE} == FIELDS - anything_of_the_type_goes
 
 
-def test_a_run_needs_a_limit():
-    with pytest.raises(ValueError, match=r"^max_epochs, max_steps, max_minutes: "):
-        Trainer()
+def test_a_training_needs_a_limit_before_anything_runs():
+    class Untouched(Tiny):
+        def setup(self, fast_init=False):
+            raise AssertionError("it has begun")
+
+    with pytest.raises(ValueError, match=r"^max_epochs, max_steps, max_minutes: .* overrides should_training_stop$"):
+        Trainer(root=None).fit(Untouched(), data())
 
 
-@pytest.mark.parametrize("limit", [{"max_epochs": 1}, {"max_steps": 1}, {"max_minutes": 0.1}, {"fast_dev_run": True}])
+def test_an_evaluation_needs_no_limit():
+    trainer = Trainer(root=None, progress=False, print_banner=False)
+    assert trainer.validate(Tiny(), data(), checkpoint=None).keys() == {"valid/loss"}
+    assert trainer.test(Tiny(), data(), checkpoint=None).keys() == {"test/loss"}
+
+
+@pytest.mark.parametrize("limit", [{"max_epochs": 1}, {"max_steps": 1}, {"max_minutes": 1e-6}, {"fast_dev_run": True}])
 def test_one_limit_is_enough(limit):
-    assert Trainer(**limit).config().items() >= limit.items()
+    trainer = Trainer(root=None, progress=False, print_banner=False, **limit)
+    assert trainer.fit(Tiny(), data(4)).state.step >= 1
 
 
 def test_an_unknown_option_is_a_type_error_that_names_it():

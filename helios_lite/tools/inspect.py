@@ -97,7 +97,7 @@ def _hparams_table(content: Mapping[str, Any]) -> Table:
 
 
 def _options_table(content: Mapping[str, Any]) -> Table:
-    defaults = {**Options(fast_dev_run=True).config(), "fast_dev_run": False}
+    defaults = Options().config()
     options = content["config"].items()
     rows = [[name, repr(value)] for name, value in options if value != defaults.get(name)]
     return make_table(["trainer", "(what differs from the defaults)"], rows)

@@ -156,6 +156,22 @@ def test_a_raised_limit_lets_a_finished_run_go_on(tmp_path: Path) -> None:
     assert len(model.seen) == 10
 
 
+def test_without_a_limit_a_training_goes_on_until_the_model_wants_to_stop(tmp_path: Path) -> None:
+    class Stopping(Tiny):
+        def should_training_stop(self) -> bool:
+            return self.stop_at <= self.trainer_step
+
+        def on_training_batch_end(self, state: Any, should_log: bool = False) -> None:
+            self.trainer_step = state.step
+
+    for stop_at in (5, 17):
+        model = Stopping()
+        model.stop_at = stop_at
+        result = quiet(root=tmp_path).fit(model, data())
+        assert (result.stop_reason, result.state.step) == ("should_training_stop", stop_at)
+    assert result.state.epoch == 5
+
+
 def test_a_stop_the_model_asked_for_is_no_limit_at_the_next_start(tmp_path: Path) -> None:
     class Stopping(Tiny):
         def should_training_stop(self) -> bool:

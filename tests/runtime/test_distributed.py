@@ -544,7 +544,7 @@ class StopsOnOne(Plain):
 
 @scenario(ranks=2)
 def fit_that_one_rank_stops(root: Path, world: World) -> list[int]:
-    return world.gather(quiet(max_epochs=3).fit(StopsOnOne(), data(22, batch_size=2)).state.step)
+    return world.gather(quiet().fit(StopsOnOne(), data(22, batch_size=2)).state.step)
 
 
 def test_a_wish_to_stop_on_one_rank_stops_all_at_the_same_update(result: Results) -> None:
