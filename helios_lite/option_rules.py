@@ -91,7 +91,13 @@ def list_of(expected: type) -> Rule:
         # A class can have the methods of a protocol too, so classes are refused explicitly.
         is_list = isinstance(value, list | tuple)
         if not is_list or any(isinstance(item, type) or not isinstance(item, expected) for item in value):
-            raise TypeError(f"must be a list of {expected.__name__} objects")
+            hint = ""
+            if is_list and (names := [item for item in value if isinstance(item, str)]):
+                hint = (
+                    f"; {names[0][:100]!r} is only a name, which `config` gives for an object whose arguments it "
+                    "cannot read: pass the object itself"
+                )
+            raise TypeError(f"must be a list of {expected.__name__} objects{hint}")
 
     return check
 

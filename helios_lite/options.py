@@ -9,11 +9,11 @@ import difflib
 import inspect
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from helios_lite.callbacks import Callback
 from helios_lite.loggers import Logger
+from helios_lite.object_tables import to_plain_data
 from helios_lite.option_rules import (
     Rule,
     all_of,
@@ -327,8 +327,14 @@ class Options:
             raise ValueError(f"init_parts={_shown(self.init_parts)}: must be None without init_from")
 
     def config(self) -> dict[str, Any]:
-        """Return every option as plain data: numbers, strings and lists. An object becomes the name of its class."""
-        return {field.name: _to_plain_data(getattr(self, field.name)) for field in dataclasses.fields(Options)}
+        """Return every option as plain data: numbers, strings, lists and dicts. `Trainer.from_config` takes it.
+
+        An object, such as a callback, becomes a dict with its class and the arguments of its constructor, `{"class":
+        "helios_lite.callbacks.EMA", "decay": 0.999, "name": "net"}`. The arguments are read from its attributes with
+        the names of the parameters, or these names after an underscore, and must be plain data. If they are not, the
+        object becomes the name of its class.
+        """
+        return {field.name: to_plain_data(getattr(self, field.name)) for field in dataclasses.fields(Options)}
 
 
 def _shown(value: Any) -> str:
@@ -338,16 +344,3 @@ def _shown(value: Any) -> str:
     except Exception:  # Python refuses to print an int of more than 4300 digits.
         return f"<{type(value).__name__}>"
     return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN // 2]}...{text[-_LONGEST_SHOWN // 2 :]}"
-
-
-def _to_plain_data(value: Any) -> Any:
-    if value is None or isinstance(value, bool):
-        return value
-    for plain_type in (int, float, str):
-        if isinstance(value, plain_type):  # A checkpoint cannot hold a subclass, such as a numpy number.
-            return plain_type.__str__(value) if plain_type is str else plain_type(value)
-    if isinstance(value, os.PathLike):
-        return str(Path(value))
-    if isinstance(value, Sequence):
-        return [_to_plain_data(item) for item in value]
-    return type(value).__name__

@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
 
 from helios_lite.data import DataModule
 from helios_lite.model import Model
+from helios_lite.object_tables import build
 from helios_lite.options import Options
 from helios_lite.runtime import rng
-from helios_lite.runtime.checkpoint_files import to_serializable
+from helios_lite.runtime.checkpoint_files import CheckpointError, read_header, to_serializable
 from helios_lite.runtime.devices import choose_accelerator, choose_devices
 from helios_lite.runtime.distributed import is_launched
 from helios_lite.runtime.launch import launch
@@ -29,6 +31,52 @@ logger = logging.getLogger("helios_lite")
 
 class Trainer(Options):
     """Trains, validates and tests models. It holds the options of a run (see `Options`), never its state."""
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Self:
+        """Return a trainer with the options that `config` returned; the two are inverse.
+
+        The dict is a program: the modules of the classes that it names (callbacks, loggers) are imported, and the
+        classes are called. For the options in a file of someone else use `from_checkpoint`, which does neither.
+
+        Args:
+            config: the options by name. Those that are missing have their defaults.
+            overrides: options that replace or complete them.
+
+        Raises:
+            ConfigError: an option is unknown or invalid, or an object cannot be made, because `config` found only the
+                name of its class. The message names it; pass the object in `overrides`. This is a ValueError.
+            ConfigTypeError: an option has a wrong type. This is a ConfigError and a TypeError.
+            Exception: the import of a module or a constructor failed.
+        """
+        trainer: Self = build(cls, {**config, **overrides}, "", None)
+        return trainer
+
+    @classmethod
+    def from_checkpoint(cls, path: str | os.PathLike[str], **overrides: Any) -> Self:
+        """Return a trainer with the options that a checkpoint holds.
+
+        Nothing in the file is imported or called. Callbacks and loggers are therefore not made from it: if the run had
+        any, pass them. If you trust the file, pass its "config" to `from_config` instead.
+
+        Args:
+            path: a checkpoint file.
+            overrides: options that replace or complete those of the file.
+
+        Raises:
+            FileNotFoundError, CheckpointError: the file cannot be read, or holds no options.
+            TypeError, ValueError: an option is invalid, or callbacks or loggers of the run are not given.
+        """
+        config = read_header(Path(path)).get("config")
+        if not isinstance(config, dict):
+            raise CheckpointError(f"{path}: holds no options")
+        for name in ("callbacks", "loggers"):
+            if name not in overrides and config.get(name):
+                raise ValueError(
+                    f"{name}: the run of {path} had {config[name]}; no object is made from a file, so pass "
+                    f"{name}=[...], or {name}=[] for none"
+                )
+        return cls(**{**config, **overrides})
 
     def fit(self, model: Model, datamodule: DataModule) -> FitResult:
         """Train the model, or resume a training that was stopped. Afterwards the model has the final weights.

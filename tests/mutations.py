@@ -407,6 +407,43 @@ MUTATIONS = [
         "False and",
         "test_options.py::test_an_attribute_that_is_no_option_is_an_error_with_the_most_similar_option",
     ),
+    # Objects as plain data.
+    Mutation(
+        "object_tables.py",
+        "if getattr(sys.modules[kind.__module__], kind.__name__) is not kind:",
+        "if False:",
+        "test_options.py::test_an_object_whose_arguments_cannot_be_read_is_told_by_its_name_and_must_be_passed",
+    ),
+    Mutation(
+        "object_tables.py",
+        "except Exception:",
+        "except (KeyError, TypeError):",
+        "test_options.py::test_an_object_whose_arguments_cannot_be_read_is_told_by_its_name_and_must_be_passed",
+    ),
+    Mutation(
+        "object_tables.py",
+        'if folder is not None and isinstance(value, str) and value == "none"',
+        'if isinstance(value, str) and value == "none"',
+        "test_options.py::test_the_string_none_stays_a_string_in_a_dict",
+    ),
+    Mutation(
+        "object_tables.py",
+        'return earlier == str(now["class"]).rpartition(".")[2]',
+        "return False",
+        "test_options.py::test_a_checkpoint_with_the_names_of_classes_resumes_and_shows_no_difference",
+    ),
+    Mutation(
+        "trainer.py",
+        "return cls(**{**config, **overrides})",
+        "return cls.from_config({**config, **overrides})",
+        "test_options.py::test_a_table_of_a_checkpoint_in_place_of_an_option_is_refused_and_runs_nothing",
+    ),
+    Mutation(
+        "trainer.py",
+        "if name not in overrides and config.get(name):",
+        "if False:",
+        "test_options.py::test_from_checkpoint_makes_no_object_and_asks_for_it",
+    ),
     Mutation(
         "trainer.py",
         "self._check_limits(model)",

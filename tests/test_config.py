@@ -1,5 +1,6 @@
 """Runs from TOML files: what they become, and what is refused."""
 
+import json
 import subprocess
 import sys
 import textwrap
@@ -10,7 +11,7 @@ from helpers.compare import same, weights
 
 from helios_lite import DataModule, Trainer
 from helios_lite.callbacks import EMA
-from helios_lite.config import ConfigError, ConfigTypeError, fit_from_file, load
+from helios_lite.config import ConfigError, ConfigTypeError, fit_from_config, fit_from_file, load
 
 PROJECT = """
 from __future__ import annotations
@@ -115,6 +116,31 @@ def test_training_from_a_file_is_the_same_as_by_a_program(write, tmp_path):
     from_file = torch.load(result.last_checkpoint, weights_only=True)["model"]
     trainer.fit(model, data)
     assert same(weights(model), from_file)
+
+
+def test_training_from_a_dict_is_the_same_as_from_a_file(write, tmp_path):
+    result = fit_from_file(write(trainer='max_steps = 5\n[[trainer.callbacks]]\nclass = "helios_lite.callbacks.EMA"'))
+    recorded = json.loads((tmp_path / "runs/m/config.json").read_text())
+    config = {
+        "trainer": recorded["trainer"],
+        "model": {"class": "project.Named", "name": "m", "width": None},
+        "data": {"class": "project.Data"},
+    }
+    again = fit_from_config(config, {"trainer.root": str(tmp_path / "other")})
+    one, other = (torch.load(each.last_checkpoint, weights_only=True) for each in (result, again))
+    assert same(one["model"], other["model"])
+    assert same(one["callbacks"], other["callbacks"])
+    assert other["hparams"]["width"] is None
+    assert config["trainer"]["root"] == str(tmp_path / "runs")
+
+
+def test_a_wrong_dict_is_an_error_with_the_full_key():
+    with pytest.raises(ConfigError, match=r"^trainers: unknown; did you mean trainer\?"):
+        fit_from_config({"trainers": {}})
+    with pytest.raises(ConfigError, match=r"^trainer\.max_epoch: unknown; did you mean trainer\.max_epochs\?"):
+        fit_from_config({"trainer": {"max_epoch": 1}})
+    with pytest.raises(ConfigError, match=r"^model\.class: missing"):
+        fit_from_config({"trainer": {"max_epochs": 1}})
 
 
 def test_overrides_replace_and_complete_what_the_file_says(write):

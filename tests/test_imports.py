@@ -23,7 +23,7 @@ FLOORS = [
     {"state", "hooks", "loggers", "schedules"},
     {"model", "data", "samplers"},
     {"callbacks"},
-    {"options", "option_rules"},
+    {"options", "option_rules", "object_tables"},
     {"engine"},
     {"trainer"},
     {"__init__"},

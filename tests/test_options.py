@@ -1,6 +1,7 @@
 """The options of a Trainer: what is refused, by which name, and what a checkpoint keeps of them."""
 
 import dataclasses
+import inspect
 import json
 import math
 import re
@@ -8,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers.models import Tiny, data
 
 import helios_lite
 from helios_lite import Callback, Trainer
-from helios_lite.loggers import JsonlLogger
-from helios_lite.runtime.checkpoint_files import to_serializable
+from helios_lite.callbacks import EMA, ActivationStatistics, DeviceMemory, Profile
+from helios_lite.config import ConfigError, ConfigTypeError
+from helios_lite.loggers import JsonlLogger, TensorBoardLogger
+from helios_lite.runtime.checkpoint_files import CheckpointError, to_serializable
 
 FIELDS = {field.name for field in dataclasses.fields(Trainer)}
 
@@ -393,13 +397,205 @@ def test_config_is_plain_data(name, value):
     to_serializable(config)
 
 
-def test_config_tells_objects_by_their_class_and_paths_as_text():
+class Configured(Callback):
+    """Keeps its arguments as attributes, in every way that can be read."""
+
+    def __init__(self, rate, folder=Path("x"), *, sizes=(1, 2), table=None, **options):
+        self.rate, self._folder, self.sizes, self._table, self.options = rate, folder, sizes, table, options
+
+
+class Renaming(Callback):
+    def __init__(self, rate=1):
+        self.speed = rate
+
+
+class Positional(Callback):
+    def __init__(self, *rates):
+        self.rates = rates
+
+
+class Slotted:
+    __slots__ = ("rate",)
+
+    def __init__(self, rate=1):
+        self.rate = rate
+
+    log_config = log_metrics = close = None
+
+
+def test_config_tells_objects_by_their_class_and_arguments_and_paths_as_text():
     config = Trainer(
-        max_epochs=1, root=Path("a/b"), loggers=[SomeLogger()], callbacks=(Callback(), Callback())
+        root=Path("a/b"),
+        loggers=[SomeLogger()],
+        callbacks=(Callback(), Configured(np.float64(0.5), sizes=(1, (2, None)), table={"a": [True]}, more="x")),
     ).config()
     assert config["root"] == str(Path("a/b"))
-    assert config["loggers"] == ["SomeLogger"]
-    assert config["callbacks"] == ["Callback", "Callback"]
+    assert config["loggers"] == [{"class": "test_options.SomeLogger"}]
+    configured = {"rate": 0.5, "folder": "x", "sizes": [1, [2, None]], "table": {"a": [True]}, "more": "x"}
+    assert config["callbacks"] == [
+        {"class": "helios_lite.callbacks.Callback"},
+        {"class": "test_options.Configured", **configured},
+    ]
+    assert json.loads(json.dumps(config)) == config
+    to_serializable(config)
+
+
+def in_itself():
+    value = []
+    value.append(value)
+    return value
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        Renaming(),
+        Positional(1),
+        *map(Configured, (object(), in_itself(), b"x", {1: 2}, {"class": "os.system"}, {1}, torch.ones(1), np.ones(1))),
+        Configured(1, **{"class": "os.system"}),
+        type("Local", (Callback,), {})(),
+        type("Configured", (Callback,), {"__module__": __name__})(),  # Another class has its import path.
+        type("Lost", (Callback,), {"__module__": "nowhere"})(),
+        type("Nameless", (Callback,), {"__module__": None})(),
+    ],
+)
+def test_an_object_whose_arguments_cannot_be_read_is_told_by_its_name_and_must_be_passed(callback):
+    name = type(callback).__name__
+    config = Trainer(callbacks=[Callback(), callback]).config()
+    assert config["callbacks"] == [{"class": "helios_lite.callbacks.Callback"}, name]
+    with pytest.raises(TypeError, match=rf"^callbacks=.*: must be a list of Callback objects; '{name}' is only a name"):
+        Trainer.from_config(config)
+    assert Trainer.from_config(config, callbacks=[callback]).callbacks == [callback]
+
+
+@pytest.mark.parametrize(("name", "value"), EDGES)
+def test_from_config_and_config_are_inverse(name, value):
+    config = trainer_with(name, value).config()
+    assert Trainer.from_config(config).config() == config
+    assert Trainer.from_config(json.loads(json.dumps(config))).config() == config
+
+
+def test_from_config_makes_our_callbacks_and_loggers_again(tmp_path):
+    pytest.importorskip("tensorboard")
+    callbacks = [
+        EMA(0.9, name="other"),
+        ActivationStatistics(("net.0",)),
+        DeviceMemory(),
+        Profile(tmp_path, 2, 3, with_stack=True),
+    ]
+    trainer = Trainer(max_steps=1, callbacks=callbacks, loggers=[TensorBoardLogger(tmp_path, flush_secs=3)])
+    again = Trainer.from_config(trainer.config())
+    assert again.config() == trainer.config()
+    for one, other in zip([*trainer.callbacks, *trainer.loggers], [*again.callbacks, *again.loggers], strict=True):
+        assert type(one) is type(other)
+        assert vars(one) == vars(other)
+
+
+def test_every_callback_of_ours_can_be_described():
+    for kind in Callback.__subclasses__():
+        if kind.__module__ == "helios_lite.callbacks":
+            arguments = {"paths": ["net"], "folder": "x", "first": 1, "last": 2}
+            needed = {name: arguments[name] for name in inspect.signature(kind).parameters if name in arguments}
+            (described,) = Trainer(callbacks=[kind(**needed)]).config()["callbacks"]
+            assert isinstance(described, dict)
+            assert described.items() >= needed.items()
+
+
+def test_the_string_none_stays_a_string_in_a_dict():
+    assert Trainer.from_config({"run_name": "none"}).run_name == "none"
+
+
+def test_from_config_takes_options_that_replace_those_of_the_dict_and_names_what_is_wrong():
+    assert (
+        Trainer.from_config({"max_epochs": 3}, max_epochs=4, seed=1).config() == Trainer(max_epochs=4, seed=1).config()
+    )
+    with pytest.raises(ConfigError, match=r"^max_epoch: unknown; did you mean max_epochs\?"):
+        Trainer.from_config({"max_epoch": 3})
+    with pytest.raises(ConfigTypeError, match=r"^max_epochs='3': must be an int or None"):
+        Trainer.from_config({"max_epochs": "3"})
+    with pytest.raises(ConfigError, match=r"^mode='MIN': must be one of"):
+        Trainer.from_config({"mode": "MIN"})
+    with pytest.raises(ConfigError, match=r"^callbacks\.0\.decay=2: must be at least 0 and below 1"):
+        Trainer.from_config({"callbacks": [{"class": "helios_lite.callbacks.EMA", "decay": 2}]})
+
+
+def test_a_subclass_of_the_trainer_is_made_from_a_config_too():
+    assert type(TaggedTrainer.from_config({"max_epochs": 1, "tags": ["a"]})) is TaggedTrainer
+
+
+class Trap(Callback):
+    """Notes that it was made."""
+
+    made: list[int] = []
+
+    def __init__(self):
+        self.made.append(1)
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """Return a function that writes a checkpoint with a config."""
+    result = Trainer(root=tmp_path, max_steps=1, progress=False, print_banner=False).fit(Tiny(), data())
+
+    def write(config):
+        content = torch.load(result.last_checkpoint, weights_only=True)
+        torch.save({**content, "config": config}, tmp_path / "other.pth")
+        return tmp_path / "other.pth"
+
+    return write
+
+
+def test_from_checkpoint_has_the_options_of_the_run(checkpoint):
+    trainer = Trainer(max_epochs=3, monitor=["valid/a", "valid/b"], root="x", devices=[0, 1], min_delta=0.5)
+    path = checkpoint(trainer.config())
+    assert Trainer.from_checkpoint(path).config() == trainer.config()
+    assert Trainer.from_checkpoint(str(path), max_epochs=4).max_epochs == 4
+
+
+@pytest.mark.parametrize("objects", [["Trap"], [{"class": "test_options.Trap"}], [{"call": "test_options.Trap"}]])
+@pytest.mark.parametrize("name", ["callbacks", "loggers"])
+def test_from_checkpoint_makes_no_object_and_asks_for_it(name, objects, checkpoint):
+    Trap.made.clear()
+    path = checkpoint({"max_steps": 1, name: objects})
+    with pytest.raises(ValueError, match=rf"^{name}: the run of .* no object is made from a file, so pass {name}=\["):
+        Trainer.from_checkpoint(path)
+    assert Trap.made == []
+    assert Trainer.from_checkpoint(path, **{name: []}).config()[name] == []
+
+
+@pytest.mark.parametrize("name", sorted(FIELDS - {"callbacks", "loggers"}))
+@pytest.mark.parametrize("table", [{"class": "test_options.Trap"}, {"call": "test_options.Trap"}])
+def test_a_table_of_a_checkpoint_in_place_of_an_option_is_refused_and_runs_nothing(name, table, tmp_path, monkeypatch):
+    Trap.made.clear()
+    torch.save({"format": 1, "config": {name: table}}, tmp_path / "a.pth")
+    with pytest.raises(TypeError, match=f"^{name}="):
+        Trainer.from_checkpoint(tmp_path / "a.pth")
+    assert Trap.made == []
+
+
+@pytest.mark.parametrize("config", [None, [], "x"])
+def test_a_file_without_options_is_named(config, checkpoint):
+    path = checkpoint(config)
+    with pytest.raises(CheckpointError, match=f"^{re.escape(str(path))}: holds no options"):
+        Trainer.from_checkpoint(path)
+
+
+@pytest.mark.parametrize("earlier", [["EMA", "Renaming"], "as now"])
+def test_a_checkpoint_with_the_names_of_classes_resumes_and_shows_no_difference(earlier, tmp_path, caplog):
+    caplog.set_level("INFO", "helios_lite")
+    options = {"root": tmp_path, "progress": False, "print_banner": False}
+    result = Trainer(max_steps=1, callbacks=[EMA(), Renaming()], **options).fit(Tiny(), data())
+    content = torch.load(result.last_checkpoint, weights_only=True)
+    if earlier != "as now":
+        content["config"]["callbacks"] = earlier
+        torch.save(content, result.last_checkpoint)
+    caplog.clear()
+    Trainer(max_steps=2, callbacks=[EMA(), Renaming()], **options).fit(Tiny(), data())
+    assert "max_steps: 1 in the checkpoint, 2 now" in caplog.text
+    assert "callbacks:" not in caplog.text
+    caplog.clear()
+    Trainer(max_steps=3, callbacks=[EMA(decay=0.5), Callback()], **options).fit(Tiny(), data())
+    assert "callbacks: " in caplog.text
 
 
 @pytest.mark.parametrize(("name", "value"), [("clip_norm", np.float64(0.5)), ("run_name", np.str_("run"))])

@@ -20,6 +20,7 @@ from helios_lite.engine.session import Session
 from helios_lite.engine.train_data import TrainData
 from helios_lite.engine.training_log import TrainingLog
 from helios_lite.model import Model
+from helios_lite.object_tables import is_same
 from helios_lite.runtime import rng
 from helios_lite.runtime.checkpoint_files import FORMAT_VERSION, read_file
 from helios_lite.runtime.context import RunContext
@@ -244,7 +245,7 @@ class Checkpointer:
         session = self._session
         now, earlier = session.options.config(), content["config"]
         for name, value in now.items():
-            if str(earlier.get(name)) != str(value):
+            if not is_same(earlier.get(name), value):
                 logger.info("%s: %r in the checkpoint, %r now", name, earlier.get(name), value)
         if (earlier.get("monitor"), earlier.get("mode")) != (now["monitor"], now["mode"]):
             logger.warning("something else is monitored now: what was best so far is forgotten")
