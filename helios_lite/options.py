@@ -142,6 +142,14 @@ class Options:
         optional(number()),
         "The minutes of training after which the run ends. A resumed run includes the time before it was stopped.",
     )
+    steps_per_epoch: int | None = option(
+        None,
+        optional(integer(least=1)),
+        """The number of steps per epoch. If None, an epoch is one pass over the train split. Set it for a stream that
+        has no end, or for a very large dataset: the next epoch continues the split where the last one ended, and the
+        split is read again from its start after its end. Order and random numbers of the data then depend on the pass
+        in place of the epoch.""",
+    )
 
     # Placement
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = option(

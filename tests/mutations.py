@@ -73,6 +73,7 @@ AN_EXCEPTION = INTERRUPTS + "test_an_exception_ends_a_program_with_loading_proce
 A_SIGNAL = INTERRUPTS + "test_a_signal_finishes_the_update_saves_tears_down_and_ends"
 PASS_OVER = INTERRUPTS + "test_fit_and_test_pass_over_a_bad_file_with_a_warning_that_names_it"
 NOT_REPLACED = INTERRUPTS + "test_a_checkpoint_of_a_newer_format_is_not_passed_over_or_replaced"
+PASSES = "engine/test_passes.py::"
 FOLDER = "engine/test_checkpoint_folder.py::"
 LAUNCH = "runtime/test_launch.py::"
 TROUBLE = LAUNCH + "test_the_trouble_of_one_rank_ends_all_within_ten_seconds_and_reaches_the_caller"
@@ -334,15 +335,18 @@ MUTATIONS = [
         "engine/test_single_call.py",
     ),
     # TOML files.
-    Mutation("config.py", "if not _is_subclass(target, (required,)):", "if False:", NOT_CALLED),
+    Mutation("config.py", "if not is_subclass(target, (required,)):", "if False:", NOT_CALLED),
     Mutation(
-        "config.py",
-        "if not _is_subclass(target, (*_CLASSES",
-        "if False and not _is_subclass(target, (*_CLASSES",
+        "object_tables.py",
+        "if not is_subclass(target, (*_CLASSES",
+        "if False and not is_subclass(target, (*_CLASSES",
         NOT_CALLED,
     ),
     Mutation(
-        "config.py", "*_classes_in(annotation))", ")", "test_config.py::test_a_class_in_an_annotation_is_accepted"
+        "object_tables.py",
+        "*_classes_in(annotation))",
+        ")",
+        "test_config.py::test_a_class_in_an_annotation_is_accepted",
     ),
     Mutation("runtime/checkpoint_files.py", "state.update((name, ", "dict().update((name, ", JUDGED),
     Mutation("model.py", "evaluation_state(content)", 'content["model"]', JUDGED),
@@ -406,6 +410,49 @@ MUTATIONS = [
         "name not in options and",
         "False and",
         "test_options.py::test_an_attribute_that_is_no_option_is_an_error_with_the_most_similar_option",
+    ),
+    # Epochs of a fixed number of updates.
+    Mutation(
+        "engine/passes.py",
+        "if self._loader is not loader:",
+        "if True:",
+        PASSES + "test_a_stream_goes_on_in_the_next_epoch_and_is_begun_once",
+    ),
+    Mutation(
+        "engine/passes.py",
+        'state_dict["pass_samples"], state_dict["epoch_updates"]',
+        "0, state_dict['epoch_updates']",
+        PASSES + "test_a_run_cut_after_any_update_ends_like_one_that_was_not",
+    ),
+    Mutation(
+        "engine/passes.py",
+        'rng.fork_rng(torch.device("cpu")) if is_inside else contextlib.nullcontext()',
+        "contextlib.nullcontext()",
+        PASSES + "test_a_run_cut_after_any_update_ends_like_one_that_was_not",
+    ),
+    Mutation(
+        "engine/passes.py",
+        "self.updates = -(-state.epoch_batch // self._window)",
+        "pass",
+        PASSES + "test_the_option_may_be_set_and_changed_at_a_resume",
+    ),
+    Mutation(
+        "engine/training.py",
+        "window_start = passes.updates - 1",
+        "pass",
+        PASSES + "test_a_fraction_of_such_an_epoch_is_one_of_its_updates",
+    ),
+    Mutation(
+        "engine/training.py",
+        "self.log, contextlib.closing(self.train_data):",
+        "self.log:",
+        PASSES + "test_workers_of_a_pass_that_goes_on_end_with_the_training",
+    ),
+    Mutation(
+        "engine/passes.py",
+        "self._pass_samples += batch.samples",
+        "self._pass_samples += batch.size",
+        DISTRIBUTED + "test_the_number_of_processes_may_change_inside_a_pass_that_epochs_do_not_end",
     ),
     # Objects as plain data.
     Mutation(

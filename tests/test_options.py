@@ -36,6 +36,7 @@ INTEGERS = ["seed", "max_restarts", "accumulation_steps", "sanity_batches", "kee
 OPTIONAL_INTEGERS = [
     "max_epochs",
     "max_steps",
+    "steps_per_epoch",
     "valid_every_steps",
     "patience",
     "save_every_epochs",
@@ -356,6 +357,7 @@ def test_config_has_every_option_with_its_default():
         "max_epochs": 1,
         "max_steps": None,
         "max_minutes": None,
+        "steps_per_epoch": None,
         "accelerator": "auto",
         "devices": 1,
         "strategy": "ddp",

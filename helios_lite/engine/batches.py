@@ -53,7 +53,7 @@ class Loader(Protocol):
         """Return the rest of an epoch.
 
         Args:
-            epoch: index of the epoch, from 0.
+            epoch: index of the epoch, from 0; with `steps_per_epoch` that of the pass over the split.
             samples: number of finished samples of all ranks.
             batches: number of finished batches of this rank.
             window: batches per accumulation window.

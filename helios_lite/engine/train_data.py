@@ -8,6 +8,7 @@ from typing import Any
 from helios_lite.data import DataModule
 from helios_lite.engine.batches import Batch, Loader
 from helios_lite.engine.loaders import make_loader
+from helios_lite.engine.passes import PassReader
 from helios_lite.engine.split_loader import SplitLoader
 from helios_lite.runtime.distributed import World
 from helios_lite.state import TrainingState
@@ -21,18 +22,27 @@ class TrainData:
         seed: the seed from which the order is derived.
         window: batches per accumulation window.
         world: the ranks.
+        steps_per_epoch: updates per epoch, None if an epoch is one pass over the split.
 
     Attributes:
-        epoch_batches: number of batches in the present epoch, None if unknown.
+        epoch_batches: number of batches in the present epoch, None if unknown. With `steps_per_epoch` it is the most
+            that there can be, as the last window of a pass may be shorter.
         knows_last_batch: whether the last batch of the present epoch is known to be the last; not of a custom loader.
+        passes: reads the split with `steps_per_epoch`, otherwise None.
     """
 
-    def __init__(self, datamodule: DataModule, seed: int, window: int, world: World) -> None:
+    def __init__(
+        self, datamodule: DataModule, seed: int, window: int, world: World, steps_per_epoch: int | None
+    ) -> None:
         self._datamodule, self._seed, self._window, self._world = datamodule, seed, window, world
         self.epoch_batches: int | None = None
         self.knows_last_batch = False
         self._loader: Loader | None = None
         self._restored_state: dict[str, Any] = {}
+        self.passes: PassReader | None = None
+        if steps_per_epoch is not None:
+            self.passes = PassReader(steps_per_epoch, window)
+            self.epoch_batches, self.knows_last_batch = steps_per_epoch * window, True
 
     def loader(self) -> Loader:
         """Return the loader of the present train split.
@@ -51,6 +61,8 @@ class TrainData:
 
     def rest_of_epoch(self, state: TrainingState) -> Iterator[Batch]:
         """Return the batches of the present epoch that are not finished."""
+        if self.passes is not None:
+            return self.passes.rest_of_epoch(self.loader(), state)
         batches, length = self.loader().epoch(
             state.epoch, samples=state.epoch_samples, batches=state.epoch_batch, window=self._window
         )
@@ -59,9 +71,17 @@ class TrainData:
         return batches
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of a custom loader, if it has one."""
-        return {} if self._loader is None else self._loader.state_dict()
+        """Return the state of a custom loader, if it has one, and the position in the passes."""
+        own = {} if self._loader is None else self._loader.state_dict()
+        return own if self.passes is None else {**own, "passes": self.passes.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keep the state of a custom loader; `loader` restores it when it makes the loader."""
+        """Restore the position in the passes, and keep the state of a custom loader for `loader`, which makes it."""
         self._restored_state = state_dict
+        if self.passes is not None and "passes" in state_dict:
+            self.passes.load_state_dict(state_dict["passes"])
+
+    def close(self) -> None:
+        """End the workers of a pass that goes on in the next epoch."""
+        if self.passes is not None:
+            self.passes.close()

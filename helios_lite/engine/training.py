@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import dataclasses
 import logging
 from collections.abc import Iterator
 
@@ -35,7 +37,11 @@ class Training:
         self.state = TrainingState()
         self.clock = Clock(self.state)
         self.train_data = TrainData(
-            session.datamodule, session.options.seed, session.options.accumulation_steps, session.world
+            session.datamodule,
+            session.options.seed,
+            session.options.accumulation_steps,
+            session.world,
+            session.options.steps_per_epoch,
         )
         self.evaluator = Evaluator(session)
         self.monitor = Monitor(session, self.state)
@@ -45,7 +51,7 @@ class Training:
 
     def run(self) -> FitResult:
         """Train to the end, or until a signal; return the result. Call on every rank."""
-        with watch_peers(self.session.world, self.shutdown), self.log:
+        with watch_peers(self.session.world, self.shutdown), self.log, contextlib.closing(self.train_data):
             reason = self.set_up()
             if reason is not None:
                 title = f"had finished ({reason}): nothing left to train"
@@ -238,10 +244,15 @@ class Training:
         """Return whether a validation is due at this boundary; `window_start` is `epoch_batch` at the previous one."""
         if not self.valid_loaders or self.options.fast_dev_run:
             return bool(self.valid_loaders) and self.state.validated_step is None
+        state, epoch_batches = self.state, self.train_data.epoch_batches
+        if (passes := self.train_data.passes) is not None:
+            # A fraction of these epochs is one of their updates, because the number of their batches is not known.
+            state, epoch_batches = dataclasses.replace(state, epoch_batch=passes.updates), self.options.steps_per_epoch
+            window_start = passes.updates - 1
         return schedule.validation_due(
-            self.state,
+            state,
             window_start=window_start,
-            epoch_batches=self.train_data.epoch_batches,
+            epoch_batches=epoch_batches,
             epoch_complete=epoch_complete,
             every_epochs=self.options.valid_every_epochs,
             every_steps=self.options.valid_every_steps,

@@ -1,8 +1,10 @@
 """Several real gloo processes: the same program, the same result, no hangs."""
 
 import contextlib
+import itertools
 import math
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from helpers.processes import deadline
 from helpers.scenarios import Results, scenario
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.utils.data import IterableDataset
 
 from helios_lite import DataModule, Split
 from helios_lite.callbacks import EMA
@@ -549,6 +552,59 @@ def fit_that_one_rank_stops(root: Path, world: World) -> list[int]:
 
 def test_a_wish_to_stop_on_one_rank_stops_all_at_the_same_update(result: Results) -> None:
     assert result(fit_that_one_rank_stops, ranks=2) == [3, 3]
+
+
+class Dealt(IterableDataset):
+    """Rank r of n gives the samples r, r + n, ... without an end."""
+
+    def __iter__(self) -> Iterator[Any]:
+        rank, size = dist.get_rank(), dist.get_world_size()
+        return map(Indices(0).__getitem__, itertools.count(rank, size))
+
+
+@scenario(ranks=2)
+def epochs_of_some_updates(root: Path, world: World) -> dict[str, Any]:
+    """A dataset in passes of 6 updates and a stream, in epochs of 4; the run is cut after an epoch and inside one."""
+    found: dict[str, Any] = {}
+    for name, source in (("dataset", Split(Indices(22), 2, shuffle=True)), ("stream", Split(Dealt(), 2))):
+        options: dict[str, Any] = {"steps_per_epoch": 4, "seed": 5}
+        whole = Plain()
+        quiet(max_steps=9, root=None, **options).fit(whole, DataModule(train=source))
+        parts = []
+        for max_steps in (3, 4, 9):
+            part = Plain()
+            quiet(max_steps=max_steps, root=root / f"passes-{name}", **options).fit(part, DataModule(train=source))
+            parts += part.seen
+        found[name] = world.gather((whole.seen, parts, weights(whole), weights(part)))
+    return found
+
+
+def test_epochs_of_some_updates_go_on_on_two_ranks_and_over_resumes(result: Results) -> None:
+    found = result(epochs_of_some_updates, ranks=2)
+    for ranks in found.values():
+        for whole, parts, expected, resumed in ranks:
+            assert parts == whole
+            assert same(resumed, expected)
+    alone = Plain()
+    quiet(max_steps=9, steps_per_epoch=4, seed=5).fit(alone, DataModule(train=Split(Indices(22), 4, shuffle=True)))
+    (first, *_, of_two), (second, *_) = found["dataset"]
+    assert [sorted(a + b) for a, b in zip(first, second, strict=True)] == [sorted(batch) for batch in alone.seen]
+    assert close(of_two, weights(alone))
+    (first, *_), (second, *_) = found["stream"]
+    assert [sorted(a + b) for a, b in zip(first, second, strict=True)] == [[*range(4 * i, 4 * i + 4)] for i in range(9)]
+
+
+def test_the_number_of_processes_may_change_inside_a_pass_that_epochs_do_not_end(
+    result: Results, root: Path, tmp_path: Path
+) -> None:
+    result(epochs_of_some_updates, ranks=2)
+    shutil.copytree(root / "passes-dataset", tmp_path / "copied")
+    options: dict[str, Any] = {"steps_per_epoch": 4, "seed": 5}
+    resumed, alone = Plain(), Plain()
+    split = Split(Indices(22), 4, shuffle=True)
+    quiet(max_steps=15, root=tmp_path / "copied", **options).fit(resumed, DataModule(train=split))
+    quiet(max_steps=15, **options).fit(alone, DataModule(train=split))
+    assert resumed.seen == alone.seen[9:]
 
 
 class Steep(Plain):
