@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import inspect
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from helios_lite.hooks import Hooks
-from helios_lite.runtime.checkpoint_files import evaluation_state, read_file
 from helios_lite.runtime.context import RunContext
 from helios_lite.runtime.folder_names import LONGEST_SAVE_NAME, check_folder_name
 from helios_lite.runtime.metrics import Reduce
 from helios_lite.runtime.score_tables import ScoreTables, Table
-from helios_lite.runtime.stateful import networks, stateful_parts
+from helios_lite.runtime.standalone import load_for_inference
+from helios_lite.runtime.stateful import load_parts, networks, stateful_parts
 from helios_lite.runtime.summary import num_parameters, parameter_table
 from helios_lite.state import TrainingState
 
@@ -79,9 +78,10 @@ class Model(Hooks, abc.ABC):
         self._tables = ScoreTables()
         self.hparams: dict[str, Any] = {}
 
-    def _attach(self, context: RunContext) -> None:
-        """Use the device, precision, strategy and metrics of a run from now on."""
+    def _attach(self, context: RunContext, hparams: dict[str, Any] | None = None) -> None:
+        """Use the device, precision, strategy and metrics of a run from now on, and the hparams that a run has set."""
         self._context = context
+        self.hparams = self.hparams if hparams is None else hparams
         self._tables.clear()
 
     # The run.
@@ -215,18 +215,7 @@ class Model(Hooks, abc.ABC):
         Raises:
             KeyError: an attribute has no saved state, or (unless `fast_init`) a saved state has no attribute.
         """
-        parts = dict(stateful_parts(self))
-        if fast_init:
-            parts = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
-        missing = [name for name in parts if name not in state_dict]
-        unknown = [] if fast_init else [name for name in state_dict if name not in parts]
-        if missing or unknown:
-            raise KeyError(
-                f"{type(self).__name__}: the checkpoint and the model differ: "
-                f"only in the model {missing}, only in the checkpoint {unknown}"
-            )
-        for name, part in parts.items():
-            part.load_state_dict(state_dict[name])
+        load_parts(type(self).__name__, dict(stateful_parts(self)), state_dict, networks_only=fast_init)
 
     def trained_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Return the states of the networks by name, for a file of the finished model. Call on every rank."""
@@ -250,31 +239,7 @@ class Model(Hooks, abc.ABC):
             ValueError: there is no such device.
             TypeError: the constructor needs arguments that `hparams` does not hold.
         """
-        content = read_file(Path(path), device)
-        arguments = {**content["hparams"], **overrides}
-        if "save_name" in inspect.signature(cls).parameters:
-            arguments.setdefault("save_name", content["save_name"])
-        model = cls(**arguments)
-        model._build_for_inference(evaluation_state(content), RunContext.standalone(torch.device(device)))
-        model.eval()
-        return model
-
-    def _take_over(self, outcome: dict[str, Any], trainer: Trainer) -> None:
-        """Set the model up as it was at the end of a run in other processes: with its networks, metrics and hparams."""
-        context = RunContext.standalone(torch.device("cpu"), trainer)
-        try:
-            self._build_for_inference(outcome["model"], context)
-        finally:
-            self.hparams = outcome.get("hparams", self.hparams)
-            context.record(outcome["metrics"])
-            context.end_run()
-
-    def _build_for_inference(self, state_dict: dict[str, Any], context: RunContext) -> None:
-        """Set the model up outside of a run, with trained networks."""
-        self._attach(context)
-        self.setup(fast_init=True)
-        self._context.mark_set_up()
-        self.load_state_dict(state_dict, fast_init=True)
+        return cast(Self, load_for_inference(cls, Path(path), torch.device(device), overrides))
 
     # What setup and the steps use.
 

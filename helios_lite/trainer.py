@@ -16,7 +16,7 @@ from helios_lite.data import DataModule
 from helios_lite.model import Model
 from helios_lite.object_tables import build
 from helios_lite.options import Options
-from helios_lite.runtime import rng
+from helios_lite.runtime import rng, standalone
 from helios_lite.runtime.checkpoint_files import CheckpointError, read_header, to_serializable
 from helios_lite.runtime.devices import choose_accelerator, choose_devices
 from helios_lite.runtime.distributed import is_launched
@@ -241,7 +241,7 @@ def take_over(outcome: Path, task: str, trainer: Trainer, model: Model, datamodu
             rng.seed_cpu(trainer.seed)
             datamodule.setup()
             rng.seed_cpu(trainer.seed)
-            model._take_over(content, trainer)
+            standalone.take_over(model, content, trainer)
         if task != "fit":
             model.eval()
     except Exception as error:

@@ -349,7 +349,7 @@ MUTATIONS = [
         "test_config.py::test_a_class_in_an_annotation_is_accepted",
     ),
     Mutation("runtime/checkpoint_files.py", "state.update((name, ", "dict().update((name, ", JUDGED),
-    Mutation("model.py", "evaluation_state(content)", 'content["model"]', JUDGED),
+    Mutation("runtime/standalone.py", "evaluation_state(content)", 'content["model"]', JUDGED),
     Mutation("engine/evaluation.py", "evaluation_state(content)", 'content["model"]', JUDGED),
     Mutation(
         "callbacks.py",
@@ -712,13 +712,16 @@ MUTATIONS = [
         PROCESS_METRICS + "test_a_number_of_any_kind_becomes_a_float_that_a_checkpoint_can_hold",
     ),
     Mutation(
-        "engine/training.py",
-        'unwritten = self.hooks.process_metrics("train", unwritten)',
-        "pass",
+        "engine/training_log.py",
+        'self._session.hooks.process_metrics("train", values) if values else {}',
+        "values",
         PROCESS_METRICS + "test_values_that_no_row_holds_are_completed_in_the_result",
     ),
     Mutation(
-        "engine/training_log.py", 'self._session.hooks.process_metrics("train", values)', "values", ADDED_EVERYWHERE
+        "engine/training_log.py",
+        'values = self._session.hooks.process_metrics("train", values)',
+        "pass",
+        ADDED_EVERYWHERE,
     ),
     Mutation(
         "engine/evaluation.py", "return session.hooks.process_metrics(phase, values)", "return values", ADDED_EVERYWHERE
@@ -778,15 +781,15 @@ MUTATIONS = [
     ),
     Mutation(
         "trainer.py",
-        "model._take_over(content, trainer)",
+        "standalone.take_over(model, content, trainer)",
         "pass",
         LAUNCH + "test_the_result_and_the_final_weights_come_back",
     ),
     Mutation("trainer.py", "            datamodule.setup()\n", "", AS_AFTER_ONE_PROCESS),
     Mutation("trainer.py", "if task !=", "if task ==", AS_AFTER_ONE_PROCESS),
-    Mutation("model.py", 'torch.device("cpu"), trainer)', 'torch.device("cpu"))', AS_AFTER_ONE_PROCESS),
-    Mutation("model.py", 'outcome.get("hparams", self.hparams)', "self.hparams", AS_AFTER_ONE_PROCESS),
-    Mutation("model.py", 'context.record(outcome["metrics"])', "pass", AS_AFTER_ONE_PROCESS),
+    Mutation("runtime/standalone.py", 'torch.device("cpu"), trainer)', 'torch.device("cpu"))', AS_AFTER_ONE_PROCESS),
+    Mutation("runtime/standalone.py", 'outcome.get("hparams")', "None", AS_AFTER_ONE_PROCESS),
+    Mutation("runtime/standalone.py", 'context.record(outcome["metrics"])', "pass", AS_AFTER_ONE_PROCESS),
     Mutation(
         "trainer.py",
         "except Exception as error:",
