@@ -247,13 +247,20 @@ class Model(Hooks, abc.ABC):
         """Move a network to the device, compile it (`compile=True`), and span it over the processes.
 
         Call it in `setup` on every rank, before the network's optimizer is made. With several processes and
-        `strategy="ddp"` the result is a DistributedDataParallel that has the attributes of the network; with "fsdp" it
-        is the same network, sharded by FSDP2. A single process gets the network itself.
+        `strategy="ddp"` the result is a DistributedDataParallel that has the attributes of the network; with "fsdp" and
+        "hsdp" it is the same network, sharded by FSDP2. A single process gets the network itself.
+
+        A network made under `torch.device("meta")` is initialized here, by the method `reset_parameters` of each module
+        that has parameters or buffers of its own. Under "fsdp" and "hsdp" it never exists as a whole.
 
         Args:
             net: a network with the same initial weights on every rank, as `setup` makes it (all ranks are seeded
-                alike).
-            blocks: for "fsdp", types of submodules (a transformer's layers) that are sharded one by one.
+                alike), or on the meta device.
+            blocks: types of submodules (a transformer's layers) that are sharded, compiled and recomputed
+                (`checkpoint_activations=True`) one by one.
+
+        Raises:
+            ValueError: a module on the meta device has no `reset_parameters`, or one that leaves a tensor unfilled.
         """
         return cast(Net, self._context.parallel.wrap(net, blocks))
 

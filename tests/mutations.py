@@ -86,6 +86,9 @@ SIGTERM = LAUNCH + "test_a_sigterm_to_the_parent_or_to_one_rank_saves_and_ends_a
 DISTRIBUTED = "runtime/test_distributed.py::"
 LIKE_ONE = DISTRIBUTED + "test_two_processes_do_what_one_does_with_the_double_batch"
 ITS_OWN_GENERATORS = DISTRIBUTED + "test_each_rank_gets_its_generators_back_and_validation_is_inert"
+SHARDED = "runtime/test_sharded_networks.py::"
+ON_META = SHARDED + "test_a_network_made_on_the_meta_device_has_the_same_initial_values"
+RECOMPUTED = SHARDED + "test_recomputed_activations_do_not_change_one_bit"
 PRECISION = "runtime/test_precision.py::"
 TWO_OPTIMIZERS = PRECISION + "test_fp16_with_two_optimizers_under_accumulation_is_the_loop_by_hand"
 NORMS = PRECISION + "test_norms_are_those_of_a_loop_by_hand"
@@ -934,6 +937,55 @@ MUTATIONS = [
         "if not is_restored}",
         "}",
         DISTRIBUTED + "test_ranks_that_a_checkpoint_does_not_have_need_not_have_logged_what_it_restores",
+    ),
+    # Sharded networks.
+    Mutation(
+        "runtime/parallel.py",
+        "module.set_reshard_after_forward(True, recurse=False)",
+        "module.set_reshard_after_forward(False, recurse=False)",
+        SHARDED + "test_an_evaluation_gathers_one_block_at_a_time_though_ranks_have_different_numbers_of_batches",
+    ),
+    Mutation("runtime/fsdp.py", "if module is net or module in blocks:", "if module is net:", ON_META),
+    Mutation("runtime/initialization.py", "tensor.copy_(values)", "pass", ON_META),
+    Mutation(
+        "runtime/initialization.py",
+        "new.fill_(torch.nan)",
+        "new.zero_()",
+        SHARDED + "test_a_module_on_the_meta_device_that_cannot_be_filled_is_an_error_that_names_it",
+    ),
+    Mutation(
+        "runtime/fsdp.py",
+        "param_dtype=torch.bfloat16, ",
+        "",
+        SHARDED + "test_a_sharded_network_is_gathered_in_bf16_and_keeps_its_weights_in_fp32",
+    ),
+    Mutation(
+        "runtime/fsdp.py",
+        "reduce_dtype=torch.float32",
+        "reduce_dtype=torch.bfloat16",
+        SHARDED + "test_gradients_are_reduced_in_fp32_under_bf16",
+    ),
+    Mutation(
+        "runtime/parallel.py",
+        "net.set_requires_gradient_sync(value)",
+        "pass",
+        SHARDED + "test_a_sharded_network_reduces_gradients_once_per_accumulation_window",
+    ),
+    Mutation(
+        "runtime/recomputation.py", "use_reentrant=False", "use_reentrant=False, preserve_rng_state=False", RECOMPUTED
+    ),
+    Mutation("runtime/parallel.py", "checkpoint_activations(block)", "pass", RECOMPUTED),
+    Mutation(
+        "runtime/recomputation.py",
+        "forward = functools.partial(_forward, block)",
+        "forward = lambda *args: _forward(block, *args)",
+        SHARDED + "test_a_copy_of_a_block_with_recomputed_activations_computes_with_its_own_weights",
+    ),
+    Mutation(
+        "runtime/parallel.py",
+        'is_hybrid=self._strategy == "hsdp"',
+        "is_hybrid=False",
+        SHARDED + "test_shards_of_each_of_two_machines_are_replicated_and_do_what_one_process_does",
     ),
     # From a loss to an update.
     Mutation("runtime/precision.py", "self._report_gradients(optimizer, parameters, norm)", "pass", NORMS),

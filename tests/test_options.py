@@ -27,6 +27,7 @@ FLAGS = [
     "fast_dev_run",
     "allow_changed_hparams",
     "compile",
+    "checkpoint_activations",
     "check_finite",
     "async_save",
     "progress",
@@ -145,7 +146,7 @@ EDGES = [
     *((name, value) for name in OPTIONAL_NUMBERS for value in (None, 1, 1e-6)),
     *(("accelerator", value) for value in ("auto", "cpu", "cuda", "mps")),
     *(("devices", value) for value in (1, 8, [0], [2, 0], "auto")),
-    *(("strategy", value) for value in ("ddp", "fsdp")),
+    *(("strategy", value) for value in ("ddp", "fsdp", "hsdp")),
     ("max_restarts", 3),
     *(("precision", value) for value in ("fp32", "bf16", "fp16")),
     *(("log_level", value) for value in ("quiet", "normal", "verbose")),
@@ -248,6 +249,7 @@ def test_an_extreme_value_is_refused_at_once_or_a_run_works_with_it(name, tmp_pa
             "init_from": value is not None,
             "accelerator": False,
             "devices": value != 1,  # No processes are started here.
+            "checkpoint_activations": value is True,  # The network has no blocks.
         }
         if not decided_later.get(name, False):
             result = trainer.fit(Tiny(), data())
@@ -364,6 +366,7 @@ def test_config_has_every_option_with_its_default():
         "max_restarts": 0,
         "precision": "fp32",
         "compile": False,
+        "checkpoint_activations": False,
         "accumulation_steps": 1,
         "clip_norm": None,
         "check_finite": True,

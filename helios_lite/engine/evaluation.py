@@ -53,8 +53,10 @@ class Evaluator:
             model.eval()
             session.hooks.call(f"{name}_start", *arguments)
             is_idle = self._run_batches(phase, loaders, limit, metrics)
+            context.parallel.finish_forward()  # What a hook sends between ranks needs all of them.
             context.begin_phase(phase, metrics)
             session.hooks.call(f"{name}_end", *arguments)
+            context.parallel.finish_forward()
             for score_name, score in (model._test_scores if testing else model._val_scores).items():
                 metrics.update(f"{phase}/{score_name}", score, 1)
             values = metrics.compute(session.world, is_idle=is_idle).values
@@ -97,7 +99,7 @@ def _evaluation_mode(session: Session) -> Iterator[None]:
     modes = [(module, module.training) for net in networks(model) for module in net.modules()]
     # no_grad and not inference_mode: a buffer that is made here (a cache of positions) must be usable in training.
     # cuDNN would measure its algorithms again for every new shape of a batch, and results would depend on the choice.
-    with rng.fork_rng(session.device), torch.no_grad(), context.parallel.local_forward(), cudnn_benchmark(False):
+    with rng.fork_rng(session.device), torch.no_grad(), context.parallel.uneven_forward(), cudnn_benchmark(False):
         rng.seed_all(rng.derive_seed(session.options.seed), session.device)  # Every validation gets the same numbers.
         yield
     model.train()

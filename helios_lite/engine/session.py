@@ -131,7 +131,14 @@ class Session:
         options = self.options
         return RunContext(
             Precision(options.precision, self.device, options.clip_norm, self.world),
-            ParallelStrategy(self.device, self.world, options.strategy, options.compile),
+            ParallelStrategy(
+                self.device,
+                self.world,
+                options.strategy,
+                options.precision,
+                options.compile,
+                options.checkpoint_activations,
+            ),
             DeviceMover(self.device),
             trainer=options,
         )

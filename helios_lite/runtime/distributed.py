@@ -30,11 +30,13 @@ class World:
         rank: the global rank, from 0; rank 0 prints and writes.
         local_rank: the rank on this machine, from 0.
         size: the number of processes on all machines.
+        local_size: the number of processes on this machine.
     """
 
     rank: int = 0
     local_rank: int = 0
     size: int = 1
+    local_size: int = 1
 
     @property
     def is_main(self) -> bool:
@@ -96,7 +98,9 @@ def join_world(device_type: str) -> World:
         backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
         atexit.register(_destroy_process_group)
-    return World(dist.get_rank(), int(os.environ.get("LOCAL_RANK", "0")), dist.get_world_size())
+    size = dist.get_world_size()
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    return World(dist.get_rank(), int(os.environ.get("LOCAL_RANK", "0")), size, local_size)
 
 
 def _destroy_process_group() -> None:

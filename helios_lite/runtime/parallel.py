@@ -14,6 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from helios_lite.runtime import sharding
 from helios_lite.runtime.distributed import World
+from helios_lite.runtime.forward_turns import ForwardTurns
+from helios_lite.runtime.fsdp import make_mesh, reshard, shard, sharded_modules
+from helios_lite.runtime.initialization import initialize
+from helios_lite.runtime.recomputation import checkpoint_activations
 
 
 class ParallelStrategy:
@@ -25,43 +29,60 @@ class ParallelStrategy:
     Args:
         device: the device of this process.
         world: the processes.
-        strategy: "ddp" or "fsdp"; without effect for a single process.
-        compile: compile networks in place.
+        strategy: "ddp", "fsdp" or "hsdp"; without effect for a single process.
+        precision: the trainer's precision, which decides the data type in which "fsdp" and "hsdp" gather parameters.
+        compile: compile networks in place, block by block if they have blocks.
+        checkpoint_activations: recompute the activations of blocks in the backward pass.
     """
 
-    def __init__(self, device: torch.device, world: World, strategy: str = "ddp", compile: bool = False) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        world: World,
+        strategy: str = "ddp",
+        precision: str = "fp32",
+        compile: bool = False,
+        checkpoint_activations: bool = False,
+    ) -> None:
         self.device, self.world = device, world
-        self._strategy, self._compile = strategy, compile
+        self._strategy, self._precision = strategy, precision
+        self._compile, self._checkpoint_activations = compile, checkpoint_activations
+        self._has_blocks = False  # Any network.
         self._syncs_gradients = True
         self._replicated: list[_Replicated] = []
         self._sharded: list[Any] = []  # Root modules; each is an FSDPModule.
+        self._turns: ForwardTurns | None = None
 
-    def wrap(self, net: nn.Module, blocks: tuple[type[nn.Module], ...]) -> nn.Module:
+    def wrap(self, net: nn.Module, block_types: tuple[type[nn.Module], ...]) -> nn.Module:
         """Return the network ready for training. Call on every rank, in the same order.
 
         Args:
-            net: initialized alike on every rank.
-            blocks: types of submodules that FSDP shards one by one, besides the network itself.
+            net: initialized alike on every rank, or made under `torch.device("meta")` and initialized here.
+            block_types: types of submodules that are sharded, compiled and recomputed one by one.
         """
-        net = net.to(self.device)
+        blocks = [module for module in net.modules() if isinstance(module, block_types)]
+        self._has_blocks |= len(blocks) > 0
+        if self._checkpoint_activations:
+            for block in blocks:
+                checkpoint_activations(block)
         if self._compile:
-            net.compile()
-        if self.world.size == 1 or not any(p.requires_grad for p in net.parameters()):
-            return net
-        if self._strategy == "ddp":
-            replicated = _Replicated(net, device_ids=[self.device.index] if self.device.type == "cuda" else None)
-            self._replicated.append(replicated)
-            return replicated
-        from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
-
-        mesh = init_device_mesh(self.device.type, (self.world.size,))
-        for module in reversed(list(net.modules())):
-            if module is net or (blocks and isinstance(module, blocks)):
-                fully_shard(module, mesh=mesh)
+            for part in blocks or [net]:
+                part.compile()
+        is_local = self.world.size == 1 or not any(p.requires_grad for p in net.parameters())
+        if is_local or self._strategy == "ddp":
+            initialize(net, self.device)
+            net = net.to(self.device)
+            return net if is_local else self._replicate(net)
+        mesh = make_mesh(self.device, self.world, is_hybrid=self._strategy == "hsdp")
+        shard(net, blocks, mesh, self.device, self._precision)
         sharding.use_full_tensors_in_network(net)
         self._sharded.append(net)
         return net
+
+    def _replicate(self, net: nn.Module) -> nn.Module:
+        replicated = _Replicated(net, device_ids=[self.device.index] if self.device.type == "cuda" else None)
+        self._replicated.append(replicated)
+        return replicated
 
     def check_wrapped(self, parts: Sequence[tuple[str, Any]]) -> None:
         """Check what a model consists of after its `setup`, and let optimizers of sharded networks save full tensors.
@@ -71,8 +92,14 @@ class ParallelStrategy:
 
         Raises:
             ValueError: an optimizer trains a network that was not wrapped. With several processes each would train a
-                different network without notice. The message names the attribute.
+                different network without notice. The message names the attribute. Or activations are to be
+                recomputed, and no network has blocks.
         """
+        if self._checkpoint_activations and not self._has_blocks:
+            raise ValueError(
+                "checkpoint_activations=True: no network has blocks; pass the types of its layers to "
+                "parallelize(net, blocks=(...,))"
+            )
         if self.world.size == 1:
             return
         wrapped = {id(p) for net in [*self._replicated, *self._sharded] for p in net.parameters()}
@@ -89,12 +116,8 @@ class ParallelStrategy:
 
     def reshard(self) -> None:
         """Free the full parameters that a forward pass without a backward pass has left in sharded networks."""
-        for module in self._sharded_modules():
-            module.reshard()
-
-    def _sharded_modules(self) -> list[Any]:
-        """Return the modules that FSDP shards one by one: the blocks and the roots."""
-        return [module for net in self._sharded for module in net.modules() if hasattr(module, "unshard")]
+        for net in self._sharded:
+            reshard(net)
 
     def set_requires_gradient_sync(self, value: bool) -> None:
         """Set whether the next forward and backward pass reduces gradients over the ranks."""
@@ -106,32 +129,48 @@ class ParallelStrategy:
                 net.set_requires_gradient_sync(value)
 
     @contextlib.contextmanager
-    def local_forward(self) -> Iterator[None]:
-        """A context in which forward passes do not communicate, so that ranks may have different numbers of batches.
+    def uneven_forward(self) -> Iterator[None]:
+        """A context of an evaluation, in which ranks may run different numbers of forward passes.
 
-        Call on every rank. Buffers (running statistics of batch norm) are set to those of rank 0, as DDP would do in
-        the next training step.
+        Call on every rank. Replicas do not communicate; sharded networks do, as `ForwardTurns` describes. Buffers of
+        replicas (running statistics of batch norm) are set to those of rank 0, as DDP would do in the next training
+        step.
         """
-        shards = self._sharded_modules()
         with contextlib.ExitStack() as stack:
             for replicated in self._replicated:
                 for buffer in replicated.module.buffers():
                     dist.broadcast(buffer, src=0)
                 stack.enter_context(replicated.local_forward())
+            if self._sharded:
+                stack.enter_context(self._turns_of_forward())
+            yield
+
+    @contextlib.contextmanager
+    def _turns_of_forward(self) -> Iterator[None]:
+        shards = [module for net in self._sharded for module in sharded_modules(net)]
+        for module in shards:
+            module.reshard()
+            module.set_reshard_after_forward(True, recurse=False)
+        self._turns = ForwardTurns(shards, self.world)
+        self._turns.start()
+        try:
+            yield
+        finally:
+            self._turns.stop()
+            self._turns = None
             for module in shards:
-                module.set_reshard_after_forward(False, recurse=False)
-                module.unshard()
-            try:
-                yield
-            finally:
-                for module in shards:
-                    module.reshard()
-                    module.set_reshard_after_forward(module not in self._sharded, recurse=False)
-                    # FSDP notes the order of forward passes until the next backward pass, which gathers parameters
-                    # ahead in the order it finds: after an evaluation a rank without a batch would gather others than
-                    # the rest. Only a root that has run has notes, and no public name says which module that is.
-                    if module._get_fsdp_state()._is_root:
-                        module.reset_iter_state()
+                module.reshard()
+                module.set_reshard_after_forward(module not in self._sharded, recurse=False)
+                # FSDP notes the order of forward passes until the next backward pass, which gathers parameters ahead
+                # in the order it finds: after an evaluation a rank without a batch would gather others than the rest.
+                # Only a root that has run has notes, and no public name says which module that is.
+                if module._get_fsdp_state()._is_root:
+                    module.reset_iter_state()
+
+    def finish_forward(self) -> None:
+        """Wait in an evaluation until no rank runs a forward pass before it comes here. Call on every rank."""
+        if self._turns is not None:
+            self._turns.finish()
 
 
 class _Replicated(DistributedDataParallel):

@@ -1,0 +1,84 @@
+"""Forward passes of sharded networks on ranks that do not run the same number of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from helios_lite.runtime.distributed import World
+
+
+class ForwardTurns:
+    """Lets ranks that share sharded networks run different forward passes, with one gathered block at a time.
+
+    FSDP2 gathers the parameters of a block from all ranks whenever it runs, so all ranks must run the same blocks in
+    the same order. In an evaluation they do not: one rank has a batch more than another, or generates a longer text.
+    While this object is active, the ranks agree on each gather before it happens. A rank about to run a block requests
+    it, and the request of the lowest rank is served first: all ranks gather this block, those that did not ask for it
+    free it at once, and ranks that asked for the same block run it together. A rank without a batch serves the others
+    in `finish`. Hooks and steps of the user therefore run for real batches only.
+
+    An agreement is an all-reduce of one integer on the CPU: two gloo processes on one machine need about 0.1 ms for it.
+    There are two other ways. Gathering the whole networks before the evaluation needs no agreements, but as much memory
+    as with one process. Padding with forward passes of which the result is dropped needs fewer, but also calls
+    `valid_step` for batches that do not count, which a metric that it updates by itself cannot know.
+
+    Args:
+        modules: all sharded modules, in the same order on every rank.
+        world: the ranks.
+    """
+
+    def __init__(self, modules: Sequence[Any], world: World) -> None:
+        self._modules, self._world = modules, world
+        self._index = {module: index for index, module in enumerate(modules)}
+        self._running: set[nn.Module] = set()
+        self._handles: list[Any] = []
+
+    def start(self) -> None:
+        """Agree on gathers from now on. Call on every rank, while no network is gathered."""
+        for module in self._modules:
+            # Before and after the hooks by which FSDP gathers and frees the parameters.
+            self._handles.append(module.register_forward_pre_hook(self._before_forward, prepend=True))
+            self._handles.append(module.register_forward_hook(self._after_forward))
+
+    def finish(self) -> None:
+        """Gather what other ranks request, until all ranks have come here. Call on every rank."""
+        nothing = self._world.size * len(self._modules)
+        while (request := self._exchange(nothing)) != nothing:
+            self._help(request % len(self._modules))
+
+    def stop(self) -> None:
+        """Gather without agreements from now on. It does not communicate, so it may follow an error."""
+        while self._handles:
+            self._handles.pop().remove()
+        self._running.clear()
+
+    def _before_forward(self, module: nn.Module, arguments: Any) -> None:
+        index = self._index[module]
+        mine = self._world.rank * len(self._modules) + index
+        while (request := self._exchange(mine) % len(self._modules)) != index:
+            self._help(request)
+        self._running.add(module)
+
+    def _after_forward(self, module: nn.Module, arguments: Any, output: Any) -> None:
+        self._running.discard(module)
+
+    def _exchange(self, request: int) -> int:
+        """Return the smallest request of all ranks: rank * number of modules + index of the module."""
+        smallest = torch.tensor(request)
+        dist.all_reduce(smallest, dist.ReduceOp.MIN)
+        return int(smallest)
+
+    def _help(self, index: int) -> None:
+        """Take part in gathering a module for another rank."""
+        module = self._modules[index]
+        is_running = module in self._running
+        if is_running:  # This rank has gathered it already, but must take part: it gathers it anew, in the same memory.
+            module.reshard()
+        module.unshard()
+        if not is_running:
+            module.reshard()
