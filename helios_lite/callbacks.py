@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from helios_lite.data import DataModule
 from helios_lite.hooks import Hooks
 from helios_lite.model import Model
+from helios_lite.runtime.fsdp import is_sharded, reshard, shards_of
 from helios_lite.runtime.parallel import unwrap_model
+from helios_lite.runtime.sharding import is_dtensor, use_full_tensors_in_network
 from helios_lite.state import TrainingState
 
 
@@ -66,14 +68,12 @@ class EMA(Callback):
     Based on `torch.optim.swa_utils.AveragedModel`. Training continues with the weights themselves, which are not
     changed. The average begins with the weights after the first update; before it, evaluations use the weights. The
     average is in the `callbacks` part of checkpoints, and a test and `Model.load_from_checkpoint` give the network its
-    average, with which it was validated. `averaged.module` is a network that has it. Runs on every rank.
+    average, with which it was validated. `averaged.module` is a copy of the network that has it. Of a sharded network
+    every rank averages its own shards, and `averaged.module` has no forward pass. Runs on every rank.
 
     Args:
         decay: the factor of the average at an update; the weights have the factor 1 - decay.
         name: the model's attribute that holds the network.
-
-    Raises:
-        ValueError: the network is sharded (`strategy="fsdp"`).
     """
 
     averaged: Any = None
@@ -83,26 +83,32 @@ class EMA(Callback):
             raise ValueError(f"decay={decay!r}: must be at least 0 and below 1")
         self.decay, self.name = decay, name
         self._step = 0
+        self._is_sharded = False
 
     def setup(self, fast_init: bool = False) -> None:
         """Copy the network. A test after a training in the same process keeps the average."""
         from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
         net = self._net()
-        if any(hasattr(module, "unshard") for module in net.modules()):
-            raise ValueError("EMA: does not work with strategy='fsdp'")
         if fast_init and self.averaged is not None:
             self.averaged.to(self.model.device)
-        else:
-            average = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
-            self.averaged = AveragedModel(net, multi_avg_fn=average, use_buffers=True)
-            self._step = 0
+            return
+        average = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
+        self._is_sharded = is_sharded(net)
+        source = shards_of(net) if self._is_sharded else net
+        self.averaged = AveragedModel(source, multi_avg_fn=average, use_buffers=True)
+        if self._is_sharded:
+            use_full_tensors_in_network(self.averaged.module)
+        self._step = 0
 
     def on_training_batch_end(self, state: TrainingState, should_log: bool = False) -> None:
         """Update the average, if the optimizer has made an update."""
         if state.step != self._step:
             self._step = state.step
-            self.averaged.update_parameters(self._net())
+            net = self._net()
+            if self._is_sharded:
+                reshard(net)
+            self.averaged.update_parameters(net)
 
     def on_validation_start(self, validation_cycle: int) -> None:
         """Put the average in place of the weights."""
@@ -146,7 +152,12 @@ class EMA(Callback):
         net, average = self._net(), self.averaged.module
         pairs = zip([*net.parameters(), *net.buffers()], [*average.parameters(), *average.buffers()], strict=True)
         for mine, averaged in pairs:
-            mine.data, averaged.data = averaged.data, mine.data
+            if is_dtensor(mine):  # FSDP gathers from the memory of the shard that it has made, so the values move.
+                kept = mine.detach().clone()
+                mine.copy_(averaged)
+                averaged.copy_(kept)
+            else:
+                mine.data, averaged.data = averaged.data, mine.data
 
 
 class ActivationStatistics(Callback):

@@ -98,6 +98,9 @@ CALLBACKS = "test_callbacks.py::"
 AVERAGE = CALLBACKS + "test_validations_and_tests_use_the_average_and_training_does_not_notice"
 PERIODS = CALLBACKS + "test_periods_limit_the_hooks_of_steps_and_epochs_with_the_same_calls_after_a_resume"
 JUDGED = CALLBACKS + "test_the_best_checkpoint_gives_the_average_that_was_validated"
+AVERAGE_OF_SHARDS = (
+    SHARDED + "test_an_average_of_a_sharded_network_is_that_of_its_full_weights_and_resumes_with_the_same_bits"
+)
 DOCS = "test_docs.py::"
 SCHEDULES = "test_schedules.py::"
 SAMPLERS = "test_samplers.py::"
@@ -987,6 +990,8 @@ MUTATIONS = [
         "is_hybrid=False",
         SHARDED + "test_shards_of_each_of_two_machines_are_replicated_and_do_what_one_process_does",
     ),
+    Mutation("callbacks.py", "if is_dtensor(mine):", "if False:", AVERAGE_OF_SHARDS),
+    Mutation("callbacks.py", "                reshard(net)", "                pass", AVERAGE_OF_SHARDS),
     # From a loss to an update.
     Mutation("runtime/precision.py", "self._report_gradients(optimizer, parameters, norm)", "pass", NORMS),
     Mutation(

@@ -126,11 +126,6 @@ def test_an_average_in_the_layout_of_earlier_files_goes_on(tmp_path: Path) -> No
     assert same(*ends)
 
 
-def test_an_average_of_a_sharded_network_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"^EMA: does not work with strategy='fsdp'"):
-        quiet(max_epochs=1, devices=2, accelerator="cpu", strategy="fsdp", callbacks=[EMA()]).fit(Tiny(), data())
-
-
 @pytest.mark.parametrize("decay", [-0.1, 1, 2])
 def test_a_wrong_decay_is_an_error(decay: float) -> None:
     with pytest.raises(ValueError, match=f"^decay={decay}"):

@@ -75,7 +75,35 @@ def sharded_modules(net: nn.Module) -> list[Any]:
     return [module for module in net.modules() if hasattr(module, "unshard")]
 
 
+def is_sharded(net: nn.Module) -> bool:
+    """Return whether FSDP2 shards a network or a part of it."""
+    return len(sharded_modules(net)) > 0
+
+
 def reshard(net: nn.Module) -> None:
     """Free the full parameters that a forward pass without a backward pass has left in a network."""
     for module in sharded_modules(net):
         module.reshard()
+
+
+def shards_of(net: nn.Module) -> nn.Module:
+    """Return a module that has the parameters and buffers of a network under the same names, and no forward pass.
+
+    It can be copied, which FSDP2 does not allow for the network itself. Parameters are DTensors, of which each rank has
+    its shard; the tensors are those of the network, not copies.
+    """
+    reshard(net)
+    known: dict[nn.Module, nn.Module] = {}
+
+    def visit(module: nn.Module) -> nn.Module:
+        if module not in known:
+            part = known[module] = nn.Module()
+            for name, parameter in module._parameters.items():
+                part.register_parameter(name, parameter)
+            for name, buffer in module._buffers.items():
+                part.register_buffer(name, buffer, persistent=name not in module._non_persistent_buffers_set)
+            for name, child in module._modules.items():
+                part.add_module(name, None if child is None else visit(child))
+        return known[module]
+
+    return visit(net)

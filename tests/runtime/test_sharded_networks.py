@@ -20,6 +20,7 @@ from hybrid import STEPS
 from torch import Tensor, nn
 
 from helios_lite import DataModule, Model, Split
+from helios_lite.callbacks import EMA
 from helios_lite.runtime.distributed import World
 from helios_lite.runtime.parallel import unwrap_model
 from helios_lite.runtime.sharding import full_tensor, is_dtensor
@@ -336,6 +337,59 @@ def test_recomputed_activations_need_blocks() -> None:
 
     with pytest.raises(ValueError, match=r"^checkpoint_activations=True: no network has blocks; pass the types"):
         fit(NoBlocks(), checkpoint_activations=True)
+
+
+# Averaged weights.
+
+
+class ByHand(Deep):
+    """Averages its full weights by hand, and notes those with which it evaluates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.average: dict[str, Tensor] = {}
+
+    def full(self) -> dict[str, Tensor]:
+        return {name: full_tensor(p.detach()).clone() for name, p in self.net.named_parameters()}
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        super().train_step(batch, state)
+        self.average = self.average or self.full()
+        for name, value in self.full().items():
+            self.average[name].lerp_(value, 0.25)
+        with torch.no_grad():  # Leaves the root gathered, which EMA must not notice.
+            self.net(batch[1])
+
+    def on_validation_end(self, validation_cycle: int) -> None:
+        self.evaluated = self.full()
+
+
+@scenario(ranks=2)
+def averages_of_shards(root: Path, world: World) -> Any:
+    """The averages at the end of a training and of one in two parts; what the first has noted, and its weights."""
+    found = []
+    for folder, stops in (("whole", (8,)), ("parts", (3, 8))):
+        for steps in stops:
+            model, ema = ByHand(), EMA(decay=0.75)
+            options: dict[str, Any] = {"max_epochs": None, "max_steps": steps, "root": root / folder}
+            fit(model, valid=4, callbacks=[ema], valid_every_steps=4, valid_every_epochs=None, **options)
+        found.append((ema.state_dict(), model.average, model.evaluated, weights(model)))
+    numbers = [sum(p.to_local().numel() for p in net.parameters()) for net in (ema.averaged.module, model.net)]
+    other = ByHand()
+    fit(other, max_epochs=None, max_steps=8)
+    return *found, numbers, weights(other)
+
+
+def test_an_average_of_a_sharded_network_is_that_of_its_full_weights_and_resumes_with_the_same_bits(
+    result: Results,
+) -> None:
+    (state, by_hand, evaluated, final), (resumed, *_), (averaged, shards), other = result(averages_of_shards, ranks=2)
+    assert averaged == shards < sum(p.numel() for p in Stack().parameters())
+    assert same(state, resumed)
+    average = {name.removeprefix("module."): value for name, value in state["averaged"].items() if name != "n_averaged"}
+    assert same(average, by_hand)
+    assert same(average, evaluated)
+    assert same(final, other)
 
 
 # Machines.
