@@ -40,10 +40,13 @@ class ForwardTurns:
 
     def start(self) -> None:
         """Agree on gathers from now on. Call on every rank, while no network is gathered."""
+        # A compiled module calls its hooks from its graph, which cannot hold an agreement. FSDP leaves its own out too.
+        before = torch.compiler.disable(self._before_forward)  # type: ignore[no-untyped-call]
+        after = torch.compiler.disable(self._after_forward)  # type: ignore[no-untyped-call]
         for module in self._modules:
             # Before and after the hooks by which FSDP gathers and frees the parameters.
-            self._handles.append(module.register_forward_pre_hook(self._before_forward, prepend=True))
-            self._handles.append(module.register_forward_hook(self._after_forward))
+            self._handles.append(module.register_forward_pre_hook(before, prepend=True))
+            self._handles.append(module.register_forward_hook(after))
 
     def finish(self) -> None:
         """Gather what other ranks request, until all ranks have come here. Call on every rank."""

@@ -909,7 +909,12 @@ def test_a_signal_that_comes_during_an_exchange_is_not_lost(result: Results) -> 
 
 
 class Measured(Plain):
-    """Ends every step with a forward pass without gradients."""
+    """Ends every step with a forward pass without gradients. Its network has no blocks, so that it stays gathered."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.net = self.parallelize(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)))
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=0.01)
+        self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, 0.9)
 
     def train_step(self, batch: Any, state: Any) -> None:
         super().train_step(batch, state)
@@ -919,9 +924,8 @@ class Measured(Plain):
 
 @scenario(ranks=2)
 def sharded_network_after_a_forward_pass(root: Path, world: World) -> int:
-    return (
-        quiet(max_epochs=2, strategy="fsdp", root=root / "measured").fit(Measured(), data(16, batch_size=4)).state.step
-    )
+    trainer = quiet(max_epochs=2, strategy="fsdp", root=root / "measured", save_every_steps=1)
+    return trainer.fit(Measured(), data(16, batch_size=4)).state.step
 
 
 def test_a_sharded_network_is_saved_after_a_forward_pass_without_a_backward_pass(result: Results) -> None:

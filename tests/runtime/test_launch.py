@@ -388,11 +388,13 @@ def test_torchrun_on_one_machine_with_a_restart_and_on_two_does_the_same(
 # Beside it.
 
 
-def test_a_compiled_network_learns_the_same_and_its_checkpoint_needs_no_compiler(tmp_path: Path) -> None:
+def test_a_network_compiled_by_blocks_learns_the_same_and_its_checkpoint_needs_no_compiler(tmp_path: Path) -> None:
     found = []
     for compiled in (False, True):
         model = Plain()
         result = trainer(tmp_path / str(compiled), max_steps=11, log_every_steps=1, compile=compiled).fit(model, data())
+        assert [module._compiled_call_impl is not None for module in model.net] == [compiled, False, compiled]
+        assert model.net._compiled_call_impl is None
         rows = (tmp_path / str(compiled) / "plain/metrics.jsonl").read_text().splitlines()
         found.append([json.loads(row)["train/loss"] for row in rows])
         assert result.last_checkpoint is not None
