@@ -17,6 +17,7 @@ NAMES = (
     "import_time",
     "ddp",
     "validation_memory",
+    "sharded_validation",
 )
 
 HEAD = """# Results

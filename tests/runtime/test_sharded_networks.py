@@ -1,6 +1,7 @@
 """Networks sharded by two real gloo processes: what a rank holds, and that it computes what one process does."""
 
 import copy
+import dataclasses
 import os
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from helios_lite import DataModule, Model, Split
 from helios_lite.callbacks import EMA
 from helios_lite.runtime.distributed import World
+from helios_lite.runtime.fsdp import make_mesh
 from helios_lite.runtime.parallel import unwrap_model
 from helios_lite.runtime.sharding import full_tensor, is_dtensor
 
@@ -393,6 +395,20 @@ def test_an_average_of_a_sharded_network_is_that_of_its_full_weights_and_resumes
 
 
 # Machines.
+
+
+@scenario(ranks=2)
+def mesh_of_machines_of_different_sizes(root: Path, world: World) -> str:
+    try:
+        make_mesh(torch.device("cpu"), dataclasses.replace(world, local_size=3 + world.rank), is_hybrid=True)
+    except ValueError as error:
+        return str(error)
+    return "none"
+
+
+def test_machines_with_different_numbers_of_processes_are_an_error(result: Results) -> None:
+    message = result(mesh_of_machines_of_different_sizes, ranks=2)
+    assert message.startswith("strategy='hsdp' needs the same number of processes on every machine")
 
 
 def test_shards_of_each_of_two_machines_are_replicated_and_do_what_one_process_does(tmp_path: Path) -> None:
