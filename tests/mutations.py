@@ -237,8 +237,8 @@ MUTATIONS = [
     # Evaluations.
     Mutation(
         "engine/evaluation.py",
-        "local_forward(), cudnn_benchmark(False)",
-        "local_forward()",
+        "uneven_forward(), cudnn_benchmark(False)",
+        "uneven_forward()",
         TRAINING + "test_cudnn_measures_in_training_and_not_in_evaluations",
     ),
     Mutation(
