@@ -16,7 +16,7 @@ from helios_lite.hooks import Hooks
 from helios_lite.model import Model
 from helios_lite.runtime.fsdp import is_sharded, reshard, shards_of
 from helios_lite.runtime.parallel import unwrap_model
-from helios_lite.runtime.sharding import is_dtensor, use_full_tensors_in_network
+from helios_lite.runtime.sharding import is_dtensor, load_any_placement
 from helios_lite.state import TrainingState
 
 
@@ -98,7 +98,7 @@ class EMA(Callback):
         source = shards_of(net) if self._is_sharded else net
         self.averaged = AveragedModel(source, multi_avg_fn=average, use_buffers=True)
         if self._is_sharded:
-            use_full_tensors_in_network(self.averaged.module)
+            load_any_placement(self.averaged.module)
         self._step = 0
 
     def on_training_batch_end(self, state: TrainingState, should_log: bool = False) -> None:

@@ -17,6 +17,7 @@ from helios_lite.runtime.context import RunContext
 from helios_lite.runtime.folder_names import LONGEST_SAVE_NAME, check_folder_name
 from helios_lite.runtime.metrics import Reduce
 from helios_lite.runtime.score_tables import ScoreTables, Table
+from helios_lite.runtime.sharding import gathered_to_rank_0
 from helios_lite.runtime.standalone import load_for_inference
 from helios_lite.runtime.stateful import load_parts, networks, stateful_parts
 from helios_lite.runtime.summary import num_parameters, parameter_table
@@ -218,8 +219,16 @@ class Model(Hooks, abc.ABC):
         load_parts(type(self).__name__, dict(stateful_parts(self)), state_dict, networks_only=fast_init)
 
     def trained_state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return the states of the networks by name, for a file of the finished model. Call on every rank."""
-        return {name: part.state_dict() for name, part in stateful_parts(self) if isinstance(part, nn.Module)}
+        """Return the states of the networks by name, for a file of the finished model. Call on every rank.
+
+        The tensors of sharded networks are gathered one by one into CPU memory of rank 0; on the other ranks the states
+        of these networks are empty.
+        """
+        return {
+            name: gathered_to_rank_0(part.state_dict(), self._context.world.is_main)
+            for name, part in stateful_parts(self)
+            if isinstance(part, nn.Module)
+        }
 
     @classmethod
     def load_from_checkpoint(
@@ -230,7 +239,7 @@ class Model(Hooks, abc.ABC):
         A network of which a callback has averaged the weights (`EMA`) gets the average, with which it was validated.
 
         Args:
-            path: a checkpoint file.
+            path: a checkpoint: a file, or the folder of a sharded one.
             device: the device of the networks.
             overrides: constructor arguments that replace or complete the stored ones.
 

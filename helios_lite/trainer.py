@@ -17,11 +17,12 @@ from helios_lite.model import Model
 from helios_lite.object_tables import build
 from helios_lite.options import Options
 from helios_lite.runtime import rng, standalone
-from helios_lite.runtime.checkpoint_files import CheckpointError, read_header, to_serializable
+from helios_lite.runtime.checkpoint_files import CheckpointError
 from helios_lite.runtime.devices import choose_accelerator, choose_devices
 from helios_lite.runtime.distributed import is_launched
 from helios_lite.runtime.launch import launch
 from helios_lite.runtime.rank_process import WorkerInterrupted
+from helios_lite.runtime.read_checkpoint import read_checkpoint, read_checkpoint_header
 from helios_lite.runtime.shadowing import check_no_method_is_hidden
 from helios_lite.runtime.signals import GracefulShutdown
 from helios_lite.state import FitResult
@@ -67,7 +68,7 @@ class Trainer(Options):
             FileNotFoundError, CheckpointError: the file cannot be read, or holds no options.
             TypeError, ValueError: an option is invalid, or callbacks or loggers of the run are not given.
         """
-        config = read_header(Path(path)).get("config")
+        config = read_checkpoint_header(Path(path)).get("config")
         if not isinstance(config, dict):
             raise CheckpointError(f"{path}: holds no options")
         for name in ("callbacks", "loggers"):
@@ -153,7 +154,7 @@ class Trainer(Options):
             single_call(describe_call(task, self, model)),
             tempfile.TemporaryDirectory(prefix="helios_lite-") as folder,
         ):
-            outcome = Path(folder) / "outcome.pth"
+            outcome = Path(folder) / "outcome"
             with failure_reported(self, model, is_training=task == "fit"):
                 result = launch(
                     run_task,
@@ -186,10 +187,10 @@ def run_task(
         datamodule: its data.
         task: "fit", "valid" or "test".
         checkpoint: the checkpoint to evaluate.
-        outcome: in a process that the trainer has launched, the file in which rank 0 leaves what the model has in the
-            end.
+        outcome: in a process that the trainer has launched, the file or folder for what the model has in the end.
     """
     # Imported when a task is run, so that `import helios_lite` stays fast.
+    from helios_lite.engine.checkpointing import write_outcome
     from helios_lite.engine.evaluation import run_evaluation
     from helios_lite.engine.session import describe_call, open_session
     from helios_lite.engine.single_call import single_call
@@ -217,8 +218,7 @@ def run_task(
         content = {"model": model.state_dict(), "metrics": model.metrics}
         if is_training:
             content["hparams"] = model.hparams
-        if model.global_rank == 0:
-            torch.save({name: to_serializable(part, name) for name, part in content.items()}, outcome)
+        write_outcome(content, session, outcome)
     return result
 
 
@@ -226,7 +226,7 @@ def take_over(outcome: Path, task: str, trainer: Trainer, model: Model, datamodu
     """Give the model of this process what that of rank 0 had in the end: its networks, `hparams` and `metrics`.
 
     Args:
-        outcome: the file that `run_task` has left. If the model cannot take it over, a warning has the exception: the
+        outcome: the file or folder that `run_task` has left. If the model cannot take it over, a warning has the exception: the
             run has ended, and its result must not be lost.
         task: "fit", "valid" or "test".
         trainer: the options, which `setup` may use.
@@ -236,7 +236,7 @@ def take_over(outcome: Path, task: str, trainer: Trainer, model: Model, datamodu
     from helios_lite.engine.cleanup import cleanup
 
     try:
-        content = torch.load(outcome, map_location="cpu", weights_only=True)
+        content = read_checkpoint(outcome)
         with rng.fork_rng(torch.device("cpu")), cleanup(datamodule.teardown):
             rng.seed_cpu(trainer.seed)
             datamodule.setup()

@@ -1,31 +1,43 @@
-"""The checkpoints of a run folder: the lock, the manifest, which files are kept, and which one is loaded."""
+"""The checkpoints of a run folder: which are written and kept, and which one is loaded."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import itertools
 import logging
 import math
-import os
-import re
+import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
-
+from helios_lite.engine.folder_lock import folder_lock
 from helios_lite.engine.manifest import Entry, Manifest
 from helios_lite.runtime import checkpoint_files as files
+from helios_lite.runtime.distributed import World
+from helios_lite.runtime.read_checkpoint import read_checkpoint_header
+from helios_lite.runtime.sharding import take_sharded
 from helios_lite.runtime.snapshot import CpuSnapshot
+
+if TYPE_CHECKING:
+    from helios_lite.runtime.sharded_files import ShardWriter
 
 logger = logging.getLogger("helios_lite")
 
-_locked_here: set[Path] = set()  # The operating system's locks exclude other processes only.
-_guard = threading.Lock()  # Of `_locked_here`, for runs in threads.
-_HALF_WRITTEN = re.compile(r"\..+\.\d+\.tmp")
+
+class _Save(NamedTuple):
+    """The next checkpoint.
+
+    Attributes:
+        path: its path.
+        before: the entries of the manifest while it is written, its own included.
+        after: those that are kept after it.
+    """
+
+    path: Path
+    before: list[Entry]
+    after: list[Entry]
 
 
 class CheckpointFolder:
@@ -55,6 +67,8 @@ class CheckpointFolder:
         self._snapshot = CpuSnapshot()
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._shards: ShardWriter | None = None
+        self._unfinished: tuple[_Save, Path] | None = None  # The last sharded checkpoint, and where it is written.
         self._entries: list[Entry] = []
         self._is_open = self._is_locked = False
 
@@ -62,32 +76,22 @@ class CheckpointFolder:
     def locked(self) -> Iterator[None]:
         """A context that keeps other runs out of the folder; it removes half-written files, and `join`s at its end.
 
-        The lock is the operating system's and this process's: it ends with the process, however that ends. It is
-        lockf and not flock, which forked workers would inherit; they may outlive a killed parent for seconds.
-
         Raises:
             RuntimeError: another run holds the lock.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        folder = self.folder.resolve()
-        with _guard:
-            if folder in _locked_here:
-                raise RuntimeError(f"{self.folder}: another run of this process is running here")
-            _locked_here.add(folder)
-        try:
-            with _system_lock(self.folder / ".lock"):
-                self._remove_half_written()
-                self._is_locked = True
-                try:
-                    yield
-                except BaseException:
-                    with contextlib.suppress(Exception):  # The caller must see the error that ended the run.
-                        self.join()
-                    raise
-                self.join()
-        finally:
-            self._is_locked = False
-            _locked_here.discard(folder)
+        with folder_lock(self.folder):
+            files.remove_half_written(self.folder)
+            self._is_locked = True
+            try:
+                yield
+            except BaseException:
+                with contextlib.suppress(Exception):  # The caller must see the error that ended the run.
+                    self.join()
+                raise
+            finally:
+                self._is_locked = False
+            self.join()
 
     def save(
         self,
@@ -118,34 +122,67 @@ class CheckpointFolder:
             TypeError, OSError: as `checkpoint_files.write_file`, also for the previous write in the background.
         """
         self.join()
-        self._open()
-        name = files.file_name(self.save_name, epoch, step, append_metadata)
         content = files.to_serializable(content)
-        before = [entry for entry in self._entries if entry["file"] != name]
-        before.append({"file": name, "epoch": epoch, "step": step, "score": score, "improved": improved})
-        self._entries = before
-        kept = before if self._keep_last < 0 else before[-max(1, self._keep_last) :]
-        kept = kept + self._ranked()[: None if self._keep_best < 0 else self._keep_best]
-        is_here = protect is not None and protect.parent.resolve() == self.folder.resolve()
-        safe = self._manifest.found - {name} | ({protect.name} if protect is not None and is_here else set())
-        self._entries = [entry for entry in before if entry in kept or entry["file"] in safe]
+        plan = self._plan(False, epoch, step, append_metadata, score, improved, protect)
         if self._background:
+            content = self._snapshot.copy(content)
             self._thread = threading.Thread(
-                target=self._write_and_keep_error, args=(self._snapshot.copy(content), name, before, self._entries)
+                target=self._commit_and_keep_error, args=(plan, lambda: files.write_file(content, plan.path))
             )
             self._thread.start()
         else:
-            self._write(content, name, before, self._entries)
-        return self.folder / name
+            self._commit(plan, lambda: files.write_file(content, plan.path))
+        return plan.path
+
+    def save_sharded(self, content: dict[str, Any], world: World, names: Mapping[str, str], **about: Any) -> Path:
+        """Write a checkpoint that holds DTensors as a folder; every rank writes its part. Call on every rank.
+
+        Args:
+            content: the content; of what is not sharded, that of rank 0 is written.
+            world: the ranks; all must see the same folder.
+            names: as in `sharding.take_sharded`.
+            about: the other arguments of `save`, which matter on rank 0 alone.
+
+        Returns:
+            The path of the folder. When written in the background, it is durable after `join`.
+
+        Raises:
+            TypeError, OSError: as `save`; on every rank if one of them cannot write its part.
+        """
+        from helios_lite.runtime.sharded_files import ShardWriter, write_main
+
+        self.join()
+        main, sharded = take_sharded(content, names)
+        path, plan = self.folder, None
+        if world.is_main:
+            main = files.to_serializable(main)
+            main = self._snapshot.copy(main) if self._background else main
+            plan = self._plan(is_sharded=True, **about)
+            path = plan.path
+        path, temporary = world.broadcast((path, files.temporary_folder(path)))
+        self._unfinished = None if plan is None else (plan, temporary)
+
+        def publish() -> None:
+            assert plan is not None
+            write_main(main, temporary)
+            self._commit(plan, lambda: files.publish_folder(temporary, path))
+
+        self._shards = self._shards or ShardWriter(world)
+        with self._undone_on_error():
+            self._shards.write(sharded, temporary, publish, background=self._background)
+        return path
 
     def join(self) -> None:
-        """Wait for the write in the background, and raise its error, if any."""
+        """Wait for the write in the background, and raise its error, if any. Call on every rank."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
         error, self._error = self._error, None
         if error is not None:
             raise error
+        if self._shards is not None:
+            with self._undone_on_error():
+                self._shards.join()
 
     def would_be_kept(self, score: float | None, improved: bool) -> bool:
         """Return whether a checkpoint with that score would be kept as one of the best."""
@@ -188,7 +225,7 @@ class CheckpointFolder:
         """
         for path in files.find(self.folder, self.save_name):
             try:
-                content = files.read_header(path)
+                content = read_checkpoint_header(path)
             except files.NewerFormatError:
                 raise
             except (files.CheckpointError, FileNotFoundError):
@@ -210,8 +247,8 @@ class CheckpointFolder:
         ranked = self._ranked()
         return self.folder / ranked[0]["file"] if ranked else None
 
-    def load(self, choice: str, device: torch.device) -> tuple[Path, dict[str, Any]] | None:
-        """Read the "best" or the "last" checkpoint; return None if there is none.
+    def load(self, choice: str, read: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any]] | None:
+        """Read the "best" or the "last" checkpoint by calling `read`; return None if there is none.
 
         A file that cannot be read is passed over with a warning that names it: the best file for the newest, and the
         newest for the next older one. A file that was renamed, so that its name has other counters than its content,
@@ -227,7 +264,7 @@ class CheckpointFolder:
         renamed = []
         for path in ([] if best is None else [best]) + files.find(self.folder, self.save_name):
             try:
-                content = files.read_file(path, device)
+                content = read(path)
             except files.NewerFormatError:
                 raise
             except (files.CheckpointError, FileNotFoundError) as error:
@@ -238,7 +275,7 @@ class CheckpointFolder:
                 return path, content
             logger.warning("passing over a checkpoint: %s: its name has other counters than its content", path)
             renamed.append(path)
-        return (renamed[0], files.read_file(renamed[0], device)) if renamed else None
+        return (renamed[0], read(renamed[0])) if renamed else None
 
     def _open(self) -> None:
         """Read the manifest, once; when the folder is locked, also put it in order."""
@@ -260,7 +297,7 @@ class CheckpointFolder:
 
     def _is_readable(self, path: Path) -> bool:
         try:
-            if self._is_named_by_content(path, files.read_header(path)):
+            if self._is_named_by_content(path, read_checkpoint_header(path)):
                 return True
             reason = f"{path}: its name has other counters than its content"
         except (files.CheckpointError, FileNotFoundError) as error:
@@ -283,31 +320,67 @@ class CheckpointFolder:
                 f"save_name={self.save_name!r}; choose another run_name or save_name"
             )
 
-    def _remove_half_written(self) -> None:
-        for path in self.folder.glob(".*.tmp"):
-            if _HALF_WRITTEN.fullmatch(path.name) and not path.is_dir():
-                path.unlink(missing_ok=True)
+    def _plan(
+        self,
+        is_sharded: bool,
+        epoch: int,
+        step: int,
+        append_metadata: Callable[[str], str],
+        score: float | None,
+        improved: bool,
+        protect: Path | None,
+    ) -> _Save:
+        """Return the name of the next checkpoint, and the entries that are kept after it."""
+        self._open()
+        name = files.file_name(self.save_name, epoch, step, append_metadata)
+        name = files.folder_name(name) if is_sharded else name
+        before = [entry for entry in self._entries if entry["file"] != name]
+        before.append({"file": name, "epoch": epoch, "step": step, "score": score, "improved": improved})
+        self._entries = before
+        kept = before if self._keep_last < 0 else before[-max(1, self._keep_last) :]
+        kept = kept + self._ranked()[: None if self._keep_best < 0 else self._keep_best]
+        is_here = protect is not None and protect.parent.resolve() == self.folder.resolve()
+        safe = self._manifest.found - {name} | ({protect.name} if protect is not None and is_here else set())
+        self._entries = [entry for entry in before if entry in kept or entry["file"] in safe]
+        return _Save(self.folder / name, before, self._entries)
 
-    def _write(self, content: dict[str, Any], name: str, before: list[Entry], after: list[Entry]) -> None:
+    def _commit(self, save: _Save, write: Callable[[], object]) -> None:
+        """Write a checkpoint by calling `write`, and delete those that are not kept."""
         # The manifest lists the file before it exists: a run that is killed in between must not leave a file behind
         # that no later run deletes.
-        self._manifest.found.discard(name)  # From now on it is a file that this run wrote.
-        self._manifest.write(before)
+        self._manifest.found.discard(save.path.name)  # From now on it is a file that this run wrote.
+        self._manifest.write(save.before)
         try:
-            files.write_file(content, self.folder / name)
+            write()
         except BaseException:
-            self._entries = [entry for entry in before if (self.folder / entry["file"]).exists()]
+            self._forget(save)
             raise
-        for entry in before:
-            if entry not in after:
-                (self.folder / entry["file"]).unlink(missing_ok=True)
-        self._manifest.write(after)
+        for entry in save.before:
+            if entry not in save.after:
+                files.remove(self.folder / entry["file"])
+        self._manifest.write(save.after)
 
-    def _write_and_keep_error(self, *arguments: Any) -> None:
+    def _commit_and_keep_error(self, *arguments: Any) -> None:
         try:
-            self._write(*arguments)
+            self._commit(*arguments)
         except BaseException as error:
             self._error = error
+
+    @contextlib.contextmanager
+    def _undone_on_error(self) -> Iterator[None]:
+        """A context that removes what has been written of a sharded checkpoint if an error leaves it."""
+        try:
+            yield
+        except BaseException:
+            if self._unfinished is not None:
+                save, temporary = self._unfinished
+                shutil.rmtree(temporary, ignore_errors=True)
+                self._forget(save)
+            raise
+
+    def _forget(self, save: _Save) -> None:
+        """Keep the entries of the checkpoints that exist, after one could not be written."""
+        self._entries = [entry for entry in save.before if files.exists(self.folder / entry["file"])]
 
     def _ranked(self) -> list[Entry]:
         """Return the entries that were validated: the last improvement, then the others by score, ties by step."""
@@ -323,28 +396,3 @@ class CheckpointFolder:
 
     def _rank(self, entry: Entry) -> float:
         return math.inf if entry["score"] is None else self._sign * entry["score"]
-
-
-@contextlib.contextmanager
-def _system_lock(path: Path) -> Iterator[None]:
-    """Context in which this process holds the lock of a file, which has the id of the process in it.
-
-    Raises:
-        RuntimeError: another process holds the lock, or the file is a link, whose target is not written to.
-        OSError: the file cannot be opened; the message names it.
-    """
-    try:
-        number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise RuntimeError(f"{path}: is a symbolic link, and a lock must be a file; remove it") from None
-        raise
-    with open(number, "r+b", buffering=0) as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            holder = file.read(20).decode(errors="replace").strip()
-            raise RuntimeError(f"{path.parent}: process {holder} is running here") from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n".encode())
-        yield

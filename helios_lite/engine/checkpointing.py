@@ -6,10 +6,12 @@ import itertools
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from helios_lite.engine import hparams
 from helios_lite.engine.checkpoint_paths import read_path
@@ -22,9 +24,20 @@ from helios_lite.engine.training_log import TrainingLog
 from helios_lite.model import Model
 from helios_lite.object_tables import is_same
 from helios_lite.runtime import rng
-from helios_lite.runtime.checkpoint_files import FORMAT_VERSION, read_file
+from helios_lite.runtime.checkpoint_files import (
+    FORMAT_VERSION,
+    CheckpointError,
+    is_sharded,
+    read_file,
+    to_serializable,
+    write_file,
+)
 from helios_lite.runtime.context import RunContext
+from helios_lite.runtime.distributed import World
+from helios_lite.runtime.read_checkpoint import read_checkpoint
 from helios_lite.runtime.score_tables import ScoreTables
+from helios_lite.runtime.sharding import state_names, take_sharded
+from helios_lite.runtime.stateful import stateful_parts
 from helios_lite.state import TrainingState
 from helios_lite.version import __version__
 
@@ -104,18 +117,21 @@ class Checkpointer:
             self._log.compute()  # Raises if a logged value is not finite: such a state is not saved.
             self._clock.tick()
             content = self._content()
-            if session.world.is_main:
-                score, improved = self._monitor.current()
-                self.last_checkpoint = session.checkpoints.save(
-                    content,
-                    epoch=state.epoch,
-                    step=state.step,
-                    append_metadata=session.model.append_metadata_to_chkpt_name,
-                    score=score,
-                    improved=improved,
-                    protect=self.resumed_from,
-                )
-                logger.debug("saved %s", self.last_checkpoint)
+            score, improved = self._monitor.current()
+            about: dict[str, Any] = {
+                "epoch": state.epoch,
+                "step": state.step,
+                "append_metadata": session.model.append_metadata_to_chkpt_name,
+                "score": score,
+                "improved": improved,
+                "protect": self.resumed_from,
+            }
+            if session.context.parallel.sharded_parameter() is not None:
+                names = state_names(stateful_parts(session.model))
+                self.last_checkpoint = session.checkpoints.save_sharded(content, session.world, names, **about)
+            elif session.world.is_main:
+                self.last_checkpoint = session.checkpoints.save(content, **about)
+            logger.debug("saved %s", self.last_checkpoint)
             self._saved_at, self._saved_seconds = (state.step, state.epoch), state.seconds
 
     def _content(self) -> dict[str, Any]:
@@ -255,27 +271,82 @@ class Checkpointer:
 
 
 def load_checkpoint(
-    session: Session, choice: str | os.PathLike[str], of_folder: str = "best"
+    session: Session, choice: str | os.PathLike[str], of_folder: str = "best", *, for_evaluation: bool = False
 ) -> tuple[Path, dict[str, Any]] | None:
     """Read the "best" or "last" checkpoint or that of a path; return None if the run folder has none.
 
-    Call on every rank. Rank 0 chooses; all ranks must be able to read the file.
+    Call on every rank. Rank 0 chooses; all ranks must be able to read the file. Ranks with sharded networks read their
+    part of a sharded checkpoint together.
 
     Args:
-        session: the session.
-        choice: "best" or "last" of the session's run folder, or the path of a file or of any run folder.
+        session: the session, set up.
+        choice: "best" or "last" of the session's run folder, or the path of a checkpoint or of any run folder.
         of_folder: "best" or "last": which checkpoint to read if the path is that of a run folder.
+        for_evaluation: leave the sharded tensors of optimizers unread, if the model does not load its state itself.
     """
+    world, like = session.world, session.context.parallel.sharded_parameter()
+    loads_itself = type(session.model).load_state_dict is not Model.load_state_dict
+    needed = tuple(f"model.{name}." for name, part in stateful_parts(session.model) if isinstance(part, nn.Module))
+    is_all_needed = not for_evaluation or loads_itself
+
+    def is_needed(name: str) -> bool:
+        return is_all_needed or name.startswith(needed) or not name.startswith("model.")
+
+    def read(path: Path) -> dict[str, Any]:
+        if like is None:
+            return read_checkpoint(path, session.device)
+        if not is_sharded(path):
+            return read_file(path, mmap=True)  # Of each tensor only the part of this rank is used.
+        from helios_lite.runtime.sharded_files import read_sharded
+
+        return read_sharded(path, like, world, is_needed)
+
+    if not world.is_main:
+        return _read_what_rank_0_reads(world, read)
+
+    def read_on_every_rank(path: Path) -> dict[str, Any]:
+        world.broadcast((path, False))
+        return read(path)
+
     found = None
-    if session.world.is_main:
-        if choice not in ("best", "last"):
-            found = read_path(Path(choice), of_folder, session.model.save_name, session.device)
-        elif session.checkpoints is not None:
-            found = session.checkpoints.load(str(choice), session.device)
-    path = session.world.broadcast(None if found is None else found[0])
-    if path is None:
-        return None
-    return found or (path, read_file(path, session.device))
+    if choice not in ("best", "last"):
+        found = read_path(Path(choice), of_folder, session.model.save_name, read_on_every_rank)
+    elif session.checkpoints is not None:
+        found = session.checkpoints.load(str(choice), read_on_every_rank)
+    world.broadcast((None if found is None else found[0], True))
+    return found
+
+
+def _read_what_rank_0_reads(world: World, read: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any]] | None:
+    """Read checkpoints together with rank 0, until it has chosen one or none; return what it has chosen."""
+    content: dict[str, Any] = {}
+    failed: Exception | None = None
+    while True:
+        path, is_chosen = world.broadcast((Path(), False))
+        if is_chosen and path is not None and failed is not None:
+            raise failed
+        if is_chosen:
+            return None if path is None else (path, content)
+        try:
+            content, failed = read(path), None
+        except (CheckpointError, FileNotFoundError) as error:
+            failed = error  # Rank 0 passes it over as well, or says that only this rank cannot read it.
+
+
+def write_outcome(outcome: dict[str, Any], session: Session, path: Path) -> None:
+    """Leave what a model has in the end where the process reads it that has launched this one. Call on every rank.
+
+    It is a file, or a folder if networks are sharded, so that no rank needs memory for all of it.
+    """
+    outcome = {"format": FORMAT_VERSION, **outcome}
+    if session.context.parallel.sharded_parameter() is None:
+        if session.world.is_main:
+            write_file(to_serializable(outcome), path)
+        return
+    from helios_lite.runtime.sharded_files import ShardWriter, write_main
+
+    main, sharded = take_sharded(outcome, {})
+    ShardWriter(session.world).write(sharded, path, lambda: write_main(to_serializable(main), path), background=False)
 
 
 class _RngState:

@@ -123,7 +123,7 @@ def run_evaluation(session: Session, phase: str, choice: str | os.PathLike[str] 
         if not loaders:
             raise ValueError(f"the datamodule has no {phase} split")
         path, state = None, TrainingState()
-        found = None if choice is None else load_checkpoint(session, choice)
+        found = None if choice is None else load_checkpoint(session, choice, for_evaluation=True)
         if found is not None:
             path, content = found
             state.load_state_dict(content["state"])

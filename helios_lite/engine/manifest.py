@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from helios_lite.runtime import checkpoint_files as files
+from helios_lite.runtime.read_checkpoint import read_checkpoint_header
 
 logger = logging.getLogger("helios_lite")
 
@@ -55,7 +56,7 @@ class Manifest:
                     foreign.append(entry)
                 elif at != (entry["step"], entry["epoch"]):
                     wrong += 1
-                elif (self._folder / entry["file"]).is_file():
+                elif files.exists(self._folder / entry["file"]):
                     listed[entry["file"]] = entry
                     self.found |= {entry["file"]} if group == "found" else set()
                 else:
@@ -111,7 +112,7 @@ class Manifest:
             if path.name in listed:
                 continue
             try:
-                content = files.read_header(path)
+                content = read_checkpoint_header(path)
                 described = _describe(content, path.name)
             except (files.CheckpointError, OSError, KeyError, TypeError, AttributeError) as error:
                 logger.debug("not counted among the best: %s: %r", path, error)
@@ -150,6 +151,6 @@ def _is_valid(entry: Any) -> bool:
         and (score is None or (type(score) in (int, float) and not math.isnan(score)))
         and isinstance(name, str)
         and name == Path(name).name
-        and name.endswith(".pth")
+        and name not in ("", "..")
         and "\0" not in name
     )

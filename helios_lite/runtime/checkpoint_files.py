@@ -2,7 +2,8 @@
 
 A file is named `<save_name>_epoch_<E>_iter_<S><metadata>.pth`, with the numbers of finished epochs and optimizer
 updates. It holds tensors and plain containers only, so that any program can read it with
-`torch.load(path, weights_only=True)`.
+`torch.load(path, weights_only=True)`. A sharded checkpoint is a folder of that name without `.pth`, written by
+`sharded_files`. Names and folders are handled here for both.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import copy
 import json
 import os
 import re
+import shutil
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
@@ -25,6 +27,9 @@ from helios_lite.version import __version__
 
 FORMAT_VERSION = 1
 """The version of the layout of a checkpoint's content; a file with a higher one is refused."""
+
+MAIN = "main.pth"
+"""The file in the folder of a sharded checkpoint that holds everything but the sharded tensors."""
 
 _MARKER = r"_epoch_(\d+)_iter_(\d+)"
 _PLAIN_TYPES = {type(None), bool, int, float, complex, str, torch.Size, torch.dtype, torch.device}
@@ -66,22 +71,41 @@ def file_name(save_name: str, epoch: int, step: int, append_metadata: Callable[[
 
 
 def find(folder: Path, save_name: str) -> list[Path]:
-    """Return the checkpoint files of a model in a folder, newest first, by (step, epoch) in their names."""
-    named = [(counters(path.name, save_name), path) for path in folder.glob("*.pth")]
+    """Return the checkpoints of a model in a folder, newest first, by (step, epoch) in their names."""
+    named = [(counters(path.name, save_name), path) for path in folder.glob("*") if _may_be_checkpoint(path)]
     return [path for _, path in sorted(((at, path) for at, path in named if at is not None), reverse=True)]
 
 
 def save_names(folder: Path) -> list[str]:
-    """Return the names of the models that have checkpoint files in a folder, as these files have them."""
-    pattern = rf"(.+){_MARKER}(?:(?!{_MARKER}).)*\.pth"
-    matches = [re.fullmatch(pattern, path.name) for path in folder.glob("*.pth")]
+    """Return the names of the models that have checkpoints in a folder, as the names of these have them."""
+    pattern = rf"(.+){_MARKER}(?:(?!{_MARKER}).)*"
+    matches = [re.fullmatch(pattern, path.name) for path in folder.glob("*") if _may_be_checkpoint(path)]
     return sorted({match[1] for match in matches if match is not None})
 
 
+def is_sharded(path: Path) -> bool:
+    """Return whether a path is the folder of a sharded checkpoint, or what is left of one."""
+    return path.suffix != ".pth" and any((path / name).is_file() for name in (MAIN, ".metadata"))
+
+
+def size(path: Path) -> int:
+    """Return the number of bytes of a checkpoint."""
+    return sum(file.stat().st_size for file in path.iterdir()) if is_sharded(path) else path.stat().st_size
+
+
+def exists(path: Path) -> bool:
+    """Return whether there is a file, or the folder of a sharded checkpoint."""
+    return path.is_file() if path.suffix == ".pth" else is_sharded(path)
+
+
+def _may_be_checkpoint(path: Path) -> bool:
+    return path.suffix == ".pth" or is_sharded(path)
+
+
 def counters(name: str, save_name: str) -> tuple[int, int] | None:
-    """Return (step, epoch) of the name of a checkpoint file; None if it is not a file of that model."""
-    pattern = re.escape(_portable(save_name)) + _MARKER + rf"(?:(?!{_MARKER}).)*\.pth"
-    match = re.fullmatch(pattern, name)
+    """Return (step, epoch) of the name of a checkpoint; None if it is not the name of one of that model."""
+    pattern = re.escape(_portable(save_name)) + _MARKER + rf"(?:(?!{_MARKER}).)*"
+    match = re.fullmatch(pattern, name.removesuffix(".pth"))
     return None if match is None else (int(match[2]), int(match[1]))
 
 
@@ -102,8 +126,13 @@ def write_file(content: dict[str, Any], path: Path) -> None:
         raise
 
 
-def read_file(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+def read_file(path: Path, device: torch.device | str = "cpu", *, mmap: bool = False) -> dict[str, Any]:
     """Read a checkpoint; only tensors and plain containers are ever unpickled.
+
+    Args:
+        path: a file.
+        device: the device of the tensors.
+        mmap: map the tensors of a file on the CPU into memory, so that only those that are used are read.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -112,14 +141,14 @@ def read_file(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
         ValueError: the device cannot be used.
         MemoryError, torch.OutOfMemoryError: the content does not fit.
     """
-    _check_device(device)
-    with _explained(path):
+    check_device(device)
+    with explained(path):
         # torch.load does not compare the checksums of tensors: a flipped bit would load as another weight.
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
-        content = torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
     return _checked(path, content)
 
 
@@ -129,7 +158,7 @@ def read_header(path: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError, CheckpointError, NewerFormatError: as `read_file`.
     """
-    with _explained(path):
+    with explained(path):
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
                 if name.endswith("/data.pkl"):
@@ -139,12 +168,12 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Context in which a file is read; an error becomes a `CheckpointError` that names it."""
     try:
         path.open("rb").close()
         yield
-    except (FileNotFoundError, MemoryError, torch.OutOfMemoryError):
+    except (CheckpointError, FileNotFoundError, MemoryError, torch.OutOfMemoryError):
         raise
     except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
@@ -154,7 +183,7 @@ def _explained(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: {reason} ({type(error).__name__})") from error
 
 
-def _check_device(device: torch.device | str) -> None:
+def check_device(device: torch.device | str) -> None:
     """Raise a ValueError if a device cannot be used, so that the file is not reported as damaged."""
     try:
         torch.empty(0, device=device)
@@ -186,6 +215,54 @@ def evaluation_state(content: dict[str, Any]) -> dict[str, Any]:
         weights = callback.get("evaluation_weights", {}) if isinstance(callback, dict) else {}
         state.update((name, weights[name]) for name in weights if name in state)
     return state
+
+
+def temporary_folder(path: Path) -> Path:
+    """Return the folder in which a sharded checkpoint is written before it gets its name."""
+    return path.with_name(f".{path.name[:200]}.{os.getpid()}.shards.tmp")
+
+
+def folder_name(name: str) -> str:
+    """Return the name of a sharded checkpoint from that of a file."""
+    while name.endswith(".pth"):
+        name = name.removesuffix(".pth")
+    return name
+
+
+def publish_folder(temporary: Path, path: Path) -> None:
+    """Give a folder that was written completely its name; one that has this name is replaced."""
+    replaced = path.with_name(f".{path.name}.old")
+    if path.exists():
+        path.rename(replaced)
+    temporary.rename(path)
+    _sync_folder(path.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint, if it exists. A folder loses its name first, so that no part of it counts as one."""
+    if path.suffix != ".pth" and path.is_dir():
+        temporary = temporary_folder(path)
+        path.rename(temporary)
+        shutil.rmtree(temporary)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_half_written(folder: Path) -> None:
+    """Remove what a killed process was writing or deleting, and give a folder back the name that it had taken away."""
+    for path in folder.glob(".*"):
+        if path.is_dir() and re.fullmatch(r"\..+\.\d+\.shards\.tmp", path.name):
+            shutil.rmtree(path)
+        elif not path.is_dir() and re.fullmatch(r"\..+\.\d+\.tmp", path.name):
+            path.unlink(missing_ok=True)
+        elif re.fullmatch(rf"\..+{_MARKER}.*\.old", path.name) and is_sharded(path):
+            named = path.with_name(path.name[1:].removesuffix(".old"))
+            if named.exists():
+                shutil.rmtree(path)
+            else:
+                path.rename(named)
 
 
 def write_json(content: Any, path: Path) -> None:
@@ -242,7 +319,11 @@ def _write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:

@@ -23,8 +23,8 @@ from helios_lite.runtime.recomputation import checkpoint_activations
 class ParallelStrategy:
     """Puts networks on their device, and replicates or shards them over the processes.
 
-    Checkpoints do not depend on it: state dicts of networks and optimizers have the names of the unwrapped network and
-    full tensors under every strategy. Sharded ones are gathered, so `state_dict` must then be called on every rank.
+    State dicts of networks have the names of the unwrapped network under every strategy. Those of sharded networks and
+    their optimizers hold DTensors; `load_state_dict` takes full tensors as well.
 
     Args:
         device: the device of this process.
@@ -68,6 +68,8 @@ class ParallelStrategy:
         if self._compile:
             for part in blocks or [net]:
                 part.compile()
+        if self._strategy != "ddp" and self.world.size > 1:
+            sharding.load_any_placement(net)
         is_local = self.world.size == 1 or not any(p.requires_grad for p in net.parameters())
         if is_local or self._strategy == "ddp":
             initialize(net, self.device)
@@ -75,7 +77,6 @@ class ParallelStrategy:
             return net if is_local else self._replicate(net)
         mesh = make_mesh(self.device, self.world, is_hybrid=self._strategy == "hsdp")
         shard(net, blocks, mesh, self.device, self._precision)
-        sharding.use_full_tensors_in_network(net)
         self._sharded.append(net)
         return net
 
@@ -85,7 +86,7 @@ class ParallelStrategy:
         return replicated
 
     def check_wrapped(self, parts: Sequence[tuple[str, Any]]) -> None:
-        """Check what a model consists of after its `setup`, and let optimizers of sharded networks save full tensors.
+        """Check what a model consists of after its `setup`, and let optimizers load full and sharded tensors.
 
         Args:
             parts: the stateful attributes of the model by name.
@@ -112,7 +113,13 @@ class ParallelStrategy:
                 )
         if self._sharded:
             for optimizer in optimizers:
-                sharding.use_full_tensors_in_optimizer(optimizer)
+                sharding.load_any_placement(optimizer)
+
+    def sharded_parameter(self) -> nn.Parameter | None:
+        """Return a sharded parameter, whose device mesh and placements all others have; None if nothing is sharded."""
+        self.reshard()
+        parameters = (p for net in self._sharded for p in net.parameters() if sharding.is_dtensor(p))
+        return next(parameters, None)
 
     def reshard(self) -> None:
         """Free the full parameters that a forward pass without a backward pass has left in sharded networks."""

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from helios_lite.runtime.checkpoint_files import evaluation_state, read_file
+from helios_lite.runtime.checkpoint_files import evaluation_state
 from helios_lite.runtime.context import RunContext
+from helios_lite.runtime.read_checkpoint import read_checkpoint
 
 
 def load_for_inference(cls: Any, path: Path, device: torch.device, overrides: dict[str, Any]) -> Any:
@@ -21,7 +22,7 @@ def load_for_inference(cls: Any, path: Path, device: torch.device, overrides: di
         device: the device of the networks.
         overrides: arguments of the constructor that replace or complete the stored `hparams`.
     """
-    content = read_file(path, device)
+    content = read_checkpoint(path, device)
     arguments = {**content["hparams"], **overrides}
     if "save_name" in inspect.signature(cls).parameters:
         arguments.setdefault("save_name", content["save_name"])

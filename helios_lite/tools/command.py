@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from helios_lite.config import ConfigError
+from helios_lite.tools.consolidate import consolidate
 from helios_lite.tools.env import env
 from helios_lite.tools.errors import UsageError
 from helios_lite.tools.inspect import inspect
@@ -102,7 +103,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--checkpoint", default="best", help='"best" (default), "last" or a path')
 
     command = add(inspect, "show what a checkpoint holds")
-    command.add_argument("file", metavar="CHECKPOINT", type=Path, help="the checkpoint file")
+    command.add_argument("file", metavar="CHECKPOINT", type=Path, help="the checkpoint: a file or a folder")
+
+    command = add(consolidate, "make one file of a sharded checkpoint")
+    command.add_argument("folder", metavar="FOLDER", type=Path, help="the folder of the checkpoint")
+    command.add_argument("file", metavar="FILE", type=Path, nargs="?", help="default: FOLDER.pth")
 
     command = add(plot, "draw the curves of runs")
     command.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run folder, with its metrics.jsonl")

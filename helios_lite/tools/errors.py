@@ -1,8 +1,10 @@
-"""The error that every command raises for wrong usage, and the check for files that a command reads."""
+"""The error that every command raises for wrong usage, and the checks for what a command reads."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from helios_lite.runtime import checkpoint_files
 
 
 class UsageError(Exception):
@@ -13,3 +15,9 @@ def require_file(path: Path) -> None:
     """Raise a `UsageError` unless `path` is a file."""
     if not path.is_file():
         raise UsageError(f"{path}: {'is a folder' if path.is_dir() else 'there is no such file'}")
+
+
+def require_checkpoint(path: Path) -> None:
+    """Raise a `UsageError` unless `path` is a file, or the folder of a sharded checkpoint."""
+    if not checkpoint_files.is_sharded(path):
+        require_file(path)

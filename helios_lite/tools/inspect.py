@@ -12,7 +12,8 @@ import torch
 from helios_lite.engine import console
 from helios_lite.options import Options
 from helios_lite.runtime import checkpoint_files
-from helios_lite.tools.errors import UsageError, require_file
+from helios_lite.runtime.read_checkpoint import read_checkpoint
+from helios_lite.tools.errors import UsageError, require_checkpoint
 from helios_lite.tools.tables import format_number, make_table
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def inspect(arguments: argparse.Namespace) -> None:
     path: Path = arguments.file
     content = _read(path)
     print(path)
-    console.show_table(_facts_table(content, path.stat().st_size))
+    console.show_table(_facts_table(content, checkpoint_files.size(path)))
     for make in (_metrics_table, _parts_table, _networks_table, _hparams_table, _options_table):
         table = make(content)
         if table.rows:
@@ -34,9 +35,9 @@ def inspect(arguments: argparse.Namespace) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    require_file(path)
+    require_checkpoint(path)
     try:
-        content = checkpoint_files.read_file(path)
+        content = read_checkpoint(path)
     except checkpoint_files.CheckpointError as error:
         raise UsageError(str(error)) from error
     if not content.keys() >= _REQUIRED_KEYS:
@@ -44,7 +45,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _facts_table(content: Mapping[str, Any], file_size: int) -> Table:
+def _facts_table(content: Mapping[str, Any], num_bytes: int) -> Table:
     state = content["state"]
     best = "" if state["best_step"] is None else f"step {state['best_step']}"
     if state["best_score"] is not None:
@@ -55,7 +56,7 @@ def _facts_table(content: Mapping[str, Any], file_size: int) -> Table:
         "training time": f"{state['seconds']:.1f} s",
         "best": best,
         "written by": f"helios_lite {content['version']} (format {content['format']})",
-        "file size": f"{file_size / 1e6:.2f} MB",
+        "size": f"{num_bytes / 1e6:.2f} MB",
     }
     return make_table(["checkpoint", ""], [[name, text] for name, text in facts.items() if text])
 

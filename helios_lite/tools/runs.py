@@ -11,7 +11,7 @@ from helios_lite.engine import console
 from helios_lite.engine.session import run_folder
 from helios_lite.model import Model
 from helios_lite.runtime import checkpoint_files
-from helios_lite.tools.errors import UsageError, require_file
+from helios_lite.tools.errors import UsageError, require_checkpoint, require_file
 from helios_lite.trainer import Trainer
 
 
@@ -41,7 +41,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Trainer, Model, DataModule]:
 def _require_checkpoint(name: str, trainer: Trainer, model: Model) -> None:
     """Raise a `UsageError` if there is no checkpoint to test. `Trainer.test` would test untrained weights."""
     if name not in ("best", "last"):
-        require_file(Path(name))
+        require_checkpoint(Path(name))
         return
     if trainer.fast_dev_run or type(model).load_for_testing is not Model.load_for_testing:
         return  # The model is tested without a checkpoint of the run.

@@ -17,9 +17,6 @@ from helios_lite.engine.checkpoint_folder import CheckpointFolder
 from helios_lite.runtime import checkpoint_files
 from helios_lite.runtime.snapshot import CpuSnapshot
 
-CPU = torch.device("cpu")
-
-
 # Which files stay.
 
 
@@ -158,7 +155,7 @@ def test_a_refused_save_counts_neither_as_newest_nor_as_best(tmp_path):
     with pytest.raises(TypeError):
         save(checkpoints, 3, 0.1, extra=object())
     assert checkpoints.best().name == "net_epoch_0_iter_2.pth"
-    assert checkpoints.load("best", CPU)[1]["step"] == 2
+    assert checkpoints.load("best", checkpoint_files.read_file)[1]["step"] == 2
     save(checkpoints, 4, 0.7)
     assert steps(tmp_path) == [2, 4]
 
@@ -186,7 +183,7 @@ def test_the_best_is_known_to_this_and_to_the_next_run(tmp_path, mode, best):
         save(checkpoints, step, score)
     for each in (checkpoints, opened(tmp_path, mode=mode)):
         assert each.best().name == f"net_epoch_0_iter_{best}.pth"
-        assert each.load("best", CPU)[1]["step"] == best
+        assert each.load("best", checkpoint_files.read_file)[1]["step"] == best
 
 
 def test_without_judged_files_the_best_is_the_newest(tmp_path):
@@ -194,12 +191,12 @@ def test_without_judged_files_the_best_is_the_newest(tmp_path):
     for step in (1, 2):
         save(checkpoints, step)
     assert checkpoints.best() is None
-    assert checkpoints.load("best", CPU)[1]["step"] == 2
+    assert checkpoints.load("best", checkpoint_files.read_file)[1]["step"] == 2
 
 
 @pytest.mark.parametrize("choice", ["best", "last"])
 def test_an_empty_folder_has_nothing_to_load(tmp_path, choice):
-    assert opened(tmp_path / "new" / "folder").load(choice, CPU) is None
+    assert opened(tmp_path / "new" / "folder").load(choice, checkpoint_files.read_file) is None
 
 
 @pytest.mark.parametrize("removed", [False, True])
@@ -212,7 +209,7 @@ def test_a_best_file_that_cannot_be_read_is_passed_over_for_the_newest(tmp_path,
     else:
         best.write_bytes(b"")
     with caplog.at_level(logging.WARNING, "helios_lite"):
-        path, found = checkpoints.load("best", CPU)
+        path, found = checkpoints.load("best", checkpoint_files.read_file)
     assert (path, found["step"]) == (last, 2)
     assert best.name in caplog.text
     assert last.name not in caplog.text
@@ -224,7 +221,7 @@ def test_damaged_files_are_passed_over_for_the_next_older_one_with_warnings_that
     paths[2].write_bytes(paths[2].read_bytes()[:-100])
     paths[1].write_bytes(b"")
     with caplog.at_level(logging.WARNING, "helios_lite"):
-        path, found = checkpoints.load("last", CPU)
+        path, found = checkpoints.load("last", checkpoint_files.read_file)
     assert (path, found["step"]) == (paths[0], 8)
     for record, damaged in zip(caplog.records, paths[:0:-1], strict=True):
         assert record.levelno == logging.WARNING
@@ -234,7 +231,7 @@ def test_damaged_files_are_passed_over_for_the_next_older_one_with_warnings_that
 def test_when_every_file_is_damaged_there_is_nothing_to_load(tmp_path):
     checkpoints = opened(tmp_path)
     save(checkpoints, 1).write_bytes(b"")
-    assert checkpoints.load("last", CPU) is None
+    assert checkpoints.load("last", checkpoint_files.read_file) is None
 
 
 # The manifest is a cache.
@@ -281,7 +278,7 @@ def test_without_kept_best_files_the_best_checkpoint_is_the_best_or_none(tmp_pat
     assert (None if result.best_checkpoint is None else result.best_checkpoint.name) == (best and name(best))
     path, _ = CheckpointFolder(
         tmp_path / "run/checkpoints", "scored", mode="min", keep_last=1, keep_best=0, background=False
-    ).load("best", CPU)
+    ).load("best", checkpoint_files.read_file)
     assert path.name == name(best or epochs)
 
 
@@ -299,7 +296,7 @@ def test_the_best_checkpoint_does_not_depend_on_the_manifest(tmp_path, manifest,
     elif manifest == "of other scores":
         path.write_text(json.dumps({"checkpoints": [{**each, "score": -each["step"]} for each in entries]}))
     folder = CheckpointFolder(path.parent, "scored", mode="min", keep_last=1, keep_best=1, background=False)
-    assert folder.load("best", CPU)[0].name == name(2)
+    assert folder.load("best", checkpoint_files.read_file)[0].name == name(2)
     if manifest in ("damaged", "folder"):
         assert [str(path) in record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
             True
@@ -398,11 +395,11 @@ def test_entries_of_files_that_never_came_to_be_are_dropped_and_those_of_other_m
     lost = {**entries[0], "file": "net_epoch_0_iter_2.pth", "step": 2}
     path.write_text(json.dumps({"checkpoints": [*entries, other, lost]}))
     before = path.read_bytes()
-    opened(tmp_path).load("last", CPU)
+    opened(tmp_path).load("last", checkpoint_files.read_file)
     assert path.read_bytes() == before
     checkpoints = opened(tmp_path)
     with checkpoints.locked():
-        checkpoints.load("last", CPU)
+        checkpoints.load("last", checkpoint_files.read_file)
     assert json.loads(path.read_text()) == {"checkpoints": [other, *entries]}
 
 

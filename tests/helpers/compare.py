@@ -7,6 +7,8 @@ from typing import Any
 import torch
 
 from helios_lite import Model
+from helios_lite.runtime.read_checkpoint import read_checkpoint
+from helios_lite.runtime.sharding import full_tensor
 
 
 def same(a: Any, b: Any) -> bool:
@@ -34,13 +36,13 @@ def _alike(a: Any, b: Any, exact: bool) -> bool:
 
 
 def weights(model: Model) -> dict[str, Any]:
-    """Everything a checkpoint holds of a model, copied."""
+    """Everything a checkpoint holds of a model, copied; sharded tensors in full. Call on every rank."""
     return {name: _copied(part) for name, part in model.state_dict().items()}
 
 
 def _copied(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
-        return value.clone()
+        return full_tensor(value).clone()
     if isinstance(value, dict):
         return {key: _copied(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -50,8 +52,8 @@ def _copied(value: Any) -> Any:
 
 def saved(run: Path, *parts: str) -> dict[str, Any]:
     """Parts of a run's newest checkpoint, and its name as "name", without measured times."""
-    newest = max((run / "checkpoints").glob("*.pth"), key=lambda path: path.stat().st_mtime_ns)
-    content = torch.load(newest, weights_only=True)
+    newest = max((run / "checkpoints").glob("*_iter_*"), key=lambda path: path.stat().st_mtime_ns)
+    content = read_checkpoint(newest)
     return {"name": newest.name, **timeless({part: content[part] for part in parts})}
 
 

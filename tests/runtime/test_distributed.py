@@ -26,6 +26,7 @@ from helios_lite.callbacks import EMA
 from helios_lite.runtime.distributed import World, join_world
 from helios_lite.runtime.launch import launch
 from helios_lite.runtime.parallel import unwrap_model
+from helios_lite.runtime.read_checkpoint import read_checkpoint
 from helios_lite.samplers import BucketBatchSampler
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -759,6 +760,11 @@ def test_a_checkpoint_of_two_processes_gives_the_average_that_was_validated(resu
 # Strategies.
 
 
+def four_updates(root: Path, source: str) -> Path:
+    """The checkpoint that was left after four updates: a folder by several processes under FSDP, a file otherwise."""
+    return root / f"from-{source}/plain/checkpoints/plain_epoch_0_iter_4{'' if source == 'fsdp' else '.pth'}"
+
+
 @scenario(ranks=2)
 def resumes_under_every_strategy(root: Path, world: World) -> dict[tuple[str, str], Any]:
     for strategy in ("ddp", "fsdp"):
@@ -766,7 +772,7 @@ def resumes_under_every_strategy(root: Path, world: World) -> dict[tuple[str, st
     found = {}
     for source in ("one", "ddp", "fsdp"):
         for strategy in ("ddp", "fsdp"):
-            path = root / f"from-{source}/plain/checkpoints/plain_epoch_0_iter_4.pth"
+            path = four_updates(root, source)
             model = Plain()
             trainer = quiet(max_steps=9, root=root / f"{source}-to-{strategy}", resume=path, strategy=strategy)
             trainer.fit(model, data(22, batch_size=2))
@@ -781,8 +787,8 @@ def test_checkpoints_of_every_strategy_go_on_under_every_strategy(root: Path, re
     for (source, strategy), found in result(resumes_under_every_strategy, ranks=2).items():
         assert close(found, uninterrupted), (source, strategy)
     for source in ("one", "ddp", "fsdp"):
-        path = root / f"from-{source}/plain/checkpoints/plain_epoch_0_iter_4.pth"
-        content = torch.load(path, weights_only=True)
+        path = four_updates(root, source)
+        content = read_checkpoint(path)
         assert list(content["model"]["net"]) == ["0.weight", "0.bias", "2.weight", "2.bias"]
         model = Plain()
         quiet(max_steps=9, root=root / f"{source}-to-one", resume=path).fit(model, data(22, batch_size=4))

@@ -1,0 +1,39 @@
+"""Reads a checkpoint of either kind: a file, or the folder of a sharded one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from helios_lite.runtime import checkpoint_files as files
+
+
+def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Return the content of a checkpoint, with full tensors. Only tensors and plain containers are ever unpickled.
+
+    Raises:
+        FileNotFoundError, CheckpointError, ValueError, MemoryError: as `checkpoint_files.read_file`.
+    """
+    if not files.is_sharded(path):
+        return files.read_file(path, device)
+    files.check_device(device)
+    from helios_lite.runtime.sharded_files import read_full
+
+    return read_full(path, device)
+
+
+def read_checkpoint_header(path: Path) -> dict[str, Any]:
+    """Return the content of a checkpoint, with values of tensors that are not verified, or with markers.
+
+    It is fast for checkpoints of any size. Of a sharded one the sizes of the files are checked as well.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as `checkpoint_files.read_file`.
+    """
+    if not files.is_sharded(path):
+        return files.read_header(path)
+    from helios_lite.runtime.sharded_files import read_main
+
+    return read_main(path)[0]
