@@ -60,7 +60,8 @@ def load_any_placement(part: nn.Module | torch.optim.Optimizer) -> None:
 def _place_network(
     module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any, strict: bool, *lists: Any
 ) -> None:
-    for name, value in [*module.named_parameters(), *module.named_buffers()]:
+    parameters, buffers = (named(remove_duplicate=False) for named in (module.named_parameters, module.named_buffers))
+    for name, value in [*parameters, *buffers]:  # Tied weights have a name each.
         if prefix + name in state:
             state[prefix + name] = distribute_like(state[prefix + name], value)
 
