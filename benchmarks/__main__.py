@@ -18,6 +18,7 @@ NAMES = (
     "ddp",
     "validation_memory",
     "sharded_validation",
+    "sharded",
 )
 
 HEAD = """# Results

@@ -226,8 +226,8 @@ def take_over(outcome: Path, task: str, trainer: Trainer, model: Model, datamodu
     """Give the model of this process what that of rank 0 had in the end: its networks, `hparams` and `metrics`.
 
     Args:
-        outcome: the file or folder that `run_task` has left. If the model cannot take it over, a warning has the exception: the
-            run has ended, and its result must not be lost.
+        outcome: the file or folder that `run_task` has left. If the model cannot take it over, a warning has the
+            exception: the run has ended, and its result must not be lost.
         task: "fit", "valid" or "test".
         trainer: the options, which `setup` may use.
         model: the model; its `setup` is called.

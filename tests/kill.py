@@ -1,9 +1,11 @@
 """Kill trainings with SIGKILL at random moments and compare what they end with, bit for bit.
 
     python tests/kill.py 50 --num-workers 2
+    python tests/kill.py 30 --strategy fsdp
 
 Every run is started, killed after a random time, and started again until it ends by itself; every second start is
-killed as well. Then its checkpoint, rows of metrics and batches must equal those of a run that nobody killed.
+killed as well. With `--strategy fsdp` two processes share the networks, and one of them or all are killed. Then its
+checkpoint, rows of metrics and batches must equal those of a run that nobody killed.
 """
 
 import argparse
@@ -21,9 +23,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("count", type=int)
     parser.add_argument("--num-workers", type=int, default=0)
+    parser.add_argument("--strategy", choices=("ddp", "fsdp"), default="ddp")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    options = ["--num-workers", str(arguments.num_workers)]
+    options = ["--num-workers", str(arguments.num_workers), "--strategy", arguments.strategy]
 
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
         whole = Path(folder) / "whole"

@@ -19,10 +19,14 @@ if __name__ == "__main__":
     parser.add_argument("--save-every-steps", type=int, default=1)
     parser.add_argument("--ballast", type=int, default=0)
     parser.add_argument("--pace", type=float, default=0.0)
+    parser.add_argument("--strategy", choices=("ddp", "fsdp"), default="ddp", help="fsdp: with two processes")
     arguments = parser.parse_args()
     arguments.root.mkdir(exist_ok=True)
     torch.set_num_threads(1)
+    sharded = arguments.strategy == "fsdp"
     options = {"max_epochs": arguments.max_epochs, "save_every_steps": arguments.save_every_steps}
-    model = Rich(arguments.root / "indices", arguments.ballast, arguments.pace)
+    if sharded:
+        options |= {"strategy": "fsdp", "devices": 2, "accelerator": "cpu"}
+    model = Rich(arguments.root / "indices", arguments.ballast, arguments.pace, sharded)
     trainer(arguments.root, talk=True, **options).fit(model, data(arguments.num_workers))
     print("finished", flush=True)

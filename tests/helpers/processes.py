@@ -99,6 +99,28 @@ def finish(root: Path, *options: str) -> str:
     return errors
 
 
+def ranks(process: subprocess.Popen[str]) -> list[int]:
+    """Return the processes that a training has launched, none if it trains in its own."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = (path / "stat").read_text().rpartition(")")[2].split()[1]
+            if int(parent) == process.pid and "spawn_main" in (path / "cmdline").read_text():
+                found.append(int(path.name))
+    return found
+
+
+def kill_one_or_all(process: subprocess.Popen[str], chance: random.Random) -> bool:
+    """Kill one rank of a training, if it has several, or all of it; return whether that has ended it."""
+    launched = ranks(process)
+    if launched and chance.random() < 0.5:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(chance.choice(launched), signal.SIGKILL)
+        process.communicate(timeout=DEADLINE)
+        return process.returncode != 0
+    return end(process, signal.SIGKILL)[0] == -signal.SIGKILL
+
+
 def killed_and_finished(root: Path, seed: int, *options: str) -> tuple[dict[str, Any], int]:
     """Kill a training once or twice, finish it, and return its outcome and the number of kills that hit it."""
     chance = random.Random(seed)
@@ -111,6 +133,6 @@ def killed_and_finished(root: Path, seed: int, *options: str) -> tuple[dict[str,
             time.sleep(chance.uniform(0.0, 1.5))
         except AssertionError:
             pass  # It had little left to do; that is an outcome too.
-        kills += end(process, signal.SIGKILL)[0] == -signal.SIGKILL
+        kills += kill_one_or_all(process, chance)
     finish(root, *options)
     return resumable.outcome(root), kills

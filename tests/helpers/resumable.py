@@ -38,19 +38,27 @@ class Rich(Model):
         log: where the indices of every update go, one line each; truncated by no one, so a test reads the truth.
         ballast: numbers in a buffer that makes saving take its time.
         pace: seconds that an update takes at least.
+        sharded: what several processes can shard, so that all of it is the same on every rank: no statistics of
+            batches, no copy of a network, and the ballast is a frozen parameter.
     """
 
-    def __init__(self, log: Path, ballast: int = 0, pace: float = 0.0) -> None:
+    def __init__(self, log: Path, ballast: int = 0, pace: float = 0.0, sharded: bool = False) -> None:
         super().__init__("rich")
-        self.path, self.ballast, self.pace = log, ballast, pace
+        self.path, self.ballast, self.pace, self.sharded = log, ballast, pace, sharded
 
     def setup(self, fast_init: bool = False) -> None:
+        norm = nn.LayerNorm(6) if self.sharded else nn.BatchNorm1d(6)
+        small, ballast = nn.Linear(3, 1), torch.rand(self.ballast)
+        if self.sharded:
+            small.ballast = nn.Parameter(ballast, requires_grad=False)
+        else:
+            small.register_buffer("ballast", ballast)
         self.nets = [
-            self.parallelize(nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Dropout(0.3), nn.Linear(6, 1))),
-            self.parallelize(nn.Linear(3, 1)),
+            self.parallelize(nn.Sequential(nn.Linear(3, 6), norm, nn.Dropout(0.3), nn.Linear(6, 1))),
+            self.parallelize(small),
         ]
-        self.nets[1].register_buffer("ballast", torch.rand(self.ballast))
-        self.average = AveragedModel(self.nets[0], multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+        if not self.sharded:
+            self.average = AveragedModel(self.nets[0], multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
         if not fast_init:
             self.optimizers = [
                 torch.optim.AdamW(self.nets[0].parameters(), lr=0.01),
@@ -63,7 +71,7 @@ class Rich(Model):
         index, x = batch
         loss = (self.nets[0](x) - 1).square().mean()
         self.backward(loss)
-        if self.optimizer_step(self.optimizers[0], self.per_update, clip_norm=1.0):
+        if self.optimizer_step(self.optimizers[0], self.per_update, clip_norm=1.0) and not self.sharded:
             self.average.update_parameters(self.nets[0])
         other = (self.nets[1](x) - self.nets[0](x).detach()).square().mean()
         self.backward(other)
@@ -71,14 +79,15 @@ class Rich(Model):
         self.log("loss", loss)
         self.log("spread", other, reduce="std")
         with self.path.open("a") as file:
-            file.write(json.dumps([state.batch, index.tolist()]) + "\n")
+            file.write(json.dumps([state.batch * self.world_size + self.global_rank, index.tolist()]) + "\n")
         time.sleep(self.pace)
 
     def on_training_epoch_end(self, current_epoch: int) -> None:
         self.per_epoch.step()
 
     def valid_step(self, batch: Any, step: int) -> None:
-        self.log("loss", (self.average(batch[1]) - 1).square().mean() + torch.rand(()))
+        net = self.nets[0] if self.sharded else self.average
+        self.log("loss", (net(batch[1]) - 1).square().mean() + torch.rand(()))
 
     def append_metadata_to_chkpt_name(self, chkpt_name: str) -> str:
         return f"{chkpt_name}_loss={self.metrics.get('valid/loss', 0):.3f}"
@@ -132,4 +141,4 @@ def outcome(root: Path) -> dict[str, Any]:
 
 def read_batches(root: Path) -> dict[int, list[int]]:
     """The indices of every batch; what was done again after a kill overwrites what had been done before it."""
-    return dict(json.loads(line) for line in (root / "indices").read_text().splitlines())
+    return dict(sorted(json.loads(line) for line in (root / "indices").read_text().splitlines()))
