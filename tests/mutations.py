@@ -84,6 +84,13 @@ CTRL_C_UNDER_TORCHRUN = LAUNCH + "test_ctrl_c_under_torchrun_saves_and_prints_it
 CANNOT_BE_SENT = LAUNCH + "test_what_cannot_be_sent_is_named_before_anything_is_started"
 SIGTERM = LAUNCH + "test_a_sigterm_to_the_parent_or_to_one_rank_saves_and_ends_all"
 DISTRIBUTED = "runtime/test_distributed.py::"
+SHARDED = "runtime/test_sharded_files.py::"
+FLIPPED = "test_a_flipped_bit_is_noticed_or_changes_nothing"
+STAYS_SHARDED = SHARDED + "test_no_rank_makes_more_than_its_part_of_a_tensor_in_a_save_and_in_a_resume"
+ANY_NUMBER = "test_any_number_of_processes_restores_what_any_other_has_saved_bit_for_bit"
+SHARD_NAMES = "test_the_tensors_are_in_the_shards_once_under_the_names_of_parameters"
+ONLY_TENSORS = "test_metadata_of_anything_but_tensors_in_the_folder_is_refused"
+HALF_WRITTEN = "test_a_start_removes_half_written_folders_and_gives_a_replaced_one_its_name_back"
 LIKE_ONE = DISTRIBUTED + "test_two_processes_do_what_one_does_with_the_double_batch"
 ITS_OWN_GENERATORS = DISTRIBUTED + "test_each_rank_gets_its_generators_back_and_validation_is_inert"
 SHARDED = "runtime/test_sharded_networks.py::"
@@ -527,6 +534,67 @@ MUTATIONS = [
     Mutation("option_rules.py", "below: int = 2**63", "below: float = math.inf", EXTREME + "[sanity_batches]"),
     Mutation("options.py", "except Exception:  # Python refuses", "except KeyError:  # Python refuses", EXTREME),
     Mutation("option_rules.py", "len(encoded) > _LONGEST_PATH or", "", EXTREME + "[root]"),
+    # Sharded checkpoints.
+    Mutation(
+        "runtime/sharded_files.py",
+        "damaged = archive.testzip()",
+        "damaged = None",
+        SHARDED + FLIPPED + "[__1_0.distcp]",
+    ),
+    Mutation("runtime/sharded_files.py", "!= zlib.crc32(data):", "== 0:", SHARDED + FLIPPED + "[.metadata]"),
+    Mutation(
+        "runtime/sharded_files.py",
+        "or path.stat().st_size < end:",
+        "or False:",
+        SHARDED + "test_a_truncated_file_is_noticed",
+    ),
+    Mutation(
+        "runtime/sharded_files.py",
+        "raise error.__context__ from None",
+        "raise",
+        SHARDED + "test_a_full_disk_of_one_rank_is_an_oserror_on_all_and_leaves_the_earlier_checkpoints",
+    ),
+    Mutation("runtime/sharded_files.py", "name: tensor.detach() for", "name: tensor.full_tensor() for", STAYS_SHARDED),
+    Mutation(
+        "runtime/sharded_files.py",
+        "empty(*shape, dtype=dtype, device_mesh=mesh, placements=placements)",
+        "torch.empty(shape, dtype=dtype)",
+        STAYS_SHARDED,
+    ),
+    Mutation("runtime/sharding.py", "named(remove_duplicate=False)", "named()", SHARDED + ANY_NUMBER),
+    Mutation("runtime/sharding.py", "{names.get(prefix, prefix)}", "{prefix}", SHARDED + SHARD_NAMES),
+    Mutation(
+        "runtime/sharding.py",
+        "first.setdefault(memory, name) if local.numel() > 0 else name",
+        "name",
+        SHARDED + SHARD_NAMES,
+    ),
+    Mutation(
+        "runtime/sharding.py",
+        "        if is_main:\n",
+        "        if True:\n",
+        SHARDED + "test_the_weights_for_a_file_of_their_own_are_gathered_on_rank_0",
+    ),
+    Mutation(
+        "runtime/dcp_metadata.py",
+        "elif (module, name) not in _KNOWN:",
+        "elif False:",
+        SHARDED + "test_metadata_may_name_nothing_but_classes_of_metadata",
+    ),
+    Mutation("runtime/dcp_metadata.py", "if name != PurePath(name).name or ", "if ", SHARDED + ONLY_TENSORS),
+    Mutation(
+        "runtime/dcp_metadata.py",
+        "if isinstance(entry, _Record) and type(entry)",
+        "if False and type(entry)",
+        SHARDED + ONLY_TENSORS,
+    ),
+    Mutation("runtime/checkpoint_files.py", "path.rename(named)", "shutil.rmtree(path)", SHARDED + HALF_WRITTEN),
+    Mutation(
+        "runtime/checkpoint_files.py",
+        "if path.is_dir() and re.fullmatch",
+        "if False and re.fullmatch",
+        SHARDED + HALF_WRITTEN,
+    ),
     # Files, and signals in one process.
     Mutation(
         "engine/checkpoint_folder.py",
@@ -566,20 +634,20 @@ MUTATIONS = [
         INTERRUPTS + "test_an_error_in_the_background_surfaces_at_the_next_save_or_at_the_end",
     ),
     Mutation(
-        "engine/checkpoint_folder.py",
+        "engine/folder_lock.py",
         "fcntl.lockf(file",
         "fcntl.flock(file",
         INTERRUPTS + "test_a_second_run_in_the_folder_is_refused_and_a_dead_ones_lock_is_not",
     ),
     Mutation(
-        "engine/checkpoint_folder.py",
+        "engine/folder_lock.py",
         " | os.O_NOFOLLOW",
         "",
         FOLDER + "test_a_lock_that_is_a_link_is_refused_and_its_target_is_left_alone",
     ),
     Mutation(
-        "engine/checkpoint_folder.py",
-        "if folder in _locked_here:",
+        "engine/folder_lock.py",
+        "if resolved in _locked_here:",
         "if False:",
         FOLDER + "test_threads_that_race_for_a_new_folder_get_it_or_are_told_that_another_run_is_there",
     ),
@@ -620,9 +688,9 @@ MUTATIONS = [
         FOLDER + "test_a_damaged_file_is_not_named_as_the_best",
     ),
     Mutation(
-        "engine/checkpoint_folder.py",
-        "if _HALF_WRITTEN.fullmatch(path.name) and not path.is_dir():",
-        "if True:",
+        "runtime/checkpoint_files.py",
+        'elif not path.is_dir() and re.fullmatch(r"\\..+\\.\\d+\\.tmp", path.name):',
+        'elif not path.is_dir() and path.suffix == ".tmp":',
         "engine/test_damaged_folders.py::test_a_run_with_damaged_files_ends_like_one_without_or_names_the_file",
     ),
     Mutation(
@@ -633,7 +701,7 @@ MUTATIONS = [
     ),
     Mutation(
         "runtime/checkpoint_files.py",
-        "    _check_device(device)\n",
+        "    check_device(device)\n    with explained(path):\n",
         "",
         "test_model.py::test_a_device_that_is_not_there_is_not_told_as_a_damaged_file",
     ),

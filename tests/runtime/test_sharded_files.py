@@ -17,6 +17,8 @@ from helpers.processes import deadline
 from helpers.scenarios import Results, scenario
 from torch import nn
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from helios_lite import Model
 from helios_lite.runtime import checkpoint_files
@@ -243,6 +245,75 @@ def test_the_weights_for_a_file_of_their_own_are_gathered_on_rank_0(result: Resu
     assert list(first) == list(second) == ["tied", "net", "frozen"]
     assert same(dict(first["net"]), full)
     assert second["net"] == second["tied"] == {}
+
+
+# Sharded stays sharded.
+
+
+class Largest(TorchDispatchMode):
+    """Notes the number of elements of the largest tensor that an operation of this process has made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        sizes = [tensor.numel() for tensor in tree_leaves(made) if type(tensor) is torch.Tensor]
+        self.elements = max([self.elements, *sizes])
+        return made
+
+
+class Wide(Plain):
+    """Watches the tensors of every save and of a resume, which lie between these hooks."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.largest: list[int] = []
+        net = nn.Sequential(nn.Linear(3, 256), nn.Linear(256, 256), nn.Linear(256, 1))
+        self.net = self.parallelize(net, blocks=(nn.Linear,))
+        self.optimizer = torch.optim.Adam(self.net.parameters())
+        self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, 0.9)
+        self.watch()
+
+    def watch(self) -> None:
+        self.mode: Largest | None = Largest()
+        self.mode.__enter__()
+
+    def note(self) -> None:
+        if self.mode is not None:
+            self.mode.__exit__(None, None, None)
+            self.largest.append(self.mode.elements)
+            self.mode = None
+
+    def on_training_start(self) -> None:
+        self.note()
+
+    def on_training_batch_end(self, state: Any, should_log: bool = False) -> None:
+        self.watch()
+
+    def on_training_batch_start(self, state: Any) -> None:
+        self.note()
+
+    def on_training_end(self) -> None:
+        self.note()
+
+
+@scenario(ranks=2)
+def tensors_of_saves_and_a_resume(root: Path, world: World) -> list[list[int]]:
+    options = {"strategy": "fsdp", "root": root / "wide", "save_every_steps": 1, "async_save": False}
+    options |= {"valid_every_epochs": None, "check_finite": False}
+    found = []
+    for steps in (3, 4):
+        model = Wide()
+        quiet(max_steps=steps, **options).fit(model, data(40, batch_size=2))
+        found.append(model.largest)
+    return world.gather([*found[0][1:3], found[1][0]])
+
+
+def test_no_rank_makes_more_than_its_part_of_a_tensor_in_a_save_and_in_a_resume(result: Results) -> None:
+    for saves_and_resume in result(tensors_of_saves_and_a_resume, ranks=2):
+        assert len(saves_and_resume) == 3
+        assert all(256 * 128 <= elements < 256 * 256 for elements in saves_and_resume), saves_and_resume
 
 
 # Failures.
