@@ -598,14 +598,14 @@ MUTATIONS = [
     # Files, and signals in one process.
     Mutation(
         "engine/checkpoint_folder.py",
-        "read_file(path, device)\n            except files.NewerFormatError:",
-        "read_file(path, device)\n            except KeyError:",
+        "content = read(path)\n            except files.NewerFormatError:",
+        "content = read(path)\n            except KeyError:",
         NOT_REPLACED + "[auto]",
     ),
     Mutation(
         "engine/checkpoint_folder.py",
-        "read_header(path)\n            except files.NewerFormatError:",
-        "read_header(path)\n            except KeyError:",
+        "read_checkpoint_header(path)\n            except files.NewerFormatError:",
+        "read_checkpoint_header(path)\n            except KeyError:",
         NOT_REPLACED + "[test best]",
     ),
     Mutation("runtime/checkpoint_files.py", "damaged = archive.testzip()", "damaged = None", PASS_OVER),
@@ -901,7 +901,9 @@ MUTATIONS = [
     Mutation("runtime/rank_process.py", "exit_now(1)", "raise", TROUBLE + "[leave-train_step-True-SystemExit-0]"),
     Mutation("runtime/rank_process.py", "time.sleep(0.5)", "pass", TROUBLE),
     Mutation("runtime/launch.py", "if not error_file(folder, attempt, failure.rank).exists():", "if False:", TROUBLE),
-    Mutation("runtime/rank_watch.py", "if not are_done or exit_status not in (0, None):", "if exit_status:", FAILURES),
+    Mutation(
+        "runtime/rank_watch.py", "if exit_status not in (0, None) or not self._are_done():", "if exit_status:", FAILURES
+    ),
     Mutation("runtime/rank_watch.py", 'if state == "T" else 0.0', 'if state == "x" else 0.0', FAILURES),
     Mutation("runtime/launch.py", "and self._watch.failure is None:", "and True:", FAILURES),
     Mutation(

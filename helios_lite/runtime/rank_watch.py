@@ -97,7 +97,6 @@ class RankWatch:
         by_pid = {popen.pid: popen for popen in self._started}
         exited = [rank for rank, popen in enumerate(by_pid.values()) if popen.poll() == 0]
         statuses = read_statuses(self._folder, self._attempt)
-        are_done = len(statuses) == self._processes and all(status.is_done for status in statuses.values())
         failures = [RankFailure(rank, 0) for rank in exited if rank not in statuses]
         for rank, status in statuses.items():
             if status.received is not None:
@@ -106,12 +105,17 @@ class RankWatch:
             self._seconds_stopped[rank] = self._seconds_stopped[rank] + elapsed if state == "T" else 0.0
             if state in (None, "Z"):
                 exit_status = _exit_status(status.pid, by_pid.get(status.pid))
-                if not are_done or exit_status not in (0, None):
+                if exit_status not in (0, None) or not self._are_done():
                     failures.append(RankFailure(rank, exit_status))
             elif self._seconds_stopped[rank] > MAX_SECONDS_STOPPED:
                 failures.append(RankFailure(rank, None, is_stopped=True))
         if failures and self.failure is None:
             self.failure = min(failures, key=self._order)
+
+    def _are_done(self) -> bool:
+        """Return whether all have returned from their task; one that is gone has left its status before that."""
+        statuses = read_statuses(self._folder, self._attempt)
+        return len(statuses) == self._processes and all(status.is_done for status in statuses.values())
 
     def _order(self, failure: RankFailure) -> int:
         """Return 0 for the most likely cause among processes that have failed since the last `poll`.
