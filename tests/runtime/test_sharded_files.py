@@ -5,6 +5,7 @@ import pickle
 import resource
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -331,10 +332,21 @@ def full_disk_of_rank_1(root: Path, world: World) -> list[Any]:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     class Filling(Plain):
+        fills = True
+
+        def setup(self, fast_init: bool = False) -> None:
+            super().setup(fast_init)
+            self.large = self.parallelize(nn.Linear(256, 256))
+
         def train_step(self, batch: Any, state: Any) -> None:
             super().train_step(batch, state)
-            if state.step == 2 and world.rank == 1:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, before[1]))
+            if self.fills and state.step == 2 and world.rank == 1:
+                while "plain_epoch_0_iter_2" not in listing(root, name):
+                    time.sleep(0.01)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+
+    class Finishing(Filling):
+        fills = False
 
     for background in (False, True):
         name = f"full-{background}"
@@ -348,7 +360,7 @@ def full_disk_of_rank_1(root: Path, world: World) -> list[Any]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         errors = world.gather(error)
         left = listing(root, name)
-        result = quiet(max_steps=6, root=root / name, strategy="fsdp").fit(Plain(), data(40, batch_size=2))
+        result = quiet(max_steps=6, root=root / name, strategy="fsdp").fit(Finishing(), data(40, batch_size=2))
         found.append((errors, left, result.state.step))
     return found
 
@@ -427,6 +439,28 @@ def test_a_flipped_bit_is_noticed_or_changes_nothing(folder: Path, name: str) ->
             noticed += 1
         (folder / name).write_bytes(content)
     assert noticed > (18 if name == ".metadata" else 3)
+
+
+def test_a_flipped_bit_of_a_tensor_is_noticed(folder: Path) -> None:
+    part = read_checkpoint(folder)["model"]["net"]["0.weight"][2:4].numpy().tobytes()
+    content = bytearray((folder / "__1_0.distcp").read_bytes())
+    content[content.index(part) + 5] ^= 1
+    (folder / "__1_0.distcp").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"mixed_epoch_0_iter_3.*damaged"):
+        read_checkpoint(folder)
+
+
+def test_metadata_that_was_exchanged_is_noticed(folder: Path) -> None:
+    def exchange(metadata: Any) -> None:
+        """Let two states of the same size change places."""
+        places = metadata.storage_data
+        first, second = ([index for index in places if index.fqn.endswith(name)] for name in ("exp_avg", "exp_avg_sq"))
+        for a, b in zip(first, second, strict=True):
+            places[a], places[b] = places[b], places[a]
+
+    (folder / ".metadata").write_bytes(altered(folder, exchange))
+    with pytest.raises(CheckpointError, match=r"\.metadata: it is damaged \(wrong checksum\)"):
+        read_checkpoint(folder)
 
 
 class Malicious:
