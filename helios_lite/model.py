@@ -19,7 +19,7 @@ from helios_lite.runtime.metrics import Reduce
 from helios_lite.runtime.score_tables import ScoreTables, Table
 from helios_lite.runtime.sharding import gathered_to_rank_0
 from helios_lite.runtime.standalone import load_for_inference
-from helios_lite.runtime.stateful import load_parts, networks, stateful_parts
+from helios_lite.runtime.stateful import load_parts, named_networks, networks, stateful_parts
 from helios_lite.runtime.summary import num_parameters, parameter_table
 from helios_lite.state import TrainingState
 
@@ -224,11 +224,8 @@ class Model(Hooks, abc.ABC):
         The tensors of sharded networks are gathered one by one into CPU memory of rank 0; on the other ranks the states
         of these networks are empty.
         """
-        return {
-            name: gathered_to_rank_0(part.state_dict(), self._context.world.is_main)
-            for name, part in stateful_parts(self)
-            if isinstance(part, nn.Module)
-        }
+        is_main = self._context.world.is_main
+        return {name: gathered_to_rank_0(net.state_dict(), is_main) for name, net in named_networks(self).items()}
 
     @classmethod
     def load_from_checkpoint(
@@ -400,5 +397,4 @@ class Model(Hooks, abc.ABC):
             depth: the number of levels of submodules to show below each network; None shows all of them, and each
                 parameter with its data type and shape.
         """
-        nets = {name: part for name, part in stateful_parts(self) if isinstance(part, nn.Module)}
-        return parameter_table(f"{self.save_name} ({type(self).__name__})", nets, depth)
+        return parameter_table(f"{self.save_name} ({type(self).__name__})", named_networks(self), depth)

@@ -51,9 +51,14 @@ def stateful_parts(owner: object) -> Iterator[tuple[str, Any]]:
                 entered.add(id(value))
 
 
+def named_networks(owner: object) -> dict[str, nn.Module]:
+    """Return the attributes that are networks, by name."""
+    return {name: part for name, part in stateful_parts(owner) if isinstance(part, nn.Module)}
+
+
 def networks(owner: object) -> list[nn.Module]:
     """Return the attributes that are networks."""
-    return [part for _, part in stateful_parts(owner) if isinstance(part, nn.Module)]
+    return [*named_networks(owner).values()]
 
 
 def load_parts(owner: str, parts: dict[str, Any], state_dict: dict[str, Any], *, networks_only: bool) -> None:
