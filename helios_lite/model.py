@@ -245,7 +245,7 @@ class Model(Hooks, abc.ABC):
             ValueError: there is no such device.
             TypeError: the constructor needs arguments that `hparams` does not hold.
         """
-        return cast(Self, load_for_inference(cls, Path(path), torch.device(device), overrides))
+        return cast(Self, load_for_inference(cls, Path(path), device, overrides))
 
     # What setup and the steps use.
 

@@ -395,7 +395,7 @@ MUTATIONS = [
     ),
     Mutation(
         "runtime/shadowing.py",
-        "name in _STEPS and callable(value)",
+        "name in _REPLACEABLE and callable(value)",
         "False",
         "test_model.py::test_a_step_may_be_replaced_by_its_compiled_form",
     ),

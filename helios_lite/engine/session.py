@@ -179,7 +179,7 @@ def failure_reported(options: Options, model: Model, *, is_training: bool) -> It
         # Not if another run is running in the folder, and it must not hide the error.
         with contextlib.suppress(Exception), contextlib.ExitStack() as stack:
             folder = run_folder(options, model)
-            if folder is not None:
+            if folder is not None and folder.is_dir():  # Otherwise nothing has begun there.
                 if is_training:
                     stack.enter_context(_make_checkpoint_folder(options, model, folder).locked())
                 with RunLog(folder / "train.log", options.log_level, is_required=False) as log:

@@ -42,6 +42,7 @@ class TrainingLog:
         self._session, self._state, self._clock = session, state, clock
         self._loggers = RunLoggers(session.options.loggers, is_main=session.world.is_main, is_training=True)
         self.end_values: dict[str, float] = {}
+        self._has_end = False
         self._jsonl: JsonlLogger | None = None
         self._num_kept_rows = 0
         self._logged_step = 0
@@ -133,7 +134,9 @@ class TrainingLog:
         return values
 
     def unwritten(self) -> dict[str, float]:
-        """Return the training metrics since the last row, and those of `on_training_end`. Call on every rank."""
+        """Return the training metrics that no row has, with those of `on_training_end`. Call on every rank."""
+        if self._has_end:
+            return {}
         values = self.compute() | self.end_values
         return self._session.hooks.process_metrics("train", values) if values else {}
 
@@ -192,6 +195,7 @@ class TrainingLog:
         The checkpoint holds these values too, and a training that goes on from it writes them with its next row.
         """
         values = self.unwritten()
+        self._has_end = True
         if values:
             self._session.context.record(values)
             row = self._row(values)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-_STEPS = {"train_step", "valid_step", "test_step"}
+_REPLACEABLE = {"train_step", "valid_step", "test_step", "prepare_data", "setup", "teardown"}
 
 
 def check_no_method_is_hidden(owner: object, base: type) -> None:
     """Check that no attribute of an object has the name of a public method of its base class.
 
-    `self.log = []` would otherwise fail much later, where `self.log(...)` is called. A step may be replaced by another
-    callable, as `self.train_step = torch.compile(self.train_step)` does. An assignment to a property is an
+    `self.log = []` would otherwise fail much later, where `self.log(...)` is called. A step, or what
+    prepares and tears down, may be replaced by another callable, as `self.train_step = torch.compile(self.train_step)`
+    does. An assignment to a property is an
     AttributeError of Python itself.
 
     Args:
@@ -22,7 +23,7 @@ def check_no_method_is_hidden(owner: object, base: type) -> None:
     for name, value in vars(owner).items():
         if name.startswith("_") or not callable(getattr(base, name, None)):
             continue
-        if not (name in _STEPS and callable(value)):
+        if not (name in _REPLACEABLE and callable(value)):
             raise AttributeError(
                 f"{type(owner).__name__}.{name}: is an attribute ({type(value).__name__}) that hides the method "
                 f"`{name}` of {base.__name__}; give the attribute another name"

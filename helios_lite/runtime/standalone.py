@@ -13,7 +13,7 @@ from helios_lite.runtime.context import RunContext
 from helios_lite.runtime.read_checkpoint import read_checkpoint
 
 
-def load_for_inference(cls: Any, path: Path, device: torch.device, overrides: dict[str, Any]) -> Any:
+def load_for_inference(cls: Any, path: Path, device: torch.device | str, overrides: dict[str, Any]) -> Any:
     """Return a Model of a class with the networks in a checkpoint, in evaluation mode.
 
     Args:
@@ -27,7 +27,7 @@ def load_for_inference(cls: Any, path: Path, device: torch.device, overrides: di
     if "save_name" in inspect.signature(cls).parameters:
         arguments.setdefault("save_name", content["save_name"])
     model = cls(**arguments)
-    _set_up(model, evaluation_state(content), RunContext.standalone(device))
+    _set_up(model, evaluation_state(content), RunContext.standalone(torch.device(device)))
     model.eval()
     return model
 

@@ -97,7 +97,9 @@ def test_a_row_has_its_learning_rate_but_no_time_and_a_validation_all_splits_at_
 def test_values_that_no_row_holds_are_completed_in_the_result(tmp_path: Path) -> None:
     model = Perplexed()
     result = quiet(max_steps=1, root=tmp_path).fit(model, data(train=20))
-    assert read_rows(tmp_path) == []
+    (row,) = read_rows(tmp_path)
+    assert row["kind"] == "end"
+    assert row["train/perplexity"] == math.exp(row["train/loss"])
     assert result.metrics["train/perplexity"] == math.exp(result.metrics["train/loss"])
     assert [phase for phase, _ in model.calls] == ["valid", "train"]
 

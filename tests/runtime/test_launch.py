@@ -157,7 +157,7 @@ def test_taking_over_what_other_processes_have_trained_uses_no_random_numbers_of
     datamodule = Noting()
     model, run = WithData(datamodule), trainer(None, max_steps=1)
     run.fit(model, datamodule)
-    torch.save({"model": model.state_dict(), "metrics": {}}, tmp_path / "outcome")
+    torch.save({"format": 1, "model": model.state_dict(), "metrics": {}}, tmp_path / "outcome")
     torch.manual_seed(1)
     expected = torch.rand(2)
     torch.manual_seed(1)
