@@ -432,7 +432,7 @@ def test_shards_of_each_of_two_machines_are_replicated_and_do_what_one_process_d
     whole, accumulated, resumed = Deep(), Deep(), Deep()
     metrics = fit(whole, 22, **options)
     fit(accumulated, 22, accumulation_steps=2, **options)
-    of_four = tmp_path / "own/deep/checkpoints/deep_epoch_1_iter_4.pth"
+    of_four = tmp_path / "own/deep/checkpoints/deep_epoch_1_iter_4"
     fit(resumed, 22, resume=of_four, **options)
     assert close(found[1]["weights"], weights(whole))
     assert close(found[2]["weights"], weights(whole))
