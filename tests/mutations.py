@@ -92,9 +92,9 @@ ONLY_TENSORS = "test_metadata_of_anything_but_tensors_in_the_folder_is_refused"
 HALF_WRITTEN = "test_a_start_removes_half_written_folders_and_gives_a_replaced_one_its_name_back"
 LIKE_ONE = DISTRIBUTED + "test_two_processes_do_what_one_does_with_the_double_batch"
 ITS_OWN_GENERATORS = DISTRIBUTED + "test_each_rank_gets_its_generators_back_and_validation_is_inert"
-SHARDED = "runtime/test_sharded_networks.py::"
-ON_META = SHARDED + "test_a_network_made_on_the_meta_device_has_the_same_initial_values"
-RECOMPUTED = SHARDED + "test_recomputed_activations_do_not_change_one_bit"
+NETWORKS = "runtime/test_sharded_networks.py::"
+ON_META = NETWORKS + "test_a_network_made_on_the_meta_device_has_the_same_initial_values"
+RECOMPUTED = NETWORKS + "test_recomputed_activations_do_not_change_one_bit"
 PRECISION = "runtime/test_precision.py::"
 TWO_OPTIMIZERS = PRECISION + "test_fp16_with_two_optimizers_under_accumulation_is_the_loop_by_hand"
 NORMS = PRECISION + "test_norms_are_those_of_a_loop_by_hand"
@@ -105,7 +105,7 @@ AVERAGE = CALLBACKS + "test_validations_and_tests_use_the_average_and_training_d
 PERIODS = CALLBACKS + "test_periods_limit_the_hooks_of_steps_and_epochs_with_the_same_calls_after_a_resume"
 JUDGED = CALLBACKS + "test_the_best_checkpoint_gives_the_average_that_was_validated"
 AVERAGE_OF_SHARDS = (
-    SHARDED + "test_an_average_of_a_sharded_network_is_that_of_its_full_weights_and_resumes_with_the_same_bits"
+    NETWORKS + "test_an_average_of_a_sharded_network_is_that_of_its_full_weights_and_resumes_with_the_same_bits"
 )
 DOCS = "test_docs.py::"
 SCHEDULES = "test_schedules.py::"
@@ -1020,7 +1020,7 @@ MUTATIONS = [
         "runtime/parallel.py",
         "module.set_reshard_after_forward(True, recurse=False)",
         "module.set_reshard_after_forward(False, recurse=False)",
-        SHARDED + "test_an_evaluation_gathers_one_block_at_a_time_though_ranks_have_different_numbers_of_batches",
+        NETWORKS + "test_an_evaluation_gathers_one_block_at_a_time_though_ranks_have_different_numbers_of_batches",
     ),
     Mutation("runtime/fsdp.py", "if module is net or module in blocks:", "if module is net:", ON_META),
     Mutation("runtime/initialization.py", "tensor.copy_(values)", "pass", ON_META),
@@ -1028,25 +1028,25 @@ MUTATIONS = [
         "runtime/initialization.py",
         "new.fill_(torch.nan)",
         "new.zero_()",
-        SHARDED + "test_a_module_on_the_meta_device_that_cannot_be_filled_is_an_error_that_names_it",
+        NETWORKS + "test_a_module_on_the_meta_device_that_cannot_be_filled_is_an_error_that_names_it",
     ),
     Mutation(
         "runtime/fsdp.py",
         "param_dtype=torch.bfloat16, ",
         "",
-        SHARDED + "test_a_sharded_network_is_gathered_in_bf16_and_keeps_its_weights_in_fp32",
+        NETWORKS + "test_a_sharded_network_is_gathered_in_bf16_and_keeps_its_weights_in_fp32",
     ),
     Mutation(
         "runtime/fsdp.py",
         "reduce_dtype=torch.float32",
         "reduce_dtype=torch.bfloat16",
-        SHARDED + "test_gradients_are_reduced_in_fp32_under_bf16",
+        NETWORKS + "test_gradients_are_reduced_in_fp32_under_bf16",
     ),
     Mutation(
         "runtime/parallel.py",
         "net.set_requires_gradient_sync(value)",
         "pass",
-        SHARDED + "test_a_sharded_network_reduces_gradients_once_per_accumulation_window",
+        NETWORKS + "test_a_sharded_network_reduces_gradients_once_per_accumulation_window",
     ),
     Mutation(
         "runtime/recomputation.py", "use_reentrant=False", "use_reentrant=False, preserve_rng_state=False", RECOMPUTED
@@ -1062,13 +1062,13 @@ MUTATIONS = [
         "runtime/recomputation.py",
         "forward = functools.partial(_forward, block)",
         "forward = lambda *args: _forward(block, *args)",
-        SHARDED + "test_a_copy_of_a_block_with_recomputed_activations_computes_with_its_own_weights",
+        NETWORKS + "test_a_copy_of_a_block_with_recomputed_activations_computes_with_its_own_weights",
     ),
     Mutation(
         "runtime/parallel.py",
         'is_hybrid=self._strategy == "hsdp"',
         "is_hybrid=False",
-        SHARDED + "test_shards_of_each_of_two_machines_are_replicated_and_do_what_one_process_does",
+        NETWORKS + "test_shards_of_each_of_two_machines_are_replicated_and_do_what_one_process_does",
     ),
     Mutation("callbacks.py", "if is_dtensor(mine):", "if False:", AVERAGE_OF_SHARDS),
     Mutation("callbacks.py", "                reshard(net)", "                pass", AVERAGE_OF_SHARDS),
@@ -1374,7 +1374,10 @@ def verdict(copy: Path, mutation: Mutation, dry: bool) -> str:
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     if before.count(mutation.old) != 1:
         return f"does not apply: the text is {before.count(mutation.old)} times in {mutation.path}"
-    if not (copy / "tests" / mutation.test.partition("::")[0]).exists():
+    file, _, name = mutation.test.partition("::")
+    tests = copy / "tests" / file
+    function = f"def {name.partition('[')[0]}(" if name else ""
+    if not tests.exists() or function not in tests.read_text(encoding="utf-8"):
         return f"does not apply: there is no {mutation.test}"
     if dry:
         return "applies"
