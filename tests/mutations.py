@@ -566,6 +566,7 @@ MUTATIONS = [
         STAYS_SHARDED,
     ),
     Mutation("runtime/sharding.py", "named(remove_duplicate=False)", "named()", SHARDED + ANY_NUMBER),
+    Mutation("callbacks.py", "load_any_placement(self.averaged.module)", "pass", SHARDED + ANY_NUMBER),
     Mutation("runtime/sharding.py", "{names.get(prefix, prefix)}", "{prefix}", SHARDED + SHARD_NAMES),
     Mutation(
         "runtime/sharding.py",

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from helios_lite import Model
+from helios_lite.callbacks import EMA
 from helios_lite.runtime import checkpoint_files
 from helios_lite.runtime.checkpoint_files import CheckpointError
 from helios_lite.runtime.dcp_metadata import MetadataError, parse_metadata
@@ -109,11 +110,12 @@ def checkpoint(root: Path, name: str, processes: int) -> Path:
 
 
 def trained(name: str, root: Path, **options: Any) -> dict[str, Any]:
-    """The full state after a run that ends at the same update, so that a resumed one changes nothing."""
-    model = MODELS[name]()
-    trainer = quiet(**{"max_steps": STEPS, "strategy": "fsdp", "sanity_batches": 0, "root": root, **options})
-    trainer.fit(model, data(40, batch_size=2))
-    return weights(model)
+    """The full state, the average included, after a run that ends at the same update: a resume changes nothing."""
+    model, ema = MODELS[name](), EMA(decay=0.5)
+    options = {"max_steps": STEPS, "strategy": "fsdp", "sanity_batches": 0, "root": root, **options}
+    quiet(**options, callbacks=[ema]).fit(model, data(40, batch_size=2))
+    average = {part: full_tensor(value).clone() for part, value in ema.averaged.module.state_dict().items()}
+    return {"model": weights(model), "average": average, "updates": int(ema.averaged.n_averaged)}
 
 
 def left_by(root: Path, world: World) -> None:
@@ -190,7 +192,10 @@ def test_any_number_of_processes_restores_what_any_other_has_saved_bit_for_bit(r
 def test_a_sharded_checkpoint_holds_what_a_file_of_one_process_holds(root: Path) -> None:
     one, three = (read_checkpoint(checkpoint(root, "mixed", processes)) for processes in (1, 3))
     assert list(three) == list(one)
-    assert same(three["model"], expected(root, "mixed", 3))
+    state, (average,) = expected(root, "mixed", 3), three["callbacks"].values()
+    assert same(three["model"], state["model"])
+    assert same(dict(average["evaluation_weights"]["net"]), state["average"])
+    assert not same(state["average"], dict(state["model"]["net"]))
     assert [list(part) for part in three["model"].values()] == [list(part) for part in one["model"].values()]
     tied = three["model"]["tied"]
     assert tied["into.weight"].data_ptr() == tied["out.weight"].data_ptr()
@@ -223,7 +228,8 @@ def test_one_process_consolidates_inspects_tests_and_loads_a_folder(root: Path, 
     metrics = [quiet(max_steps=1).test(Mixed(), data(), checkpoint=path) for path in (folder, file)]
     assert metrics[0] == metrics[1]
     model = Mixed.load_from_checkpoint(folder)
-    assert same(weights(model)["net"], content["model"]["net"])
+    (average,) = content["callbacks"].values()
+    assert same(weights(model)["net"], average["evaluation_weights"]["net"])
     with pytest.raises(SystemExit):
         main(["consolidate", str(folder)])
     assert "exists already" in capsys.readouterr().err
