@@ -3,13 +3,18 @@
 import json
 import math
 import os
+import re
+import signal
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 
 import pytest
+
+from helios_lite.tools.command import main
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CHAR_LM = "char_lm.py --width 32 --layers 1 --context 32 --files 10 --length 50"
@@ -107,6 +112,35 @@ def test_char_lm_sharded_over_two_processes_learns_what_one_does(char_lm, tmp_pa
     one, two = (rows(root / "runs/char_lm", "valid/loss") for root in (folder, tmp_path))
     assert two == pytest.approx(one, rel=1e-4)
     assert len(written(sharded.stdout)) >= len("    def ") + 50 + len("\n")
+
+
+def test_char_lm_sharded_and_killed_goes_on_with_one_process_and_becomes_one_file(tmp_path, monkeypatch, capsys):
+    """As docs/distributed.md describes it."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    arguments = f"{CHAR_LM} --precision fp32 --steps 200".split()[1:]
+    command = [sys.executable, str(EXAMPLES / "char_lm.py"), *arguments, "--batch-size", "4"]
+    command += ["--devices", "2", "--strategy", "fsdp"]
+    first = tmp_path / "runs/char_lm/checkpoints/char_lm_epoch_0_iter_50"
+    with (tmp_path / "output").open("w") as output:
+        training = subprocess.Popen(command, cwd=tmp_path, stdout=output, stderr=output, start_new_session=True)
+    while training.poll() is None and not first.exists():
+        time.sleep(0.02)
+    os.killpg(training.pid, signal.SIGKILL)
+    assert training.wait() == -signal.SIGKILL, (tmp_path / "output").read_text()
+
+    goes_on = run(tmp_path, f"char_lm.py {' '.join(arguments)} --batch-size 8")
+    left = tmp_path / re.search(r"continuing from (\S+)", goes_on.stderr)[1]
+    assert left.is_dir()
+    assert "char_lm_epoch_0_iter_200.pth" in goes_on.stdout
+    main(["consolidate", str(left), str(tmp_path / "char_lm.pth")])
+    assert capsys.readouterr().out == f"{tmp_path / 'char_lm.pth'}\n"
+
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from char_lm import CharLM
+
+    models = [CharLM.load_from_checkpoint(path) for path in (left, tmp_path / "char_lm.pth")]
+    of_folder, of_file = (model.generate("    def ", 50) for model in models)
+    assert of_folder == of_file
 
 
 def test_char_lm_trains_in_bf16_unless_told_otherwise(tmp_path):
