@@ -94,14 +94,14 @@ class Rich(Model):
 
 
 class Counter(Callback):
-    """Counts batches over all resumes, and tells of every update."""
+    """Counts batches over all resumes, and tells of every update on rank 0."""
 
     def __init__(self, talk: bool = False) -> None:
         self.batches, self.talk = 0, talk
 
     def on_training_batch_end(self, state: Any, should_log: bool = False) -> None:
         self.batches += 1
-        if self.talk:
+        if self.talk and self.model.global_rank == 0:  # Lines of two processes can mix.
             print(f"step {state.step}", flush=True)
 
     def state_dict(self) -> dict[str, Any]:
