@@ -161,7 +161,8 @@ class TranslationLanguageModel(Model):
 
     def process_metrics(self, phase: str, metrics: dict[str, float]) -> dict[str, float]:
         """Add the perplexity: exp of the mean loss of all hidden words of all processes, not a mean over batches."""
-        return {f"{phase}/perplexity": math.exp(metrics[f"{phase}/loss"])}
+        loss = metrics.get(f"{phase}/loss")  # A row of what hooks have logged at the end would have none.
+        return {} if loss is None else {f"{phase}/perplexity": math.exp(loss)}
 
     @torch.no_grad()
     def filled(self, sample) -> list[str]:

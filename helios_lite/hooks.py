@@ -80,8 +80,9 @@ class Hooks:
         Args:
             phase: "train", "valid" or "test".
             metrics: the values of all splits, reduced over batches and ranks, by full name ("valid/loss"), and what
-                hooks called before have added; of a training row also the learning rates. It is a copy, equal on every
-                rank.
+                hooks called before have added; of a training row also the learning rates. Not every call has every
+                name: the last row may have nothing but what was logged in `on_training_end`. It is a copy, equal on
+                every rank.
 
         Returns:
             Numbers or tensors of one element by full name. A name that `metrics` has already replaces its value. With
