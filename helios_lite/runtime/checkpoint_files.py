@@ -175,7 +175,12 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except (CheckpointError, FileNotFoundError, MemoryError, torch.OutOfMemoryError):
         raise
-    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
+    except IsADirectoryError as error:
+        raise CheckpointError(
+            f"{path}: is a folder, and no sharded checkpoint; give the path of a checkpoint, or, where a run folder is "
+            "accepted, one that contains checkpoints/"
+        ) from error
+    except (PermissionError, NotADirectoryError) as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
     except Exception as error:
         # torch raises errors of many types for damaged files; for unsafe ones it explains how to load them anyway.

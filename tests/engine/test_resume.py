@@ -18,6 +18,7 @@ from torch.utils.data import TensorDataset
 
 from helios_lite import Callback, DataModule, Split
 from helios_lite.engine import hparams
+from helios_lite.runtime.checkpoint_files import CheckpointError
 
 # PyTorch warns that scheduler.step() came first in this process; the optimizer had stepped before the resume.
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")
@@ -269,6 +270,9 @@ def test_a_run_folder_without_checkpoints_or_of_several_models_is_an_error(tmp_p
     (tmp_path / "empty/checkpoints").mkdir(parents=True)
     with pytest.raises(FileNotFoundError, match="empty: this run folder has no checkpoint that can be read"):
         quiet(max_steps=1, resume=tmp_path / "empty").fit(Tiny(), data())
+    for option in ("resume", "init_from"):
+        with pytest.raises(CheckpointError, match=r"is a folder, and no sharded checkpoint; .* contains checkpoints/$"):
+            quiet(max_steps=1, **{option: tmp_path}).fit(Tiny(), data())
     for name in ("a b", "c", "tiny"):
         quiet(root=tmp_path, run_name="several", max_steps=1).fit(Tiny(name), data())
     with pytest.raises(ValueError, match=r"several: has checkpoints of several models \(a-b, c, tiny\); give the path"):
