@@ -131,7 +131,7 @@ class Model(Hooks, abc.ABC):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The last known value of every metric, by full name: for decisions, names of files, messages."""
+        """The last known value of every metric of this call of a trainer, or of the last one, by full name."""
         return self._context.latest
 
     # What a user overrides.

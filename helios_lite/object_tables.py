@@ -60,7 +60,9 @@ def to_plain_data(value: Any) -> Any:
         arguments = _constructor_arguments(value)
     except Exception:  # A class of the user may do anything. A checkpoint must be saved all the same.
         return kind.__name__
-    return {"class": f"{kind.__module__}.{kind.__name__}", **arguments}
+    # In the processes that a program has launched, its own module has this other name as well.
+    module = "__main__" if kind.__module__ == "__mp_main__" else kind.__module__
+    return {"class": f"{module}.{kind.__name__}", **arguments}
 
 
 def is_same(earlier: Any, now: Any) -> bool:

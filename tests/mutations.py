@@ -243,6 +243,12 @@ MUTATIONS = [
     # Evaluations.
     Mutation(
         "engine/evaluation.py",
+        "        session.context.record(metrics)\n",
+        "",
+        "runtime/test_launch.py::test_a_caller_reads_from_the_model_what_it_could_read_after_one_process",
+    ),
+    Mutation(
+        "engine/evaluation.py",
         "uneven_forward(), cudnn_benchmark(False)",
         "uneven_forward()",
         TRAINING + "test_cudnn_measures_in_training_and_not_in_evaluations",
@@ -353,6 +359,12 @@ MUTATIONS = [
         "if not is_subclass(target, (*_CLASSES",
         "if False and not is_subclass(target, (*_CLASSES",
         NOT_CALLED,
+    ),
+    Mutation(
+        "object_tables.py",
+        '"__main__" if kind.__module__ == "__mp_main__" else kind.__module__',
+        "kind.__module__",
+        "runtime/test_launch.py::test_the_config_of_a_run_names_a_class_of_the_program_as_one_process_does",
     ),
     Mutation(
         "object_tables.py",

@@ -133,6 +133,7 @@ def run_evaluation(session: Session, phase: str, choice: str | os.PathLike[str] 
         elif choice is not None or not session.was_set_up:
             model.load_for_testing()
         metrics = Evaluator(session).evaluate(phase, loaders, cycle=1, limit=1 if options.fast_dev_run else None)
+        session.context.record(metrics)
         model.eval()
         session.bars.close()
         title = phase if path is None else f"{phase} of {path.name}"

@@ -144,13 +144,52 @@ def test_a_caller_reads_from_the_model_what_it_could_read_after_one_process(tmp_
         assert model.metrics == result.metrics
         assert model.net.training
         metrics, hparams = list(model.metrics), dict(model.hparams)
-        run.test(model, datamodule)
+        tested = run.test(model, datamodule)
+        assert model.metrics == tested
         assert not model.net.training
         with pytest.raises(RuntimeError, match="no Trainer is running this model"):
             _ = model.trainer
         found.append((metrics, hparams, datamodule.width, datamodule.calls, list(model.metrics)))
     assert found[0] == found[1]
     assert found[0][3] == ["setup", "teardown"] * 2
+
+
+CALLBACK_OF_THE_PROGRAM = """
+import json, pathlib
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+from helios_lite import Callback, DataModule, Model, Split, Trainer
+
+class Small(Model):
+    def setup(self, fast_init=False):
+        self.net = self.parallelize(nn.Linear(1, 1))
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1)
+
+    def train_step(self, batch, state):
+        self.backward(self.net(batch[0]).mean())
+        self.optimizer_step(self.optimizer)
+
+class Own(Callback):
+    def __init__(self, size):
+        self.size = size
+
+if __name__ == "__main__":
+    data = DataModule(train=Split(TensorDataset(torch.ones(4, 1)), batch_size=2))
+    trainer = Trainer(max_epochs=1, devices=2, callbacks=[Own(3)], progress=False, print_banner=False)
+    trainer.fit(Small("small"), data)
+    config = json.loads(pathlib.Path("runs/small/config.json").read_text())["trainer"]
+    assert config == trainer.config(), config["callbacks"]
+    assert Trainer.from_config(config).callbacks[0].size == 3
+"""
+
+
+def test_the_config_of_a_run_names_a_class_of_the_program_as_one_process_does(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(CALLBACK_OF_THE_PROGRAM)
+    done = subprocess.run(
+        [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_taking_over_what_other_processes_have_trained_uses_no_random_numbers_of_the_caller(tmp_path: Path) -> None:
