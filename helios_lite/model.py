@@ -336,7 +336,7 @@ class Model(Hooks, abc.ABC):
 
         Raises:
             RuntimeError: no Trainer is running the model.
-            ValueError: the value has several elements, or `reduce` is unknown or differs from an earlier call.
+            TypeError, ValueError: the value is not one number, or `reduce` is unknown or differs from an earlier call.
         """
         self._context.log(name, value, count, reduce, bar)
 

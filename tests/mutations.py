@@ -844,6 +844,12 @@ MUTATIONS = [
     # Several reductions, metrics beside the bar, what ranks gather.
     Mutation(
         "runtime/metrics.py",
+        'raise TypeError(f"log({name!r}): {error}") from None',
+        "raise",
+        "runtime/test_metrics.py::test_what_is_no_number_is_an_error_that_names_the_metric",
+    ),
+    Mutation(
+        "runtime/metrics.py",
         'name if i == 0 else f"{name}/{each}"',
         'f"{name}/{each}"',
         TRAINING + "test_several_reductions_of_one_value_are_metrics_of_their_own_also_after_a_resume",

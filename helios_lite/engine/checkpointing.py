@@ -166,7 +166,8 @@ class Checkpointer:
         found = load_checkpoint(session, "last" if resume in ("auto", "never") else resume, of_folder="last")
         if found is None:
             if resume == "best" and not session.options.fast_dev_run:
-                raise FileNotFoundError(f'resume="best": {session.folder} has no checkpoint; use "auto" to start anew')
+                where = "a run without files (root=None)" if session.folder is None else session.folder
+                raise FileNotFoundError(f'resume="best": {where} has no checkpoint; use "auto" to start anew')
             return
         path, content = found
         if resume == "never":

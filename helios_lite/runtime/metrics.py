@@ -99,9 +99,13 @@ class MetricAccumulator:
 
         Raises:
             ValueError: `reduce` is unknown or differs from an earlier call, or the tensor has several elements.
+            TypeError: the value or the weight is no number, such as None.
         """
-        value = self._number(name, value) if isinstance(value, Tensor) else float(value)
-        weight = self._number(name, weight) if isinstance(weight, Tensor) else float(weight)
+        try:
+            value = self._number(name, value) if isinstance(value, Tensor) else float(value)
+            weight = self._number(name, weight) if isinstance(weight, Tensor) else float(weight)
+        except TypeError as error:
+            raise TypeError(f"log({name!r}): {error}") from None
         running = self._running.get(name)
         if running is None:
             if reduce not in _RESULT:

@@ -259,6 +259,8 @@ def test_the_best_that_is_the_newest_moves_nothing(tmp_path: Path) -> None:
 def test_a_best_checkpoint_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r'resume="best": .*tiny has no checkpoint; use "auto"'):
         fit_scored(tmp_path, 1, resume="best")
+    with pytest.raises(FileNotFoundError, match=r'resume="best": a run without files \(root=None\) has no checkpoint'):
+        quiet(max_steps=1, resume="best").fit(Tiny(), data())
     fit_scored(tmp_path, 4, keep_best=0)
     before = sorted((tmp_path / "tiny/checkpoints").iterdir())
     with pytest.raises(ValueError, match=r'resume="best": .*checkpoints has no best checkpoint. Either'):

@@ -254,6 +254,12 @@ def test_a_value_of_several_numbers_is_an_error_and_leaves_nothing(shape):
     assert metrics.compute().values == {}
 
 
+@pytest.mark.parametrize(("value", "count"), [(None, 1), (1.0, None), ([1.0], 1)])
+def test_what_is_no_number_is_an_error_that_names_the_metric(value, count):
+    with pytest.raises(TypeError, match=r"^log\('valid/m'\): .*not '(NoneType|list)'"):
+        MetricAccumulator(torch.device("cpu")).update("valid/m", value, count)
+
+
 def test_a_count_of_several_numbers_is_an_error_where_it_is_logged():
     """A mask in place of its sum must not fail some steps later, at the log point, without the metric's name."""
     with pytest.raises(ValueError, match="'m'"):
