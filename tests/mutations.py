@@ -240,6 +240,18 @@ MUTATIONS = [
         "lambda update: _warm_up(warmup_steps, fall, update)",
         PLAIN_SCHEDULER,
     ),
+    Mutation(
+        "engine/hook_dispatch.py",
+        "elif warn_unknown and state:",
+        "elif warn_unknown:",
+        RESUME + "test_only_a_lost_state_of_a_callback_is_told",
+    ),
+    Mutation(
+        "engine/hook_dispatch.py",
+        "elif warn_unknown and state:",
+        "elif False:",
+        RESUME + "test_only_a_lost_state_of_a_callback_is_told",
+    ),
     # Evaluations.
     Mutation(
         "engine/evaluation.py",

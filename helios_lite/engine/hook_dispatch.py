@@ -93,7 +93,7 @@ class HookDispatcher:
         for name, state in state_dict.items():
             if name in callbacks:
                 callbacks[name].load_state_dict(state)
-            elif warn_unknown:
+            elif warn_unknown and state:  # Most callbacks have none, and nothing of theirs is lost.
                 logger.warning("the checkpoint has the state of a callback that this run does not have: %s", name)
 
     def _listeners(self) -> list[Hooks]:

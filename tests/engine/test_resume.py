@@ -283,6 +283,19 @@ def test_a_run_folder_without_checkpoints_or_of_several_models_is_an_error(tmp_p
         assert quiet(max_steps=2, resume=tmp_path / "several").fit(Tiny(name), data()).state.step == 2
 
 
+class Counting(Callback):
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": 1}
+
+
+def test_only_a_lost_state_of_a_callback_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    callbacks = [Callback(), Counting()]
+    quiet(root=tmp_path, max_steps=1, callbacks=callbacks).fit(Tiny(), data())
+    quiet(root=tmp_path, max_steps=2).fit(Tiny(), data())
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told == ["the checkpoint has the state of a callback that this run does not have: Counting"]
+
+
 def test_callbacks_and_rows_of_a_killed_run_are_not_doubled(tmp_path: Path, uninterrupted: dict[str, Any]) -> None:
     """Rows after the last checkpoint are cut: the crash comes after two more rows than the checkpoint knows."""
     with pytest.raises(CutError):
