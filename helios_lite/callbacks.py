@@ -46,6 +46,9 @@ class Callback(Hooks):
 
         A callback that evaluates other weights than are trained puts them under the key "evaluation_weights": the state
         dicts of networks by their names in `Model.state_dict`. Tests and `Model.load_from_checkpoint` then load these.
+
+        Called on every rank. The state of rank 0 is saved, and every rank gets it at a resume. What differs among ranks
+        can be collected here by `self.model.gather`.
         """
         return {}
 

@@ -202,7 +202,7 @@ class Model(Hooks, abc.ABC):
         """Return the state of every stateful attribute by name, in the order of assignment.
 
         In lists, tuples, deques and dicts the names are "name.0" and "name.key", in SimpleNamespaces and dataclasses
-        "name.attribute". Call on every rank. The trainer does not check what a model that overrides this holds.
+        "name.attribute". Call on every rank; that of rank 0 is saved. What an override returns is not checked.
         """
         return {name: part.state_dict() for name, part in stateful_parts(self)}
 

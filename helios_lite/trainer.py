@@ -190,8 +190,8 @@ def run_task(
         outcome: in a process that the trainer has launched, the file or folder for what the model has in the end.
     """
     # Imported when a task is run, so that `import helios_lite` stays fast.
-    from helios_lite.engine.checkpointing import write_outcome
     from helios_lite.engine.evaluation import run_evaluation
+    from helios_lite.engine.outcome import write_outcome
     from helios_lite.engine.session import describe_call, open_session
     from helios_lite.engine.single_call import single_call
     from helios_lite.engine.training import Training

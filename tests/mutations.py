@@ -92,6 +92,7 @@ ONLY_TENSORS = "test_metadata_of_anything_but_tensors_in_the_folder_is_refused"
 HALF_WRITTEN = "test_a_start_removes_half_written_folders_and_gives_a_replaced_one_its_name_back"
 LIKE_ONE = DISTRIBUTED + "test_two_processes_do_what_one_does_with_the_double_batch"
 ITS_OWN_GENERATORS = DISTRIBUTED + "test_each_rank_gets_its_generators_back_and_validation_is_inert"
+OTHER_SIZE = DISTRIBUTED + "test_the_states_of_loaders_are_not_given_to_another_number_of_ranks"
 NETWORKS = "runtime/test_sharded_networks.py::"
 ON_META = NETWORKS + "test_a_network_made_on_the_meta_device_has_the_same_initial_values"
 RECOMPUTED = NETWORKS + "test_recomputed_activations_do_not_change_one_bit"
@@ -1028,6 +1029,34 @@ MUTATIONS = [
         "engine/session.py", "rng.seed_all(rng.derive_seed(options.seed, self.world.rank))", "pass", ITS_OWN_GENERATORS
     ),
     Mutation("engine/checkpointing.py", 'content["rng"][world.rank]', 'content["rng"][0]', ITS_OWN_GENERATORS),
+    Mutation(
+        "engine/train_data.py",
+        "by_rank[self._world.rank if len(by_rank) == self._world.size else 0]",
+        "by_rank[0]",
+        DISTRIBUTED + "test_each_rank_gets_the_state_of_its_loader_back",
+    ),
+    Mutation(
+        "engine/train_data.py", "                self._check_number_of_ranks()", "                pass", OTHER_SIZE
+    ),
+    Mutation(
+        "engine/train_data.py",
+        "            if self._loader.takes_state():\n",
+        "            if True:\n",
+        OTHER_SIZE,
+    ),
+    Mutation("engine/checkpointing.py", "if num_saved != world.size:", "if False:", OTHER_SIZE),
+    Mutation(
+        "engine/train_data.py",
+        "return [first] + [shared] * (num_ranks - 1)",
+        "return [first] * num_ranks",
+        DISTRIBUTED + "test_with_the_loader_state_of_rank_0_alone_the_others_drop_what_they_have_read",
+    ),
+    Mutation(
+        "runtime/parallel.py",
+        "for net in [*self._replicated, *self._sharded]:\n                for buffer",
+        "for net in self._replicated:\n                for buffer",
+        DISTRIBUTED + "test_all_ranks_evaluate_with_the_buffers_of_rank_0",
+    ),
     Mutation(
         "runtime/parallel.py",
         "dist.broadcast(buffer, src=0)",

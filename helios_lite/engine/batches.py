@@ -59,8 +59,11 @@ class Loader(Protocol):
             window: batches per accumulation window.
         """
 
+    def takes_state(self) -> bool:
+        """Return whether `load_state_dict` restores what the source has saved, which depends on the rank."""
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the part of the position that the run's counters do not hold."""
+        """Return the part of the position of this rank that the run's counters do not hold."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore it; takes effect at the next `epoch`."""

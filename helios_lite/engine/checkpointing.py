@@ -19,7 +19,7 @@ from helios_lite.engine.clock import Clock
 from helios_lite.engine.monitoring import Monitor
 from helios_lite.engine.schedule import save_due
 from helios_lite.engine.session import Session
-from helios_lite.engine.train_data import TrainData
+from helios_lite.engine.train_data import TrainData, join_ranks, split_ranks
 from helios_lite.engine.training_log import TrainingLog
 from helios_lite.model import Model
 from helios_lite.object_tables import is_same
@@ -29,14 +29,12 @@ from helios_lite.runtime.checkpoint_files import (
     CheckpointError,
     is_sharded,
     read_file,
-    to_serializable,
-    write_file,
 )
 from helios_lite.runtime.context import RunContext
 from helios_lite.runtime.distributed import World
 from helios_lite.runtime.read_checkpoint import read_checkpoint
 from helios_lite.runtime.score_tables import ScoreTables
-from helios_lite.runtime.sharding import state_names, take_sharded
+from helios_lite.runtime.sharding import state_names
 from helios_lite.runtime.stateful import stateful_parts
 from helios_lite.state import TrainingState
 from helios_lite.version import __version__
@@ -57,8 +55,8 @@ class Stateful(Protocol):
 class Checkpointer:
     """Saves and restores a training.
 
-    A checkpoint holds the state of each of `parts`, which are restored in that order. For each of `per_rank` it holds
-    the states of all ranks, as a list.
+    A checkpoint holds the state that each of `parts` has on rank 0; they are restored in that order, on every rank. For
+    each of `per_rank` it holds the states of all ranks, as a list, and for the data what `join_ranks` makes of it.
 
     Attributes:
         last_checkpoint: the file that was written or resumed from last.
@@ -73,10 +71,10 @@ class Checkpointer:
             "state": state,
             "model": session.model,
             "precision": session.context.precision,
-            "data": data,
             "callbacks": session.hooks,
             "metrics": _MetricsState(monitor, log, session.context, session.model._tables),
         }
+        self._data = data
         self.per_rank: dict[str, Stateful] = {
             "rng": _RngState(session.device),
             "pending": session.metrics,
@@ -137,13 +135,15 @@ class Checkpointer:
     def _content(self) -> dict[str, Any]:
         """Return the content of a checkpoint. Call on every rank."""
         session = self._session
-        by_rank = session.world.gather({name: part.state_dict() for name, part in self.per_rank.items()})
+        own = {name: part.state_dict() for name, part in self.per_rank.items()}
+        by_rank = session.world.gather({**own, "data": self._data.state_dict()})
         content: dict[str, Any] = {
             "format": FORMAT_VERSION,
             "version": __version__,
             "save_name": session.model.save_name,
             **{name: part.state_dict() for name, part in self.parts.items()},
-            **{name: [own[name] for own in by_rank] for name in self.per_rank},
+            "data": join_ranks([states["data"] for states in by_rank]),
+            **{name: [states[name] for states in by_rank] for name in self.per_rank},
             "config": session.options.config(),
             "hparams": session.model.hparams,
         }
@@ -238,10 +238,18 @@ class Checkpointer:
         world = self._session.world
         for name, part in self.parts.items():
             part.load_state_dict(content[name])
+        num_saved = len(content["rng"])
+        self._data.load_state_dicts(split_ranks(content["data"], num_saved))
         for name in ("pending", "pending_losses"):
             for pending in content["metrics"].get(name, [])[world.rank :: world.size]:
                 self.per_rank[name].load_state_dict(pending)
-        if world.rank < len(content["rng"]):  # A rank without saved RNG states keeps those it has.
+        if num_saved != world.size:
+            logger.info(
+                "ranks: %d in the checkpoint, %d now; each takes the RNG states of its number, and one that the "
+                "checkpoint does not have keeps those of a new run, so the bits differ from those of %d",
+                num_saved, world.size, num_saved,
+            )  # fmt: skip
+        if world.rank < num_saved:
             self._rng_to_restore = content["rng"][world.rank]
         self._saved_at, self._saved_seconds = (self._state.step, self._state.epoch), self._state.seconds
 
@@ -332,22 +340,6 @@ def _read_what_rank_0_reads(world: World, read: Callable[[Path], dict[str, Any]]
             content, failed = read(path), None
         except (CheckpointError, FileNotFoundError) as error:
             failed = error  # Rank 0 passes it over as well, or says that only this rank cannot read it.
-
-
-def write_outcome(outcome: dict[str, Any], session: Session, path: Path) -> None:
-    """Leave what a model has in the end where the process reads it that has launched this one. Call on every rank.
-
-    It is a file, or a folder if networks are sharded, so that no rank needs memory for all of it.
-    """
-    outcome = {"format": FORMAT_VERSION, **outcome}
-    if session.context.parallel.sharded_parameter() is None:
-        if session.world.is_main:
-            write_file(to_serializable(outcome), path)
-        return
-    from helios_lite.runtime.sharded_files import ShardWriter, write_main
-
-    main, sharded = take_sharded(outcome, {})
-    ShardWriter(session.world).write(sharded, path, lambda: write_main(to_serializable(main), path), background=False)
 
 
 class _RngState:

@@ -77,6 +77,10 @@ class IterableLoader:
             iterator = self._require_all(iterator, remaining, batches)
         return EpochBatches(self._batches(iterator, min(window, sys.maxsize), is_start=batches == 0), remaining)
 
+    def takes_state(self) -> bool:
+        """Return whether the loader has a `load_state_dict`."""
+        return hasattr(self._iterable, "load_state_dict")
+
     def state_dict(self) -> dict[str, Any]:
         """Return the loader's own state, if it has one."""
         if not hasattr(self._iterable, "state_dict"):
@@ -86,7 +90,7 @@ class IterableLoader:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the loader's own state, if it was saved and can be restored."""
-        if "loader" in state_dict and hasattr(self._iterable, "load_state_dict"):
+        if "loader" in state_dict and self.takes_state():
             self._state_to_load = state_dict["loader"]
             self._is_exhausted = state_dict.get("exhausted", False)
 

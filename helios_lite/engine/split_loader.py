@@ -56,6 +56,10 @@ class SplitLoader:
         self._sampler.set_epoch_order(order, seed)
         return EpochBatches(self._batches(order, window, samples), len(order))
 
+    def takes_state(self) -> bool:
+        """Return False: a Split has no state."""
+        return False
+
     def state_dict(self) -> dict[str, Any]:
         """Return nothing: the run's counters hold the position."""
         return {}

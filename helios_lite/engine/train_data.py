@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,8 @@ from helios_lite.engine.passes import PassReader
 from helios_lite.engine.split_loader import SplitLoader
 from helios_lite.runtime.distributed import World
 from helios_lite.state import TrainingState
+
+logger = logging.getLogger("helios_lite")
 
 
 class TrainData:
@@ -38,7 +41,7 @@ class TrainData:
         self.epoch_batches: int | None = None
         self.knows_last_batch = False
         self._loader: Loader | None = None
-        self._restored_state: dict[str, Any] = {}
+        self._restored: list[dict[str, Any]] = []
         self.passes: PassReader | None = None
         if steps_per_epoch is not None:
             self.passes = PassReader(steps_per_epoch, window)
@@ -48,15 +51,17 @@ class TrainData:
         """Return the loader of the present train split.
 
         Raises:
-            ValueError: there is no train split, or it is empty.
+            ValueError: there is no train split, it is empty, or its state was saved by another number of ranks.
         """
         source = self._datamodule.train
         if source is None:
             raise ValueError("the datamodule has no train split")
         if self._loader is None or self._loader.source is not source:
             self._loader = make_loader(source, "train", self._seed, self._world)
-            self._loader.load_state_dict(self._restored_state)
-            self._restored_state = {}
+            if self._loader.takes_state():
+                self._check_number_of_ranks()
+            self._loader.load_state_dict(self._of_this_rank(self._restored))
+            self._restored = []
         return self._loader
 
     def rest_of_epoch(self, state: TrainingState) -> Iterator[Batch]:
@@ -71,17 +76,66 @@ class TrainData:
         return batches
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of a custom loader, if it has one, and the position in the passes."""
+        """Return the state that a custom loader has on this rank, if any, and the position in the passes."""
         own = {} if self._loader is None else self._loader.state_dict()
         return own if self.passes is None else {**own, "passes": self.passes.state_dict()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the position in the passes, and keep the state of a custom loader for `loader`, which makes it."""
-        self._restored_state = state_dict
-        if self.passes is not None and "passes" in state_dict:
-            self.passes.load_state_dict(state_dict["passes"])
+    def load_state_dicts(self, by_rank: list[dict[str, Any]]) -> None:
+        """Restore the position in the passes, and keep the state of a custom loader for `loader`, which makes it.
+
+        Args:
+            by_rank: the states of all ranks that have saved.
+        """
+        self._restored = by_rank
+        mine = self._of_this_rank(by_rank)
+        if self.passes is not None and "passes" in mine:
+            self.passes.load_state_dict(mine["passes"])
+
+    def _of_this_rank(self, by_rank: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the state of this rank; if another number of ranks has saved, that of rank 0."""
+        if not by_rank:
+            return {}
+        return by_rank[self._world.rank if len(by_rank) == self._world.size else 0]
+
+    def _check_number_of_ranks(self) -> None:
+        saved, now = len(self._restored), self._world.size
+        if saved != now and any("loader" in state for state in self._restored):
+            raise ValueError(
+                f"the checkpoint has the states of the train split's loader on {saved} rank{'s' * (saved > 1)}, which "
+                f"{now} cannot take over: no state says what the other ranks have read. Resume with {saved} "
+                f"process{'es' * (saved > 1)}, or start a new training from the weights (init_from)"
+            )
 
     def close(self) -> None:
         """End the workers of a pass that goes on in the next epoch."""
         if self.passes is not None:
             self.passes.close()
+
+
+def join_ranks(by_rank: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what a checkpoint holds of the states of all ranks.
+
+    It is the state of rank 0. If there are several ranks and any of them has a state, the entry "other_ranks" has the
+    list of the others.
+    """
+    first, others = by_rank[0], by_rank[1:]
+    return {**first, "other_ranks": others} if others and any(by_rank) else first
+
+
+def split_ranks(saved: dict[str, Any], num_ranks: int) -> list[dict[str, Any]]:
+    """Return the states of all ranks, by rank, from what a checkpoint holds.
+
+    Args:
+        saved: as `join_ranks` has returned it, or the state of rank 0 alone, as earlier versions have saved it.
+        num_ranks: the number of ranks that have saved.
+    """
+    first = {name: value for name, value in saved.items() if name != "other_ranks"}
+    if "other_ranks" in saved:
+        return [first, *saved["other_ranks"]]
+    if "loader" in first and num_ranks > 1:
+        logger.warning(
+            "the checkpoint is of an earlier version, which saved the state of a loader on rank 0 only: the loaders of "
+            "the other ranks read and drop the finished batches of the epoch instead"
+        )
+    shared = {name: value for name, value in first.items() if name == "passes"}
+    return [first] + [shared] * (num_ranks - 1)

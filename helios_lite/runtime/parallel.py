@@ -139,14 +139,15 @@ class ParallelStrategy:
     def uneven_forward(self) -> Iterator[None]:
         """A context of an evaluation, in which ranks may run different numbers of forward passes.
 
-        Call on every rank. Replicas do not communicate; sharded networks do, as `ForwardTurns` describes. Buffers of
-        replicas (running statistics of batch norm) are set to those of rank 0, as DDP would do in the next training
-        step.
+        Call on every rank. Replicas do not communicate; sharded networks do, as `ForwardTurns` describes. Buffers
+        (running statistics of batch norm) are set to those of rank 0, as DDP would do in the next training step. FSDP
+        would not; but those of rank 0 are saved, so that ranks with others would evaluate otherwise after a resume.
         """
         with contextlib.ExitStack() as stack:
-            for replicated in self._replicated:
-                for buffer in replicated.module.buffers():
+            for net in [*self._replicated, *self._sharded]:
+                for buffer in net.buffers():
                     dist.broadcast(buffer, src=0)
+            for replicated in self._replicated:
                 stack.enter_context(replicated.local_forward())
             if self._sharded:
                 stack.enter_context(self._turns_of_forward())

@@ -23,6 +23,7 @@ from torch.utils.data import IterableDataset
 
 from helios_lite import DataModule, Split
 from helios_lite.callbacks import EMA
+from helios_lite.runtime.checkpoint_files import write_file
 from helios_lite.runtime.distributed import World, join_world
 from helios_lite.runtime.launch import launch
 from helios_lite.runtime.parallel import unwrap_model
@@ -46,6 +47,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     quiet(max_steps=4, root=root / "from-one").fit(Plain(), data(22, batch_size=4))
     quiet(max_steps=5, root=root / "two-left").fit(Rarely(), data(22, batch_size=4))
     quiet(max_steps=3, root=root / "buckets").fit(Plain(), bucketed())
+    quiet(max_steps=3, root=root / "drawn-by-one").fit(Plain(), DataModule(Drawn(rank=0)))
     return root
 
 
@@ -726,13 +728,119 @@ def test_each_rank_gets_its_generators_back_and_validation_is_inert(result: Resu
 
 
 @scenario(ranks=2)
-def buffers_at_the_end_of_a_validation(root: Path, world: World) -> list[Any]:
-    return world.gather(fit_normed("buffers", root, max_steps=9, valid_every_steps=2).buffers)
+def buffers_at_the_end_of_a_validation(root: Path, world: World) -> dict[str, list[Any]]:
+    """By strategy and rank, of a run and of one that was stopped between its last update and its last validation."""
+    options = {"max_steps": 8, "valid_every_steps": 2}
+    found = {}
+    for strategy in ("ddp", "fsdp"):
+        whole = fit_normed(f"buffers-{strategy}", root, strategy=strategy, **options)
+        for steps in (3, 7, 8):
+            stopped = fit_normed(f"stopped-{strategy}", root, strategy=strategy, **{**options, "max_steps": steps})
+        found[strategy] = world.gather(whole.buffers) + world.gather(stopped.buffers)
+    return found
 
 
-def test_all_ranks_evaluate_with_the_buffers_of_rank_0(result: Results) -> None:
-    first, second = result(buffers_at_the_end_of_a_validation, ranks=2)
-    assert same(first, second)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_all_ranks_evaluate_with_the_buffers_of_rank_0(strategy: str, result: Results) -> None:
+    first, *others = result(buffers_at_the_end_of_a_validation, ranks=2)[strategy]
+    assert all(same(first, other) for other in others)
+
+
+# Loaders with a state, which differs among the ranks.
+
+
+class Drawn:
+    """Four batches per epoch of numbers that each rank draws for itself, each number from the one before."""
+
+    def __init__(self, rank: int) -> None:
+        self.number, self.position = 11 + 5 * rank, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        while self.position < 4:
+            self.position += 1
+            self.number = self.number * 29 % 101
+            index, x = Indices(101)[self.number]
+            yield torch.tensor([index]), x[None]
+        self.position = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"number": self.number, "position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.number, self.position = state["number"], state["position"]
+
+
+def drawn(root: Path, rank: int, **options: Any) -> list[list[int]]:
+    """The numbers of each step that a training has been given."""
+    model = Plain()
+    quiet(root=root, **options).fit(model, DataModule(Drawn(rank)))
+    return model.seen
+
+
+@scenario(ranks=2)
+def runs_of_loaders_with_a_state(root: Path, world: World) -> dict[Any, list[Any]]:
+    """By options, what each rank was given in one run and in one that was stopped inside an epoch and at its end."""
+    found: dict[Any, list[Any]] = {}
+    for options in ({}, {"accumulation_steps": 3}, {"steps_per_epoch": 3}, {"strategy": "fsdp"}):
+        name = "-".join(options) or "plain"
+        whole = drawn(root / "drawn" / name / "whole", world.rank, max_steps=9, **options)
+        parts: list[list[int]] = []
+        for steps in (2, 4, 7, 9):
+            parts += drawn(root / "drawn" / name / "parts", world.rank, max_steps=steps, **options)
+        found[name] = world.gather((whole, parts))
+    return found
+
+
+@pytest.mark.parametrize("name", ["plain", "accumulation_steps", "steps_per_epoch", "strategy"])
+def test_each_rank_gets_the_state_of_its_loader_back(name: str, result: Results) -> None:
+    (first, first_in_parts), (second, second_in_parts) = result(runs_of_loaders_with_a_state, ranks=2)[name]
+    assert first_in_parts == first
+    assert second_in_parts == second
+    assert first != second
+
+
+@scenario(ranks=2)
+def resumes_from_the_loader_of_one(root: Path, world: World) -> list[str]:
+    try:
+        drawn(root / "drawn-by-one", world.rank, max_steps=9)
+    except ValueError as error:
+        return world.gather(str(error))
+    return world.gather("no error")
+
+
+def test_the_states_of_loaders_are_not_given_to_another_number_of_ranks(root: Path, result: Results) -> None:
+    for text in result(resumes_from_the_loader_of_one, ranks=2):
+        assert "on 1 rank, which 2 cannot take over" in text
+        assert "Resume with 1 process, or" in text
+    result(runs_of_loaders_with_a_state, ranks=2)
+    copy = shutil.copytree(root / "drawn/plain/parts", root / "drawn/resumed-by-one")
+    with pytest.raises(ValueError, match=r"on 2 ranks, which 1 cannot take over: .* Resume with 2 processes"):
+        drawn(copy, 0, max_steps=12)
+    quiet(root=copy, max_steps=12).fit(Plain(), data(22))  # A Split has no use for the states.
+    assert "ranks: 2 in the checkpoint, 1 now" in (copy / "plain/train.log").read_text(encoding="utf-8")
+
+
+@scenario(ranks=2)
+def resumes_from_the_loader_state_of_rank_0_alone(root: Path, world: World) -> tuple[list[Any], str]:
+    """From a checkpoint as earlier versions wrote them."""
+    folder = root / "drawn-earlier"
+    parts = drawn(folder, world.rank, max_steps=2)
+    if world.is_main:
+        path = folder / "plain/checkpoints/plain_epoch_0_iter_2.pth"
+        content = read_checkpoint(path)
+        del content["data"]["other_ranks"]
+        write_file(content, path)
+    world.barrier()
+    parts += drawn(folder, world.rank, max_steps=4)
+    whole = drawn(root / "drawn-whole", world.rank, max_steps=4)
+    return world.gather((whole, parts)), (folder / "plain/train.log").read_text(encoding="utf-8")
+
+
+def test_with_the_loader_state_of_rank_0_alone_the_others_drop_what_they_have_read(result: Results) -> None:
+    found, log = result(resumes_from_the_loader_state_of_rank_0_alone, ranks=2)
+    for whole, parts in found:
+        assert parts == whole
+    assert "saved the state of a loader on rank 0 only" in log
 
 
 class Evaluated(Plain):
