@@ -96,7 +96,14 @@ class EMA(Callback):
         if fast_init and self.averaged is not None:
             self.averaged.to(self.model.device)
             return
-        average = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
+        average_alike = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
+
+        def average(averaged: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Any) -> None:
+            for kind in (True, False):  # One operation cannot take both shards and buffers, which are not sharded.
+                pairs = [pair for pair in zip(averaged, current, strict=True) if is_dtensor(pair[0]) is kind]
+                if pairs:
+                    average_alike(*map(list, zip(*pairs, strict=True)), num_averaged)
+
         self._is_sharded = is_sharded(net)
         source = shards_of(net) if self._is_sharded else net
         self.averaged = AveragedModel(source, multi_avg_fn=average, use_buffers=True)

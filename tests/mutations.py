@@ -1053,8 +1053,20 @@ MUTATIONS = [
     ),
     Mutation(
         "runtime/parallel.py",
-        "for net in [*self._replicated, *self._sharded]:\n                for buffer",
-        "for net in self._replicated:\n                for buffer",
+        "for net in [*self._replicated, *self._sharded]:\n            for buffer",
+        "for net in self._replicated:\n            for buffer",
+        DISTRIBUTED + "test_all_ranks_evaluate_with_the_buffers_of_rank_0",
+    ),
+    Mutation(
+        "callbacks.py",
+        "for kind in (True, False):  # One operation",
+        "for is_dtensor, kind in [(lambda _: True, True)]:  # One operation",
+        DISTRIBUTED + "test_all_ranks_evaluate_with_the_buffers_of_rank_0",
+    ),
+    Mutation(
+        "engine/evaluation.py",
+        "context.parallel.share_buffers()  #",
+        "pass  #",
         DISTRIBUTED + "test_all_ranks_evaluate_with_the_buffers_of_rank_0",
     ),
     Mutation(

@@ -52,6 +52,8 @@ class Evaluator:
             context.begin_phase(phase, metrics)
             model.eval()
             session.hooks.call(f"{name}_start", *arguments)
+            context.parallel.finish_forward()
+            context.parallel.share_buffers()  # Once more, since the hooks may have put averaged weights in place.
             is_idle = self._run_batches(phase, loaders, limit, metrics)
             context.parallel.finish_forward()  # What a hook sends between ranks needs all of them.
             context.begin_phase(phase, metrics)

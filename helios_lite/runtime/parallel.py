@@ -144,14 +144,18 @@ class ParallelStrategy:
         would not; but those of rank 0 are saved, so that ranks with others would evaluate otherwise after a resume.
         """
         with contextlib.ExitStack() as stack:
-            for net in [*self._replicated, *self._sharded]:
-                for buffer in net.buffers():
-                    dist.broadcast(buffer, src=0)
+            self.share_buffers()
             for replicated in self._replicated:
                 stack.enter_context(replicated.local_forward())
             if self._sharded:
                 stack.enter_context(self._turns_of_forward())
             yield
+
+    def share_buffers(self) -> None:
+        """Set the buffers of networks to those of rank 0. Call on every rank."""
+        for net in [*self._replicated, *self._sharded]:
+            for buffer in net.buffers():
+                dist.broadcast(buffer, src=0)
 
     @contextlib.contextmanager
     def _turns_of_forward(self) -> Iterator[None]:

@@ -727,22 +727,29 @@ def test_each_rank_gets_its_generators_back_and_validation_is_inert(result: Resu
     assert not torch.equal(first, second)
 
 
+BUFFERED = [("ddp", False), ("fsdp", False), ("ddp", True), ("fsdp", True)]  # Strategy; with averaged weights or not.
+
+
 @scenario(ranks=2)
 def buffers_at_the_end_of_a_validation(root: Path, world: World) -> dict[str, list[Any]]:
-    """By strategy and rank, of a run and of one that was stopped between its last update and its last validation."""
-    options = {"max_steps": 8, "valid_every_steps": 2}
+    """By case and rank, of a run and of one that was stopped between its last update and its last validation."""
     found = {}
-    for strategy in ("ddp", "fsdp"):
-        whole = fit_normed(f"buffers-{strategy}", root, strategy=strategy, **options)
-        for steps in (3, 7, 8):
-            stopped = fit_normed(f"stopped-{strategy}", root, strategy=strategy, **{**options, "max_steps": steps})
-        found[strategy] = world.gather(whole.buffers) + world.gather(stopped.buffers)
+    for case in BUFFERED:
+        strategy, is_averaged = case
+        name = f"{strategy}-{is_averaged}"
+        ends: dict[str, list[Any]] = {}
+        for run, max_steps in (("whole", 8), ("stopped", 3), ("stopped", 7), ("stopped", 8)):
+            callbacks = [EMA(decay=0.5)] if is_averaged else []
+            options = {"strategy": strategy, "callbacks": callbacks, "valid_every_steps": 2, "max_steps": max_steps}
+            model = fit_normed(f"{run}-{name}", root, **options)
+            ends[run] = world.gather(model.buffers)
+        found[case] = ends["whole"] + ends["stopped"]
     return found
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_all_ranks_evaluate_with_the_buffers_of_rank_0(strategy: str, result: Results) -> None:
-    first, *others = result(buffers_at_the_end_of_a_validation, ranks=2)[strategy]
+@pytest.mark.parametrize("case", BUFFERED)
+def test_all_ranks_evaluate_with_the_buffers_of_rank_0(case: tuple[str, bool], result: Results) -> None:
+    first, *others = result(buffers_at_the_end_of_a_validation, ranks=2)[case]
     assert all(same(first, other) for other in others)
 
 
