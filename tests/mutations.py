@@ -586,6 +586,12 @@ MUTATIONS = [
     Mutation("runtime/sharded_files.py", "name: tensor.detach() for", "name: tensor.full_tensor() for", STAYS_SHARDED),
     Mutation(
         "runtime/sharded_files.py",
+        "if self._stager is None:",
+        "if self._stager is None and [tensor.full_tensor() for tensor in distinct.values()]:",
+        STAYS_SHARDED,
+    ),
+    Mutation(
+        "runtime/sharded_files.py",
         "empty(*shape, dtype=dtype, device_mesh=mesh, placements=placements)",
         "torch.empty(shape, dtype=dtype)",
         STAYS_SHARDED,
