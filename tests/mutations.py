@@ -84,6 +84,7 @@ CTRL_C_UNDER_TORCHRUN = LAUNCH + "test_ctrl_c_under_torchrun_saves_and_prints_it
 CANNOT_BE_SENT = LAUNCH + "test_what_cannot_be_sent_is_named_before_anything_is_started"
 SIGTERM = LAUNCH + "test_a_sigterm_to_the_parent_or_to_one_rank_saves_and_ends_all"
 DISTRIBUTED = "runtime/test_distributed.py::"
+DIFF = "tools/test_diff.py::test_a_planted_difference_is_named"
 SHARDED = "runtime/test_sharded_files.py::"
 STAYS_SHARDED = SHARDED + "test_no_rank_makes_more_than_its_part_of_a_tensor_in_a_save_and_in_a_resume"
 ANY_NUMBER = "test_any_number_of_processes_restores_what_any_other_has_saved_bit_for_bit"
@@ -558,6 +559,10 @@ MUTATIONS = [
     Mutation("option_rules.py", "below: int = 2**63", "below: float = math.inf", EXTREME + "[sanity_batches]"),
     Mutation("options.py", "except Exception:  # Python refuses", "except KeyError:  # Python refuses", EXTREME),
     Mutation("option_rules.py", "len(encoded) > _LONGEST_PATH or", "", EXTREME + "[root]"),
+    # Where two runs parted.
+    Mutation("tools/diff.py", "a[name] != b[name] or", "", DIFF + "[option]"),
+    Mutation("tools/diff.py", "order = sample_order", "order = range(length) or sample_order", DIFF + "[one sample]"),
+    Mutation("tools/diff.py", "wide = torch.complex128", "return None; wide = torch.complex128", DIFF + "[seed]"),
     # Sharded checkpoints.
     Mutation(
         "runtime/sharded_files.py",

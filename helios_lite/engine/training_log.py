@@ -16,6 +16,7 @@ from helios_lite.engine import console
 from helios_lite.engine.cleanup import cleanup
 from helios_lite.engine.clock import Clock
 from helios_lite.engine.learning_rates import LearningRates
+from helios_lite.engine.run_description import describe_run
 from helios_lite.engine.run_loggers import RunLoggers
 from helios_lite.engine.session import Session
 from helios_lite.runtime.checkpoint_files import write_json
@@ -73,7 +74,7 @@ class TrainingLog:
         if not session.world.is_main:
             return
         if session.folder is not None:
-            write_json({"trainer": options.config(), "hparams": model.hparams}, session.folder / "config.json")
+            write_json(describe_run(session), session.folder / "config.json")
             path = session.folder / "metrics.jsonl"
             self._jsonl = JsonlLogger(path, self._num_kept_rows, self._state.step, keep_end=not goes_on)
             self._stack.enter_context(cleanup(self._jsonl.close))

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from helios_lite.config import ConfigError
 from helios_lite.tools.consolidate import consolidate
+from helios_lite.tools.diff import diff
 from helios_lite.tools.env import env
 from helios_lite.tools.errors import UsageError
 from helios_lite.tools.inspect import inspect
@@ -108,6 +109,10 @@ def _parser() -> argparse.ArgumentParser:
     command = add(consolidate, "make one file of a sharded checkpoint")
     command.add_argument("folder", metavar="FOLDER", type=Path, help="the folder of the checkpoint")
     command.add_argument("file", metavar="FILE", type=Path, nargs="?", help="default: FOLDER.pth")
+
+    command = add(diff, "tell where two runs parted")
+    command.add_argument("run_a", metavar="RUN_A", type=Path, help="a run folder")
+    command.add_argument("run_b", metavar="RUN_B", type=Path, help="another one")
 
     command = add(plot, "draw the curves of runs")
     command.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run folder, with its metrics.jsonl")

@@ -36,3 +36,8 @@ def make_table(headers: Sequence[str], rows: Iterable[Sequence[str]], total: Seq
 def format_number(value: float | None) -> str:
     """Return a number with six significant digits, or an empty string for None."""
     return "" if value is None else f"{value:.6g}"
+
+
+def printable(text: str) -> str:
+    """Return a text of a foreign file as it is if a terminal may show it, else with escapes for control characters."""
+    return text if text.isprintable() else repr(text)

@@ -1,0 +1,262 @@
+"""The command `diff`: where two runs parted. It reads the files of their run folders, and executes nothing in them."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from helios_lite.engine import console
+from helios_lite.runtime import checkpoint_files, rng, sample_order
+from helios_lite.runtime.read_checkpoint import read_checkpoint
+from helios_lite.tools.errors import UsageError
+from helios_lite.tools.tables import make_table, printable
+
+_WHERE_ONLY = {"trainer.root", "trainer.run_name", "trainer.progress", "trainer.print_banner", "trainer.log_level"}
+"""Options that say where a run writes and what is seen of it."""
+_MEASURED = re.compile(r"seconds$|_seconds|^train/(samples_per_second|data_wait|memory)")
+"""Names of values that are measured with a clock or a meter, and differ in every run."""
+_LIMITS = ("steps_per_epoch", "limit_train_batches", "overfit_batches")
+_MOST_SHOWN = 16  # How many sample indices are shown.
+_MOST_SORTED = 10**8  # The length of a dataset whose order is worked out.
+
+Row = dict[str, Any]
+Difference = tuple[str, str, str]
+"""A name, and what each of two runs has."""
+
+
+def diff(arguments: argparse.Namespace) -> None:
+    """Tell where two runs parted: the options that differ, the first row of metrics that does, and the first tensor of
+    the first checkpoint that does. What was measured with a clock is not compared. The files are only read, and no code
+    in them is executed. The exit status is 1 if the runs differ.
+    """
+    folders = (arguments.run_a, arguments.run_b)
+    for folder in folders:
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: {'is a file' if folder.exists() else 'there is no such folder'}")
+        if not any((folder / name).exists() for name in ("config.json", "metrics.jsonl", "checkpoints")):
+            raise UsageError(f"{folder}: is no run folder: it has no config.json, metrics.jsonl or checkpoints")
+    configs = [_read_config(folder) for folder in folders]
+    options = [found for found in _differences(*configs) if found[0] not in _WHERE_ONLY]
+    if options:
+        console.show_table(make_table(["", "A", "B"], [list(map(printable, row)) for row in options]))
+    rows = [_read_rows(folder) for folder in folders]
+    texts = [_compare_rows(rows[0], rows[1], configs[0]), _compare_checkpoints(*folders)]
+    for text, _ in texts:
+        print(text)
+    has_parted = any(parted for _, parted in texts)
+    if has_parted and not options:
+        print("config.json of both is equal: the code, the data or what it read differ, or something is not seeded")
+    if has_parted:
+        sys.exit(1)
+    print("the runs are equal bit for bit in all that both have")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Return the values of config.json by dotted name; none without the file."""
+    path = folder / "config.json"
+    try:
+        content = json.loads(path.read_bytes()) if path.exists() else {}
+    except (ValueError, OSError, RecursionError) as error:
+        raise UsageError(f"{path}: cannot be read ({error})") from error
+    return dict(_flat(content))
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values in nested dicts and lists with their dotted names."""
+    if isinstance(value, dict | list) and value:
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _flat(item, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
+
+
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Difference]:
+    """Yield the names whose values differ or that only one of two mappings has."""
+    for name in dict.fromkeys([*a, *b]):
+        if name not in a or name not in b or a[name] != b[name] or type(a[name]) is not type(b[name]):
+            texts = (repr(values[name]) if name in values else "" for values in (a, b))
+            yield name, next(texts), next(texts)
+
+
+# The rows of metrics.jsonl.
+
+
+def _read_rows(folder: Path) -> list[Row]:
+    """Return the rows of a training. Lines that are none, and those of calls of `validate` and `test`, are left out."""
+    path, rows = folder / "metrics.jsonl", []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and type(row.get("step")) is int and row.get("kind", "end") == "end":
+            rows.append({name: value for name, value in row.items() if not _MEASURED.search(name)})
+    return rows
+
+
+def _compare_rows(a: Sequence[Row], b: Sequence[Row], config: Mapping[str, Any]) -> tuple[str, bool]:
+    """Return what is to say about the rows of two runs, and whether they differ where both have rows."""
+    if not a or not b:
+        return f"metrics.jsonl: {'neither run has' if not a and not b else 'only one run has'} rows", False
+    equal_until = 0
+    for row_a, row_b in zip(a, b, strict=False):
+        if row_a["step"] != row_b["step"]:
+            steps = (
+                f"A has its next row at step {row_a['step']} and B at step {row_b['step']}, so the rest is not compared"
+            )
+            return f"metrics.jsonl: equal up to step {equal_until}; {steps}", False
+        found = next(_differences(row_a, row_b), None)
+        if found is not None:
+            step = row_a["step"]
+            text = f"metrics.jsonl: equal up to step {equal_until}; at step {step} {_describe_values(*found)}"
+            if step > equal_until and (samples := _samples(config, equal_until, step)):
+                text += f"\n  {samples}"
+            return text, True
+        equal_until = row_a["step"]
+    if len(a) != len(b):
+        longer = "A" if len(a) > len(b) else "B"
+        return (
+            f"metrics.jsonl: equal up to step {equal_until}, where {'BA'[longer == 'B']} ends; {longer} goes on",
+            False,
+        )
+    return f"metrics.jsonl: {len(a)} rows are equal, up to step {equal_until}", False
+
+
+def _describe_values(name: str, a: str, b: str) -> str:
+    if not a or not b:
+        return f"{printable(name)} is only in {'A' if a else 'B'} ({a or b})"
+    try:
+        numbers = float(a), float(b)
+    except ValueError:
+        return f"{printable(name)} is {a} in A and {b} in B"
+    size = abs(numbers[0] - numbers[1])
+    return f"{printable(name)} is {numbers[0]:.9g} in A and {numbers[1]:.9g} in B (difference {size:.3g})"
+
+
+def _samples(config: Mapping[str, Any], start: int, end: int) -> str:
+    """Return which samples the updates after `start` up to `end` have read, "" if the configuration does not tell.
+
+    It tells for a Split in the order of its dataset or in random order, if nothing limits the batches of an epoch.
+    """
+    names = ("data.train.samples", "data.train.batch_size", "environment.processes", "trainer.accumulation_steps")
+    numbers = [config.get(name) for name in (*names, "trainer.seed")]
+    length, batch_size, processes, window, seed = (number if type(number) is int else 0 for number in numbers)
+    has_order = config.get("data.train.sampler") is None and config.get("data.train.batch_sampler") is None
+    if not has_order or any(config.get(f"trainer.{name}") is not None for name in _LIMITS):
+        return ""
+    if min(length, batch_size, processes, window) < 1 or length > _MOST_SORTED or not 0 <= seed < 2**63:
+        return ""
+    batch = batch_size * processes
+    num_batches = length // batch + (length % batch >= processes and not config.get("data.train.drop_last"))
+    if num_batches == 0:
+        return ""
+    updates, indices = math.ceil(num_batches / window), list[int]()
+    for step in range(start, min(end, start + _MOST_SHOWN + 1)):
+        epoch, update = divmod(step, updates)
+        is_random = bool(config.get("data.train.shuffle"))
+        order = sample_order.epoch_order(length, is_random, None, epoch, rng.derive_seed(seed, epoch), True)
+        part = order[update * window * batch : min((update + 1) * window, num_batches) * batch]
+        indices += [int(index) for index in part]
+    shown = ", ".join(map(str, indices[:_MOST_SHOWN])) + (", ..." if len(indices) > _MOST_SHOWN else "")
+    which = f"update {end}" if end == start + 1 else f"updates {start + 1} to {end}"
+    return f"{which} of A read the samples {shown} of its train split"
+
+
+# The checkpoints.
+
+
+def _compare_checkpoints(a: Path, b: Path) -> tuple[str, bool]:
+    """Return what is to say about the checkpoints that two runs have at the same steps, and whether two differ."""
+    files_a, files_b = _checkpoints(a), _checkpoints(b)
+    common = sorted(files_a.keys() & files_b.keys())
+    for i, step in enumerate(common):
+        found = next(_content_differences(_read(files_a[step]), _read(files_b[step])), None)
+        if found is not None:
+            before = "" if i == 0 else f"equal at step {common[i - 1]}; "
+            name, description = found
+            return f"checkpoints: {before}at step {step} {printable(name)} {description}", True
+    if not common:
+        return "checkpoints: the runs have none at the same step", False
+    return f"checkpoints: equal at step {', '.join(map(str, common))}", False
+
+
+def _checkpoints(folder: Path) -> dict[int, Path]:
+    """Return the checkpoints of a run folder by their step, the last one of each."""
+    folder = folder / "checkpoints"
+    found: dict[int, Path] = {}
+    for name in checkpoint_files.save_names(folder) if folder.is_dir() else ():
+        for path in checkpoint_files.find(folder, name):
+            counters = checkpoint_files.counters(path.name, name)
+            if counters is not None:
+                found.setdefault(counters[0], path)
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return read_checkpoint(path)
+    except (checkpoint_files.CheckpointError, OSError) as error:
+        raise UsageError(str(error)) from error
+
+
+def _content_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the names of the states that differ, and how: of the model first, of the counters last."""
+    for part in ("model", "precision", "callbacks", "rng", "data", "state"):
+        left, right = (_leaves(content.get(part), part) for content in (a, b))
+        for (name, value), (other_name, other) in itertools.zip_longest(left, right, fillvalue=("", None)):
+            if name != other_name:
+                yield (
+                    name or other_name,
+                    f"is only in {'A' if name else 'B'}"
+                    if "" in (name, other_name)
+                    else (f"of A is at the place of {other_name} of B"),
+                )
+                return
+            if not _MEASURED.search(name) and (description := _difference(value, other)) is not None:
+                yield name, description
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield the tensors and plain values in nested containers with their dotted names."""
+    if isinstance(value, Mapping | list | tuple) and value:
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, item in items:
+            yield from _leaves(item, f"{name}.{key}")
+    else:
+        yield name, value
+
+
+def _difference(a: Any, b: Any) -> str | None:
+    """Return how two values differ, None if they are equal bit for bit."""
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        is_equal = type(a) is type(b) and (a == b or (isinstance(a, float) and math.isnan(a) and math.isnan(b)))
+        return None if is_equal else f"is {a!r} in A and {b!r} in B"
+    for what in ("dtype", "shape"):
+        left, right = getattr(a, what), getattr(b, what)
+        if left != right:
+            return f"has {what} {_text(left)} in A and {_text(right)} in B"
+    if a.layout is not torch.strided or b.layout is not torch.strided:
+        a, b = a.to_dense(), b.to_dense()
+    if a.numel() == 0 or torch.equal(
+        a.contiguous().view(-1).view(torch.uint8), b.contiguous().view(-1).view(torch.uint8)
+    ):
+        return None
+    differ = (a != b) & ~((a != a) & (b != b))
+    wide = torch.complex128 if a.is_complex() else torch.float64
+    largest = (a.to(wide) - b.to(wide)).abs().nan_to_num(math.inf)[differ]
+    size = f", by at most {float(largest.max()):.3g}" if len(largest) else ", in the sign of zeros or in NaNs"
+    return f"differs in {int(differ.sum()):,} of {a.numel():,} elements{size}"
+
+
+def _text(value: Any) -> str:
+    return str(tuple(value) if isinstance(value, torch.Size) else value).removeprefix("torch.")

@@ -1,0 +1,224 @@
+"""The command `diff`: planted differences between two runs are named, and equal runs are said to be equal."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.models import Indices, quiet
+from torch import nn
+
+from helios_lite import DataModule, Model, Split
+from helios_lite.runtime import checkpoint_files
+from helios_lite.tools.command import main
+
+
+class Line(Model):
+    """Each planted difference is an argument."""
+
+    def __init__(self, rate: float = 0.1, *, nudge: int | None = None, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__("line")
+        self.rate, self.nudge, self.dtype = rate, nudge, dtype
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.net = self.parallelize(nn.Linear(3, 1).to(self.dtype))
+        if self.nudge is not None:
+            with torch.no_grad():
+                self.net.weight[0, self.nudge] += 1e-4
+        if not fast_init:
+            self.optimizer = torch.optim.SGD(self.net.parameters(), lr=self.rate)
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        loss = (self.net(batch[1].to(self.dtype)) - 1).square().mean()
+        self.backward(loss)
+        self.optimizer_step(self.optimizer)
+        self.log("loss", loss)
+
+
+class Known(Line):
+    def __init__(self, rate: float = 0.1) -> None:
+        super().__init__(rate)
+        self.hparams["rate"] = rate
+
+
+class OneOther(Indices):
+    """One sample is another one."""
+
+    def __getitem__(self, index: int) -> Any:
+        value = super().__getitem__(index)
+        return value if index != 7 else (index, value[1] + 1)
+
+
+class Backwards(Indices):
+    def __getitem__(self, index: int) -> Any:
+        return super().__getitem__(self.length - 1 - index)
+
+
+def train(
+    root: Path, model: Model | None = None, dataset: Any = None, *, split: Any = None, threads: int = 1, **options: Any
+) -> Path:
+    """Train a model, and return the run folder."""
+    split = {"batch_size": 4, "shuffle": True, **(split or {})}
+    options = {"max_steps": 8, "log_every_steps": 1, "save_every_steps": 4, "keep_last": -1, **options}
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        data = DataModule(train=Split(dataset or Indices(16), **split))
+        quiet(root=root, run_name="run", **options).fit(model or Line(), data)
+    finally:
+        torch.set_num_threads(before)
+    return root / "run"
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: Any) -> Path:
+    return train(tmp_path_factory.mktemp("first"))
+
+
+def told(capsys: Any, a: Path, b: Path) -> tuple[int, str]:
+    """Return the exit status, and what the command has printed, with spaces in place of breaks and of columns."""
+    capsys.readouterr()
+    status = 0
+    try:
+        main(["diff", str(a), str(b)])
+    except SystemExit as end:
+        status = int(end.code or 0)
+    return status, " ".join(capsys.readouterr().out.split())
+
+
+def planted() -> dict[str, tuple[dict[str, Any], list[str]]]:
+    """Return what differs in the second run, and what must be told of it, by the name of the difference."""
+    loss = "metrics.jsonl: equal up to step 0; at step 1 train/loss is"
+    weight = "checkpoints: at step 4 model.net.weight differs in 3 of 3 elements, by at most "
+    return {
+        "seed": ({"seed": 1}, ["trainer.seed 0 1", loss, weight]),
+        "rate": ({"model": Line(0.2)}, ["equal up to step 0; at step 1 train/lr is 0.1 in A and 0.2 in B", weight]),
+        "hparams": ({"model": Known(0.2)}, ["hparams.rate 0.2", "at step 1 train/lr is"]),
+        "one weight": ({"model": Line(nudge=2)}, [loss, weight, "config.json of both is equal: the code"]),
+        "one sample": ({"dataset": OneOther(16)}, ["'Indices' 'OneOther'", "of A read the samples", " 7"]),
+        "option": ({"clip_norm": 0.001}, ["trainer.clip_norm None 0.001", weight]),
+        "order": ({"split": {"shuffle": False}}, ["data.train.shuffle True False", loss]),
+        "another order of the data": ({"dataset": Backwards(16)}, ["data.train.dataset 'Indices' 'Backwards'", loss]),
+        "batch size": (
+            {"split": {"batch_size": 8}},
+            ["data.train.batch_size 4 8", "metrics.jsonl: equal up to step 0"],
+        ),
+        "length": ({"dataset": Indices(20)}, ["data.train.samples 16 20", "metrics.jsonl: equal up to step 0"]),
+        "dtype": (
+            {"model": Line(dtype=torch.float64)},
+            ["checkpoints: at step 4 model.net.weight has dtype float32 in A and float64 in B"],
+        ),
+        "accumulation": ({"accumulation_steps": 2}, ["trainer.accumulation_steps 1 2"]),
+        "threads": (
+            {"threads": 2},
+            ["environment.threads 1 2", "the runs are equal bit for bit in all that both have"],
+        ),
+        "length of the run": (
+            {"max_steps": 6},
+            ["trainer.max_steps 8 6", "equal up to step 6, where B ends; A goes on", "checkpoints: equal at step 4"],
+        ),
+        "log points": (
+            {"log_every_steps": 2},
+            ["trainer.log_every_steps 1 2", "A has its next row at step 1 and B at step 2", "checkpoints: equal at"],
+        ),
+    }
+
+
+SAME_BITS = {"threads", "length of the run", "log points"}
+
+
+@pytest.mark.parametrize("name", planted())
+def test_a_planted_difference_is_named(name: str, first: Path, tmp_path: Path, capsys: Any) -> None:
+    options, texts = planted()[name]
+    status, text = told(capsys, first, train(tmp_path, **options))
+    for expected in texts:
+        assert expected in text
+    assert status == (name not in SAME_BITS)
+
+
+def test_equal_runs_are_said_to_be_equal_wherever_they_are(first: Path, tmp_path: Path, capsys: Any) -> None:
+    status, text = told(capsys, first, train(tmp_path))
+    assert status == 0
+    assert "metrics.jsonl: 8 rows are equal, up to step 8" in text
+    assert "checkpoints: equal at step 4, 8" in text
+    assert text.endswith("the runs are equal bit for bit in all that both have")
+    assert "trainer." not in text
+
+
+def test_the_update_that_read_another_sample_is_the_one_that_is_named(first: Path, tmp_path: Path, capsys: Any) -> None:
+    _, text = told(capsys, first, train(tmp_path, dataset=OneOther(16), max_steps=4))
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(seed_of_epoch_0())).tolist()
+    update = order.index(7) // 4 + 1
+    samples = ", ".join(map(str, order[4 * update - 4 : 4 * update]))
+    assert f"update {update} of A read the samples {samples} of its train split" in text
+
+
+def seed_of_epoch_0() -> int:
+    from helios_lite.runtime.rng import derive_seed
+
+    return derive_seed(0, 0)
+
+
+def test_the_sign_of_a_zero_and_a_nan_are_differences(first: Path, tmp_path: Path, capsys: Any) -> None:
+    for name, change in {"zero": lambda x: x.copysign(-x), "nan": lambda x: x.log()}.items():
+        other = tmp_path / name
+        shutil.copytree(first, other)
+        path = next(other.glob("checkpoints/*_iter_4*"))
+        content = torch.load(path, weights_only=True)
+        content["model"]["net"]["bias"] = change(torch.zeros(1)) * 1
+        checkpoint_files.write_file(content, path)
+        status, text = told(capsys, first, other)
+        assert status == 1
+        assert "at step 4 model.net.bias differs in 1 of 1 elements" in text
+
+
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "checkpoints"])
+def test_what_a_foreign_folder_lacks_or_has_damaged_is_told_in_a_line(
+    name: str, first: Path, tmp_path: Path, capsys: Any
+) -> None:
+    other = tmp_path / "run"
+    shutil.copytree(first, other)
+    path = other / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    status, text = told(capsys, first, other)
+    assert status == 0
+    assert "the runs are equal" in text
+    if name != "checkpoints":
+        path.write_bytes(b'{"trainer": [[[\n{"step": "\x1b[2J"}\n')
+        status, text = told(capsys, first, other)
+        assert "\x1b" not in text
+
+
+def test_a_checkpoint_that_would_call_a_function_is_refused(first: Path, tmp_path: Path, capsys: Any) -> None:
+    import pickle
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "called",)
+
+    other = tmp_path / "run"
+    shutil.copytree(first, other)
+    path = next(other.glob("checkpoints/*_iter_4*"))
+    torch.save({"format": 1, "model": Evil()}, path, pickle_module=pickle)
+    status, _ = told(capsys, first, other)
+    assert status == 2
+    assert not (tmp_path / "called").exists()
+
+
+def test_names_with_control_characters_are_shown_escaped(first: Path, tmp_path: Path, capsys: Any) -> None:
+    other = tmp_path / "run"
+    shutil.copytree(first, other)
+    rows = (other / "metrics.jsonl").read_text().splitlines()
+    (other / "metrics.jsonl").write_text("".join(json.dumps({**json.loads(r), "\x1b[2J": 1.0}) + "\n" for r in rows))
+    status, text = told(capsys, first, other)
+    assert status == 1
+    assert "'\\x1b[2J' is only in B (1.0)" in text
+
+
+@pytest.mark.parametrize("make", [lambda path: None, Path.mkdir, Path.touch])
+def test_what_is_no_run_folder_is_wrong_usage(make: Any, first: Path, tmp_path: Path, capsys: Any) -> None:
+    make(tmp_path / "other")
+    status, _ = told(capsys, first, tmp_path / "other")
+    assert status == 2
