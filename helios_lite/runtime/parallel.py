@@ -175,9 +175,12 @@ class ParallelStrategy:
                 module.set_reshard_after_forward(module not in self._sharded, recurse=False)
                 # FSDP notes the order of forward passes until the next backward pass, which gathers parameters ahead
                 # in the order it finds: after an evaluation a rank without a batch would gather others than the rest.
-                # Only a root that has run has notes, and no public name says which module that is.
-                if module._get_fsdp_state()._is_root:
-                    module.reset_iter_state()
+                # Only a root that has run has notes. No public name says which module that is, and the public
+                # `reset_iter_state` is not in the oldest PyTorch that we support.
+                state = module._get_fsdp_state()
+                if state._is_root:
+                    state._comm_ctx.post_forward_order.clear()
+                    state._state_ctx.iter_forward_root = None
 
     def finish_forward(self) -> None:
         """Wait in an evaluation until no rank runs a forward pass before it comes here. Call on every rank."""
