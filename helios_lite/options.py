@@ -315,7 +315,11 @@ class Options:
         also shows from where a run resumes. "verbose" also shows what is otherwise in `train.log` only: options, rows
         of metrics, saved checkpoints.""",
     )
-    progress: bool = option(True, flag, "Whether to show progress bars if stderr is a terminal.")
+    progress: bool = option(
+        True,
+        flag,
+        "Whether to show progress: bars on a terminal or in a notebook, otherwise a line per row of metrics.",
+    )
     print_banner: bool = option(True, flag, "Whether to print the banner, the table of parameters and the final table.")
 
     def __init_subclass__(cls) -> None:

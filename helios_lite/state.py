@@ -74,3 +74,15 @@ class FitResult:
     best_checkpoint: Path | None
     last_checkpoint: Path | None
     stop_reason: str
+
+    def __str__(self) -> str:
+        """Return a short table: how the run ended, the last and best metrics, and the files."""
+        state = self.state
+        lines = [f"stopped by {self.stop_reason}: {state.epoch} epochs, {state.step} steps, {state.seconds:.1f} s"]
+        width = max(map(len, self.metrics), default=0)
+        for name, value in self.metrics.items():
+            best = self.best_metrics.get(name) if name.startswith("valid/") else None
+            lines.append(f"  {name:<{width}}  {value:<11.6g}" + ("" if best is None else f" best {best:.6g}"))
+        files = {"best checkpoint": self.best_checkpoint, "last checkpoint": self.last_checkpoint}
+        lines += [f"{name}: {path}" for name, path in files.items() if path is not None]
+        return "\n".join(line.rstrip() for line in lines)

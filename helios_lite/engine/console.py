@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
+from helios_lite.engine.progress import write_above_bars
 from helios_lite.state import FitResult
 from helios_lite.version import __version__
 
@@ -222,12 +223,7 @@ class _Program(logging.Handler):
 
 
 class _AboveBars(logging.Handler):
-    """Prints records on stderr above the progress bars."""
+    """Prints records above the progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        if "tqdm" in sys.modules:
-            from tqdm import tqdm
-
-            tqdm.write(self.format(record), file=sys.stderr)
-        else:
-            print(self.format(record), file=sys.stderr)
+        write_above_bars(self.format(record))

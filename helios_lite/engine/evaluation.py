@@ -68,14 +68,14 @@ class Evaluator:
         self, phase: str, loaders: dict[str, Loader], limit: int | None, metrics: MetricAccumulator
     ) -> bool:
         """Evaluate the batches of this rank, and return whether a loader had none, so that its names are missing."""
-        session, model, context, bars = self._session, self._session.model, self._session.context, self._session.bars
+        session, model, context = self._session, self._session.model, self._session.context
         name, run_step = ("on_testing", model.test_step) if phase == "test" else ("on_validation", model.valid_step)
         has_batch_hooks = session.hooks.is_overridden(f"{name}_batch_start", f"{name}_batch_end")
         step, is_idle = 0, False
         limit = None if limit is None else min(limit, sys.maxsize)
         for prefix, loader in loaders.items():
             batches, length = loader.epoch(0)
-            bars.start(prefix, length)
+            session.progress.start(prefix, length)
             done = 0
             for done, batch in enumerate(itertools.islice(batches, limit), start=1):
                 context.begin_phase(prefix, metrics, batch.size)
@@ -85,8 +85,8 @@ class Evaluator:
                 if has_batch_hooks:
                     session.hooks.call(f"{name}_batch_end", step)
                 step += 1
-                bars.update(done)
-            bars.finish()
+                session.progress.update(done)
+            session.progress.finish()
             is_idle |= done == 0
         return is_idle
 
@@ -137,7 +137,7 @@ def run_evaluation(session: Session, phase: str, choice: str | os.PathLike[str] 
         metrics = Evaluator(session).evaluate(phase, loaders, cycle=1, limit=1 if options.fast_dev_run else None)
         session.context.record(metrics)
         model.eval()
-        session.bars.close()
+        session.progress.close()
         title = phase if path is None else f"{phase} of {path.name}"
         if session.world.is_main:
             row = {"epoch": state.epoch, "seconds": state.seconds, **metrics}

@@ -1,7 +1,11 @@
-"""The progress bars of a run."""
+"""What is seen of a run while it lasts: progress bars on a terminal or in a notebook, lines elsewhere.
+
+While bars are drawn, everything else that goes to the screen goes through `write`, which prints above them.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import time
 from collections.abc import Callable
@@ -13,15 +17,23 @@ if TYPE_CHECKING:
 _REFRESH_SECONDS = 0.1  # The least time between two updates of the bars.
 
 
-class Bars:
-    """A bar for the run and one for the epoch or the evaluation, drawn by tqdm on stderr if it is a terminal.
+class Progress:
+    """A bar for the run and one for the epoch or the evaluation, drawn by tqdm, and lines that stay.
+
+    On a terminal bars and lines go to stderr, in a notebook to the output of the cell. Otherwise there are no bars, and
+    lines go to stderr.
 
     Args:
-        enabled: False draws nothing.
+        enabled: False shows nothing.
+
+    Attributes:
+        enabled: whether anything is shown.
+        has_bars: whether bars are drawn.
     """
 
     def __init__(self, enabled: bool) -> None:
-        self.enabled = enabled and sys.stderr.isatty()
+        self._make_bar = _bar_class() if enabled else None
+        self.enabled, self.has_bars = enabled, self._make_bar is not None
         self._next_refresh = 0.0
         self._run: tqdm[Any] | None = None
         self._status: Callable[[], tuple[int, str]] = lambda: (0, "")
@@ -29,16 +41,16 @@ class Bars:
 
     def show_run(self, total: int | None, unit: str, status: Callable[[], tuple[int, str]]) -> None:
         """Draw the bar for the run; `status` returns its position and a short text to show beside it."""
-        if self.enabled:
+        if self.has_bars:
             self._status = status
-            self._run = _make_bar(desc="run", total=total, initial=status()[0], unit=unit, position=0)
+            self._run = self._bar(desc="run", total=total, initial=status()[0], unit=unit)
 
     def start(self, name: str, total: int | None, done: int = 0) -> None:
         """Draw a bar for an epoch or an evaluation in the lower line, in place of the bar there, until `finish`."""
-        if self.enabled:
+        if self.has_bars:
             if self._parts:
                 self._parts[-1].clear()
-            self._parts.append(_make_bar(desc=name, total=total, initial=done, unit="batch", position=1))
+            self._parts.append(self._bar(desc=name, total=total, initial=done, unit="batch"))
 
     def update(self, done: int) -> None:
         """Redraw the bars, at most every `_REFRESH_SECONDS`; a step costs one look at the clock."""
@@ -48,6 +60,11 @@ class Bars:
         self._parts[-1].n = done
         self._parts[-1].refresh()
         self._refresh_run()
+
+    def write(self, line: str) -> None:
+        """Print a line, above the bars if there are any."""
+        if self.enabled:
+            write_above_bars(line)
 
     def finish(self) -> None:
         """Remove the lower bar; the bar that it replaced is drawn again at the next `update`."""
@@ -64,13 +81,46 @@ class Bars:
             self._run.close()
             self._run = None
 
+    def _bar(self, **options: Any) -> tqdm[Any]:
+        """Draw a bar below that of the run, or in the first line: only there tqdm puts the cursor back to the start."""
+        assert self._make_bar is not None
+        position = 0 if self._run is None else 1
+        return self._make_bar(**options, position=position, dynamic_ncols=True, leave=False)
+
     def _refresh_run(self) -> None:
         if self._run is not None:
             self._run.n, text = self._status()
             self._run.set_postfix_str(text)
 
 
-def _make_bar(**options: Any) -> tqdm[Any]:
+def write_above_bars(line: str) -> None:
+    """Print a line on stderr, in a notebook in the output of the cell, above the bars if there are any."""
+    file = sys.stdout if _is_notebook() else sys.stderr
+    if "tqdm" in sys.modules:
+        from tqdm import tqdm
+
+        tqdm.write(line, file=file)
+    else:
+        print(line, file=file, flush=True)
+
+
+def _bar_class() -> type[tqdm[Any]] | None:
+    """Return the class of the bars for what stderr is; None where bars cannot be drawn."""
+    if _is_notebook():
+        if importlib.util.find_spec("ipywidgets") is None:
+            return None  # tqdm would warn, and draw every state of a bar below the earlier ones.
+        from tqdm.notebook import tqdm as notebook_bar
+
+        return notebook_bar
+    if not sys.stderr.isatty():
+        return None
     from tqdm import tqdm
 
-    return tqdm(**options, dynamic_ncols=True, leave=False)
+    return tqdm
+
+
+def _is_notebook() -> bool:
+    """Return whether the program runs in the kernel of a notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    return shell is not None and "IPKernelApp" in shell.config

@@ -14,7 +14,7 @@ from helios_lite.engine.cleanup import cleanup
 from helios_lite.engine.console import RunLog
 from helios_lite.engine.hook_dispatch import HookDispatcher
 from helios_lite.engine.loaders import check_splits, make_loader, split_parts
-from helios_lite.engine.progress import Bars
+from helios_lite.engine.progress import Progress
 from helios_lite.engine.run_loggers import report_failure
 from helios_lite.model import Model
 from helios_lite.options import Options
@@ -45,7 +45,7 @@ class Session:
         folder: the run folder, None if no file is written.
         checkpoints: the checkpoints in the run folder.
         hooks: calls the hooks of the model and the callbacks.
-        bars: the progress bars; they are drawn on rank 0 only.
+        progress: what is seen while the call lasts, on rank 0 only.
         prints: whether this process prints the banner and the tables.
         metrics: the training values logged since the last row.
         context: what the model is given.
@@ -64,7 +64,7 @@ class Session:
             self.checkpoints = _make_checkpoint_folder(options, model, self.folder)
         self.hooks = HookDispatcher(model, datamodule, options)
         is_seen = self.world.is_main and options.log_level != "quiet"
-        self.bars = Bars(options.progress and is_seen)
+        self.progress = Progress(options.progress and is_seen)
         self.prints = options.print_banner and is_seen
         self.metrics = MetricAccumulator(self.device)
         self.was_set_up = model._context.is_set_up
@@ -225,7 +225,7 @@ def open_session(
             records_failure=not data_is_prepared,  # By the launching process, which knows which rank was the first.
         )
         stack.enter_context(log)
-        stack.callback(session.bars.close)
+        stack.callback(session.progress.close)
         stack.enter_context(backend_flags(options.deterministic, options.benchmark))
         if session.world.is_main and not data_is_prepared:
             datamodule.prepare_data()

@@ -126,8 +126,8 @@ class Training:
         self.hooks.call("on_training_epoch_start", state.epoch + 1)
         parts = self.session.check_checkpoint_holds_all()
         self.log.begin_epoch(parts)
-        batches = self.train_data.rest_of_epoch(state)
-        self.session.bars.start(f"epoch {state.epoch + 1}", self.train_data.epoch_batches, state.epoch_batch)
+        batches = self.log.timed(self.train_data.rest_of_epoch(state), self.train_data.epoch_batches)
+        self.session.progress.start(f"epoch {state.epoch + 1}", self.train_data.epoch_batches, state.epoch_batch)
         # In a resumed epoch this comes last, because the hook was called again and may have used random numbers.
         self.checkpointer.restore_rng()
         return batches
@@ -141,7 +141,7 @@ class Training:
             `state.epoch_batch` at the last boundary, and why the run stops, None at the end of the epoch.
         """
         state, model, stop, options = self.state, self.model, self.stop, self.options
-        context, bars, shutdown = self.session.context, self.session.bars, self.shutdown
+        context, progress, shutdown = self.session.context, self.session.progress, self.shutdown
         precision, parallel = context.precision, context.parallel
         begin_batch, needs_transfer = context.begin_batch, self.session.needs_transfer
         is_distributed = self.session.world.size > 1
@@ -184,8 +184,8 @@ class Training:
                 self.log.write_row(ends_epoch=is_last)
             if polls_model:
                 stop.poll_model()
-            if bars.enabled:
-                bars.update(state.epoch_batch)
+            if progress.has_bars:
+                progress.update(state.epoch_batch)
 
             # A boundary: skip it unless something may be due. All ranks must reach `sync` at the same step, so a signal
             # received by one rank waits until `next_check`.
@@ -206,10 +206,11 @@ class Training:
     def end_epoch(self, window_start: int) -> str | None:
         """Write the last row, validate, and move to the next epoch; return why the run stops, None if it does not."""
         state = self.state
-        self.session.bars.finish()
+        self.session.progress.finish()
         self.log.write_row(ends_epoch=True)
         if self.validation_due(window_start, epoch_complete=True):
             self.validate()
+        self.log.show_epoch()
         self.hooks.call("on_training_epoch_end", state.epoch + 1)
         state.epoch += 1
         state.epoch_batch = state.epoch_samples = 0
@@ -269,13 +270,14 @@ class Training:
             self.clock.tick()
             self.log.write(values)
             self.monitor.update(values)
+            self.log.show_validation(values, is_best=state.best_step == state.step)
             self.stop.poll_model()
             self.stop.sync(now=True)
 
     def result(self, reason: str, title: str) -> FitResult:
         """Return what `fit` returns, and show it. Call on every rank."""
         session = self.session
-        session.bars.close()
+        session.progress.close()
         checkpoints, best_step = session.checkpoints, self.state.best_step
         result = FitResult(
             state=copy.copy(self.state),

@@ -12,13 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from helios_lite.engine import console
+from helios_lite.engine import console, report
+from helios_lite.engine.batches import Batch
 from helios_lite.engine.cleanup import cleanup
 from helios_lite.engine.clock import Clock
+from helios_lite.engine.epoch_means import EpochMeans
 from helios_lite.engine.learning_rates import LearningRates
 from helios_lite.engine.run_description import describe_run
 from helios_lite.engine.run_loggers import RunLoggers
 from helios_lite.engine.session import Session
+from helios_lite.engine.throughput import Throughput
 from helios_lite.runtime.checkpoint_files import write_json
 from helios_lite.runtime.metrics import MetricAccumulator, Summary
 from helios_lite.runtime.metrics_file import JsonlLogger
@@ -51,6 +54,12 @@ class TrainingLog:
         self._row_start = clock.now
         self._epoch_start: float | None = None  # None if the time of the epoch is unknown, or in a row already.
         self._row_seconds_before = 0.0
+        self._throughput = Throughput()
+        self._epoch_means = EpochMeans()
+        self._epoch_batches: int | None = None
+        # What the line of the epoch shows.
+        self._means: dict[str, float] = {}
+        self._validation: tuple[dict[str, float], bool] = ({}, False)
         self._epoch_seconds_before: float | None = None
         self._rates = LearningRates()
         self._optimizers: dict[str, Optimizer] = {}
@@ -86,9 +95,9 @@ class TrainingLog:
             console.show_banner(model.append_to_banner(text))
             console.show_table(model.summary())
         if options.max_steps is None:
-            session.bars.show_run(options.max_epochs, "epoch", lambda: (self._state.epoch, self._status()))
+            session.progress.show_run(options.max_epochs, "epoch", lambda: (self._state.epoch, self._status()))
         else:
-            session.bars.show_run(options.max_steps, "step", lambda: (self._state.step, self._status()))
+            session.progress.show_run(options.max_steps, "step", lambda: (self._state.step, self._status()))
 
     def restart(self) -> None:
         """Start the times of the row and of the epoch now; those of a resumed run go on."""
@@ -101,8 +110,15 @@ class TrainingLog:
         """Note the optimizers among the stateful parts of the model, which may have replaced them."""
         self._optimizers = {name: part for name, part in parts if isinstance(part, Optimizer)}
         self._rates.set_optimizers(self._optimizers)
+        self._means, self._validation = {}, ({}, False)
         if self._state.epoch_batch == 0:
             self._epoch_start = time.monotonic()
+            self._epoch_means.begin()
+
+    def timed(self, batches: Iterator[Batch], epoch_batches: int | None) -> Iterator[Batch]:
+        """Return the rest of an epoch of so many batches (None if unknown), which measures how long they take."""
+        self._epoch_batches = epoch_batches
+        return self._throughput.timed(batches)
 
     def watch_learning_rates(self) -> None:
         """Note the learning rates that the next update uses, for the row that is written after it."""
@@ -118,7 +134,7 @@ class TrainingLog:
         if self._epoch_start is not None:
             self._epoch_start += paused
 
-    def compute(self) -> dict[str, float]:
+    def compute(self) -> Summary:
         """Return the training metrics since the last row. Call on every rank.
 
         Raises:
@@ -129,43 +145,51 @@ class TrainingLog:
         checks = session.options.check_finite
         summary = session.metrics.compute(session.world, loss=session.context.precision.last_loss if checks else None)
         session.context.precision.forget_loss()
-        values = self._checked(summary)
+        self._checked(summary)
         if not summary.loss_is_finite:
             raise FloatingPointError(f"the loss passed to backward is not finite at step {self._state.step}")
-        return values
+        return summary
 
     def unwritten(self) -> dict[str, float]:
         """Return the training metrics that no row has, with those of `on_training_end`. Call on every rank."""
         if self._has_end:
             return {}
-        values = self.compute() | self.end_values
+        values = self.compute().values | self.end_values
         return self._session.hooks.process_metrics("train", values) if values else {}
 
     def write_row(self, *, ends_epoch: bool) -> None:
         """Write the training metrics since the last row; nothing without an update since. Call on every rank.
 
         Args:
-            ends_epoch: whether the epoch has ended. Its last row has its time; if that row was written before the end
-                was known, the time has a row of its own.
+            ends_epoch: whether the epoch has ended. Its last row has its time, and every metric over the whole epoch as
+                "<name>/epoch"; if that row was written before the end was known, these have a row of their own.
         """
         values = {} if self._state.step == self._logged_step else self._take_values()
         if ends_epoch and self._epoch_start is not None:
             self._clock.tick()
             values["train/epoch_seconds"] = self._clock.now - self._epoch_start
             self._epoch_start = None
+        if ends_epoch and (means := self._epoch_means.take()):
+            self._means = means
+            values |= {f"{name}/epoch": value for name, value in means.items()}
         if values:
             self.write(values)
+            if not self._session.progress.has_bars and "train/step_seconds" in values:
+                options, batches = self._session.options, self._epoch_batches
+                epoch_part = None if batches is None else self._state.epoch_batch / batches
+                done = report.finished_part(self._state, options, epoch_part)
+                self._session.progress.write(report.log_line(self._state, options, values, done))
 
     def _take_values(self) -> dict[str, float]:
         """Return the training metrics since the last row, and begin the next one. Call on every rank."""
         state = self._state
         if self._session.options.log_param_norm:
             self._report_parameters()
-        values = self.compute()
+        summary = self.compute()
+        self._epoch_means.add(summary.totals)
         self._clock.tick()
-        values |= self._rates.take()
-        values = self._session.hooks.process_metrics("train", values)
-        values["train/step_seconds"] = (self._clock.now - self._row_start) / (state.step - self._logged_step)
+        values = self._session.hooks.process_metrics("train", summary.values | self._rates.take())
+        values |= self._throughput.take(self._clock.now - self._row_start, state.step - self._logged_step)
         self._session.metrics.reset()
         self._logged_step, self._row_start = state.step, self._clock.now
         return values
@@ -177,6 +201,18 @@ class TrainingLog:
         if self._jsonl is not None:
             self._jsonl.log_metrics(row, self._state.step)
         self._loggers.log_metrics(row, self._state.step)
+
+    def show_validation(self, values: dict[str, float], *, is_best: bool) -> None:
+        """Show a validation in a line of its own; beside bars it is a part of the line of its epoch."""
+        self._validation = (values, is_best)
+        progress = self._session.progress
+        if not progress.has_bars:
+            progress.write(report.validation_line(self._state, self._session.options, values, is_best))
+
+    def show_epoch(self) -> None:
+        """Leave a line of the epoch that has ended."""
+        line = report.epoch_line(self._state, self._session.options, self._means, *self._validation)
+        self._session.progress.write(line)
 
     @contextlib.contextmanager
     def ending(self) -> Iterator[None]:
@@ -220,16 +256,20 @@ class TrainingLog:
             "row_seconds": now - self._row_start,
             "epoch_seconds": None if self._epoch_start is None else now - self._epoch_start,
             "rates": dict(self._rates.used),
+            "throughput": self._throughput.state_dict(),
+            "epoch": self._epoch_means.state_dict(),
         }
         return state | ({"end": self.end_values} if self.end_values else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned; `open` then drops the rows that were written later."""
         self._logged_step, self._num_kept_rows = state_dict["flushed_step"], state_dict["rows"]
-        # Files of earlier versions have neither times nor rates.
+        # Files of earlier versions do not have all of these.
         self._row_seconds_before = state_dict.get("row_seconds", 0.0)
         self._epoch_seconds_before = state_dict.get("epoch_seconds")
         self._rates.restore(state_dict.get("rates", {}))
+        self._throughput.load_state_dict(state_dict.get("throughput", {}))
+        self._epoch_means.load_state_dict(state_dict.get("epoch"))
         self.end_values = state_dict.get("end", {})
 
     def _checked(self, summary: Summary) -> dict[str, float]:

@@ -49,14 +49,28 @@ _RESULT: dict[str, Callable[[Totals], float]] = {
 }
 
 
+ReducedTotals = tuple[Reduce, Totals]
+
+
 class Summary(NamedTuple):
-    """Reduced metrics by full name, the name and step of the first value that was NaN or infinite, if any, and whether
-    the loss that was passed to `compute` is finite on all ranks.
+    """Metrics over all ranks.
+
+    Attributes:
+        values: the reduced metrics by full name.
+        totals: the totals from which they were reduced, by full name.
+        first_not_finite: the name and step of the first value that was NaN or infinite, None if all were finite.
+        loss_is_finite: whether the loss that was passed to `compute` is finite on all ranks.
     """
 
     values: dict[str, float]
+    totals: dict[str, ReducedTotals]
     first_not_finite: tuple[str, int] | None
     loss_is_finite: bool
+
+
+def reduced(reduce: Reduce, totals: Totals) -> float:
+    """Return the value of a metric."""
+    return _RESULT[reduce](totals)
 
 
 def named_reductions(name: str, reduce: Sequence[Reduce]) -> list[tuple[str, Reduce]]:
@@ -150,16 +164,16 @@ class MetricAccumulator:
         for rank, (was_idle, other, _) in enumerate(gathered):
             if not was_idle and (missing := sorted(known - other.keys())):
                 raise ValueError(f"metrics differ among the ranks: rank {rank} did not log {missing}")
-        merged: dict[str, tuple[str, Totals]] = {}
+        merged: dict[str, ReducedTotals] = {}
         for _, other, _ in gathered:
             for name, (reduce, totals, _) in other.items():
                 earlier = merged.get(name)
-                merged[name] = (reduce, totals if earlier is None else _merge(earlier[1], totals))
-        values = {name: _RESULT[reduce](totals) for name, (reduce, totals) in merged.items()}
+                merged[name] = (reduce, totals if earlier is None else merge_totals(earlier[1], totals))
+        values = {name: reduced(reduce, totals) for name, (reduce, totals) in merged.items()}
         steps = {name: totals.first_not_finite for name, (_, totals) in merged.items()}
         bad = {name: int(step) for name, step in steps.items() if step != _NEVER}
         first_not_finite = min(bad.items(), key=lambda item: item[1]) if bad else None
-        return Summary(values, first_not_finite, all(is_finite for _, _, is_finite in gathered))
+        return Summary(values, merged, first_not_finite, all(is_finite for _, _, is_finite in gathered))
 
     def reset(self) -> None:
         """Forget all values and names."""
@@ -181,7 +195,7 @@ class MetricAccumulator:
             totals = Totals(*state["totals"])
             present = self._running.get(name)
             if present is not None:
-                totals = _merge(present.totals(), totals)
+                totals = merge_totals(present.totals(), totals)
             self._running[name] = _RunningStats(state["reduce"], totals, is_restored=True)
 
     def _number(self, name: str, tensor: Tensor) -> Tensor | float:
@@ -250,7 +264,7 @@ class _RunningStats:
             self.first_not_finite = step
 
 
-def _merge(a: Totals, b: Totals) -> Totals:
+def merge_totals(a: Totals, b: Totals) -> Totals:
     """Return the totals of the values of both.
 
     M2 by Chan, Golub and LeVeque, "Updating formulae ... for computing sample variances", 1982.

@@ -6,7 +6,6 @@ import argparse
 import itertools
 import json
 import math
-import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from helios_lite.engine import console
+from helios_lite.engine.throughput import is_measured
 from helios_lite.runtime import checkpoint_files, rng, sample_order
 from helios_lite.runtime.read_checkpoint import read_checkpoint
 from helios_lite.tools.errors import UsageError
@@ -23,8 +23,6 @@ from helios_lite.tools.tables import make_table, printable
 
 _WHERE_ONLY = {"trainer.root", "trainer.run_name", "trainer.progress", "trainer.print_banner", "trainer.log_level"}
 """Options that say where a run writes and what is seen of it."""
-_MEASURED = re.compile(r"seconds$|_seconds|^train/(samples_per_second|data_wait|memory)")
-"""Names of values that are measured with a clock or a meter, and differ in every run."""
 _LIMITS = ("steps_per_epoch", "limit_train_batches", "overfit_batches")
 _MOST_SHOWN = 16  # How many sample indices are shown.
 _MOST_SORTED = 10**8  # The length of a dataset whose order is worked out.
@@ -100,7 +98,7 @@ def _read_rows(folder: Path) -> list[Row]:
         except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and type(row.get("step")) is int and row.get("kind", "end") == "end":
-            rows.append({name: value for name, value in row.items() if not _MEASURED.search(name)})
+            rows.append({name: value for name, value in row.items() if not is_measured(name)})
     return rows
 
 
@@ -222,7 +220,7 @@ def _content_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator
                     else (f"of A is at the place of {other_name} of B"),
                 )
                 return
-            if not _MEASURED.search(name) and (description := _difference(value, other)) is not None:
+            if not is_measured(name) and (description := _difference(value, other)) is not None:
                 yield name, description
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from helios_lite import Model
+from helios_lite.engine.throughput import is_measured
 from helios_lite.runtime.read_checkpoint import read_checkpoint
 from helios_lite.runtime.sharding import full_tensor
 
@@ -60,7 +61,7 @@ def saved(run: Path, *parts: str) -> dict[str, Any]:
 def timeless(value: Any) -> Any:
     """The same without measured times, which differ from run to run."""
     if isinstance(value, dict):
-        return {key: timeless(item) for key, item in value.items() if not str(key).endswith("seconds")}
+        return {key: timeless(item) for key, item in value.items() if not is_measured(str(key))}
     if isinstance(value, list | tuple):
         return [timeless(item) for item in value]
     return value
