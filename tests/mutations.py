@@ -425,7 +425,7 @@ MUTATIONS = [
         "test_model.py::test_a_step_may_be_replaced_by_its_compiled_form",
     ),
     Mutation(
-        "model.py",
+        "runtime/shadowing.py",
         "if issubclass(cls, nn.Module):",
         "if False:",
         "test_model.py::test_a_model_that_is_a_module_too_is_told_how_it_is_done_here",
@@ -832,7 +832,7 @@ MUTATIONS = [
     ),
     # Running losses over all ranks.
     Mutation("runtime/score_tables.py", "value if share == 1.0 else value * share", "value", RUNNING_LOSSES),
-    Mutation("model.py", "self._tables.reduce_losses(self._context.world)", "pass", RUNNING_LOSSES),
+    Mutation("runtime/score_tables.py", "self._tables.reduce_losses(self._context.world)", "pass", RUNNING_LOSSES),
     Mutation(
         "runtime/context.py", "if should_log or self.world.size == 1:", "if self.world.size == 1:", RUNNING_LOSSES
     ),

@@ -56,6 +56,12 @@ class RunContext:
         """Return the context of a model outside of a training: one process, fp32."""
         return cls(Precision("fp32", device), ParallelStrategy(device, World()), DeviceMover(device), trainer)
 
+    def running_trainer(self, model: str) -> Any:
+        """Return the trainer; raise a RuntimeError that names the model if none runs it."""
+        if self.trainer is None:
+            raise RuntimeError(f"{model}.trainer: no Trainer is running this model")
+        return self.trainer
+
     def begin_batch(self, batch_size: int, step: int, global_batch_size: int) -> None:
         """Prepare for a training batch.
 
