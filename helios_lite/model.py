@@ -19,7 +19,7 @@ from helios_lite.runtime.folder_names import check_save_name
 from helios_lite.runtime.metrics import Reduce
 from helios_lite.runtime.shadowing import check_is_no_module
 from helios_lite.runtime.sharding import gathered_to_rank_0
-from helios_lite.runtime.standalone import load_for_inference
+from helios_lite.runtime.standalone import load_for_inference, predict_with_only_network
 from helios_lite.runtime.stateful import load_parts, named_networks, networks, stateful_parts
 from helios_lite.runtime.summary import num_parameters, parameter_table
 from helios_lite.state import TrainingState
@@ -154,6 +154,18 @@ class Model(Hooks, abc.ABC):
         """Evaluate one batch of the test split; the default calls `valid_step`."""
         self.valid_step(batch, step)
 
+    def predict_step(self, batch: Any, step: int) -> Any:
+        """Return the outputs for one batch, in evaluation mode without gradients; see `Trainer.predict`.
+
+        The default gives the batch to the only network of the model, in the trainer's precision: a tuple or list gives
+        its first element. A dict, or a model with several networks, needs an override.
+
+        Args:
+            batch: a batch of the split, moved by `batch_to_device`.
+            step: index of the batch among those of all ranks, from 0.
+        """
+        return predict_with_only_network(self, batch)
+
     def load_for_testing(self) -> None:
         """Load the networks for a test when no checkpoint is found; `setup(fast_init=True)` has run."""
 
@@ -269,7 +281,7 @@ class Model(Hooks, abc.ABC):
 
         Args:
             batch: a batch of the split.
-            phase: "train", "valid" or "test".
+            phase: "train", "valid", "test" or "predict".
         """
         return self._context.mover(batch)
 

@@ -101,7 +101,9 @@ class RunContext:
     ) -> None:
         """Add a logged value; see `Model.log`."""
         if self.metrics is None:
-            raise RuntimeError(f"log({name!r}): works only while a Trainer runs the model, and not in process_metrics")
+            raise RuntimeError(
+                f"log({name!r}): works only while a Trainer runs the model, and not in process_metrics or predict_step"
+            )
         weight = self._batch_size if weight is None else weight
         full_name = f"{self._phase}/{name}"
         if isinstance(reduce, str):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-_REPLACEABLE = {"train_step", "valid_step", "test_step", "prepare_data", "setup", "teardown"}
+_REPLACEABLE = {"train_step", "valid_step", "test_step", "predict_step", "prepare_data", "setup", "teardown"}
 
 
 def check_is_no_module(cls: type) -> None:
