@@ -60,7 +60,6 @@ NO_PREDICTION = PREDICTION + "test_what_cannot_be_predicted_is_an_error_that_say
 NO_FILE = PREDICTION + "test_what_a_file_cannot_hold_is_named_and_leaves_the_earlier_file"
 AS_ONE = PREDICTION + "test_launched_processes_write_the_file_of_one_process"
 WAITS = PREDICTION + "test_launched_processes_wait_for_the_caller_and_end_with_it"
-OF_TWO_RANKS = "runtime/test_distributed.py::test_predictions_of_two_ranks_are_those_of_one"
 LOADERS = "engine/test_loaders.py::"
 FEWER = LOADERS + "test_an_epoch_that_gives_fewer_batches_than_its_plan_is_an_error_that_says_how_many"
 TRAINING = "engine/test_training.py::"
@@ -1440,28 +1439,15 @@ MUTATIONS = [
     Mutation(
         "engine/prediction.py", 'name = "test" if datamodule.predict is None else "predict"', 'name = "test"', BETWEEN
     ),
-    Mutation("engine/prediction.py", "        take_over(outcome", "        str(outcome", AS_ONE),
+    Mutation("engine/prediction.py", "        take_over(outcome", "        False and take_over(outcome", AS_ONE),
     Mutation(
         "engine/prediction.py",
         "        with contextlib.suppress(GeneratorExit):\n",
         "        with contextlib.nullcontext():\n",
         TAKES_NO_MORE,
     ),
-    Mutation(
-        "engine/prediction.py",
-        "        session.context.parallel.finish_forward()  # While",
-        "        pass  # While",
-        OF_TWO_RANKS + "[fsdp]",
-    ),
     Mutation("engine/prediction.py", "indices is None else indices, p", "True else indices, p", PREDICTED_FILE),
     Mutation("engine/split_loader.py", 'self._phase == "predict"', "False", AS_ONE),
-    Mutation("runtime/output_files.py", "                path.unlink()\n", "", WAITS),
-    Mutation(
-        "runtime/launch.py",
-        "            shutdown.receive(signal.SIGTERM)  # Without",
-        "            pass  # Without",
-        WAITS,
-    ),
     Mutation("runtime/prediction_file.py", "if form != self._form:", "if False:", NO_FILE),
     Mutation("runtime/prediction_file.py", "rows.ndim == 0 or len(rows) != num_samples", "False", NO_FILE),
     Mutation("runtime/prediction_file.py", "leaves.keys() != outputs.keys()", "False", NO_FILE),
@@ -1482,7 +1468,7 @@ MUTATIONS = [
         "tools/runs.py",
         'if not (Path(name) / "checkpoints").is_dir():',
         "if True:",
-        "runtime/test_sharded_files.py::test_the_command_tests_the_folder_of_a_sharded_checkpoint_and_its_run",
+        "runtime/test_sharded_files.py::test_the_command_tests_a_folder_and_the_run_that_has_it",
     ),
 ]
 

@@ -238,9 +238,7 @@ def test_one_process_consolidates_inspects_tests_and_loads_a_folder(root: Path, 
     assert "is not the folder of a sharded checkpoint" in capsys.readouterr().err
 
 
-def test_the_command_tests_the_folder_of_a_sharded_checkpoint_and_its_run(
-    root: Path, tmp_path: Path, capsys: Any
-) -> None:
+def test_the_command_tests_a_folder_and_the_run_that_has_it(root: Path, tmp_path: Path, capsys: Any) -> None:
     file, folder = tmp_path / "run.toml", checkpoint(root, "mixed", 3)
     file.write_text(f"""
         model.class = "{Mixed.__module__}.Mixed"
