@@ -33,7 +33,7 @@ class Callback(Hooks):
             update: with 100, those of updates 100, 200, ... With accumulation an update has several batches.
         every_n_epochs: call `on_training_epoch_start`, `on_training_epoch_end` and the hooks of validations only in
             every n-th epoch: with 5, in epochs 5, 10, ... The hooks of the sanity validation, of `Trainer.validate` and
-            of `Trainer.test` are always called.
+            of `Trainer.test`, and those of predictions, are always called.
     """
 
     model: Model
@@ -66,7 +66,7 @@ class Callback(Hooks):
 
 
 class EMA(Callback):
-    """Keeps an exponential moving average of a network's weights, and uses it in validations and tests.
+    """Keeps an exponential moving average of a network's weights, and uses it in validations, tests and predictions.
 
     Based on `torch.optim.swa_utils.AveragedModel`. Training continues with the weights themselves, which are not
     changed. The average begins with the weights after the first update; before it, evaluations use the weights. The
@@ -133,6 +133,14 @@ class EMA(Callback):
         self._swap()
 
     def on_testing_end(self) -> None:
+        """Put the weights back."""
+        self._swap()
+
+    def on_predicting_start(self) -> None:
+        """Put the average in place of the weights."""
+        self._swap()
+
+    def on_predicting_end(self) -> None:
         """Put the weights back."""
         self._swap()
 

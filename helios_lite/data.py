@@ -90,10 +90,11 @@ class Split:
 
 
 class DataModule:
-    """The data of a run: the splits `train`, `valid` and `test`, given here or assigned in `setup` of a subclass.
+    """The data of a run: the splits, given here or assigned in `setup` of a subclass.
 
-    Each is a Split or None. `valid` and `test` may also be a dict of splits by name, whose metrics are named
-    `valid/<name>/...`. The trainer reads `train` again at every epoch, so it may change between epochs.
+    Each is a Split or None: `train`, `valid`, `test`, and `predict`, in place of which `test` is used if it is None.
+    `valid` and `test` may also be a dict of splits by name, whose metrics are named `valid/<name>/...`. The trainer
+    reads `train` again at every epoch, so it may change between epochs.
 
     A ready DataLoader, or any iterable of batches that can be iterated again in every epoch, is accepted too, with
     weaker guarantees: before each epoch `set_epoch` is called wherever it exists, and the `torch.Generator`s of the
@@ -105,15 +106,16 @@ class DataModule:
     train: Any = None
     valid: Any = None
     test: Any = None
+    predict: Any = None
 
-    def __init__(self, train: Any = None, valid: Any = None, test: Any = None) -> None:
-        self.train, self.valid, self.test = train, valid, test
+    def __init__(self, train: Any = None, valid: Any = None, test: Any = None, predict: Any = None) -> None:
+        self.train, self.valid, self.test, self.predict = train, valid, test, predict
 
     def prepare_data(self) -> None:
         """Download or convert the data that all processes will read. Runs once, before processes are started."""
 
     def setup(self) -> None:
-        """Assign `train`, `valid` and `test`. Runs in every process; all are seeded alike.
+        """Assign `train`, `valid`, `test` and `predict`. Runs in every process; all are seeded alike.
 
         With `devices=2` or more it runs in the calling process too, after the training, before `Model.setup`.
         """

@@ -70,6 +70,12 @@ class Hooks:
     def on_testing_end(self) -> None:
         """Called after the last test batch."""
 
+    def on_predicting_start(self) -> None:
+        """Called at the start of a prediction, in evaluation mode without gradients."""
+
+    def on_predicting_end(self) -> None:
+        """Called after the last batch of a prediction, also if its caller takes no more outputs."""
+
     def process_metrics(self, phase: str, metrics: dict[str, float]) -> dict[str, float]:
         """Return metrics that are computed from others, such as a perplexity from the mean loss of all tokens.
 

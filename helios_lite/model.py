@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from helios_lite.hooks import Hooks
+from helios_lite.runtime import score_tables
 from helios_lite.runtime.context import RunContext
-from helios_lite.runtime.folder_names import LONGEST_SAVE_NAME, check_folder_name
+from helios_lite.runtime.folder_names import check_save_name
 from helios_lite.runtime.metrics import Reduce
-from helios_lite.runtime.score_tables import ScoreTables, Table
+from helios_lite.runtime.shadowing import check_is_no_module
 from helios_lite.runtime.sharding import gathered_to_rank_0
-from helios_lite.runtime.standalone import load_for_inference
+from helios_lite.runtime.standalone import load_for_inference, predict_with_only_network
 from helios_lite.runtime.stateful import load_parts, named_networks, networks, stateful_parts
 from helios_lite.runtime.summary import num_parameters, parameter_table
 from helios_lite.state import TrainingState
@@ -48,35 +49,24 @@ class Model(Hooks, abc.ABC):
     Attributes:
         hparams: a plain dict that the subclass may fill with its constructor's arguments; it is stored in
             checkpoints, given to loggers and used by `load_from_checkpoint`.
-        _loss_items: losses of the current batch by name; an alternative to `log`, filled in `train_step`. Cleared
-            before every batch, logged as "train/<name>" after it.
-        _running_losses: sums of `_loss_items` since the last validation, as tensors. With several processes they are
-            over all ranks, a batch counting with the mean over its samples, as of the last logging step or validation.
-        _val_scores: values of the current validation by name, filled in its hooks; logged as "valid/<name>" at its end.
-        _test_scores: the same for a test, logged as "test/<name>".
+        _loss_items, _running_losses, _val_scores, _test_scores: tables by name, which may be filled instead of calling
+            `log`; see `helios_lite.runtime.score_tables.ScoreTables`.
     """
 
-    _loss_items = Table("loss_items")
-    _running_losses = Table("running_losses")
-    _val_scores = Table("val_scores")
-    _test_scores = Table("test_scores")
+    _loss_items = score_tables.Table("loss_items")
+    _running_losses = score_tables.Table("running_losses")
+    _val_scores = score_tables.Table("val_scores")
+    _test_scores = score_tables.Table("test_scores")
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if issubclass(cls, nn.Module):
-            raise TypeError(
-                f"{cls.__name__}: a Model cannot be an nn.Module too, because it has networks as attributes; write the "
-                "nn.Module as a class of its own, and in setup assign `self.net = self.parallelize(Net())`"
-            )
+        check_is_no_module(cls)
 
     def __init__(self, save_name: str) -> None:
-        try:
-            check_folder_name(save_name, LONGEST_SAVE_NAME)
-        except (TypeError, ValueError) as error:
-            raise type(error)(f"save_name={save_name!r}: {error}") from None
+        check_save_name(save_name)
         self._save_name = save_name
         self._context = RunContext.standalone(torch.device("cpu"))
-        self._tables = ScoreTables()
+        self._tables = score_tables.ScoreTables()
         self.hparams: dict[str, Any] = {}
 
     def _attach(self, context: RunContext, hparams: dict[str, Any] | None = None) -> None:
@@ -95,9 +85,7 @@ class Model(Hooks, abc.ABC):
     @property
     def trainer(self) -> Trainer:
         """The trainer of the run; a RuntimeError if no Trainer runs the model."""
-        if self._context.trainer is None:
-            raise RuntimeError(f"{type(self).__name__}.trainer: no Trainer is running this model")
-        return cast("Trainer", self._context.trainer)
+        return cast("Trainer", self._context.running_trainer(type(self).__name__))
 
     @property
     def device(self) -> torch.device:
@@ -165,6 +153,18 @@ class Model(Hooks, abc.ABC):
     def test_step(self, batch: Any, step: int) -> None:
         """Evaluate one batch of the test split; the default calls `valid_step`."""
         self.valid_step(batch, step)
+
+    def predict_step(self, batch: Any, step: int) -> Any:
+        """Return the outputs for one batch, in evaluation mode without gradients; see `Trainer.predict`.
+
+        The default gives the batch to the only network of the model, in the trainer's precision: a tuple or list gives
+        its first element. A dict, or a model with several networks, needs an override.
+
+        Args:
+            batch: a batch of the split, moved by `batch_to_device`.
+            step: index of the batch among those of all ranks, from 0.
+        """
+        return predict_with_only_network(self, batch)
 
     def load_for_testing(self) -> None:
         """Load the networks for a test when no checkpoint is found; `setup(fast_init=True)` has run."""
@@ -281,7 +281,7 @@ class Model(Hooks, abc.ABC):
 
         Args:
             batch: a batch of the split.
-            phase: "train", "valid" or "test".
+            phase: "train", "valid", "test" or "predict".
         """
         return self._context.mover(batch)
 
@@ -348,7 +348,7 @@ class Model(Hooks, abc.ABC):
         """
         return self._context.gather(value)
 
-    # Modes and defaults of the hooks.
+    # Modes, and the defaults of the hooks that keep the tables.
 
     def train(self) -> None:
         """Switch every attribute that has modes to training mode."""
@@ -362,27 +362,11 @@ class Model(Hooks, abc.ABC):
             if callable(getattr(part, "eval", None)):
                 part.eval()
 
-    def on_training_batch_start(self, state: TrainingState) -> None:
-        """Clear `_loss_items`."""
-        if self._loss_items:
-            self._loss_items.clear()
-
-    def on_training_batch_end(self, state: TrainingState, should_log: bool = False) -> None:
-        """Log `_loss_items` and add them to `_running_losses`; several ranks exchange the sums at logging steps."""
-        self._context.log_losses(self._tables, should_log)
-
-    def on_validation_start(self, validation_cycle: int) -> None:
-        """Clear `_val_scores`, and bring `_running_losses` up to date."""
-        self._val_scores.clear()
-        self._tables.reduce_losses(self._context.world)
-
-    def on_validation_end(self, validation_cycle: int) -> None:
-        """Clear `_running_losses`."""
-        self._tables.clear_running_losses()
-
-    def on_testing_start(self) -> None:
-        """Clear `_test_scores`."""
-        self._test_scores.clear()
+    on_training_batch_start = score_tables.on_training_batch_start
+    on_training_batch_end = score_tables.on_training_batch_end
+    on_validation_start = score_tables.on_validation_start
+    on_validation_end = score_tables.on_validation_end
+    on_testing_start = score_tables.on_testing_start
 
     # Its parameters.
 

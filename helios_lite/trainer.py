@@ -1,37 +1,32 @@
-"""The Trainer: it holds the options of a run, and runs `fit`, `validate` and `test` in one process or several."""
+"""The Trainer: it holds the options of a run, and runs each of its calls in one process or several."""
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from helios_lite.data import DataModule
 from helios_lite.model import Model
 from helios_lite.object_tables import build
 from helios_lite.options import Options
-from helios_lite.runtime import rng, standalone
 from helios_lite.runtime.checkpoint_files import CheckpointError
 from helios_lite.runtime.devices import choose_accelerator, choose_devices
 from helios_lite.runtime.distributed import is_launched
 from helios_lite.runtime.launch import launch
 from helios_lite.runtime.rank_process import WorkerInterrupted
-from helios_lite.runtime.read_checkpoint import read_checkpoint, read_checkpoint_header
+from helios_lite.runtime.read_checkpoint import read_checkpoint_header
 from helios_lite.runtime.shadowing import check_no_method_is_hidden
 from helios_lite.runtime.signals import GracefulShutdown
 from helios_lite.state import FitResult
 
-logger = logging.getLogger("helios_lite")
-
 
 class Trainer(Options):
-    """Trains, validates and tests models. It holds the options of a run (see `Options`), never its state."""
+    """Trains, tests and uses models. It holds the options of a run (see `Options`), never its state."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Self:
@@ -124,29 +119,69 @@ class Trainer(Options):
         """
         return self._run("test", model, datamodule, checkpoint)  # type: ignore[no-any-return]
 
+    def predict(
+        self, model: Model, datamodule: DataModule, checkpoint: str | os.PathLike[str] | None = "best"
+    ) -> Iterator[tuple[Tensor, Any]]:
+        """Return an iterator over what `Model.predict_step` returns for each batch of the `predict` split.
+
+        Each item is (indices, output): the indices of the samples in the dataset, int64 of shape (batch_size,), and the
+        output, its tensors on the CPU. Every sample comes once, and batches, order and random numbers are those of one
+        process for any number of `devices`. Memory does not grow: launched processes leave outputs in files of the
+        temporary folder, and wait if the caller is slow (not with sharded networks). Under torchrun each rank yields
+        the batches that it has computed, which are dealt to the ranks in turn.
+
+        Nothing runs before the first item is asked for. The call ends, and its processes with it, when the iterator is
+        exhausted, closed or deleted. Until then no other call of a trainer can run in this process.
+
+        Args:
+            model: as in `test`.
+            datamodule: the data; its `predict` split is used, or `test` if that is None. The samples of a custom loader
+                are counted, because it does not say their indices.
+            checkpoint: as in `test`.
+
+        Raises:
+            ValueError: the datamodule has neither split, or a dict of them.
+            Exception: any exception of the model, the data or a callback, unchanged, also after some items. Processes
+                that fail are not started again (`max_restarts`), because the caller has some of the items.
+        """
+        processes = self._check_call(model, datamodule)
+        from helios_lite.engine.prediction import predict
+
+        return predict(self, model, datamodule, checkpoint, processes)
+
+    def write_predictions(
+        self,
+        model: Model,
+        datamodule: DataModule,
+        path: str | os.PathLike[str],
+        checkpoint: str | os.PathLike[str] | None = "best",
+    ) -> None:
+        """Write what `predict` yields to one file, with the memory of one batch. Call on every rank under torchrun.
+
+        `torch.load(path, weights_only=True)` returns `{"indices": indices, "outputs": outputs}`. Both are joined along
+        the first dimension, in the order of `predict`, so that `outputs[i]` is that of sample `indices[i]`.
+        `predict_step` may return a tensor of shape (batch_size, ...), or dicts, lists and tuples of such tensors. The
+        file appears under its name when it is complete, and replaces an earlier one.
+
+        Raises:
+            TypeError, ValueError: outputs cannot be joined; the message names the output and the difference.
+            Exception: as `predict`.
+        """
+        processes = self._check_call(model, datamodule)
+        from helios_lite.engine.prediction import predict_to_file
+
+        predict_to_file(self, model, datamodule, checkpoint, processes, Path(path))
+
     def _run(self, task: str, model: Model, datamodule: DataModule, checkpoint: Any = None) -> Any:
         """Check the arguments, and run the task here or in launched processes; return its result."""
-        for name, value, kind in (("model", model, Model), ("datamodule", datamodule, DataModule)):
-            if name == "model" and isinstance(value, nn.Module):
-                raise TypeError(f"{name}: is an nn.Module; assign it in `setup` of a Model, and pass that Model")
-            if not isinstance(value, kind):
-                raise TypeError(f"{name}={value!r}: must be a {kind.__name__} object")
-            check_no_method_is_hidden(value, kind)
-        self.check()
+        processes = self._check_call(model, datamodule)
         if task == "fit":
             self._check_limits(model)
         arguments = {"trainer": self, "model": model, "datamodule": datamodule, "task": task, "checkpoint": checkpoint}
-        processes = len(choose_devices(choose_accelerator(self.accelerator), self.devices))
-        if processes == 1 or is_launched():
+        if processes == 1:
             return run_task(**arguments)
 
-        def prepare_data() -> None:
-            try:
-                datamodule.prepare_data()
-            except BaseException:
-                datamodule.teardown()
-                raise
-
+        from helios_lite.engine.outcome import prepare_data, take_over
         from helios_lite.engine.session import describe_call, failure_reported
         from helios_lite.engine.single_call import single_call
 
@@ -159,12 +194,23 @@ class Trainer(Options):
                 result = launch(
                     run_task,
                     {**arguments, "outcome": outcome},
-                    before_start=prepare_data,
+                    before_start=lambda: prepare_data(datamodule),
                     processes=processes,
                     max_restarts=self.max_restarts,
                 )
-            take_over(outcome, task, self, model, datamodule)
+            take_over(outcome, self, model, datamodule, is_training=task == "fit")
         return result
+
+    def _check_call(self, model: Model, datamodule: DataModule) -> int:
+        """Check the arguments and options; return how many processes to launch, 1 if the call runs in this one."""
+        for name, value, kind in (("model", model, Model), ("datamodule", datamodule, DataModule)):
+            if name == "model" and isinstance(value, nn.Module):
+                raise TypeError(f"{name}: is an nn.Module; assign it in `setup` of a Model, and pass that Model")
+            if not isinstance(value, kind):
+                raise TypeError(f"{name}={value!r}: must be a {kind.__name__} object")
+            check_no_method_is_hidden(value, kind)
+        self.check()
+        return 1 if is_launched() else len(choose_devices(choose_accelerator(self.accelerator), self.devices))
 
     def _check_limits(self, model: Model) -> None:
         """Raise a ValueError if nothing would end a training. Whether the model does is not known before `fit`."""
@@ -220,36 +266,3 @@ def run_task(
             content["hparams"] = model.hparams
         write_outcome(content, session, outcome)
     return result
-
-
-def take_over(outcome: Path, task: str, trainer: Trainer, model: Model, datamodule: DataModule) -> None:
-    """Give the model of this process what that of rank 0 had in the end: its networks, `hparams` and `metrics`.
-
-    Args:
-        outcome: the file or folder that `run_task` has left. If the model cannot take it over, a warning has the
-            exception: the run has ended, and its result must not be lost.
-        task: "fit", "valid" or "test".
-        trainer: the options, which `setup` may use.
-        model: the model; its `setup` is called.
-        datamodule: its data; `setup` is called before, and `teardown` after that of the model.
-    """
-    from helios_lite.engine.cleanup import cleanup
-
-    try:
-        content = read_checkpoint(outcome)
-        with rng.fork_rng(torch.device("cpu")), cleanup(datamodule.teardown):
-            rng.seed_cpu(trainer.seed)
-            datamodule.setup()
-            rng.seed_cpu(trainer.seed)
-            standalone.take_over(model, content, trainer)
-        if task != "fit":
-            model.eval()
-    except Exception as error:
-        logger.warning(
-            "the run has ended, and its result is returned; but after the run the model could not be set up in the "
-            "calling process (%s: %s), so it does not have the final networks: use %s.load_from_checkpoint",
-            type(error).__name__,
-            error,
-            type(model).__name__,
-            exc_info=True,
-        )

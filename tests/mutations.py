@@ -52,6 +52,14 @@ SAME_HPARAMS = RESUME + "test_hparams_that_are_equal_stay_equal_when_they_are_sa
 DIFFERENT_HPARAMS = RESUME + "test_hparams_of_another_value_differ"
 GOING_BACK = RESUME + "test_going_back_to_the_best_sets_the_newer_checkpoints_and_their_rows_aside"
 INITIAL = "engine/test_initial_weights.py::"
+PREDICTION = "engine/test_prediction.py::"
+PREDICTED_FILE = PREDICTION + "test_a_file_has_all_outputs_and_their_indices"
+BETWEEN = PREDICTION + "test_nothing_of_a_prediction_is_seen_by_the_code_between_its_outputs"
+TAKES_NO_MORE = PREDICTION + "test_a_caller_that_takes_no_more_ends_the_prediction"
+NO_PREDICTION = PREDICTION + "test_what_cannot_be_predicted_is_an_error_that_says_what_to_do"
+NO_FILE = PREDICTION + "test_what_a_file_cannot_hold_is_named_and_leaves_the_earlier_file"
+AS_ONE = PREDICTION + "test_launched_processes_write_the_file_of_one_process"
+WAITS = PREDICTION + "test_launched_processes_wait_for_the_caller_and_end_with_it"
 LOADERS = "engine/test_loaders.py::"
 FEWER = LOADERS + "test_an_epoch_that_gives_fewer_batches_than_its_plan_is_an_error_that_says_how_many"
 TRAINING = "engine/test_training.py::"
@@ -426,7 +434,7 @@ MUTATIONS = [
         "test_model.py::test_a_step_may_be_replaced_by_its_compiled_form",
     ),
     Mutation(
-        "model.py",
+        "runtime/shadowing.py",
         "if issubclass(cls, nn.Module):",
         "if False:",
         "test_model.py::test_a_model_that_is_a_module_too_is_told_how_it_is_done_here",
@@ -843,7 +851,7 @@ MUTATIONS = [
     ),
     # Running losses over all ranks.
     Mutation("runtime/score_tables.py", "value if share == 1.0 else value * share", "value", RUNNING_LOSSES),
-    Mutation("model.py", "self._tables.reduce_losses(self._context.world)", "pass", RUNNING_LOSSES),
+    Mutation("runtime/score_tables.py", "self._tables.reduce_losses(self._context.world)", "pass", RUNNING_LOSSES),
     Mutation(
         "runtime/context.py", "if should_log or self.world.size == 1:", "if self.world.size == 1:", RUNNING_LOSSES
     ),
@@ -901,24 +909,24 @@ MUTATIONS = [
         DISTRIBUTED + "test_loggers_are_called_and_closed_on_rank_0_alone",
     ),
     Mutation(
-        "trainer.py",
-        "standalone.take_over(model, content, trainer)",
+        "engine/outcome.py",
+        "standalone.take_over(model, content, options)",
         "pass",
         LAUNCH + "test_the_result_and_the_final_weights_come_back",
     ),
-    Mutation("trainer.py", "            datamodule.setup()\n", "", AS_AFTER_ONE_PROCESS),
-    Mutation("trainer.py", "if task !=", "if task ==", AS_AFTER_ONE_PROCESS),
+    Mutation("engine/outcome.py", "            datamodule.setup()\n", "", AS_AFTER_ONE_PROCESS),
+    Mutation("engine/outcome.py", "if not is_training", "if is_training", AS_AFTER_ONE_PROCESS),
     Mutation("runtime/standalone.py", 'torch.device("cpu"), trainer)', 'torch.device("cpu"))', AS_AFTER_ONE_PROCESS),
     Mutation("runtime/standalone.py", 'outcome.get("hparams")', "None", AS_AFTER_ONE_PROCESS),
     Mutation("runtime/standalone.py", 'context.record(outcome["metrics"])', "pass", AS_AFTER_ONE_PROCESS),
     Mutation(
-        "trainer.py",
+        "engine/outcome.py",
         "except Exception as error:",
         "except ArithmeticError as error:",
         LAUNCH + "test_a_result_is_not_lost_if_the_model_cannot_be_set_up_in_the_calling_process",
     ),
     Mutation(
-        "trainer.py",
+        "engine/outcome.py",
         'with rng.fork_rng(torch.device("cpu")), cleanup',
         "with cleanup",
         LAUNCH + "test_taking_over_what_other_processes_have_trained_uses_no_random_numbers_of_the_caller",
@@ -1430,6 +1438,48 @@ MUTATIONS = [
         "](precision.md)",
         "](precise.md)",
         DOCS + "test_links_lead_to_files_of_the_repository[docs/hooks.md]",
+    ),
+    Mutation(
+        "engine/prediction.py", "with rng.fork_rng(session.device), torch.no_grad()", "with torch.no_grad()", BETWEEN
+    ),
+    Mutation("engine/prediction.py", "session.device), torch.no_grad(),", "session.device),", TAKES_NO_MORE),
+    Mutation("engine/prediction.py", "rng.derive_seed(session.options.seed, step)", "session.options.seed", BETWEEN),
+    Mutation("engine/prediction.py", "step = i * world.size + world.rank", "step = i", AS_ONE),
+    Mutation("engine/prediction.py", "None if is_sharded else _MOST_WAITING", "None", WAITS),
+    Mutation("engine/prediction.py", ", session.context.refuse_log()", "", NO_PREDICTION),
+    Mutation(
+        "engine/prediction.py", 'name = "test" if datamodule.predict is None else "predict"', 'name = "test"', BETWEEN
+    ),
+    Mutation("engine/prediction.py", "        take_over(outcome", "        False and take_over(outcome", AS_ONE),
+    Mutation(
+        "engine/prediction.py",
+        "        with contextlib.suppress(GeneratorExit):\n",
+        "        with contextlib.nullcontext():\n",
+        TAKES_NO_MORE,
+    ),
+    Mutation("engine/prediction.py", "indices is None else indices, p", "True else indices, p", PREDICTED_FILE),
+    Mutation("engine/split_loader.py", 'self._phase == "predict"', "False", AS_ONE),
+    Mutation("runtime/prediction_file.py", "if form != self._form:", "if False:", NO_FILE),
+    Mutation("runtime/prediction_file.py", "rows.ndim == 0 or len(rows) != num_samples", "False", NO_FILE),
+    Mutation("runtime/prediction_file.py", "leaves.keys() != outputs.keys()", "False", NO_FILE),
+    Mutation(
+        "runtime/prediction_file.py",
+        ".resolve_neg().contiguous()",
+        ".resolve_neg()",
+        PREDICTION + "test_a_file_takes_tensors_of_any_dtype_and_layout",
+    ),
+    Mutation(
+        "callbacks.py",
+        '"""Put the average in place of the weights."""\n        self._swap()\n\n    def on_predicting_end',
+        '"""Put the average in place of the weights."""\n\n    def on_predicting_end',
+        PREDICTION + "test_averaged_weights_predict_as_they_are_tested",
+    ),
+    Mutation("runtime/standalone.py", "if len(nets) != 1:", "if not nets:", NO_PREDICTION),
+    Mutation(
+        "tools/runs.py",
+        'if not (Path(name) / "checkpoints").is_dir():',
+        "if True:",
+        "runtime/test_sharded_files.py::test_the_command_tests_a_folder_and_the_run_that_has_it",
     ),
 ]
 

@@ -124,16 +124,7 @@ def run_evaluation(session: Session, phase: str, choice: str | os.PathLike[str] 
         loaders = session.loaders(phase)
         if not loaders:
             raise ValueError(f"the datamodule has no {phase} split")
-        path, state = None, TrainingState()
-        found = None if choice is None else load_checkpoint(session, choice, for_evaluation=True)
-        if found is not None:
-            path, content = found
-            state.load_state_dict(content["state"])
-            # Averaged weights are tested as they were validated, also without the callback that has averaged them.
-            model.load_state_dict(evaluation_state(content), fast_init=True)
-            session.hooks.load_state_dict(content["callbacks"], warn_unknown=False)
-        elif choice is not None or not session.was_set_up:
-            model.load_for_testing()
+        path, state = load_for_evaluation(session, choice)
         metrics = Evaluator(session).evaluate(phase, loaders, cycle=1, limit=1 if options.fast_dev_run else None)
         session.context.record(metrics)
         model.eval()
@@ -146,6 +137,25 @@ def run_evaluation(session: Session, phase: str, choice: str | os.PathLike[str] 
         if session.prints:
             console.show_metrics(title, metrics)
     return metrics
+
+
+def load_for_evaluation(session: Session, choice: str | os.PathLike[str] | None) -> tuple[Path | None, TrainingState]:
+    """Give the model the weights to evaluate, and return the path and the counters of their checkpoint.
+
+    Call on every rank, after `setup`. The path is None if the weights are of no checkpoint.
+    """
+    model, state = session.model, TrainingState()
+    found = None if choice is None else load_checkpoint(session, choice, for_evaluation=True)
+    if found is None:
+        if choice is not None or not session.was_set_up:
+            model.load_for_testing()
+        return None, state
+    path, content = found
+    state.load_state_dict(content["state"])
+    # Averaged weights are tested as they were validated, also without the callback that has averaged them.
+    model.load_state_dict(evaluation_state(content), fast_init=True)
+    session.hooks.load_state_dict(content["callbacks"], warn_unknown=False)
+    return path, state
 
 
 def _write_row(

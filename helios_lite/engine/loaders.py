@@ -23,8 +23,9 @@ def make_loader(source: Any, phase: str, seed: int, world: World = World()) -> L
 
     Args:
         source: a Split, a DataLoader or another iterable of batches.
-        phase: "train", or another name for messages. In training every global batch is divided among the ranks, so
-            that all ranks take the same number of steps; otherwise the samples are divided, each index to one rank.
+        phase: "train", "predict", or another name for messages. In training every global batch is divided among the
+            ranks, so that all ranks take the same number of steps. For a prediction whole batches are dealt to the
+            ranks in turn. Otherwise the samples are divided, each index to one rank.
         seed: the seed from which orders and the seeds of samples are derived.
         world: the ranks.
 
@@ -53,7 +54,7 @@ def check_splits(datamodule: DataModule) -> None:
     Raises:
         TypeError: see `check_split`.
     """
-    for phase in ("train", "valid", "test"):
+    for phase in ("train", "valid", "test", "predict"):
         for name, source in split_parts(datamodule, phase).items():
             check_split(source, name)
 
@@ -63,7 +64,7 @@ def split_parts(datamodule: DataModule, phase: str) -> dict[str, Any]:
     source = getattr(datamodule, phase)
     if source is None:
         return {}
-    if isinstance(source, Mapping) and phase != "train":
+    if isinstance(source, Mapping) and phase in ("valid", "test"):
         return {f"{phase}/{name}": part for name, part in source.items()}
     return {phase: source}
 
@@ -81,7 +82,7 @@ def check_split(source: Any, phase: str) -> None:
     several = "one Split: join datasets by torch.utils.data.ConcatDataset"
     if phase in ("valid", "test"):
         several = "one Split, or a dict of them by name: {'small': Split(...), 'large': Split(...)}"
-    elif phase != "train":
+    elif phase not in ("train", "predict"):
         several = "one Split for each name"
     kind = type(source).__name__
     if isinstance(source, Mapping):

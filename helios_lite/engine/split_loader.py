@@ -25,6 +25,7 @@ class SplitLoader:
         self._num_averaged = world.size if self._is_training else 1
         self._phase = phase
         self._seed = seed
+        self._order: sample_order.BatchOrder | None = None
         self._length = len(split.dataset)  # type: ignore[arg-type]
         if self._length == 0:
             raise ValueError(f"the {phase} split is empty")
@@ -54,7 +55,13 @@ class SplitLoader:
             raise ValueError(f"the {self._phase} split has no batch: of {self._length} samples {why}")
         self._generator.manual_seed(seed)
         self._sampler.set_epoch_order(order, seed)
+        self._order = order
         return EpochBatches(self._batches(order, window, samples), len(order))
+
+    def indices(self) -> Iterator[Tensor]:
+        """Yield the indices of the samples in each batch of the last `epoch`, as int64 tensors."""
+        assert self._order is not None
+        return self._order.tensors()
 
     def takes_state(self) -> bool:
         """Return False: a Split has no state."""
@@ -78,6 +85,8 @@ class SplitLoader:
         assert split.batch_size is not None  # Split requires it without a batch_sampler.
         if self._is_training:
             return sample_order.BatchPlan(order, start, split.batch_size, split.drop_last, world)
+        if self._phase == "predict":
+            return sample_order.DealtPlan(order, split.batch_size, split.drop_last, world)
         part = sample_order.contiguous_part(order, world)
         return sample_order.BatchPlan(part, start, split.batch_size, split.drop_last, World())
 

@@ -56,6 +56,12 @@ class RunContext:
         """Return the context of a model outside of a training: one process, fp32."""
         return cls(Precision("fp32", device), ParallelStrategy(device, World()), DeviceMover(device), trainer)
 
+    def running_trainer(self, model: str) -> Any:
+        """Return the trainer; raise a RuntimeError that names the model if none runs it."""
+        if self.trainer is None:
+            raise RuntimeError(f"{model}.trainer: no Trainer is running this model")
+        return self.trainer
+
     def begin_batch(self, batch_size: int, step: int, global_batch_size: int) -> None:
         """Prepare for a training batch.
 
@@ -95,7 +101,9 @@ class RunContext:
     ) -> None:
         """Add a logged value; see `Model.log`."""
         if self.metrics is None:
-            raise RuntimeError(f"log({name!r}): works only while a Trainer runs the model, and not in process_metrics")
+            raise RuntimeError(
+                f"log({name!r}): works only while a Trainer runs the model, and not in process_metrics or predict_step"
+            )
         weight = self._batch_size if weight is None else weight
         full_name = f"{self._phase}/{name}"
         if isinstance(reduce, str):

@@ -51,6 +51,14 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    def gather_to_main(self, value: T) -> list[T]:
+        """Return the values of all ranks on rank 0, by rank, and nothing on the others. Call on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.gather_object(value, values if self.is_main else None, dst=0)
+        return values if self.is_main else []
+
     def broadcast(self, value: T) -> T:
         """Return the value of rank 0. Call on every rank; any picklable value."""
         if self.size == 1:

@@ -6,8 +6,20 @@ import os
 from pathlib import PurePath
 from typing import Any
 
-LONGEST_SAVE_NAME = 200
-"""In bytes. File systems allow 255; the rest is for "_epoch_", "_iter_", ".pth" and two counters of 64 bits."""
+# In bytes. File systems allow 255; the rest is for "_epoch_", "_iter_", ".pth" and two counters of 64 bits.
+_LONGEST_SAVE_NAME = 200
+
+
+def check_save_name(name: Any) -> None:
+    """Check the name of a model, which becomes a part of file names too.
+
+    Raises:
+        TypeError, ValueError: as `check_folder_name`, or it has more than 200 bytes; the message begins with the name.
+    """
+    try:
+        check_folder_name(name, _LONGEST_SAVE_NAME)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"save_name={name!r}: {error}") from None
 
 
 def check_folder_name(name: Any, longest: int = 255) -> None:

@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +34,7 @@ def launch(
     before_start: Callable[[], object] = lambda: None,
     processes: int,
     max_restarts: int,
+    shutdown: GracefulShutdown | None = None,
 ) -> Result:
     """Run a function in several new processes of this machine, and return the result of rank 0.
 
@@ -42,6 +44,7 @@ def launch(
         before_start: called once in this process, after the arguments are known to be picklable.
         processes: the number of processes.
         max_restarts: how often all processes are started again after one has failed.
+        shutdown: what says that a signal was received; by default what this process receives.
 
     Raises:
         TypeError: an argument cannot be sent; the message names the attribute.
@@ -57,7 +60,7 @@ def launch(
         )
         _write_task(function, arguments, folder)
         before_start()
-        shutdown = stack.enter_context(GracefulShutdown())
+        shutdown = stack.enter_context(GracefulShutdown() if shutdown is None else shutdown)
         for attempt in range(max_restarts + 1):
             try:
                 result = WorkerGroup(folder, processes, attempt).run(shutdown)
@@ -72,6 +75,27 @@ def launch(
         if isinstance(result, Interruption):
             shutdown.receive(shutdown.received or signal.Signals(result.number))
     return result  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def launched_beside(
+    function: Callable[..., Any], arguments: dict[str, Any], *, processes: int
+) -> Iterator[Future[Any]]:
+    """Context in which several new processes run a function while this one goes on; on exit they have ended.
+
+    Args:
+        function, arguments, processes: as for `launch`.
+
+    Yields:
+        What `launch` returns or raises, once the processes have ended.
+    """
+    shutdown = GracefulShutdown()
+    with ThreadPoolExecutor(1, thread_name_prefix="launch") as thread:
+        future = thread.submit(launch, function, arguments, processes=processes, max_restarts=0, shutdown=shutdown)
+        try:
+            yield future
+        finally:
+            shutdown.receive(signal.SIGTERM)  # Without effect if they have ended.
 
 
 class RankFailedError(Exception):

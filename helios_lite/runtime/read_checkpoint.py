@@ -16,6 +16,8 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     Raises:
         FileNotFoundError, CheckpointError, ValueError, MemoryError: as `checkpoint_files.read_file`.
     """
+    if path.name == files.MAIN and files.is_sharded(path.parent):
+        raise files.CheckpointError(f"{path}: is a part of a sharded checkpoint; give its folder, {path.parent}")
     if not files.is_sharded(path):
         return files.read_file(path, device)
     files.check_device(device)

@@ -123,6 +123,42 @@ class BatchPlan:
             yield order[low : low + each + (self._world.rank < more)]
 
 
+class DealtPlan:
+    """One rank's index batches of an order whose batches are dealt to the ranks in turn.
+
+    The batches of all ranks together are those of a single process.
+
+    Args:
+        order: the indices of the epoch.
+        batch_size: samples per batch.
+        drop_last: drop the last batch if it is not full.
+        world: the ranks.
+    """
+
+    def __init__(self, order: Sequence[int] | Tensor, batch_size: int, drop_last: bool, world: World) -> None:
+        self._plan = BatchPlan(order, 0, batch_size, drop_last, World())
+        self._world = world
+
+    def __len__(self) -> int:
+        return len(range(self._world.rank, len(self._plan), self._world.size))
+
+    def samples(self, i: int) -> int:
+        """Return the number of samples of all ranks in their batch i together."""
+        start = i * self._world.size
+        return sum(map(self._plan.size, range(start, min(start + self._world.size, len(self._plan)))))
+
+    def size(self, i: int) -> int:
+        """Return the number of samples of this rank in batch i."""
+        return self._plan.size(i * self._world.size + self._world.rank)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return itertools.islice(self._plan, self._world.rank, None, self._world.size)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield the indices of each batch of this rank as an int64 tensor."""
+        return itertools.islice(self._plan.tensors(), self._world.rank, None, self._world.size)
+
+
 class DealtBatches:
     """One rank's index batches of a batch sampler, whose batches are dealt to the ranks in turn.
 
@@ -176,5 +212,5 @@ def _halved(batches: list[Sequence[int]], count: int) -> list[list[int]]:
     return parts
 
 
-BatchOrder: TypeAlias = BatchPlan | DealtBatches
+BatchOrder: TypeAlias = BatchPlan | DealtPlan | DealtBatches
 """The index batches of one rank in an epoch."""

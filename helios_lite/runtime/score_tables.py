@@ -1,4 +1,7 @@
-"""The tables of losses and scores that a model may fill by name instead of calling `log`."""
+"""The tables of losses and scores that a model may fill by name instead of calling `log`, and the hooks that keep them.
+
+`Model` has these hooks as its methods. One that overrides a hook calls `super()`, or keeps the tables itself.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,15 @@ class ScoreTables:
     """The tables of one model. The dicts stay the same objects; only their content changes.
 
     Attributes:
-        loss_items: losses of the current batch.
-        running_losses: sums of `loss_items` over all ranks since the last validation, as tensors.
+        loss_items: `Model._loss_items`: losses of the current batch by name, filled in `train_step`. Cleared before
+            every batch, logged as "train/<name>" after it.
+        running_losses: `Model._running_losses`: sums of `_loss_items` since the last validation, as tensors. With
+            several processes they are over all ranks, a batch counting with the mean over its samples, as of the last
+            logging step or validation.
         pending_losses: this rank's part of what `running_losses` does not have yet.
-        val_scores: values of the current validation.
-        test_scores: values of the current test.
+        val_scores: `Model._val_scores`: values of the current validation by name, filled in its hooks; logged as
+            "valid/<name>" at its end.
+        test_scores: `Model._test_scores`: the same for a test, logged as "test/<name>".
     """
 
     loss_items: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -114,3 +121,29 @@ class Table:
         table = self.__get__(model)
         table.clear()
         table.update(content)
+
+
+def on_training_batch_start(self: Any, state: Any) -> None:
+    """Clear `_loss_items`."""
+    self._loss_items.clear()
+
+
+def on_training_batch_end(self: Any, state: Any, should_log: bool = False) -> None:
+    """Log `_loss_items` and add them to `_running_losses`; several ranks exchange the sums at logging steps."""
+    self._context.log_losses(self._tables, should_log)
+
+
+def on_validation_start(self: Any, validation_cycle: int) -> None:
+    """Clear `_val_scores`, and bring `_running_losses` up to date."""
+    self._val_scores.clear()
+    self._tables.reduce_losses(self._context.world)
+
+
+def on_validation_end(self: Any, validation_cycle: int) -> None:
+    """Clear `_running_losses`."""
+    self._tables.clear_running_losses()
+
+
+def on_testing_start(self: Any) -> None:
+    """Clear `_test_scores`."""
+    self._test_scores.clear()

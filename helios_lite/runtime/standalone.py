@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from helios_lite.runtime.checkpoint_files import evaluation_state
 from helios_lite.runtime.context import RunContext
 from helios_lite.runtime.read_checkpoint import read_checkpoint
+from helios_lite.runtime.stateful import named_networks
 
 
 def load_for_inference(cls: Any, path: Path, device: torch.device | str, overrides: dict[str, Any]) -> Any:
@@ -30,6 +32,27 @@ def load_for_inference(cls: Any, path: Path, device: torch.device | str, overrid
     _set_up(model, evaluation_state(content), RunContext.standalone(torch.device(device)))
     model.eval()
     return model
+
+
+def predict_with_only_network(model: Any, batch: Any) -> Any:
+    """Return the output of the only network of a model for a batch; see `Model.predict_step`.
+
+    Raises:
+        NotImplementedError: the model does not have one network.
+        TypeError: the batch is not a tensor, nor a tuple or list that begins with one.
+    """
+    name, nets = type(model).__name__, named_networks(model)
+    if len(nets) != 1:
+        found = f"{len(nets)} networks ({', '.join(nets)})" if nets else "no network"
+        raise NotImplementedError(f"{name} has {found}, so it needs a predict_step that says what a prediction is")
+    first = batch[0] if isinstance(batch, list | tuple) and len(batch) > 0 else batch
+    if not isinstance(first, Tensor):
+        raise TypeError(
+            f"{name} needs a predict_step: the default gives its network a batch that is a tensor, or the first "
+            f"element of a tuple or list, and this is a {type(first).__name__}"
+        )
+    with model.autocast():
+        return next(iter(nets.values()))(first)
 
 
 def take_over(model: Any, outcome: dict[str, Any], trainer: Any) -> None:

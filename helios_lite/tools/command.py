@@ -18,7 +18,7 @@ from helios_lite.tools.env import env
 from helios_lite.tools.errors import UsageError
 from helios_lite.tools.inspect import inspect
 from helios_lite.tools.plot import plot
-from helios_lite.tools.runs import fit, test
+from helios_lite.tools.runs import fit, predict, test
 from helios_lite.version import __version__
 
 _OVERRIDES = """
@@ -51,8 +51,8 @@ def _run(arguments: Sequence[str] | None) -> None:
     try:
         rest, overrides = _split_overrides(sys.argv[1:] if arguments is None else arguments)
         parsed = parser.parse_args(rest)
-        if overrides and parsed.command not in (fit, test):
-            raise UsageError(f"--{next(iter(overrides))}: only fit and test take values of a configuration")
+        if overrides and parsed.command not in (fit, test, predict):
+            raise UsageError(f"--{next(iter(overrides))}: only fit, test and predict take values of a configuration")
         parsed.overrides = overrides
         parsed.command(parsed)
     except (UsageError, ConfigError) as error:
@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(command=function)
         return command
 
+    checkpoint_help = '"best" (default), "last", or the path of a checkpoint or a run folder'
     command = add(fit, "train the model of a TOML file", _OVERRIDES)
     command.usage = "%(prog)s [-h] FILE [--table.key VALUE ...]"
     command.add_argument("file", metavar="FILE", type=Path, help="the TOML file")
@@ -101,7 +102,13 @@ def _parser() -> argparse.ArgumentParser:
     command = add(test, "test a checkpoint of the model of a TOML file", _OVERRIDES)
     command.usage = "%(prog)s [-h] [--checkpoint CHECKPOINT] FILE [--table.key VALUE ...]"
     command.add_argument("file", metavar="FILE", type=Path, help="the TOML file")
-    command.add_argument("--checkpoint", default="best", help='"best" (default), "last" or a path')
+    command.add_argument("--checkpoint", default="best", help=checkpoint_help)
+
+    command = add(predict, "write the outputs of the model of a TOML file to a file", _OVERRIDES)
+    command.usage = "%(prog)s [-h] [--checkpoint CHECKPOINT] [--output OUTPUT] FILE [--table.key VALUE ...]"
+    command.add_argument("file", metavar="FILE", type=Path, help="the TOML file")
+    command.add_argument("--checkpoint", default="best", help=checkpoint_help)
+    command.add_argument("--output", type=Path, default="predictions.pth", help="default: %(default)s")
 
     command = add(inspect, "show what a checkpoint holds")
     command.add_argument("file", metavar="CHECKPOINT", type=Path, help="the checkpoint: a file or a folder")

@@ -1,8 +1,10 @@
-"""The commands `fit` and `test`. They run the trainer, model and data that a TOML file describes."""
+"""The commands `fit`, `test` and `predict`. They run the trainer, model and data that a TOML file describes."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from helios_lite.config import load
@@ -25,12 +27,30 @@ def test(arguments: argparse.Namespace) -> None:
     """Test the model that a TOML file describes, with a checkpoint of its run, and print the metrics."""
     trainer, model, data = _load(arguments)
     _require_checkpoint(arguments.checkpoint, trainer, model)
-    try:
+    with _usage_errors():
         metrics = trainer.test(model, data, checkpoint=arguments.checkpoint)
-    except checkpoint_files.CheckpointError as error:
-        raise UsageError(str(error)) from error
     if (not trainer.print_banner or trainer.log_level == "quiet") and model.global_rank == 0:
         console.show_metrics("test", metrics)
+
+
+def predict(arguments: argparse.Namespace) -> None:
+    """Write the outputs of the model that a TOML file describes, with a checkpoint of its run, to a file of tensors.
+
+    The file is that of `Trainer.write_predictions`: torch.load(FILE, weights_only=True) has "indices" and "outputs".
+    """
+    trainer, model, data = _load(arguments)
+    _require_checkpoint(arguments.checkpoint, trainer, model)
+    with _usage_errors():
+        trainer.write_predictions(model, data, arguments.output, checkpoint=arguments.checkpoint)
+
+
+@contextlib.contextmanager
+def _usage_errors() -> Iterator[None]:
+    """Context in which a checkpoint that cannot be read is wrong usage."""
+    try:
+        yield
+    except checkpoint_files.CheckpointError as error:
+        raise UsageError(str(error)) from error
 
 
 def _load(arguments: argparse.Namespace) -> tuple[Trainer, Model, DataModule]:
@@ -39,12 +59,13 @@ def _load(arguments: argparse.Namespace) -> tuple[Trainer, Model, DataModule]:
 
 
 def _require_checkpoint(name: str, trainer: Trainer, model: Model) -> None:
-    """Raise a `UsageError` if there is no checkpoint to test. `Trainer.test` would test untrained weights."""
+    """Raise a `UsageError` if there is no checkpoint to use. The trainer would use untrained weights."""
     if name not in ("best", "last"):
-        require_checkpoint(Path(name))
+        if not (Path(name) / "checkpoints").is_dir():  # A run folder, whose best checkpoint is meant.
+            require_checkpoint(Path(name))
         return
     if trainer.fast_dev_run or type(model).load_for_testing is not Model.load_for_testing:
-        return  # The model is tested without a checkpoint of the run.
+        return  # The model is used without a checkpoint of the run.
     folder = run_folder(trainer, model)
     if folder is None or not checkpoint_files.find(folder / "checkpoints", model.save_name):
         run = "a run without files" if folder is None else folder

@@ -20,6 +20,7 @@ MODEL_HOOKS = [
     "train_step",
     "valid_step",
     "test_step",
+    "predict_step",
     "have_metrics_improved",
     "should_training_stop",
     "should_save_checkpoint",
@@ -62,6 +63,7 @@ def run(events: list[str], *, train: int = 8, valid: int | None = 4, model: Any 
         train=Split(Indices(train), batch_size=4),
         valid=None if valid is None else Split(Indices(valid), batch_size=4),
         test=Split(Indices(4), batch_size=4),
+        predict=[torch.zeros(4, 3)],
     )
     datamodule.events = events
     trainer = quiet(**options)
@@ -254,6 +256,26 @@ def test_a_test_with_and_without_a_checkpoint(tmp_path: Path) -> None:
     assert events == ["data.prepare_data", "data.setup", "setup", "load_state_dict", *TESTING, "data.teardown"]
 
 
+def test_a_prediction() -> None:
+    events: list[str] = []
+    model, datamodule, trainer = run(events)
+    for _ in trainer.predict(model, datamodule):
+        events.append("the caller")
+    assert events == [
+        "data.prepare_data",
+        "data.setup",
+        "setup",
+        "load_for_testing",
+        "eval",
+        "on_predicting_start",
+        "predict_step(0)",
+        "the caller",
+        "on_predicting_end",
+        "eval",
+        "data.teardown",
+    ]
+
+
 def test_callbacks_have_the_same_hooks_right_after_the_models() -> None:
     events: list[str] = []
     callbacks = [RecordingCallback(), RecordingCallback()]
@@ -262,12 +284,13 @@ def test_callbacks_have_the_same_hooks_right_after_the_models() -> None:
     model, datamodule, trainer = run(events, max_epochs=1, callbacks=callbacks)
     trainer.fit(model, datamodule)
     trainer.test(model, datamodule)
+    list(trainer.predict(model, datamodule))
     for hook in HOOKS:
         positions = [i for i, event in enumerate(events) if event.partition("(")[0] == hook]
         assert positions, hook
         for i in positions:
             assert events[i + 1 : i + 3] == [f"1.{events[i]}", f"2.{events[i]}"] or hook == "setup"
-    assert events.count("1.setup") == 2
+    assert events.count("1.setup") == 3
 
 
 def test_counters_count_what_is_finished_at_every_hook() -> None:
@@ -362,6 +385,7 @@ def test_an_error_in_any_hook_reaches_the_caller_as_itself_after_teardown(failin
     def everything() -> None:
         trainer.fit(model, datamodule)
         trainer.test(model, datamodule, checkpoint=None)
+        list(trainer.predict(model, datamodule, checkpoint=None))
         quiet(max_epochs=1).test(model, datamodule)  # No checkpoint to be found: load_for_testing.
 
     with pytest.raises(Unusual) as caught:

@@ -188,6 +188,46 @@ def test_a_sharded_network_evaluates_different_numbers_of_batches(result: Result
     assert found == [(length, (length - 1) / 2) for length in (1, 3, 8)]
 
 
+class Noisy(Plain):
+    """Predicts the output of its network with random numbers, for a batch of two and more."""
+
+    def predict_step(self, batch: Any, step: int) -> Any:
+        index, x = batch
+        return index, self.net(x) + torch.rand(len(x), 1)
+
+
+LENGTHS = [1, 2, 9]  # With batches of two: none for rank 1, one for each, one more for rank 0.
+
+
+def predicted_files(root: Path, strategy: str) -> list[Any]:
+    found = []
+    for length in LENGTHS:
+        path = root / f"predicted-{strategy}-{length}"
+        datamodule = DataModule(predict=Split(Indices(length), batch_size=2, shuffle=True))
+        quiet(strategy=strategy).write_predictions(Noisy(), datamodule, path)
+        found.append(torch.load(path, weights_only=True))
+    return found
+
+
+@scenario(ranks=2)
+def predictions_of_two_ranks(root: Path, world: World) -> dict[str, Any]:
+    found = {}
+    for strategy in ("ddp", "fsdp"):
+        predictions = quiet(strategy=strategy).predict(Noisy(), DataModule(predict=Split(Indices(9), 2)))
+        first = next(predictions)[0].tolist()
+        own = [first, *([] if world.is_main else [indices.tolist() for indices, _ in predictions])]
+        predictions.close()  # Rank 0 takes no more, and rank 1 gets all of its own nevertheless.
+        found[strategy] = predicted_files(root, strategy), world.gather(own)
+    return found
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_predictions_of_two_ranks_are_those_of_one(strategy: str, result: Results, tmp_path: Path) -> None:
+    files, by_rank = result(predictions_of_two_ranks, ranks=2)[strategy]
+    assert by_rank == [[[0, 1]], [[2, 3], [6, 7]]]
+    assert same(files, predicted_files(tmp_path, "ddp"))
+
+
 @scenario(ranks=(2, 3))
 def sharded_training_with_one_validation_sample(root: Path, world: World) -> dict[int, list[Any]]:
     """For each accumulation the weights at the end of a training that validates, and of one that does not."""

@@ -25,7 +25,7 @@ from helpers.troubled import Early, Troubled, data, outcome, trainer
 from torch import nn
 
 from helios_lite import DataModule, FitResult, Model
-from helios_lite.trainer import take_over
+from helios_lite.engine.outcome import take_over
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -200,7 +200,7 @@ def test_taking_over_what_other_processes_have_trained_uses_no_random_numbers_of
     torch.manual_seed(1)
     expected = torch.rand(2)
     torch.manual_seed(1)
-    take_over(tmp_path / "outcome", "fit", run, model, datamodule)
+    take_over(tmp_path / "outcome", run, model, datamodule, is_training=True)
     assert torch.equal(torch.rand(2), expected)
     assert datamodule.calls == ["setup", "teardown"] * 2
 

@@ -238,6 +238,30 @@ def test_one_process_consolidates_inspects_tests_and_loads_a_folder(root: Path, 
     assert "is not the folder of a sharded checkpoint" in capsys.readouterr().err
 
 
+def test_the_command_tests_a_folder_and_the_run_that_has_it(root: Path, tmp_path: Path, capsys: Any) -> None:
+    file, folder = tmp_path / "run.toml", checkpoint(root, "mixed", 3)
+    file.write_text(f"""
+        model.class = "{Mixed.__module__}.Mixed"
+        [trainer]
+        root = "{folder.parents[2]}"
+        [data]
+        class = "helios_lite.DataModule"
+        [data.test]
+        class = "helios_lite.Split"
+        batch_size = 2
+        dataset = {{class = "helpers.models.Indices", length = 5}}
+    """)
+    main(["test", str(file)])
+    best = capsys.readouterr().out
+    assert best.startswith(f"test of {folder.name}\n")
+    for path in (folder, folder.parents[1]):
+        main(["test", str(file), "--checkpoint", str(path)])
+        assert capsys.readouterr().out == best
+    with pytest.raises(SystemExit):
+        main(["test", str(file), "--checkpoint", str(folder / "main.pth")])
+    assert f"is a part of a sharded checkpoint; give its folder, {folder}" in capsys.readouterr().err
+
+
 @scenario(ranks=2)
 def gathered_for_a_file(root: Path, world: World) -> list[Any]:
     model = Mixed()

@@ -97,6 +97,15 @@ def test_test_prints_the_metrics_once(trained, capsys):
     assert capsys.readouterr().out == f"test\n{table}"
 
 
+def test_predict_writes_what_the_network_says_of_every_sample(trained, tmp_path, capsys):
+    output = tmp_path / "predictions.pth"
+    main(["predict", DIGITS, "--trainer.root", str(trained[0] / "runs"), "--output", str(output)])
+    content = torch.load(output, weights_only=True)
+    assert capsys.readouterr().out == ""
+    assert content["indices"].tolist() == list(range(len(content["outputs"])))
+    assert content["outputs"].shape[1:] == (10,)
+
+
 def test_an_error_of_the_training_is_not_caught():
     with pytest.raises(ValueError, match="valid/nothing"):
         main(["fit", DIGITS, "--trainer.monitor", "valid/nothing", "--trainer.root", "none"])
@@ -110,7 +119,7 @@ def test_wrong_use_is_answered_with_one_line_and_status_2(tmp_path, capsys):
     assert refused(capsys, "fit", DIGITS, "--trainer.max_epochs", "three").endswith("must be an int or None")
     assert refused(capsys, "fit", DIGITS, "--trainer.max_epochs") == "helios-lite: --trainer.max_epochs: needs a value"
     assert "unrecognized arguments: --epochs" in refused(capsys, "fit", DIGITS, "--epochs")
-    assert "only fit and test" in refused(capsys, "env", "--trainer.seed", "3")
+    assert "only fit, test and predict" in refused(capsys, "env", "--trainer.seed", "3")
     assert "has no checkpoint; train first" in refused(capsys, "test", DIGITS, f"--trainer.root={tmp_path}")
     assert "a run without files has no checkpoint" in refused(capsys, "test", DIGITS, "--trainer.root=none")
     assert "there is no such file" in refused(capsys, "test", DIGITS, "--checkpoint", str(missing))
@@ -257,7 +266,7 @@ def test_a_broken_pipe_that_is_not_the_output_is_raised(monkeypatch):
         main(["env"])
 
 
-@pytest.mark.parametrize("command", [[], ["fit"], ["test"], ["inspect"], ["plot"], ["env"]])
+@pytest.mark.parametrize("command", [[], ["fit"], ["test"], ["predict"], ["inspect"], ["plot"], ["env"]])
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as caught:
         main([*command, "--help"])
