@@ -162,7 +162,7 @@ def _run(session: Session, choice: str | os.PathLike[str] | None, *, gathers: bo
             parallel.finish_forward()  # What a hook sends between ranks needs all of them.
             hooks.call("on_predicting_end")
             parallel.finish_forward()
-    session.bars.close()
+    session.progress.close()
     model.eval()
 
 
@@ -186,11 +186,11 @@ def _prediction_mode(session: Session, step: int = 0) -> Iterator[None]:
 
 def _predictions(session: Session, loader: Loader) -> Iterator[_Prediction]:
     """Yield the predictions of this rank."""
-    model, world, bars = session.model, session.world, session.bars
+    model, world, progress = session.model, session.world, session.progress
     to_cpu = DeviceMover(torch.device("cpu"))
     batches, length = loader.epoch(0)
     indices = loader.indices() if isinstance(loader, SplitLoader) else itertools.repeat(None)
-    bars.start("predict", length)
+    progress.start("predict", length)
     for i in range(1 if session.options.fast_dev_run else sys.maxsize):
         step = i * world.size + world.rank
         with _prediction_mode(session, step):
@@ -199,9 +199,9 @@ def _predictions(session: Session, loader: Loader) -> Iterator[_Prediction]:
                 break
             data = model.batch_to_device(batch.data, "predict") if session.needs_transfer else batch.data
             prediction = _Prediction(next(indices), batch.size, to_cpu(model.predict_step(data, step)))
-        bars.update(i + 1)
+        progress.update(i + 1)
         yield prediction
-    bars.finish()
+    progress.finish()
 
 
 def _gathered(session: Session, predictions: Iterator[_Prediction]) -> Iterator[_Prediction]:
