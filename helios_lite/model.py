@@ -17,6 +17,7 @@ from helios_lite.runtime import score_tables
 from helios_lite.runtime.context import RunContext
 from helios_lite.runtime.folder_names import check_save_name
 from helios_lite.runtime.metrics import Reduce
+from helios_lite.runtime.modes import Modes
 from helios_lite.runtime.shadowing import check_is_no_module
 from helios_lite.runtime.sharding import gathered_to_rank_0
 from helios_lite.runtime.standalone import load_for_inference, predict_with_only_network
@@ -67,6 +68,7 @@ class Model(Hooks, abc.ABC):
         self._save_name = save_name
         self._context = RunContext.standalone(torch.device("cpu"))
         self._tables = score_tables.ScoreTables()
+        self._modes = Modes()
         self.hparams: dict[str, Any] = {}
 
     def _attach(self, context: RunContext, hparams: dict[str, Any] | None = None) -> None:
@@ -294,8 +296,9 @@ class Model(Hooks, abc.ABC):
                 the batch), as a number or scalar tensor. The update is then that of sum(weight * loss) / sum(weight)
                 over the window and all ranks. `optimizer_step` must be called before the next weighted backward.
 
-        With accumulation, gradients are kept until their optimizer steps. A loss that passes through the parameters of
-        another optimizer (a generator's loss through the critic) needs `requires_grad_(False)` on those meanwhile.
+        A loss that passes through the parameters of another optimizer (a generator's loss through the critic) leaves
+        gradients there, which are cleared at the end of the window. If that optimizer steps later in the same
+        batch, or with accumulation, use `requires_grad_(False)` on its parameters meanwhile.
         """
         self._context.precision.backward(loss, weight)
 
@@ -351,16 +354,15 @@ class Model(Hooks, abc.ABC):
     # Modes, and the defaults of the hooks that keep the tables.
 
     def train(self) -> None:
-        """Switch every attribute that has modes to training mode."""
-        for _, part in stateful_parts(self):
-            if callable(getattr(part, "train", None)):
-                part.train()
+        """Switch every attribute that has modes to training mode, but for what was in evaluation mode before `eval`.
+
+        A frozen teacher that `setup` or `on_training_start` has put in evaluation mode stays in it.
+        """
+        self._modes.train(part for _, part in stateful_parts(self))
 
     def eval(self) -> None:
         """Switch every attribute that has modes to evaluation mode."""
-        for _, part in stateful_parts(self):
-            if callable(getattr(part, "eval", None)):
-                part.eval()
+        self._modes.eval(part for _, part in stateful_parts(self))
 
     on_training_batch_start = score_tables.on_training_batch_start
     on_training_batch_end = score_tables.on_training_batch_end

@@ -172,6 +172,8 @@ class Training:
             state.epoch_batch += 1
             state.epoch_samples += samples
             if completes_update:
+                if precision.has_several_optimizers:
+                    precision.clear_gradients()
                 if scales_loss:
                     updated, skipped = precision.close_window()
                     state.skipped_steps += skipped

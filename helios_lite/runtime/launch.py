@@ -19,6 +19,12 @@ from typing import Any, TypeVar
 
 import torch
 
+from helios_lite.runtime.main_module import (
+    NO_GUARD_STATUS,
+    NO_GUARD_TEXT,
+    check_main_is_importable,
+    leave_if_importing,
+)
 from helios_lite.runtime.rank_process import TASK_FILE, Interruption, WorkerError, end_file, error_file, run_worker
 from helios_lite.runtime.rank_watch import RankFailure, RankWatch, StartedProcesses
 from helios_lite.runtime.signals import GracefulShutdown
@@ -49,16 +55,18 @@ def launch(
     Raises:
         TypeError: an argument cannot be sent; the message names the attribute.
         Exception: the first exception of any process, with that process's traceback as its cause.
-        RuntimeError: a process died without an exception.
+        RuntimeError: a process died without an exception, or could not import the program.
         KeyboardInterrupt, SystemExit: after a signal; the processes have finished their update and saved.
     """
     result: Any = None
+    leave_if_importing()
     with contextlib.ExitStack() as stack:
         # A killed worker may have left files here that cannot be removed; that must not hide the error that we raise.
         folder = Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="helios_lite-", ignore_cleanup_errors=True))
         )
         _write_task(function, arguments, folder)
+        check_main_is_importable(folder / TASK_FILE, processes)
         before_start()
         shutdown = stack.enter_context(GracefulShutdown() if shutdown is None else shutdown)
         for attempt in range(max_restarts + 1):
@@ -249,7 +257,7 @@ class RemoteTraceback(Exception):
 def _first_error(folder: Path, attempt: int, failure: RankFailure) -> tuple[BaseException, BaseException | None]:
     """Return the first error of a failed attempt, and its cause. Ranks that lose a peer raise errors of their own."""
     if not error_file(folder, attempt, failure.rank).exists():
-        return RuntimeError(str(failure)), None
+        return RuntimeError(NO_GUARD_TEXT if failure.status == NO_GUARD_STATUS else str(failure)), None
     paths = [path for path in folder.glob(f"{attempt}-*") if path.suffix == ""]
     errors = {path.name.split("-")[1]: WorkerError(*pickle.loads(path.read_bytes())) for path in paths}
     first_rank, first = min(errors.items(), key=lambda item: item[1].time_ns)

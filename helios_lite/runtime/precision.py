@@ -36,6 +36,7 @@ class Precision:
         scaler: scales the losses of fp16, so that small gradients do not underflow; None for other formats.
         last_loss: the last loss passed to `backward`, whose graph has been freed; None after an update that fp16 has
             skipped.
+        has_several_optimizers: whether `step` was called for more than one optimizer.
     """
 
     def __init__(
@@ -59,6 +60,8 @@ class Precision:
         self._counted: set[int] = set()
         self._totals: dict[int, Tensor | float] = {}
         self._has_stepped = self._has_skipped = False  # Any optimizer, in this window.
+        self._optimizers: list[Optimizer] = []  # The last one is the one that stepped last.
+        self.has_several_optimizers = False
         self._skipped_in_a_row = 0
 
     def begin_micro_batch(
@@ -77,7 +80,7 @@ class Precision:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the last loss, which is not a leaf and cannot be copied. To detach it would cost every step."""
-        return {**vars(self), "last_loss": None}
+        return {**vars(self), "last_loss": None, "_optimizers": [], "has_several_optimizers": False}
 
     def forget_loss(self) -> None:
         """Forget the last loss, which has been checked."""
@@ -107,6 +110,8 @@ class Precision:
 
     def step(self, optimizer: Optimizer, scheduler: Any, clip_norm: float | None) -> bool:
         """Update the parameters if the window is complete; see `Model.optimizer_step`."""
+        if not self._optimizers or optimizer is not self._optimizers[-1]:
+            self._note(optimizer)
         if self._weight is not None:
             self._add_weight(optimizer)
         if not self._is_last_micro_batch:
@@ -127,6 +132,14 @@ class Precision:
             scheduler.step()
         optimizer.zero_grad(set_to_none=True)
         return True
+
+    def clear_gradients(self) -> None:
+        """Clear what a loss has left in the parameters of an optimizer that had stepped before, at the end of a window.
+
+        A resumed run does not have these gradients either.
+        """
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)
 
     def close_window(self) -> tuple[bool, bool]:
         """End a window of fp16 after all optimizers have stepped: adapt the scale of the next losses.
@@ -158,6 +171,12 @@ class Precision:
         """Restore the state of the scaler; without effect if the format was or is not fp16."""
         if self.scaler is not None and state_dict:
             self.scaler.load_state_dict(state_dict)
+
+    def _note(self, optimizer: Optimizer) -> None:
+        if not hasattr(optimizer, "param_groups"):
+            raise TypeError(f"optimizer_step: needs an optimizer, not a {type(optimizer).__name__}")
+        self._optimizers = [*(each for each in self._optimizers if each is not optimizer), optimizer]
+        self.has_several_optimizers = len(self._optimizers) > 1
 
     def _clip_and_step(self, optimizer: Optimizer, limit: float | None, total: Tensor | float | None) -> bool:
         """Unscale, divide by the weight, report, clip, step, in this order; return whether parameters changed."""
