@@ -208,6 +208,8 @@ class Trainer(Options):
                 raise TypeError(f"{name}: is an nn.Module; assign it in `setup` of a Model, and pass that Model")
             if not isinstance(value, kind):
                 raise TypeError(f"{name}={value!r}: must be a {kind.__name__} object")
+            if kind is Model and "_save_name" not in vars(value):
+                raise TypeError(f"{type(value).__name__}.__init__ must call super().__init__(save_name) first")
             check_no_method_is_hidden(value, kind)
         self.check()
         return 1 if is_launched() else len(choose_devices(choose_accelerator(self.accelerator), self.devices))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from helios_lite.callbacks import Callback
 from helios_lite.data import DataModule
 from helios_lite.engine.batches import Loader
 from helios_lite.engine.checkpoint_folder import CheckpointFolder
@@ -24,11 +26,15 @@ from helios_lite.runtime.context import RunContext
 from helios_lite.runtime.devices import backend_flags, choose_accelerator, choose_device
 from helios_lite.runtime.distributed import join_world
 from helios_lite.runtime.metrics import MetricAccumulator
+from helios_lite.runtime.modes import trained_in_evaluation_mode
 from helios_lite.runtime.parallel import ParallelStrategy
 from helios_lite.runtime.precision import Precision
 from helios_lite.runtime.shadowing import check_no_method_is_hidden
-from helios_lite.runtime.stateful import networks, stateful_parts
+from helios_lite.runtime.spelling import misspelt_hooks
+from helios_lite.runtime.stateful import named_networks, networks, stateful_parts
 from helios_lite.runtime.transfer import DeviceMover
+
+logger = logging.getLogger("helios_lite")
 
 
 class Session:
@@ -103,8 +109,21 @@ class Session:
             self.context.parallel.check_wrapped(parts)
         self.context.mark_set_up()
         self.hooks.set_up_callbacks(fast_init)
+        if self.world.is_main:
+            self._warn_of_likely_mistakes(fast_init)
         if not self.world.is_main:  # From here on dropout differs among the ranks.
             rng.seed_all(rng.derive_seed(options.seed, self.world.rank))
+
+    def _warn_of_likely_mistakes(self, fast_init: bool) -> None:
+        for owner, base in ((self.model, Model), *((callback, Callback) for callback in self.options.callbacks)):
+            for name, nearest in misspelt_hooks(owner, base):
+                logger.warning("%s is never called: there is no such hook; the nearest is %s", name, nearest)
+        in_evaluation = [] if fast_init else trained_in_evaluation_mode(named_networks(self.model))
+        if in_evaluation and type(self.model).train is Model.train:
+            text = (
+                "%s (%d modules in all) is trained in evaluation mode, in which setup has left it; for the other mode, "
+            )
+            logger.warning(text + "call its method train() in setup", in_evaluation[0], len(in_evaluation))
 
     def check_checkpoint_holds_all(self) -> list[tuple[str, Any]]:
         """Return the stateful parts of the model, after checking that a checkpoint of them holds all that is trained.

@@ -188,11 +188,27 @@ class TrainingLog:
         summary = self.compute()
         self._epoch_means.add(summary.totals)
         self._clock.tick()
+        if self._logged_step == 0 and not self._rates.used:
+            self._warn_of_no_update()
         values = self._session.hooks.process_metrics("train", summary.values | self._rates.take())
         values |= self._throughput.take(self._clock.now - self._row_start, state.step - self._logged_step)
         self._session.metrics.reset()
         self._logged_step, self._row_start = state.step, self._clock.now
         return values
+
+    def _warn_of_no_update(self) -> None:
+        """Say at the first row what is missing in `train_step`, if it has optimizers and none of them has stepped."""
+        optimizers = self._optimizers.values()
+        has_stepped = any(len(optimizer.state) > 0 for optimizer in optimizers) or self._state.skipped_steps > 0
+        if not optimizers or has_stepped or not self._session.world.is_main:
+            return
+        has_gradients = any(
+            p.grad is not None for each in optimizers for group in each.param_groups for p in group["params"]
+        )
+        missing = "optimizer_step(optimizer)" if has_gradients else "backward(loss) and optimizer_step(optimizer)"
+        logger.warning(
+            "no optimizer has changed a parameter up to step %d: train_step does not call %s", self._state.step, missing
+        )
 
     def write(self, values: dict[str, float]) -> None:
         """Send a row of metrics to metrics.jsonl, train.log and the loggers. Rank 0 does it."""

@@ -427,6 +427,8 @@ def test_torchrun_on_one_machine_with_a_restart_and_on_two_does_the_same(
 # Beside it.
 
 
+# PyTorch 2.14 warns of its own code.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 def test_a_network_compiled_by_blocks_learns_the_same_and_its_checkpoint_needs_no_compiler(tmp_path: Path) -> None:
     found = []
     for compiled in (False, True):

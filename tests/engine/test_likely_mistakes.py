@@ -1,0 +1,262 @@
+"""What people get wrong first, and the one line that they are told."""
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.compare import same, weights
+from helpers.models import Tiny, data, quiet
+from torch import nn
+
+from helios_lite import Callback, Model
+
+PROGRAM = """
+import torch
+from helios_lite import DataModule, Model, Split, Trainer
+
+class Line(Model):
+    def setup(self, fast_init=False):
+        self.net = self.parallelize(torch.nn.Linear(3, 1))
+
+    def train_step(self, batch, state):
+        pass
+
+data = DataModule(train=Split(torch.utils.data.TensorDataset(torch.ones(8, 3)), batch_size=4))
+Trainer(max_epochs=1, devices=2, accelerator="cpu", root=None).fit(Line("line"), data)
+"""
+
+
+@pytest.fixture
+def warnings(caplog: pytest.LogCaptureFixture, monkeypatch: Any) -> Any:
+    """Return a function that returns the warnings of this test."""
+    monkeypatch.setattr(logging.getLogger("helios_lite"), "propagate", True)
+    return lambda: [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+
+
+# Hooks that nothing calls.
+
+
+class Misspelt(Tiny):
+    def on_train_epoch_end(self, current_epoch: int) -> None:
+        raise AssertionError("it is called after all")
+
+    def validation_step(self, batch: Any, step: int) -> None:
+        raise AssertionError("it is called after all")
+
+    def on_click(self) -> None:
+        pass
+
+    def pretrain_step(self) -> None:
+        pass
+
+    def critic_step(self) -> None:
+        pass
+
+
+class MisspeltCallback(Callback):
+    def on_validation_starts(self, validation_cycle: int) -> None:
+        pass
+
+
+def test_a_misspelt_hook_is_a_warning_with_the_nearest_name(warnings: Any) -> None:
+    quiet(max_epochs=1, callbacks=[MisspeltCallback()]).fit(Misspelt(), data())
+    assert warnings() == [
+        "Misspelt.on_train_epoch_end is never called: there is no such hook; the nearest is on_training_epoch_end",
+        "Misspelt.validation_step is never called: there is no such hook; the nearest is valid_step",
+        "MisspeltCallback.on_validation_starts is never called: there is no such hook; the nearest is "
+        "on_validation_start",
+    ]
+
+
+def test_a_model_that_does_not_call_its_base_class_is_told_so() -> None:
+    class Forgetful(Tiny):
+        def __init__(self) -> None:
+            self.width = 3
+
+    with pytest.raises(TypeError, match=r"^Forgetful.__init__ must call super\(\).__init__\(save_name\) first$"):
+        quiet(max_epochs=1).fit(Forgetful(), data())
+
+
+# Steps that change nothing.
+
+
+class NoBackward(Tiny):
+    def train_step(self, batch: Any, state: Any) -> None:
+        self.log("loss", self.net(batch[1]).mean())
+
+
+class NoStep(Tiny):
+    def train_step(self, batch: Any, state: Any) -> None:
+        self.backward(self.net(batch[1]).mean())
+
+
+class ByHand(Tiny):
+    def train_step(self, batch: Any, state: Any) -> None:
+        self.net(batch[1]).mean().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+class NoOptimizer(Tiny):
+    def setup(self, fast_init: bool = False) -> None:
+        self.net = self.parallelize(nn.Linear(3, 1))
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("model", "missing"),
+    [
+        (NoBackward(), "backward(loss) and optimizer_step(optimizer)"),
+        (NoStep(), "optimizer_step(optimizer)"),
+        (ByHand(), None),
+        (NoOptimizer(), None),
+        (Tiny(), None),
+    ],
+)
+def test_a_step_that_changes_no_parameter_is_told_at_the_first_row(
+    model: Model, missing: str | None, warnings: Any
+) -> None:
+    quiet(max_steps=4, log_every_steps=2).fit(model, data(train=20))
+    text = f"no optimizer has changed a parameter up to step 2: train_step does not call {missing}"
+    assert warnings() == ([] if missing is None else [text])
+
+
+def test_optimizer_step_wants_an_optimizer() -> None:
+    class Wrong(Tiny):
+        def train_step(self, batch: Any, state: Any) -> None:
+            self.optimizer_step(self.scheduler)  # type: ignore[arg-type]
+
+    with pytest.raises(TypeError, match=r"^optimizer_step: needs an optimizer, not a ExponentialLR$"):
+        quiet(max_epochs=1).fit(Wrong(), data())
+
+
+# Programs that processes cannot import.
+
+
+def test_a_program_without_a_main_guard_is_told_so_once_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    done = subprocess.run(
+        [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("Traceback") == 1
+    assert done.stderr.splitlines()[-1] == (
+        "RuntimeError: the processes import the program, which calls the trainer when it is imported: put this call "
+        'under if __name__ == "__main__":'
+    )
+
+
+@pytest.mark.parametrize("arguments", [["-"], ["-c", PROGRAM]], ids=["standard input", "a text"])
+def test_classes_that_are_in_no_file_are_told_to_move_to_one(arguments: list[str], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        input=PROGRAM,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Put the model and its data into a file, import them from it" in done.stderr.splitlines()[-1]
+
+
+# Modes.
+
+
+class Distilled(Tiny):
+    """A network with a frozen teacher inside, and one beside it."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup(fast_init)
+        self.teacher = nn.Sequential(nn.Linear(3, 1), nn.Dropout(0.5)).requires_grad_(False).eval()
+        self.net.add_module("inner", nn.Identity().eval())
+        self.modes: list[tuple[bool, ...]] = []
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        super().train_step(batch, state)
+        self.modes.append((self.net.training, self.net[1].training, self.net.inner.training, self.teacher.training))
+
+    def valid_step(self, batch: Any, step: int) -> None:
+        self.modes.append((self.net.training, self.net[1].training, self.net.inner.training, self.teacher.training))
+
+
+def test_what_setup_has_put_in_evaluation_mode_stays_in_it(tmp_path: Path, warnings: Any) -> None:
+    for steps in (3, 6):  # The second one resumes.
+        model = Distilled()
+        quiet(max_steps=steps, valid_every_steps=2, root=tmp_path).fit(model, data(train=20))
+        assert set(model.modes) == {(True, True, False, False), (False, False, False, False)}
+        model.eval()
+        model.eval()
+        assert not model.net.training
+        model.train()
+        assert (model.net.training, model.net.inner.training, model.teacher.training) == (True, False, False)
+    assert warnings() == []
+
+
+def test_a_network_that_is_trained_in_evaluation_mode_is_a_warning(warnings: Any) -> None:
+    class Pretrained(Tiny):
+        def setup(self, fast_init: bool = False) -> None:
+            super().setup(fast_init)
+            self.net.eval()
+
+    quiet(max_epochs=1).fit(Pretrained(), data())
+    assert warnings() == [
+        "net.0 (2 modules in all) is trained in evaluation mode, in which setup has left it; for the other mode, call "
+        "its method train() in setup"
+    ]
+    quiet(max_epochs=1).validate(Pretrained(), data(), checkpoint=None)
+    assert len(warnings()) == 1
+
+
+# Gradients of another optimizer.
+
+
+class Leaking(Model):
+    """The generator's loss passes through the critic, which is not protected from its gradients."""
+
+    def __init__(self) -> None:
+        super().__init__("leaking")
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.generator, self.critic = self.parallelize(nn.Linear(3, 3)), self.parallelize(nn.Linear(3, 1))
+        self.optimizers = [torch.optim.SGD(net.parameters(), lr=0.1) for net in (self.critic, self.generator)]
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        _, x = batch
+        self.backward((self.critic(self.generator(x).detach()) - self.critic(x)).square().mean())
+        self.optimizer_step(self.optimizers[0])
+        self.backward(-self.critic(self.generator(x)).mean())
+        self.optimizer_step(self.optimizers[1])
+
+    def valid_step(self, batch: Any, step: int) -> None:
+        pass
+
+
+def test_a_window_begins_without_gradients_that_another_loss_has_left(tmp_path: Path) -> None:
+    model, parts = Leaking(), data(train=16)
+    parts.train.shuffle = False
+    quiet(max_epochs=2, root=tmp_path / "whole").fit(model, parts)
+    torch.manual_seed(0)
+    generator, critic = nn.Linear(3, 3), nn.Linear(3, 1)
+    optimizers = [torch.optim.SGD(net.parameters(), lr=0.1) for net in (critic, generator)]
+    for i in range(8):
+        x = torch.stack([parts.train.dataset[4 * (i % 4) + j][1] for j in range(4)])
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        (critic(generator(x).detach()) - critic(x)).square().mean().backward()
+        optimizers[0].step()
+        (-critic(generator(x)).mean()).backward()
+        optimizers[1].step()
+    assert same(weights(model)["generator"], generator.state_dict())
+    assert same(weights(model)["critic"], critic.state_dict())
+    for steps in (3, 8):  # A resumed run does the same: no checkpoint holds gradients.
+        resumed = Leaking()
+        quiet(max_steps=steps, root=tmp_path / "cut").fit(resumed, parts)
+    assert same(weights(resumed), weights(model))
