@@ -1,4 +1,6 @@
-"""The rules of options: each raises an error for a value that it does not accept. Standard library only.
+"""How an option is declared, and its rule: it raises an error for a value that it does not accept.
+
+Standard library only.
 
 A rule accepts only what a run can use, so that a bad value fails in `Trainer(...)` and not hours later. The messages
 continue a text that begins with the name of the option.
@@ -6,16 +8,47 @@ continue a text that begins with the name of the option.
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 Rule: TypeAlias = Callable[[Any], None]  # Raises a TypeError or ValueError for a value that it does not accept.
 
+T = TypeVar("T")
+
+_LONGEST_SHOWN = 200  # Characters.
 _LONGEST_PART, _LONGEST_PATH = 255, 3000  # Bytes; file systems allow 255 and 4096, and the run adds names of its own.
 _MANY_PROCESSES = 2**16  # More than any machine has.
+
+
+def option(default: T, rule: Rule, doc: str) -> T:
+    """Return a dataclass field with a default, a rule for its values, and documentation for `help`."""
+    return dataclasses.field(default=default, metadata={"rule": rule, "doc": inspect.cleandoc(doc)})
+
+
+def document_options(cls: type[T]) -> type[T]:
+    """Append the documentation of every option to the docstring of a class, for `help`."""
+    if cls.__doc__ is None:
+        return cls  # A subclass inherits the docstring, and `python -OO` removes it.
+    parts = [inspect.cleandoc(cls.__doc__), "\nOptions:"]
+    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
+        doc = field.metadata.get("doc", "").replace("\n", "\n        ")
+        parts.append(f"    {field.name}: {field.type} = {field.default!r}\n        {doc}")
+    cls.__doc__ = "\n".join(parts)
+    return cls
+
+
+def shown(value: Any) -> str:
+    """Return the `repr` of a value for a message: without its middle if it is long, its type if it has none."""
+    try:
+        text = repr(value)
+    except Exception:  # Python refuses to print an int of more than 4300 digits.
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN // 2]}...{text[-_LONGEST_SHOWN // 2 :]}"
 
 
 def of_type(expected: Any, description: str) -> Rule:
@@ -122,6 +155,16 @@ def whole_or_fraction(value: Any) -> None:
     number()(value)
     if value > 1 and value != int(value):
         raise ValueError("must be whole or below 1")
+
+
+def batch_limit(value: Any) -> None:
+    """Accept a number of batches, as an int, or a part of them, as a float."""
+    if _is_integer(value):
+        integer(least=1)(value)
+    elif not isinstance(value, float):
+        raise TypeError("must be an int, the number of batches, or a float up to 1.0, the part of them")
+    elif not 0 < value <= 1:
+        raise ValueError("must be above 0 and at most 1.0 as a float, which is a part of the batches")
 
 
 def path(description: str, *, types: Any = str | os.PathLike) -> Rule:

@@ -6,55 +6,42 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import inspect
 import os
 from collections.abc import Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from helios_lite.callbacks import Callback
 from helios_lite.loggers import Logger
 from helios_lite.object_tables import to_plain_data
 from helios_lite.option_rules import (
-    Rule,
     all_of,
+    batch_limit,
     choice,
     device_selection,
+    document_options,
     flag,
     integer,
     list_of,
     metric_names,
     norm_selection,
     number,
+    option,
     optional,
     part_names,
     path,
+    shown,
     whole_or_fraction,
 )
 from helios_lite.runtime.folder_names import check_folder_name
 
-T = TypeVar("T")
-
-_LONGEST_SHOWN = 200  # Characters.
-
-
-def option(default: T, rule: Rule, doc: str) -> T:
-    """Return a dataclass field with a default, a rule for its values, and documentation for `help`."""
-    return dataclasses.field(default=default, metadata={"rule": rule, "doc": inspect.cleandoc(doc)})
+# What says how long an epoch or a validation is, by what says so too.
+_EXCLUDED = {
+    "limit_train_batches": ["steps_per_epoch"],
+    "overfit_batches": ["steps_per_epoch", "limit_train_batches", "limit_valid_batches"],
+}
 
 
-def _document_options(cls: type[T]) -> type[T]:
-    """Append the documentation of every option to the docstring of a class, for `help`."""
-    if cls.__doc__ is None:
-        return cls  # A subclass inherits the docstring, and `python -OO` removes it.
-    parts = [inspect.cleandoc(cls.__doc__), "\nOptions:"]
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        doc = field.metadata.get("doc", "").replace("\n", "\n        ")
-        parts.append(f"    {field.name}: {field.type} = {field.default!r}\n        {doc}")
-    cls.__doc__ = "\n".join(parts)
-    return cls
-
-
-@_document_options
+@document_options
 @dataclasses.dataclass(kw_only=True)
 class Options:
     """The options of a run, which are checked when they are given.
@@ -149,6 +136,32 @@ class Options:
         has no end, or for a very large dataset: the next epoch continues the split where the last one ended, and the
         split is read again from its start after its end. Order and random numbers of the data then depend on the pass
         in place of the epoch.""",
+    )
+
+    # Limits for trying
+    limit_train_batches: int | float | None = option(
+        None,
+        optional(batch_limit),
+        """The number of batches of an epoch, from the start of its order (an int), or the part of them (a float up to
+        1.0, at least one batch). With several processes a batch is that of all processes together. It excludes
+        `steps_per_epoch`, which ends an epoch too, but lets the next one go on where it ended.""",
+    )
+    limit_valid_batches: int | float | None = option(
+        None,
+        optional(batch_limit),
+        """The same for each validation split. Tables and log lines say that a split was limited. `sanity_batches` and
+        `fast_dev_run` use fewer.""",
+    )
+    limit_test_batches: int | float | None = option(
+        None, optional(batch_limit), "The same for each test split. Predictions are not limited."
+    )
+    overfit_batches: int | float | None = option(
+        None,
+        optional(batch_limit),
+        """The number or part of the first batches of the train split that every epoch repeats, without shuffling and
+        with the random numbers of the first epoch: a correct model learns them by heart. The validation is limited
+        alike, to the first batches of its own split, as in Lightning. It excludes the limits of both, and
+        `steps_per_epoch`.""",
     )
 
     # Placement
@@ -323,7 +336,7 @@ class Options:
     print_banner: bool = option(True, flag, "Whether to print the banner, the table of parameters and the final table.")
 
     def __init_subclass__(cls) -> None:
-        _document_options(cls)
+        document_options(cls)
 
     def __post_init__(self) -> None:
         self.check()
@@ -346,9 +359,13 @@ class Options:
             try:
                 field.metadata["rule"](value)
             except (TypeError, ValueError) as error:
-                raise type(error)(f"{field.name}={_shown(value)}: {error}") from None
+                raise type(error)(f"{field.name}={shown(value)}: {error}") from None
         if self.init_parts is not None and self.init_from is None:
-            raise ValueError(f"init_parts={_shown(self.init_parts)}: must be None without init_from")
+            raise ValueError(f"init_parts={shown(self.init_parts)}: must be None without init_from")
+        for name, others in _EXCLUDED.items():
+            for other in others:
+                if getattr(self, name) is not None and getattr(self, other) is not None:
+                    raise ValueError(f"{name}: excludes {other}; set one of them to None")
 
     def config(self) -> dict[str, Any]:
         """Return every option as plain data: numbers, strings, lists and dicts. `Trainer.from_config` takes it.
@@ -359,12 +376,3 @@ class Options:
         object becomes the name of its class.
         """
         return {field.name: to_plain_data(getattr(self, field.name)) for field in dataclasses.fields(Options)}
-
-
-def _shown(value: Any) -> str:
-    """Return the `repr` of a value for a message: without its middle if it is long, its type if it has none."""
-    try:
-        text = repr(value)
-    except Exception:  # Python refuses to print an int of more than 4300 digits.
-        return f"<{type(value).__name__}>"
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN // 2]}...{text[-_LONGEST_SHOWN // 2 :]}"

@@ -52,6 +52,11 @@ SAME_HPARAMS = RESUME + "test_hparams_that_are_equal_stay_equal_when_they_are_sa
 DIFFERENT_HPARAMS = RESUME + "test_hparams_of_another_value_differ"
 GOING_BACK = RESUME + "test_going_back_to_the_best_sets_the_newer_checkpoints_and_their_rows_aside"
 INITIAL = "engine/test_initial_weights.py::"
+LIMITS = "engine/test_limits.py::"
+FIRST_BATCHES = LIMITS + "test_a_limited_epoch_has_the_first_batches"
+LAST_WINDOW = LIMITS + "test_the_last_window_of_a_limited_epoch_is_complete"
+OVERFITTING = LIMITS + "test_overfitting_repeats_the_first_batches_bit_for_bit_and_validates_as_many"
+SAID_TO_BE_LIMITED = LIMITS + "test_a_test_is_limited_and_tables_and_logs_say_what_is"
 PREDICTION = "engine/test_prediction.py::"
 PREDICTED_FILE = PREDICTION + "test_a_file_has_all_outputs_and_their_indices"
 BETWEEN = PREDICTION + "test_nothing_of_a_prediction_is_seen_by_the_code_between_its_outputs"
@@ -565,7 +570,7 @@ MUTATIONS = [
         "test_options.py::test_a_fraction_below_a_step_validates_after_every_step",
     ),
     Mutation("option_rules.py", "below: int = 2**63", "below: float = math.inf", EXTREME + "[sanity_batches]"),
-    Mutation("options.py", "except Exception:  # Python refuses", "except KeyError:  # Python refuses", EXTREME),
+    Mutation("option_rules.py", "except Exception:  # Python refuses", "except KeyError:  # Python refuses", EXTREME),
     Mutation("option_rules.py", "len(encoded) > _LONGEST_PATH or", "", EXTREME + "[root]"),
     # Where two runs parted.
     Mutation("tools/diff.py", "if found[0] not in _WHERE_ONLY", "if not found", DIFF + "[option]"),
@@ -1481,6 +1486,36 @@ MUTATIONS = [
         "if True:",
         "runtime/test_sharded_files.py::test_the_command_tests_a_folder_and_the_run_that_has_it",
     ),
+    Mutation(
+        "engine/batches.py",
+        "int(Fraction(limit)",
+        "int(limit * num_batches) or int(Fraction(limit)",
+        LIMITS + "test_a_part_is_exact",
+    ),
+    Mutation("engine/batches.py", "return max(1, int(", "return max(0, int(", FIRST_BATCHES),
+    Mutation(
+        "engine/split_loader.py", "if self._limit is not None:  # By", "if self._limit is None:  # By", LAST_WINDOW
+    ),
+    Mutation(
+        "engine/split_loader.py",
+        "limited(-(-len(all_batches) // world.size), self._limit)",
+        "len(all_batches)",
+        FIRST_BATCHES,
+    ),
+    Mutation("engine/split_loader.py", "split.shuffle and not in_order", "split.shuffle", OVERFITTING),
+    Mutation(
+        "engine/iterable_loader.py",
+        "int(self._limit) - batches",
+        "int(self._limit)",
+        LIMITS + "test_a_stream_takes_a_number_of_batches_and_no_part",
+    ),
+    Mutation("engine/iterable_loader.py", "limited(length, self._limit) - batches", "length - batches", FIRST_BATCHES),
+    Mutation("engine/train_data.py", "0 if self._repeats else state.epoch", "state.epoch", OVERFITTING),
+    Mutation("engine/limits.py", 'and phase != "test"', 'and phase == "train"', OVERFITTING),
+    Mutation(
+        "engine/training.py", "title = with_limits(title, self.options, *self.phases())", "pass", SAID_TO_BE_LIMITED
+    ),
+    Mutation("engine/evaluation.py", "with_limits(phase if", "str(phase if", SAID_TO_BE_LIMITED),
 ]
 
 

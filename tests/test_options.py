@@ -44,6 +44,7 @@ OPTIONAL_INTEGERS = [
     "save_every_steps",
 ]
 OPTIONAL_NUMBERS = ["max_minutes", "clip_norm", "valid_every_epochs", "save_every_minutes"]
+LIMITS = ["limit_train_batches", "limit_valid_batches", "limit_test_batches", "overfit_batches"]
 NORMS = ["log_grad_norm", "log_param_norm"]
 CHOICES = ["accelerator", "strategy", "precision", "mode", "log_level"]
 
@@ -64,6 +65,7 @@ WRONG_TYPE = [
     *(("min_delta", value) for value in (None, False, "0")),
     *((name, value) for name in NORMS for value in (None, 1, 0.5)),
     *((name, value) for name in CHOICES for value in (None, True, 1)),
+    *((name, value) for name in LIMITS for value in (True, "1", [1])),
     *(("devices", value) for value in (None, True, 1.0, [True], ["0"])),
     ("run_name", 1),
     ("run_name", Path("run")),
@@ -105,6 +107,7 @@ WRONG_VALUE = [
         for name in ("run_name", "root", "resume", "init_from")
         for value in ("a\0b", "\ud800", "x" * 256 + "/x")
     ),
+    *((name, value) for name in LIMITS for value in (0, -1, 2**63, 0.0, 1.5, -0.5, math.nan, math.inf)),
     ("devices", 2**16),
     ("devices", [2**16]),
     ("run_name", ""),
@@ -144,6 +147,7 @@ EDGES = [
     *((name, value) for name in FLAGS for value in (False, True)),
     *((name, value) for name in OPTIONAL_INTEGERS for value in (None, 1, 10**9)),
     *((name, value) for name in OPTIONAL_NUMBERS for value in (None, 1, 1e-6)),
+    *((name, value) for name in LIMITS for value in (None, 1, 10**9, 1e-6, 1.0)),
     *(("accelerator", value) for value in ("auto", "cpu", "cuda", "mps")),
     *(("devices", value) for value in (1, 8, [0], [2, 0], "auto")),
     *(("strategy", value) for value in ("ddp", "fsdp", "hsdp")),
@@ -360,6 +364,10 @@ def test_config_has_every_option_with_its_default():
         "max_steps": None,
         "max_minutes": None,
         "steps_per_epoch": None,
+        "limit_train_batches": None,
+        "limit_valid_batches": None,
+        "limit_test_batches": None,
+        "overfit_batches": None,
         "accelerator": "auto",
         "devices": 1,
         "strategy": "ddp",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from typing import Any, NamedTuple, Protocol
 
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
@@ -67,6 +68,15 @@ class Loader(Protocol):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore it; takes effect at the next `epoch`."""
+
+
+def limited(num_batches: int, limit: int | float | None) -> int:
+    """Return how many of so many batches a limit leaves: a number, a part (a float; at least one batch), or all."""
+    if limit is None:
+        return num_batches
+    if isinstance(limit, float):  # Rational arithmetic is exact: 0.29 of 100 batches are 29.
+        return max(1, int(Fraction(limit).limit_denominator(10**9) * num_batches))
+    return min(limit, num_batches)
 
 
 def incomplete_error(phase: str, iterator: Iterator[Any], given: int, length: int, start: str) -> RuntimeError:

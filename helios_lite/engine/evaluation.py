@@ -15,6 +15,7 @@ import torch
 from helios_lite.engine import console
 from helios_lite.engine.batches import Loader
 from helios_lite.engine.checkpointing import load_checkpoint
+from helios_lite.engine.limits import with_limits
 from helios_lite.engine.run_loggers import RunLoggers
 from helios_lite.engine.session import Session
 from helios_lite.runtime import rng
@@ -129,7 +130,7 @@ def run_evaluation(session: Session, phase: str, choice: str | os.PathLike[str] 
         session.context.record(metrics)
         model.eval()
         session.progress.close()
-        title = phase if path is None else f"{phase} of {path.name}"
+        title = with_limits(phase if path is None else f"{phase} of {path.name}", options, phase)
         if session.world.is_main:
             row = {"epoch": state.epoch, "seconds": state.seconds, **metrics}
             _write_row(session, loggers, phase, path, state.step, row)

@@ -21,7 +21,7 @@ from torch.utils.data import (
 )
 
 from helios_lite.data import Split
-from helios_lite.engine.batches import Batch, EpochBatches, dataloader_options, incomplete_error, make_batch
+from helios_lite.engine.batches import Batch, EpochBatches, dataloader_options, incomplete_error, limited, make_batch
 from helios_lite.runtime import rng, sample_seeding
 from helios_lite.runtime.distributed import World
 from helios_lite.runtime.transfer import batch_size
@@ -38,13 +38,21 @@ class IterableLoader:
     batches.
     """
 
-    def __init__(self, source: Any, iterable: Any, phase: str, seed: int, world: World) -> None:
+    def __init__(
+        self, source: Any, iterable: Any, phase: str, seed: int, world: World, limit: int | float | None
+    ) -> None:
         self.source = source
         self._world = world
         self._iterable = iterable
         self._phase = phase
         self._seed = seed
         self._state_to_load: Any = None
+        self._limit = limit
+        if limit is not None and phase == "train" and self.takes_state():
+            raise ValueError(
+                "the train split is a loader with a load_state_dict, which says where it was and not where an epoch "
+                "begins: use steps_per_epoch in place of limit_train_batches or overfit_batches"
+            )
         self._is_exhausted = False  # The source has ended, though its last batches may still be in use.
 
     def epoch(self, epoch: int, *, samples: int = 0, batches: int = 0, window: int = 1) -> EpochBatches:
@@ -65,6 +73,8 @@ class IterableLoader:
             length = len(self._iterable)
         except TypeError:  # Every DataLoader has a __len__, but its dataset may not.
             length = None
+        if length is None and isinstance(self._limit, float):
+            raise ValueError(f"the {self._phase} split has no length: limit it to a number of batches, not to a part")
         if length == 0:
             raise ValueError(f"the {self._phase} split is empty")
         iterator = iter(self._iterable)
@@ -72,9 +82,12 @@ class IterableLoader:
             logger.info("reading and dropping %d batches of the %s split to reach the position", batches, self._phase)
             for _ in itertools.islice(iterator, batches):
                 pass
-        remaining = None if length is None else length - batches
+        remaining = None if length is None else max(0, limited(length, self._limit) - batches)
         if remaining is not None and _has_exact_length(self._iterable):
             iterator = self._require_all(iterator, remaining, batches)
+        if self._limit is not None:
+            most = max(0, int(self._limit) - batches) if remaining is None else remaining
+            iterator = itertools.islice(iterator, min(most, sys.maxsize))
         return EpochBatches(self._batches(iterator, min(window, sys.maxsize), is_start=batches == 0), remaining)
 
     def takes_state(self) -> bool:

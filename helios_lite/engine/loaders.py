@@ -18,7 +18,14 @@ from helios_lite.runtime.distributed import World
 logger = logging.getLogger("helios_lite")
 
 
-def make_loader(source: Any, phase: str, seed: int, world: World = World()) -> Loader:  # noqa: B008 (frozen)
+def make_loader(
+    source: Any,
+    phase: str,
+    seed: int,
+    world: World = World(),  # noqa: B008 (frozen)
+    limit: int | float | None = None,
+    in_order: bool = False,
+) -> Loader:
     """Return the loader of a split.
 
     Args:
@@ -28,6 +35,8 @@ def make_loader(source: Any, phase: str, seed: int, world: World = World()) -> L
             ranks in turn. Otherwise the samples are divided, each index to one rank.
         seed: the seed from which orders and the seeds of samples are derived.
         world: the ranks.
+        limit: the number of batches of all ranks per epoch, or the part of them (a float), from the start of its order.
+        in_order: leave the samples of a Split unshuffled.
 
     Raises:
         TypeError: the source is none of these.
@@ -36,8 +45,8 @@ def make_loader(source: Any, phase: str, seed: int, world: World = World()) -> L
     check_split(source, phase)
     if isinstance(source, Split):
         if isinstance(source.dataset, IterableDataset):
-            return IterableLoader(source, stock_loader(source), phase, seed, world)
-        return SplitLoader(source, phase, seed, world)
+            return IterableLoader(source, stock_loader(source), phase, seed, world, limit)
+        return SplitLoader(source, phase, seed, world, limit, in_order)
     if world.size > 1 and _reads_all_samples(source):
         raise ValueError(
             f"the {phase} split is a DataLoader that gives all {world.size} ranks the same batches: "
@@ -45,7 +54,7 @@ def make_loader(source: Any, phase: str, seed: int, world: World = World()) -> L
         )
     if phase == "train" and isinstance(source, DataLoader) and source.persistent_workers:
         _warn_of_hidden_epoch(source.dataset)
-    return IterableLoader(source, source, phase, seed, world)
+    return IterableLoader(source, source, phase, seed, world, limit)
 
 
 def check_splits(datamodule: DataModule) -> None:

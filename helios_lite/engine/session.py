@@ -15,6 +15,7 @@ from helios_lite.engine.checkpoint_folder import CheckpointFolder
 from helios_lite.engine.cleanup import cleanup
 from helios_lite.engine.console import RunLog
 from helios_lite.engine.hook_dispatch import HookDispatcher
+from helios_lite.engine.limits import batch_limit
 from helios_lite.engine.loaders import check_splits, make_loader, split_parts
 from helios_lite.engine.progress import Progress
 from helios_lite.engine.run_loggers import report_failure
@@ -144,7 +145,8 @@ class Session:
     def loaders(self, phase: str) -> dict[str, Loader]:
         """Return the loaders of the "valid" or "test" split, by the prefix of their metrics; none without a split."""
         parts = split_parts(self.datamodule, phase)
-        return {name: make_loader(part, name, self.options.seed, self.world) for name, part in parts.items()}
+        limit = batch_limit(self.options, phase)
+        return {name: make_loader(part, name, self.options.seed, self.world, limit) for name, part in parts.items()}
 
     def _make_context(self) -> RunContext:
         options = self.options

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from helios_lite.data import Split
-from helios_lite.engine.batches import Batch, EpochBatches, dataloader_options, incomplete_error, make_batch
+from helios_lite.engine.batches import Batch, EpochBatches, dataloader_options, incomplete_error, limited, make_batch
 from helios_lite.runtime import rng, sample_order, sample_seeding
 from helios_lite.runtime.distributed import World
 
@@ -18,8 +18,11 @@ from helios_lite.runtime.distributed import World
 class SplitLoader:
     """Batches of a map-style Split: the order is a function of (seed, epoch), the position a count of samples."""
 
-    def __init__(self, split: Split, phase: str, seed: int, world: World) -> None:
+    def __init__(
+        self, split: Split, phase: str, seed: int, world: World, limit: int | float | None, in_order: bool
+    ) -> None:
         self.source = split
+        self._limit, self._shuffle = limit, split.shuffle and not in_order
         self._world = world
         self._is_training = phase == "train"
         self._num_averaged = world.size if self._is_training else 1
@@ -77,12 +80,16 @@ class SplitLoader:
     def _batch_order(self, epoch: int, seed: int, start: int) -> sample_order.BatchOrder:
         split, world = self.source, self._world
         if split.batch_sampler is not None:
-            batches = iter(sample_order.sample_all(split.batch_sampler, epoch, seed, self._is_training, self._length))
+            all_batches = sample_order.sample_all(split.batch_sampler, epoch, seed, self._is_training, self._length)
+            batches = iter(all_batches[: limited(-(-len(all_batches) // world.size), self._limit) * world.size])
             while start > 0:
                 start -= len(next(batches, range(start)))
             return sample_order.DealtBatches(list(batches), world, for_training=self._is_training)
-        order = sample_order.epoch_order(self._length, split.shuffle, split.sampler, epoch, seed, self._is_training)
+        order = sample_order.epoch_order(self._length, self._shuffle, split.sampler, epoch, seed, self._is_training)
         assert split.batch_size is not None  # Split requires it without a batch_sampler.
+        if self._limit is not None:  # By samples, so that the last window of a limited epoch gets its weights too.
+            global_batch_size = split.batch_size * world.size
+            order = order[: limited(-(-len(order) // global_batch_size), self._limit) * global_batch_size]
         if self._is_training:
             return sample_order.BatchPlan(order, start, split.batch_size, split.drop_last, world)
         if self._phase == "predict":

@@ -26,6 +26,8 @@ class TrainData:
         window: batches per accumulation window.
         world: the ranks.
         steps_per_epoch: updates per epoch, None if an epoch is one pass over the split.
+        limit: the number of batches of an epoch, or the part of them, None for all.
+        repeats: whether every epoch has the batches of the first, unshuffled.
 
     Attributes:
         epoch_batches: number of batches in the present epoch, None if unknown. With `steps_per_epoch` it is the most
@@ -35,8 +37,16 @@ class TrainData:
     """
 
     def __init__(
-        self, datamodule: DataModule, seed: int, window: int, world: World, steps_per_epoch: int | None
+        self,
+        datamodule: DataModule,
+        seed: int,
+        window: int,
+        world: World,
+        steps_per_epoch: int | None,
+        limit: int | float | None,
+        repeats: bool,
     ) -> None:
+        self._limit, self._repeats = limit, repeats
         self._datamodule, self._seed, self._window, self._world = datamodule, seed, window, world
         self.epoch_batches: int | None = None
         self.knows_last_batch = False
@@ -57,7 +67,7 @@ class TrainData:
         if source is None:
             raise ValueError("the datamodule has no train split")
         if self._loader is None or self._loader.source is not source:
-            self._loader = make_loader(source, "train", self._seed, self._world)
+            self._loader = make_loader(source, "train", self._seed, self._world, self._limit, in_order=self._repeats)
             if self._loader.takes_state():
                 self._check_number_of_ranks()
             self._loader.load_state_dict(self._of_this_rank(self._restored))
@@ -69,7 +79,10 @@ class TrainData:
         if self.passes is not None:
             return self.passes.rest_of_epoch(self.loader(), state)
         batches, length = self.loader().epoch(
-            state.epoch, samples=state.epoch_samples, batches=state.epoch_batch, window=self._window
+            0 if self._repeats else state.epoch,
+            samples=state.epoch_samples,
+            batches=state.epoch_batch,
+            window=self._window,
         )
         self.epoch_batches = None if length is None else state.epoch_batch + length
         self.knows_last_batch = isinstance(self._loader, SplitLoader)

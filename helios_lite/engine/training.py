@@ -14,6 +14,7 @@ from helios_lite.engine.checkpointing import Checkpointer
 from helios_lite.engine.clock import Clock
 from helios_lite.engine.evaluation import Evaluator
 from helios_lite.engine.initial_weights import initialize
+from helios_lite.engine.limits import batch_limit, limits_text, with_limits
 from helios_lite.engine.monitoring import Monitor
 from helios_lite.engine.session import Session
 from helios_lite.engine.stopping import StopCoordinator
@@ -42,6 +43,8 @@ class Training:
             session.options.accumulation_steps,
             session.world,
             session.options.steps_per_epoch,
+            batch_limit(session.options, "train"),
+            repeats=session.options.overfit_batches is not None,
         )
         self.evaluator = Evaluator(session)
         self.monitor = Monitor(session, self.state)
@@ -85,8 +88,14 @@ class Training:
         initialize(self.session, self.checkpointer.resumed_from)
         self.train_data.loader()  # Raises if there is no train split, before anything is shown.
         reason = self.stop.limit_reached()
+        if text := limits_text(self.options, *self.phases()):
+            logger.info("%s", text)
         self.log.open(goes_on=reason is None)
         return reason
+
+    def phases(self) -> list[str]:
+        """Return the splits that this run uses."""
+        return ["train", "valid"] if self.valid_loaders else ["train"]
 
     def check_validation(self) -> None:
         """Run some validation batches before a new training starts, so that errors in them come early."""
@@ -289,6 +298,7 @@ class Training:
             last_checkpoint=self.checkpointer.last_checkpoint,
             stop_reason=reason,
         )
+        title = with_limits(title, self.options, *self.phases())
         if session.prints:
             console.show_result(title, result, self.options.monitor, self.monitor.history)
         return session.world.broadcast(result)  # Rank 0 alone writes files, and each rank measures its own times.

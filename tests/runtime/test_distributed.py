@@ -188,6 +188,37 @@ def test_a_sharded_network_evaluates_different_numbers_of_batches(result: Result
     assert found == [(length, (length - 1) / 2) for length in (1, 3, 8)]
 
 
+LIMITS: list[dict[str, Any]] = [
+    {"limit_train_batches": 3, "limit_valid_batches": 0.5},
+    {"overfit_batches": 2},
+]
+
+
+def limited(batch_size: int) -> list[Any]:
+    """The seen and validated indices of all ranks, the final weights and the metrics of limited trainings."""
+    found = []
+    for limits in LIMITS:
+        model = Plain()
+        trainer = quiet(max_epochs=2, accumulation_steps=2, sanity_batches=0, **limits)
+        metrics = trainer.fit(model, data(23, valid=13, batch_size=batch_size)).metrics
+        found.append([model.gather((model.seen, model.validated)), weights(model), timeless(metrics)])
+    return found
+
+
+@scenario(ranks=2)
+def limited_by_two(root: Path, world: World) -> list[Any]:
+    return limited(batch_size=2)
+
+
+@pytest.mark.parametrize("case", range(len(LIMITS)))
+def test_two_processes_have_the_limited_batches_of_one_with_the_double_batch(case: int, result: Results) -> None:
+    (parts, *several), ([(seen, validated)], *one) = result(limited_by_two, ranks=2)[case], limited(batch_size=4)[case]
+    (first, first_validated), (second, second_validated) = parts
+    assert [[*a, *b] for a, b in zip(first, second, strict=True)] == seen
+    assert sorted(first_validated + second_validated) == sorted(validated)
+    assert close(several, one)
+
+
 class Noisy(Plain):
     """Predicts the output of its network with random numbers, for a batch of two and more."""
 
