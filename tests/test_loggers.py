@@ -13,6 +13,7 @@ import pytest
 import torch
 from helpers.models import Tiny, data, quiet
 
+from helios_lite.engine.throughput import is_measured
 from helios_lite.loggers import JsonlLogger, Logger, MLflowLogger, TensorBoardLogger, WandbLogger
 from helios_lite.runtime.metrics_file import append_evaluation
 
@@ -238,7 +239,7 @@ class Noting:
         self.calls.append(("log_config", config["max_steps"]))
 
     def log_metrics(self, metrics, step):
-        self.calls.append(("log_metrics", step, *(name for name in metrics if "/" in name and "seconds" not in name)))
+        self.calls.append(("log_metrics", step, *(name for name in metrics if "/" in name and not is_measured(name))))
 
     def log_status(self, status):
         self.calls.append(("log_status", status))
@@ -278,7 +279,7 @@ def test_a_logger_is_told_how_the_training_ended(how, raised, status, tmp_path):
         quiet(loggers=[first], **options).fit(Ending(how), data(train=40))
     quiet(loggers=[second], **options).fit(Ending(None), data(train=40))
     start = 3 if status == "interrupted" else 2
-    row = ("train/loss", "train/lr")
+    row = ("train/loss", "train/lr")  # Without what is measured.
     assert first.calls[:2] == [("rewind", 0), ("log_config", 4)]
     assert first.calls[-2:] == [("log_status", status), ("close",)]
     assert second.calls == [

@@ -19,9 +19,11 @@ class EpochMeans:
         self._totals = {}
 
     def add(self, totals: Mapping[str, ReducedTotals]) -> None:
-        """Add the totals of a row, over all ranks."""
-        if self._totals is not None:
-            for name, (reduce, one) in totals.items():
+        """Add the totals of a row, over all ranks. A value that is reduced by "last" is that of a row alone."""
+        if self._totals is None:
+            return
+        for name, (reduce, one) in totals.items():
+            if reduce != "last":
                 earlier = self._totals.get(name)
                 self._totals[name] = (reduce, one if earlier is None else merge_totals(earlier[1], one))
 

@@ -273,7 +273,7 @@ class TrainingLog:
             "epoch_seconds": None if self._epoch_start is None else now - self._epoch_start,
             "rates": dict(self._rates.used),
             "throughput": self._throughput.state_dict(),
-            "epoch": self._epoch_means.state_dict(),
+            "epoch_totals": self._epoch_means.state_dict(),
         }
         return state | ({"end": self.end_values} if self.end_values else {})
 
@@ -285,7 +285,7 @@ class TrainingLog:
         self._epoch_seconds_before = state_dict.get("epoch_seconds")
         self._rates.restore(state_dict.get("rates", {}))
         self._throughput.load_state_dict(state_dict.get("throughput", {}))
-        self._epoch_means.load_state_dict(state_dict.get("epoch"))
+        self._epoch_means.load_state_dict(state_dict.get("epoch_totals"))
         self.end_values = state_dict.get("end", {})
 
     def _checked(self, summary: Summary) -> dict[str, float]:

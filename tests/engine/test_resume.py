@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -524,11 +525,11 @@ def in_order(value: Any) -> Any:
     """The same with the keys of dicts sorted, as their order in a file is no promise, and without what has changed.
 
     The rows of that version have the rate of the next update, and those of today the rate that the update used. Its
-    checkpoints have no rates and no pending losses.
+    checkpoints have no rates and no pending losses, and it had no metrics over an epoch.
     """
     if isinstance(value, dict):
-        keys = sorted((key for key in value if not str(key).startswith("train/lr")), key=str)
-        return {key: in_order(value[key]) for key in keys if key not in ("rates", "pending_losses")}
+        is_new = re.compile("train/lr|.*/epoch$|(rates|pending_losses|throughput|epoch_totals)$").match
+        return {key: in_order(value[key]) for key in sorted(value, key=str) if not is_new(str(key))}
     return [in_order(item) for item in value] if isinstance(value, list | tuple) else value
 
 

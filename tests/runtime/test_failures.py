@@ -74,7 +74,7 @@ def test_the_list_of_places_is_complete(tmp_path: Path) -> None:
             met.add(place)
 
     prepare(tmp_path / "run")
-    for place in (".summary", "test"):
+    for place in (".summary", "test", "predict"):
         attacked.run(Noting(place, "", -1, tmp_path / "run"))
     attacked.run(Noting("test", "", -1, tmp_path / "empty"))
     assert met == {*attacked.PLACES}

@@ -74,14 +74,14 @@ def test_fit_trains_the_same_bits_as_the_script(trained):
 
 def test_fit_shows_what_the_trainer_shows_and_nothing_else(trained):
     _, result = trained
-    assert result.stderr == ""
+    assert all(line.startswith("epoch ") for line in result.stderr.splitlines())  # A line per row of metrics.
     assert f"helios_lite {__version__}" in result.stdout.splitlines()[1]
     assert result.stdout.splitlines()[-1].startswith("last checkpoint: ")
 
 
 def test_fit_that_is_told_to_be_quiet_prints_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    main(["fit", "--trainer.fast_dev_run", "true", "--trainer.print_banner=false", DIGITS])
+    main(["fit", "--trainer.fast_dev_run", "true", "--trainer.print_banner=false", "--trainer.progress=false", DIGITS])
     assert capsys.readouterr() == ("", "")
     assert list(tmp_path.iterdir()) == []
 
