@@ -221,10 +221,10 @@ QUESTION = Question(
     timed=f"""
     {BLOCKS} linear layers of {WIDTH} x {WIDTH}, with AdamW {STATE / 1e9:.1f} GB of state, sharded by FSDP2 over
     {PROCESSES} processes of one thread each (gloo). Growth is that of the resident memory of rank {MEASURED}, to its
-    highest point; a rank's own part is {1 / PROCESSES} of the state. A save is timed on rank 0, from
-    on_training_batch_end to the next on_training_batch_start, the median of {SAVES} (of the growth the largest, since buffers are used again); a resume from the end of `setup`
-    to `on_training_start`. By hand: `torch.distributed.checkpoint` (`save`, `async_save`, `load`) with `get_state_dict`
-    and `set_state_dict`.
+    highest point, of the saves the largest, since buffers are used again; a rank's own part is {1 / PROCESSES} of the
+    state. A save is timed on rank 0, from on_training_batch_end to the next on_training_batch_start, the median of
+    {SAVES}; a resume from the end of `setup` to `on_training_start`. By hand: `torch.distributed.checkpoint` (`save`,
+    `async_save`, `load`) with `get_state_dict` and `set_state_dict`.
     """,
     remains="""
     On the CPU a save in the foreground writes the shards from where they are: nothing grows. One in the background
