@@ -120,6 +120,9 @@ class AttackedModel(Tiny):
     def test_step(self, batch: Any, step: int) -> None:
         self.valid_step(batch, step)
 
+    def predict_step(self, batch: Any, step: int) -> Any:
+        return self.net(batch[1])
+
 
 @attackable
 class AttackedDataset(Indices):
@@ -160,7 +163,7 @@ class AttackedLogger:
 
 
 def run(attack: Attack, *, num_workers: int = 0, **options: Any) -> None:
-    """Train; or test, where the place of the attack belongs to a test."""
+    """Train; or test or predict, where the place of the attack belongs to that."""
     shows = attack.place.endswith((".append_to_banner", ".summary"))
     options |= {"callbacks": [AttackedCallback(attack)], "loggers": [AttackedLogger(attack)], "print_banner": shows}
     options |= {"accelerator": "cpu", "log_every_steps": 1, "save_every_steps": 1}
@@ -168,6 +171,8 @@ def run(attack: Attack, *, num_workers: int = 0, **options: Any) -> None:
     model, datamodule = AttackedModel(attack), AttackedData(attack, num_workers)
     if "test" in attack.place:
         trainer.test(model, datamodule)
+    elif "predict" in attack.place:
+        list(trainer.predict(model, datamodule))
     else:
         trainer.fit(model, datamodule)
 

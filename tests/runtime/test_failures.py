@@ -66,7 +66,7 @@ def test_trouble_ends_the_run_within_ten_seconds_with_the_error_of_its_rank(
 
 
 def test_the_list_of_places_is_complete(tmp_path: Path) -> None:
-    """Each is reached by the training or the test that is attacked."""
+    """Each is reached by the training, the test or the prediction that is attacked."""
     met = set()
 
     class Noting(Attack):
@@ -74,7 +74,7 @@ def test_the_list_of_places_is_complete(tmp_path: Path) -> None:
             met.add(place)
 
     prepare(tmp_path / "run")
-    for place in (".summary", "test"):
+    for place in (".summary", "test", "predict"):
         attacked.run(Noting(place, "", -1, tmp_path / "run"))
     attacked.run(Noting("test", "", -1, tmp_path / "empty"))
     assert met == {*attacked.PLACES}
