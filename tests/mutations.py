@@ -97,6 +97,11 @@ CTRL_C_UNDER_TORCHRUN = LAUNCH + "test_ctrl_c_under_torchrun_saves_and_prints_it
 CANNOT_BE_SENT = LAUNCH + "test_what_cannot_be_sent_is_named_before_anything_is_started"
 SIGTERM = LAUNCH + "test_a_sigterm_to_the_parent_or_to_one_rank_saves_and_ends_all"
 DISTRIBUTED = "runtime/test_distributed.py::"
+SPEED = "engine/test_report.py::test_the_wait_for_data_and_the_samples_per_second_are_those_since_the_last_row"
+EPOCH_MEANS = "engine/test_report.py::test_the_last_row_of_an_epoch_has_its_exact_means"
+SAME_MEANS = "engine/test_report.py::test_a_resume_inside_an_epoch_gives_the_same_means"
+FINISHED_PART = "engine/test_report.py::test_the_finished_part_is_that_of_the_limit_that_comes_first"
+MISTAKES = "engine/test_likely_mistakes.py::"
 DIFF = "tools/test_diff.py::test_a_planted_difference_is_named"
 SHARDED = "runtime/test_sharded_files.py::"
 STAYS_SHARDED = SHARDED + "test_no_rank_makes_more_than_its_part_of_a_tensor_in_a_save_and_in_a_resume"
@@ -572,6 +577,42 @@ MUTATIONS = [
     Mutation("option_rules.py", "below: int = 2**63", "below: float = math.inf", EXTREME + "[sanity_batches]"),
     Mutation("option_rules.py", "except Exception:  # Python refuses", "except KeyError:  # Python refuses", EXTREME),
     Mutation("option_rules.py", "len(encoded) > _LONGEST_PATH or", "", EXTREME + "[root]"),
+    # What is seen of a training, and its speed.
+    Mutation("engine/throughput.py", "self._waited += clock()", "self._waited = clock()", SPEED),
+    Mutation("engine/throughput.py", "self._samples += batch.samples", "self._samples += batch.size", SPEED),
+    Mutation("engine/epoch_means.py", "else merge_totals(earlier[1], one)", "else one", EPOCH_MEANS),
+    Mutation(
+        "engine/training_log.py",
+        'self._epoch_means.load_state_dict(state_dict.get("epoch_totals"))',
+        "pass",
+        SAME_MEANS,
+    ),
+    Mutation("engine/report.py", "return max(parts, default=None)", "return min(parts, default=None)", FINISHED_PART),
+    # Likely mistakes.
+    Mutation(
+        "runtime/modes.py",
+        "module.training = False",
+        "pass",
+        MISTAKES + "test_what_setup_has_put_in_evaluation_mode_stays_in_it",
+    ),
+    Mutation(
+        "engine/training.py",
+        "precision.clear_gradients()",
+        "pass",
+        MISTAKES + "test_a_window_begins_without_gradients_that_another_loss_has_left",
+    ),
+    Mutation(
+        "runtime/main_module.py",
+        "os._exit(NO_GUARD_STATUS)",
+        "pass",
+        MISTAKES + "test_a_program_without_a_main_guard_is_told_so_once_and_nothing_else",
+    ),
+    Mutation(
+        "runtime/spelling.py",
+        '"on_": 0.75',
+        '"on_": 0.99',
+        MISTAKES + "test_a_misspelt_hook_is_a_warning_with_the_nearest_name",
+    ),
     # Where two runs parted.
     Mutation("tools/diff.py", "if found[0] not in _WHERE_ONLY", "if not found", DIFF + "[option]"),
     Mutation("tools/diff.py", "order = sample_order", "order = range(length) or sample_order", DIFF + "[one sample]"),
@@ -786,7 +827,9 @@ MUTATIONS = [
     # Learning rates and times of rows.
     Mutation("engine/training.py", "if should_log or not knows_last:", "if should_log:", UNKNOWN_END),
     Mutation("engine/training_log.py", 'self._rates.restore(state_dict.get("rates", {}))', "pass", UNKNOWN_END),
-    Mutation("engine/training_log.py", "self._epoch_start = None\n        if values", "pass\n        if values", ROWS),
+    Mutation(
+        "engine/training_log.py", "self._epoch_start = None\n        if ends_epoch", "pass\n        if ends_epoch", ROWS
+    ),
     Mutation(
         "engine/learning_rates.py",
         "self.used.get(name, _present_rates(optimizer))",
@@ -847,8 +890,8 @@ MUTATIONS = [
     ),
     Mutation(
         "engine/training_log.py",
-        'values = self._session.hooks.process_metrics("train", values)',
-        "pass",
+        'self._session.hooks.process_metrics("train", summary.values | self._rates.take())',
+        "summary.values | self._rates.take()",
         ADDED_EVERYWHERE,
     ),
     Mutation(
@@ -953,8 +996,8 @@ MUTATIONS = [
     Mutation("runtime/launch.py", "if id(value) in parents:", "if False:", CANNOT_BE_SENT),
     Mutation(
         "runtime/launch.py",
-        "_write_task(function, arguments, folder)\n        before_start()",
-        "before_start()\n        _write_task(function, arguments, folder)",
+        "_write_task(function, arguments, folder)\n",
+        "before_start()\n        _write_task(function, arguments, folder)\n",
         CANNOT_BE_SENT,
     ),
     # Several processes: one of them fails.

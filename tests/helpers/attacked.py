@@ -163,7 +163,7 @@ class AttackedLogger:
 
 
 def run(attack: Attack, *, num_workers: int = 0, **options: Any) -> None:
-    """Train; or test or predict, where the place of the attack belongs to these."""
+    """Train; or test or predict, where the place of the attack belongs to that."""
     shows = attack.place.endswith((".append_to_banner", ".summary"))
     options |= {"callbacks": [AttackedCallback(attack)], "loggers": [AttackedLogger(attack)], "print_banner": shows}
     options |= {"accelerator": "cpu", "log_every_steps": 1, "save_every_steps": 1}

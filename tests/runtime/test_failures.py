@@ -66,7 +66,7 @@ def test_trouble_ends_the_run_within_ten_seconds_with_the_error_of_its_rank(
 
 
 def test_the_list_of_places_is_complete(tmp_path: Path) -> None:
-    """Each is reached by the training or the test that is attacked."""
+    """Each is reached by the training, the test or the prediction that is attacked."""
     met = set()
 
     class Noting(Attack):
