@@ -21,7 +21,8 @@ from helios_lite.runtime.launch import launch
 from helios_lite.runtime.rank_process import WorkerInterrupted
 from helios_lite.runtime.read_checkpoint import read_checkpoint_header
 from helios_lite.runtime.shadowing import check_no_method_is_hidden
-from helios_lite.runtime.signals import GracefulShutdown
+from helios_lite.runtime.signals import GracefulShutdown, usr1_without_effect
+from helios_lite.runtime.slurm import adopt_world_of_srun
 from helios_lite.state import FitResult
 
 
@@ -197,6 +198,7 @@ class Trainer(Options):
                     before_start=lambda: prepare_data(datamodule),
                     processes=processes,
                     max_restarts=self.max_restarts,
+                    shutdown=GracefulShutdown(stops_on_usr1=self.sigusr1 == "stop"),
                 )
             take_over(outcome, self, model, datamodule, is_training=task == "fit")
         return result
@@ -212,6 +214,7 @@ class Trainer(Options):
                 raise TypeError(f"{type(value).__name__}.__init__ must call super().__init__(save_name) first")
             check_no_method_is_hidden(value, kind)
         self.check()
+        adopt_world_of_srun(self.devices)
         return 1 if is_launched() else len(choose_devices(choose_accelerator(self.accelerator), self.devices))
 
     def _check_limits(self, model: Model) -> None:
@@ -247,10 +250,12 @@ def run_task(
     is_worker = outcome is not None
     # Ctrl-C in a terminal reaches all processes of this machine, of which one prints.
     announces = not is_worker and int(os.environ.get("LOCAL_RANK", "0")) == 0
-    shutdown = GracefulShutdown(ignore_further_signals=is_worker, announces=announces)
+    stops_on_usr1 = trainer.sigusr1 == "stop"
+    shutdown = GracefulShutdown(announces, ignore_further_signals=is_worker, stops_on_usr1=stops_on_usr1)
     is_training = task == "fit"
     try:
         with (
+            usr1_without_effect(),
             single_call(describe_call(task, trainer, model)),
             open_session(trainer, model, datamodule, is_training=is_training, data_is_prepared=is_worker) as session,
         ):

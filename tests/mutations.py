@@ -102,6 +102,7 @@ EPOCH_MEANS = "engine/test_report.py::test_the_last_row_of_an_epoch_has_its_exac
 SAME_MEANS = "engine/test_report.py::test_a_resume_inside_an_epoch_gives_the_same_means"
 FINISHED_PART = "engine/test_report.py::test_the_finished_part_is_that_of_the_limit_that_comes_first"
 MISTAKES = "engine/test_likely_mistakes.py::"
+CLUSTERS = "runtime/test_clusters.py::"
 DIFF = "tools/test_diff.py::test_a_planted_difference_is_named"
 SHARDED = "runtime/test_sharded_files.py::"
 STAYS_SHARDED = SHARDED + "test_no_rank_makes_more_than_its_part_of_a_tensor_in_a_save_and_in_a_resume"
@@ -612,6 +613,31 @@ MUTATIONS = [
         '"on_": 0.75',
         '"on_": 0.99',
         MISTAKES + "test_a_misspelt_hook_is_a_warning_with_the_nearest_name",
+    ),
+    # Clusters.
+    Mutation(
+        "runtime/signals.py",
+        "self.save_requested = self.is_pending = True",
+        "pass",
+        CLUSTERS + "test_sigusr1_saves_after_the_update_and_the_training_goes_on",
+    ),
+    Mutation(
+        "engine/stopping.py",
+        "self._save_requested |= bool(save_requested)",
+        "pass",
+        CLUSTERS + "test_two_tasks_of_srun_train_together_and_a_signal_to_one_of_them_saves",
+    ),
+    Mutation(
+        "trainer.py",
+        "adopt_world_of_srun(self.devices)",
+        "pass",
+        CLUSTERS + "test_two_tasks_of_srun_train_together_and_a_signal_to_one_of_them_saves",
+    ),
+    Mutation(
+        "runtime/launch.py",
+        "os.kill(status.pid, signal.SIGUSR1)",
+        "pass",
+        CLUSTERS + "test_a_launched_training_passes_sigusr1_on",
     ),
     # Where two runs parted.
     Mutation("tools/diff.py", "if found[0] not in _WHERE_ONLY", "if not found", DIFF + "[option]"),

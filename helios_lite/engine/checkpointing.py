@@ -199,7 +199,8 @@ class Checkpointer:
         is started again with the same option: by its user, by a cluster, or after a failure.
         """
         session, resume = self._session, self._session.options.resume
-        if resume == "never" and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0:
+        counts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+        if resume == "never" and any(int(os.environ.get(name, "0")) > 0 for name in counts):
             return "auto"  # The checkpoints are those of the run itself, which was started again after a failure.
         if resume in ("auto", "never"):
             return str(resume)

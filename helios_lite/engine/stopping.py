@@ -1,4 +1,4 @@
-"""Decides when a run stops: by limits, signals, and the model's `should_training_stop`."""
+"""Decides when a run stops: by limits, signals, and the model's `should_training_stop`; shares requests to save."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class StopCoordinator:
         self._session, self._state, self._clock, self._shutdown = session, state, clock, shutdown
         self.polls_model = type(session.model).should_training_stop is not Model.should_training_stop
         self.reason: str | None = None
+        self._save_requested = False  # By SIGUSR1 on any rank.
         options = session.options
         self._uses_time = options.max_minutes is not None or options.save_every_minutes is not None
         self._is_requested = False  # By the model on this rank.
@@ -40,7 +41,7 @@ class StopCoordinator:
             self._is_requested |= self._session.model.should_training_stop()
 
     def sync(self, now: bool = False) -> None:
-        """Share what only some ranks know: a received signal, a request to stop, the elapsed time. Call on every rank.
+        """Share what only some ranks know: received signals, a request to stop, the elapsed time. Call on every rank.
 
         Ranks communicate about twice a second, which costs nothing; at every update if the model overrides
         `should_training_stop`. Each rank computes the step of the next exchange from the same values, so that all
@@ -52,22 +53,29 @@ class StopCoordinator:
         state, world, shutdown = self._state, self._session.world, self._shutdown
         if world.size == 1:
             is_requested, signal = self._is_requested, shutdown.received
+            self._save_requested |= shutdown.take_save_request()
             if self._uses_time:
                 self._clock.tick()
         else:
             if not now and not self.polls_model and state.step < self._next_sync_step:
                 return
             self._clock.tick()
-            own = [self._is_requested, shutdown.received or 0, state.seconds]
-            requested, number, seconds = world.all_reduce_max(own, self._session.device)
+            own = [self._is_requested, shutdown.received or 0, shutdown.take_save_request(), state.seconds]
+            requested, number, save_requested, seconds = world.all_reduce_max(own, self._session.device)
             self._clock.set(seconds)
             is_requested, signal = bool(requested), Signals(int(number)) if number else None
+            self._save_requested |= bool(save_requested)
             seconds_per_step = (state.seconds - self._synced_seconds) / max(1, state.step - self._synced_step)
             self._synced_step, self._synced_seconds = state.step, state.seconds
             self._next_sync_step = state.step + max(1, int(_SECONDS_BETWEEN_EXCHANGES / max(seconds_per_step, 1e-6)))
         if signal is not None:  # Otherwise a signal that has just come here would be lost.
             shutdown.receive(signal)
         self.reason = "should_training_stop" if is_requested else "interrupted" if signal is not None else None
+
+    def take_save_request(self) -> bool:
+        """Return whether a rank was asked to save by SIGUSR1, once per `sync` that found it. Call on every rank."""
+        requested, self._save_requested = self._save_requested, False
+        return requested
 
     def limit_reached(self) -> str | None:
         """Return the option that ends the run at the present counters, None if training continues."""

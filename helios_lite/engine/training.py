@@ -202,7 +202,7 @@ class Training:
             # received by one rank waits until `next_check`.
             if not completes_update:
                 continue
-            if step < next_check and not is_last and (is_distributed or shutdown.received is None):
+            if step < next_check and not is_last and (is_distributed or not shutdown.is_pending):
                 continue
             stop.sync()
             if is_last and stop.reason is None:
@@ -236,7 +236,7 @@ class Training:
         which a run stops is saved after `on_training_end`.
         """
         reason = self.stop.stop_reason()
-        if reason is None and self.checkpointer.due():
+        if reason is None and (self.stop.take_save_request() or self.checkpointer.due()):
             self.checkpointer.save()
         return reason
 

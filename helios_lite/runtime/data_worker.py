@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from types import FrameType
 
 from helios_lite.runtime import signals
 from helios_lite.runtime.peer_watch import is_alive
@@ -22,9 +21,9 @@ class WorkerInit:
     """Runs first in every DataLoader worker. Create it in the process that the worker loads for, its parent.
 
     A signal to the process group reaches the workers too, but an update that is being finished still needs its batches.
-    SIGINT is therefore ignored, and SIGTERM while the parent finishes an update after a signal of its own. When the
-    parent does not, because it has failed or wants the worker to end, SIGTERM ends the worker at once. A worker whose
-    parent is gone ends within a second.
+    SIGINT and SIGUSR1 are therefore ignored, and SIGTERM while the parent finishes an update after a signal of its own.
+    When the parent does not, because it has failed or wants the worker to end, SIGTERM ends the worker at once. A
+    worker whose parent is gone ends within a second.
 
     Args:
         user_init: the user's `worker_init_fn`, called with the number of the worker.
@@ -38,8 +37,8 @@ class WorkerInit:
 
     def __call__(self, worker: int) -> None:
         """Install the handlers, watch the parent in a thread, and call the user's function."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, _do_nothing)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signals.do_nothing)
         # The number of a signal goes to a pipe at once, whereas a Python handler waits for an operation in C++ to end.
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
@@ -55,7 +54,9 @@ class WorkerInit:
         while is_alive(self._parent):
             ready = poller.poll(250)
             is_terminated = bool(ready) and signal.SIGTERM in os.read(reader, 1024)
-            if is_terminated and signal.getsignal(signal.SIGTERM) is _do_nothing:  # The user has set no other handler.
+            if (
+                is_terminated and signal.getsignal(signal.SIGTERM) is signals.do_nothing
+            ):  # The user has set no other handler.
                 deadline = time.monotonic() + _SECONDS_TO_RECEIVE
             if deadline is not None:
                 phase = self._parent_phase.value
@@ -64,7 +65,3 @@ class WorkerInit:
                 if phase == signals.WAITING and time.monotonic() > deadline:
                     os._exit(128 + signal.SIGTERM)
         os._exit(1)
-
-
-def _do_nothing(number: int, frame: FrameType | None) -> None:
-    """Unlike SIG_IGN, a handler is not inherited by programs that the worker runs."""

@@ -51,12 +51,12 @@ def choose_devices(device_type: str, devices: int | str | Sequence[int]) -> list
 def choose_device(device_type: str, devices: int | str | Sequence[int], world: World) -> torch.device:
     """Return the device of this process, the entry of `devices` at its local rank, and make it the current one.
 
-    Under torchrun all GPUs count.
+    Under torchrun and srun all GPUs count that the process sees; if it sees only one, it is that one.
     """
     if device_type != "cuda":
         return torch.device(device_type)
     indices = choose_devices(device_type, devices if world.size == 1 or PARENT in os.environ else "auto")
-    device = torch.device(device_type, indices[world.local_rank])
+    device = torch.device(device_type, indices[world.local_rank if len(indices) > 1 else 0])
     torch.cuda.set_device(device)
     return device
 

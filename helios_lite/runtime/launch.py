@@ -25,7 +25,15 @@ from helios_lite.runtime.main_module import (
     check_main_is_importable,
     leave_if_importing,
 )
-from helios_lite.runtime.rank_process import TASK_FILE, Interruption, WorkerError, end_file, error_file, run_worker
+from helios_lite.runtime.rank_process import (
+    TASK_FILE,
+    Interruption,
+    WorkerError,
+    end_file,
+    error_file,
+    read_statuses,
+    run_worker,
+)
 from helios_lite.runtime.rank_watch import RankFailure, RankWatch, StartedProcesses
 from helios_lite.runtime.signals import GracefulShutdown
 
@@ -156,6 +164,8 @@ class WorkerGroup:
                         shutdown.receive(self._watch.received)  # By one process; others may be waiting for it.
                     if shutdown.received is not None:
                         self._terminate()
+                    elif shutdown.take_save_request():
+                        self._request_save()
                 self._end()
             except BaseException:  # A second Ctrl-C.
                 self._kill(seconds=5.0)
@@ -198,6 +208,13 @@ class WorkerGroup:
             if process.pid not in self._signalled:
                 self._signalled.add(process.pid)
                 process.terminate()
+
+    def _request_save(self) -> None:
+        """Pass SIGUSR1 on to the processes that have started their task; a process that is starting would die of it."""
+        for status in read_statuses(self._folder, self._attempt).values():
+            if not status.is_done:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(status.pid, signal.SIGUSR1)
 
     def _end(self) -> None:
         """End the remaining processes after a failure. Elastic waits 30 seconds for those that ignore SIGTERM.

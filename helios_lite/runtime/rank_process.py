@@ -16,6 +16,7 @@ import torch
 
 from helios_lite.runtime.distributed import PARENT
 from helios_lite.runtime.peer_watch import exit_now, exit_with_parent
+from helios_lite.runtime.signals import do_nothing
 
 TASK_FILE = "task"
 """The file with the function and its arguments."""
@@ -102,6 +103,7 @@ def run_worker(folder: str, attempt: int, parent: int, num_threads: int, started
     os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempt)
     path, rank = Path(folder), os.environ["RANK"]
     exit_with_parent(parent, end_file(path, attempt))
+    signal.signal(signal.SIGUSR1, do_nothing)  # From here on the launching process passes it on.
     _write_status(WorkerStatus(os.getpid()), path, attempt, rank)
     received = None
     try:
@@ -116,7 +118,7 @@ def run_worker(folder: str, attempt: int, parent: int, num_threads: int, started
         time.sleep(0.5)  # A killed process must be detected before the processes that fail because of it.
         exit_now(1)  # Also after exit(0), which is a failure here. No thread of the user can delay it.
     # Elastic now waits for the other processes, and hangs if this one dies meanwhile.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     _write_status(WorkerStatus(os.getpid(), True, received), path, attempt, rank)
     return result

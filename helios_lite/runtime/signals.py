@@ -1,12 +1,14 @@
-"""SIGINT and SIGTERM during training: finish the update, save a checkpoint, then stop. Standard library only."""
+"""SIGINT, SIGTERM and SIGUSR1 during training: finish the update, save, then stop or go on. Standard library only."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from multiprocessing.sharedctypes import RawValue
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -26,24 +28,31 @@ def shared_phase() -> ctypes.c_byte:
 
 
 class GracefulShutdown:
-    """A context in which the first SIGINT or SIGTERM only sets `received`.
+    """A context in which the first SIGINT or SIGTERM only sets `received`, and a SIGUSR1 only `save_requested`.
 
-    At its end the former handlers are restored. Then a received SIGINT becomes a KeyboardInterrupt, and a SIGTERM the
-    SystemExit with status 143 of a process that SIGTERM ended, unless another exception is being raised. A second
-    SIGINT raises KeyboardInterrupt at once. Outside of the main thread, where Python allows no signal handlers, the
-    context does nothing.
+    At its end the former handlers are restored. Then a received SIGINT becomes a KeyboardInterrupt, and another signal
+    the SystemExit with the status of a process that it ended (143 for SIGTERM), unless another exception is being
+    raised. A second SIGINT raises KeyboardInterrupt at once. Outside of the main thread, where Python allows no signal
+    handlers, the context does nothing.
 
     Args:
         announces: whether to print on stderr, at the first signal, that the process is about to stop.
         ignore_further_signals: after the context, ignore further signals if one was received: the process is about
             to end.
+        stops_on_usr1: whether SIGUSR1 ends the training, as SIGTERM does.
 
     Attributes:
         received: the signal that ends the training, None if there is none.
+        save_requested: whether a SIGUSR1 has asked for a checkpoint since `take_save_request`.
+        is_pending: whether there is either.
     """
 
-    def __init__(self, announces: bool = True, ignore_further_signals: bool = False) -> None:
+    def __init__(
+        self, announces: bool = True, ignore_further_signals: bool = False, *, stops_on_usr1: bool = False
+    ) -> None:
         self.received: signal.Signals | None = None
+        self.save_requested = self.is_pending = False
+        self._stops_on_usr1 = stops_on_usr1
         self._announces = announces
         self._ignore_further_signals = ignore_further_signals
         self._pid = os.getpid()
@@ -55,7 +64,7 @@ class GracefulShutdown:
         self._pid, self._phase = os.getpid(), shared_phase()
         self._previous_phase = self._phase.value
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
                 self._previous_handlers[number] = signal.signal(number, self._handle)
             self._phase.value = WAITING
         return self
@@ -72,11 +81,17 @@ class GracefulShutdown:
             self._phase.value = self._previous_phase
         self._previous_handlers.clear()
         if error is None and self.received is not None:
-            raise KeyboardInterrupt if self.received is signal.SIGINT else SystemExit(143)
+            raise KeyboardInterrupt if self.received is signal.SIGINT else SystemExit(128 + self.received)
 
     def receive(self, number: signal.Signals) -> None:
         """Set `received`: to the signal of another rank, or of a process that this one has started."""
-        self.received = number
+        self.received, self.is_pending = number, True
+
+    def take_save_request(self) -> bool:
+        """Return whether a SIGUSR1 has asked for a checkpoint, once for each."""
+        requested, self.save_requested = self.save_requested, False
+        self.is_pending = self.received is not None
+        return requested
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:  # A process forked from this one, which has not set handlers of its own.
@@ -84,11 +99,31 @@ class GracefulShutdown:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return
+        if number == signal.SIGUSR1 and not self._stops_on_usr1:
+            self.save_requested = self.is_pending = True
+            return
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         if self.received is not None:  # The first is the cause: after Ctrl-C the launching process sends SIGTERM.
             return
         if self._announces:
             os.write(2, b"finishing the update and saving; Ctrl-C ends at once\n")  # print is not safe in a handler.
-        self.received = signal.Signals(number)
+        self.receive(signal.Signals(number))
         self._phase.value = RECEIVED
+
+
+@contextlib.contextmanager
+def usr1_without_effect() -> Iterator[None]:
+    """A context in which a SIGUSR1 does nothing, where it would end the process: a scheduler sends it at any time."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGUSR1, do_nothing)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL if before is None else before)
+
+
+def do_nothing(number: int, frame: FrameType | None) -> None:
+    """Unlike SIG_IGN, a handler is not inherited by programs that the process runs."""
