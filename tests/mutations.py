@@ -828,7 +828,7 @@ MUTATIONS = [
     ),
     Mutation(
         "runtime/data_worker.py",
-        "signal.signal(number, _do_nothing)",
+        "signal.signal(number, signals.do_nothing)",
         "signal.signal(number, signal.SIG_DFL)",
         INTERRUPTS + "test_a_loading_process_ignores_ctrl_c",
     ),

@@ -30,6 +30,7 @@ FLAGS = [
     "checkpoint_activations",
     "check_finite",
     "async_save",
+    "sigusr1",
     "progress",
     "print_banner",
 ]
@@ -391,6 +392,7 @@ def test_config_has_every_option_with_its_default():
         "keep_last": 1,
         "keep_best": 1,
         "async_save": True,
+        "sigusr1": "save",
         "log_every_steps": 50,
         "log_grad_norm": False,
         "log_param_norm": False,
