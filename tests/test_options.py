@@ -30,7 +30,6 @@ FLAGS = [
     "checkpoint_activations",
     "check_finite",
     "async_save",
-    "sigusr1",
     "progress",
     "print_banner",
 ]
@@ -47,7 +46,7 @@ OPTIONAL_INTEGERS = [
 OPTIONAL_NUMBERS = ["max_minutes", "clip_norm", "valid_every_epochs", "save_every_minutes"]
 LIMITS = ["limit_train_batches", "limit_valid_batches", "limit_test_batches", "overfit_batches"]
 NORMS = ["log_grad_norm", "log_param_norm"]
-CHOICES = ["accelerator", "strategy", "precision", "mode", "log_level"]
+CHOICES = ["accelerator", "strategy", "precision", "mode", "log_level", "sigusr1"]
 
 
 class SomeLogger:
@@ -152,6 +151,7 @@ EDGES = [
     *(("accelerator", value) for value in ("auto", "cpu", "cuda", "mps")),
     *(("devices", value) for value in (1, 8, [0], [2, 0], "auto")),
     *(("strategy", value) for value in ("ddp", "fsdp", "hsdp")),
+    *(("sigusr1", value) for value in ("save", "stop")),
     ("max_restarts", 3),
     *(("precision", value) for value in ("fp32", "bf16", "fp16")),
     *(("log_level", value) for value in ("quiet", "normal", "verbose")),
