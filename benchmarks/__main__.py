@@ -6,7 +6,7 @@ With names only those are measured anew; the others keep the figures of their js
 import importlib
 import sys
 
-from benchmarks.rounds import FOLDER, Figure, Question, machine
+from benchmarks.rounds import FOLDER, Figure, Question
 
 NAMES = (
     "step_overhead",
@@ -25,8 +25,6 @@ HEAD = """# Results
 
 Written by `python -m benchmarks`. Every figure is a ratio or a difference to a loop by hand that does the same maths
 and ends with the same weights, in rounds that take turns, in a fresh process each; medians of the rounds.
-
-Machine: {}
 """
 
 
@@ -42,7 +40,7 @@ def main(*names: str) -> int:
     questions = [importlib.import_module(f"benchmarks.{name}").QUESTION for name in NAMES]
     answers = [figures(question, not names or question.name in names) for question in questions]
     sections = [question.section(answer) for question, answer in zip(questions, answers, strict=True)]
-    (FOLDER / "RESULTS.md").write_text("\n".join([HEAD.format(machine()), *sections]))
+    (FOLDER / "RESULTS.md").write_text("\n".join([HEAD, *sections]))
     return int(any(isinstance(answer, Exception) for answer in answers))
 
 

@@ -80,7 +80,7 @@ class Question:
 
     def answer(self) -> list[Figure]:
         """Run all rounds (A B A B ...), check the weights, print the table, write the json."""
-        file = FOLDER / "results" / f"{self.name}.json"
+        file = self._file()
         file.parent.mkdir(exist_ok=True)
         file.unlink(missing_ok=True)
         runs: Runs = {variant: [] for variant in self.variants}
@@ -101,7 +101,7 @@ class Question:
 
     def known(self) -> list[Figure]:
         """Return the figures of the last answer; a RuntimeError if there is none."""
-        file = FOLDER / "results" / f"{self.name}.json"
+        file = self._file()
         if not file.exists():
             raise RuntimeError(f"{self.name} has no figures yet")
         content = json.loads(file.read_text())
@@ -114,7 +114,11 @@ class Question:
             return f"## {self.title}\n\n{_filled(self.timed)}\n\nNot measured: `{reason}`\n"
         rows = [_COLUMNS, ["---"] * len(_COLUMNS), *(figure.row() for figure in figures)]
         lines = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-        return f"## {self.title}\n\n{_filled(self.timed)}\n\n{lines}\n\n{_filled(self.remains)}\n"
+        place = f"Measured on {json.loads(self._file().read_text())['machine']}."
+        return f"## {self.title}\n\n{_filled(self.timed)}\n\n{lines}\n\n{place}\n\n{_filled(self.remains)}\n"
+
+    def _file(self) -> Path:
+        return FOLDER / "results" / f"{self.name}.json"
 
     def _require_same_weights(self, runs: Runs) -> None:
         first: dict[Any, tuple[str, Any]] = {}
