@@ -174,11 +174,7 @@ class TrainingLog:
             values |= {f"{name}/epoch": value for name, value in means.items()}
         if values:
             self.write(values)
-            if not self._session.progress.has_bars and "train/step_seconds" in values:
-                options, batches = self._session.options, self._epoch_batches
-                epoch_part = None if batches is None else self._state.epoch_batch / batches
-                done = report.finished_part(self._state, options, epoch_part)
-                self._session.progress.write(report.log_line(self._state, options, values, done))
+            self._show_row(values)
 
     def _take_values(self) -> dict[str, float]:
         """Return the training metrics since the last row, and begin the next one. Call on every rank."""
@@ -217,6 +213,14 @@ class TrainingLog:
         if self._jsonl is not None:
             self._jsonl.log_metrics(row, self._state.step)
         self._loggers.log_metrics(row, self._state.step)
+
+    def _show_row(self, values: dict[str, float]) -> None:
+        """Show a row in a line of its own where there are no bars."""
+        progress, options, batches = self._session.progress, self._session.options, self._epoch_batches
+        if progress.enabled and not progress.has_bars and "train/step_seconds" in values:
+            epoch_part = None if batches is None else self._state.epoch_batch / batches
+            done = report.finished_part(self._state, options, epoch_part)
+            progress.write(report.log_line(self._state, options, values, done))
 
     def show_validation(self, values: dict[str, float], *, is_best: bool) -> None:
         """Show a validation in a line of its own; beside bars it is a part of the line of its epoch."""
