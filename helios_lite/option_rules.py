@@ -150,6 +150,16 @@ def device_selection(value: Any) -> None:
         integer(least=1, below=_MANY_PROCESSES)(value)
 
 
+def minutes_or_auto(value: Any) -> None:
+    """Accept numbers from 0.01 on, None and "auto"."""
+    if isinstance(value, str):
+        choice("auto")(value)
+    else:
+        optional(number())(value)
+        if value is not None and value < 0.01:
+            raise ValueError("must be at least 0.01")
+
+
 def whole_or_fraction(value: Any) -> None:
     """Accept a whole number of epochs, or a fraction of one epoch."""
     number()(value)

@@ -23,6 +23,7 @@ from helios_lite.option_rules import (
     integer,
     list_of,
     metric_names,
+    minutes_or_auto,
     norm_selection,
     number,
     option,
@@ -187,6 +188,14 @@ class Options:
         0,
         integer(least=0),
         "How many times all processes are restarted, from the newest checkpoint, after one of them has failed.",
+    )
+    hang_minutes: float | Literal["auto"] | None = option(
+        "auto",
+        minutes_or_auto,
+        """After how many minutes without a new batch the run is ended as hanging: each rank writes the stacks of its
+        threads to the folder "hangs" of the run, the ranks that the others wait for are named on stderr, and the
+        processes exit with status 1, so that `max_restarts` helps. It must be longer than the longest `setup`, save and
+        compilation. "auto" is 30 under torchrun and srun, and None otherwise, which watches nothing.""",
     )
 
     # Numerics

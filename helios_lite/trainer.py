@@ -17,8 +17,9 @@ from helios_lite.options import Options
 from helios_lite.runtime.checkpoint_files import CheckpointError
 from helios_lite.runtime.devices import choose_accelerator, choose_devices
 from helios_lite.runtime.distributed import is_launched
+from helios_lite.runtime.hang_watch import HangWatch, hang_seconds
 from helios_lite.runtime.launch import launch
-from helios_lite.runtime.rank_process import WorkerInterrupted
+from helios_lite.runtime.rank_process import WorkerInterrupted, leave_error
 from helios_lite.runtime.read_checkpoint import read_checkpoint_header
 from helios_lite.runtime.shadowing import check_no_method_is_hidden
 from helios_lite.runtime.signals import GracefulShutdown, usr1_without_effect
@@ -253,12 +254,16 @@ def run_task(
     stops_on_usr1 = trainer.sigusr1 == "stop"
     shutdown = GracefulShutdown(announces, ignore_further_signals=is_worker, stops_on_usr1=stops_on_usr1)
     is_training = task == "fit"
+    watch = HangWatch(hang_seconds(trainer.hang_minutes), leave_error)
     try:
         with (
             usr1_without_effect(),
             single_call(describe_call(task, trainer, model)),
+            watch,
             open_session(trainer, model, datamodule, is_training=is_training, data_is_prepared=is_worker) as session,
         ):
+            folder = None if session.folder is None else session.folder / "hangs"
+            watch.start(session.world, folder, lambda: session.context.num_begun)
             if is_training:
                 result: Any = Training(session, shutdown).run()
             else:

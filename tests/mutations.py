@@ -103,6 +103,7 @@ SAME_MEANS = "engine/test_report.py::test_a_resume_inside_an_epoch_gives_the_sam
 FINISHED_PART = "engine/test_report.py::test_the_finished_part_is_that_of_the_limit_that_comes_first"
 MISTAKES = "engine/test_likely_mistakes.py::"
 CLUSTERS = "runtime/test_clusters.py::"
+HANGS = "runtime/test_hangs.py::"
 DIFF = "tools/test_diff.py::test_a_planted_difference_is_named"
 SHARDED = "runtime/test_sharded_files.py::"
 STAYS_SHARDED = SHARDED + "test_no_rank_makes_more_than_its_part_of_a_tensor_in_a_save_and_in_a_resume"
@@ -638,6 +639,25 @@ MUTATIONS = [
         "os.kill(status.pid, signal.SIGUSR1)",
         "pass",
         CLUSTERS + "test_a_launched_training_passes_sigusr1_on",
+    ),
+    # Hangs.
+    Mutation(
+        "runtime/hang_watch.py",
+        "moved, seen = time.monotonic(), now",
+        "seen = now",
+        HANGS + "test_a_slow_validation_is_no_hang",
+    ),
+    Mutation(
+        "runtime/hang_watch.py",
+        "frames = frames[: frames.index(ours[-1]) + 1]",
+        "pass",
+        HANGS + "test_the_rank_that_the_others_wait_for_is_named_and_a_restart_helps",
+    ),
+    Mutation(
+        "runtime/data_worker.py",
+        "faulthandler.register(signal.SIGUSR2, file=2)",
+        "signal.signal(signal.SIGUSR2, signals.do_nothing)",
+        HANGS + "test_a_loading_process_writes_its_stack",
     ),
     # Where two runs parted.
     Mutation("tools/diff.py", "if found[0] not in _WHERE_ONLY", "if not found", DIFF + "[option]"),

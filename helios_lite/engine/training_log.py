@@ -166,7 +166,8 @@ class TrainingLog:
         """
         values = {} if self._state.step == self._logged_step else self._take_values()
         if ends_epoch and self._epoch_start is not None:
-            self._clock.tick()
+            if not values:
+                self._clock.tick()
             values["train/epoch_seconds"] = self._clock.now - self._epoch_start
             self._epoch_start = None
         if ends_epoch and (means := self._epoch_means.take()):

@@ -34,6 +34,7 @@ class RunContext:
         latest: the last value of every metric, by full name.
         shown: full names of the metrics that are shown beside the bar, in the order in which they were logged first.
         is_set_up: whether `Model.setup` has run.
+        num_begun: how many batches have begun, in training and in evaluations: it changes as long as the run goes on.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class RunContext:
         self.latest: dict[str, float] = {}
         self.shown: list[str] = []
         self.is_set_up = False
+        self.num_begun = 0
         self._phase = "train"
         self._batch_size = 1
         self._step = 0
@@ -70,6 +72,7 @@ class RunContext:
             step: the optimizer update in progress, reported if a logged value is not finite.
             global_batch_size: number of samples of all ranks in this batch together.
         """
+        self.num_begun += 1
         self._batch_size, self._step, self._global_batch_size = batch_size, step, global_batch_size
 
     def begin_phase(self, phase: str, metrics: MetricAccumulator, batch_size: int = 1) -> None:
@@ -80,6 +83,7 @@ class RunContext:
             metrics: takes the values.
             batch_size: number of samples in the batch of an evaluation.
         """
+        self.num_begun += 1
         self._phase, self.metrics, self._batch_size = phase, metrics, batch_size
 
     @contextlib.contextmanager

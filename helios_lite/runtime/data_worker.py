@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import select
 import signal
@@ -39,6 +40,7 @@ class WorkerInit:
         """Install the handlers, watch the parent in a thread, and call the user's function."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signals.do_nothing)
+        faulthandler.register(signal.SIGUSR2, file=2)  # Of a hanging run: writes the stacks of this process to stderr.
         # The number of a signal goes to a pipe at once, whereas a Python handler waits for an operation in C++ to end.
         reader, writer = os.pipe()
         os.set_blocking(writer, False)

@@ -18,6 +18,9 @@ from helios_lite.runtime.distributed import PARENT
 from helios_lite.runtime.peer_watch import exit_now, exit_with_parent
 from helios_lite.runtime.signals import do_nothing
 
+_ERROR_FILE = "HELIOS_LITE_ERROR_FILE"
+"""The environment variable with the file of `leave_error`."""
+
 TASK_FILE = "task"
 """The file with the function and its arguments."""
 
@@ -103,6 +106,7 @@ def run_worker(folder: str, attempt: int, parent: int, num_threads: int, started
     os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempt)
     path, rank = Path(folder), os.environ["RANK"]
     exit_with_parent(parent, end_file(path, attempt))
+    os.environ[_ERROR_FILE] = str(error_file(path, attempt, rank))
     signal.signal(signal.SIGUSR1, do_nothing)  # From here on the launching process passes it on.
     _write_status(WorkerStatus(os.getpid()), path, attempt, rank)
     received = None
@@ -114,7 +118,7 @@ def run_worker(folder: str, attempt: int, parent: int, num_threads: int, started
     except WorkerInterrupted as interrupted:
         result, received = Interruption(interrupted.number), interrupted.number
     except BaseException as error:
-        _write_error(error, error_file(path, attempt, rank))
+        leave_error(error, traceback.format_exc())
         time.sleep(0.5)  # A killed process must be detected before the processes that fail because of it.
         exit_now(1)  # Also after exit(0), which is a failure here. No thread of the user can delay it.
     # Elastic now waits for the other processes, and hangs if this one dies meanwhile.
@@ -128,8 +132,11 @@ def _write_status(status: WorkerStatus, folder: Path, attempt: int, rank: str) -
     _write(json.dumps(status).encode(), folder / f"{attempt}-{rank}.status")
 
 
-def _write_error(error: BaseException, path: Path) -> None:
-    when, text = time.time_ns(), traceback.format_exc()
+def leave_error(error: BaseException, text: str) -> None:
+    """Leave an error and its traceback for the process that has launched this one, if a trainer has done so."""
+    if _ERROR_FILE not in os.environ:
+        return
+    when, path = time.time_ns(), Path(os.environ[_ERROR_FILE])
     try:
         content = pickle.dumps(tuple(WorkerError(when, error, text)))
         pickle.loads(content)
