@@ -1,5 +1,6 @@
 """A run that makes no progress says where every rank stands, and ends as a failure."""
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -108,6 +109,7 @@ PLACES: dict[Callable[[Path], None], str | None] = {
 
 def run_into(function: Callable[[Path], None], root: Path) -> None:
     """Run a function in a forked process whose stderr is a file."""
+    gc.disable()  # What other tests have left behind, such as process groups, must not end in this process.
     stderr = os.open(f"{root}.txt", os.O_CREAT | os.O_WRONLY)
     os.dup2(stderr, 2)
     sys.stderr = sys.__stderr__ = os.fdopen(2, "w")  # type: ignore[misc]
