@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor, nn
 
@@ -25,6 +25,9 @@ from helios_lite.runtime.shadowing import check_no_method_is_hidden
 from helios_lite.runtime.signals import GracefulShutdown, usr1_without_effect
 from helios_lite.runtime.slurm import adopt_world_of_srun
 from helios_lite.state import FitResult
+
+if TYPE_CHECKING:
+    from helios_lite.engine.replay_result import Replay
 
 
 class Trainer(Options):
@@ -173,6 +176,36 @@ class Trainer(Options):
         from helios_lite.engine.prediction import predict_to_file
 
         predict_to_file(self, model, datamodule, checkpoint, processes, Path(path))
+
+    def replay(self, model: Model, datamodule: DataModule, step: int) -> Replay:
+        """Compute one update of a run again, bit for bit, and return what it shows.
+
+        The training goes on from the newest checkpoint before the update, or begins anew if there is none. It writes no
+        files, reads the run folder only, and calls no logger. Pass the model, the data and the options of the run.
+        Afterwards the model has the weights after the update (not with `devices=2` or more).
+
+        If a loss before the update is not finite (with `check_finite`), the first such update is returned, because it
+        is the cause of the others. `print` of the result shows a short table.
+
+        Args:
+            model: a model as it is passed to `fit`.
+            datamodule: its data.
+            step: the number of the update, as `TrainingState.step` counts it after the update, from 1.
+
+        Raises:
+            FileNotFoundError: there is no run folder.
+            CheckpointError: the checkpoint cannot be read.
+            TypeError, ValueError: `step` is not an int of at least 1, or the run ends before the update.
+            Exception: any exception of the model, the data or a callback.
+        """
+        if isinstance(step, bool) or not isinstance(step, int):
+            raise TypeError(f"step={step!r}: must be an int")
+        if step < 1:
+            raise ValueError(f"step={step}: must be at least 1")
+        processes = self._check_call(model, datamodule)
+        from helios_lite.engine.replay import replay
+
+        return replay(self, model, datamodule, step, processes)
 
     def _run(self, task: str, model: Model, datamodule: DataModule, checkpoint: Any = None) -> Any:
         """Check the arguments, and run the task here or in launched processes; return its result."""

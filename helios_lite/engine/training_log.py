@@ -147,7 +147,7 @@ class TrainingLog:
         session.context.precision.forget_loss()
         self._checked(summary)
         if not summary.loss_is_finite:
-            raise FloatingPointError(f"the loss passed to backward is not finite at step {self._state.step}")
+            raise self._not_finite("the loss passed to backward", self._state.step)
         return summary
 
     def unwritten(self) -> dict[str, float]:
@@ -297,8 +297,13 @@ class TrainingLog:
         """Return the values of a summary; raise a FloatingPointError if one is not finite (`check_finite`)."""
         if self._session.options.check_finite and summary.first_not_finite is not None:
             name, step = summary.first_not_finite
-            raise FloatingPointError(f"{name} is not finite at step {step}")
+            raise self._not_finite(name, step)
         return summary.values
+
+    def _not_finite(self, name: str, step: int) -> FloatingPointError:
+        """Return the error of a value that is not finite, with the call that shows where it comes from."""
+        hint = f"; Trainer.replay(model, datamodule, step={step}), or helios-lite replay FILE --step {step}, shows why"
+        return FloatingPointError(f"{name} is not finite at step {step}" + hint * (self._session.folder is not None))
 
     def _row(self, values: dict[str, float]) -> dict[str, float]:
         """Return a row of metrics with its epoch and time; log it for train.log."""

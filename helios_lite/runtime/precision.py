@@ -78,6 +78,17 @@ class Precision:
         self._is_first_micro_batch, self._is_last_micro_batch = self._is_last_micro_batch, completes_update
         self._report_gradients = report_gradients
 
+    def add_gradient_report(self, report: GradientReport) -> None:
+        """Call one more report in the present micro-batch; see `begin_micro_batch`."""
+        earlier = self._report_gradients
+
+        def both(optimizer: Optimizer, parameters: list[Tensor], norm: Tensor) -> None:
+            if earlier is not None:
+                earlier(optimizer, parameters, norm)
+            report(optimizer, parameters, norm)
+
+        self._report_gradients = both
+
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the last loss, which is not a leaf and cannot be copied. To detach it would cost every step."""
         return {**vars(self), "last_loss": None, "_optimizers": [], "has_several_optimizers": False}

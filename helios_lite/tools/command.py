@@ -18,7 +18,7 @@ from helios_lite.tools.env import env
 from helios_lite.tools.errors import UsageError
 from helios_lite.tools.inspect import inspect
 from helios_lite.tools.plot import plot
-from helios_lite.tools.runs import fit, predict, test
+from helios_lite.tools.runs import fit, predict, replay, test
 from helios_lite.version import __version__
 
 _OVERRIDES = """
@@ -51,8 +51,10 @@ def _run(arguments: Sequence[str] | None) -> None:
     try:
         rest, overrides = _split_overrides(sys.argv[1:] if arguments is None else arguments)
         parsed = parser.parse_args(rest)
-        if overrides and parsed.command not in (fit, test, predict):
-            raise UsageError(f"--{next(iter(overrides))}: only fit, test and predict take values of a configuration")
+        if overrides and parsed.command not in (fit, test, predict, replay):
+            raise UsageError(
+                f"--{next(iter(overrides))}: only fit, test, predict and replay take values of a configuration"
+            )
         parsed.overrides = overrides
         parsed.command(parsed)
     except (UsageError, ConfigError) as error:
@@ -109,6 +111,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("file", metavar="FILE", type=Path, help="the TOML file")
     command.add_argument("--checkpoint", default="best", help=checkpoint_help)
     command.add_argument("--output", type=Path, default="predictions.pth", help="default: %(default)s")
+
+    command = add(replay, "compute one update of a run again, and show it", _OVERRIDES)
+    command.usage = "%(prog)s [-h] --step STEP FILE [--table.key VALUE ...]"
+    command.add_argument("file", metavar="FILE", type=Path, help="the TOML file")
+    command.add_argument("--step", type=int, required=True, help="the number of the update, from 1")
 
     command = add(inspect, "show what a checkpoint holds")
     command.add_argument("file", metavar="CHECKPOINT", type=Path, help="the checkpoint: a file or a folder")

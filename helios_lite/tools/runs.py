@@ -1,4 +1,4 @@
-"""The commands `fit`, `test` and `predict`. They run the trainer, model and data that a TOML file describes."""
+"""The commands `fit`, `test`, `predict` and `replay`, which run what a TOML file describes."""
 
 from __future__ import annotations
 
@@ -42,6 +42,22 @@ def predict(arguments: argparse.Namespace) -> None:
     _require_checkpoint(arguments.checkpoint, trainer, model)
     with _usage_errors():
         trainer.write_predictions(model, data, arguments.output, checkpoint=arguments.checkpoint)
+
+
+def replay(arguments: argparse.Namespace) -> None:
+    """Compute one update of a run of a TOML file again, from the newest checkpoint before it, and show its samples,
+    losses, learning rates, gradient norms, and the first module that is not finite. The run folder is only read.
+    """
+    trainer, model, data = _load(arguments)
+    try:
+        with _usage_errors():
+            replayed = trainer.replay(model, data, arguments.step)
+    except (FileNotFoundError, ValueError) as error:
+        if not str(error).startswith("step="):
+            raise
+        raise UsageError(str(error)) from error
+    if model.global_rank == 0:
+        print(replayed)
 
 
 @contextlib.contextmanager

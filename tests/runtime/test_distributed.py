@@ -16,6 +16,8 @@ import torch.distributed as dist
 from helpers.compare import close, same, saved, timeless, weights
 from helpers.models import Indices, Plain, Tiny, data, quiet
 from helpers.processes import deadline
+from helpers.replayed import Digests, Dropped, digest, digests, trainer
+from helpers.replayed import data as replayed_data
 from helpers.scenarios import Results, scenario
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
@@ -141,6 +143,29 @@ def test_every_index_is_evaluated_once_for_every_length_and_number_of_processes(
     assert sorted(indices) == list(range(length))
     assert metrics["test/index"] == pytest.approx((length - 1) / 2, abs=1e-12)
     assert metrics["test/last"] == length - 1
+
+
+@scenario(ranks=2)
+def replayed_by_two(root: Path, world: World) -> list[Any]:
+    """For some updates whether the replay has the bits of the run, and the samples of both ranks."""
+    path = root / f"digests-{world.rank}"
+    options = {"root": root, "run_name": "replayed", "max_steps": 9, "callbacks": []}
+    trainer(**{**options, "callbacks": [Digests(path)]}).fit(Dropped(), replayed_data())
+    found = []
+    for step in (5, 8):
+        model = Dropped()
+        replayed = trainer(**options).replay(model, replayed_data(), step)
+        indices = [(batch.rank, batch.indices.tolist()) for batch in replayed.batches]
+        found.append((world.gather(digest(model) == digests(path)[step]), indices, replayed.started_at))
+    return found
+
+
+def test_ranks_replay_an_update_together_and_show_the_samples_of_all(result: Results) -> None:
+    for is_equal, indices, started_at in result(replayed_by_two, ranks=2):
+        assert is_equal == [True, True]
+        assert [rank for rank, _ in indices] == [0, 0, 1, 1]
+        assert len({index for _, part in indices for index in part}) == 16
+        assert started_at in (0, 7)
 
 
 class Perplexed(Plain):

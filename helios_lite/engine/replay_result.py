@@ -1,0 +1,105 @@
+"""What a replay of one update shows."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_MOST_SHOWN = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplayedBatch:
+    """A micro-batch of a replayed update.
+
+    Attributes:
+        rank: the rank that has computed it.
+        batch: the batch as `train_step` got it, with its tensors on the CPU.
+        indices: the indices of its samples in the dataset, int64 of shape (batch_size,); None for a custom loader.
+        losses: the losses that were passed to `Model.backward`, in order.
+        weight: the weight that was passed to it, None if there was none.
+        sample_losses: the loss of each sample alone, in evaluation mode and with the weights before the update, of
+            shape (batch_size,); None if `why_no_sample_losses` says why not.
+        why_no_sample_losses: empty if there are.
+        not_finite: the positions of the samples whose data or loss alone is NaN or infinite.
+    """
+
+    rank: int
+    batch: Any
+    indices: Tensor | None
+    losses: tuple[float, ...]
+    weight: float | None
+    sample_losses: Tensor | None
+    why_no_sample_losses: str
+    not_finite: tuple[int, ...]
+
+    def not_finite_indices(self) -> list[int]:
+        """Return the indices of the samples of `not_finite`, or their positions if the indices are not known."""
+        return [position if self.indices is None else int(self.indices[position]) for position in self.not_finite]
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """What `Trainer.replay` returns: one update, computed again. It is the same on every rank.
+
+    Attributes:
+        step: the number of the update. It is smaller than the one that was asked for if a loss before that was not
+            finite (with `check_finite`): then it is the first such update.
+        epoch: the number of its epoch, from 1.
+        started_at: the update after which the replay began, that of a checkpoint or 0.
+        batches: the micro-batches of all ranks.
+        learning_rates: the learning rates that the update used, by optimizer and group.
+        gradient_norms: the 2-norm of the gradient of each parameter, before clipping.
+        logged: the values that `log` got, the last of each name, on rank 0.
+        first_not_finite: the first module with an output, or else with a gradient, that is NaN or infinite; None if all
+            were finite.
+    """
+
+    step: int
+    epoch: int
+    started_at: int
+    batches: tuple[ReplayedBatch, ...]
+    learning_rates: dict[str, float]
+    gradient_norms: dict[str, float]
+    logged: dict[str, float]
+    first_not_finite: str | None
+
+    def __str__(self) -> str:
+        """Return a short table."""
+        lines = [f"update {self.step} in epoch {self.epoch}, replayed from update {self.started_at} on"]
+        for batch in self.batches:
+            where = f"rank {batch.rank}: " if len({each.rank for each in self.batches}) > 1 else ""
+            weight = "" if batch.weight is None else f" (weight {batch.weight:g})"
+            lines.append(f"{where}loss {', '.join(f'{loss:.6g}' for loss in batch.losses) or 'none'}{weight}")
+            lines.append(f"  samples {_shown([] if batch.indices is None else batch.indices.tolist())}")
+            lines += [f"  {text}" for text in _about_samples(batch)]
+        lines += [f"learning rate {name}: {rate:.6g}" for name, rate in self.learning_rates.items()]
+        total = sum(norm**2 for norm in self.gradient_norms.values()) ** 0.5
+        largest = sorted(self.gradient_norms, key=lambda name: -self.gradient_norms[name])[:3]
+        shown = ", ".join(f"{name} {self.gradient_norms[name]:.4g}" for name in largest)
+        lines.append(f"gradient norm {total:.6g}" + (f" (largest: {shown})" if shown else ""))
+        if self.first_not_finite is not None:
+            lines.append(f"first not finite: {self.first_not_finite}")
+        return "\n".join(lines)
+
+
+def _about_samples(batch: ReplayedBatch) -> list[str]:
+    lines = []
+    if batch.not_finite:
+        lines.append(f"not finite alone: samples {_shown(batch.not_finite_indices())}")
+    elif batch.sample_losses is not None:
+        order = torch.argsort(batch.sample_losses, descending=True)[:3].tolist()
+        indices = order if batch.indices is None else batch.indices[order].tolist()
+        worst = ", ".join(f"{i} ({float(batch.sample_losses[at]):.4g})" for i, at in zip(indices, order, strict=True))
+        lines.append(f"largest losses alone: samples {worst}")
+    if batch.why_no_sample_losses:
+        lines.append(f"no losses of samples: {batch.why_no_sample_losses}")
+    return lines
+
+
+def _shown(indices: list[int]) -> str:
+    text = ", ".join(map(str, indices[:_MOST_SHOWN])) + (", ..." if len(indices) > _MOST_SHOWN else "")
+    return text or "without indices (a custom loader)"

@@ -1,0 +1,190 @@
+"""A replay computes an update of a run again, bit for bit, shows what it consists of, and touches nothing."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.compare import same
+from helpers.models import quiet
+from helpers.replayed import Digests, Dropped, data, digest, digests, files, trainer
+from torch import nn
+from torch.utils.data import IterableDataset, TensorDataset
+
+from helios_lite import DataModule, Model, Split
+from helios_lite.tools.command import main
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped twice and resumed, with a digest of every update, and all its checkpoints."""
+    root = tmp_path_factory.mktemp("run")
+    for steps in (10, 25, None):
+        callbacks = [*trainer(root).callbacks, Digests(root / "digests")]
+        trainer(root, callbacks=callbacks, max_steps=steps).fit(Dropped(), data())
+    return root
+
+
+@pytest.mark.parametrize("step", [1, 6, 7, 8, 11, 26, 48])
+def test_an_update_of_a_resumed_run_is_computed_again_bit_for_bit_and_no_file_changes(step: int, run: Path) -> None:
+    before = files(run)
+    model = Dropped()
+    replayed = trainer(run).replay(model, data(num_workers=step % 2 * 2), step)
+    assert digest(model) == digests(run / "digests")[step]
+    assert files(run) == before
+    assert (replayed.step, replayed.epoch) == (step, (step - 1) // 6 + 1)
+    saved = [int(path.stem.rsplit("_iter_", 1)[1]) for path in (run / "dropped" / "checkpoints").glob("*.pth")]
+    assert replayed.started_at == max((n for n in saved if n < step), default=0)
+    for batch in replayed.batches:
+        assert batch.indices is not None
+        assert same(batch.indices, batch.batch[0])
+
+
+def test_the_model_can_be_replayed_again_and_trained_afterwards(run: Path, tmp_path: Path) -> None:
+    model, expected = Dropped(), digests(run / "digests")
+    for step in (9, 3):
+        trainer(run).replay(model, data(), step)
+        assert digest(model) == expected[step]
+    trainer(tmp_path).fit(model, data())
+    assert digest(model) == expected[48]
+
+
+def test_norms_rates_and_values_are_those_that_the_run_logs(tmp_path: Path) -> None:
+    options = {"log_every_steps": 1, "log_grad_norm": "per-parameter", "max_steps": 5}
+    result = trainer(tmp_path, **options).fit(Dropped(), data())
+    replayed = trainer(tmp_path, max_steps=5).replay(Dropped(), data(), 5)
+    logged = {name: value for name, value in result.metrics.items() if name.startswith("train/grad_norm/")}
+    assert len(logged) == 6
+    for name, norm in replayed.gradient_norms.items():
+        assert norm == pytest.approx(logged[f"train/grad_norm/{name}"], rel=1e-6)
+    assert math.hypot(*replayed.gradient_norms.values()) > 0.5  # Before they are clipped.
+    assert replayed.learning_rates == {"optimizer": result.metrics["train/lr"]}
+    weights = [len(batch.batch[0]) for batch in replayed.batches]
+    losses = [batch.losses[0] for batch in replayed.batches]
+    mean = sum(map(math.prod, zip(weights, losses, strict=True))) / sum(weights)
+    assert mean == pytest.approx(result.metrics["train/loss"], rel=1e-6)
+    assert replayed.logged == {"loss": losses[-1]}
+
+
+@pytest.mark.parametrize("poisoned", [0, 13, 43])
+def test_a_poisoned_sample_is_named_also_by_a_replay_of_a_later_update(poisoned: int, tmp_path: Path) -> None:
+    with pytest.raises(
+        FloatingPointError, match=r"Trainer.replay\(model, datamodule, step=\d\), or helios-lite replay"
+    ):
+        trainer(tmp_path, log_every_steps=3).fit(Dropped(), data(poisoned))
+    replayed = trainer(tmp_path).replay(Dropped(), data(poisoned), 6)
+    assert [i for batch in replayed.batches for i in batch.not_finite_indices()] == [poisoned]
+    assert replayed.first_not_finite == "the batch itself"
+    bad = [batch for batch in replayed.batches if batch.not_finite]
+    assert len(bad) == 1
+    assert math.isnan(bad[0].losses[0])
+    assert f"not finite alone: samples {poisoned}" in str(replayed)
+    if replayed.step > 1:
+        assert math.isfinite(
+            trainer(tmp_path).replay(Dropped(), data(poisoned), replayed.step - 1).batches[0].losses[0]
+        )
+
+
+class Inverse(nn.Module):
+    def forward(self, x: Any) -> Any:
+        return 1 / x
+
+
+class Root(nn.Module):
+    def forward(self, x: Any) -> Any:
+        return x.abs().sqrt()
+
+
+class Fragile(Model):
+    """One sample makes the output, or only the gradient, of a module infinite."""
+
+    def __init__(self, module: nn.Module, reduction: str = "mean") -> None:
+        super().__init__("fragile")
+        self.modules, self.reduction = {module}, reduction  # A set, so that it is no network of the model's own.
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.net = self.parallelize(nn.Sequential(nn.Linear(1, 1, bias=False), *self.modules, nn.Identity()))
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=1e-3)
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        self.backward(nn.functional.mse_loss(self.net(batch[0]), batch[0], reduction=self.reduction))
+        self.optimizer_step(self.optimizer)
+
+
+def fragile_data() -> DataModule:
+    x = torch.arange(1.0, 9.0)[:, None]
+    x[5] = 0.0
+    return DataModule(Split(TensorDataset(x), batch_size=2))
+
+
+@pytest.mark.parametrize(("module", "where"), [(Inverse(), "the output of net.1"), (Root(), "the gradient at net.0")])
+def test_the_first_module_with_an_output_or_gradient_that_is_not_finite_is_named(
+    module: nn.Module, where: str, tmp_path: Path
+) -> None:
+    options = {"root": tmp_path, "max_epochs": 1, "check_finite": False}
+    quiet(**options).fit(Fragile(module), fragile_data())
+    found = [quiet(**options).replay(Fragile(module), fragile_data(), step) for step in (2, 3)]
+    assert [replayed.first_not_finite for replayed in found] == [None, where]
+
+
+def test_losses_of_samples_are_shown_only_where_the_loss_is_their_mean(tmp_path: Path) -> None:
+    for reduction in ("mean", "sum"):
+        options = {"root": tmp_path, "run_name": reduction, "max_steps": 1}
+        quiet(**options).fit(Fragile(nn.Identity(), reduction), fragile_data())
+        batch = quiet(**options).replay(Fragile(nn.Identity(), reduction), fragile_data(), 1).batches[0]
+        if reduction == "mean":
+            assert batch.sample_losses is not None
+            assert float(batch.sample_losses.mean()) == pytest.approx(batch.losses[0])
+        else:
+            assert batch.sample_losses is None
+            assert "their mean is" in batch.why_no_sample_losses
+
+
+class Endless(IterableDataset):
+    def __iter__(self) -> Any:
+        return iter((i, torch.tensor([i % 7, 1.0, 0.0])) for i in range(40))
+
+
+def test_a_stream_and_epochs_of_some_steps_are_replayed_too(tmp_path: Path) -> None:
+    for name, split in (
+        ("stream", lambda: DataModule(Split(Endless(), batch_size=4))),
+        ("passes", lambda: DataModule(data().train)),
+    ):
+        options = {"run_name": name, "steps_per_epoch": 4, "max_epochs": 4}
+        callbacks = [Digests(tmp_path / f"{name}.txt")]
+        trainer(tmp_path, **options, callbacks=callbacks).fit(Dropped(), split())
+        for step in (6, 13):
+            model = Dropped()
+            replayed = trainer(tmp_path, **options, callbacks=[]).replay(model, split(), step)
+            assert digest(model) == digests(tmp_path / f"{name}.txt")[step]
+            for batch in replayed.batches:
+                assert (batch.indices is None) == (name == "stream")
+                assert batch.indices is None or same(batch.indices, batch.batch[0])
+
+
+def test_what_cannot_be_replayed_is_said(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^step=49: the run ends after update 48$"):
+        trainer(run).replay(Dropped(), data(), 49)
+    with pytest.raises(FileNotFoundError, match=r"^step=1: there is no run to replay in .*dropped$"):
+        trainer(tmp_path).replay(Dropped(), data(), 1)
+    for step, error in ((0, ValueError), ("3", TypeError), (True, TypeError)):
+        with pytest.raises(error, match=r"^step="):
+            trainer(run).replay(Dropped(), data(), step)  # type: ignore[arg-type]
+
+
+def test_the_command_shows_an_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.toml").write_text(
+        '[trainer]\nmax_steps = 4\nlog_level = "quiet"\n'
+        '[model]\nclass = "helpers.replayed.Dropped"\n[data]\nclass = "helpers.replayed.NoisyData"\n'
+    )
+    main(["fit", "run.toml"])
+    capsys.readouterr()
+    main(["replay", "run.toml", "--step", "3"])
+    shown = capsys.readouterr().out
+    assert shown.startswith("update 3 in epoch ")
+    assert "learning rate optimizer: 0.0098" in shown
+    with pytest.raises(SystemExit):
+        main(["replay", "run.toml", "--step", "9"])
+    assert "step=9: the run ends after update 4" in capsys.readouterr().err
