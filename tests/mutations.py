@@ -148,6 +148,13 @@ NOT_CALLED = "test_config.py::test_what_a_key_does_not_stand_for_is_an_error_and
 FUZZ = "engine/test_fuzz.py::test_a_random_training_cut_at_random_places_ends_like_one_that_was_not"
 EXTREME = "test_options.py::test_an_extreme_value_is_refused_at_once_or_a_run_works_with_it"
 
+REPLAY = "engine/test_replay.py::test_"
+REPLAYED = REPLAY + "an_update_of_a_resumed_run_is_computed_again_bit_for_bit_and_no_file_changes"
+REPLAYED_AGAIN = REPLAY + "the_model_can_be_replayed_again_and_trained_afterwards"
+REPLAYED_NORMS = REPLAY + "norms_rates_and_values_are_those_that_the_run_logs"
+POISONED = REPLAY + "a_poisoned_sample_is_named_also_by_a_replay_of_a_later_update"
+NOT_FINITE_MODULE = REPLAY + "the_first_module_with_an_output_or_gradient_that_is_not_finite_is_named"
+
 MUTATIONS = [
     # What a resume restores.
     Mutation(
@@ -1605,6 +1612,20 @@ MUTATIONS = [
         "engine/training.py", "title = with_limits(title, self.options, *self.phases())", "pass", SAID_TO_BE_LIMITED
     ),
     Mutation("engine/evaluation.py", "with_limits(phase if", "str(phase if", SAID_TO_BE_LIMITED),
+    Mutation("engine/replay.py", "counters[0] < step", "counters[0] <= step", REPLAYED),
+    Mutation("engine/replay.py", "        root=None,\n", "", REPLAYED),
+    Mutation("engine/replay.py", "inspector.unwrap()", "pass", REPLAYED_AGAIN),
+    Mutation("engine/update_inspector.py", "        self._write_back(after)\n", "", REPLAYED),
+    Mutation("engine/update_inspector.py", "self._taken - 1, None", "self._taken, None", REPLAYED),
+    Mutation("engine/update_inspector.py", "self._num_done + 1", "self._num_done", POISONED),
+    Mutation(
+        "engine/update_inspector.py", "            rng.set_state(part.rng_state, self.model.device)\n", "", REPLAYED
+    ),
+    Mutation(
+        "engine/update_inspector.py", "precision.add_gradient_report(self._note_gradients)", "pass", REPLAYED_NORMS
+    ),
+    Mutation("engine/not_finite.py", "elif tensor.requires_grad:", "elif False:", NOT_FINITE_MODULE),
+    Mutation("engine/training_log.py", 'f"{name} is not finite at step {step}" + hint', 'f"{name}" + hint', POISONED),
 ]
 
 

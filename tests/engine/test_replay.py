@@ -70,7 +70,8 @@ def test_norms_rates_and_values_are_those_that_the_run_logs(tmp_path: Path) -> N
 @pytest.mark.parametrize("poisoned", [0, 13, 43])
 def test_a_poisoned_sample_is_named_also_by_a_replay_of_a_later_update(poisoned: int, tmp_path: Path) -> None:
     with pytest.raises(
-        FloatingPointError, match=r"Trainer.replay\(model, datamodule, step=\d\), or helios-lite replay"
+        FloatingPointError,
+        match=r"finite at step \d; Trainer.replay\(model, datamodule, step=\d\), or helios-lite replay",
     ):
         trainer(tmp_path, log_every_steps=3).fit(Dropped(), data(poisoned))
     replayed = trainer(tmp_path).replay(Dropped(), data(poisoned), 6)

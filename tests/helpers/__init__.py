@@ -3,6 +3,7 @@
 - models: what is trained? `Tiny` with dropout, `Plain` without anything random; their data; `quiet`, a silent trainer.
 - compare: are two results the same? `same` bit for bit, `close` to 1e-6; `weights` and `saved` give what is compared.
 - resumable: what must a resume restore? A training with all of it, and what is left of it in the end.
+- replayed: what was each update? A training that leaves a digest after every one.
 - sharded: what does a rank hold of a network? One of blocks that notes how many are gathered while it runs.
 - troubled: what if a rank fails? A model whose rank 1 fails on request: killed, terminated, or by an exception.
 - attacked: what if a rank fails anywhere? Every method of a user's program, and every kind of trouble.
@@ -14,5 +15,6 @@
 Programs stand beside this folder, thin layers over it: longrun.py and launched.py train `resumable` and `troubled` in a
 process of their own; hybrid.py trains `sharded` as one process of two machines; kill.py kills longrun.py again and
 again; fuzz_files.py damages run folders and resumes them; fuzz.py cuts and resumes random trainings of `fuzzing`;
-attack.py does all that `attacked` can; mutations.py breaks the package to see tests fail.
+attack.py does all that `attacked` can; replays.py replays updates of `replayed`; mutations.py breaks the package to see
+tests fail.
 """

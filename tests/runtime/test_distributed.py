@@ -165,7 +165,7 @@ def test_ranks_replay_an_update_together_and_show_the_samples_of_all(result: Res
         assert is_equal == [True, True]
         assert [rank for rank, _ in indices] == [0, 0, 1, 1]
         assert len({index for _, part in indices for index in part}) == 16
-        assert started_at in (0, 7)
+        assert started_at > 0
 
 
 class Perplexed(Plain):
