@@ -22,7 +22,7 @@ CLASSES = {node.name: node for tree in TREES.values() for node in ast.walk(tree)
 BASES = {
     "Hooks": {"Model", "Callback"},
     "Options": {"Trainer"},
-    "Callback": {"EMA", "ActivationStatistics", "DeviceMemory", "Profile", "UpdateInspector"},
+    "Callback": {"EMA", "ActivationStatistics", "DeviceMemory", "Profile", "UpdateInspector", "Recorder"},
     "ConfigError": {"ConfigTypeError"},
     "CheckpointError": {"NewerFormatError"},
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from helios_lite.config import ConfigError
+from helios_lite.tools.audit.command import audit
 from helios_lite.tools.consolidate import consolidate
 from helios_lite.tools.diff import diff
 from helios_lite.tools.env import env
@@ -51,11 +52,11 @@ def _run(arguments: Sequence[str] | None) -> None:
     try:
         rest, overrides = _split_overrides(sys.argv[1:] if arguments is None else arguments)
         parsed = parser.parse_args(rest)
-        if overrides and parsed.command not in (fit, test, predict, replay):
+        if overrides and parsed.command not in (fit, test, predict, replay, audit):
             raise UsageError(
-                f"--{next(iter(overrides))}: only fit, test, predict and replay take values of a configuration"
+                f"--{next(iter(overrides))}: only fit, test, predict, replay and audit take values of a configuration"
             )
-        parsed.overrides = overrides
+        vars(parsed).update(overrides=overrides)
         parsed.command(parsed)
     except (UsageError, ConfigError) as error:
         parser.error(str(error))
@@ -116,6 +117,13 @@ def _parser() -> argparse.ArgumentParser:
     command.usage = "%(prog)s [-h] --step STEP FILE [--table.key VALUE ...]"
     command.add_argument("file", metavar="FILE", type=Path, help="the TOML file")
     command.add_argument("--step", type=int, required=True, help="the number of the update, from 1")
+
+    command = add(audit, "look for errors of the program of a TOML file that raise none", _OVERRIDES)
+    command.usage = "%(prog)s [-h] [--only NAME[,NAME]] [--devices N] [--json] FILE [--table.key VALUE ...]"
+    command.add_argument("file", metavar="FILE", type=Path, help="the TOML file")
+    command.add_argument("--only", metavar="NAME[,NAME]", action="append", help="names of relations; default: all")
+    command.add_argument("--devices", type=int, default=2, help="processes to compare with one; 1 leaves it out")
+    command.add_argument("--json", action="store_true", help="print the findings as JSON")
 
     command = add(inspect, "show what a checkpoint holds")
     command.add_argument("file", metavar="CHECKPOINT", type=Path, help="the checkpoint: a file or a folder")

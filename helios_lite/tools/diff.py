@@ -19,6 +19,7 @@ from helios_lite.engine.throughput import is_measured
 from helios_lite.runtime import checkpoint_files, rng, sample_order
 from helios_lite.runtime.read_checkpoint import read_checkpoint
 from helios_lite.tools.errors import UsageError
+from helios_lite.tools.nested import leaves
 from helios_lite.tools.tables import make_table, printable
 
 _WHERE_ONLY = {"trainer.root", "trainer.run_name", "trainer.progress", "trainer.print_banner", "trainer.log_level"}
@@ -210,7 +211,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _content_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the names of the states that differ, and how: of the model first, of the counters last."""
     for part in ("model", "precision", "callbacks", "rng", "data", "state"):
-        left, right = (_leaves(content.get(part), part) for content in (a, b))
+        left, right = (leaves(content.get(part), part) for content in (a, b))
         for (name, value), (other_name, other) in itertools.zip_longest(left, right, fillvalue=("", None)):
             if name != other_name:
                 yield (
@@ -222,16 +223,6 @@ def _content_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator
                 return
             if not is_measured(name) and (description := _difference(value, other)) is not None:
                 yield name, description
-
-
-def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Yield the tensors and plain values in nested containers with their dotted names."""
-    if isinstance(value, Mapping | list | tuple) and value:
-        items = value.items() if isinstance(value, Mapping) else enumerate(value)
-        for key, item in items:
-            yield from _leaves(item, f"{name}.{key}")
-    else:
-        yield name, value
 
 
 def _difference(a: Any, b: Any) -> str | None:

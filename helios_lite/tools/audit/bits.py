@@ -1,0 +1,125 @@
+"""The relations between trials that must be equal bit for bit."""
+
+from __future__ import annotations
+
+from helios_lite.tools.audit.finding import Break, NotApplicable
+from helios_lite.tools.audit.processes import Trials
+from helios_lite.tools.audit.record import Record, Update
+from helios_lite.tools.audit.trial import Trial
+
+BASE = Trial("as it is")
+"""The program as it is, with small epochs."""
+
+
+def base(trials: Trials) -> Record:
+    """Return the record of the program as it is; `NotApplicable` if it does not train."""
+    record = trials.kept(BASE)
+    if record.error:
+        raise NotApplicable(f"the training itself fails: {record.error}")
+    if not record.updates:
+        raise NotApplicable("the training makes no update")
+    return record
+
+
+def check_repeat(trials: Trials) -> str:
+    """Train twice."""
+    expected = base(trials)
+    compare(expected, trials.run(Trial("a second time", changes_hash_seed=True)))
+    return f"{len(expected.updates)} updates in two processes, with other hashes of strings"
+
+
+def check_resume(trials: Trials) -> str:
+    """End the training twice as a crash would, once inside and once at the end of an epoch, and go on."""
+    expected = base(trials)
+    saving = {"save_every_steps": 1, "keep_last": 1}
+    total = len(expected.updates)
+    cuts = [cut for cut in (3, 8) if cut < total]
+    if not cuts:
+        raise NotApplicable(f"the training ends after {total} updates")
+    parts = []
+    for i, end in enumerate([*cuts, None]):
+        part = trials.run(Trial("resumed", options=saving, ends_after=end), folder="cut")
+        if part.error:
+            raise Break(f"{'the resume after' if i else 'the training before'} the crash fails: {part.error}")
+        parts.append(part)
+    for cut, part in zip(cuts, parts[1:], strict=True):
+        if part.updates and part.first_update != cut + 1:
+            raise Break(f"the resume after update {cut} went on with update {part.first_update}")
+    joined = Record(updates=[update for part in parts for update in part.updates])
+    compare(expected, joined, f"after a resume (crashes after the updates {' and '.join(map(str, cuts))})")
+    return f"crashes after the updates {' and '.join(map(str, cuts))} of {total}, then a resume"
+
+
+def check_workers(trials: Trials) -> str:
+    """Train with another number of loading processes."""
+    expected = base(trials)
+    facts = expected.facts
+    if facts.train_kind == "loader":
+        raise NotApplicable("the train split is a loader of its own")
+    if facts.train_kind == "iterable":
+        raise NotApplicable("an IterableDataset decides itself what each worker reads")
+    other = 2 if facts.num_workers == 0 else 0
+    workers = {"num_workers": other}
+    compare(expected, trials.run(Trial(f"num_workers={other}", train=workers, valid=workers)), f"with {other} workers")
+    return f"num_workers={facts.num_workers} and {other}"
+
+
+def check_validation(trials: Trials) -> str:
+    """Train with a validation after every update, and without any."""
+    if not base(trials).facts.has_valid:
+        raise NotApplicable("there is no validation split")
+    shared = {"monitor": None, "sanity_batches": 0, "valid_every_epochs": None}
+    often = trials.run(Trial("validated after every update", options={**shared, "valid_every_steps": 1}))
+    never = trials.run(Trial("without validations", options=shared))
+    for record in (often, never):
+        if record.error:
+            raise NotApplicable(f"a training of this kind fails: {record.error}")
+    for i, (a, b) in enumerate(zip(often.updates, never.updates, strict=False)):
+        if a.rates != b.rates and (i == 0 or often.updates[i - 1].losses == never.updates[i - 1].losses):
+            raise NotApplicable("the learning rate depends on the validations")
+    compare(never, often, "with a validation after every update")
+    return f"{len(never.updates)} updates with {len(often.validations)} validations, and without any"
+
+
+def compare(expected: Record, found: Record, when: str = "in the second process") -> None:
+    """Raise `Break` with the first difference between two trials.
+
+    Args:
+        expected: the record to compare with.
+        found: the other record.
+        when: how the other trial differs, for the message.
+    """
+    if found.error:
+        raise Break(f"{when} the training fails: {found.error}")
+    for i, (a, b) in enumerate(zip(expected.updates, found.updates, strict=False)):
+        if (difference := _difference(a, b)) is not None:
+            raise Break(f"{when} update {i + 1} differs: {difference}")
+    if len(expected.updates) != len(found.updates):
+        raise Break(f"{when} there are {len(found.updates)} updates, otherwise {len(expected.updates)}")
+    for i, (before, after) in enumerate(zip(expected.validations, found.validations, strict=False)):
+        if len(expected.validations) == len(found.validations) and _measured(before) != _measured(after):
+            names = [name for name in before if before[name] != after.get(name)]
+            raise Break(f"{when} validation {i + 1} differs in {names[0] if names else 'its metrics'}")
+
+
+def _measured(metrics: dict[str, float]) -> dict[str, str]:
+    """Return metrics so that NaN is equal to NaN."""
+    return {name: repr(value) for name, value in metrics.items()}
+
+
+def _difference(a: Update, b: Update) -> str | None:
+    """Return what differs first, in the order in which an update computes it."""
+    if a.batches != b.batches:
+        return "its batch is another one"
+    if a.rates != b.rates:
+        return f"the learning rate is {_shown(a.rates)} and {_shown(b.rates)}"
+    if repr(a.losses) != repr(b.losses):
+        return f"the loss is {_shown([loss for loss, _ in a.losses])} and {_shown([loss for loss, _ in b.losses])}"
+    for name in dict.fromkeys([*a.state, *b.state]):
+        if a.state.get(name) != b.state.get(name):
+            return f"{name} is another one after it"
+    return None
+
+
+def _shown(values: list[float]) -> str:
+    return ", ".join(f"{value:.9g}" for value in values) or "none"

@@ -1,0 +1,156 @@
+"""Runs trials in fresh processes with a deadline, and keeps their records."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import pickle
+import signal
+import socket
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from helios_lite.runtime.main_module import NO_GUARD_STATUS, NO_GUARD_TEXT
+from helios_lite.tools.audit.record import Record
+from helios_lite.tools.audit.run import run_trial
+from helios_lite.tools.audit.trial import Source, Trial
+
+_PRELOADED = ["torch", "torch._dynamo", "helios_lite.engine.training", "helios_lite.tools.audit.run"]
+"""What trials need not import: every optimizer of PyTorch imports its compiler, which takes a second."""
+_LOCK = threading.Lock()  # Around changes of this process's environment, which a new interpreter inherits.
+
+
+class Trials:
+    """Runs the trials of one audit. Methods may be called by several threads.
+
+    A trial begins in a copy of a process that has imported PyTorch and nothing of the user's program (the "forkserver"
+    of multiprocessing), so that it is as fresh as a new interpreter, but starts in a fraction of its time.
+
+    Args:
+        source: the program.
+        folder: the folder of all files of the audit.
+        seconds: the deadline of each trial, in seconds.
+        processes: how many processes the relation between one and several uses.
+    """
+
+    def __init__(self, source: Source, folder: Path, seconds: float, processes: int) -> None:
+        self.source, self.processes = source, processes
+        self._folder, self._seconds = folder, seconds
+        self._kept: dict[str, Record] = {}
+        self._count = 0
+
+    def run(self, trial: Trial, folder: str | None = None) -> Record:
+        """Run a trial, and return its record. A trial that fails or takes too long has an `error`.
+
+        Args:
+            trial: what to do.
+            folder: the name of its folder, in which an earlier trial may have left a run to resume; None for a new one.
+        """
+        with _LOCK:
+            self._count += 1
+            folder = folder or f"trial_{self._count}"
+            result = self._folder / f"result_{self._count}"
+        run_folder = self._folder / folder
+        run_folder.mkdir(parents=True, exist_ok=True)
+        children = self._start(trial, run_folder, result)
+        end = time.monotonic() + self._seconds
+        for child in children:
+            child.join(max(0.0, end - time.monotonic()))
+        is_late = any(child.is_alive() for child in children)
+        for child in children:
+            _end(child)
+        if result.exists():
+            record: Record = pickle.loads(result.read_bytes())
+            return record
+        if any(child.exitcode == NO_GUARD_STATUS for child in children):
+            return Record(error=NO_GUARD_TEXT)
+        return Record(error=f"no result after {self._seconds:g} s" if is_late else _last_words(result))
+
+    def kept(self, trial: Trial) -> Record:
+        """Return the record of a trial that several relations compare with; it runs once."""
+        with _LOCK:
+            record = self._kept.get(trial.name)
+        if record is None:
+            record = self.run(trial)
+            with _LOCK:
+                record = self._kept.setdefault(trial.name, record)
+        return record
+
+    def _start(self, trial: Trial, run_folder: Path, result: Path) -> list[Any]:
+        # A started process would start its own (those of loaders) in the way in which it was started.
+        method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+        context = multiprocessing.get_context("spawn" if trial.changes_hash_seed else "forkserver")
+        port = _free_port() if trial.processes > 1 else 0
+        children: list[Any] = []
+        with _LOCK, _hash_seed("271828" if trial.changes_hash_seed else None):
+            if not trial.changes_hash_seed:
+                context.set_forkserver_preload(_PRELOADED)
+            for rank in range(trial.processes):
+                arguments = (self.source, trial, run_folder, result, rank, port, method)
+                child = context.Process(target=_run, args=arguments, daemon=False)  # type: ignore[attr-defined]
+                child.start()
+                children.append(child)
+        return children
+
+
+def _run(source: Source, trial: Trial, folder: Path, result: Path, rank: int, port: int, start_method: str) -> None:
+    """Run a trial in this process, and leave its record in a file."""
+    multiprocessing.set_start_method(start_method, force=True)
+    os.setsid()  # So that its loading processes can be ended with it.
+    output = os.open(f"{result}.{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    if trial.processes > 1:
+        size = str(trial.processes)
+        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+        os.environ.update(ranks, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    try:
+        record = run_trial(source, trial, folder)
+    except Exception as error:
+        record = Record(error=f"{type(error).__name__}: {error}")
+        traceback.print_exc()
+    if rank == 0:
+        partial = result.with_suffix(".part")
+        partial.write_bytes(pickle.dumps(record))
+        partial.rename(result)
+
+
+def _end(child: Any) -> None:
+    """End a process and the processes that it has started."""
+    if child.is_alive():
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+    child.join()
+
+
+def _last_words(result: Path) -> str:
+    """Return the last line that a process has printed which has left no result."""
+    lines = [
+        line for path in sorted(result.parent.glob(f"{result.name}.*.txt")) for line in path.read_text().split("\n")
+    ]
+    return next((line for line in reversed(lines) if line.strip()), "the process ended without a result")
+
+
+@contextlib.contextmanager
+def _hash_seed(seed: str | None) -> Any:
+    """Context in which new interpreters have other hashes of strings, if a seed is given."""
+    before = os.environ.get("PYTHONHASHSEED")
+    if seed is not None:
+        os.environ["PYTHONHASHSEED"] = seed
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ["PYTHONHASHSEED"] = before
+        elif seed is not None:
+            del os.environ["PYTHONHASHSEED"]
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -1,0 +1,162 @@
+"""What a trial of an audit has recorded, which its process leaves in a file."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import hashlib
+import pickle
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from helios_lite.tools.nested import leaves
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What the relations need to know of a program.
+
+    Attributes:
+        train_kind: "map" for a Split of a map-style dataset, "iterable" for one of an IterableDataset, else "loader".
+        batch_size, num_workers, length: of the train Split.
+        has_valid: whether there is a validation split.
+        is_valid_map_style: whether all validation splits are Splits of map-style datasets.
+        valid_batch_size, valid_length: the largest batch size and the shortest length of these.
+        num_losses: the losses that one `train_step` passes to `Model.backward`.
+        carries_state: whether a second call of `train_step` with a batch has another loss, without an update.
+        draws_in_training, draws_in_validation: whether the steps use random numbers, in evaluation mode.
+        num_optimizers: the optimizers that have stepped.
+        precision, accumulation_steps: the options.
+    """
+
+    has_valid: bool = False
+    is_valid_map_style: bool = False
+    train_kind: str = "loader"
+    batch_size: int = 0
+    num_workers: int = 0
+    length: int | None = None
+    valid_batch_size: int = 0
+    valid_length: int = 0
+    num_losses: int = 0
+    carries_state: bool = False
+    draws_in_training: bool = False
+    draws_in_validation: bool = False
+    num_optimizers: int = 0
+    precision: str = "fp32"
+    accumulation_steps: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """What happened in one update.
+
+    Attributes:
+        batches: a digest of each micro-batch.
+        losses: the value and the weight of each loss that was passed to `backward`.
+        state: digests of the leaves of `Model.state_dict` after the update, by name.
+        rates: the learning rates of all parameter groups that stepped.
+        gradients: the gradients that the optimizers used, by parameter, if the trial records them.
+    """
+
+    batches: list[str] = dataclasses.field(default_factory=list)
+    losses: list[tuple[float, float | None]] = dataclasses.field(default_factory=list)
+    state: dict[str, str] = dataclasses.field(default_factory=dict)
+    rates: list[float] = dataclasses.field(default_factory=list)
+    gradients: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleRead:
+    """What reading the samples of one split has shown.
+
+    Attributes:
+        digests: of each sample at the start of the training, under a seed of its index.
+        not_finite: indices of samples with a value that is not finite, and the place of it.
+        changed: indices of samples that were not the same at the end, under the same seeds.
+        is_random: whether a sample differs under another seed.
+        dataset: a name of the object that the indices of its Subsets belong to, and these indices.
+    """
+
+    digests: list[str] = dataclasses.field(default_factory=list)
+    not_finite: list[tuple[int, str]] = dataclasses.field(default_factory=list)
+    changed: list[int] = dataclasses.field(default_factory=list)
+    is_random: bool = False
+    dataset: int = 0
+    indices: list[int] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What one trial has recorded on rank 0.
+
+    Attributes:
+        facts: what is to know of the program.
+        updates: the updates, from the one on with which the process began.
+        first_update: the number of the first of them, from 1.
+        validations: the metrics of each validation, in order, with that of the sanity check.
+        reduced: how each metric of `log` is reduced.
+        samples: what reading the samples has shown, by split.
+        parameters: of each trainable parameter: in how many optimizers it is, whether it had a gradient, whether the
+            gradient was ever not zero, and whether its network is trained at all.
+        modes: of each module with modes and of functional dropout: the modes ("training", "evaluation") in the steps
+            "train" and "valid", and "is_frozen".
+        moved: buffers of frozen parts that have changed.
+        not_finite_batch: the update and place of a value in a batch that is not finite, "" if there is none.
+        error: the exception that has ended the trial, "" if there is none.
+        held_out: the loss of samples that are not trained on, before the first update and then after every eighth.
+    """
+
+    facts: Facts = dataclasses.field(default_factory=Facts)
+    updates: list[Update] = dataclasses.field(default_factory=list)
+    first_update: int = 1
+    validations: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    reduced: dict[str, str] = dataclasses.field(default_factory=dict)
+    samples: dict[str, SampleRead] = dataclasses.field(default_factory=dict)
+    parameters: dict[str, tuple[int, bool, bool, bool]] = dataclasses.field(default_factory=dict)
+    modes: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    moved: list[str] = dataclasses.field(default_factory=list)
+    not_finite_batch: str = ""
+    error: str = ""
+    held_out: list[float] = dataclasses.field(default_factory=list)
+
+
+def digest(value: Any) -> str:
+    """Return a digest of all bits of a value: tensors and arrays in containers, and whatever can be pickled."""
+    hashed = hashlib.blake2b(digest_size=12)
+    for name, leaf in leaves(value):
+        tensor = as_tensor(leaf)
+        if tensor is None:
+            try:
+                hashed.update(f"{name}={pickle.dumps(leaf)!r}".encode())
+            except Exception:  # Whatever a class raises that cannot be pickled.
+                hashed.update(f"{name}={type(leaf)}".encode())
+        else:
+            data = tensor.detach().cpu().contiguous()
+            content = ctypes.string_at(data.data_ptr(), data.numel() * data.element_size())
+            hashed.update(f"{name}={tensor.dtype} {tuple(tensor.shape)}".encode() + content)
+    return hashed.hexdigest()
+
+
+def as_tensor(value: Any) -> Tensor | None:
+    """Return a tensor, or that of a NumPy array of numbers; None for anything else."""
+    if isinstance(value, Tensor):
+        return value if value.layout is torch.strided else value.to_dense()
+    if type(value).__module__ == "numpy" and hasattr(value, "__array__"):
+        try:
+            return torch.as_tensor(value)
+        except (TypeError, ValueError):
+            return None
+    return None
+
+
+def place_not_finite(value: Any) -> str | None:
+    """Return the name of the first part of a value that has a NaN or an infinity; None if there is none."""
+    for name, leaf in leaves(value):
+        tensor = as_tensor(leaf)
+        if tensor is None and isinstance(leaf, float):
+            tensor = torch.tensor(leaf)
+        if tensor is not None and (tensor.is_floating_point() or tensor.is_complex()) and not tensor.isfinite().all():
+            return f"part {name}" if name else "its value"
+    return None

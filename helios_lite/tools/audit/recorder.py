@@ -1,0 +1,233 @@
+"""The callback of a trial, which changes the program where it runs and records what happens."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.data import default_collate
+
+from helios_lite.callbacks import Callback
+from helios_lite.runtime.parallel import unwrap_model
+from helios_lite.runtime.stateful import named_networks, stateful_parts
+from helios_lite.state import TrainingState
+from helios_lite.tools.audit.modes import ModeWatch, frozen_buffers
+from helios_lite.tools.audit.optimizers import OptimizerWatch
+from helios_lite.tools.audit.record import Facts, Record, SampleRead, Update, digest, place_not_finite
+from helios_lite.tools.audit.samples import SampleReader
+from helios_lite.tools.audit.splits import change_splits, describe_splits
+from helios_lite.tools.audit.trial import Trial
+from helios_lite.tools.nested import leaves
+
+_HELD_OUT = 128  # Samples at most.
+
+
+class Enough(Exception):
+    """Raised in a hook to end a trial as a crash would."""
+
+
+class Recorder(Callback):
+    """Changes what a trial asks for, and records what happens; it must be the last callback.
+
+    The steps, `backward`, `optimizer_step` and `log` of the model are wrapped where they are looked up, among the
+    attributes of the model, so that any class of models works.
+
+    Args:
+        trial: what to change and to record.
+    """
+
+    def __init__(self, trial: Trial) -> None:
+        self._trial = trial
+        self._facts: dict[str, Any] = {}
+        self._updates: list[Update] = []
+        self._first_update = 1
+        self._batches: list[str] = []  # Of the present update, as the losses.
+        self._losses: list[tuple[float, float | None]] = []
+        self._validations: list[dict[str, float]] = []
+        self._reduced: dict[str, str] = {}
+        self._samples: dict[str, SampleRead] = {}
+        self._not_finite_batch = ""
+        self._held_out: Any = None  # A batch of samples that are not trained on.
+        self._held_out_losses: list[float] = []
+        self._is_probing = trial.repeats > 0  # Whether nothing may be updated.
+        self._initial: list[tuple[Tensor, Tensor]] = []  # What is written back, and its values.
+        self._modes = ModeWatch()
+        self._frozen, self._moved = dict[str, str](), list[str]()
+        self._optimizers = OptimizerWatch(trial.records_gradients)
+        self._reader: SampleReader | None = None
+        self._begun = time.monotonic()
+
+    def record(self) -> Record:
+        """Return what has been recorded."""
+        return Record(
+            facts=Facts(**self._facts, num_optimizers=self._optimizers.num_stepped()),
+            updates=self._updates,
+            first_update=self._first_update,
+            validations=self._validations,
+            reduced=self._reduced,
+            samples=self._samples,
+            parameters=self._optimizers.parameters(),
+            modes=self._modes.modes,
+            moved=self._moved,
+            not_finite_batch=self._not_finite_batch,
+            held_out=self._held_out_losses,
+        )
+
+    # Hooks.
+
+    def setup(self, fast_init: bool = False) -> None:
+        """Change the splits, and wrap what evaluations call."""
+        data, options = self.datamodule, self.model.trainer
+        self._facts.update(describe_splits(data), precision=options.precision)
+        self._facts.update(accumulation_steps=options.accumulation_steps)
+        if self._trial.holds_out:
+            indices = range(len(data.train.dataset))[1 : 2 * _HELD_OUT : 2]
+            self._held_out = (data.train.collate_fn or default_collate)([data.train.dataset[i] for i in indices])
+        change_splits(data, self._trial)
+        vars(self.model).update(log=self._log(self.model.log), valid_step=self._valid_step(self.model.valid_step))
+
+    def on_training_start(self) -> None:
+        """Wrap the steps, and begin to record."""
+        model, trial = self.model, self._trial
+        vars(model).update(
+            train_step=self._train_step(model.train_step),
+            backward=self._backward(model.backward),
+            optimizer_step=self._optimizer_step(model.optimizer_step),
+        )
+        networks = {name: unwrap_model(net) for name, net in named_networks(model).items()}
+        self._optimizers.watch(networks, [part for _, part in stateful_parts(model) if isinstance(part, Optimizer)])
+        if trial.keeps_weights:
+            values = [value for net in networks.values() for value in [*net.parameters(), *net.buffers()]]
+            self._initial = [(value, value.detach().clone()) for value in values]
+        if trial.watches_modes:
+            self._modes.watch(networks)
+            self._frozen = frozen_buffers(networks)
+        if trial.reads_samples:
+            self._reader = SampleReader(self.datamodule)
+            self._samples = self._reader.read()
+        scaler = model._context.precision.scaler
+        if trial.loss_scale is not None and scaler is not None:
+            scaler.scale(torch.zeros((), device=model.device))  # It makes its scale when it is first used.
+            scaler.update(trial.loss_scale)
+        self._begun = time.monotonic()
+
+    def on_training_batch_start(self, state: TrainingState) -> None:
+        """End the trial if it has enough updates."""
+        if not self._updates:
+            self._first_update = state.step + 1
+        if self._trial.ends_after is not None and state.step >= self._trial.ends_after:
+            raise Enough
+
+    def on_training_batch_end(self, state: TrainingState, should_log: bool = False) -> None:
+        """Record the update, if the batch has completed it."""
+        if state.step < self._first_update + len(self._updates):
+            return
+        content = {} if self._trial.repeats > 0 else self.model.state_dict()
+        digests = {name: digest(leaf) for name, leaf in leaves(content)}
+        self._updates.append(Update(self._batches, self._losses, digests, *self._optimizers.take_update()))
+        self._batches, self._losses = [], []
+        with torch.no_grad():
+            for value, initial in self._initial:
+                value.copy_(initial)
+        if self._trial.max_seconds is not None and time.monotonic() - self._begun > self._trial.max_seconds:
+            raise Enough
+
+    def on_training_end(self) -> None:
+        """Record what only the end shows."""
+        if self._trial.watches_modes:
+            after = frozen_buffers({name: unwrap_model(net) for name, net in named_networks(self.model).items()})
+            self._moved = [name for name, value in self._frozen.items() if after.get(name) != value]
+        if self._reader is not None:
+            self._reader.read_again(self._samples)
+
+    def process_metrics(self, phase: str, metrics: dict[str, float]) -> dict[str, float]:
+        """Record the metrics of a validation."""
+        if phase == "valid":
+            self._validations.append(dict(metrics))
+        return {}
+
+    # The wrapped methods of the model.
+
+    def _train_step(self, original: Callable[[Any, TrainingState], None]) -> Callable[[Any, TrainingState], None]:
+        def train_step(batch: Any, state: TrainingState) -> None:
+            trial = self._trial
+            self._batches.append(digest(batch))
+            if not self._not_finite_batch and (place := place_not_finite(batch)) is not None:
+                self._not_finite_batch = f"{place} of the batch of update {state.step + 1}"
+            if trial.is_evaluating:
+                for net in named_networks(self.model).values():
+                    net.eval()
+            if trial.holds_out and len(self._updates) % 8 == 0:
+                self._held_out_losses.append(self._held_out_loss(original, state))
+            if trial.repeats > 0:
+                self._probe(original, batch, state)
+                return
+            with self._modes.during("train"):
+                original(batch, state)
+
+        return train_step
+
+    def _probe(self, original: Callable[[Any, TrainingState], None], batch: Any, state: TrainingState) -> None:
+        """Call the step several times without an update; note whether it uses random numbers or its own past."""
+        first, states = len(self._losses), _rng_states()
+        for _ in range(self._trial.repeats):
+            original(batch, state)
+        draws, losses = _rng_states() != states, self._losses[first:]
+        number = len(losses) // self._trial.repeats
+        carries = self._trial.repeats > 1 and not draws and losses[-number:] != losses[:number]
+        self._facts["num_losses"] = number
+        self._facts["draws_in_training"] = draws or self._facts.get("draws_in_training", False)
+        self._facts["carries_state"] = carries or self._facts.get("carries_state", False)
+
+    def _held_out_loss(self, original: Callable[[Any, TrainingState], None], state: TrainingState) -> float:
+        """Return the mean of the losses of the samples that are not trained on."""
+        kept, self._losses, self._is_probing = self._losses, [], True
+        original(self.model.batch_to_device(self._held_out, "train"), state)
+        found, self._losses, self._is_probing = self._losses, kept, False
+        return sum(value for value, _ in found) / max(1, len(found))
+
+    def _valid_step(self, original: Callable[[Any, int], None]) -> Callable[[Any, int], None]:
+        def valid_step(batch: Any, step: int) -> None:
+            states = _rng_states()
+            with self._modes.during("valid"):
+                original(batch, step)
+            draws = _rng_states() != states
+            self._facts["draws_in_validation"] = draws or self._facts.get("draws_in_validation", False)
+
+        return valid_step
+
+    def _backward(self, original: Callable[..., None]) -> Callable[..., None]:
+        def backward(loss: Tensor, weight: Tensor | float | None = None) -> None:
+            self._losses.append((float(loss.detach()), None if weight is None else float(weight)))
+            if not self._is_probing:
+                original(loss, weight)
+
+        return backward
+
+    def _optimizer_step(self, original: Callable[..., bool]) -> Callable[..., bool]:
+        def optimizer_step(optimizer: Optimizer, *args: Any, **kwargs: Any) -> bool:
+            return not self._is_probing and original(optimizer, *args, **kwargs)
+
+        return optimizer_step
+
+    def _log(self, original: Callable[..., None]) -> Callable[..., None]:
+        def log(name: str, value: Any, count: Any = None, reduce: Any = "mean", bar: bool = False) -> None:
+            self._reduced[name] = reduce if isinstance(reduce, str) else ",".join(reduce)
+            original(name, value, count, reduce, bar)
+
+        return log
+
+
+def _rng_states() -> tuple[Any, ...]:
+    """Return the states of the global generators of torch, random and numpy, to be compared."""
+    states = digest(torch.get_rng_state()), random.getstate()
+    if "numpy" not in sys.modules:
+        return states
+    _, words, *rest = sys.modules["numpy"].random.get_state(legacy=True)
+    return *states, digest(words), tuple(rest)

@@ -1,0 +1,352 @@
+"""The relations between trials that compute the same sums in another order, or the same expectations."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from helios_lite.tools.audit.bits import base
+from helios_lite.tools.audit.finding import Break, NotApplicable
+from helios_lite.tools.audit.processes import Trials
+from helios_lite.tools.audit.record import Facts, Record
+from helios_lite.tools.audit.trial import EPOCH_UPDATES, Trial
+
+TOLERANCE = 1e-3
+"""Relative difference of gradients and losses below which the order of the sums explains it."""
+SCALE_TOLERANCE = 0.05  # The same for gradients of fp16, whose small values are rounded away.
+REPEATS = 24  # How often something random is repeated for its mean.
+STANDARD_ERRORS = 5.0  # By how many of them two means must differ.
+
+
+def probe(trials: Trials) -> Facts:
+    """Return what is to know of the program; `NotApplicable` if it does not train."""
+    facts = base(trials).facts
+    record = trials.kept(Trial("the same batch twice", updates=2, is_evaluating=True, repeats=2))
+    if record.error:
+        raise NotApplicable(f"a training in evaluation mode fails: {record.error}")
+    probed = dataclasses.replace(
+        record.facts, num_optimizers=facts.num_optimizers, draws_in_validation=facts.draws_in_validation
+    )
+    if probed.num_losses == 0:
+        raise NotApplicable("no loss is passed to Model.backward")
+    if probed.carries_state:
+        raise NotApplicable("the loss of a batch depends on the batches before it (a state is carried over)")
+    return probed
+
+
+def check_accumulation(trials: Trials) -> str:
+    """Compare the gradients of one large batch with those of a window of micro-batches with the same samples."""
+    facts = probe(trials)
+    if facts.train_kind == "loader":
+        raise NotApplicable("the train split is a loader of its own, whose batches cannot be halved")
+    if facts.num_optimizers > 1:
+        raise NotApplicable("several optimizers step in turn, so that later losses depend on earlier steps")
+    window = max(2, facts.accumulation_steps)
+    size = facts.batch_size if facts.accumulation_steps > 1 else max(1, facts.batch_size // 2)
+    large = _gradients(trials, facts, f"a batch of {size * window}", size * window, 1)
+    small = _gradients(trials, facts, f"{window} micro-batches of {size}", size, window)
+    _compare_gradients(large, small, f"with {window} micro-batches of {size} for a batch of {size * window}", facts)
+    return f"gradients of {len(large.updates)} updates: one batch of {size * window}, {window} of {size}"
+
+
+def check_devices(trials: Trials) -> str:
+    """Compare the gradients of one process with those of several that share its batches."""
+    number = trials.processes
+    if number < 2:
+        raise NotApplicable("one process was asked for (--devices)")
+    facts = probe(trials)
+    if facts.train_kind != "map":
+        raise NotApplicable("the train split has no indices, so it decides itself what each process reads")
+    size = max(1, facts.batch_size // number)
+    options = {"accelerator": "cpu"} if not torch.cuda.is_available() or torch.cuda.device_count() < number else {}
+    one = _gradients(trials, facts, f"one process, {size * number}", size * number, 1, options)
+    several = _gradients(trials, facts, f"{number} processes, {size}", size, 1, options, number)
+    _compare_gradients(one, several, f"with {number} processes", facts)
+    return f"gradients of {len(one.updates)} updates: batches of {size * number}, or of {size} in {number} processes"
+
+
+def _gradients(
+    trials: Trials, facts: Facts, name: str, size: int, window: int, options: Any = None, processes: int = 1
+) -> Record:
+    """Return the gradients of updates at the initial weights; the last window of samples is not full."""
+    total = size * window * processes
+    length = (EPOCH_UPDATES - 1) * total + total // 2 + 1
+    if facts.draws_in_training:
+        limits: dict[str, Any] = {"overfit_batches": window, "limit_train_batches": None, "limit_valid_batches": None}
+    else:
+        limits = {"limit_train_batches": EPOCH_UPDATES * window}
+    if facts.train_kind == "iterable":
+        length = 0
+    trial = Trial(
+        name,
+        updates=REPEATS if facts.draws_in_training else EPOCH_UPDATES,
+        options={
+            "accumulation_steps": window,
+            "precision": "fp32",
+            "clip_norm": None,
+            "steps_per_epoch": None,
+            "valid_every_epochs": None,
+            "monitor": None,
+            "sanity_batches": 0,
+            **limits,
+            **(options or {}),
+        },
+        train={"batch_size": size, "num_workers": 0},
+        train_samples=length or None,
+        is_evaluating=True,
+        keeps_weights=True,
+        records_gradients=True,
+        processes=processes,
+    )
+    record = trials.run(trial)
+    if record.error:
+        raise Break(f"with batches of {size} ({name}) the training fails: {record.error}")
+    return record
+
+
+def _compare_gradients(expected: Record, found: Record, when: str, facts: Facts) -> None:
+    if facts.draws_in_training:
+        _compare_means(expected, found, when)
+        return
+    for i, (a, b) in enumerate(zip(expected.updates, found.updates, strict=False)):
+        if a.rates != b.rates:
+            raise Break(f"{when} update {i + 1} has the learning rate {b.rates[:1]}, otherwise {a.rates[:1]}")
+        if (difference := _largest_difference(a.gradients, b.gradients)) is not None:
+            raise Break(f"{when} the gradient of update {i + 1} differs: {difference}")
+    if len(expected.updates) != len(found.updates):
+        raise Break(f"{when} the epoch has {len(found.updates)} updates, otherwise {len(expected.updates)}")
+
+
+def _largest_difference(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float = TOLERANCE) -> str | None:
+    """Return how two gradients differ, None if it is within the tolerance."""
+    if a.keys() != b.keys():
+        return f"only one has {min(a.keys() ^ b.keys())}"
+    norm = math.sqrt(sum(float(value.double().square().sum()) for value in a.values()))
+    differences = {name: float((a[name].double() - b[name].double()).norm()) for name in a}
+    total = math.sqrt(sum(value**2 for value in differences.values()))
+    if total <= tolerance * norm or not math.isfinite(norm):
+        return None
+    name = max(differences, key=lambda name: differences[name])
+    ratio = float(b[name].double().norm() / a[name].double().norm()) if float(a[name].norm()) > 0 else math.inf
+    return f"by {total / norm:.2g} of its norm, most in {name} (norms have the ratio {ratio:.3g})"
+
+
+def _compare_means(expected: Record, found: Record, when: str) -> None:
+    """Compare mean gradients over repeated updates, by their standard errors."""
+    means, errors = [], []
+    for record in (expected, found):
+        rows = torch.stack([_flat(update.gradients) for update in record.updates if update.gradients])
+        means.append(rows.mean(0))
+        errors.append(float(rows.var(0).sum()) / len(rows))
+    if means[0].shape != means[1].shape:
+        raise Break(f"{when} other parameters have gradients")
+    distance = float((means[0] - means[1]).norm())
+    error = math.sqrt(errors[0] + errors[1])
+    if distance > STANDARD_ERRORS * error + TOLERANCE * float(means[0].norm()):
+        raise Break(
+            f"{when} the mean gradient over {len(expected.updates)} repetitions differs by {distance:.3g}, "
+            f"{distance / error:.1f} standard errors"
+        )
+
+
+def _flat(gradients: dict[str, Tensor]) -> Tensor:
+    return torch.cat([gradients[name].double().flatten() for name in sorted(gradients)])
+
+
+def check_samples_alone(trials: Trials) -> str:
+    """Compare the loss of a batch with the weighted mean of the losses of its samples."""
+    facts = probe(trials)
+    if facts.train_kind == "loader":
+        raise NotApplicable("the train split is a loader of its own, whose batches cannot be divided")
+    size = min(facts.batch_size, facts.length or 16, 16)
+    if size < 2:
+        raise NotApplicable("batches have one sample")
+    together = _losses(trials, facts, size, 1)
+    alone = _losses(trials, facts, 1, size)
+    for position in range(facts.num_losses):
+        expected, error, weight = _weighted_mean(together, position, facts.num_losses, [size])
+        found, error_alone, weight_alone = _weighted_mean(alone, position, facts.num_losses, [1] * size)
+        which = "loss" if facts.num_losses == 1 else f"loss {position + 1}"
+        if abs(weight - weight_alone) > TOLERANCE * abs(weight):
+            raise Break(
+                f"the weight of a batch of {size} is {weight:.6g}, but its samples alone have {weight_alone:.6g}"
+            )
+        allowed = TOLERANCE * max(abs(expected), abs(found)) + STANDARD_ERRORS * math.hypot(error, error_alone) + 1e-6
+        if abs(expected - found) > allowed:
+            raise Break(
+                f"the {which} of a batch of {size} is {expected:.6g}, the mean of its samples alone {found:.6g}"
+            )
+    return f"{size} samples together and alone" + (f", {REPEATS} times" if facts.draws_in_training else "")
+
+
+def _losses(trials: Trials, facts: Facts, size: int, updates: int) -> Record:
+    repeats = REPEATS if facts.draws_in_training else 1
+    trial = Trial(
+        f"batches of {size}",
+        updates=updates,
+        options={
+            "accumulation_steps": 1,
+            "precision": "fp32",
+            "limit_train_batches": None if facts.train_kind == "map" else updates,
+            "steps_per_epoch": None,
+            "valid_every_epochs": None,
+            "monitor": None,
+            "sanity_batches": 0,
+        },
+        train={"batch_size": size, "num_workers": 0, "drop_last": False},
+        train_samples=size * updates,
+        is_evaluating=True,
+        repeats=repeats,
+    )
+    record = trials.run(trial)
+    if record.error:
+        raise Break(f"with batches of {size} the training fails: {record.error}")
+    return record
+
+
+def _weighted_mean(record: Record, position: int, num_losses: int, sizes: list[int]) -> tuple[float, float, float]:
+    """Return the mean of a loss over all batches, its standard error, and the sum of the weights."""
+    total = variance = weights = 0.0
+    for update, size in zip(record.updates, sizes, strict=True):
+        losses = update.losses[position::num_losses]
+        values = torch.tensor([value for value, _ in losses], dtype=torch.float64)
+        weight = losses[0][1]
+        weight = float(size) if weight is None else weight
+        total += weight * float(values.mean())
+        variance += weight**2 * (float(values.var()) / len(values) if len(values) > 1 else 0.0)
+        weights += weight
+    return (total / weights, math.sqrt(variance) / weights, weights) if weights else (0.0, 0.0, 0.0)
+
+
+def check_valid_batch_size(trials: Trials) -> str:
+    """Compare the metrics of validations with two batch sizes."""
+    facts = base(trials).facts
+    if not facts.has_valid:
+        raise NotApplicable("there is no validation split")
+    if not facts.is_valid_map_style:
+        raise NotApplicable("a validation split is a loader of its own, or has no indices")
+    if facts.draws_in_validation:
+        raise NotApplicable("valid_step draws random numbers (see the relation modes)")
+    if trials.kept(Trial("the same batch twice", updates=2, is_evaluating=True, repeats=2)).facts.carries_state:
+        raise NotApplicable("a state is carried over batches")
+    size = max(2, facts.valid_batch_size)
+    length = min(facts.valid_length, 2 * size + size // 2 + 1)
+    smaller = max(1, min(size, length) // 2 - 1)
+    records = [_validated(trials, batch_size, length) for batch_size in (size, smaller)]
+    a, b = (record.validations[0] for record in records)
+    order = {name for name, reduce in records[0].reduced.items() if set(reduce.split(",")) - {"mean", "sum"}}
+    for name, value in a.items():
+        if name.split("/", 1)[-1].split("/")[0] in order or any(name.endswith(f"/{metric}") for metric in order):
+            continue
+        other = b.get(name, math.nan)
+        if abs(value - other) > TOLERANCE * max(abs(value), abs(other)) + 1e-6 or math.isnan(value) != math.isnan(
+            other
+        ):
+            raise Break(f"{name} is {value:.6g} with batches of {size} and {other:.6g} with batches of {smaller}")
+    return f"{len(a)} metrics of {length} samples in batches of {size} and {smaller}"
+
+
+def _validated(trials: Trials, size: int, length: int) -> Record:
+    """Return the record of a training that begins with a validation of the first samples."""
+    options = {"sanity_batches": length, "limit_valid_batches": None, "precision": "fp32", "valid_every_epochs": None}
+    values = {"batch_size": size, "num_workers": 0, "drop_last": False}
+    trial = Trial(
+        f"validation batches of {size}",
+        updates=1,
+        options={**options, "monitor": None, "valid_every_steps": 1_000_000},
+        valid=values,
+        valid_samples=length,
+    )
+    record = trials.run(trial)
+    if record.error or not record.validations:
+        raise Break(f"with validation batches of {size} it fails: {record.error or 'there was no validation'}")
+    return record
+
+
+def check_loss_scale(trials: Trials) -> str:
+    """Compare the gradients of fp16 with two scales of the loss."""
+    facts = base(trials).facts
+    if facts.precision != "fp16":
+        raise NotApplicable('precision is not "fp16"')
+    scales = (2.0**14, 2.0**7)
+    records = []
+    for scale in scales:
+        trial = Trial(f"loss scale {scale:g}", updates=1, loss_scale=scale, records_gradients=True, is_evaluating=True)
+        record = trials.run(trial)
+        if record.error or not record.updates:
+            raise NotApplicable(f"with the scale {scale:g} there is no update: {record.error}")
+        records.append(record)
+    a, b = (record.updates[0].gradients for record in records)
+    if (difference := _largest_difference(a, b, SCALE_TOLERANCE)) is not None:
+        raise Break(f"with the scale {scales[1]:g} in place of {scales[0]:g} the gradient differs: {difference}")
+    return f"gradients with the scales {scales[0]:g} and {scales[1]:g}"
+
+
+def check_overfit(trials: Trials) -> str:
+    """Train on one batch again and again."""
+    facts = probe(trials)
+    if facts.num_optimizers > 1:
+        raise NotApplicable("several optimizers may have losses that work against each other")
+    if facts.draws_in_training:
+        raise NotApplicable("train_step draws random numbers, so that the batch is another one each time")
+    if facts.train_kind != "map":
+        raise NotApplicable("the train split has no indices")
+    limits = {"overfit_batches": facts.accumulation_steps, "limit_train_batches": None, "limit_valid_batches": None}
+    quiet = {"valid_every_epochs": None, "monitor": None, "sanity_batches": 0, "steps_per_epoch": None}
+    workers = {"num_workers": 0}
+    trial = Trial(
+        "one batch", updates=150, options={**limits, **quiet}, train=workers, is_evaluating=True, max_seconds=8
+    )
+    record = trials.run(trial)
+    if record.error:
+        raise Break(f"with one batch the training fails: {record.error}")
+    losses = [sum(value for value, _ in update.losses) / max(1, len(update.losses)) for update in record.updates]
+    first, last = losses[0], sum(losses[-3:]) / len(losses[-3:])
+    what = f"the loss of one batch went from {first:.4g} to {last:.4g} in {len(losses)} updates"
+    if last >= first - 0.01 * abs(first):
+        raise Break(what)
+    if last > first - 0.1 * abs(first):
+        raise NotApplicable(f"{what}: too slowly to tell")
+    return what
+
+
+def check_pairing(trials: Trials) -> str:
+    """Train on every other sample, and look whether the loss of the samples between them falls as well."""
+    facts = probe(trials)
+    if facts.num_optimizers > 1:
+        raise NotApplicable("several optimizers may have losses that work against each other")
+    if facts.draws_in_training:
+        raise NotApplicable("train_step draws random numbers")
+    if facts.train_kind != "map" or (facts.length or 0) < 64:
+        raise NotApplicable("the train split has no indices, or fewer than 64 samples")
+    options = {
+        "limit_train_batches": None,
+        "limit_valid_batches": None,
+        "steps_per_epoch": None,
+        "valid_every_epochs": None,
+        "monitor": None,
+        "sanity_batches": 0,
+        "max_epochs": None,
+    }
+    workers = {"num_workers": 0}
+    trial = Trial("every other sample", 400, options, workers, is_evaluating=True, holds_out=True, max_seconds=8)
+    record = trials.run(trial)
+    if record.error:
+        raise NotApplicable(f"the training fails: {record.error}")
+    losses = [sum(value for value, _ in update.losses) / max(1, len(update.losses)) for update in record.updates]
+    size = max(1, min(10, len(losses) // 4))
+    first, last = sum(losses[:size]) / size, sum(losses[-size:]) / size
+    before, best = record.held_out[0], min(record.held_out)
+    what = (
+        f"in {len(losses)} updates the loss went from {first:.4g} to {last:.4g}, that of samples that were not trained "
+        f"on from {before:.4g} to {best:.4g} at best"
+    )
+    if first - last < 0.3 * abs(first) or len(record.held_out) < 4:
+        raise NotApplicable(f"{what}: too slowly to tell")
+    if before - best < 0.1 * (first - last):
+        raise Break(what)
+    return what

@@ -1,0 +1,83 @@
+"""What one training of an audit changes in the program, and where the program comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from helios_lite.config import load
+from helios_lite.data import DataModule
+from helios_lite.model import Model
+from helios_lite.trainer import Trainer
+
+EPOCH_UPDATES = 4
+"""The updates of an epoch of a trial, so that a few updates pass the end of an epoch."""
+
+Program = tuple[Trainer, Model, DataModule]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a program comes from; `make` returns it anew.
+
+    Attributes:
+        origin: a function without arguments that returns (Trainer, Model, DataModule), or the path of a TOML file.
+        overrides: values that replace those of the file.
+    """
+
+    origin: Callable[[], Program] | Path
+    overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def make(self) -> Program:
+        """Return a trainer, a model and the data, which no run has used."""
+        return load(self.origin, self.overrides) if isinstance(self.origin, Path) else self.origin()
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """What is changed in the program, and what is recorded.
+
+    Attributes:
+        name: what the trial changes, for messages.
+        updates: the number of updates.
+        options: options of the trainer that replace those of all trials.
+        train, valid: values that replace those of the train Split, and of each validation Split.
+        train_samples, valid_samples: use this many samples from the start of a map-style dataset; None for all.
+        holds_out: train on every other sample only, and record the loss of some of the samples that are left out.
+        is_evaluating: whether the networks are in evaluation mode in `train_step`: then dropout does nothing, and batch
+            normalization uses its running statistics, so that no sample should look at another.
+        keeps_weights: whether the networks get their initial weights back after every update, so that the gradients of
+            all updates belong to the same weights.
+        repeats: how often each `train_step` is called with its batch, without any update; 0 trains as usual.
+        records_gradients, reads_samples, watches_modes: what is recorded beside losses and digests of the state.
+        loss_scale: the scale of fp16 at the start; None for the usual one.
+        ends_after: raise `Enough` at the first batch after this update; None trains to the end of `updates`.
+        max_seconds: end after the first update after this time.
+        processes: the number of processes.
+        changes_hash_seed: start a new interpreter, whose hashes of strings differ.
+        loads_checkpoint: build the model with `load_from_checkpoint` from the newest checkpoint of an earlier trial in
+            the same folder, and only validate it.
+    """
+
+    name: str
+    updates: int = 10
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    train: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    valid: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    train_samples: int | None = None
+    holds_out: bool = False
+    valid_samples: int | None = None
+    is_evaluating: bool = False
+    keeps_weights: bool = False
+    repeats: int = 0
+    records_gradients: bool = False
+    reads_samples: bool = False
+    watches_modes: bool = False
+    loss_scale: float | None = None
+    ends_after: int | None = None
+    max_seconds: float | None = None
+    processes: int = 1
+    changes_hash_seed: bool = False
+    loads_checkpoint: bool = False

@@ -1,0 +1,364 @@
+"""Programs with one planted error each, which people really make, and the relations of the audit that must break.
+
+Each function named in `ERRORS` returns a trainer, a model and its data. What differs from a right program (one of
+`right_programs`) is the planted error and nothing else.
+"""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.data import Dataset, TensorDataset
+
+from helios_lite import DataModule, Model, Split, Trainer
+from helpers.right_programs import Classifier, Tokens, blobs, sentences, trainer
+
+Program = tuple[Trainer, Model, DataModule]
+
+
+class SummedLoss(Classifier):
+    """The loss is summed over the batch."""
+
+    def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return functional.cross_entropy(outputs, y, reduction="sum")
+
+
+class ScheduledTwice(Classifier):
+    """The scheduler steps per batch and per epoch, and not with the optimizer."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup(fast_init)
+        if not fast_init:
+            self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, 0.99)
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        super().train_step(batch, state)
+        self.scheduler.step()
+
+    def on_training_epoch_end(self, current_epoch: int) -> None:
+        self.scheduler.step()
+
+
+class NoZeroGrad(Classifier):
+    """The gradients are not cleared."""
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        loss = self.loss(self.net(batch[0]), batch[1])
+        loss.backward()
+        self.optimizer.step()
+
+
+class AlwaysDropout(nn.Module):
+    """`functional.dropout` is in training mode by default."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 32), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(functional.dropout(self.first(x).relu(), 0.3))
+
+
+class DropoutInValidation(Classifier):
+    def network(self) -> nn.Module:
+        return AlwaysDropout()
+
+
+class TrainedInEvaluationMode(Classifier):
+    """Evaluation mode is switched on in every step, and batch normalization never learns its statistics."""
+
+    def network(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 4))
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        self.net.eval()
+        super().train_step(batch, state)
+
+
+class HalfOptimized(Classifier):
+    """The optimizer has the parameters of the last layer only."""
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        last = [parameter for name, parameter in self.net.named_parameters() if name.split(".")[-2] == "2"]
+        return torch.optim.Adam(last, lr=0.01)
+
+
+class Detached(nn.Sequential):
+    """Features are detached before the head."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self[2](self[1](self[0](x)).detach())
+
+
+class DetachedBranch(Classifier):
+    def network(self) -> nn.Module:
+        return Detached(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+
+
+class WrongAxis(Classifier):
+    """The softmax is over the samples."""
+
+    def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return functional.nll_loss(outputs.log_softmax(0), y)
+
+
+class MixedByReshape(nn.Module):
+    """A reshape in place of a transpose, so that rows have values of several samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.T.reshape(len(x), 8))
+
+
+class WrongReshape(Classifier):
+    def network(self) -> nn.Module:
+        return MixedByReshape()
+
+
+class ShuffledApart(DataModule):
+    """Inputs and labels are shuffled by two permutations."""
+
+    def setup(self) -> None:
+        x, y = blobs(256)
+        x, y = x[torch.randperm(len(x))], y[torch.randperm(len(y))]
+        self.train = Split(TensorDataset(x[:192], y[:192]), batch_size=16, shuffle=True)
+        self.valid = Split(TensorDataset(x[192:], y[192:]), batch_size=32)
+
+
+class TrainInValid(DataModule):
+    """The slices overlap."""
+
+    def setup(self) -> None:
+        x, y = blobs(256)
+        self.train = Split(TensorDataset(x[:200], y[:200]), batch_size=16, shuffle=True)
+        self.valid = Split(TensorDataset(x[192:], y[192:]), batch_size=32)
+
+
+class SameNoise(Dataset):
+    """Augments with a generator of its own, of which every worker has a copy in the same state."""
+
+    def __init__(self) -> None:
+        self.x, self.y = blobs(192)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.x[index] + 0.1 * torch.randn(8, generator=self.generator), self.y[index]
+
+
+class InPlace(SameNoise):
+    """Augments the data itself, because an index gives a view."""
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        x = self.x[index]
+        x += 0.1 * torch.randn(8)
+        return x, self.y[index]
+
+
+class MeanOfBatchMeans(Classifier):
+    """The accuracy is a mean of the means of batches, of which the last one is smaller."""
+
+    def on_validation_start(self, validation_cycle: int) -> None:
+        self.accuracies: list[float] = []
+
+    def valid_step(self, batch: Any, step: int) -> None:
+        self.accuracies.append(float((self.net(batch[0]).argmax(1) == batch[1]).float().mean()))
+
+    def on_validation_end(self, validation_cycle: int) -> None:
+        self.log("accuracy", sum(self.accuracies) / len(self.accuracies))
+
+
+class WrongCount(Classifier):
+    """The metric counts every batch as one item."""
+
+    def valid_step(self, batch: Any, step: int) -> None:
+        self.log("loss", self.loss(self.net(batch[0]), batch[1]), count=1)
+
+
+class BatchOfRank0(Classifier):
+    """Every rank trains on the batch of rank 0."""
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        super().train_step(self.gather(batch)[0], state)
+
+
+class Unseeded(Classifier):
+    """The initial weights come from a generator without a fixed seed."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup(fast_init)
+        generator = torch.Generator()
+        generator.seed()
+        with torch.no_grad():
+            self.net[0].weight.normal_(0, 0.3, generator=generator)
+
+
+class CounterNotSaved(Classifier):
+    """The loss is scaled by a counter that no checkpoint holds."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup(fast_init)
+        self.count = 0
+
+    def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
+        return super().loss(outputs, y) * (1 + 0.1 * self.count)
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        super().train_step(batch, state)
+        self.count += 1
+
+
+class UntiedByLoading(Classifier):
+    """Two layers share their weight, until a checkpoint is loaded."""
+
+    def network(self) -> nn.Module:
+        net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU())
+        net.append(nn.Linear(32, 4))
+        net[4].weight = net[2].weight
+        return net
+
+    def load_state_dict(self, state_dict: dict[str, Any], fast_init: bool = False) -> None:
+        super().load_state_dict(state_dict, fast_init)
+        self.net[4].weight = nn.Parameter(state_dict["net"]["4.weight"].clone())
+
+
+class Noise:
+    """A generator with a state that checkpoints hold."""
+
+    def __init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(0)
+
+    def like(self, x: Tensor) -> Tensor:
+        return torch.randn(x.shape, generator=self.generator)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"state": self.generator.get_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.generator.set_state(state_dict["state"])
+
+
+class SharedNoise(Classifier):
+    """The validation draws from the generator of the training."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup(fast_init)
+        self.noise = Noise()
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        super().train_step([batch[0] + 0.1 * self.noise.like(batch[0]), batch[1]], state)
+
+    def valid_step(self, batch: Any, step: int) -> None:
+        super().valid_step([batch[0] + 0.1 * self.noise.like(batch[0]), batch[1]], step)
+
+
+class ClippedScaled(Classifier):
+    """The gradients are clipped while they are multiplied by the scale of fp16."""
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        with self.autocast():
+            loss = self.loss(self.net(batch[0]), batch[1])
+        self.backward(loss)
+        nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        self.optimizer_step(self.optimizer)
+
+
+class WrongWeight(Tokens):
+    """The loss is a mean over tokens, and its weight is that of one item."""
+
+    def weight(self, mask: Tensor) -> Any:
+        return 1.0
+
+
+class PaddingSeen(Tokens):
+    """The mean over a sentence includes its padding, whose length depends on the other sentences of the batch."""
+
+    def pooled(self, vectors: Tensor, mask: Tensor) -> Tensor:
+        return vectors.mean(1, keepdim=True)
+
+
+class PaddingCounted(Tokens):
+    """The loss is also computed on padding."""
+
+    def token_loss(self, losses: Tensor, mask: Tensor) -> Tensor:
+        return losses.mean()
+
+
+class FrozenInTrainingMode(Classifier):
+    """A frozen backbone keeps its weights, but its batch normalization goes on."""
+
+    def network(self) -> nn.Module:
+        backbone = nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU())
+        backbone.requires_grad_(False)
+        return nn.Sequential(backbone, nn.Linear(32, 4))
+
+
+def with_model(model: type[Classifier], **options: Any) -> Program:
+    x, y = blobs(256)
+    data = DataModule(
+        train=Split(TensorDataset(x[:192], y[:192]), batch_size=16, shuffle=True),
+        valid=Split(TensorDataset(x[192:], y[192:]), batch_size=32),
+    )
+    return trainer(**options), model(), data
+
+
+def with_tokens(model: type[Tokens]) -> Program:
+    return trainer(), model(), sentences()
+
+
+def with_data(data: type[DataModule]) -> Program:
+    return trainer(), Classifier(), data()
+
+
+def with_dataset(dataset: type[Dataset]) -> Program:
+    x, y = blobs(256)
+    data = DataModule(
+        train=Split(dataset(), batch_size=16, shuffle=True),
+        valid=Split(TensorDataset(x[192:], y[192:]), batch_size=32),
+    )
+    return trainer(), Classifier(), data
+
+
+def one_nan() -> Program:
+    """One sample has a NaN."""
+    program = with_model(Classifier)
+    program[2].train.dataset.tensors[0][37, 2] = torch.nan
+    return program
+
+
+ERRORS: dict[str, tuple[Any, set[str]]] = {
+    "summed_loss": (functools.partial(with_model, SummedLoss), {"samples_alone", "accumulation"}),
+    "scheduled_twice": (functools.partial(with_model, ScheduledTwice), {"accumulation"}),
+    "no_zero_grad": (functools.partial(with_model, NoZeroGrad), {"resume"}),
+    "dropout_in_validation": (functools.partial(with_model, DropoutInValidation), {"modes"}),
+    "trained_in_evaluation_mode": (functools.partial(with_model, TrainedInEvaluationMode), {"modes"}),
+    "half_optimized": (functools.partial(with_model, HalfOptimized), {"parameters"}),
+    "detached_branch": (functools.partial(with_model, DetachedBranch), {"parameters"}),
+    "wrong_axis": (functools.partial(with_model, WrongAxis), {"samples_alone"}),
+    "wrong_reshape": (functools.partial(with_model, WrongReshape), {"samples_alone"}),
+    "shuffled_apart": (functools.partial(with_data, ShuffledApart), {"pairing"}),
+    "train_in_valid": (functools.partial(with_data, TrainInValid), {"overlap"}),
+    "same_noise": (functools.partial(with_dataset, SameNoise), {"constant_data", "workers"}),
+    "in_place": (functools.partial(with_dataset, InPlace), {"constant_data"}),
+    "mean_of_batch_means": (functools.partial(with_model, MeanOfBatchMeans), {"valid_batch_size"}),
+    "wrong_count": (functools.partial(with_model, WrongCount), {"valid_batch_size"}),
+    "batch_of_rank_0": (functools.partial(with_model, BatchOfRank0), {"devices"}),
+    "unseeded": (functools.partial(with_model, Unseeded), {"repeat"}),
+    "counter_not_saved": (functools.partial(with_model, CounterNotSaved), {"resume"}),
+    "untied_by_loading": (functools.partial(with_model, UntiedByLoading), {"resume"}),
+    "shared_noise": (functools.partial(with_model, SharedNoise), {"validation"}),
+    "clipped_scaled": (functools.partial(with_model, ClippedScaled, precision="fp16"), {"loss_scale"}),
+    "wrong_weight": (functools.partial(with_tokens, WrongWeight), {"samples_alone"}),
+    "padding_seen": (functools.partial(with_tokens, PaddingSeen), {"samples_alone"}),
+    "padding_counted": (functools.partial(with_tokens, PaddingCounted), {"samples_alone"}),
+    "frozen_in_training_mode": (functools.partial(with_model, FrozenInTrainingMode), {"modes"}),
+    "one_nan": (one_nan, {"finite"}),
+}
+"""Each planted error, and the relations that name it: all of them must break."""

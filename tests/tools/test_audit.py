@@ -1,0 +1,187 @@
+"""The audit names planted errors as what they are, says nothing against right programs, and ends by itself."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.planted import ERRORS
+from helpers.right_programs import RIGHT, Classifier, blobs, splits, trainer
+
+from helios_lite.tools.audit import RELATIONS, audit
+from helios_lite.tools.command import main
+
+NAMES = [relation.name for relation in RELATIONS]
+WITHOUT_INDICES = {"overlap", "workers", "devices", "overfit", "pairing"}
+OF_A_STATE = {"samples_alone", "accumulation", "devices", "valid_batch_size", "overfit", "pairing"}
+SEVERAL_OPTIMIZERS = {"accumulation", "overfit", "pairing"}
+# What is not applicable to each right program, beside `modes` and `loss_scale`, which few programs have.
+NOT_APPLICABLE = {
+    "gan": SEVERAL_OPTIMIZERS,
+    "two_rates": SEVERAL_OPTIMIZERS,
+    "carried": OF_A_STATE,
+    "streamed": WITHOUT_INDICES,
+    "distilled": {"overfit", "pairing"},  # It learns too slowly.
+    "augmented": {"overlap"},
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_a_planted_error_breaks_the_relations_that_name_it(name: str) -> None:
+    make, expected = ERRORS[name]
+    findings = audit(make, sorted(expected))
+    assert [(finding.relation, finding.result) for finding in findings] == [
+        (relation, "breaks") for relation in NAMES if relation in expected
+    ]
+    for finding in findings:
+        assert finding.text
+        assert finding.causes
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_nothing_breaks_in_a_right_program_and_few_relations_are_left_out(name: str) -> None:
+    only = [relation for relation in NAMES if relation != "repeat" or name == "classifier"]  # It starts an interpreter.
+    results = {finding.relation: finding.result for finding in audit(RIGHT[name], only)}
+    assert list(results) == only
+    left_out = NOT_APPLICABLE.get(name, set()) | {"loss_scale"} - ({"loss_scale"} if name == "fp16" else set())
+    if name not in ("normalized", "distilled"):
+        left_out = left_out | {"modes"}
+    assert {relation for relation, result in results.items() if result == "not applicable"} == left_out
+    assert {relation for relation, result in results.items() if result == "breaks"} == set()
+
+
+def test_there_are_as_many_programs_as_promised_and_one_for_nearly_every_relation() -> None:
+    assert len(ERRORS) >= 24
+    assert len(RIGHT) >= 12
+    named = {relation for _, expected in ERRORS.values() for relation in expected}
+    assert set(NAMES) - named == {"overfit", "checkpoint"}
+
+
+class ThresholdNotSaved(Classifier):
+    """What a validation uses is set while training, in a plain attribute."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup(fast_init)
+        self.shift = 0.0
+
+    def on_training_start(self) -> None:
+        self.shift = 3.0
+
+    def valid_step(self, batch: Any, step: int) -> None:
+        super().valid_step([batch[0] + self.shift, batch[1]], step)
+
+
+class Rising(Classifier):
+    """The loss rises, because its gradient has the wrong sign."""
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        loss = self.loss(self.net(batch[0]), batch[1])
+        self.backward(loss.detach() * 2 - loss)
+        self.optimizer_step(self.optimizer)
+
+
+def rising() -> Any:
+    return trainer(), Rising(), splits(*blobs(256))
+
+
+def forgetting() -> Any:
+    return trainer(), ThresholdNotSaved(), splits(*blobs(256))
+
+
+@pytest.mark.parametrize(("make", "relation"), [(rising, "overfit"), (forgetting, "checkpoint")])
+def test_the_other_relations_break_too(make: Any, relation: str) -> None:
+    assert [finding.result for finding in audit(make, [relation])] == ["breaks"]
+
+
+class Stuck(Classifier):
+    def train_step(self, batch: Any, state: Any) -> None:
+        time.sleep(600)
+
+
+def stuck() -> Any:
+    return trainer(), Stuck(), splits(*blobs(256))
+
+
+def broken() -> Any:
+    raise RuntimeError("no such file")
+
+
+def test_a_program_that_hangs_or_fails_is_not_judged_and_the_reason_is_given() -> None:
+    for make, reason in ((stuck, "no result after 1 s"), (broken, "RuntimeError: no such file")):
+        (finding,) = audit(make, ["resume"], seconds=1)
+        assert finding.result == "not applicable"
+        assert finding.text == f"the training itself fails: {reason}"
+
+
+def test_the_run_folder_is_not_used_and_a_second_audit_finds_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    only = ["resume", "samples_alone", "modes"]
+    assert audit(RIGHT["normalized"], only) == audit(RIGHT["normalized"], only)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_arguments_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^only='resum': there is no such relation; there are finite, "):
+        audit(RIGHT["classifier"], ["resum"])
+    with pytest.raises(ValueError, match=r"^devices=0: must be at least 1$"):
+        audit(RIGHT["classifier"], devices=0)
+    with pytest.raises(FileNotFoundError, match=r"run\.toml: there is no such file$"):
+        audit(tmp_path / "run.toml")
+
+
+FILE = """
+[trainer]
+max_epochs = 3
+[model]
+class = "program.Summed"
+[data]
+class = "program.Blobs"
+"""
+PROGRAM = """
+from helpers.planted import SummedLoss as Summed
+from helpers.right_programs import blobs, splits
+from helios_lite import DataModule
+
+
+class Blobs(DataModule):
+    def setup(self):
+        data = splits(*blobs(256))
+        self.train, self.valid = data.train, data.valid
+"""
+
+
+def test_the_command_prints_a_table_or_json_and_says_by_its_status_whether_all_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "run.toml").write_text(FILE)
+    (tmp_path / "program.py").write_text(PROGRAM)
+    file = str(tmp_path / "run.toml")
+    with pytest.raises(SystemExit) as caught:
+        main(["audit", file, "--only", "resume,accumulation", "--json", "--trainer.seed", "5"])
+    assert caught.value.code == 1
+    findings = json.loads(capsys.readouterr().out)
+    assert [(each["relation"], each["result"]) for each in findings] == [
+        ("resume", "holds"),
+        ("accumulation", "breaks"),
+    ]
+    main(["audit", file, "--only", "resume"])
+    assert "crashes after the updates 3 and 8 of 10" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(SystemExit) as caught:
+        main(["audit", file, "--only", "nothing"])
+    assert caught.value.code == 2
+
+
+def test_a_script_without_a_main_guard_is_told_so(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from helios_lite.tools.audit import audit\nfrom helpers.right_programs import RIGHT\n"
+        'print(audit(RIGHT["classifier"], ["parameters"], seconds=30)[0].text)\n'
+    )
+    result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100, check=True)
+    assert 'if __name__ == "__main__":' in result.stdout
