@@ -148,6 +148,12 @@ NOT_CALLED = "test_config.py::test_what_a_key_does_not_stand_for_is_an_error_and
 FUZZ = "engine/test_fuzz.py::test_a_random_training_cut_at_random_places_ends_like_one_that_was_not"
 EXTREME = "test_options.py::test_an_extreme_value_is_refused_at_once_or_a_run_works_with_it"
 
+AUDIT = "tools/test_audit.py::test_"
+PLANTED = AUDIT + "a_planted_error_breaks_the_relations_that_name_it"
+PLANTED_HASHES = AUDIT + "hashes_of_strings_and_the_way_in_which_processes_start_are_those_of_a_new_program"
+METHOD = PLANTED_HASHES
+NAMED_BATCH = AUDIT + "what_differs_first_is_named"
+RIGHT = AUDIT + "nothing_breaks_in_a_right_program_and_few_relations_are_left_out"
 REPLAY = "engine/test_replay.py::test_"
 REPLAYED = REPLAY + "an_update_of_a_resumed_run_is_computed_again_bit_for_bit_and_no_file_changes"
 REPLAYED_AGAIN = REPLAY + "the_model_can_be_replayed_again_and_trained_afterwards"
@@ -1612,15 +1618,35 @@ MUTATIONS = [
         "engine/training.py", "title = with_limits(title, self.options, *self.phases())", "pass", SAID_TO_BE_LIMITED
     ),
     Mutation("engine/evaluation.py", "with_limits(phase if", "str(phase if", SAID_TO_BE_LIMITED),
+    Mutation("tools/audit/bits.py", "if a.batches != b.batches:", "if False:", NAMED_BATCH),
+    Mutation("tools/audit/bits.py", "changes_hash_seed=True", "changes_hash_seed=False", PLANTED_HASHES),
+    Mutation("tools/audit/sums.py", "TOLERANCE = 1e-3", "TOLERANCE = 1.0", PLANTED + "[wrong_axis]"),
+    Mutation("tools/audit/sums.py", "TOLERANCE = 1e-3", "TOLERANCE = 1e-9", RIGHT),
+    Mutation("tools/audit/sums.py", "if a.rates != b.rates:", "if False:", PLANTED + "[scheduled_twice]"),
+    Mutation("tools/audit/sums.py", "if probed.carries_state:", "if False:", RIGHT + "[carried]"),
+    Mutation("tools/audit/sums.py", "STANDARD_ERRORS = 5.0", "STANDARD_ERRORS = 0.0", RIGHT + "[gan]"),
+    Mutation(
+        "tools/audit/recorder.py",
+        "                    net.eval()\n",
+        "                    pass\n",
+        RIGHT + "[normalized]",
+    ),
+    Mutation(
+        "tools/audit/looks.py", 'if "training" in modes["valid"]:', "if False:", PLANTED + "[dropout_in_validation]"
+    ),
+    Mutation("tools/audit/samples.py", "read.changed.append(index)", "pass", PLANTED + "[in_place]"),
+    Mutation(
+        "tools/audit/processes.py", "    multiprocessing.set_start_method(start_method, force=True)\n", "", METHOD
+    ),
+    Mutation(
+        "tools/audit/processes.py", "end = time.monotonic() + self._seconds", "end = time.monotonic() + 99", HANGS
+    ),
     Mutation("engine/replay.py", "counters[0] < step", "counters[0] <= step", REPLAYED),
     Mutation("engine/replay.py", "        root=None,\n", "", REPLAYED),
     Mutation("engine/replay.py", "inspector.unwrap()", "pass", REPLAYED_AGAIN),
     Mutation("engine/update_inspector.py", "        self._write_back(after)\n", "", REPLAYED),
     Mutation("engine/update_inspector.py", "self._taken - 1, None", "self._taken, None", REPLAYED),
     Mutation("engine/update_inspector.py", "self._num_done + 1", "self._num_done", POISONED),
-    Mutation(
-        "engine/update_inspector.py", "            rng.set_state(part.rng_state, self.model.device)\n", "", REPLAYED
-    ),
     Mutation(
         "engine/update_inspector.py", "precision.add_gradient_report(self._note_gradients)", "pass", REPLAYED_NORMS
     ),

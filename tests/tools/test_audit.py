@@ -1,6 +1,7 @@
 """The audit names planted errors as what they are, says nothing against right programs, and ends by itself."""
 
 import json
+import multiprocessing
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers.planted import ERRORS
 from helpers.right_programs import RIGHT, Classifier, blobs, splits, trainer
 
@@ -94,6 +96,43 @@ def forgetting() -> Any:
 @pytest.mark.parametrize(("make", "relation"), [(rising, "overfit"), (forgetting, "checkpoint")])
 def test_the_other_relations_break_too(make: Any, relation: str) -> None:
     assert [finding.result for finding in audit(make, [relation])] == ["breaks"]
+
+
+def test_what_differs_first_is_named() -> None:
+    for name, relation, text in (
+        ("same_noise", "workers", "with 2 workers update 1 differs: its batch is another one"),
+        ("counter_not_saved", "resume", "update 4 differs: the loss is "),
+        ("scheduled_twice", "accumulation", "update 1 has the learning rate [0.0099], otherwise [0.01]"),
+        ("batch_of_rank_0", "devices", "with 2 processes the gradient of update 1 differs: by "),
+        ("half_optimized", "parameters", "net.0.weight, net.0.bias are in no optimizer, though they get gradients"),
+        ("frozen_in_training_mode", "modes", "net.0.1 is frozen, but in training mode in train_step"),
+        ("one_nan", "finite", "1 samples of train are not finite (part 0): indices 37"),
+    ):
+        assert text in audit(ERRORS[name][0], [relation])[0].text
+
+
+class Ordered(Classifier):
+    """The weights depend on the order of a set of strings."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup(fast_init)
+        with torch.no_grad():
+            order = [int(name) for name in {str(number) for number in range(32)}]
+            self.net[0].weight.copy_(self.net[0].weight[order])
+
+
+def ordered() -> Any:
+    return trainer(), Ordered(), splits(*blobs(256))
+
+
+def started() -> Any:
+    raise RuntimeError(multiprocessing.get_start_method())
+
+
+def test_hashes_of_strings_and_the_way_in_which_processes_start_are_those_of_a_new_program() -> None:
+    assert audit(ordered, ["repeat"])[0].result == "breaks"
+    expected = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    assert audit(started, ["parameters"])[0].text.endswith(f"RuntimeError: {expected}")
 
 
 class Stuck(Classifier):
