@@ -97,6 +97,30 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(command=function)
         return command
 
+    _add_commands_of_files(add)
+
+    command = add(inspect, "show what a checkpoint holds")
+    command.add_argument("file", metavar="CHECKPOINT", type=Path, help="the checkpoint: a file or a folder")
+
+    command = add(consolidate, "make one file of a sharded checkpoint")
+    command.add_argument("folder", metavar="FOLDER", type=Path, help="the folder of the checkpoint")
+    command.add_argument("file", metavar="FILE", type=Path, nargs="?", help="default: FOLDER.pth")
+
+    command = add(diff, "tell where two runs parted")
+    command.add_argument("run_a", metavar="RUN_A", type=Path, help="a run folder")
+    command.add_argument("run_b", metavar="RUN_B", type=Path, help="another one")
+
+    command = add(plot, "draw the curves of runs")
+    command.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run folder, with its metrics.jsonl")
+    command.add_argument("--metric", metavar="NAME", nargs="+", action="extend", help="full names; default: all")
+    command.add_argument("--output", metavar="FILE", type=Path, default="curves.png", help="default: %(default)s")
+
+    add(env, "print what a bug report needs")
+    return parser
+
+
+def _add_commands_of_files(add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add the commands that run what a TOML file describes."""
     checkpoint_help = '"best" (default), "last", or the path of a checkpoint or a run folder'
     command = add(fit, "train the model of a TOML file", _OVERRIDES)
     command.usage = "%(prog)s [-h] FILE [--table.key VALUE ...]"
@@ -124,25 +148,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--only", metavar="NAME[,NAME]", action="append", help="names of relations; default: all")
     command.add_argument("--devices", type=int, default=2, help="processes to compare with one; 1 leaves it out")
     command.add_argument("--json", action="store_true", help="print the findings as JSON")
-
-    command = add(inspect, "show what a checkpoint holds")
-    command.add_argument("file", metavar="CHECKPOINT", type=Path, help="the checkpoint: a file or a folder")
-
-    command = add(consolidate, "make one file of a sharded checkpoint")
-    command.add_argument("folder", metavar="FOLDER", type=Path, help="the folder of the checkpoint")
-    command.add_argument("file", metavar="FILE", type=Path, nargs="?", help="default: FOLDER.pth")
-
-    command = add(diff, "tell where two runs parted")
-    command.add_argument("run_a", metavar="RUN_A", type=Path, help="a run folder")
-    command.add_argument("run_b", metavar="RUN_B", type=Path, help="another one")
-
-    command = add(plot, "draw the curves of runs")
-    command.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run folder, with its metrics.jsonl")
-    command.add_argument("--metric", metavar="NAME", nargs="+", action="extend", help="full names; default: all")
-    command.add_argument("--output", metavar="FILE", type=Path, default="curves.png", help="default: %(default)s")
-
-    add(env, "print what a bug report needs")
-    return parser
 
 
 def _split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

@@ -100,7 +100,7 @@ def test_the_other_relations_break_too(make: Any, relation: str) -> None:
 
 def test_what_differs_first_is_named() -> None:
     for name, relation, text in (
-        ("same_noise", "workers", "with 2 workers update 1 differs: its batch is another one"),
+        ("same_noise", "workers", "with 2 workers update 2 differs: its batch is another one"),
         ("counter_not_saved", "resume", "update 4 differs: the loss is "),
         ("scheduled_twice", "accumulation", "update 1 has the learning rate [0.0099], otherwise [0.01]"),
         ("batch_of_rank_0", "devices", "with 2 processes the gradient of update 1 differs: by "),
