@@ -32,6 +32,10 @@ def blocks(page: str, language: str) -> list[tuple[str, str | None]]:
 PROGRAMS = {f"{page}-{i}": block for page in PAGES for i, block in enumerate(blocks(page, "python"), start=1)}
 
 
+# What a page needs that is not installed with the project.
+PACKAGES = {"hugging_face": "transformers", "optuna": "optuna", "images_in_tensorboard": "tensorboard"}
+
+
 def run(program: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Run a program in a folder as a script and return its names."""
     monkeypatch.chdir(folder)
@@ -55,6 +59,8 @@ def test_a_program_runs_and_prints_what_the_page_says(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     program, printed = PROGRAMS[name]
+    if (package := PACKAGES.get(name.split("-")[0])) is not None:
+        pytest.importorskip(package)
     if name.startswith("audit"):  # It starts processes, which import it.
         (tmp_path / "program.py").write_text(program, encoding="utf-8")
         command = [sys.executable, "-B", "program.py"]
