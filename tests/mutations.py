@@ -658,7 +658,7 @@ MUTATIONS = [
         "runtime/hang_watch.py",
         "moved, seen = time.monotonic(), now",
         "seen = now",
-        HANGS + "test_a_slow_validation_is_no_hang",
+        HANGS + "test_a_slow_validation_is_no_hang_and_a_slow_caller_of_predict_is_none",
     ),
     Mutation(
         "runtime/hang_watch.py",

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,9 +28,11 @@ from helios_lite.model import Model
 from helios_lite.options import Options
 from helios_lite.runtime import rng
 from helios_lite.runtime.devices import cudnn_benchmark
+from helios_lite.runtime.hang_watch import HangWatch, hang_seconds
 from helios_lite.runtime.launch import launched_beside
 from helios_lite.runtime.output_files import OutputWriter, take_in_turn
 from helios_lite.runtime.prediction_file import write_predictions
+from helios_lite.runtime.rank_process import leave_error
 from helios_lite.runtime.transfer import DeviceMover
 
 logger = logging.getLogger("helios_lite")
@@ -76,8 +79,8 @@ def predict_to_file(
     if processes > 1:
         write_predictions(predict(options, model, datamodule, checkpoint, processes), path)
         return
-    with _opened(options, model, datamodule, is_worker=False) as session:
-        predictions = _numbered(_run(session, checkpoint, gathers=True))
+    with _opened(options, model, datamodule, is_worker=False) as (session, activity):
+        predictions = _numbered(_run(session, activity, checkpoint, gathers=True))
         if session.world.is_main:
             write_predictions(predictions, path)
         else:
@@ -85,19 +88,44 @@ def predict_to_file(
         session.world.barrier()  # The file exists before any rank goes on.
 
 
+class _Activity:
+    """Counts what a prediction has done. Time that its caller takes with an output is no hang."""
+
+    def __init__(self) -> None:
+        self._num_given = 0
+        self._is_callers_turn = False
+
+    def progress(self) -> float:
+        """Return a number that changes as long as the prediction goes on, or its caller has the turn."""
+        return time.monotonic() if self._is_callers_turn else self._num_given
+
+    @contextlib.contextmanager
+    def callers_turn(self) -> Iterator[None]:
+        """Context in which the caller has an output."""
+        self._is_callers_turn = True
+        yield
+        self._is_callers_turn = False
+        self._num_given += 1
+
+
 @contextlib.contextmanager
-def _opened(options: Options, model: Model, datamodule: DataModule, *, is_worker: bool) -> Iterator[Session]:
+def _opened(
+    options: Options, model: Model, datamodule: DataModule, *, is_worker: bool
+) -> Iterator[tuple[Session, _Activity]]:
+    watch, activity = HangWatch(hang_seconds(options.hang_minutes), leave_error), _Activity()
     with (
         single_call(describe_call("predict", options, model)),
+        watch,
         open_session(options, model, datamodule, is_training=False, data_is_prepared=is_worker) as session,
     ):
-        yield session
+        watch.start(session.world, None if session.folder is None else session.folder / "hangs", activity.progress)
+        yield session, activity
 
 
 def _predict_here(options: Options, model: Model, datamodule: DataModule, checkpoint: Any) -> Iterator[_Prediction]:
     # A caller that takes no more outputs has ended the prediction and not interrupted it.
-    with _opened(options, model, datamodule, is_worker=False) as session, contextlib.suppress(GeneratorExit):
-        yield from _run(session, checkpoint)
+    with _opened(options, model, datamodule, is_worker=False) as opened, contextlib.suppress(GeneratorExit):
+        yield from _run(*opened, checkpoint)
 
 
 def _predict_in_processes(
@@ -122,9 +150,9 @@ def _predict_in_processes(
 def _predict_as_worker(
     options: Options, model: Model, datamodule: DataModule, checkpoint: Any, folder: Path, outcome: Path
 ) -> None:
-    with _opened(options, model, datamodule, is_worker=True) as session:
+    with _opened(options, model, datamodule, is_worker=True) as (session, activity):
         writer = None
-        for prediction in _run(session, checkpoint):
+        for prediction in _run(session, activity, checkpoint):
             if writer is None:  # Ranks with sharded networks run in turns, so none may wait for the caller alone.
                 is_sharded = session.context.parallel.sharded_parameter() is not None
                 writer = OutputWriter(folder, session.world.rank, None if is_sharded else _MOST_WAITING)
@@ -133,7 +161,9 @@ def _predict_as_worker(
     write_outcome({"model": model.state_dict(), "metrics": model.metrics}, session, outcome)
 
 
-def _run(session: Session, choice: str | os.PathLike[str] | None, *, gathers: bool = False) -> Iterator[_Prediction]:
+def _run(
+    session: Session, activity: _Activity, choice: str | os.PathLike[str] | None, *, gathers: bool = False
+) -> Iterator[_Prediction]:
     """Set the model up, and yield what it predicts. Call on every rank.
 
     The caller's code runs between the outputs, so the random numbers, the gradient mode and the flags of a prediction
@@ -141,6 +171,7 @@ def _run(session: Session, choice: str | os.PathLike[str] | None, *, gathers: bo
 
     Args:
         session: the session.
+        activity: is told when the caller has an output.
         choice: the checkpoint, as in `Trainer.test`.
         gathers: yield the predictions of all ranks on rank 0, and nothing on the others.
     """
@@ -157,7 +188,9 @@ def _run(session: Session, choice: str | os.PathLike[str] | None, *, gathers: bo
             parallel.share_buffers()  # Once more, since the hooks may have put averaged weights in place.
         predictions = _predictions(session, loader)
         with contextlib.suppress(GeneratorExit):
-            yield from _gathered(session, predictions) if gathers else predictions
+            for prediction in _gathered(session, predictions) if gathers else predictions:
+                with activity.callers_turn():
+                    yield prediction
         with _prediction_mode(session):
             parallel.finish_forward()  # What a hook sends between ranks needs all of them.
             hooks.call("on_predicting_end")

@@ -72,7 +72,7 @@ class HangWatch:
         self._done = threading.Event()
         self._world = World()
         self._folder: Path | None = None
-        self._progress: Callable[[], int] = lambda: 0
+        self._progress: Callable[[], float] = lambda: 0
         self._peers: list[tuple[str, int]] = []
 
     def __enter__(self) -> Self:
@@ -83,7 +83,7 @@ class HangWatch:
     ) -> None:
         self._done.set()
 
-    def start(self, world: World, folder: Path | None, progress: Callable[[], int]) -> None:
+    def start(self, world: World, folder: Path | None, progress: Callable[[], float]) -> None:
         """Watch from now on. Call on every rank.
 
         Args:
@@ -181,10 +181,16 @@ def stand_of(rank: int) -> Stand:
     users = [frame for frame in frames if not _is_in(frame, *_LIBRARIES)]
     is_inside = bool(users) and (not ours or frames.index(users[0]) < frames.index(ours[0]))
     shown = users[0] if is_inside else (ours or frames)[0]
-    place = f"{shown.f_code.co_name} ({shown.f_code.co_filename}:{shown.f_lineno})"
+    place = _line_of(shown)
+    if users and not is_inside:
+        place += f", called in {_line_of(users[0])}"
     if loads and not is_inside:
         place = f"the loader of a split, whose processes have written their stacks to stderr; {place}"
     return Stand(rank, socket.gethostname(), os.getpid(), waits, place)
+
+
+def _line_of(frame: FrameType) -> str:
+    return f"{frame.f_code.co_name} ({frame.f_code.co_filename}:{frame.f_lineno})"
 
 
 def _main_frame() -> Any:

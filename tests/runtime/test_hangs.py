@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch._dynamo  # noqa: F401 (the first step imports it, which takes seconds and must not be what hangs)
+import torch._dynamo
+import torch.distributed
 from helpers.models import Indices, Tiny, data, quiet
 from helpers.processes import deadline
 
@@ -46,6 +47,10 @@ class Sleeper(Tiny):
         super().valid_step(batch, step)
         if self.place == "slow validation":
             time.sleep(20 * MINUTES)  # Of 60: far below the limit in each batch, and far above it in all.
+
+    def predict_step(self, batch: Any, step: int) -> Any:
+        self.sleep_at("predict_step")
+        return batch[0]
 
     def append_metadata_to_chkpt_name(self, chkpt_name: str) -> str:
         if self.fifo is not None:
@@ -98,13 +103,29 @@ def in_validation_that_goes_on(root: Path) -> None:
     quiet(max_epochs=1, root=root, hang_minutes=MINUTES).fit(Sleeper("slow validation"), data(valid=20))
 
 
+def predicted(place: str, root: Path) -> Any:
+    trainer = quiet(max_epochs=1, root=root, hang_minutes=MINUTES)
+    return trainer.predict(Sleeper(place), DataModule(test=Split(Indices(4), batch_size=4)), checkpoint=None)
+
+
+def in_predict(root: Path) -> None:
+    list(predicted("predict_step", root))
+
+
+def in_the_caller_of_predict(root: Path) -> None:
+    for _ in predicted("", root):
+        time.sleep(100 * MINUTES)  # Of 60, so longer than the limit.
+
+
 PLACES: dict[Callable[[Path], None], str | None] = {
     in_step: r"sleep_at \(.*test_hangs.py:\d+\)",
     in_getitem: r"__getitem__ \(.*test_hangs.py:\d+\)",
     in_loading_process: r"the loader of a split, whose processes have written their stacks to stderr",
     in_teardown: r"teardown \(.*test_hangs.py:\d+\)",
     in_save: r"append_metadata_to_chkpt_name \(.*test_hangs.py:\d+\)",
+    in_predict: r"sleep_at \(.*test_hangs.py:\d+\)",
     in_validation_that_goes_on: None,
+    in_the_caller_of_predict: None,
 }
 
 
@@ -153,8 +174,9 @@ def test_a_loading_process_writes_its_stack(ended: Any) -> None:
     assert re.search(r'File ".*test_hangs.py", line \d+ in __getitem__', said)
 
 
-def test_a_slow_validation_is_no_hang(ended: Any) -> None:
-    status, said, root = ended[in_validation_that_goes_on]
+@pytest.mark.parametrize("function", [function for function, place in PLACES.items() if place is None])
+def test_a_slow_validation_is_no_hang_and_a_slow_caller_of_predict_is_none(function: Any, ended: Any) -> None:
+    status, said, root = ended[function]
     assert (status, said) == (0, "")
     assert not (root / "tiny/hangs").exists()
 
@@ -162,15 +184,25 @@ def test_a_slow_validation_is_no_hang(ended: Any) -> None:
 # Several ranks.
 
 
-class SleepsOnce(Sleeper):
-    def __init__(self, marker: Path) -> None:
+class HangsTwice(Sleeper):
+    """Rank 1 sleeps in the first attempt; in the second rank 0 enters a collective that rank 1 does not."""
+
+    def __init__(self, folder: Path) -> None:
         super().__init__("train_step")
-        self.marker = marker
+        self.slept, self.gathered = folder / "slept", folder / "gathered"
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup(fast_init)
+        self.groups = [torch.distributed.new_group([0, 1])] if self.world_size == 2 else []
 
     def sleep_at(self, place: str) -> None:
-        if not self.marker.exists() and self.global_rank == 1:
-            self.marker.touch()
-            super().sleep_at(place)
+        if not self.slept.exists():
+            if self.global_rank == 1:
+                self.slept.touch()
+                super().sleep_at(place)
+        elif not self.gathered.exists() and self.global_rank == 0:
+            self.gathered.touch()
+            torch.distributed.barrier(self.groups[0])
 
 
 def test_the_rank_that_the_others_wait_for_is_named_and_a_restart_helps(
@@ -179,15 +211,20 @@ def test_the_rank_that_the_others_wait_for_is_named_and_a_restart_helps(
     monkeypatch.setattr(logging.getLogger("helios_lite"), "propagate", True)
     options: dict[str, Any] = {"devices": 2, "accelerator": "cpu", "root": tmp_path, "hang_minutes": 3 * MINUTES}
     with deadline(60):
-        result = quiet(max_epochs=1, max_restarts=1, **options).fit(
-            SleepsOnce(tmp_path / "slept"), data(train=40, batch_size=2)
-        )
+        result = quiet(max_epochs=1, max_restarts=2, **options).fit(HangsTwice(tmp_path), data(train=40, batch_size=2))
     assert result.state.step == 10
-    text = next(record.getMessage() for record in caplog.records if "all processes start again" in record.getMessage())
+    said = [record.getMessage() for record in caplog.records if "all processes start again" in record.getMessage()]
+    text, text_of_collective = said
     first, *ranks = text.splitlines()
     assert first.startswith("TimeoutError: no progress for 9 seconds (hang_minutes)")
     assert re.match(r"  rank 1 \(process \d+ on .*\) stands in sleep_at \(.*test_hangs.py:\d+\)", ranks[0])
     assert re.match(r"  rank 0 \(process \d+ on .*\) waits in ", ranks[1])
+    # Both wait, each for the other.
+    assert re.search(r"rank 0 \(process \d+ on .*\) stands in sleep_at \(.*test_hangs.py:\d+\)", text_of_collective)
+    assert re.search(
+        r"rank 1 \(process \d+ on .*\) stands in backward .*, called in train_step \(.*models.py:\d+\)",
+        text_of_collective,
+    )
     assert {path.name for path in (tmp_path / "tiny/hangs").glob("*.txt")} == {"rank_0.txt", "rank_1.txt"}
 
 

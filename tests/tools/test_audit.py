@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
 import time
@@ -222,5 +223,8 @@ def test_a_script_without_a_main_guard_is_told_so(tmp_path: Path) -> None:
         "from helios_lite.tools.audit import audit\nfrom helpers.right_programs import RIGHT\n"
         'print(audit(RIGHT["classifier"], ["parameters"], seconds=30)[0].text)\n'
     )
-    result = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=100, check=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=100, check=True
+    )
     assert 'if __name__ == "__main__":' in result.stdout
