@@ -15,6 +15,7 @@ from helios_lite.data import DataModule
 from helios_lite.hooks import Hooks
 from helios_lite.model import Model
 from helios_lite.runtime.fsdp import is_sharded, reshard, shards_of
+from helios_lite.runtime.kinds import require_kind
 from helios_lite.runtime.parallel import unwrap_model
 from helios_lite.runtime.sharding import is_dtensor, load_any_placement
 from helios_lite.state import TrainingState
@@ -82,6 +83,8 @@ class EMA(Callback):
     averaged: Any = None
 
     def __init__(self, decay: float = 0.999, name: str = "net") -> None:
+        require_kind("decay", decay, (int, float), "a number")
+        require_kind("name", name, str, "the name of an attribute")
         if not 0 <= decay < 1:
             raise ValueError(f"decay={decay!r}: must be at least 0 and below 1")
         self.decay, self.name = decay, name
@@ -189,6 +192,10 @@ class ActivationStatistics(Callback):
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
+        is_list = isinstance(paths, Sequence) and not isinstance(paths, str)
+        require_kind("paths", paths if is_list else None, Sequence, "a list of paths of modules")
+        for path in paths:
+            require_kind("paths", path, str, "a list of paths of modules")
         self.paths = list(paths)
         self._handles: list[Any] = []
         self._modules: dict[str, nn.Module] = {}

@@ -44,6 +44,7 @@ from helios_lite.object_tables import (
     is_subclass,
     unknown_message,
 )
+from helios_lite.runtime.kinds import require_kind, require_path
 from helios_lite.state import FitResult
 from helios_lite.trainer import Trainer
 
@@ -104,6 +105,7 @@ def load(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = Non
         Exception: the import of a module or a constructor failed. The error of a constructor has a note that names
             the table.
     """
+    require_path("path", path)
     path = Path(path)
     try:
         tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -119,6 +121,9 @@ def _build_all(
     tables: Mapping[str, Any], overrides: Mapping[str, Any] | None, folder: Path | None
 ) -> tuple[Trainer, Model, DataModule]:
     """Return the trainer, the model and the data; `folder` is that of a TOML file, None for a dict."""
+    require_kind("config", tables, Mapping, "a dict of tables")
+    if overrides is not None:
+        require_kind("overrides", overrides, Mapping, "a dict of values by full key, or None")
     for key, value in (overrides or {}).items():
         tables = _replace(tables, key.split("."), value, key)
     for name, table in tables.items():

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
+from helios_lite.runtime.kinds import require_kind
 from helios_lite.samplers import BucketBatchSampler
 
 
@@ -64,6 +65,17 @@ class Split:
     persistent_workers: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("shuffle", "drop_last", "seed_samples", "pin_memory", "persistent_workers"):
+            require_kind(name, getattr(self, name), bool, "True or False")
+        for name in ("collate_fn", "worker_init_fn"):
+            if (function := getattr(self, name)) is not None and not callable(function):
+                raise TypeError(f"{name}={function!r}: must be a function or None")
+        for name in ("sampler", "batch_sampler"):
+            if getattr(self, name) is not None:
+                require_kind(name, getattr(self, name), Iterable, "a sampler or None")
+        require_kind("timeout", self.timeout, (int, float), "a number of seconds")
+        if self.prefetch_factor is not None:
+            require_kind("prefetch_factor", self.prefetch_factor, int, "an int or None")
         if self.batch_sampler is None:
             if not isinstance(self.batch_size, int) or isinstance(self.batch_size, bool):
                 raise TypeError(f"batch_size={self.batch_size!r}: must be an int")

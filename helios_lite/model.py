@@ -16,6 +16,7 @@ from helios_lite.hooks import Hooks
 from helios_lite.runtime import score_tables
 from helios_lite.runtime.context import RunContext
 from helios_lite.runtime.folder_names import check_save_name
+from helios_lite.runtime.kinds import require_kind, require_path
 from helios_lite.runtime.metrics import Reduce
 from helios_lite.runtime.modes import Modes
 from helios_lite.runtime.shadowing import check_is_no_module
@@ -247,6 +248,7 @@ class Model(Hooks, abc.ABC):
             ValueError: there is no such device.
             TypeError: the constructor needs arguments that `hparams` does not hold.
         """
+        require_path("path", path)
         return cast(Self, load_for_inference(cls, Path(path), device, overrides))
 
     # What setup and the steps use.
@@ -270,6 +272,9 @@ class Model(Hooks, abc.ABC):
         Raises:
             ValueError: a module on the meta device has no `reset_parameters`, or one that leaves a tensor unfilled.
         """
+        require_kind("net", net, nn.Module, "an nn.Module")
+        if not isinstance(blocks, tuple) or not all(isinstance(block, type) for block in blocks):
+            raise TypeError(f"blocks={blocks!r}: must be a tuple of classes of modules")
         return cast(Net, self._context.parallel.wrap(net, blocks))
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:

@@ -25,6 +25,8 @@ from typing import Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from helios_lite.runtime.kinds import require_kind
+
 
 def cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int, final_factor: float = 0.0) -> LambdaLR:
     """Return a scheduler that falls along half a cosine after the warmup.
@@ -133,6 +135,7 @@ def constant(
 
 
 def _schedule(optimizer: Optimizer, warmup_steps: int, fall: Callable[[int], float]) -> LambdaLR:
+    require_kind("optimizer", optimizer, Optimizer, "an optimizer")
     """Return the scheduler of a warmup and a function of the update that falls after it.
 
     The partials of functions of this module can be pickled and copied, and a LambdaLR keeps nothing of them in its

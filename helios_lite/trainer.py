@@ -18,6 +18,7 @@ from helios_lite.runtime.checkpoint_files import CheckpointError
 from helios_lite.runtime.devices import choose_accelerator, choose_devices
 from helios_lite.runtime.distributed import is_launched
 from helios_lite.runtime.hang_watch import HangWatch, hang_seconds
+from helios_lite.runtime.kinds import require_kind, require_path
 from helios_lite.runtime.launch import launch
 from helios_lite.runtime.rank_process import WorkerInterrupted, leave_error
 from helios_lite.runtime.read_checkpoint import read_checkpoint_header
@@ -50,6 +51,7 @@ class Trainer(Options):
             ConfigTypeError: an option has a wrong type. This is a ConfigError and a TypeError.
             Exception: the import of a module or a constructor failed.
         """
+        require_kind("config", config, Mapping, "a dict of options by name")
         trainer: Self = build(cls, {**config, **overrides}, "", None)
         return trainer
 
@@ -68,6 +70,7 @@ class Trainer(Options):
             FileNotFoundError, CheckpointError: the file cannot be read, or holds no options.
             TypeError, ValueError: an option is invalid, or callbacks or loggers of the run are not given.
         """
+        require_path("path", path)
         config = read_checkpoint_header(Path(path)).get("config")
         if not isinstance(config, dict):
             raise CheckpointError(f"{path}: holds no options")
@@ -149,6 +152,7 @@ class Trainer(Options):
             Exception: any exception of the model, the data or a callback, unchanged, also after some items. Processes
                 that fail are not started again (`max_restarts`), because the caller has some of the items.
         """
+        require_path("checkpoint", checkpoint, or_none=True)
         processes = self._check_call(model, datamodule)
         from helios_lite.engine.prediction import predict
 
@@ -172,6 +176,8 @@ class Trainer(Options):
             TypeError, ValueError: outputs cannot be joined; the message names the output and the difference.
             Exception: as `predict`.
         """
+        require_path("path", path)
+        require_path("checkpoint", checkpoint, or_none=True)
         processes = self._check_call(model, datamodule)
         from helios_lite.engine.prediction import predict_to_file
 
@@ -209,6 +215,7 @@ class Trainer(Options):
 
     def _run(self, task: str, model: Model, datamodule: DataModule, checkpoint: Any = None) -> Any:
         """Check the arguments, and run the task here or in launched processes; return its result."""
+        require_path("checkpoint", checkpoint, or_none=True)
         processes = self._check_call(model, datamodule)
         if task == "fit":
             self._check_limits(model)

@@ -148,6 +148,8 @@ NOT_CALLED = "test_config.py::test_what_a_key_does_not_stand_for_is_an_error_and
 FUZZ = "engine/test_fuzz.py::test_a_random_training_cut_at_random_places_ends_like_one_that_was_not"
 EXTREME = "test_options.py::test_an_extreme_value_is_refused_at_once_or_a_run_works_with_it"
 
+WRONG_KINDS = "test_wrong_kinds.py::test_an_argument_of_a_wrong_kind_is_named"
+NO_HANGS = "runtime/test_hangs.py::test_a_slow_validation_is_no_hang_and_a_slow_caller_of_predict_is_none"
 AUDIT = "tools/test_audit.py::test_"
 PLANTED = AUDIT + "a_planted_error_breaks_the_relations_that_name_it"
 PLANTED_HASHES = AUDIT + "hashes_of_strings_and_the_way_in_which_processes_start_are_those_of_a_new_program"
@@ -1641,6 +1643,17 @@ MUTATIONS = [
     Mutation(
         "tools/audit/processes.py", "end = time.monotonic() + self._seconds", "end = time.monotonic() + 99", HANGS
     ),
+    Mutation("data.py", 'require_kind(name, getattr(self, name), bool, "True or False")', "pass", WRONG_KINDS),
+    Mutation(
+        "runtime/precision.py", 'require_kind("loss", loss, Tensor, "a tensor of one element")', "pass", WRONG_KINDS
+    ),
+    Mutation(
+        "trainer.py",
+        '        require_path("path", path)\n        require_path("check',
+        '        require_path("check',
+        WRONG_KINDS,
+    ),
+    Mutation("engine/prediction.py", "if self._is_callers_turn else", "if False else", NO_HANGS),
     Mutation("engine/replay.py", "counters[0] < step", "counters[0] <= step", REPLAYED),
     Mutation("engine/replay.py", "        root=None,\n", "", REPLAYED),
     Mutation("engine/replay.py", "inspector.unwrap()", "pass", REPLAYED_AGAIN),

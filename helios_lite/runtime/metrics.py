@@ -120,6 +120,10 @@ class MetricAccumulator:
             weight = self._number(name, weight) if isinstance(weight, Tensor) else float(weight)
         except TypeError as error:
             raise TypeError(f"log({name!r}): {error}") from None
+        except ValueError as error:
+            if isinstance(value, Tensor) or isinstance(weight, Tensor):
+                raise
+            raise TypeError(f"log({name!r}): {error}") from None
         running = self._running.get(name)
         if running is None:
             if reduce not in _RESULT:

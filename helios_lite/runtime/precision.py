@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from helios_lite.runtime.distributed import World
+from helios_lite.runtime.kinds import require_kind
 from helios_lite.runtime.sharding import full_tensor
 
 _AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -117,7 +118,11 @@ class Precision:
             loss = loss * scale
         if self.scaler is not None:
             loss = self.scaler.scale(loss)
-        loss.backward()  # type: ignore[no-untyped-call]
+        try:
+            loss.backward()  # type: ignore[no-untyped-call]
+        except AttributeError:
+            require_kind("loss", loss, Tensor, "a tensor of one element")
+            raise
 
     def step(self, optimizer: Optimizer, scheduler: Any, clip_norm: float | None) -> bool:
         """Update the parameters if the window is complete; see `Model.optimizer_step`."""
