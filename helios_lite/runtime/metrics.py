@@ -118,10 +118,8 @@ class MetricAccumulator:
         try:
             value = self._number(name, value) if isinstance(value, Tensor) else float(value)
             weight = self._number(name, weight) if isinstance(weight, Tensor) else float(weight)
-        except TypeError as error:
-            raise TypeError(f"log({name!r}): {error}") from None
-        except ValueError as error:
-            if isinstance(value, Tensor) or isinstance(weight, Tensor):
+        except (TypeError, ValueError) as error:
+            if isinstance(error, ValueError) and isinstance(value, Tensor):  # It has several elements.
                 raise
             raise TypeError(f"log({name!r}): {error}") from None
         running = self._running.get(name)
