@@ -119,7 +119,7 @@ class MetricAccumulator:
             value = self._number(name, value) if isinstance(value, Tensor) else float(value)
             weight = self._number(name, weight) if isinstance(weight, Tensor) else float(weight)
         except (TypeError, ValueError) as error:
-            if isinstance(error, ValueError) and isinstance(value, Tensor):  # It has several elements.
+            if str(error).startswith("log("):  # A tensor has several elements.
                 raise
             raise TypeError(f"log({name!r}): {error}") from None
         running = self._running.get(name)
