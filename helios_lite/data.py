@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from torch.utils.data import Dataset, IterableDataset, Sampler
+from torch.utils.data import IterableDataset, Sampler
 
+from helios_lite.runtime.arrays import ArrayDict
 from helios_lite.runtime.kinds import require_kind
 from helios_lite.samplers import BucketBatchSampler
 
@@ -23,7 +24,8 @@ class Split:
     for custom loaders.
 
     Args:
-        dataset: any PyTorch dataset.
+        dataset: any PyTorch dataset, or a dict of tensors and NumPy arrays (also memory maps) of the same length, whose
+            batches are dicts of tensors.
         batch_size: samples per batch and process. Must be left out with `batch_sampler`, whose batches are dealt to
             the processes in turn.
         shuffle: use a new random order in every epoch.
@@ -48,7 +50,7 @@ class Split:
         ValueError, TypeError: an option has a wrong value, or two options exclude each other.
     """
 
-    dataset: Dataset[Any]
+    dataset: Any
     batch_size: int | None = None
     shuffle: bool = False
     drop_last: bool = False
@@ -65,6 +67,8 @@ class Split:
     persistent_workers: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.dataset, Mapping):
+            self.dataset = ArrayDict(self.dataset)
         for name in ("shuffle", "drop_last", "seed_samples", "pin_memory", "persistent_workers"):
             require_kind(name, getattr(self, name), bool, "True or False")
         for name in ("collate_fn", "worker_init_fn"):

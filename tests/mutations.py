@@ -150,6 +150,7 @@ EXTREME = "test_options.py::test_an_extreme_value_is_refused_at_once_or_a_run_wo
 
 WRONG_KINDS = "test_wrong_kinds.py::test_an_argument_of_a_wrong_kind_is_named"
 NO_HANGS = "runtime/test_hangs.py::test_a_slow_validation_is_no_hang_and_a_slow_caller_of_predict_is_none"
+ARRAYS = "engine/test_loaders.py::test_a_dict_of_arrays_and_memory_maps_is_batched_in_this_process_as_by_workers"
 AUDIT = "tools/test_audit.py::test_"
 PLANTED = AUDIT + "a_planted_error_breaks_the_relations_that_name_it"
 PLANTED_HASHES = AUDIT + "hashes_of_strings_and_the_way_in_which_processes_start_are_those_of_a_new_program"
@@ -1654,6 +1655,7 @@ MUTATIONS = [
         WRONG_KINDS,
     ),
     Mutation("engine/prediction.py", "if self._is_callers_turn else", "if False else", NO_HANGS),
+    Mutation("runtime/arrays.py", "array.index_select(0, indices)", "array[: len(indices)]", ARRAYS),
     Mutation("engine/replay.py", "counters[0] < step", "counters[0] <= step", REPLAYED),
     Mutation("engine/replay.py", "        root=None,\n", "", REPLAYED),
     Mutation("engine/replay.py", "inspector.unwrap()", "pass", REPLAYED_AGAIN),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 from helios_lite.data import Split
 from helios_lite.engine.batches import Batch, EpochBatches, dataloader_options, incomplete_error, limited, make_batch
 from helios_lite.runtime import rng, sample_order, sample_seeding
+from helios_lite.runtime.arrays import ArrayDict
 from helios_lite.runtime.distributed import World
 
 
@@ -29,16 +30,15 @@ class SplitLoader:
         self._phase = phase
         self._seed = seed
         self._order: sample_order.BatchOrder | None = None
-        self._length = len(split.dataset)  # type: ignore[arg-type]
+        self._length = len(split.dataset)
         if self._length == 0:
             raise ValueError(f"the {phase} split is empty")
-        # A TensorDataset uses no random numbers, so its samples need no seed.
-        may_be_random = (
-            type(sample_seeding.base_dataset(split.dataset)) is not TensorDataset or split.collate_fn is not None
-        )
+        # Tensors and arrays use no random numbers, so their samples need no seed.
+        base = sample_seeding.base_dataset(split.dataset)
+        may_be_random = type(base) not in (TensorDataset, ArrayDict) or split.collate_fn is not None
         is_seeded = split.seed_samples and may_be_random
         self._sampler = sample_seeding.EpochBatchSampler(with_seed=is_seeded)
-        self._tensors = _TensorGather.of(split)
+        self._gather = _Gather.of(split)
         # A private generator: without it every new iterator would use the training's RNG state.
         self._generator = torch.Generator()
         self._loader: DataLoader[Any] = DataLoader(
@@ -101,7 +101,7 @@ class SplitLoader:
         length = len(order)
         total = 0
         i = -1
-        iterator = iter(self._loader if self._tensors is None else self._tensors.batches(order))
+        iterator = iter(self._loader if self._gather is None else self._gather.batches(order))
         for i, data in enumerate(iterator):
             size, samples = order.size(i), order.samples(i)
             if window == 1:
@@ -117,29 +117,31 @@ class SplitLoader:
             )
 
 
-class _TensorGather:
-    """A TensorDataset, or a Subset of one: a batch is one indexed gather from each tensor."""
+class _Gather:
+    """A TensorDataset or a dict of arrays, or a Subset of one: a batch is one indexed gather from each tensor."""
 
-    def __init__(self, tensors: tuple[Tensor, ...], indices: Tensor | None) -> None:
-        self._tensors, self._indices = tensors, indices
+    def __init__(self, gather: Callable[[Tensor], Any], indices: Tensor | None) -> None:
+        self._gather, self._indices = gather, indices
 
     @classmethod
-    def of(cls, split: Split) -> _TensorGather | None:
+    def of(cls, split: Split) -> _Gather | None:
         """Return the gather of a split, None if it needs a DataLoader."""
         dataset, indices = split.dataset, None
         while type(dataset) is Subset:
             subset_indices = torch.as_tensor(dataset.indices)
             indices = subset_indices if indices is None else subset_indices[indices]
             dataset = dataset.dataset
-        is_in_process = split.num_workers == 0 and split.collate_fn is None and not split.pin_memory
-        return cls(dataset.tensors, indices) if is_in_process and type(dataset) is TensorDataset else None
+        if split.num_workers > 0 or split.collate_fn is not None or split.pin_memory:
+            return None
+        if type(dataset) is TensorDataset:
+            tensors = dataset.tensors
+            return cls(lambda index: [tensor.index_select(0, index) for tensor in tensors], indices)
+        return cls(dataset.gather, indices) if type(dataset) is ArrayDict else None
 
-    def batches(self, order: sample_order.BatchOrder) -> Iterator[list[Tensor]]:
+    def batches(self, order: sample_order.BatchOrder) -> Iterator[Any]:
         """Yield the batches that a DataLoader with PyTorch's `default_collate` would yield."""
         for index in order.tensors():
-            if self._indices is not None:
-                index = self._indices[index]
-            yield [tensor.index_select(0, index) for tensor in self._tensors]
+            yield self._gather(index if self._indices is None else self._indices[index])
 
 
 def _identity(batch: Any) -> Any:

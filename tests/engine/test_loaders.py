@@ -3,6 +3,7 @@
 import itertools
 import math
 import random
+import re
 
 import numpy as np
 import pytest
@@ -400,6 +401,55 @@ def test_tensors_in_memory_are_gathered_as_a_data_loader_would_batch_them():
     for batch in epoch(Split(tensors, 4)):
         batch.data[0].zero_()
     assert all(torch.equal(a, b) for a, b in zip(tensors.tensors, before, strict=True))
+
+
+def arrays(folder):
+    """Return tensors, an array, a memory map that can only be read, and indices, of 23 samples."""
+    np.save(folder / "map.npy", np.random.default_rng(0).random((23, 2, 3), dtype=np.float32))
+    return {
+        "index": torch.arange(23),
+        "half": torch.rand(23, 2, dtype=torch.float16),
+        "array": np.arange(46.0).reshape(23, 2),
+        "flags": np.arange(23) % 2 == 0,
+        "map": np.load(folder / "map.npy", mmap_mode="r"),
+    }
+
+
+def test_a_dict_of_arrays_and_memory_maps_is_batched_in_this_process_as_by_workers(tmp_path):
+    whole = arrays(tmp_path)
+    for dataset in (whole, Subset(Split(whole, 1).dataset, range(22, 0, -1))):
+        here, there = (list(epoch(Split(dataset, 4, shuffle=True, num_workers=n))) for n in (0, 1))
+        assert [batch.size for batch in here] == [batch.size for batch in there]
+        for mine, other in zip(here, there, strict=True):
+            assert mine.data.keys() == other.data.keys() == whole.keys()
+            for name, rows in mine.data.items():
+                index = mine.data["index"]
+                expected = torch.as_tensor(np.array(whole[name]))[index]
+                assert rows.dtype == expected.dtype
+                assert torch.equal(rows, expected)
+                assert torch.equal(rows, other.data[name])
+    expected_order = order(Split(Indices(23), 4, shuffle=True))
+    assert [index for batch in epoch(Split(whole, 4, shuffle=True)) for index in batch.data["index"].tolist()] == (
+        expected_order
+    )
+    for batch in epoch(Split(whole, 4)):
+        batch.data["array"].zero_()  # It is no view.
+    assert whole["array"].sum() == sum(range(46))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [
+        ({}, "dataset: is a dict without arrays"),
+        ({"x": torch.zeros(3), "y": np.zeros(4)}, "dataset: the arrays have different lengths: {'x': 3, 'y': 4}"),
+        ({"x": [1, 2]}, "dataset['x']: is a list; a dict must have tensors or NumPy arrays of numbers"),
+        ({"x": np.array(["a"])}, "dataset['x']: is a ndarray; a dict must have tensors or NumPy arrays of numbers"),
+        ({"x": torch.tensor(1.0)}, "dataset['x']: is a single number and not one for each sample"),
+    ],
+)
+def test_a_dict_that_is_no_dataset_is_refused_with_the_name_of_the_array(dataset, message):
+    with pytest.raises((TypeError, ValueError), match=f"^{re.escape(message)}$"):
+        Split(dataset, 1)
 
 
 # Samplers.

@@ -67,7 +67,7 @@ def describe_splits(datamodule: DataModule) -> dict[str, Any]:
             "train_kind": "map" if is_map_style(train) else "iterable",
             "batch_size": train.batch_size or SAMPLER_BATCH_SIZE,
             "num_workers": train.num_workers,
-            "length": len(train.dataset) if is_map_style(train) else None,  # type: ignore[arg-type]
+            "length": len(train.dataset) if is_map_style(train) else None,
         }
     if valid_splits and facts["is_valid_map_style"]:
         facts["valid_batch_size"] = max(split.batch_size or SAMPLER_BATCH_SIZE for split in valid_splits)
