@@ -424,7 +424,8 @@ def test_a_dict_of_arrays_and_memory_maps_is_batched_in_this_process_as_by_worke
             assert mine.data.keys() == other.data.keys() == whole.keys()
             for name, rows in mine.data.items():
                 index = mine.data["index"]
-                expected = torch.as_tensor(np.array(whole[name]))[index]
+                array = whole[name]
+                expected = (array if isinstance(array, torch.Tensor) else torch.from_numpy(array.copy()))[index]
                 assert rows.dtype == expected.dtype
                 assert torch.equal(rows, expected)
                 assert torch.equal(rows, other.data[name])
