@@ -10,6 +10,7 @@ from benchmarks.rounds import FOLDER, Figure, Question
 
 NAMES = (
     "step_overhead",
+    "peers",
     "in_memory",
     "workers",
     "checkpoint_stall",

@@ -189,19 +189,20 @@ class HangsTwice(Sleeper):
 
     def __init__(self, folder: Path) -> None:
         super().__init__("train_step")
-        self.slept, self.gathered = folder / "slept", folder / "gathered"
+        self.folder, self.attempt = folder, 0
 
     def setup(self, fast_init: bool = False) -> None:
         super().setup(fast_init)
-        self.groups = [torch.distributed.new_group([0, 1])] if self.world_size == 2 else []
+        self.groups = []
+        if self.world_size == 2:  # Not in the process that has launched them.
+            self.groups = [torch.distributed.new_group([0, 1])]
+            self.attempt = len(list(self.folder.glob(f"{self.global_rank}_*"))) + 1
+            (self.folder / f"{self.global_rank}_{self.attempt}").touch()
 
     def sleep_at(self, place: str) -> None:
-        if not self.slept.exists():
-            if self.global_rank == 1:
-                self.slept.touch()
-                super().sleep_at(place)
-        elif not self.gathered.exists() and self.global_rank == 0:
-            self.gathered.touch()
+        if self.attempt == 1:
+            super().sleep_at(place)
+        elif self.attempt == 2 and self.global_rank == 0:
             torch.distributed.barrier(self.groups[0])
 
 
