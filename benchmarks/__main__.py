@@ -1,4 +1,4 @@
-"""Answer every question and write RESULTS.md: python -m benchmarks [NAME ...]
+"""Answer every question, write RESULTS.md and the table of README.md: python -m benchmarks [NAME ...]
 
 With names only those are measured anew; the others keep the figures of their json.
 """
@@ -6,16 +6,19 @@ With names only those are measured anew; the others keep the figures of their js
 import importlib
 import sys
 
-from benchmarks.rounds import FOLDER, Figure, Question
+from benchmarks import readme
+from benchmarks.rounds import Figure, Question
 
 NAMES = (
     "step_overhead",
+    "instructions",
     "peers",
     "in_memory",
     "workers",
     "checkpoint_stall",
     "resume_position",
     "import_time",
+    "start",
     "ddp",
     "validation_memory",
     "sharded_validation",
@@ -41,8 +44,11 @@ def main(*names: str) -> int:
     questions = [importlib.import_module(f"benchmarks.{name}").QUESTION for name in NAMES]
     answers = [figures(question, not names or question.name in names) for question in questions]
     sections = [question.section(answer) for question, answer in zip(questions, answers, strict=True)]
-    (FOLDER / "RESULTS.md").write_text("\n".join([HEAD, *sections]))
-    return int(any(isinstance(answer, Exception) for answer in answers))
+    readme.RESULTS.write_text("\n".join([HEAD, *sections]))
+    if any(isinstance(answer, Exception) for answer in answers):
+        return 1
+    readme.write()
+    return 0
 
 
 if __name__ == "__main__":

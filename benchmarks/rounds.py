@@ -24,7 +24,6 @@ from rich.console import Console
 from rich.table import Table
 
 FOLDER = Path(__file__).parent
-TIMEOUT = 180  # Seconds that one variant may take.
 
 Result = dict[str, Any]
 Runs = dict[str, list[Result]]
@@ -67,6 +66,7 @@ class Question:
             of every other variant (of the same "case", if there are several).
         figures: makes the lines of the table from the results of each variant, one per round.
         tolerance: largest difference of the weights at which variants end; 0 compares them bit by bit.
+        timeout: seconds that one variant may take.
     """
 
     name: str
@@ -77,6 +77,7 @@ class Question:
     variants: dict[str, Callable[[], Result]]
     figures: Callable[[Runs], list[Figure]]
     tolerance: float = 0.0
+    timeout: float = 180
 
     def answer(self) -> list[Figure]:
         """Run all rounds (A B A B ...), check the weights, print the table, write the json."""
@@ -87,7 +88,7 @@ class Question:
         for i in range(self.rounds):
             for variant in self.variants:
                 print(f"\r{self.name}: round {i + 1} of {self.rounds}, {variant:<20}", end="", file=sys.stderr)
-                runs[variant].append(_in_fresh_process(self.name, variant))
+                runs[variant].append(_in_fresh_process(self.name, variant, self.timeout))
         print(f"\r{'':<60}\r", end="", file=sys.stderr)
         self._require_same_weights(runs)
         figures = self.figures(runs)
@@ -172,7 +173,7 @@ def _filled(text: str) -> str:
     return textwrap.fill(" ".join(text.split()), 120, break_long_words=False, break_on_hyphens=False)
 
 
-def _in_fresh_process(name: str, variant: str) -> Result:
+def _in_fresh_process(name: str, variant: str, timeout: float) -> Result:
     """Run one variant; its stderr is a terminal, so that progress bars are drawn."""
     terminal, stderr = pty.openpty()
     termios.tcsetwinsize(stderr, (24, 100))
@@ -186,13 +187,13 @@ def _in_fresh_process(name: str, variant: str) -> Result:
     os.close(stderr)
     output, late = b"", ""
     try:
-        output, _ = process.communicate(timeout=TIMEOUT)
+        output, _ = process.communicate(timeout=timeout)
     except BaseException as error:
         os.killpg(process.pid, signal.SIGKILL)  # It may have started others.
         process.wait()
         if not isinstance(error, subprocess.TimeoutExpired):
             raise
-        late = f"it took more than {TIMEOUT} s"
+        late = f"it took more than {timeout} s"
     listener.join(timeout=5)
     if process.returncode != 0:
         raise RuntimeError(f"{name} {variant} failed:\n{b''.join(said).decode(errors='replace')}{late}")

@@ -192,13 +192,13 @@ def figures(runs: Runs) -> list[Figure]:
     part, target = 1 / STATE, 1 / PROCESSES + 0.1
     return [
         Figure("growth in a save", "part of the state", each(runs, "trainer", "save_grown", part), target),
-        Figure("the same by hand", "part of the state", each(runs, "hand", "save_grown", part)),
+        Figure("a save by hand", "part of the state", each(runs, "hand", "save_grown", part)),
         Figure(
             "growth in a save in the background", "part of the state", each(runs, "async", "save_grown", part), target
         ),
-        Figure("the same by hand", "part of the state", each(runs, "hand_async", "save_grown", part)),
+        Figure("a save in the background by hand", "part of the state", each(runs, "hand_async", "save_grown", part)),
         Figure("growth in a resume", "part of the state", each(runs, "trainer", "resume_grown", part), target),
-        Figure("the same by hand", "part of the state", each(runs, "hand", "resume_grown", part)),
+        Figure("a resume by hand", "part of the state", each(runs, "hand", "resume_grown", part)),
         Figure(
             "stall of a save in the background / by hand",
             "ratio",

@@ -64,8 +64,12 @@ QUESTION = Question(
     """,
     remains="""
     Seeding torch, random and numpy from (seed, epoch, index) around every sample, in the workers (`python -m
-    benchmarks.seeding` has the figure per sample); without it there is nothing but the step's own overhead. On two
-    cores the workers and the training share the processors, so that what a worker spends shows in full.
+    benchmarks.seeding` has the figures per sample); without it there is nothing but the step's own overhead. On two
+    cores the workers and the training share the processors, so that what a worker spends shows in full. Half of it is
+    Python's `random.seed`, which computes 624 words. To seed a generator only if the code of a sample draws from it was
+    looked at and left: code that draws inside of `torch.random.fork_rng`, or reads `torch.initial_seed()`, leaves no
+    trace in the states, so that it cannot be known exactly, and the promise would be broken without an error. A dataset
+    that draws nothing can say so by seed_samples=False.
     """,
     rounds=3,
     variants={"trainer": lambda: trainer(True), "hand": hand, "unseeded": lambda: trainer(False)},

@@ -363,7 +363,7 @@ MUTATIONS = [
     ),
     # How many batches an epoch has.
     Mutation("engine/split_loader.py", "if i + 1 < length:", "if False:", FEWER),
-    Mutation("engine/iterable_loader.py", "if given < length:", "if False:", FEWER),
+    Mutation("engine/iterable_loader.py", "if last is not None and number < last:", "if False:", FEWER),
     Mutation(
         "runtime/sample_order.py",
         "itertools.islice(sampler, limit + 1)",
@@ -642,13 +642,37 @@ MUTATIONS = [
         "engine/stopping.py",
         "self._save_requested |= bool(save_requested)",
         "pass",
-        CLUSTERS + "test_two_tasks_of_srun_train_together_and_a_signal_to_one_of_them_saves",
+        CLUSTERS + "test_a_signal_to_one_task_of_srun_saves_and_another_ends_all_of_them",
+    ),
+    Mutation(
+        "runtime/slurm.py",
+        " or os.isatty(0)",
+        "",
+        CLUSTERS + "test_a_shell_of_several_tasks_in_a_terminal_is_one_process",
+    ),
+    Mutation(
+        "runtime/slurm.py",
+        '"SLURM_STEP_NUM_TASKS" not in os.environ and',
+        "False and",
+        CLUSTERS + "test_a_job_of_several_tasks_that_srun_has_not_started_gets_a_warning",
+    ),
+    Mutation(
+        "engine/iterable_loader.py",
+        "last = remaining if self.marks_last else None",
+        "last = remaining",
+        LOADERS + "test_the_last_batch_is_marked_where_the_length_cannot_be_wrong",
+    ),
+    Mutation(
+        "engine/iterable_loader.py",
+        "if type(loader) in (list, tuple):",
+        "if False:",
+        LOADERS + "test_the_last_batch_is_marked_where_the_length_cannot_be_wrong",
     ),
     Mutation(
         "trainer.py",
         "adopt_world_of_srun(self.devices)",
         "pass",
-        CLUSTERS + "test_two_tasks_of_srun_train_together_and_a_signal_to_one_of_them_saves",
+        CLUSTERS + "test_a_signal_to_one_task_of_srun_saves_and_another_ends_all_of_them",
     ),
     Mutation(
         "runtime/launch.py",
@@ -1610,7 +1634,7 @@ MUTATIONS = [
     Mutation("engine/split_loader.py", "split.shuffle and not in_order", "split.shuffle", OVERFITTING),
     Mutation(
         "engine/iterable_loader.py",
-        "int(self._limit) - batches",
+        "int(self._limit) - start",
         "int(self._limit)",
         LIMITS + "test_a_stream_takes_a_number_of_batches_and_no_part",
     ),

@@ -46,9 +46,15 @@ class EpochBatches(NamedTuple):
 
 
 class Loader(Protocol):
-    """What the trainer needs of a split."""
+    """What the trainer needs of a split.
+
+    Attributes:
+        source: the split, as the datamodule has it.
+        marks_last: whether the number of batches cannot be wrong, so that the last one has `is_last`.
+    """
 
     source: Any
+    marks_last: bool
 
     def epoch(self, epoch: int, *, samples: int = 0, batches: int = 0, window: int = 1) -> EpochBatches:
         """Return the rest of an epoch.

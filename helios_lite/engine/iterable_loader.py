@@ -53,6 +53,7 @@ class IterableLoader:
                 "the train split is a loader with a load_state_dict, which says where it was and not where an epoch "
                 "begins: use steps_per_epoch in place of limit_train_batches or overfit_batches"
             )
+        self.marks_last = _has_exact_length(iterable)
         self._is_exhausted = False  # The source has ended, though its last batches may still be in use.
 
     def epoch(self, epoch: int, *, samples: int = 0, batches: int = 0, window: int = 1) -> EpochBatches:
@@ -83,12 +84,7 @@ class IterableLoader:
             for _ in itertools.islice(iterator, batches):
                 pass
         remaining = None if length is None else max(0, limited(length, self._limit) - batches)
-        if remaining is not None and _has_exact_length(self._iterable):
-            iterator = self._require_all(iterator, remaining, batches)
-        if self._limit is not None:
-            most = max(0, int(self._limit) - batches) if remaining is None else remaining
-            iterator = itertools.islice(iterator, min(most, sys.maxsize))
-        return EpochBatches(self._batches(iterator, min(window, sys.maxsize), is_start=batches == 0), remaining)
+        return EpochBatches(self._batches(iterator, batches, remaining, min(window, sys.maxsize)), remaining)
 
     def takes_state(self) -> bool:
         """Return whether the loader has a `load_state_dict`."""
@@ -112,38 +108,40 @@ class IterableLoader:
             self._iterable.load_state_dict(self._state_to_load)
             self._state_to_load = None
 
-    def _require_all(self, iterator: Iterator[Any], length: int, start: int) -> Iterator[Any]:
-        given = 0
-        for data in iterator:
-            given += 1
-            yield data
-        if given < length:
-            raise incomplete_error(self._phase, iterator, given, length, f" from batch {start} on" if start > 0 else "")
-
-    def _batches(self, iterator: Iterator[Any], window: int, is_start: bool) -> Iterator[Batch]:
-        # `is_last` stays False: the length of a custom loader may be wrong, so the epoch ends where the iterator ends.
+    def _batches(self, iterator: Iterator[Any], start: int, remaining: int | None, window: int) -> Iterator[Batch]:
+        source = iterator
+        if self._limit is not None:
+            most = max(0, int(self._limit) - start) if remaining is None else remaining
+            source = itertools.islice(iterator, min(most, sys.maxsize))
+        # Otherwise the length may be wrong: no batch has `is_last`, and the epoch ends where the iterator ends.
+        last = remaining if self.marks_last else None
         num_ranks = self._world.size
-        is_empty = is_start
+        number = 0
         if window == 1:
-            for data in iterator:
-                is_empty = False
+            for number, data in enumerate(source, 1):
                 size = batch_size(data)
-                yield make_batch((data, size, size * num_ranks, 1.0, True, False))
+                yield make_batch((data, size, size * num_ranks, 1.0, True, number == last))
             self._is_exhausted = True
         # An iterator that has ended is not asked again: some begin anew then.
-        while not self._is_exhausted and (batches := list(itertools.islice(iterator, window))):
-            is_empty = False
+        while not self._is_exhausted and (batches := list(itertools.islice(source, window))):
             self._is_exhausted = len(batches) < window
             sizes = [batch_size(data) for data in batches]
             total = sum(sizes)
-            for i, (data, size) in enumerate(zip(batches, sizes, strict=True)):
-                yield make_batch((data, size, size * num_ranks, size / total, i + 1 == len(batches), False))
-        if is_empty:
+            for i, (data, size) in enumerate(zip(batches, sizes, strict=True), 1):
+                number += 1
+                values = (data, size, size * num_ranks, size / total, i == len(batches), number == last)
+                yield make_batch(values)
+        if last is not None and number < last:
+            where = f" from batch {start} on" if start > 0 else ""
+            raise incomplete_error(self._phase, iterator, number, last, where)
+        if start == number == 0:
             raise ValueError(f"the {self._phase} split gave no batch (an iterator can be used for one epoch only)")
 
 
 def _has_exact_length(loader: Any) -> bool:
-    """Return whether this is a DataLoader of a map-style dataset whose samplers are PyTorch's own."""
+    """Return whether this is a list of batches, or a DataLoader of a map-style dataset with PyTorch's own samplers."""
+    if type(loader) in (list, tuple):
+        return True
     if type(loader) is not DataLoader or isinstance(loader.dataset, IterableDataset):
         return False
     return type(loader.batch_sampler) in (BatchSampler, type(None)) and type(loader.sampler) in _SIZED_SAMPLERS

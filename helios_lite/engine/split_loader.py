@@ -19,6 +19,8 @@ from helios_lite.runtime.distributed import World
 class SplitLoader:
     """Batches of a map-style Split: the order is a function of (seed, epoch), the position a count of samples."""
 
+    marks_last = True
+
     def __init__(
         self, split: Split, phase: str, seed: int, world: World, limit: int | float | None, in_order: bool
     ) -> None:

@@ -10,7 +10,6 @@ from helios_lite.data import DataModule
 from helios_lite.engine.batches import Batch, Loader
 from helios_lite.engine.loaders import make_loader
 from helios_lite.engine.passes import PassReader
-from helios_lite.engine.split_loader import SplitLoader
 from helios_lite.runtime.distributed import World
 from helios_lite.state import TrainingState
 
@@ -32,7 +31,7 @@ class TrainData:
     Attributes:
         epoch_batches: number of batches in the present epoch, None if unknown. With `steps_per_epoch` it is the most
             that there can be, as the last window of a pass may be shorter.
-        knows_last_batch: whether the last batch of the present epoch is known to be the last; not of a custom loader.
+        knows_last_batch: whether the last batch of the present epoch is known to be the last.
         passes: reads the split with `steps_per_epoch`, otherwise None.
     """
 
@@ -85,7 +84,7 @@ class TrainData:
             window=self._window,
         )
         self.epoch_batches = None if length is None else state.epoch_batch + length
-        self.knows_last_batch = isinstance(self._loader, SplitLoader)
+        self.knows_last_batch = self.loader().marks_last
         return batches
 
     def state_dict(self) -> dict[str, Any]:

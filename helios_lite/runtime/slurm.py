@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
+
+logger = logging.getLogger("helios_lite")
 
 _FIRST_PORT, _NUM_PORTS = 15_000, 20_000
 
@@ -12,7 +15,8 @@ _FIRST_PORT, _NUM_PORTS = 15_000, 20_000
 def adopt_world_of_srun(devices: int | str | Sequence[int]) -> None:
     """Set the variables of torchrun from those of srun, if it has started this process as one of several.
 
-    The batch script itself, an interactive shell (`srun --pty bash`) and processes of torchrun are none of these.
+    The batch script itself, a shell in a terminal (`srun --pty bash`) and processes of torchrun are none of these.
+    A job of several tasks in which srun has started nothing gets a warning.
 
     Args:
         devices: the option of the trainer.
@@ -20,7 +24,15 @@ def adopt_world_of_srun(devices: int | str | Sequence[int]) -> None:
     Raises:
         RuntimeError: a variable is missing, or `devices` asks for another number of processes on this machine.
     """
-    if "RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
+    if "RANK" in os.environ or os.isatty(0):
+        return
+    if "SLURM_STEP_NUM_TASKS" not in os.environ and (tasks := os.environ.get("SLURM_NTASKS", "1")) != "1":
+        logger.warning(
+            "the job has %s tasks (SLURM_NTASKS), but srun has not started this program: start it with srun, or ask "
+            "for --ntasks=1 if the trainer shall start the processes (devices)",
+            tasks,
+        )
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
         return
     world = world_of_srun(os.environ)
     wanted = devices if isinstance(devices, int) else 1 if isinstance(devices, str) else len(devices)

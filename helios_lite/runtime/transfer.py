@@ -72,7 +72,7 @@ def batch_size(batch: Any) -> int:
     This is the leading dimension of the first tensor, else the length of the first list without tensors, else 1.
     """
     if type(batch) in (list, tuple) and batch and type(batch[0]) is Tensor and batch[0].ndim > 0:
-        return batch[0].size(0)  # What most loaders yield; `len` is a function in Python.
+        return batch[0].shape[0]  # What most loaders yield; `len` is a function in Python.
     leaves = list(_leaves(batch))
     for leaf in leaves:
         if isinstance(leaf, Tensor):

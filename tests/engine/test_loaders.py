@@ -530,6 +530,29 @@ def test_a_list_of_batches_is_read_anew_in_every_epoch():
     assert (plain(batches), length) == ([[2]], 1)
 
 
+def test_the_last_batch_is_marked_where_the_length_cannot_be_wrong():
+    class Sized:
+        def __len__(self):
+            return 3
+
+        def __iter__(self):
+            return iter(batches)
+
+    batches = [torch.tensor([i]) for i in range(3)]
+    expected = {1: [False, False, True], 2: [False, False, True]}
+    for source in (batches, tuple(batches), DataLoader(TensorDataset(torch.arange(3)))):
+        for window, marks in expected.items():
+            loader = make_loader(source, "train", 0)
+            assert loader.marks_last
+            assert [batch.is_last for batch in loader.epoch(0, window=window).batches] == marks
+        limited = make_loader(source, "train", 0, limit=2)
+        assert [batch.is_last for batch in limited.epoch(0).batches] == [False, True]
+        assert [batch.is_last for batch in limited.epoch(1, batches=1).batches] == [True]
+    loader = make_loader(Sized(), "train", 0)
+    assert not loader.marks_last
+    assert not any(batch.is_last for batch in loader.epoch(0).batches)
+
+
 def test_a_generator_can_be_used_for_one_epoch_only():
     loader = make_loader((torch.tensor([i]) for i in range(3)), "train", 0)
     batches, length = loader.epoch(0)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -21,6 +22,9 @@ from helios_lite.runtime.slurm import first_host, tasks_per_node, world_of_srun
 TESTS = Path(__file__).parents[1]
 PARTS = ("state", "model", "rng", "data", "metrics")
 
+BLOCKS = re.findall(r"```bash\n(.*?)```", (TESTS.parent / "docs/clusters.md").read_text(), re.DOTALL)
+"""The job of the page, and the lines with torchrun that may replace its srun."""
+
 TRAIN = """
 import os, sys, time
 from pathlib import Path
@@ -29,7 +33,7 @@ from helpers.models import Tiny, data, quiet
 class Slow(Tiny):
     def train_step(self, batch, state):
         super().train_step(batch, state)
-        Path(f"pid_{os.environ.get('SLURM_PROCID')}").write_text(f"{os.getpid()} {state.step}")
+        Path(f"pid_{os.environ.get('RANK', 0)}").write_text(f"{os.getpid()} {state.step}")
         time.sleep(float(os.environ["PACE"]))
 
 if __name__ == "__main__":
@@ -38,30 +42,35 @@ if __name__ == "__main__":
 """
 
 SRUN = """#!/bin/bash
-# Starts the tasks of this machine, and ends with the largest of their statuses.
+# Starts the tasks of this machine, passes SIGUSR1 on, and ends with the largest of their statuses.
+while [[ $1 == --* ]]; do shift; done
 pids=()
-for ((task = 0; task < SLURM_STEP_NUM_TASKS; task++)); do
-    SLURM_PROCID=$task SLURM_LOCALID=$task "$@" &
+trap 'kill -USR1 "${pids[@]}"' USR1
+export SLURM_STEP_NUM_TASKS=$TASKS SLURM_STEP_TASKS_PER_NODE=$TASKS SLURM_STEP_NODELIST=localhost
+for ((task = 0; task < TASKS; task++)); do
+    SLURM_PROCID=$task SLURM_LOCALID=$task "$@" < /dev/null &
     pids+=($!)
 done
 status=0
 for pid in "${pids[@]}"; do
-    wait "$pid"
-    ended=$?
+    while wait "$pid"; ended=$?; kill -0 "$pid" 2> /dev/null; do :; done
     ((ended > status)) && status=$ended
 done
 exit $status
+"""
+
+SCONTROL = """#!/bin/bash
+if [ "$1" = show ]; then echo localhost; else echo "$@" >> requeued; fi
 """
 
 
 class Cluster:
     """Plays the scheduler: a folder with the program and the job, and commands that stand for SLURM's."""
 
-    def __init__(self, folder: Path, tasks: int, **options: Any) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        (page,) = re.findall(r"```bash\n(.*?)```", (TESTS.parent / "docs/clusters.md").read_text(), re.DOTALL)
-        requeue = 'echo "$@" >> requeued\n'
-        files = {"job.sh": page, "train.py": TRAIN, "bin/srun": SRUN, "bin/scontrol": f"#!/bin/bash\n{requeue}"}
+        self.script, self.torchrun = BLOCKS
+        files = {"train.py": TRAIN, "bin/srun": SRUN, "bin/scontrol": SCONTROL}
         for name, text in files.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text)
@@ -69,31 +78,38 @@ class Cluster:
         (folder / "bin/python").symlink_to(sys.executable)
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("SLURM")},
-            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
+            "PATH": f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
             "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent), *sys.path]),
             "OMP_NUM_THREADS": "1",
-            "OPTIONS": repr(options),
-            "SLURM_JOB_ID": "4711",
+            "SLURM_JOB_ID": str(os.getpid()),
             "SLURM_NODEID": "0",
-            "SLURM_STEP_NUM_TASKS": str(tasks),
-            "SLURM_STEP_TASKS_PER_NODE": str(tasks),
-            "SLURM_STEP_NODELIST": "localhost",
+            "SLURM_NNODES": "1",
+            "SLURM_JOB_NODELIST": "localhost",
+            "SLURM_CPUS_PER_TASK": "1",
         }
 
-    def start(self, restarts: int = 0, pace: float = 0.0) -> subprocess.Popen[bytes]:
+    def start(
+        self, restarts: int = 0, pace: float = 0.0, tasks: int = 1, torchrun: bool = False, **options: Any
+    ) -> subprocess.Popen[bytes]:
         """Start the job, which has been queued again so many times."""
         for path in self.folder.glob("pid_*"):
             path.unlink()
-        environment = {**self.environment, "PACE": str(pace), "SLURM_RESTART_COUNT": str(restarts)}
+        script = self.script
+        if torchrun:
+            script = re.sub("^srun .*$", lambda _: self.torchrun.strip(), script, flags=re.MULTILINE)
+            script = script.replace("--nproc-per-node 8", "--nproc-per-node 2")
+        (self.folder / "job.sh").write_text(script)
+        changes = {"PACE": str(pace), "TASKS": str(tasks), "OPTIONS": repr(options)}
+        environment = {**self.environment, **changes, "SLURM_RESTART_COUNT": str(restarts)}
         return subprocess.Popen(["bash", "job.sh"], cwd=self.folder, env=environment)
 
-    def signal(self, task: int, number: int, step: int) -> None:
-        """Send a signal to a task after it has begun an update."""
+    def wait_for(self, step: int, task: int = 0) -> int:
+        """Wait until a task has begun an update, and return its process."""
+        path = self.folder / f"pid_{task}"
         while True:
-            with_pid = (self.folder / f"pid_{task}").read_text() if (self.folder / f"pid_{task}").exists() else ""
-            if len(with_pid.split()) == 2 and int(with_pid.split()[1]) >= step:
-                os.kill(int(with_pid.split()[0]), number)
-                return
+            words = path.read_text().split() if path.exists() else []
+            if len(words) == 2 and int(words[1]) >= step:
+                return int(words[0])
             time.sleep(0.02)
 
     def requeued(self) -> int:
@@ -107,31 +123,33 @@ def rows(root: Path) -> Any:
 
 
 def test_a_job_that_is_queued_again_three_times_equals_one_that_was_not(tmp_path: Path) -> None:
-    cluster = Cluster(tmp_path, tasks=1)
-    with deadline(120):
-        for restarts, step in enumerate([4, 13, 22]):
-            job = cluster.start(restarts, pace=0.05)
-            cluster.signal(0, signal.SIGTERM, step)
-            assert job.wait() == 143
+    cluster = Cluster(tmp_path)
+    ways: list[dict[str, Any]] = [{"tasks": 2}, {"torchrun": True}, {"devices": 2}]
+    with deadline(180):
+        for restarts, (step, way) in enumerate(zip([2, 6, 10], ways, strict=True)):
+            job = cluster.start(restarts, pace=0.1, sigusr1="stop", **way)
+            cluster.wait_for(step)
+            job.send_signal(signal.SIGUSR1)
+            assert job.wait() != 0
             assert cluster.requeued() == restarts + 1
-        assert cluster.start(restarts=3).wait() == 0
-    assert cluster.requeued() == 3
-    options: dict[str, Any] = {"max_epochs": 3, "log_every_steps": 2, "save_every_epochs": None}
-    quiet(root=tmp_path / "whole", **options).fit(Tiny(), data(train=40))
-    assert same(saved(tmp_path / "runs/tiny", *PARTS), saved(tmp_path / "whole/tiny", *PARTS))
-    assert rows(tmp_path / "runs") == rows(tmp_path / "whole")
+        assert cluster.start(restarts=3, tasks=2).wait() == 0
+        assert cluster.requeued() == 3
+        (tmp_path / "runs").rename(tmp_path / "parts")
+        assert cluster.start(tasks=2).wait() == 0
+    assert same(saved(tmp_path / "parts/tiny", *PARTS), saved(tmp_path / "runs/tiny", *PARTS))
+    assert rows(tmp_path / "parts") == rows(tmp_path / "runs")
 
 
-def test_two_tasks_of_srun_train_together_and_a_signal_to_one_of_them_saves(tmp_path: Path) -> None:
-    cluster = Cluster(tmp_path, tasks=2, keep_last=-1)
+def test_a_signal_to_one_task_of_srun_saves_and_another_ends_all_of_them(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path)
     with deadline(120):
-        job = cluster.start(pace=0.05)
-        cluster.signal(1, signal.SIGUSR1, step=2)
-        assert job.wait() == 0
-    assert cluster.requeued() == 0
+        job = cluster.start(pace=0.05, tasks=2, keep_last=-1)
+        os.kill(cluster.wait_for(2, task=1), signal.SIGUSR1)
+        os.kill(cluster.wait_for(5, task=1), signal.SIGTERM)
+        assert job.wait() == 143
+    assert cluster.requeued() == 0  # Its owner has ended it.
     names = sorted(path.name for path in (tmp_path / "runs/tiny/checkpoints").glob("*.pth"))
-    assert len(names) == 2  # That of the signal, and the last one.
-    assert names[-1] == "tiny_epoch_3_iter_15.pth"
+    assert len(names) == 2  # That of the first signal, and the last one.
     config = json.loads((tmp_path / "runs/tiny/config.json").read_text())
     assert config["environment"]["processes"] == 2
 
@@ -185,7 +203,7 @@ def test_a_launched_training_passes_sigusr1_on(tmp_path: Path) -> None:
     environment["OPTIONS"] = repr({"devices": 2, "keep_last": -1})
     with deadline(60):
         run = subprocess.Popen([sys.executable, "train.py"], cwd=tmp_path, env=environment)
-        while not (tmp_path / "pid_None").exists():
+        while not (tmp_path / "pid_0").exists():
             time.sleep(0.02)
         os.kill(run.pid, signal.SIGUSR1)
         assert run.wait() == 0
@@ -253,6 +271,28 @@ def test_devices_that_contradict_srun_are_an_error(monkeypatch: Any) -> None:
         monkeypatch.setenv(name, value)
     with pytest.raises(RuntimeError, match=r"devices=8, but srun has started 3 tasks of 7.*--ntasks-per-node=8"):
         quiet(max_epochs=1, devices=8, accelerator="cpu").fit(Tiny(), data())
+
+
+def test_a_job_of_several_tasks_that_srun_has_not_started_gets_a_warning(monkeypatch: Any, caplog: Any) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    quiet(max_epochs=1).fit(Tiny(), data())
+    assert "the job has 4 tasks (SLURM_NTASKS), but srun has not started this program" in caplog.text
+
+
+def test_a_shell_of_several_tasks_in_a_terminal_is_one_process(monkeypatch: Any) -> None:
+    for name, value in VARIABLES.items():
+        monkeypatch.setenv(name, value)
+    terminal, stdin = pty.openpty()
+    kept = os.dup(0)
+    os.dup2(stdin, 0)
+    try:
+        with deadline(30):
+            assert quiet(max_epochs=1).fit(Tiny(), data()).state.epoch == 1
+    finally:
+        os.dup2(kept, 0)
+        for file in (terminal, stdin, kept):
+            os.close(file)
+    assert not torch.distributed.is_initialized()
 
 
 @pytest.mark.parametrize("variables", [{"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, {"SLURM_STEP_NUM_TASKS": "1"}])
