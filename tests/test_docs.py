@@ -1,6 +1,8 @@
 """The pages in docs: every program runs and prints what the page says, every fragment is Python, every link leads on.
 
-A block fenced as "python" is a whole program; a "text" block right after it is what it prints. "py" is a fragment."""
+A block fenced as "python" is a whole program; a "text" block right after it is what it prints. "py" is a fragment. The
+page of a recipe has a part of a program in examples/recipes, and what it prints.
+"""
 
 import ast
 import dataclasses
@@ -32,8 +34,11 @@ def blocks(page: str, language: str) -> list[tuple[str, str | None]]:
 PROGRAMS = {f"{page}-{i}": block for page in PAGES for i, block in enumerate(blocks(page, "python"), start=1)}
 
 
-# What a page needs that is not installed with the project.
+# What a recipe needs that is not installed with the project.
 PACKAGES = {"hugging_face": "transformers", "optuna": "optuna", "images_in_tensorboard": "tensorboard"}
+
+RECIPE = re.compile(r"\]\(\.\./(examples/recipes/\w+\.py)\)")
+RECIPES = {page: REPOSITORY / found[0] for page, text in PAGES.items() if len(found := RECIPE.findall(text)) == 1}
 
 
 def run(program: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
@@ -51,7 +56,7 @@ def test_the_pages_are_there() -> None:
 
 @pytest.mark.parametrize("page", sorted(PAGES.keys() - {"seeds", "clusters"}))  # A table, and a job for a shell.
 def test_a_page_has_a_program(page: str) -> None:
-    assert len(blocks(page, "python")) > 0
+    assert len(blocks(page, "python")) > 0 or page in RECIPES
 
 
 @pytest.mark.parametrize("name", [name for name in PROGRAMS if not name.startswith("from_a_loop")])
@@ -59,8 +64,6 @@ def test_a_program_runs_and_prints_what_the_page_says(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     program, printed = PROGRAMS[name]
-    if (package := PACKAGES.get(name.split("-")[0])) is not None:
-        pytest.importorskip(package)
     if name.startswith("audit"):  # It starts processes, which import it.
         (tmp_path / "program.py").write_text(program, encoding="utf-8")
         command = [sys.executable, "-B", "program.py"]
@@ -70,6 +73,29 @@ def test_a_program_runs_and_prints_what_the_page_says(
         output = capsys.readouterr().out
     assert output == printed if printed is not None else len(output.splitlines()) < 10
     assert {path.name for path in tmp_path.iterdir()} <= {"program.py", "runs"}
+
+
+@pytest.mark.parametrize("page", RECIPES)
+def test_a_recipe_runs_and_prints_what_its_page_says(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if page in PACKAGES:
+        pytest.importorskip(PACKAGES[page])
+    run(RECIPES[page].read_text(encoding="utf-8"), tmp_path, monkeypatch)
+    assert [capsys.readouterr().out] == ([text for text, _ in blocks(page, "text")] or [""])
+    assert {path.name for path in tmp_path.iterdir()} <= {"program.py", "runs"}
+
+
+@pytest.mark.parametrize("page", RECIPES)
+def test_the_page_of_a_recipe_is_short_and_shows_lines_of_its_program(page: str) -> None:
+    assert len(PAGES[page].splitlines()) <= 40
+    program = map(str.strip, RECIPES[page].read_text(encoding="utf-8").splitlines())
+    shown, _ = blocks(page, "py")[0]
+    assert [line for line in map(str.strip, shown.splitlines()) if line and line not in program] == []
+
+
+def test_every_recipe_has_a_page() -> None:
+    assert sorted(RECIPES.values()) == sorted((REPOSITORY / "examples/recipes").glob("*.py"))
 
 
 def test_readme_shows_what_programs_of_the_pages_have_printed() -> None:
