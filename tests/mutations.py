@@ -669,6 +669,18 @@ MUTATIONS = [
         LOADERS + "test_the_last_batch_is_marked_where_the_length_cannot_be_wrong",
     ),
     Mutation(
+        "engine/initial_weights.py",
+        ', option="init_from"',
+        "",
+        TRAINING + "test_a_missing_path_or_split_is_an_error",
+    ),
+    Mutation(
+        "tools/command.py",
+        "getdoc(function)",
+        "function.__doc__",
+        "tools/test_command.py::test_every_command_explains_itself",
+    ),
+    Mutation(
         "trainer.py",
         "adopt_world_of_srun(self.devices)",
         "pass",

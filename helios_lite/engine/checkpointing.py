@@ -163,7 +163,9 @@ class Checkpointer:
         """
         session = self._session
         resume = self._resume_choice()
-        found = load_checkpoint(session, "last" if resume in ("auto", "never") else resume, of_folder="last")
+        found = load_checkpoint(
+            session, "last" if resume in ("auto", "never") else resume, of_folder="last", option="resume"
+        )
         if found is None:
             if resume == "best" and not session.options.fast_dev_run:
                 where = "a run without files (root=None)" if session.folder is None else session.folder
@@ -281,7 +283,12 @@ class Checkpointer:
 
 
 def load_checkpoint(
-    session: Session, choice: str | os.PathLike[str], of_folder: str = "best", *, for_evaluation: bool = False
+    session: Session,
+    choice: str | os.PathLike[str],
+    of_folder: str = "best",
+    *,
+    option: str = "checkpoint",
+    for_evaluation: bool = False,
 ) -> tuple[Path, dict[str, Any]] | None:
     """Read the "best" or "last" checkpoint or that of a path; return None if the run folder has none.
 
@@ -292,6 +299,7 @@ def load_checkpoint(
         session: the session, set up.
         choice: "best" or "last" of the session's run folder, or the path of a checkpoint or of any run folder.
         of_folder: "best" or "last": which checkpoint to read if the path is that of a run folder.
+        option: what has been set to the choice, for the error of a path that does not exist.
         for_evaluation: leave the sharded tensors of optimizers unread, if the model does not load its state itself.
     """
     world, like = session.world, session.context.parallel.sharded_parameter()
@@ -320,6 +328,8 @@ def load_checkpoint(
 
     found = None
     if choice not in ("best", "last"):
+        if not Path(choice).exists():
+            raise FileNotFoundError(f"{option}={str(choice)!r}: there is no such checkpoint or run folder")
         found = read_path(Path(choice), of_folder, session.model.save_name, read_on_every_rank)
     elif session.checkpoints is not None:
         found = session.checkpoints.load(str(choice), read_on_every_rank)

@@ -36,7 +36,7 @@ def initialize(session: Session, resumed_from: Path | None) -> None:
     if resumed_from is not None:
         logger.info("init_from=%r is not used, because this run continues from %s", str(source), resumed_from)
         return
-    found = load_checkpoint(session, Path(source))
+    found = load_checkpoint(session, Path(source), option="init_from")
     assert found is not None  # A path is read, or raises.
     path, content = found
     if type(model).load_state_dict is Model.load_state_dict:

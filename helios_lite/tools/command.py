@@ -8,6 +8,7 @@ import select
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
+from inspect import getdoc
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -90,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(
             function.__name__,
             help=text,
-            description=function.__doc__,
+            description=getdoc(function),
             epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )

@@ -401,10 +401,13 @@ def test_validate_and_test_from_a_path_in_a_fresh_process_like_model(tmp_path: P
 
 
 def test_a_missing_path_or_split_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        quiet(max_epochs=1).test(Tiny(), data(), checkpoint=tmp_path / "none.pth")
-    with pytest.raises(FileNotFoundError):
-        quiet(max_epochs=1, resume=tmp_path / "none.pth").fit(Tiny(), data())
+    missing = tmp_path / "none.pth"
+    says = f"={str(missing)!r}: there is no such checkpoint or run folder"
+    with pytest.raises(FileNotFoundError, match=f"^checkpoint{says}$"):
+        quiet(max_epochs=1).test(Tiny(), data(), checkpoint=missing)
+    for option in ("resume", "init_from"):
+        with pytest.raises(FileNotFoundError, match=f"^{option}{says}$"):
+            quiet(max_epochs=1, **{option: missing}).fit(Tiny(), data())
     with pytest.raises(ValueError, match="no test split"):
         quiet(max_epochs=1).test(Tiny(), DataModule())
     with pytest.raises(ValueError, match="no train split"):

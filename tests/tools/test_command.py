@@ -266,9 +266,19 @@ def test_a_broken_pipe_that_is_not_the_output_is_raised(monkeypatch):
         main(["env"])
 
 
-@pytest.mark.parametrize("command", [[], ["fit"], ["test"], ["predict"], ["inspect"], ["plot"], ["env"]])
-def test_every_command_explains_itself(command, capsys):
+def explained(capsys, *command):
     with pytest.raises(SystemExit) as caught:
         main([*command, "--help"])
     assert caught.value.code == 0
-    assert capsys.readouterr().out.startswith("usage: helios-lite")
+    out = capsys.readouterr().out
+    assert out.startswith("usage: helios-lite")
+    return out
+
+
+def test_every_command_explains_itself(capsys):
+    commands = re.findall(r"^ {4}(\w+)", explained(capsys), re.MULTILINE)
+    assert {"fit", "test", "predict", "replay", "inspect", "consolidate", "diff", "plot", "env"} <= set(commands)
+    for command in commands:
+        _, description, *_ = explained(capsys, command).split("\n\n")
+        assert not description.startswith(" ")
+        assert "\n " not in description
