@@ -246,7 +246,8 @@ class ActivationStatistics(Callback):
 class DeviceMemory(Callback):
     """Logs the peak memory in MiB as "train/memory_mib", the maximum over the ranks.
 
-    On CUDA it is what PyTorch had allocated on the device, otherwise the resident memory of the process.
+    On CUDA it is what PyTorch had allocated on the device, otherwise the resident memory of the process. Without this
+    callback rows have that of rank 0, on GPUs only.
     """
 
     def on_training_batch_end(self, state: TrainingState, should_log: bool = False) -> None:

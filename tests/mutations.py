@@ -669,6 +669,18 @@ MUTATIONS = [
         LOADERS + "test_the_last_batch_is_marked_where_the_length_cannot_be_wrong",
     ),
     Mutation(
+        "engine/training_log.py",
+        'values.setdefault("train/memory_mib", peak)',
+        'values["train/memory_mib"] = peak',
+        "engine/test_report.py::test_rows_have_the_peak_memory_of_a_device_that_counts_it",
+    ),
+    Mutation(
+        "runtime/parallel.py",
+        "return self.module[index]",
+        "raise TypeError(index)",
+        "runtime/test_distributed.py::test_a_replicated_network_is_indexed_as_the_network_inside",
+    ),
+    Mutation(
         "engine/initial_weights.py",
         ', option="init_from"',
         "",

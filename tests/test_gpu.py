@@ -129,3 +129,11 @@ def test_a_run_on_cuda_goes_on_with_the_same_bits(tmp_path: Any) -> None:
             quiet(max_steps=steps, **options).fit(model, DataModule(split))
         ends.append(weights(model))
     assert same(ends[0], ends[1])
+
+
+def test_rows_have_the_peak_memory_of_the_device() -> None:
+    result = quiet(max_steps=4, log_every_steps=2).fit(
+        Regression(), DataModule(train=Split(TensorDataset(DATA), batch_size=50))
+    )
+    expected = torch.cuda.max_memory_allocated() / 2**20
+    assert 0 < result.metrics["train/memory_mib"] <= expected

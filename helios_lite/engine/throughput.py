@@ -1,10 +1,12 @@
-"""The speed of a training: samples per second, and the part of the time that it waits for batches."""
+"""What a training takes: samples per second, the part of the time that it waits for batches, memory of the device."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from typing import Any
+
+import torch
 
 from helios_lite.engine.batches import Batch
 
@@ -14,6 +16,15 @@ _ENDINGS = ("seconds", "/samples_per_second", "/data_wait", "/memory_mib")
 def is_measured(name: str) -> bool:
     """Return whether a value is measured with a clock or a meter, by its name in a row: it differs in every run."""
     return name.endswith(_ENDINGS)
+
+
+def peak_memory_mib(device: torch.device) -> float | None:
+    """Return the most memory that PyTorch has had allocated on the device so far, in MiB; None if it does not count it.
+
+    It counts on GPUs, without waiting for them, and not on the CPU.
+    """
+    count = getattr(torch.get_device_module(device), "max_memory_allocated", None)
+    return None if count is None else count(device) / 2**20
 
 
 class Throughput:

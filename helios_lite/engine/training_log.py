@@ -21,7 +21,7 @@ from helios_lite.engine.learning_rates import LearningRates
 from helios_lite.engine.run_description import describe_run
 from helios_lite.engine.run_loggers import RunLoggers
 from helios_lite.engine.session import Session
-from helios_lite.engine.throughput import Throughput
+from helios_lite.engine.throughput import Throughput, peak_memory_mib
 from helios_lite.runtime.checkpoint_files import write_json
 from helios_lite.runtime.metrics import MetricAccumulator, Summary
 from helios_lite.runtime.metrics_file import JsonlLogger
@@ -189,6 +189,8 @@ class TrainingLog:
             self._warn_of_no_update()
         values = self._session.hooks.process_metrics("train", summary.values | self._rates.take())
         values |= self._throughput.take(self._clock.now - self._row_start, state.step - self._logged_step)
+        if (peak := peak_memory_mib(self._session.device)) is not None:
+            values.setdefault("train/memory_mib", peak)  # The callback DeviceMemory has that of all ranks.
         self._session.metrics.reset()
         self._logged_step, self._row_start = state.step, self._clock.now
         return values

@@ -189,7 +189,7 @@ class ParallelStrategy:
 
 
 class _Replicated(DistributedDataParallel):
-    """DDP that passes on the attributes of the network inside, its names in state dicts, and its copies.
+    """DDP that passes on the attributes and items of the network inside, its names in state dicts, and its copies.
 
     `local_forward` leaves DDP out, whose forward pass broadcasts buffers even in evaluation mode. No option of DDP does
     this: with `require_forward_param_sync = False` a step that enables gradients (a gradient penalty in `valid_step`)
@@ -215,6 +215,12 @@ class _Replicated(DistributedDataParallel):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("module"), name)
+
+    def __getitem__(self, index: Any) -> Any:  # Python looks for these two at the class.
+        return self.module[index]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.module)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         return self.module.state_dict(*args, **kwargs)

@@ -14,6 +14,7 @@ from helpers.compare import timeless
 from helpers.models import Indices, Tiny, data, quiet
 
 from helios_lite import DataModule, FitResult, Split, TrainingState
+from helios_lite.callbacks import DeviceMemory
 from helios_lite.engine import report, throughput
 from helios_lite.engine.batches import Batch
 from helios_lite.options import Options
@@ -187,6 +188,16 @@ def test_every_row_of_a_training_has_its_speed(tmp_path: Path) -> None:
     for row in found:
         assert 0 <= row["train/data_wait"] <= 1
         assert row["train/samples_per_second"] * row["train/step_seconds"] == pytest.approx(4)
+
+
+def test_rows_have_the_peak_memory_of_a_device_that_counts_it(tmp_path: Path, monkeypatch: Any) -> None:
+    quiet(max_epochs=1, root=tmp_path / "cpu").fit(Tiny(), data())
+    assert not any("train/memory_mib" in row for row in rows(tmp_path / "cpu"))
+    monkeypatch.setattr(torch.cpu, "max_memory_allocated", lambda device: 3 * 2**19, raising=False)
+    quiet(max_epochs=1, root=tmp_path / "counts").fit(Tiny(), data())
+    assert all(row["train/memory_mib"] == 1.5 for row in rows(tmp_path / "counts") if "train/lr" in row)
+    quiet(max_epochs=1, root=tmp_path / "more", callbacks=[DeviceMemory()]).fit(Tiny(), data())
+    assert all(row["train/memory_mib"] > 50 for row in rows(tmp_path / "more") if "train/lr" in row)
 
 
 # The result.

@@ -784,6 +784,25 @@ def test_gradients_are_reduced_once_per_accumulation_window(result: Results) -> 
     assert result(reductions_of_two_windows, ranks=2) == (2, 2, 6)
 
 
+class ByNumber(Plain):
+    """Uses the modules of a network by number, as layers are."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup(fast_init)
+        self.kinds = [type(module).__name__ for module in [*self.net, self.net[-1]]]
+
+
+@scenario(ranks=2)
+def layers_by_number(root: Path, world: World) -> list[str]:
+    model = ByNumber()
+    quiet(max_steps=1).fit(model, data(8, batch_size=2))
+    return model.kinds
+
+
+def test_a_replicated_network_is_indexed_as_the_network_inside(result: Results) -> None:
+    assert result(layers_by_number, ranks=2) == ["Linear", "Tanh", "Linear", "Linear"]
+
+
 class Normed(Tiny):
     """Batch norm, whose buffers DDP would send around in the forward pass; and dropout."""
 
