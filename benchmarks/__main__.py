@@ -11,7 +11,7 @@ from benchmarks.rounds import Figure, Question
 
 NAMES = (
     "step_overhead",
-    "instructions",
+    "step_parts",
     "peers",
     "in_memory",
     "workers",

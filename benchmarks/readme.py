@@ -27,7 +27,7 @@ ROWS: tuple[tuple[str, Cell, Cell], ...] = (
     ),
     (
         "the same two, counted in instructions",
-        ("{} thousand", PARTS, "the loop by hand"),
+        ("{} thousand", PARTS, "the loop by hand, counted"),
         ("{} % and {} % more", PARTS, "all up to: log points", PARTS, "all up to: a validation"),
     ),
     (

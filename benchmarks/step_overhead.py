@@ -1,20 +1,22 @@
 """What a step of the trainer costs over the same step in a loop written by hand: python -m benchmarks.step_overhead"""
 
 import itertools
+import random
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.rounds import Figure, Question, Result, Runs, differences, each, weights
+from benchmarks.rounds import Figure, Question, Result, Runs, each, weights
 from helios_lite import DataModule, Model, Trainer, TrainingState
 
 EPOCHS, STEPS, VALID_STEPS, BATCH = 40, 250, 25, 32
+ROUNDS = 200  # Of epochs that take turns.
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 
@@ -86,19 +88,23 @@ def by_hand(
     marks = []
     for epoch in range(epochs):
         marks.append(time.perf_counter())
-        for x, y in batches(epoch):
-            loss = F.mse_loss(net(x), y)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        if valid:
-            net.eval()
-            with torch.no_grad():
-                for x, y in valid:
-                    F.mse_loss(net(x), y)
-            net.train()
+        epoch_by_hand(net, optimizer, batches(epoch), valid)
     marks.append(time.perf_counter())
     return result(marks, net)
+
+
+def epoch_by_hand(net: nn.Module, optimizer: torch.optim.Optimizer, batches: Batches, valid: Batches = ()) -> None:
+    for x, y in batches:
+        loss = F.mse_loss(net(x), y)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    if valid:
+        net.eval()
+        with torch.no_grad():
+            for x, y in valid:
+                F.mse_loss(net(x), y)
+        net.train()
 
 
 def result(marks: list[float], net: nn.Module) -> Result:
@@ -117,14 +123,80 @@ def same(batches: Batches, epoch: int) -> Batches:
     return batches
 
 
+class Loops:
+    """Other loops, each with a network of its own, timed by epoch. Their networks are no part of the model beside."""
+
+    def __init__(self, hand: Callable[[], None], **others: Callable[[], None]) -> None:
+        self._loops = {"hand": hand, **others}
+        self._order = random.Random(0)
+        self.seconds: dict[str, list[float]] = {name: [] for name in [*self._loops, "trainer"]}
+
+    def run(self) -> None:
+        """Run an epoch of each, in random order."""
+        for name in self._order.sample(list(self._loops), len(self._loops)):
+            start = time.perf_counter()
+            self._loops[name]()
+            self.seconds[name].append(time.perf_counter() - start)
+
+    def microseconds(self) -> Result:
+        """Return the medians over the epochs: of a step by hand, and of what a step of each other loop adds to it."""
+        hand = self.seconds["hand"]
+        added = {
+            name: statistics.median(a - b for a, b in zip(seconds, hand, strict=True)) * 1e6 / STEPS
+            for name, seconds in self.seconds.items()
+        }
+        return {**added, "hand": statistics.median(hand) * 1e6 / STEPS}
+
+
+class Beside(Perceptron):
+    """Runs the other loops before each of its epochs, so that all meet the same machine."""
+
+    def __init__(self, loops: Loops, watched: bool = False) -> None:
+        super().__init__(*SIZES, watched=watched)
+        self.loops = loops
+        self.start: float | None = None
+
+    def on_training_epoch_start(self, current_epoch: int) -> None:
+        self.note_epoch()
+        self.loops.run()
+        self.start = time.perf_counter()
+
+    def on_training_end(self) -> None:
+        self.note_epoch()
+
+    def note_epoch(self) -> None:
+        end = time.perf_counter()
+        if self.start is not None:
+            self.loops.seconds["trainer"].append(end - self.start)
+
+
+def beside(loops: Loops, train: Batches, valid: Batches = (), **options: Any) -> nn.Module:
+    """Train as in `by_trainer` beside other loops, and return the network."""
+    model = Beside(loops, watched=bool(valid))
+    with tempfile.TemporaryDirectory() as root:
+        options = {"root": root if valid else None, "progress": bool(valid), **options}
+        trainer = Trainer(max_epochs=ROUNDS, sanity_batches=0, save_every_epochs=None, print_banner=False, **options)
+        trainer.fit(model, DataModule(train=train, valid=valid or None))
+    return model.net
+
+
+def overhead(valid: Batches) -> Result:
+    torch.set_num_threads(1)
+    train = ready(STEPS)
+    net, optimizer = make(*SIZES)
+    loops = Loops(hand=lambda: epoch_by_hand(net, optimizer, train, valid))
+    trained = beside(loops, train, valid)
+    if weights(*trained.parameters()) != weights(*net.parameters()):
+        raise RuntimeError("the trainer and the loop by hand end with different weights")
+    return loops.microseconds()
+
+
 def figures(runs: Runs) -> list[Figure]:
-    per_step = 1e6 / STEPS
-    bare, full = (differences(runs, name, f"{name} by hand", "seconds", per_step) for name in ("bare", "full"))
     return [
-        Figure("bare: trainer - by hand", "us/step", bare, target=5),
-        Figure("bar, log and validation: trainer - by hand", "us/step", full, target=15),
-        Figure("the bare loop by hand", "us/step", each(runs, "bare by hand", "seconds", per_step)),
-        Figure("the loop with validation by hand", "us/step", each(runs, "full by hand", "seconds", per_step)),
+        Figure("bare: trainer - by hand", "us/step", each(runs, "bare", "trainer"), target=5),
+        Figure("bar, log and validation: trainer - by hand", "us/step", each(runs, "full", "trainer"), target=15),
+        Figure("the bare loop by hand", "us/step", each(runs, "bare", "hand")),
+        Figure("the loop with validation by hand", "us/step", each(runs, "full", "hand")),
     ]
 
 
@@ -133,30 +205,23 @@ QUESTION = Question(
     name="step_overhead",
     title="What does a step cost over a loop written by hand?",
     timed=f"""
-    Linear(8, 8), SGD, batch {BATCH}, from a list of ready batches, one thread. A process's figure is the fastest of
-    {EPOCHS} epochs of {STEPS} steps, each timed from one on_training_epoch_start to the next (the last to
-    on_training_end): all that the loop, the hooks, the log points (every 50 steps) and the end of an epoch cost.
-    With everything on, an epoch also has a validation of {VALID_STEPS} batches, a `log` in every step, a row in
-    metrics.jsonl per log point, and a bar on a terminal; the loop by hand does the same forward passes in
-    evaluation mode, but keeps, shows and writes nothing.
+    Linear(8, 8), SGD, batch {BATCH}, from a list of ready batches, one thread. In one process epochs of {STEPS} steps
+    take turns: one by hand, one by the trainer, from the end of its on_training_epoch_start to the begin of the next
+    (all that the loop, the hooks, the log points every 50 steps and the end of an epoch cost). A round's figure is
+    the median of {ROUNDS} differences. Both must end with the same bits. With everything on, an epoch also has a
+    validation of {VALID_STEPS} batches, a `log` in every step, a row in metrics.jsonl per log point, and a bar on a
+    terminal; the loop by hand does the same forward passes in evaluation mode, but keeps, shows and writes nothing.
     """,
     remains="""
-    The loop around an empty train_step takes 2 us a step. Between the operations of a real one every line runs out of
-    cold caches, at three to five times that; the next section counts what each part consists of. An end of an epoch
-    with a validation takes about 1 ms beyond the forward passes, 4 us of each of these steps: keeping and restoring the
-    generators of torch, random and numpy, switching modes, two bars, and three rows. Tried and kept: one loop in place
-    of a function per batch, hooks called only if somebody wrote them, the boundary entered only when something can be
-    due, no transfer on the CPU, running totals in plain numbers instead of buffers on the device, optimizers looked up
-    once an epoch, learning rates read at log points only. What is left is the interface: a generator, a method and two
-    helpers per step; to take these away would make the loop harder to read.
+    The next section shows of what it consists. An end of an epoch with a validation takes about 1 ms beyond the
+    forward passes, 4 us of each of these steps: keeping and restoring the generators of torch, random and numpy,
+    switching modes, two bars, and three rows. Tried and kept: one loop in place of a function per batch, hooks called
+    only if somebody wrote them, the boundary entered only when something can be due, no transfer on the CPU, running
+    totals in plain numbers instead of buffers on the device, optimizers looked up once an epoch, learning rates read
+    at log points only.
     """,
-    rounds=7,
-    variants={
-        "bare": lambda: by_trainer(ready(STEPS), SIZES),
-        "bare by hand": lambda: by_hand(partial(same, ready(STEPS)), SIZES),
-        "full": lambda: by_trainer(ready(STEPS), SIZES, ready(VALID_STEPS)),
-        "full by hand": lambda: by_hand(partial(same, ready(STEPS)), SIZES, ready(VALID_STEPS)),
-    },
+    rounds=5,
+    variants={"bare": lambda: overhead(()), "full": lambda: overhead(ready(VALID_STEPS))},
     figures=figures,
 )
 
