@@ -108,6 +108,16 @@ def test_readme_shows_what_programs_of_the_pages_have_printed() -> None:
     assert {line for lines in shown for line in lines} <= printed
 
 
+def test_the_costs_in_readme_are_those_of_one_run_in_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(REPOSITORY)
+    from benchmarks import readme
+
+    results = readme.RESULTS.read_text(encoding="utf-8")
+    assert readme.table(results) in readme.README.read_text(encoding="utf-8")
+    assert len(set(re.findall(r"^Measured on .*$", results, re.MULTILINE))) == 1
+    assert "Not measured" not in results
+
+
 def test_the_loop_by_hand_and_the_trainer_end_with_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
