@@ -363,7 +363,7 @@ MUTATIONS = [
     ),
     # How many batches an epoch has.
     Mutation("engine/split_loader.py", "if i + 1 < length:", "if False:", FEWER),
-    Mutation("engine/iterable_loader.py", "if last is not None and number < last:", "if False:", FEWER),
+    Mutation("engine/iterable_loader.py", "if length is not None and given < length:", "if False:", FEWER),
     Mutation(
         "runtime/sample_order.py",
         "itertools.islice(sampler, limit + 1)",
@@ -655,6 +655,12 @@ MUTATIONS = [
         '"SLURM_STEP_NUM_TASKS" not in os.environ and',
         "False and",
         CLUSTERS + "test_a_job_of_several_tasks_that_srun_has_not_started_gets_a_warning",
+    ),
+    Mutation(
+        "engine/iterable_loader.py",
+        "if self._is_exhausted:  # Before the window is used.",
+        "if False:",
+        LOADERS + "test_the_window_in_which_an_epoch_ends_too_early_is_not_given",
     ),
     Mutation(
         "engine/iterable_loader.py",

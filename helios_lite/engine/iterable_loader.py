@@ -125,17 +125,23 @@ class IterableLoader:
         # An iterator that has ended is not asked again: some begin anew then.
         while not self._is_exhausted and (batches := list(itertools.islice(source, window))):
             self._is_exhausted = len(batches) < window
+            if self._is_exhausted:  # Before the window is used.
+                self._require_all(iterator, number + len(batches), last, start)
             sizes = [batch_size(data) for data in batches]
             total = sum(sizes)
             for i, (data, size) in enumerate(zip(batches, sizes, strict=True), 1):
                 number += 1
                 values = (data, size, size * num_ranks, size / total, i == len(batches), number == last)
                 yield make_batch(values)
-        if last is not None and number < last:
-            where = f" from batch {start} on" if start > 0 else ""
-            raise incomplete_error(self._phase, iterator, number, last, where)
+        self._require_all(iterator, number, last, start)
         if start == number == 0:
             raise ValueError(f"the {self._phase} split gave no batch (an iterator can be used for one epoch only)")
+
+    def _require_all(self, iterator: Iterator[Any], given: int, length: int | None, start: int) -> None:
+        """Raise a RuntimeError if an epoch of a known length has ended early."""
+        if length is not None and given < length:
+            where = f" from batch {start} on" if start > 0 else ""
+            raise incomplete_error(self._phase, iterator, given, length, where)
 
 
 def _has_exact_length(loader: Any) -> bool:

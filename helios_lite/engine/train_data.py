@@ -77,14 +77,15 @@ class TrainData:
         """Return the batches of the present epoch that are not finished."""
         if self.passes is not None:
             return self.passes.rest_of_epoch(self.loader(), state)
-        batches, length = self.loader().epoch(
+        loader = self.loader()
+        batches, length = loader.epoch(
             0 if self._repeats else state.epoch,
             samples=state.epoch_samples,
             batches=state.epoch_batch,
             window=self._window,
         )
         self.epoch_batches = None if length is None else state.epoch_batch + length
-        self.knows_last_batch = self.loader().marks_last
+        self.knows_last_batch = loader.marks_last
         return batches
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The metric "train/lr": the rate with which the update of a row was made, whoever sets it and whenever."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +138,22 @@ def test_an_optimizer_without_hooks_shows_its_present_rate(tmp_path: Path) -> No
     assert rates(tmp_path) == {1: 0.125, 2: 0.125}
 
 
+class Unsized:
+    """Batches whose number is not known."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(DataLoader(Indices(12), batch_size=4))
+
+
+@pytest.mark.parametrize("loader", [Unsized(), DataLoader(Indices(12), batch_size=4)], ids=["unknown", "known"])
 @pytest.mark.parametrize("log_every_steps", [1, 2, 3, 50])
-def test_a_custom_loader_whose_end_is_not_known_has_the_same_rows(tmp_path: Path, log_every_steps: int) -> None:
+def test_a_custom_loader_whose_end_is_not_known_has_the_same_rows(
+    tmp_path: Path, log_every_steps: int, loader: Any
+) -> None:
     """Also if the run stops before the row of the epoch's last update, and is resumed."""
     for name, stops in (("whole", ()), ("parts", (2, 3, 4))):
         for limit in [*({"max_steps": step} for step in stops), {"max_epochs": 2}]:
-            datamodule = DataModule(DataLoader(Indices(12), batch_size=4))
-            quiet(log_every_steps=log_every_steps, root=tmp_path / name, **limit).fit(Recorded(), datamodule)
+            quiet(log_every_steps=log_every_steps, root=tmp_path / name, **limit).fit(Recorded(), DataModule(loader))
         rows = [json.loads(line) for line in (tmp_path / name / "tiny/metrics.jsonl").read_text().splitlines()]
         found = {row["step"]: row["train/lr"] for row in rows if "train/lr" in row}
         assert list(found) == [step for step in range(1, 7) if step % log_every_steps == 0 or step in (3, 6)]

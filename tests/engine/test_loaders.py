@@ -753,6 +753,14 @@ def test_an_epoch_that_gives_fewer_batches_than_its_plan_is_an_error_that_says_h
         list(loader.epoch(0, samples=6, batches=3).batches)
 
 
+def test_the_window_in_which_an_epoch_ends_too_early_is_not_given():
+    loader = make_loader(DataLoader(Ending(20), 2), "train", 0)
+    batches = loader.epoch(0, window=3).batches
+    assert plain(itertools.islice(batches, 3)) == [[0, 1], [2, 3], [4, 5]]
+    with pytest.raises(RuntimeError, match="the train split gave 4 of 10 batches"):
+        next(batches)
+
+
 def test_a_collate_fn_does_not_end_an_iterable_dataset():
     with pytest.raises(RuntimeError, match="collate_fn raised StopIteration"):
         epoch(Split(Stream(20), 2, collate_fn=collate_and_end))
