@@ -130,7 +130,7 @@ def test_a_job_that_is_queued_again_three_times_equals_one_that_was_not(tmp_path
             job = cluster.start(restarts, pace=0.1, sigusr1="stop", **way)
             cluster.wait_for(step)
             job.send_signal(signal.SIGUSR1)
-            assert job.wait() != 0
+            assert job.wait() == 128 + signal.SIGUSR1
             assert cluster.requeued() == restarts + 1
         assert cluster.start(restarts=3, tasks=2).wait() == 0
         assert cluster.requeued() == 3

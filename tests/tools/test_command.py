@@ -277,7 +277,9 @@ def explained(capsys, *command):
 
 def test_every_command_explains_itself(capsys):
     commands = re.findall(r"^ {4}(\w+)", explained(capsys), re.MULTILINE)
-    assert {"fit", "test", "predict", "replay", "inspect", "consolidate", "diff", "plot", "env"} <= set(commands)
+    assert {"fit", "test", "predict", "replay", "audit", "inspect", "consolidate", "diff", "plot", "env"} <= set(
+        commands
+    )
     for command in commands:
         _, description, *_ = explained(capsys, command).split("\n\n")
         assert not description.startswith(" ")
