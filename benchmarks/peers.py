@@ -19,14 +19,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.resume_position import AFTER, Resumed
+from benchmarks.resume_position import AFTER, Numbers, Resumed
 from benchmarks.rounds import Figure, Question, Result, Runs, differences, each, ratios, weights
-from benchmarks.step_overhead import BATCH, SIZES, by_hand, by_trainer, make, ready, result, same
+from benchmarks.step_overhead import BATCH, SIZES, by_hand, by_trainer, make, ready, result
 from helios_lite import DataModule, Split, Trainer
 
 EPOCHS, STEPS, VALID_STEPS, POSITION = 20, 250, 25, 5000
+SAMPLES = 2 * POSITION * BATCH  # Of the epoch that is resumed in its middle.
 PACKAGES = {
     "Lightning": "lightning",
     "Accelerate": "accelerate",
@@ -50,17 +51,6 @@ class Ready:
 
     def __len__(self) -> int:
         return len(self._batches)
-
-
-class Numbers(Dataset):
-    """Samples made of their index, each read alone."""
-
-    def __len__(self) -> int:
-        return 2 * POSITION * BATCH
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        x = torch.full((SIZES[0],), index / len(self))
-        return x, 1 - x
 
 
 def dataset(steps: int) -> TensorDataset:
@@ -292,16 +282,16 @@ def resumed_by_helios_ml() -> Result:
     options = {"train_unit": "iteration", "chkpt_frequency": POSITION}
     with tempfile.TemporaryDirectory() as folder:
         options["chkpt_root"] = Path(folder)
-        run_helios_ml(helios_model(), helios_data(Numbers(), None), total_steps=POSITION, **options)
+        run_helios_ml(helios_model(), helios_data(Numbers(SAMPLES), None), total_steps=POSITION, **options)
         module, start = helios_model(), time.perf_counter()
-        run_helios_ml(module, helios_data(Numbers(), None), total_steps=POSITION + AFTER, **options)
+        run_helios_ml(module, helios_data(Numbers(SAMPLES), None), total_steps=POSITION + AFTER, **options)
     return first_batch(module.first, start, module.net)
 
 
 def resumed_ours() -> Result:
     with tempfile.TemporaryDirectory() as folder:
         options: dict[str, Any] = {"root": folder, "progress": False, "print_banner": False}
-        data = DataModule(train=Split(Numbers(), BATCH))
+        data = DataModule(train=Split(Numbers(SAMPLES), BATCH))
         Trainer(max_steps=POSITION, **options).fit(Resumed(*SIZES), data)
         model, start = Resumed(*SIZES), time.perf_counter()
         Trainer(max_steps=POSITION + AFTER, **options).fit(model, data)
@@ -318,7 +308,7 @@ def resumed_by_hand() -> Result:
         start = time.perf_counter()
         for part, state in zip((net, optimizer), torch.load(file.name), strict=True):
             part.load_state_dict(state)
-    left = DataLoader(Numbers(), batch_size=BATCH, sampler=range(POSITION * BATCH, len(Numbers())))
+    left = DataLoader(Numbers(SAMPLES), batch_size=BATCH, sampler=range(POSITION * BATCH, SAMPLES))
     first = train_on(net, optimizer, itertools.islice(left, AFTER))
     return first_batch(first, start, net)
 
@@ -397,7 +387,7 @@ def resumed_by_lightning() -> Result:
         options: dict[str, Any] = {**dict.fromkeys(off, False), "enable_checkpointing": bool(callbacks)}
         trainer = lightning.Trainer(max_steps=steps, max_epochs=-1, accelerator="cpu", callbacks=callbacks, **options)
         module = Module()
-        trainer.fit(module, StatefulDataLoader(Numbers(), batch_size=BATCH), ckpt_path=path)
+        trainer.fit(module, StatefulDataLoader(Numbers(SAMPLES), batch_size=BATCH), ckpt_path=path)
         return module
 
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -409,7 +399,7 @@ def resumed_by_lightning() -> Result:
 
 
 def numbers() -> DataLoader:
-    return DataLoader(Numbers(), batch_size=BATCH)
+    return DataLoader(Numbers(SAMPLES), batch_size=BATCH)
 
 
 def train_on(net: nn.Module, optimizer: Any, batches: Iterable[Any], backward: Any = torch.Tensor.backward) -> float:
@@ -452,6 +442,10 @@ def installed() -> list[str]:
     return [name for name in PEERS if importlib.util.find_spec(MODULES.get(PACKAGES[name], PACKAGES[name]))]
 
 
+def in_every_epoch(batches: Batches, epoch: int) -> Batches:
+    return batches
+
+
 def from_loader(steps: int, epoch: int) -> Batches:
     return loader(steps)
 
@@ -462,7 +456,7 @@ def typical_by_hand() -> Result:
 
 def variants() -> dict[str, Callable[[], Result]]:
     bare: dict[str, Callable[[], Result]] = {
-        "bare by hand": lambda: by_hand(partial(same, ready(STEPS)), SIZES, epochs=EPOCHS),
+        "bare by hand": lambda: by_hand(partial(in_every_epoch, ready(STEPS)), SIZES, epochs=EPOCHS),
         "bare helios_lite": lambda: by_trainer(Ready(STEPS), SIZES, max_epochs=EPOCHS),
     }
     typical: dict[str, Callable[[], Result]] = {

@@ -10,6 +10,9 @@ STEP = "What does a step cost over a loop written by hand?"
 PARTS = "What does a step consist of?"
 PEERS = "What does a step cost with other trainers?"
 START = "How long does a program take to its first step?"
+MEMORY = "What does a shuffled epoch of tensors in memory cost?"
+WORKERS = "What does an epoch cost whose samples two loading processes prepare?"
+IMPORT = "What does `import helios_lite` cost over `import torch`?"
 STALL = "How long does training stand still for a checkpoint?"
 SHARDED = "What do saving and resuming cost when four processes share a network?"
 VALIDATION = "What does a validation of a sharded network add to the memory of a rank?"
@@ -60,16 +63,16 @@ ROWS: tuple[tuple[str, Cell, Cell], ...] = (
     (
         "a shuffled epoch of tensors in memory",
         ("stock DataLoader",),
-        ("{} of its time", "What does a shuffled epoch of tensors in memory cost?", "trainer / loop over a stock"),
+        ("{} of its time", MEMORY, "trainer / loop over a stock"),
     ),
     (
         "an epoch that two loading processes prepare",
         ("stock DataLoader",),
         (
             "{} of its time; {} without seeding every sample",
-            *("What does an epoch cost whose samples two loading processes prepare?", "trainer / by hand"),
+            *(WORKERS, "trainer / by hand"),
             *(
-                "What does an epoch cost whose samples two loading processes prepare?",
+                WORKERS,
                 "trainer with seed_samples=False",
             ),
         ),
@@ -106,8 +109,8 @@ ROWS: tuple[tuple[str, Cell, Cell], ...] = (
     ),
     (
         "import",
-        ("torch, {} ms", "What does `import helios_lite` cost over `import torch`?", "import torch"),
-        ("{} ms more", "What does `import helios_lite` cost over `import torch`?", "import helios_lite"),
+        ("torch, {} ms", IMPORT, "import torch"),
+        ("{} ms more", IMPORT, "import helios_lite"),
     ),
 )
 
@@ -120,7 +123,7 @@ def table(results: str) -> str:
         (line,) = (line for line in sections[section].splitlines() if line.startswith(f"| {start}"))
         value = float(line.split(" | ")[3])
         value = value / 1000 if " instructions " in line else value
-        return f"{value:.0f}" if abs(value) >= 10 else f"{value:.2g}"
+        return f"{value:.0f}" if abs(value) >= 10 else f"{value:.2f}"
 
     def cell(text: str, *places: str) -> str:
         return text.format(*(median(*pair) for pair in zip(places[::2], places[1::2], strict=True)))

@@ -21,11 +21,14 @@ SIZES = (8, 8)
 class Numbers(Dataset):
     """Samples made of their index, so that any number of them needs no memory."""
 
+    def __init__(self, length: int = SAMPLES) -> None:
+        self.length = length
+
     def __len__(self) -> int:
-        return SAMPLES
+        return self.length
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        x = torch.full((8,), int(index) / SAMPLES)
+        x = torch.full((SIZES[0],), int(index) / self.length)
         return x, 1 - x
 
 

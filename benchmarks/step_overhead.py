@@ -119,10 +119,6 @@ def ready(count: int) -> list[tuple[Tensor, Tensor]]:
     return list(zip(x, y, strict=True))
 
 
-def same(batches: Batches, epoch: int) -> Batches:
-    return batches
-
-
 class Loops:
     """Other loops, each with a network of its own, timed by epoch. Their networks are no part of the model beside."""
 
