@@ -524,8 +524,8 @@ MUTATIONS = [
     ),
     Mutation(
         "engine/passes.py",
-        "self._pass_samples += batch.samples",
-        "self._pass_samples += batch.size",
+        "self._pass_samples += samples",
+        "self._pass_samples += size",
         DISTRIBUTED + "test_the_number_of_processes_may_change_inside_a_pass_that_epochs_do_not_end",
     ),
     # Objects as plain data.
@@ -597,7 +597,7 @@ MUTATIONS = [
     Mutation("option_rules.py", "len(encoded) > _LONGEST_PATH or", "", EXTREME + "[root]"),
     # What is seen of a training, and its speed.
     Mutation("engine/throughput.py", "self._waited += clock()", "self._waited = clock()", SPEED),
-    Mutation("engine/throughput.py", "self._samples += batch.samples", "self._samples += batch.size", SPEED),
+    Mutation("engine/throughput.py", "self._samples += batch[2]", "self._samples += batch[1]", SPEED),
     Mutation("engine/epoch_means.py", "else merge_totals(earlier[1], one)", "else one", EPOCH_MEANS),
     Mutation(
         "engine/training_log.py",
@@ -1266,8 +1266,8 @@ MUTATIONS = [
     ),
     Mutation(
         "runtime/metrics.py",
-        "if not is_restored}",
-        "}",
+        "totals.keys() - restored}",
+        "totals}",
         DISTRIBUTED + "test_ranks_that_a_checkpoint_does_not_have_need_not_have_logged_what_it_restores",
     ),
     # Sharded networks.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.batches import named
 from helpers.compare import same, weights
 from helpers.models import Indices, Tiny, quiet
 from helpers.processes import TESTS, run_python
@@ -34,7 +35,8 @@ def epoch(
     world = World(rank, rank, ranks)
     split = Split(Indices(len(LENGTHS)), batch_sampler=sampler(**options))
     return [
-        batch.data[0].tolist() for batch in make_loader(split, "train", seed, world).epoch(number, samples=samples)[0]
+        batch.data[0].tolist()
+        for batch in named(make_loader(split, "train", seed, world).epoch(number, samples=samples).batches)
     ]
 
 
@@ -99,7 +101,7 @@ def test_the_order_is_a_function_of_seed_and_epoch_alone(limits: dict[str, Any])
 def test_in_a_loader_of_ones_own_the_order_is_a_function_of_seed_and_epoch_too() -> None:
     def batches(number: int) -> list[list[int]]:
         loader = DataLoader(Indices(230), batch_sampler=sampler(batch_size=4))
-        return [batch.data[0].tolist() for batch in make_loader(loader, "train", 0).epoch(number).batches]
+        return [batch.data[0].tolist() for batch in named(make_loader(loader, "train", 0).epoch(number).batches)]
 
     orders = [batches(number) for number in range(2)]
     torch.manual_seed(9)

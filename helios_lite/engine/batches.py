@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, NamedTuple, Protocol
 
@@ -12,30 +11,17 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from helios_lite.data import Split
 from helios_lite.runtime.data_worker import WorkerInit
 
+Batch = tuple[Any, int, int, float, bool, bool]
+"""A batch and its place in the epoch, in this order; a plain tuple, because every step has one.
 
-class Batch(NamedTuple):
-    """A batch and its place in the epoch.
-
-    Attributes:
-        data: what the collate function returned.
-        size: number of samples in it.
-        samples: number of samples of all ranks in this batch together.
-        loss_weight: its part of the samples of its accumulation window, times the number of ranks (over which
-            gradients are averaged); 1.0 if it is the only batch of one rank.
-        completes_update: whether it is the last of its window, after which the optimizer steps.
-        is_last: whether it is known to be the last of the epoch.
-    """
-
-    data: Any
-    size: int
-    samples: int
-    loss_weight: float
-    completes_update: bool
-    is_last: bool
-
-
-make_batch: Callable[[tuple[Any, int, int, float, bool, bool]], Batch] = functools.partial(tuple.__new__, Batch)
-"""`Batch(*values)` without a Python frame per call."""
+- data: what the collate function returned.
+- size: number of samples in it.
+- samples: number of samples of all ranks in this batch together.
+- loss_weight: its part of the samples of its accumulation window, times the number of ranks (over which gradients are
+  averaged); 1.0 if it is the only batch of one rank.
+- completes_update: whether it is the last of its window, after which the optimizer steps.
+- is_last: whether it is known to be the last of the epoch.
+"""
 
 
 class EpochBatches(NamedTuple):

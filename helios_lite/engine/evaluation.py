@@ -78,11 +78,11 @@ class Evaluator:
             batches, length = loader.epoch(0)
             session.progress.start(prefix, length)
             done = 0
-            for done, batch in enumerate(itertools.islice(batches, limit), start=1):
-                context.begin_phase(prefix, metrics, batch.size)
+            for done, (data, size, *_) in enumerate(itertools.islice(batches, limit), start=1):
+                context.begin_phase(prefix, metrics, size)
                 if has_batch_hooks:
                     session.hooks.call(f"{name}_batch_start", step)
-                run_step(model.batch_to_device(batch.data, phase) if session.needs_transfer else batch.data, step)
+                run_step(model.batch_to_device(data, phase) if session.needs_transfer else data, step)
                 if has_batch_hooks:
                     session.hooks.call(f"{name}_batch_end", step)
                 step += 1

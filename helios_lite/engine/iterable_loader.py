@@ -21,7 +21,7 @@ from torch.utils.data import (
 )
 
 from helios_lite.data import Split
-from helios_lite.engine.batches import Batch, EpochBatches, dataloader_options, incomplete_error, limited, make_batch
+from helios_lite.engine.batches import Batch, EpochBatches, dataloader_options, incomplete_error, limited
 from helios_lite.runtime import rng, sample_seeding
 from helios_lite.runtime.distributed import World
 from helios_lite.runtime.transfer import batch_size
@@ -120,7 +120,7 @@ class IterableLoader:
         if window == 1:
             for number, data in enumerate(source, 1):
                 size = batch_size(data)
-                yield make_batch((data, size, size * num_ranks, 1.0, True, number == last))
+                yield data, size, size * num_ranks, 1.0, True, number == last
             self._is_exhausted = True
         # An iterator that has ended is not asked again: some begin anew then.
         while not self._is_exhausted and (batches := list(itertools.islice(source, window))):
@@ -131,8 +131,7 @@ class IterableLoader:
             total = sum(sizes)
             for i, (data, size) in enumerate(zip(batches, sizes, strict=True), 1):
                 number += 1
-                values = (data, size, size * num_ranks, size / total, i == len(batches), number == last)
-                yield make_batch(values)
+                yield data, size, size * num_ranks, size / total, i == len(batches), number == last
         self._require_all(iterator, number, last, start)
         if start == number == 0:
             raise ValueError(f"the {self._phase} split gave no batch (an iterator can be used for one epoch only)")

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from helios_lite.engine.batches import Batch, Loader, make_batch
+from helios_lite.engine.batches import Batch, Loader
 from helios_lite.runtime import rng
 from helios_lite.state import TrainingState
 
@@ -84,6 +84,7 @@ class PassReader:
                 self._batches = self._rest_of_pass(loader)
                 continue
             self._pass_batches += 1
-            self._pass_samples += batch.samples
-            self.updates += batch.completes_update
-            yield make_batch((*batch[:5], self.updates == self._steps_per_epoch))
+            data, size, samples, loss_weight, completes_update, _ = batch
+            self._pass_samples += samples
+            self.updates += completes_update
+            yield data, size, samples, loss_weight, completes_update, self.updates == self._steps_per_epoch

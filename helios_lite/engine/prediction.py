@@ -230,8 +230,9 @@ def _predictions(session: Session, loader: Loader) -> Iterator[_Prediction]:
             batch = next(batches, None)
             if batch is None:
                 break
-            data = model.batch_to_device(batch.data, "predict") if session.needs_transfer else batch.data
-            prediction = _Prediction(next(indices), batch.size, to_cpu(model.predict_step(data, step)))
+            data, size, *_ = batch
+            data = model.batch_to_device(data, "predict") if session.needs_transfer else data
+            prediction = _Prediction(next(indices), size, to_cpu(model.predict_step(data, step)))
         progress.update(i + 1)
         yield prediction
     progress.finish()

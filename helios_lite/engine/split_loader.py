@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from helios_lite.data import Split
-from helios_lite.engine.batches import Batch, EpochBatches, dataloader_options, incomplete_error, limited, make_batch
+from helios_lite.engine.batches import Batch, EpochBatches, dataloader_options, incomplete_error, limited
 from helios_lite.runtime import rng, sample_order, sample_seeding
 from helios_lite.runtime.arrays import ArrayDict
 from helios_lite.runtime.distributed import World
@@ -112,7 +112,7 @@ class SplitLoader:
                 total = sum(order.samples(j) for j in range(i, min(i + window, length)))
             is_last = i + 1 == length
             loss_weight = size * self._num_averaged / total
-            yield make_batch((data, size, samples, loss_weight, is_last or (i + 1) % window == 0, is_last))
+            yield data, size, samples, loss_weight, is_last or (i + 1) % window == 0, is_last
         if i + 1 < length:
             raise incomplete_error(
                 self._phase, iterator, i + 1, length, f" from sample {start} on" if start > 0 else ""

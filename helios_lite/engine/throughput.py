@@ -40,7 +40,7 @@ class Throughput:
         started = clock()
         for batch in batches:
             self._waited += clock() - started
-            self._samples += batch.samples
+            self._samples += batch[2]
             yield batch
             started = clock()
 

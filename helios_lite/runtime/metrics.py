@@ -158,24 +158,16 @@ class MetricAccumulator:
             ValueError: ranks that had batches logged different names; raised on every rank.
         """
         loss_is_finite = self._read_pending(loss)
-        rows = {
-            name: (running.reduce, running.totals(), running.is_restored) for name, running in self._running.items()
-        }
-        gathered = world.gather((is_idle, rows, loss_is_finite))
-        known = {name for _, other, _ in gathered for name, (*_, is_restored) in other.items() if not is_restored}
-        for rank, (was_idle, other, _) in enumerate(gathered):
-            if not was_idle and (missing := sorted(known - other.keys())):
-                raise ValueError(f"metrics differ among the ranks: rank {rank} did not log {missing}")
-        merged: dict[str, ReducedTotals] = {}
-        for _, other, _ in gathered:
-            for name, (reduce, totals, _) in other.items():
-                earlier = merged.get(name)
-                merged[name] = (reduce, totals if earlier is None else merge_totals(earlier[1], totals))
-        values = {name: reduced(reduce, totals) for name, (reduce, totals) in merged.items()}
-        steps = {name: totals.first_not_finite for name, (_, totals) in merged.items()}
-        bad = {name: int(step) for name, step in steps.items() if step != _NEVER}
+        totals = {name: (running.reduce, running.totals()) for name, running in self._running.items()}
+        if world.size > 1:
+            restored = {name for name, running in self._running.items() if running.is_restored}
+            gathered = world.gather(((totals, restored, is_idle), loss_is_finite))
+            totals = _merged([rank for rank, _ in gathered])
+            loss_is_finite = all(is_finite for _, is_finite in gathered)
+        values = {name: reduced(reduce, one) for name, (reduce, one) in totals.items()}
+        bad = {name: int(one.first_not_finite) for name, (_, one) in totals.items() if one.first_not_finite != _NEVER}
         first_not_finite = min(bad.items(), key=lambda item: item[1]) if bad else None
-        return Summary(values, merged, first_not_finite, all(is_finite for _, _, is_finite in gathered))
+        return Summary(values, totals, first_not_finite, loss_is_finite)
 
     def reset(self) -> None:
         """Forget all values and names."""
@@ -264,6 +256,23 @@ class _RunningStats:
             self.high = value
         if value - value != 0.0 and step < self.first_not_finite:  # NaN or infinite.
             self.first_not_finite = step
+
+
+def _merged(by_rank: list[tuple[dict[str, ReducedTotals], set[str], bool]]) -> dict[str, ReducedTotals]:
+    """Return the totals of all ranks together.
+
+    Args:
+        by_rank: the totals of each rank, the names that a checkpoint has restored, and whether the rank was idle.
+    """
+    known = {name for totals, restored, _ in by_rank for name in totals.keys() - restored}
+    merged: dict[str, ReducedTotals] = {}
+    for rank, (totals, _, is_idle) in enumerate(by_rank):
+        if not is_idle and (missing := sorted(known - totals.keys())):
+            raise ValueError(f"metrics differ among the ranks: rank {rank} did not log {missing}")
+        for name, (reduce, one) in totals.items():
+            earlier = merged.get(name)
+            merged[name] = (reduce, one if earlier is None else merge_totals(earlier[1], one))
+    return merged
 
 
 def merge_totals(a: Totals, b: Totals) -> Totals:

@@ -61,7 +61,8 @@ class Precision:
         self._counted: set[int] = set()
         self._totals: dict[int, Tensor | float] = {}
         self._has_stepped = self._has_skipped = False  # Any optimizer, in this window.
-        self._optimizers: list[Optimizer] = []  # The last one is the one that stepped last.
+        self._optimizers: list[Optimizer] = []  # In the order of their last steps.
+        self._latest: Optimizer | None = None  # The last of them.
         self.has_several_optimizers = False
         self._skipped_in_a_row = 0
 
@@ -92,7 +93,7 @@ class Precision:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the last loss, which is not a leaf and cannot be copied. To detach it would cost every step."""
-        return {**vars(self), "last_loss": None, "_optimizers": [], "has_several_optimizers": False}
+        return {**vars(self), "last_loss": None, "_optimizers": [], "_latest": None, "has_several_optimizers": False}
 
     def forget_loss(self) -> None:
         """Forget the last loss, which has been checked."""
@@ -112,10 +113,11 @@ class Precision:
             self._counted.clear()
         self._weight = weight
         self.last_loss = loss
-        # In a window of one batch the weight would be multiplied and divided again.
-        scale = self._loss_weight if weight is None else 1.0 if self._is_single_batch_window() else weight
-        if isinstance(scale, Tensor) or scale != 1.0:
-            loss = loss * scale
+        if weight is None:
+            if self._loss_weight != 1.0:
+                loss = loss * self._loss_weight
+        elif not self._is_single_batch_window():  # There the weight would be multiplied and divided again.
+            loss = loss * weight
         if self.scaler is not None:
             loss = self.scaler.scale(loss)
         try:
@@ -126,14 +128,14 @@ class Precision:
 
     def step(self, optimizer: Optimizer, scheduler: Any, clip_norm: float | None) -> bool:
         """Update the parameters if the window is complete; see `Model.optimizer_step`."""
-        if not self._optimizers or optimizer is not self._optimizers[-1]:
+        if optimizer is not self._latest:
             self._note(optimizer)
         if self._weight is not None:
             self._add_weight(optimizer)
         if not self._is_last_micro_batch:
             return False
         limit = self._clip_norm if clip_norm is None else clip_norm
-        total = self._totals.pop(id(optimizer), None)
+        total = self._totals.pop(id(optimizer), None) if self._totals else None
         first = optimizer.param_groups[0]["params"]  # Nearly always enough to know, and cheaper than a call.
         if (not first or first[0].grad is None) and not _has_gradients(optimizer):
             if not _step_without_gradients(optimizer):
@@ -192,6 +194,7 @@ class Precision:
         if not hasattr(optimizer, "param_groups"):
             raise TypeError(f"optimizer_step: needs an optimizer, not a {type(optimizer).__name__}")
         self._optimizers = [*(each for each in self._optimizers if each is not optimizer), optimizer]
+        self._latest = optimizer
         self.has_several_optimizers = len(self._optimizers) > 1
 
     def _clip_and_step(self, optimizer: Optimizer, limit: float | None, total: Tensor | float | None) -> bool:

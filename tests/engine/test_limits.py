@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.batches import named
 from helpers.compare import same, saved, weights
 from helpers.models import Indices, Plain, Stream, Tiny, quiet
 from torch.utils.data import DataLoader
@@ -30,7 +31,7 @@ def sources() -> dict[str, Any]:
 
 def plain(source: Any, limit: Any, phase: str = "train", window: int = 1, **position: int) -> list[tuple[Any, ...]]:
     batches = make_loader(source, phase, 0, limit=limit).epoch(1, window=window, **position).batches
-    return [(batch.data[0].tolist(), *batch[1:5]) for batch in batches]
+    return [(batch.data[0].tolist(), *batch[1:5]) for batch in named(batches)]
 
 
 @pytest.mark.parametrize("name", sources())
@@ -58,9 +59,9 @@ def test_a_part_is_exact() -> None:
 def test_a_stream_takes_a_number_of_batches_and_no_part(phase: str) -> None:
     source = Split(Stream(10), 2)
     batches = make_loader(source, phase, 0, limit=2).epoch(0).batches
-    assert [batch.data.tolist() for batch in batches] == [[0, 1], [2, 3]]
+    assert [batch.data.tolist() for batch in named(batches)] == [[0, 1], [2, 3]]
     rest = make_loader(source, phase, 0, limit=2).epoch(0, batches=1).batches
-    assert [batch.data.tolist() for batch in rest] == [[2, 3]]
+    assert [batch.data.tolist() for batch in named(rest)] == [[2, 3]]
     with pytest.raises(ValueError, match=f"the {phase} split has no length: limit it to a number"):
         make_loader(source, phase, 0, limit=0.5).epoch(0)
 

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from helpers.batches import named
 from helpers.models import Stream
 from torch.utils.data import (
     BatchSampler,
@@ -112,7 +113,7 @@ class Stateful:
 
 
 def epoch(source, number=0, *, seed=0, **position):
-    return list(make_loader(source, "train", seed).epoch(number, **position).batches)
+    return named(make_loader(source, "train", seed).epoch(number, **position).batches)
 
 
 def plain(batches):
@@ -257,7 +258,7 @@ def test_a_window_knows_its_shares_and_its_end(done):
         (4, 4 / 11, False, False),
         (3, 3 / 11, True, True),
     ][done:]
-    assert [(batch.size, *batch[3:]) for batch in batches] == expected
+    assert [(size, *place) for _, size, _, *place in batches] == expected
     assert length == len(expected)
 
 
@@ -544,13 +545,13 @@ def test_the_last_batch_is_marked_where_the_length_cannot_be_wrong():
         for window, marks in expected.items():
             loader = make_loader(source, "train", 0)
             assert loader.marks_last
-            assert [batch.is_last for batch in loader.epoch(0, window=window).batches] == marks
+            assert [batch.is_last for batch in named(loader.epoch(0, window=window).batches)] == marks
         limited = make_loader(source, "train", 0, limit=2)
-        assert [batch.is_last for batch in limited.epoch(0).batches] == [False, True]
-        assert [batch.is_last for batch in limited.epoch(1, batches=1).batches] == [True]
+        assert [batch.is_last for batch in named(limited.epoch(0).batches)] == [False, True]
+        assert [batch.is_last for batch in named(limited.epoch(1, batches=1).batches)] == [True]
     loader = make_loader(Sized(), "train", 0)
     assert not loader.marks_last
-    assert not any(batch.is_last for batch in loader.epoch(0).batches)
+    assert not any(batch.is_last for batch in named(loader.epoch(0).batches))
 
 
 def test_a_generator_can_be_used_for_one_epoch_only():

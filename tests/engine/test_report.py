@@ -156,7 +156,7 @@ def test_the_wait_for_data_and_the_samples_per_second_are_those_since_the_last_r
     def batches() -> Iterator[Batch]:
         for _ in range(4):
             time.now += 3.0
-            yield Batch(None, 2, 4, 1.0, True, False)
+            yield None, 2, 4, 1.0, True, False
 
     speed = throughput.Throughput()
     timed = speed.timed(batches())

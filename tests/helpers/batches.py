@@ -1,0 +1,24 @@
+"""The batches of a loader, with names for what they say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from helios_lite.engine.batches import Batch
+
+
+class NamedBatch(NamedTuple):
+    """See `helios_lite.engine.batches.Batch`."""
+
+    data: Any
+    size: int
+    samples: int
+    loss_weight: float
+    completes_update: bool
+    is_last: bool
+
+
+def named(batches: Iterable[Batch]) -> list[NamedBatch]:
+    """Read all batches."""
+    return [NamedBatch(*batch) for batch in batches]
