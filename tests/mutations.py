@@ -117,6 +117,8 @@ OTHER_SIZE = DISTRIBUTED + "test_the_states_of_loaders_are_not_given_to_another_
 NETWORKS = "runtime/test_sharded_networks.py::"
 ON_META = NETWORKS + "test_a_network_made_on_the_meta_device_has_the_same_initial_values"
 RECOMPUTED = NETWORKS + "test_recomputed_activations_do_not_change_one_bit"
+FEW_BARS = "engine/test_console.py::test_bars_are_drawn_ten_times_a_second_at_most_and_what_is_shorter_has_none"
+FEW_ROWS_IN_TRAIN_LOG = "engine/test_console.py::test_train_log_has_a_row_a_second_at_most_and_metrics_jsonl_has_all"
 PRECISION = "runtime/test_precision.py::"
 TWO_OPTIMIZERS = PRECISION + "test_fp16_with_two_optimizers_under_accumulation_is_the_loop_by_hand"
 NORMS = PRECISION + "test_norms_are_those_of_a_loop_by_hand"
@@ -442,6 +444,12 @@ MUTATIONS = [
     Mutation("engine/monitoring.py", 'self._score = state_dict["score"]', "pass", FUZZ),
     Mutation("runtime/rng.py", "random.setstate((version, tuple(words.tolist()), gauss))", "pass", FUZZ),
     Mutation("engine/training_log.py", "self._logged_step, self._num_kept_rows =", "_, self._num_kept_rows =", FUZZ),
+    # What people see is not drawn and written more often than they can read it.
+    Mutation("engine/progress.py", "_next_refresh = now + _REFRESH_SECONDS", "_next_refresh = 0.0", FEW_BARS),
+    Mutation("engine/progress.py", "            self.update(done)\n", "            pass\n", FEW_BARS),
+    Mutation(
+        "engine/training_log.py", "if self._clock.now >= self._next_described:", "if True:", FEW_ROWS_IN_TRAIN_LOG
+    ),
     # What is assigned by mistake.
     Mutation(
         "engine/session.py",

@@ -5,6 +5,7 @@ While bars are drawn, everything else that goes to the screen goes through `writ
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import sys
 import time
@@ -14,7 +15,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-_REFRESH_SECONDS = 0.1  # The least time between two updates of the bars.
+_REFRESH_SECONDS = 0.1  # The least time between two drawings of the bars: what is shorter is not drawn.
+
+
+@dataclasses.dataclass
+class _Part:
+    """An epoch or an evaluation, with the bar that is made when it is drawn first: a short one has none."""
+
+    name: str
+    total: int | None
+    bar: tqdm[Any] | None = None
 
 
 class Progress:
@@ -37,7 +47,7 @@ class Progress:
         self._next_refresh = 0.0
         self._run: tqdm[Any] | None = None
         self._status: Callable[[], tuple[int, str]] = lambda: (0, "")
-        self._parts: list[tqdm[Any]] = []
+        self._parts: list[_Part] = []
 
     def show_run(self, total: int | None, unit: str, status: Callable[[], tuple[int, str]]) -> None:
         """Draw the bar for the run; `status` returns its position and a short text to show beside it."""
@@ -46,19 +56,26 @@ class Progress:
             self._run = self._bar(desc="run", total=total, initial=status()[0], unit=unit)
 
     def start(self, name: str, total: int | None, done: int = 0) -> None:
-        """Draw a bar for an epoch or an evaluation in the lower line, in place of the bar there, until `finish`."""
+        """Begin an epoch or an evaluation: its bar takes the place of the one in the lower line until `finish`."""
         if self.has_bars:
-            if self._parts:
-                self._parts[-1].clear()
-            self._parts.append(self._bar(desc=name, total=total, initial=done, unit="batch"))
+            self._parts.append(_Part(name, total))
+            self.update(done)
 
     def update(self, done: int) -> None:
-        """Redraw the bars, at most every `_REFRESH_SECONDS`; a step costs one look at the clock."""
-        if not self._parts or time.monotonic() < self._next_refresh:
+        """Draw the bars as they are now, at most every `_REFRESH_SECONDS`; a step costs one look at the clock."""
+        now = time.monotonic()
+        if now < self._next_refresh or not self._parts:
             return
-        self._next_refresh = time.monotonic() + _REFRESH_SECONDS
-        self._parts[-1].n = done
-        self._parts[-1].refresh()
+        self._next_refresh = now + _REFRESH_SECONDS
+        part = self._parts[-1]
+        if part.bar is None:
+            for earlier in self._parts:
+                if earlier.bar is not None:
+                    earlier.bar.clear()
+            part.bar = self._bar(desc=part.name, total=part.total, initial=done, unit="batch")
+        else:
+            part.bar.n = done
+            part.bar.refresh()
         self._refresh_run()
 
     def write(self, line: str) -> None:
@@ -67,11 +84,9 @@ class Progress:
             write_above_bars(line)
 
     def finish(self) -> None:
-        """Remove the lower bar; the bar that it replaced is drawn again at the next `update`."""
-        if self._parts:
-            self._parts.pop().close()
-            self._next_refresh = 0.0
-            self._refresh_run()
+        """Remove the lower bar; the one that it replaced is drawn again at the next `update`."""
+        if self._parts and (bar := self._parts.pop().bar) is not None:
+            bar.close()
 
     def close(self) -> None:
         """Remove all bars."""

@@ -32,6 +32,8 @@ from helios_lite.state import TrainingState
 
 logger = logging.getLogger("helios_lite")
 
+_SECONDS_BETWEEN_ROWS = 1.0  # The least time between two rows of training in train.log, which is read by people.
+
 
 class TrainingLog:
     """The rows of metrics of a training, and what people see of it at its start.
@@ -50,6 +52,7 @@ class TrainingLog:
         self._jsonl: JsonlLogger | None = None
         self._num_kept_rows = 0
         self._logged_step = 0
+        self._next_described = 0.0  # When train.log gets the next row.
         # These times are moved on by what is no training, and moved back at a resume by what was done before it.
         self._row_start = clock.now
         self._epoch_start: float | None = None  # None if the time of the epoch is unknown, or in a row already.
@@ -210,7 +213,7 @@ class TrainingLog:
         )
 
     def write(self, values: dict[str, float]) -> None:
-        """Send a row of metrics to metrics.jsonl, train.log and the loggers. Rank 0 does it."""
+        """Send a row of metrics to metrics.jsonl and the loggers. Rank 0 does it."""
         self._session.context.record(values)
         row = self._row(values)
         if self._jsonl is not None:
@@ -218,7 +221,10 @@ class TrainingLog:
         self._loggers.log_metrics(row, self._state.step)
 
     def _show_row(self, values: dict[str, float]) -> None:
-        """Show a row in a line of its own where there are no bars."""
+        """Show a row in a line of its own where there are no bars, and in train.log if the last one there is old."""
+        if self._clock.now >= self._next_described:
+            self._next_described = self._clock.now + _SECONDS_BETWEEN_ROWS
+            self._describe_row(values)
         progress, options, batches = self._session.progress, self._session.options, self._epoch_batches
         if progress.enabled and not progress.has_bars and "train/step_seconds" in values:
             epoch_part = None if batches is None else self._state.epoch_batch / batches
@@ -228,6 +234,7 @@ class TrainingLog:
     def show_validation(self, values: dict[str, float], *, is_best: bool) -> None:
         """Show a validation in a line of its own; beside bars it is a part of the line of its epoch."""
         self._validation = (values, is_best)
+        self._describe_row(values)
         progress = self._session.progress
         if not progress.has_bars:
             progress.write(report.validation_line(self._state, self._session.options, values, is_best))
@@ -258,6 +265,7 @@ class TrainingLog:
         self._has_end = True
         if values:
             self._session.context.record(values)
+            self._describe_row(values)
             row = self._row(values)
             if self._jsonl is not None:
                 self._jsonl.log_end(row, self._state.step)
@@ -308,10 +316,13 @@ class TrainingLog:
         return FloatingPointError(f"{name} is not finite at step {step}" + hint * (self._session.folder is not None))
 
     def _row(self, values: dict[str, float]) -> dict[str, float]:
-        """Return a row of metrics with its epoch and time; log it for train.log."""
+        """Return a row of metrics with its epoch and time."""
+        return {"epoch": self._state.epoch, "seconds": self._state.seconds, **values}
+
+    def _describe_row(self, values: dict[str, float]) -> None:
+        """Log a row for train.log."""
         if self._session.world.is_main and logger.isEnabledFor(logging.DEBUG):
             logger.debug("step %d, epoch %d: %s", self._state.step, self._state.epoch, console.metrics_text(values))
-        return {"epoch": self._state.epoch, "seconds": self._state.seconds, **values}
 
     def _describe(self, banner: str) -> None:
         """Log the versions, the options, the hyperparameters and the numbers of parameters."""

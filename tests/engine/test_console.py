@@ -23,7 +23,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from helios_lite import DataModule, FitResult, Model, Split, Trainer, TrainingState, __version__
+from helios_lite.engine import clock, progress
 from helios_lite.engine.console import RunLog, result_table, sparkline
+from helios_lite.engine.progress import Progress
 
 COLUMNS = 80
 logger = logging.getLogger("helios_lite")
@@ -43,7 +45,7 @@ class Slow(Model):
         logging.getLogger("helios_lite").warning("watch epoch %d", current_epoch)
 
     def train_step(self, batch, state):
-        time.sleep(0.01)
+        time.sleep(0.03)  # A bar of less than 0.1 s is not drawn.
         loss = self.net(batch[0]).square().mean()
         self.backward(loss)
         self.optimizer_step(self.optimizer)
@@ -51,9 +53,9 @@ class Slow(Model):
         self.log("x", float(state.step), reduce="last", bar=True)
 
     def valid_step(self, batch, step):
-        if sys.argv[1] == "raises":
+        if sys.argv[1] == "raises" and step == 5:
             raise RuntimeError("cannot validate")
-        time.sleep(0.01)
+        time.sleep(0.03)  # A bar of less than 0.1 s is not drawn.
         self.log("loss", self.net(batch[0]).square().mean())
         self.log("y", 123.0, bar=True)
 
@@ -65,6 +67,16 @@ model = Slow("slow")
 trainer.fit(model, data)
 trainer.test(model, data)
 """
+
+
+class Time:
+    """A clock that the test moves on."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def monotonic(self):
+        return self.now
 
 
 class Small(Model):
@@ -305,9 +317,9 @@ def test_in_a_terminal_there_are_bars_over_the_run_the_epoch_and_the_evaluation(
 
 
 def test_in_a_terminal_the_bar_shows_the_metrics_that_ask_for_it_as_they_are_in_the_last_row(terminal, ending):
-    """The updates of the first row are 0 to 7, those of the second 8 to 15, or 8 to 11 if the run stops there."""
+    """The updates of the first row are 0 to 7, those of the second 8 to 15. A run that ends at 11 has no bar then."""
     shown = set(re.findall(r"best=\S+ train/x=(\S+) valid/y", terminal))
-    assert shown == {"ends": {"7", "15"}, "stops inside an epoch": {"7", "11"}, "raises": set()}[ending]
+    assert shown == {"ends": {"7", "15"}, "stops inside an epoch": {"7"}, "raises": set()}[ending]
     assert ("valid/y=123" in terminal) == (ending != "raises")
 
 
@@ -338,6 +350,23 @@ def test_in_a_terminal_bars_are_on_stderr_and_tables_on_stdout(tmp_path):
     assert "stopped by max_epochs" not in terminal
     assert "epoch 1: " not in shown
     assert "\repoch 1: " in terminal
+
+
+def test_bars_are_drawn_ten_times_a_second_at_most_and_what_is_shorter_has_none(monkeypatch, capsys):
+    time = Time()
+    monkeypatch.setattr(progress, "time", time)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    bars = Progress(True)
+    shown = []
+    for name, seconds in (("epoch 1", 0.22), ("valid", 0.06), ("epoch 2", 0.06), ("test", 0.0)):
+        bars.start(name, 100)
+        for done in range(1, 101):
+            time.now += seconds / 100
+            bars.update(done)
+        bars.finish()
+        shown.append(re.findall(r"(\w+ ?\d?): .*? (\d+)/100", capsys.readouterr().err))
+    bars.close()
+    assert shown == [[("epoch 1", "0"), ("epoch 1", "46"), ("epoch 1", "92")], [], [("epoch 2", "38")], []]
 
 
 # Silence.
@@ -497,6 +526,24 @@ def test_train_log_has_every_start_of_the_run_its_rows_and_its_checkpoints(tmp_p
     assert positions == sorted(positions)
     assert f"DEBUG saved {first.last_checkpoint}\n" in text
     assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", line) for line in text.splitlines())
+
+
+def test_train_log_has_a_row_a_second_at_most_and_metrics_jsonl_has_all(tmp_path, monkeypatch):
+    time = Time()
+    monkeypatch.setattr(clock, "time", time)
+
+    class Steady(Small):
+        def train_step(self, batch, state):
+            super().train_step(batch, state)
+            time.now += 0.4
+
+    split = Split(TensorDataset(torch.ones(8, 2)), batch_size=1)
+    trainer = Trainer(max_epochs=1, root=tmp_path, log_every_steps=1, accelerator="cpu", log_level="quiet")
+    trainer.fit(Steady(), DataModule(train=split))
+    text = (tmp_path / "small" / "train.log").read_text()
+    assert re.findall(r"DEBUG step (\d+), epoch 0: train/loss=", text) == ["1", "4", "7"]
+    rows = (tmp_path / "small" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == list(range(1, 9))
 
 
 def test_train_log_has_evaluations(tmp_path):
