@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # It is documented there.
 
 from helios_lite.runtime.main_module import (
     NO_GUARD_STATUS,
@@ -181,13 +182,16 @@ class WorkerGroup:
         try:
             from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+            # Elastic shares this store, which has a port that the operating system has chosen.
+            store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False, multi_tenant=True)
             config = LaunchConfig(
                 min_nodes=1,
                 max_nodes=1,
                 nproc_per_node=self._processes,
                 run_id=uuid.uuid4().hex,
-                rdzv_backend="c10d",
-                rdzv_endpoint="localhost:0",  # A port that the operating system chooses.
+                rdzv_backend="static",  # Nodes that have to find each other first would wait for a random time.
+                rdzv_endpoint=f"localhost:{store.port}",
+                rdzv_configs={"rank": 0},
                 local_addr="localhost",
                 max_restarts=0,
                 monitor_interval=0.1,
