@@ -44,8 +44,8 @@ QUESTION = Question(
     takes is the difference that a program sees, without the noise of the first.
     """,
     remains="""
-    The package's own modules, and what they need of the standard library and of torch.utils.data; rich and tqdm are
-    imported when something is shown.
+    The package's own modules, whose bytecode is there as after an installation, and what they need of the standard
+    library and of torch.utils.data; rich and tqdm are imported when something is shown.
     """,
     rounds=5,
     variants={"import": measure},

@@ -24,9 +24,9 @@ Cell = tuple[str, ...]
 ROWS: tuple[tuple[str, Cell, Cell], ...] = (
     ("a step of the smallest network", ("{} us", STEP, "the bare"), ("{} us more", STEP, "bare: trainer")),
     (
-        "the same with progress bar, `log` and validation",
-        ("{} us", STEP, "the loop with validation"),
-        ("{} us more", STEP, "bar, log"),
+        "the same with progress bars, `log`, rows in a file and validation",
+        ("{} us, of which {} for what it shows and writes", STEP, "the loop with all", STEP, "bars, lines and rows"),
+        ("{} us more", STEP, "bar, log and validation: trainer - by hand, with bars"),
     ),
     (
         "the same two, counted in instructions",

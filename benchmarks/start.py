@@ -122,7 +122,8 @@ QUESTION = Question(
     """,
     remains="""
     One process: importing the package, and setting up a run. Two processes: the program that starts the others imports
-    the package too, and passes the model and the data on in a file. At the end it gets the trained networks: its call
+    the package too, and passes the model and the data on in a file; torchrun --standalone waits for a random time of up
+    to 0.3 s before it starts them, as if others could join. At the end the program gets the trained networks: its call
     of `setup` makes an optimizer, for the first of which PyTorch imports torch._dynamo, in 0.9 s.
     """,
     rounds=5,

@@ -185,9 +185,8 @@ QUESTION = Question(
     clipping and reports; the counters, and asking whether anything is due. A step of the loop by hand runs some six
     instructions in a nanosecond, and those of the trainer run at a third of this speed, because PyTorch's operations
     have displaced their code and data from the fast caches. So a part costs what it touches, and not what it
-    computes: a loop in which `backward` and `optimizer_step` ask for nothing would save 2 us of the 3, plain tuples
-    in place of `Batch` 1 us, and a size that is not asked for 1.5 us. That would be three special cases for 4 us, and
-    the target of 5 us still missed.
+    computes: a loop in which `backward` and `optimizer_step` ask for nothing would save 2 us, and a size that is not
+    asked for 1.5 us. That would be two special cases for 3 us, and the target of 5 us still missed.
     """,
     rounds=1,
     variants={"timed": lambda: timed(NEVER), "with log points": lambda: timed(50), "counted": counted},
