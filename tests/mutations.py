@@ -448,7 +448,10 @@ MUTATIONS = [
     Mutation("engine/progress.py", "_next_refresh = now + _REFRESH_SECONDS", "_next_refresh = 0.0", FEW_BARS),
     Mutation("engine/progress.py", "            self.update(done)\n", "            pass\n", FEW_BARS),
     Mutation(
-        "engine/training_log.py", "if self._clock.now >= self._next_described:", "if True:", FEW_ROWS_IN_TRAIN_LOG
+        "engine/training_log.py",
+        "if self._clock.now >= self._next_described[phase]:",
+        "if True:",
+        FEW_ROWS_IN_TRAIN_LOG,
     ),
     # What is assigned by mistake.
     Mutation(

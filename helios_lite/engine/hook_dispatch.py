@@ -38,6 +38,7 @@ class HookDispatcher:
 
     def __init__(self, model: Model, datamodule: DataModule, options: Options) -> None:
         self._model, self._datamodule, self._options = model, datamodule, options
+        self._adds_metrics = False  # Whether the model or a callback overrides `process_metrics`.
         self._has_periods = False  # Whether a callback wants some updates or epochs only.
         self._update = self._epoch = 0  # Numbers of those that have begun, from 1; kept only if `_has_periods`.
 
@@ -53,7 +54,7 @@ class HookDispatcher:
         Raises:
             TypeError: what a hook returned is not a dict of numbers by name.
         """
-        if not self.is_overridden("process_metrics"):
+        if not self._adds_metrics:
             return metrics
         context, metrics = self._model._context, dict(metrics)
         with context.refuse_log():
@@ -76,6 +77,7 @@ class HookDispatcher:
         for callback in self._options.callbacks:
             callback._attach(self._model, self._datamodule)
             callback.setup(fast_init=fast_init)
+        self._adds_metrics = self.is_overridden("process_metrics")
         self._has_periods = any(each.every_n_steps > 1 or each.every_n_epochs > 1 for each in self._options.callbacks)
 
     def state_dict(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from helios_lite.state import TrainingState
 
 logger = logging.getLogger("helios_lite")
 
-_SECONDS_BETWEEN_ROWS = 1.0  # The least time between two rows of training in train.log, which is read by people.
+_SECONDS_BETWEEN_ROWS = 1.0  # The least time between two rows of a phase in train.log, which is read by people.
 
 
 class TrainingLog:
@@ -52,7 +52,7 @@ class TrainingLog:
         self._jsonl: JsonlLogger | None = None
         self._num_kept_rows = 0
         self._logged_step = 0
-        self._next_described = 0.0  # When train.log gets the next row.
+        self._next_described = {"train": 0.0, "valid": 0.0}  # When train.log gets the next row.
         # These times are moved on by what is no training, and moved back at a resume by what was done before it.
         self._row_start = clock.now
         self._epoch_start: float | None = None  # None if the time of the epoch is unknown, or in a row already.
@@ -221,10 +221,8 @@ class TrainingLog:
         self._loggers.log_metrics(row, self._state.step)
 
     def _show_row(self, values: dict[str, float]) -> None:
-        """Show a row in a line of its own where there are no bars, and in train.log if the last one there is old."""
-        if self._clock.now >= self._next_described:
-            self._next_described = self._clock.now + _SECONDS_BETWEEN_ROWS
-            self._describe_row(values)
+        """Show a row in a line of its own where there are no bars, and in train.log."""
+        self._describe_sometimes("train", values)
         progress, options, batches = self._session.progress, self._session.options, self._epoch_batches
         if progress.enabled and not progress.has_bars and "train/step_seconds" in values:
             epoch_part = None if batches is None else self._state.epoch_batch / batches
@@ -234,7 +232,7 @@ class TrainingLog:
     def show_validation(self, values: dict[str, float], *, is_best: bool) -> None:
         """Show a validation in a line of its own; beside bars it is a part of the line of its epoch."""
         self._validation = (values, is_best)
-        self._describe_row(values)
+        self._describe_sometimes("valid", values)
         progress = self._session.progress
         if not progress.has_bars:
             progress.write(report.validation_line(self._state, self._session.options, values, is_best))
@@ -318,6 +316,12 @@ class TrainingLog:
     def _row(self, values: dict[str, float]) -> dict[str, float]:
         """Return a row of metrics with its epoch and time."""
         return {"epoch": self._state.epoch, "seconds": self._state.seconds, **values}
+
+    def _describe_sometimes(self, phase: str, values: dict[str, float]) -> None:
+        """Log a row for train.log, unless it has one of the same phase that is not older than a second."""
+        if self._clock.now >= self._next_described[phase]:
+            self._next_described[phase] = self._clock.now + _SECONDS_BETWEEN_ROWS
+            self._describe_row(values)
 
     def _describe_row(self, values: dict[str, float]) -> None:
         """Log a row for train.log."""

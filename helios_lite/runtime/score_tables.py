@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -15,7 +14,6 @@ from torch import Tensor
 from helios_lite.runtime.distributed import World
 
 
-@dataclasses.dataclass(frozen=True)
 class ScoreTables:
     """The tables of one model. The dicts stay the same objects; only their content changes.
 
@@ -31,11 +29,12 @@ class ScoreTables:
         test_scores: `Model._test_scores`: the same for a test, logged as "test/<name>".
     """
 
-    loss_items: dict[str, Any] = dataclasses.field(default_factory=dict)
-    running_losses: dict[str, Tensor] = dataclasses.field(default_factory=dict)
-    pending_losses: dict[str, Tensor] = dataclasses.field(default_factory=dict)
-    val_scores: dict[str, Any] = dataclasses.field(default_factory=dict)
-    test_scores: dict[str, Any] = dataclasses.field(default_factory=dict)
+    def __init__(self) -> None:
+        self.loss_items: dict[str, Any] = {}
+        self.running_losses: dict[str, Tensor] = {}
+        self.pending_losses: dict[str, Tensor] = {}
+        self.val_scores: dict[str, Any] = {}
+        self.test_scores: dict[str, Any] = {}
 
     def clear(self) -> None:
         """Empty all tables."""

@@ -16,6 +16,7 @@ _ATOMS = frozenset(
     {type, bool, int, float, complex, str, bytes, NoneType, Tensor, nn.Parameter, torch.device, torch.dtype}
 )
 _BUILTIN_CONTAINERS = frozenset({list, tuple, dict, set, frozenset, deque})
+_MAPPINGS, _SEQUENCES = (dict, UserDict, MappingProxyType), (list, tuple, deque)
 _SCANNED_LEVELS, _MAX_SCANNED_ITEMS = 3, 10_000_000
 
 
@@ -40,7 +41,7 @@ def stateful_parts(owner: object) -> Iterator[tuple[str, Any]]:
                 without_parts.add(id(container))
         elif type(value) in _ATOMS:  # The most frequent case; a vocabulary may have millions of strings.
             continue
-        elif is_stateful(value):
+        elif type(value) not in _BUILTIN_CONTAINERS and is_stateful(value):
             num_parts += 1
             yield prefixes[-1] + name, value
         elif id(value) not in entered and id(value) not in without_parts:
@@ -98,10 +99,10 @@ def named_items(value: Any) -> Iterator[tuple[str, Any]] | None:
 
     Mappings of other types are not entered, because reading a value may load it from a file.
     """
-    if isinstance(value, dict | UserDict | MappingProxyType):
-        return ((str(key), item) for key, item in value.items())
-    if isinstance(value, list | tuple | deque):
+    if isinstance(value, _SEQUENCES):
         return ((str(i), item) for i, item in enumerate(value))
+    if isinstance(value, _MAPPINGS):
+        return ((str(key), item) for key, item in value.items())
     if isinstance(value, SimpleNamespace):
         return iter(vars(value).items())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
