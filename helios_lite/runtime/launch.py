@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # It is documented there.
 
 from helios_lite.runtime.main_module import (
     NO_GUARD_STATUS,
@@ -180,6 +179,7 @@ class WorkerGroup:
 
     def _run_elastic(self) -> None:
         try:
+            from torch.distributed import TCPStore  # type: ignore[attr-defined]  # It is documented there.
             from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
             # Elastic shares this store, which has a port that the operating system has chosen.
