@@ -373,7 +373,12 @@ MUTATIONS = [
         LOADERS + "test_a_sampler_without_an_end_is_an_error_that_says_how_many_were_drawn",
     ),
     Mutation("engine/evaluation.py", "min(limit, sys.maxsize)", "limit", NO_LIMIT),
-    Mutation("engine/iterable_loader.py", "min(window, sys.maxsize)", "window", NO_LIMIT),
+    Mutation(
+        "engine/iterable_loader.py",
+        "min(window, sys.maxsize)",
+        "window",
+        LOADERS + "test_a_window_may_be_longer_than_any_epoch",
+    ),
     Mutation(
         "engine/iterable_loader.py",
         'options["persistent_workers"] = False',
