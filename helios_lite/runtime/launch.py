@@ -126,6 +126,25 @@ class RankFailedError(Exception):
         self.failure = failure
 
 
+def _store_on_free_port() -> Any:
+    """Return a TCPStore that others of this process with the same port share.
+
+    The port is not left to the store (port 0): one that an earlier store of this process had would not be shared then.
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # It is documented there.
+    from torch.distributed.elastic.utils.distributed import get_free_port
+
+    attempts = 10
+    while True:
+        port = get_free_port()  # type: ignore[no-untyped-call]
+        try:
+            return TCPStore("localhost", port, is_master=True, wait_for_workers=False, multi_tenant=True)
+        except RuntimeError:  # Another program has taken the port meanwhile.
+            attempts -= 1
+            if attempts == 0:
+                raise
+
+
 class WorkerGroup:
     """The processes of one attempt, started by torch elastic.
 
@@ -179,11 +198,9 @@ class WorkerGroup:
 
     def _run_elastic(self) -> None:
         try:
-            from torch.distributed import TCPStore  # type: ignore[attr-defined]  # It is documented there.
             from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-            # Elastic shares this store, which has a port that the operating system has chosen.
-            store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False, multi_tenant=True)
+            store = _store_on_free_port()  # Elastic shares it.
             config = LaunchConfig(
                 min_nodes=1,
                 max_nodes=1,
