@@ -1344,6 +1344,12 @@ MUTATIONS = [
     Mutation("callbacks.py", "if is_dtensor(mine):", "if False:", AVERAGE_OF_SHARDS),
     Mutation("callbacks.py", "                reshard(net)", "                pass", AVERAGE_OF_SHARDS),
     # From a loss to an update.
+    Mutation(
+        "runtime/precision.py",
+        "if not self._optimizers or optimizer is not self._optimizers[-1]:",
+        "if optimizer is not (self._optimizers or [None])[-1]:",
+        "engine/test_likely_mistakes.py::test_optimizer_step_wants_an_optimizer",
+    ),
     Mutation("runtime/precision.py", "self._report_gradients(optimizer, parameters, norm)", "pass", NORMS),
     Mutation(
         "runtime/precision.py",

@@ -61,8 +61,7 @@ class Precision:
         self._counted: set[int] = set()
         self._totals: dict[int, Tensor | float] = {}
         self._has_stepped = self._has_skipped = False  # Any optimizer, in this window.
-        self._optimizers: list[Optimizer] = []  # In the order of their last steps.
-        self._latest: Optimizer | None = None  # The last of them.
+        self._optimizers: list[Optimizer] = []  # The last one is the one that stepped last.
         self.has_several_optimizers = False
         self._skipped_in_a_row = 0
 
@@ -93,7 +92,7 @@ class Precision:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the last loss, which is not a leaf and cannot be copied. To detach it would cost every step."""
-        return {**vars(self), "last_loss": None, "_optimizers": [], "_latest": None, "has_several_optimizers": False}
+        return {**vars(self), "last_loss": None, "_optimizers": [], "has_several_optimizers": False}
 
     def forget_loss(self) -> None:
         """Forget the last loss, which has been checked."""
@@ -128,7 +127,7 @@ class Precision:
 
     def step(self, optimizer: Optimizer, scheduler: Any, clip_norm: float | None) -> bool:
         """Update the parameters if the window is complete; see `Model.optimizer_step`."""
-        if optimizer is not self._latest:
+        if not self._optimizers or optimizer is not self._optimizers[-1]:
             self._note(optimizer)
         if self._weight is not None:
             self._add_weight(optimizer)
@@ -194,7 +193,6 @@ class Precision:
         if not hasattr(optimizer, "param_groups"):
             raise TypeError(f"optimizer_step: needs an optimizer, not a {type(optimizer).__name__}")
         self._optimizers = [*(each for each in self._optimizers if each is not optimizer), optimizer]
-        self._latest = optimizer
         self.has_several_optimizers = len(self._optimizers) > 1
 
     def _clip_and_step(self, optimizer: Optimizer, limit: float | None, total: Tensor | float | None) -> bool:

@@ -127,12 +127,16 @@ def test_a_step_that_changes_no_parameter_is_told_at_the_first_row(
     assert warnings() == ([] if missing is None else [text])
 
 
-def test_optimizer_step_wants_an_optimizer() -> None:
+@pytest.mark.parametrize("name", ["scheduler", "no_optimizer"])
+def test_optimizer_step_wants_an_optimizer(name: str) -> None:
     class Wrong(Tiny):
-        def train_step(self, batch: Any, state: Any) -> None:
-            self.optimizer_step(self.scheduler)  # type: ignore[arg-type]
+        no_optimizer = None
 
-    with pytest.raises(TypeError, match=r"^optimizer_step: needs an optimizer, not a ExponentialLR$"):
+        def train_step(self, batch: Any, state: Any) -> None:
+            self.optimizer_step(getattr(self, name))
+
+    kind = {"scheduler": "ExponentialLR", "no_optimizer": "NoneType"}[name]
+    with pytest.raises(TypeError, match=rf"^optimizer_step: needs an optimizer, not a {kind}$"):
         quiet(max_epochs=1).fit(Wrong(), data())
 
 
