@@ -71,10 +71,7 @@ ROWS: tuple[tuple[str, Cell, Cell], ...] = (
         (
             "{} of its time; {} without seeding every sample",
             *(WORKERS, "trainer / by hand"),
-            *(
-                WORKERS,
-                "trainer with seed_samples=False",
-            ),
+            *(WORKERS, "trainer with seed_samples=False"),
         ),
     ),
     (

@@ -263,6 +263,9 @@ def _merged(by_rank: list[tuple[dict[str, ReducedTotals], set[str], bool]]) -> d
 
     Args:
         by_rank: the totals of each rank, the names that a checkpoint has restored, and whether the rank was idle.
+
+    Raises:
+        ValueError: a rank that was not idle has not logged a name.
     """
     known = {name for totals, restored, _ in by_rank for name in totals.keys() - restored}
     merged: dict[str, ReducedTotals] = {}
