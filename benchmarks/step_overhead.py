@@ -285,7 +285,7 @@ def bare() -> Result:
     train = ready(STEPS)
     net, optimizer = make(*SIZES)
     loops = Loops(hand=lambda: epoch_by_hand(net, optimizer, train))
-    require_same(beside(loops, train), Trained(net, []))
+    require_same_weights(beside(loops, train).net, net)
     return loops.microseconds()
 
 
@@ -298,17 +298,17 @@ def full() -> Result:
         loops = Loops(hand=lambda: epoch_by_hand(net, optimizer, train, valid), shown=shown.run)
         trained = beside(loops, train, valid)
         file.seek(0)
-        require_same(trained, Trained(net, trained.rows), Trained(shown.net, exact(file.read())))
+        rows = exact(file.read())
+    require_same_weights(trained.net, net, shown.net)
+    if trained.rows != rows:
+        raise RuntimeError("the trainer and the loop by hand have written different rows")
     return loops.microseconds()
 
 
-def require_same(trained: Trained, *by_hand: Trained) -> None:
-    """Raise a RuntimeError if a loop ends with other weights, or has written other rows."""
-    for other in by_hand:
-        if weights(*trained.net.parameters()) != weights(*other.net.parameters()):
-            raise RuntimeError("the trainer and the loop by hand end with different weights")
-        if trained.rows != other.rows:
-            raise RuntimeError("the trainer and the loop by hand have written different rows")
+def require_same_weights(trained: nn.Module, *by_hand: nn.Module) -> None:
+    """Raise a RuntimeError if a loop by hand ends with other weights."""
+    if any(weights(*net.parameters()) != weights(*trained.parameters()) for net in by_hand):
+        raise RuntimeError("the trainer and a loop by hand end with different weights")
 
 
 def figures(runs: Runs) -> list[Figure]:

@@ -1128,6 +1128,12 @@ MUTATIONS = [
     Mutation("runtime/launch.py", "if id(value) in parents:", "if False:", CANNOT_BE_SENT),
     Mutation(
         "runtime/launch.py",
+        "if attempts == 0:",
+        "if True:",
+        LAUNCH + "test_a_port_that_another_program_takes_meanwhile_is_not_the_end",
+    ),
+    Mutation(
+        "runtime/launch.py",
         "_write_task(function, arguments, folder)\n",
         "before_start()\n        _write_task(function, arguments, folder)\n",
         CANNOT_BE_SENT,

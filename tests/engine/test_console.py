@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.clock import Time
 from rich.console import Console
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -67,16 +68,6 @@ model = Slow("slow")
 trainer.fit(model, data)
 trainer.test(model, data)
 """
-
-
-class Time:
-    """A clock that the test moves on."""
-
-    def __init__(self):
-        self.now = 100.0
-
-    def monotonic(self):
-        return self.now
 
 
 class Small(Model):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.clock import Time
 from helpers.compare import timeless
 from helpers.models import Indices, Tiny, data, quiet
 
@@ -137,16 +138,6 @@ def test_a_resume_inside_an_epoch_gives_the_same_means(tmp_path: Path) -> None:
 
 
 # The speed.
-
-
-class Time:
-    """A clock that the test moves on."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def perf_counter(self) -> float:
-        return self.now
 
 
 def test_the_wait_for_data_and_the_samples_per_second_are_those_since_the_last_row(monkeypatch: Any) -> None:

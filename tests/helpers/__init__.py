@@ -3,6 +3,7 @@
 - models: what is trained? `Tiny` with dropout, `Plain` without anything random; their data; `quiet`, a silent trainer.
 - compare: are two results the same? `same` bit for bit, `close` to 1e-6; `weights` and `saved` give what is compared.
 - resumable: what must a resume restore? A training with all of it, and what is left of it in the end.
+- clock: what time is it? The one that a test says.
 - batches: what do batches say of themselves? Those of a loader, with names for their parts.
 - right_programs, planted: what may the audit find? Programs without an error, and with one each.
 - replayed: what was each update? A training that leaves a digest after every one.

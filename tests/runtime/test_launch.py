@@ -23,6 +23,7 @@ from helpers.models import Plain, Tiny
 from helpers.processes import DEADLINE, alive, deadline, launched, wait_for
 from helpers.troubled import Early, Troubled, data, outcome, trainer
 from torch import nn
+from torch.distributed.elastic.utils import distributed
 
 from helios_lite import DataModule, FitResult, Model
 from helios_lite.engine.outcome import take_over
@@ -158,6 +159,7 @@ CALLBACK_OF_THE_PROGRAM = """
 import json, pathlib
 import torch
 from torch import nn
+from torch.distributed.elastic.utils import distributed
 from torch.utils.data import TensorDataset
 from helios_lite import Callback, DataModule, Model, Split, Trainer
 
@@ -445,6 +447,15 @@ def test_a_network_compiled_by_blocks_learns_the_same_and_its_checkpoint_needs_n
     assert found[0] == pytest.approx(found[1], abs=1e-5)
     loaded = Plain.load_from_checkpoint(result.last_checkpoint)
     assert same(loaded.net.state_dict(), model.net.state_dict())
+
+
+def test_a_port_that_another_program_takes_meanwhile_is_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    free_port = distributed.get_free_port
+    with socket.create_server(("localhost", 0)) as other:
+        ports = [other.getsockname()[1]] * 3
+        monkeypatch.setattr(distributed, "get_free_port", lambda: ports.pop() if ports else free_port())
+        result = trainer(None, max_steps=1, devices=2).fit(Plain(), data())
+    assert (result.state.step, ports) == (1, [])
 
 
 def test_the_example_takes_a_number_of_devices(tmp_path: Path) -> None:
