@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, RandomSampler, Subset, TensorDataset
 from benchmarks.rounds import Figure, Question, Runs, differences, each, ratios
 from benchmarks.step_overhead import BATCH, Batches, by_hand, by_trainer
 from helios_lite import Split
-from helios_lite.runtime import rng
+from helios_lite.processes import rng
 
 EPOCHS, STEPS = 12, 125
 SAMPLES = BATCH * STEPS

@@ -17,8 +17,8 @@ from rich.table import Table
 from torch.utils.data import Dataset
 
 from helios_lite import Split
-from helios_lite.engine.loaders import make_loader
-from helios_lite.runtime import rng
+from helios_lite.loading.loaders import make_loader
+from helios_lite.processes import rng
 
 SAMPLES, ROUNDS = 20_000, 7
 

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from benchmarks.rounds import Figure, Question, Result, Runs, each, weights
 from helios_lite import DataModule, Model, Trainer, TrainingState
-from helios_lite.engine.throughput import is_measured
+from helios_lite.metrics.measurements import is_measured
 
 EPOCHS, STEPS, VALID_STEPS, BATCH = 40, 250, 25, 32
 ROUNDS = 200  # Of epochs that take turns.

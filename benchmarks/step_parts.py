@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from benchmarks.rounds import Figure, Question, Result, Runs, each
 from benchmarks.step_overhead import SIZES, STEPS, Loops, Perceptron, beside, epoch_by_hand, make, ready
 from helios_lite import DataModule, Trainer
-from helios_lite.engine.loaders import make_loader
-from helios_lite.engine.throughput import Throughput
+from helios_lite.loading.loaders import make_loader
+from helios_lite.metrics.measurements import Throughput
 
 FEW, MANY = 100, 300  # Steps: the difference is free of what happens once.
 NEVER = 10**9

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from helios_lite.arguments import require_kind
 from helios_lite.data import DataModule
 from helios_lite.hooks import Hooks
 from helios_lite.model import Model
-from helios_lite.runtime.fsdp import is_sharded, reshard, shards_of
-from helios_lite.runtime.kinds import require_kind
-from helios_lite.runtime.parallel import unwrap_model
-from helios_lite.runtime.sharding import is_dtensor, load_any_placement
+from helios_lite.networks.dtensors import is_dtensor, load_any_placement
+from helios_lite.networks.fsdp import is_sharded, reshard, shards_of
+from helios_lite.networks.parallel import unwrap_model
 from helios_lite.state import TrainingState
 
 

@@ -33,6 +33,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from helios_lite.arguments import require_kind, require_path
 from helios_lite.data import DataModule
 from helios_lite.model import Model
 from helios_lite.object_tables import (
@@ -44,12 +45,10 @@ from helios_lite.object_tables import (
     is_subclass,
     unknown_message,
 )
-from helios_lite.runtime.kinds import require_kind, require_path
 from helios_lite.state import FitResult
 from helios_lite.trainer import Trainer
 
 _TABLES = ("trainer", "model", "data")
-
 __all__ = ["ConfigError", "ConfigTypeError", "fit_from_config", "fit_from_file", "load"]
 
 

@@ -20,8 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from helios_lite.runtime.distributed import is_launched
-from helios_lite.runtime.metrics_file import JsonlLogger as JsonlLogger
+from helios_lite.processes.world import is_launched
 
 RunStatus = Literal["finished", "failed", "interrupted"]
 """How a training ended: as it should, by an exception, or by a signal."""

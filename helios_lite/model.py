@@ -12,18 +12,16 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from helios_lite.arguments import check_save_name, require_kind, require_path
 from helios_lite.hooks import Hooks
-from helios_lite.runtime import score_tables
-from helios_lite.runtime.context import RunContext
-from helios_lite.runtime.folder_names import check_save_name
-from helios_lite.runtime.kinds import require_kind, require_path
-from helios_lite.runtime.metrics import Reduce
-from helios_lite.runtime.modes import Modes
-from helios_lite.runtime.shadowing import check_is_no_module
-from helios_lite.runtime.sharding import gathered_to_rank_0
-from helios_lite.runtime.standalone import load_for_inference, predict_with_only_network
-from helios_lite.runtime.stateful import load_parts, named_networks, networks, stateful_parts
-from helios_lite.runtime.summary import num_parameters, parameter_table
+from helios_lite.metrics import score_tables
+from helios_lite.metrics.accumulator import Reduce
+from helios_lite.model_internals.attributes import Modes, load_parts, named_networks, networks, stateful_parts
+from helios_lite.model_internals.checks import check_is_no_module
+from helios_lite.model_internals.inference import load_for_inference, predict_with_only_network
+from helios_lite.model_internals.run_context import RunContext
+from helios_lite.model_internals.summary import num_parameters, parameter_table
+from helios_lite.networks.dtensors import gathered_to_rank_0
 from helios_lite.state import TrainingState
 
 if TYPE_CHECKING:
@@ -52,7 +50,7 @@ class Model(Hooks, abc.ABC):
         hparams: a plain dict that the subclass may fill with its constructor's arguments; it is stored in
             checkpoints, given to loggers and used by `load_from_checkpoint`.
         _loss_items, _running_losses, _val_scores, _test_scores: tables by name, which may be filled instead of calling
-            `log`; see `helios_lite.runtime.score_tables.ScoreTables`.
+            `log`; see `helios_lite.metrics.score_tables.ScoreTables`.
     """
 
     _loss_items = score_tables.Table("loss_items")

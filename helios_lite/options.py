@@ -10,12 +10,10 @@ import os
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from helios_lite.callbacks import Callback
-from helios_lite.loggers import Logger
-from helios_lite.object_tables import to_plain_data
-from helios_lite.option_rules import (
+from helios_lite.arguments import (
     all_of,
     batch_limit,
+    check_folder_name,
     choice,
     device_selection,
     document_options,
@@ -33,7 +31,9 @@ from helios_lite.option_rules import (
     shown,
     whole_or_fraction,
 )
-from helios_lite.runtime.folder_names import check_folder_name
+from helios_lite.callbacks import Callback
+from helios_lite.loggers import Logger
+from helios_lite.object_tables import to_plain_data
 
 # What says how long an epoch or a validation is, by what says so too.
 _EXCLUDED = {

@@ -25,7 +25,7 @@ from typing import Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from helios_lite.runtime.kinds import require_kind
+from helios_lite.arguments import require_kind
 
 
 def cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int, final_factor: float = 0.0) -> LambdaLR:

@@ -10,25 +10,24 @@ from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor, nn
 
+from helios_lite.arguments import require_kind, require_path
+from helios_lite.calls.launching import run_task
+from helios_lite.checkpoints.files import CheckpointError
+from helios_lite.checkpoints.reading import read_checkpoint_header
 from helios_lite.data import DataModule
 from helios_lite.model import Model
+from helios_lite.model_internals.checks import check_no_method_is_hidden
 from helios_lite.object_tables import build
 from helios_lite.options import Options
-from helios_lite.runtime.checkpoint_files import CheckpointError
-from helios_lite.runtime.devices import choose_accelerator, choose_devices
-from helios_lite.runtime.distributed import is_launched
-from helios_lite.runtime.hang_watch import HangWatch, hang_seconds
-from helios_lite.runtime.kinds import require_kind, require_path
-from helios_lite.runtime.launch import launch
-from helios_lite.runtime.rank_process import WorkerInterrupted, leave_error
-from helios_lite.runtime.read_checkpoint import read_checkpoint_header
-from helios_lite.runtime.shadowing import check_no_method_is_hidden
-from helios_lite.runtime.signals import GracefulShutdown, usr1_without_effect
-from helios_lite.runtime.slurm import adopt_world_of_srun
+from helios_lite.processes.devices import choose_accelerator, choose_devices
+from helios_lite.processes.launch import launch
+from helios_lite.processes.signals import GracefulShutdown
+from helios_lite.processes.slurm import adopt_world_of_srun
+from helios_lite.processes.world import is_launched
 from helios_lite.state import FitResult
 
 if TYPE_CHECKING:
-    from helios_lite.engine.replay_result import Replay
+    from helios_lite.calls.replay_result import Replay
 
 
 class Trainer(Options):
@@ -154,7 +153,7 @@ class Trainer(Options):
         """
         require_path("checkpoint", checkpoint, or_none=True)
         processes = self._check_call(model, datamodule)
-        from helios_lite.engine.prediction import predict
+        from helios_lite.calls.predict import predict
 
         return predict(self, model, datamodule, checkpoint, processes)
 
@@ -179,7 +178,7 @@ class Trainer(Options):
         require_path("path", path)
         require_path("checkpoint", checkpoint, or_none=True)
         processes = self._check_call(model, datamodule)
-        from helios_lite.engine.prediction import predict_to_file
+        from helios_lite.calls.predict import predict_to_file
 
         predict_to_file(self, model, datamodule, checkpoint, processes, Path(path))
 
@@ -209,7 +208,7 @@ class Trainer(Options):
         if step < 1:
             raise ValueError(f"step={step}: must be at least 1")
         processes = self._check_call(model, datamodule)
-        from helios_lite.engine.replay import replay
+        from helios_lite.calls.replay import replay
 
         return replay(self, model, datamodule, step, processes)
 
@@ -223,9 +222,7 @@ class Trainer(Options):
         if processes == 1:
             return run_task(**arguments)
 
-        from helios_lite.engine.outcome import prepare_data, take_over
-        from helios_lite.engine.session import describe_call, failure_reported
-        from helios_lite.engine.single_call import single_call
+        from helios_lite.calls.launching import describe_call, failure_reported, prepare_data, single_call, take_over
 
         with (
             single_call(describe_call(task, self, model)),
@@ -266,55 +263,3 @@ class Trainer(Options):
                 "max_epochs, max_steps, max_minutes: at least one is needed, unless the model overrides "
                 "should_training_stop"
             )
-
-
-def run_task(
-    trainer: Trainer, model: Model, datamodule: DataModule, task: str, checkpoint: Any, outcome: Path | None = None
-) -> Any:
-    """Do a task in this process, and return its result.
-
-    Args:
-        trainer: the options.
-        model: the model.
-        datamodule: its data.
-        task: "fit", "valid" or "test".
-        checkpoint: the checkpoint to evaluate.
-        outcome: in a process that the trainer has launched, the file or folder for what the model has in the end.
-    """
-    # Imported when a task is run, so that `import helios_lite` stays fast.
-    from helios_lite.engine.evaluation import run_evaluation
-    from helios_lite.engine.outcome import write_outcome
-    from helios_lite.engine.session import describe_call, open_session
-    from helios_lite.engine.single_call import single_call
-    from helios_lite.engine.training import Training
-
-    is_worker = outcome is not None
-    # Ctrl-C in a terminal reaches all processes of this machine, of which one prints.
-    announces = not is_worker and int(os.environ.get("LOCAL_RANK", "0")) == 0
-    stops_on_usr1 = trainer.sigusr1 == "stop"
-    shutdown = GracefulShutdown(announces, ignore_further_signals=is_worker, stops_on_usr1=stops_on_usr1)
-    is_training = task == "fit"
-    watch = HangWatch(hang_seconds(trainer.hang_minutes), leave_error)
-    try:
-        with (
-            usr1_without_effect(),
-            single_call(describe_call(task, trainer, model)),
-            watch,
-            open_session(trainer, model, datamodule, is_training=is_training, data_is_prepared=is_worker) as session,
-        ):
-            folder = None if session.folder is None else session.folder / "hangs"
-            watch.start(session.world, folder, lambda: session.context.num_begun)
-            if is_training:
-                result: Any = Training(session, shutdown).run()
-            else:
-                result = run_evaluation(session, task, checkpoint)
-    except (KeyboardInterrupt, SystemExit):
-        if not is_worker or shutdown.received is None:
-            raise
-        raise WorkerInterrupted(shutdown.received) from None
-    if outcome is not None:
-        content = {"model": model.state_dict(), "metrics": model.metrics}
-        if is_training:
-            content["hparams"] = model.hparams
-        write_outcome(content, session, outcome)
-    return result

@@ -44,20 +44,20 @@ class Mutation:
         return self.file if self.file.startswith("docs/") else f"helios_lite/{self.file}"
 
 
-RESUME = "engine/test_resume.py::"
+RESUME = "training/test_resume.py::"
 ANY_CUT = RESUME + "test_a_run_cut_after_any_update_ends_like_one_that_was_not"
 WORKERS = RESUME + "test_the_number_of_workers_may_change_at_a_resume"
 OTHER_HPARAMS = RESUME + "test_a_model_with_other_hparams_does_not_become_the_one_in_the_run_folder"
 SAME_HPARAMS = RESUME + "test_hparams_that_are_equal_stay_equal_when_they_are_saved_and_loaded"
 DIFFERENT_HPARAMS = RESUME + "test_hparams_of_another_value_differ"
 GOING_BACK = RESUME + "test_going_back_to_the_best_sets_the_newer_checkpoints_and_their_rows_aside"
-INITIAL = "engine/test_initial_weights.py::"
-LIMITS = "engine/test_limits.py::"
+INITIAL = "training/test_initial_weights.py::"
+LIMITS = "loading/test_limits.py::"
 FIRST_BATCHES = LIMITS + "test_a_limited_epoch_has_the_first_batches"
 LAST_WINDOW = LIMITS + "test_the_last_window_of_a_limited_epoch_is_complete"
 OVERFITTING = LIMITS + "test_overfitting_repeats_the_first_batches_bit_for_bit_and_validates_as_many"
 SAID_TO_BE_LIMITED = LIMITS + "test_a_test_is_limited_and_tables_and_logs_say_what_is"
-PREDICTION = "engine/test_prediction.py::"
+PREDICTION = "calls/test_predict.py::"
 PREDICTED_FILE = PREDICTION + "test_a_file_has_all_outputs_and_their_indices"
 BETWEEN = PREDICTION + "test_nothing_of_a_prediction_is_seen_by_the_code_between_its_outputs"
 TAKES_NO_MORE = PREDICTION + "test_a_caller_that_takes_no_more_ends_the_prediction"
@@ -65,47 +65,47 @@ NO_PREDICTION = PREDICTION + "test_what_cannot_be_predicted_is_an_error_that_say
 NO_FILE = PREDICTION + "test_what_a_file_cannot_hold_is_named_and_leaves_the_earlier_file"
 AS_ONE = PREDICTION + "test_launched_processes_write_the_file_of_one_process"
 WAITS = PREDICTION + "test_launched_processes_wait_for_the_caller_and_end_with_it"
-LOADERS = "engine/test_loaders.py::"
+LOADERS = "loading/test_loaders.py::"
 FEWER = LOADERS + "test_an_epoch_that_gives_fewer_batches_than_its_plan_is_an_error_that_says_how_many"
-TRAINING = "engine/test_training.py::"
-LEARNING_RATES = "engine/test_learning_rates.py::"
+TRAINING = "training/test_loop.py::"
+LEARNING_RATES = "metrics/test_learning_rates.py::"
 RATES = LEARNING_RATES + "test_a_row_has_the_rate_that_its_update_used"
 ROWS = TRAINING + "test_rows_are_written_at_log_points_validations_and_epoch_ends"
 UNKNOWN_END = LEARNING_RATES + "test_a_custom_loader_whose_end_is_not_known_has_the_same_rows"
 RESUMED_TIMES = TRAINING + "test_the_times_of_a_resumed_row_and_epoch_have_what_was_done_before"
 NO_LIMIT = TRAINING + "test_sanity_batches_and_accumulation_steps_may_exceed_all_that_there_is"
 INERT = TRAINING + "test_validation_does_not_change_one_bit_of_the_training"
-PROCESS_METRICS = "engine/test_process_metrics.py::"
+PROCESS_METRICS = "training/test_process_metrics.py::"
 CALLBACKS_SEE = PROCESS_METRICS + "test_callbacks_see_what_was_added_before_and_change_nothing_but_by_what_they_return"
 ADDED_EVERYWHERE = PROCESS_METRICS + "test_what_is_added_is_monitored_and_is_wherever_metrics_are"
-CONSOLE = "engine/test_console.py::"
+CONSOLE = "display/test_console.py::"
 BAR_METRICS = CONSOLE + "test_in_a_terminal_the_bar_shows_the_metrics_that_ask_for_it_as_they_are_in_the_last_row"
-RUNNING_LOSSES = "runtime/test_distributed.py::test_running_losses_are_those_of_one_process_with_the_double_batch"
-INTERRUPTS = "engine/test_interrupts.py::"
+RUNNING_LOSSES = "networks/test_distributed.py::test_running_losses_are_those_of_one_process_with_the_double_batch"
+INTERRUPTS = "training/test_interrupts.py::"
 AN_EXCEPTION = INTERRUPTS + "test_an_exception_ends_a_program_with_loading_processes_at_once"
 A_SIGNAL = INTERRUPTS + "test_a_signal_finishes_the_update_saves_tears_down_and_ends"
 PASS_OVER = INTERRUPTS + "test_fit_and_test_pass_over_a_bad_file_with_a_warning_that_names_it"
 NOT_REPLACED = INTERRUPTS + "test_a_checkpoint_of_a_newer_format_is_not_passed_over_or_replaced"
-PASSES = "engine/test_passes.py::"
-FOLDER = "engine/test_checkpoint_folder.py::"
-LAUNCH = "runtime/test_launch.py::"
+PASSES = "loading/test_passes.py::"
+FOLDER = "checkpoints/test_folder.py::"
+LAUNCH = "processes/test_launch.py::"
 TROUBLE = LAUNCH + "test_the_trouble_of_one_rank_ends_all_within_ten_seconds_and_reaches_the_caller"
-FAILURES = "runtime/test_failures.py::test_trouble_ends_the_run_within_ten_seconds_with_the_error_of_its_rank"
-ALONE = "runtime/test_failures.py::test_a_signal_that_ends_one_process_alone_ends_the_others"
+FAILURES = "processes/test_failures.py::test_trouble_ends_the_run_within_ten_seconds_with_the_error_of_its_rank"
+ALONE = "processes/test_failures.py::test_a_signal_that_ends_one_process_alone_ends_the_others"
 AS_AFTER_ONE_PROCESS = LAUNCH + "test_a_caller_reads_from_the_model_what_it_could_read_after_one_process"
 CTRL_C_UNDER_TORCHRUN = LAUNCH + "test_ctrl_c_under_torchrun_saves_and_prints_its_lines_once"
 CANNOT_BE_SENT = LAUNCH + "test_what_cannot_be_sent_is_named_before_anything_is_started"
 SIGTERM = LAUNCH + "test_a_sigterm_to_the_parent_or_to_one_rank_saves_and_ends_all"
-DISTRIBUTED = "runtime/test_distributed.py::"
-SPEED = "engine/test_report.py::test_the_wait_for_data_and_the_samples_per_second_are_those_since_the_last_row"
-EPOCH_MEANS = "engine/test_report.py::test_the_last_row_of_an_epoch_has_its_exact_means"
-SAME_MEANS = "engine/test_report.py::test_a_resume_inside_an_epoch_gives_the_same_means"
-FINISHED_PART = "engine/test_report.py::test_the_finished_part_is_that_of_the_limit_that_comes_first"
-MISTAKES = "engine/test_likely_mistakes.py::"
-CLUSTERS = "runtime/test_clusters.py::"
-HANGS = "runtime/test_hangs.py::"
+DISTRIBUTED = "networks/test_distributed.py::"
+SPEED = "display/test_lines.py::test_the_wait_for_data_and_the_samples_per_second_are_those_since_the_last_row"
+EPOCH_MEANS = "display/test_lines.py::test_the_last_row_of_an_epoch_has_its_exact_means"
+SAME_MEANS = "display/test_lines.py::test_a_resume_inside_an_epoch_gives_the_same_means"
+FINISHED_PART = "display/test_lines.py::test_the_finished_part_is_that_of_the_limit_that_comes_first"
+MISTAKES = "training/test_likely_mistakes.py::"
+CLUSTERS = "processes/test_clusters.py::"
+HANGS = "processes/test_hangs.py::"
 DIFF = "tools/test_diff.py::test_a_planted_difference_is_named"
-SHARDED = "runtime/test_sharded_files.py::"
+SHARDED = "checkpoints/test_sharded.py::"
 STAYS_SHARDED = SHARDED + "test_no_rank_makes_more_than_its_part_of_a_tensor_in_a_save_and_in_a_resume"
 ANY_NUMBER = "test_any_number_of_processes_restores_what_any_other_has_saved_bit_for_bit"
 SHARD_NAMES = "test_the_tensors_are_in_the_shards_once_under_the_names_of_parameters"
@@ -114,16 +114,16 @@ HALF_WRITTEN = "test_a_start_removes_half_written_folders_and_gives_a_replaced_o
 LIKE_ONE = DISTRIBUTED + "test_two_processes_do_what_one_does_with_the_double_batch"
 ITS_OWN_GENERATORS = DISTRIBUTED + "test_each_rank_gets_its_generators_back_and_validation_is_inert"
 OTHER_SIZE = DISTRIBUTED + "test_the_states_of_loaders_are_not_given_to_another_number_of_ranks"
-NETWORKS = "runtime/test_sharded_networks.py::"
+NETWORKS = "networks/test_sharded_networks.py::"
 ON_META = NETWORKS + "test_a_network_made_on_the_meta_device_has_the_same_initial_values"
 RECOMPUTED = NETWORKS + "test_recomputed_activations_do_not_change_one_bit"
-FEW_BARS = "engine/test_console.py::test_bars_are_drawn_ten_times_a_second_at_most_and_what_is_shorter_has_none"
-FEW_ROWS_IN_TRAIN_LOG = "engine/test_console.py::test_train_log_has_a_row_a_second_at_most_and_metrics_jsonl_has_all"
-PRECISION = "runtime/test_precision.py::"
+FEW_BARS = "display/test_console.py::test_bars_are_drawn_ten_times_a_second_at_most_and_what_is_shorter_has_none"
+FEW_ROWS_IN_TRAIN_LOG = "display/test_console.py::test_train_log_has_a_row_a_second_at_most_and_metrics_jsonl_has_all"
+PRECISION = "networks/test_precision.py::"
 TWO_OPTIMIZERS = PRECISION + "test_fp16_with_two_optimizers_under_accumulation_is_the_loop_by_hand"
 NORMS = PRECISION + "test_norms_are_those_of_a_loop_by_hand"
 NOT_FINITE = PRECISION + "test_an_update_whose_gradients_are_not_finite_is_left_out_and_counted"
-COMPLETENESS = "runtime/test_completeness.py::"
+COMPLETENESS = "model_internals/test_checks.py::"
 CALLBACKS = "test_callbacks.py::"
 AVERAGE = CALLBACKS + "test_validations_and_tests_use_the_average_and_training_does_not_notice"
 PERIODS = CALLBACKS + "test_periods_limit_the_hooks_of_steps_and_epochs_with_the_same_calls_after_a_resume"
@@ -145,21 +145,21 @@ TENSORBOARD = LOGGERS + "test_tensorboard_has_every_row_once_also_after_a_kill"
 GOES_ON = TRAINING + "test_a_training_that_goes_on_after_its_end_is_like_one_that_never_ended"
 FINISHED = TRAINING + "test_a_finished_run_that_is_started_again_keeps_its_last_row_and_its_result"
 KEPT_ROWS = TRAINING + "test_a_resume_keeps_the_rows_of_evaluations_up_to_its_step"
-CONSOLE = "engine/test_console.py::"
+CONSOLE = "display/test_console.py::"
 NOT_CALLED = "test_config.py::test_what_a_key_does_not_stand_for_is_an_error_and_is_not_called"
-FUZZ = "engine/test_fuzz.py::test_a_random_training_cut_at_random_places_ends_like_one_that_was_not"
+FUZZ = "training/test_fuzz.py::test_a_random_training_cut_at_random_places_ends_like_one_that_was_not"
 EXTREME = "test_options.py::test_an_extreme_value_is_refused_at_once_or_a_run_works_with_it"
 
 WRONG_KINDS = "test_wrong_kinds.py::test_an_argument_of_a_wrong_kind_is_named"
-NO_HANGS = "runtime/test_hangs.py::test_a_slow_validation_is_no_hang_and_a_slow_caller_of_predict_is_none"
-ARRAYS = "engine/test_loaders.py::test_a_dict_of_arrays_and_memory_maps_is_batched_in_this_process_as_by_workers"
+NO_HANGS = "processes/test_hangs.py::test_a_slow_validation_is_no_hang_and_a_slow_caller_of_predict_is_none"
+ARRAYS = "loading/test_loaders.py::test_a_dict_of_arrays_and_memory_maps_is_batched_in_this_process_as_by_workers"
 AUDIT = "tools/test_audit.py::test_"
 PLANTED = AUDIT + "a_planted_error_breaks_the_relations_that_name_it"
 PLANTED_HASHES = AUDIT + "hashes_of_strings_and_the_way_in_which_processes_start_are_those_of_a_new_program"
 METHOD = PLANTED_HASHES
 NAMED_BATCH = AUDIT + "what_differs_first_is_named"
 RIGHT = AUDIT + "nothing_breaks_in_a_right_program_and_few_relations_are_left_out"
-REPLAY = "engine/test_replay.py::test_"
+REPLAY = "calls/test_replay.py::test_"
 REPLAYED = REPLAY + "an_update_of_a_resumed_run_is_computed_again_bit_for_bit_and_no_file_changes"
 REPLAYED_AGAIN = REPLAY + "the_model_can_be_replayed_again_and_trained_afterwards"
 REPLAYED_NORMS = REPLAY + "norms_rates_and_values_are_those_that_the_run_logs"
@@ -169,106 +169,108 @@ NOT_FINITE_MODULE = REPLAY + "the_first_module_with_an_output_or_gradient_that_i
 MUTATIONS = [
     # What a resume restores.
     Mutation(
-        "engine/training.py",
+        "training/loop.py",
         "used random numbers.\n        self.checkpointer.restore_rng()",
         "used random numbers.\n        pass",
         ANY_CUT,
     ),
-    Mutation("engine/train_data.py", "samples=state.epoch_samples", "samples=0", ANY_CUT),
-    Mutation("engine/checkpointing.py", "self.per_rank[name].load_state_dict(pending)", "pass", ANY_CUT),
-    Mutation("engine/monitoring.py", 'state_dict["best"], state_dict["history"]', '{}, state_dict["history"]', ANY_CUT),
-    Mutation("engine/monitoring.py", 'state_dict["best"], state_dict["history"]', 'state_dict["best"], []', ANY_CUT),
-    Mutation("engine/checkpointing.py", 'self._context.record(state_dict["latest"])', "pass", ANY_CUT),
-    Mutation("engine/hook_dispatch.py", "callbacks[name].load_state_dict(state)", "pass", ANY_CUT),
+    Mutation("loading/train_data.py", "samples=state.epoch_samples", "samples=0", ANY_CUT),
+    Mutation("training/checkpointer.py", "self.per_rank[name].load_state_dict(pending)", "pass", ANY_CUT),
+    Mutation("training/monitor.py", 'state_dict["best"], state_dict["history"]', '{}, state_dict["history"]', ANY_CUT),
+    Mutation("training/monitor.py", 'state_dict["best"], state_dict["history"]', 'state_dict["best"], []', ANY_CUT),
+    Mutation("training/checkpointer.py", 'self._context.record(state_dict["latest"])', "pass", ANY_CUT),
+    Mutation("training/hook_dispatch.py", "callbacks[name].load_state_dict(state)", "pass", ANY_CUT),
     Mutation(
-        "engine/checkpointing.py",
+        "training/checkpointer.py",
         "owner.load_state_dict(state_dict)",
         'owner.load_state_dict({**state_dict, "rows": 10**9})',
         RESUME + "test_a_crash_between_checkpoints_repeats_what_was_lost",
     ),
-    Mutation("engine/checkpointing.py", "if found and is_automatic and", "if False and", OTHER_HPARAMS),
-    Mutation("engine/checkpointing.py", "if found and is_automatic and", "if found and", OTHER_HPARAMS),
-    Mutation("engine/hparams.py", "(a != a and b != b)", "False", SAME_HPARAMS),
-    Mutation("engine/hparams.py", "isinstance(a, list | tuple) and isinstance(b, list | tuple)", "False", SAME_HPARAMS),
-    Mutation("engine/hparams.py", "(a.dtype, a.shape) != (b.dtype, b.shape)", "False", DIFFERENT_HPARAMS),
-    # Going back to the best, going on with a path, and starting from another training.
-    Mutation("engine/checkpointing.py", "self._set_aside_newer(path)", "pass", GOING_BACK),
-    Mutation("engine/checkpointing.py", "shutil.copyfile(folder / name, target / name)", "pass", GOING_BACK),
+    Mutation("training/checkpointer.py", "if found and is_automatic and", "if False and", OTHER_HPARAMS),
+    Mutation("training/checkpointer.py", "if found and is_automatic and", "if found and", OTHER_HPARAMS),
+    Mutation("training/resuming.py", "(a != a and b != b)", "False", SAME_HPARAMS),
     Mutation(
-        "engine/checkpointing.py",
+        "training/resuming.py", "isinstance(a, list | tuple) and isinstance(b, list | tuple)", "False", SAME_HPARAMS
+    ),
+    Mutation("training/resuming.py", "(a.dtype, a.shape) != (b.dtype, b.shape)", "False", DIFFERENT_HPARAMS),
+    # Going back to the best, going on with a path, and starting from another training.
+    Mutation("training/checkpointer.py", "self._set_aside_newer(path)", "pass", GOING_BACK),
+    Mutation("training/checkpointer.py", "shutil.copyfile(folder / name, target / name)", "pass", GOING_BACK),
+    Mutation(
+        "training/checkpointer.py",
         "if session.world.broadcast(has_begun):",
         "if False:",
         RESUME + "test_a_run_that_a_path_has_begun_goes_on_when_it_is_started_again",
     ),
     Mutation(
-        "engine/checkpointing.py",
+        "training/checkpointer.py",
         "if session.world.broadcast(has_begun):",
         "if False:",
         RESUME + "test_a_run_that_went_back_to_the_best_goes_on_when_it_is_started_again",
     ),
     Mutation(
-        "engine/checkpointing.py",
+        "training/checkpointer.py",
         "newest is not None and newest[",
         "newest is not None or newest[",
         RESUME + "test_a_path_continues_from_that_file_and_leaves_it_alone",
     ),
     Mutation(
-        "engine/checkpointing.py",
+        "training/checkpointer.py",
         'if resume == "best" and content',
         "if False and content",
         RESUME + "test_a_best_checkpoint_that_is_not_there_is_an_error",
     ),
     Mutation(
-        "engine/checkpoint_paths.py",
+        "checkpoints/folder.py",
         "if len(names) > 1:",
         "if False:",
         RESUME + "test_a_run_folder_without_checkpoints_or_of_several_models_is_an_error",
     ),
     Mutation(
-        "engine/checkpoint_paths.py",
+        "checkpoints/folder.py",
         'newest["config"]["mode"]).load(choice',
         'newest["config"]["mode"]).load("last"',
         INITIAL + "test_a_run_folder_gives_its_best_checkpoint",
     ),
     Mutation(
-        "engine/initial_weights.py",
+        "training/resuming.py",
         "if resumed_from is not None:",
         "if False:",
         INITIAL + "test_a_run_that_resumes_ignores_it",
     ),
     Mutation(
-        "engine/initial_weights.py",
+        "training/resuming.py",
         "if set(names) <= set(networks) else saved",
         "if False else saved",
         INITIAL + "test_averaged_weights_are_taken_and_an_average_starts_from_what_was_taken",
     ),
     Mutation(
-        "engine/initial_weights.py",
+        "training/resuming.py",
         "if set(names) <= set(networks) else saved",
         "if True else saved",
         INITIAL + "test_averaged_weights_are_taken_and_an_average_starts_from_what_was_taken",
     ),
     Mutation(
-        "engine/initial_weights.py",
+        "training/resuming.py",
         "(is_exact and len(names) < len(wanted))",
         "False",
         INITIAL + "test_a_named_part_that_is_missing_is_an_error_that_says_what_there_is",
     ),
     Mutation(
-        "engine/initial_weights.py",
+        "training/resuming.py",
         "fast_init=not is_all",
         "fast_init=is_all",
         INITIAL + "test_a_model_with_its_own_load_state_dict_loads_its_networks_or_all",
     ),
     # What is drawn for a sample.
     Mutation(
-        "runtime/sample_seeding.py",
+        "loading/seeding.py",
         'with rng.fork_rng(torch.device("cpu")):\n            return self',
         "if True:\n            return self",
         WORKERS,
     ),
-    Mutation("runtime/sample_seeding.py", "rng.seed_cpu(rng.derive_seed(seed, int(index)))", "pass", WORKERS),
-    Mutation("runtime/rng.py", 'sys.modules["numpy"].random.seed(seed & 0xFFFFFFFF)', "pass", WORKERS),
+    Mutation("loading/seeding.py", "rng.seed_cpu(rng.derive_seed(seed, int(index)))", "pass", WORKERS),
+    Mutation("processes/rng.py", 'sys.modules["numpy"].random.seed(seed & 0xFFFFFFFF)', "pass", WORKERS),
     # Learning rates.
     Mutation("schedules.py", "(update + 1) / warmup_steps if", "update / warmup_steps if", FORMULA),
     Mutation("schedules.py", "if update < warmup_steps else", "if update <= warmup_steps else", FORMULA),
@@ -281,60 +283,60 @@ MUTATIONS = [
         PLAIN_SCHEDULER,
     ),
     Mutation(
-        "engine/hook_dispatch.py",
+        "training/hook_dispatch.py",
         "elif warn_unknown and state:",
         "elif warn_unknown:",
         RESUME + "test_only_a_lost_state_of_a_callback_is_told",
     ),
     Mutation(
-        "engine/hook_dispatch.py",
+        "training/hook_dispatch.py",
         "elif warn_unknown and state:",
         "elif False:",
         RESUME + "test_only_a_lost_state_of_a_callback_is_told",
     ),
     # Evaluations.
     Mutation(
-        "engine/evaluation.py",
+        "calls/evaluate.py",
         "        session.context.record(metrics)\n",
         "",
-        "runtime/test_launch.py::test_a_caller_reads_from_the_model_what_it_could_read_after_one_process",
+        "processes/test_launch.py::test_a_caller_reads_from_the_model_what_it_could_read_after_one_process",
     ),
     Mutation(
-        "engine/evaluation.py",
+        "training/evaluator.py",
         "uneven_forward(), cudnn_benchmark(False)",
         "uneven_forward()",
         TRAINING + "test_cudnn_measures_in_training_and_not_in_evaluations",
     ),
     Mutation(
-        "runtime/devices.py",
+        "processes/devices.py",
         "torch.backends.cudnn.benchmark = before",
         "pass",
         TRAINING + "test_cudnn_measures_in_training_and_not_in_evaluations",
     ),
     Mutation(
-        "engine/training.py",
+        "training/loop.py",
         "0 if self.options.fast_dev_run else self.options.sanity_batches",
         "self.options.sanity_batches",
         TRAINING + "test_fast_dev_run_uses_one_batch_of_everything_and_writes_nothing",
     ),
     Mutation(
-        "runtime/summary.py",
+        "model_internals/summary.py",
         "if level < depth and",
         "if",
         "test_model.py::test_summary_goes_as_deep_as_it_is_told_and_at_last_to_each_parameter",
     ),
     Mutation(
-        "runtime/summary.py",
+        "model_internals/summary.py",
         "elif depth is None:",
         "elif level == 0:",
         "test_model.py::test_summary_goes_as_deep_as_it_is_told_and_at_last_to_each_parameter",
     ),
     # Periods of callbacks.
-    Mutation("engine/hook_dispatch.py", "arguments[0].step + 1", "arguments[0].step", PERIODS),
-    Mutation("engine/hook_dispatch.py", "if hook in _STEP_HOOKS:", "if hook in ():", PERIODS),
-    Mutation("engine/hook_dispatch.py", "if hook in _EPOCH_HOOKS:", "if hook in ():", PERIODS),
+    Mutation("training/hook_dispatch.py", "arguments[0].step + 1", "arguments[0].step", PERIODS),
+    Mutation("training/hook_dispatch.py", "if hook in _STEP_HOOKS:", "if hook in ():", PERIODS),
+    Mutation("training/hook_dispatch.py", "if hook in _EPOCH_HOOKS:", "if hook in ():", PERIODS),
     Mutation(
-        "engine/hook_dispatch.py",
+        "training/hook_dispatch.py",
         "self._update = self._epoch = 0",
         "self._update = self._epoch = 1",
         CALLBACKS + "test_a_period_does_not_concern_the_model_the_sanity_validation_and_evaluations_of_their_own",
@@ -355,59 +357,59 @@ MUTATIONS = [
         "generator=None",
         SAMPLERS + "test_in_a_loader_of_ones_own_the_order_is_a_function_of_seed_and_epoch_too",
     ),
-    Mutation("runtime/sample_order.py", "world.size)[world.rank]", "world.size)[0]", ANY_RANKS),
-    Mutation("runtime/sample_order.py", "len(parts[i]) + 1) // 2", "len(parts[i]) + 1)", ANY_RANKS),
+    Mutation("loading/sample_order.py", "world.size)[world.rank]", "world.size)[0]", ANY_RANKS),
+    Mutation("loading/sample_order.py", "len(parts[i]) + 1) // 2", "len(parts[i]) + 1)", ANY_RANKS),
     Mutation(
-        "runtime/sample_order.py",
+        "loading/sample_order.py",
         "parts = [list(batch) for batch in batches if len(batch) > 0]",
         "parts = [[index for batch in batches for index in batch]]",
         ANY_RANKS,
     ),
     # How many batches an epoch has.
-    Mutation("engine/split_loader.py", "if i + 1 < length:", "if False:", FEWER),
-    Mutation("engine/iterable_loader.py", "if length is not None and given < length:", "if False:", FEWER),
+    Mutation("loading/split_loader.py", "if i + 1 < length:", "if False:", FEWER),
+    Mutation("loading/iterable_loader.py", "if length is not None and given < length:", "if False:", FEWER),
     Mutation(
-        "runtime/sample_order.py",
+        "loading/sample_order.py",
         "itertools.islice(sampler, limit + 1)",
         "itertools.islice(sampler, limit)",
         LOADERS + "test_a_sampler_without_an_end_is_an_error_that_says_how_many_were_drawn",
     ),
-    Mutation("engine/evaluation.py", "min(limit, sys.maxsize)", "limit", NO_LIMIT),
+    Mutation("training/evaluator.py", "min(limit, sys.maxsize)", "limit", NO_LIMIT),
     Mutation(
-        "engine/iterable_loader.py",
+        "loading/iterable_loader.py",
         "min(window, sys.maxsize)",
         "window",
         LOADERS + "test_a_window_may_be_longer_than_any_epoch",
     ),
     Mutation(
-        "engine/iterable_loader.py",
+        "loading/iterable_loader.py",
         'options["persistent_workers"] = False',
         "pass",
         LOADERS + "test_an_iterable_dataset_knows_the_epoch_whatever_came_before",
     ),
     # Validation.
     Mutation(
-        "engine/schedule.py",
+        "training/due.py",
         "if state.validated_step == state.step:",
         "if False:",
-        "engine/test_stopping.py::test_no_step_is_validated_twice",
+        "training/test_stopping.py::test_no_step_is_validated_twice",
     ),
-    Mutation("engine/evaluation.py", "with rng.fork_rng(session.device), ", "with ", INERT),
-    Mutation("engine/evaluation.py", "module.training = training", "pass", INERT),
+    Mutation("training/evaluator.py", "with rng.fork_rng(session.device), ", "with ", INERT),
+    Mutation("training/evaluator.py", "module.training = training", "pass", INERT),
     Mutation(
-        "engine/evaluation.py",
+        "training/evaluator.py",
         "torch.no_grad()",
         "torch.inference_mode()",
         TRAINING + "test_a_buffer_first_made_in_validation_serves_training",
     ),
     # One call at a time.
-    Mutation("engine/single_call.py", "if first is not own:", "if False:", "engine/test_single_call.py"),
-    Mutation("engine/single_call.py", "process = os.getpid()", "process = 0", "engine/test_single_call.py"),
+    Mutation("calls/launching.py", "if first is not own:", "if False:", "calls/test_launching.py"),
+    Mutation("calls/launching.py", "process = os.getpid()", "process = 0", "calls/test_launching.py"),
     Mutation(
-        "engine/single_call.py",
+        "calls/launching.py",
         "try:\n        yield\n    finally:\n       ",
         "if True:\n        yield\n       ",
-        "engine/test_single_call.py",
+        "calls/test_launching.py",
     ),
     # TOML files.
     Mutation("config.py", "if not is_subclass(target, (required,)):", "if False:", NOT_CALLED),
@@ -421,7 +423,7 @@ MUTATIONS = [
         "object_tables.py",
         '"__main__" if kind.__module__ == "__mp_main__" else kind.__module__',
         "kind.__module__",
-        "runtime/test_launch.py::test_the_config_of_a_run_names_a_class_of_the_program_as_one_process_does",
+        "processes/test_launch.py::test_the_config_of_a_run_names_a_class_of_the_program_as_one_process_does",
     ),
     Mutation(
         "object_tables.py",
@@ -429,9 +431,9 @@ MUTATIONS = [
         ")",
         "test_config.py::test_a_class_in_an_annotation_is_accepted",
     ),
-    Mutation("runtime/checkpoint_files.py", "state.update((name, ", "dict().update((name, ", JUDGED),
-    Mutation("runtime/standalone.py", "evaluation_state(content)", 'content["model"]', JUDGED),
-    Mutation("engine/evaluation.py", "evaluation_state(content)", 'content["model"]', JUDGED),
+    Mutation("checkpoints/reading.py", "state.update((name, ", "dict().update((name, ", JUDGED),
+    Mutation("model_internals/inference.py", "evaluation_state(content)", 'content["model"]', JUDGED),
+    Mutation("calls/evaluate.py", "evaluation_state(content)", 'content["model"]', JUDGED),
     Mutation(
         "callbacks.py",
         "if self._step == 0:",
@@ -446,21 +448,21 @@ MUTATIONS = [
     ),
     # What random cuts must find.
     Mutation("callbacks.py", 'self._step = state_dict["step"]', "pass", FUZZ),
-    Mutation("engine/monitoring.py", 'self._score = state_dict["score"]', "pass", FUZZ),
-    Mutation("runtime/rng.py", "random.setstate((version, tuple(words.tolist()), gauss))", "pass", FUZZ),
-    Mutation("engine/training_log.py", "self._logged_step, self._num_kept_rows =", "_, self._num_kept_rows =", FUZZ),
+    Mutation("training/monitor.py", 'self._score = state_dict["score"]', "pass", FUZZ),
+    Mutation("processes/rng.py", "random.setstate((version, tuple(words.tolist()), gauss))", "pass", FUZZ),
+    Mutation("training/training_log.py", "self._logged_step, self._num_kept_rows =", "_, self._num_kept_rows =", FUZZ),
     # What people see is not drawn and written more often than they can read it.
-    Mutation("engine/progress.py", "_next_refresh = now + _REFRESH_SECONDS", "_next_refresh = 0.0", FEW_BARS),
-    Mutation("engine/progress.py", "            self.update(done)\n", "            pass\n", FEW_BARS),
+    Mutation("display/progress.py", "_next_refresh = now + _REFRESH_SECONDS", "_next_refresh = 0.0", FEW_BARS),
+    Mutation("display/progress.py", "            self.update(done)\n", "            pass\n", FEW_BARS),
     Mutation(
-        "engine/training_log.py",
+        "training/training_log.py",
         "if self._clock.now >= self._next_described[phase]:",
         "if True:",
         FEW_ROWS_IN_TRAIN_LOG,
     ),
     # What is assigned by mistake.
     Mutation(
-        "engine/session.py",
+        "training/session.py",
         "            check_no_method_is_hidden(model, Model)\n",
         "",
         "test_model.py::test_an_attribute_that_hides_a_method_is_an_error_that_names_both",
@@ -472,19 +474,19 @@ MUTATIONS = [
         "test_data.py::test_an_attribute_of_a_datamodule_that_hides_a_method_is_an_error",
     ),
     Mutation(
-        "runtime/shadowing.py",
+        "model_internals/checks.py",
         "name in _REPLACEABLE and callable(value)",
         "False",
         "test_model.py::test_a_step_may_be_replaced_by_its_compiled_form",
     ),
     Mutation(
-        "runtime/shadowing.py",
+        "model_internals/checks.py",
         "if issubclass(cls, nn.Module):",
         "if False:",
         "test_model.py::test_a_model_that_is_a_module_too_is_told_how_it_is_done_here",
     ),
     Mutation(
-        "engine/session.py",
+        "training/session.py",
         "        check_splits(self.datamodule)\n",
         "",
         "test_data.py::test_what_is_no_split_is_an_error_that_says_what_it_may_be_before_any_training",
@@ -503,43 +505,43 @@ MUTATIONS = [
     ),
     # Epochs of a fixed number of updates.
     Mutation(
-        "engine/passes.py",
+        "loading/train_data.py",
         "if self._loader is not loader:",
         "if True:",
         PASSES + "test_a_stream_goes_on_in_the_next_epoch_and_is_begun_once",
     ),
     Mutation(
-        "engine/passes.py",
+        "loading/train_data.py",
         'state_dict["pass_samples"], state_dict["epoch_updates"]',
         "0, state_dict['epoch_updates']",
         PASSES + "test_a_run_cut_after_any_update_ends_like_one_that_was_not",
     ),
     Mutation(
-        "engine/passes.py",
+        "loading/train_data.py",
         'rng.fork_rng(torch.device("cpu")) if is_inside else contextlib.nullcontext()',
         "contextlib.nullcontext()",
         PASSES + "test_a_run_cut_after_any_update_ends_like_one_that_was_not",
     ),
     Mutation(
-        "engine/passes.py",
+        "loading/train_data.py",
         "self.updates = -(-state.epoch_batch // self._window)",
         "pass",
         PASSES + "test_the_option_may_be_set_and_changed_at_a_resume",
     ),
     Mutation(
-        "engine/training.py",
+        "training/loop.py",
         "window_start = passes.updates - 1",
         "pass",
         PASSES + "test_a_fraction_of_such_an_epoch_is_one_of_its_updates",
     ),
     Mutation(
-        "engine/training.py",
+        "training/loop.py",
         "self.log, contextlib.closing(self.train_data):",
         "self.log:",
         PASSES + "test_workers_of_a_pass_that_goes_on_end_with_the_training",
     ),
     Mutation(
-        "engine/passes.py",
+        "loading/train_data.py",
         "self._pass_samples += samples",
         "self._pass_samples += size",
         DISTRIBUTED + "test_the_number_of_processes_may_change_inside_a_pass_that_epochs_do_not_end",
@@ -589,121 +591,126 @@ MUTATIONS = [
     ),
     # The state of a custom loader.
     Mutation(
-        "engine/iterable_loader.py",
+        "loading/iterable_loader.py",
         "self._is_exhausted = len(batches) < window",
         "pass",
-        "engine/test_loaders.py::"
+        "loading/test_loaders.py::"
         "test_an_object_that_ended_in_the_last_window_has_no_batch_left_and_starts_anew_in_the_next_epoch",
     ),
     Mutation(
-        "engine/iterable_loader.py",
+        "loading/iterable_loader.py",
         "        if batches == 0:\n            self._load_state()",
         "        self._load_state()",
-        "engine/test_loaders.py::test_the_generator_of_a_restored_object_is_not_seeded_again",
+        "loading/test_loaders.py::test_the_generator_of_a_restored_object_is_not_seeded_again",
     ),
     # Options.
     Mutation(
-        "engine/schedule.py",
+        "training/due.py",
         " or Fraction(every_epochs))",
         ")",
         "test_options.py::test_a_fraction_below_a_step_validates_after_every_step",
     ),
-    Mutation("option_rules.py", "below: int = 2**63", "below: float = math.inf", EXTREME + "[sanity_batches]"),
-    Mutation("option_rules.py", "except Exception:  # Python refuses", "except KeyError:  # Python refuses", EXTREME),
-    Mutation("option_rules.py", "len(encoded) > _LONGEST_PATH or", "", EXTREME + "[root]"),
+    Mutation("arguments.py", "below: int = 2**63", "below: float = math.inf", EXTREME + "[sanity_batches]"),
+    Mutation("arguments.py", "except Exception:  # Python refuses", "except KeyError:  # Python refuses", EXTREME),
+    Mutation("arguments.py", "len(encoded) > _LONGEST_PATH or", "", EXTREME + "[root]"),
     # What is seen of a training, and its speed.
-    Mutation("engine/throughput.py", "self._waited += clock()", "self._waited = clock()", SPEED),
-    Mutation("engine/throughput.py", "self._samples += batch[2]", "self._samples += batch[1]", SPEED),
-    Mutation("engine/epoch_means.py", "else merge_totals(earlier[1], one)", "else one", EPOCH_MEANS),
+    Mutation("metrics/measurements.py", "self._waited += clock()", "self._waited = clock()", SPEED),
+    Mutation("metrics/measurements.py", "self._samples += batch[2]", "self._samples += batch[1]", SPEED),
     Mutation(
-        "engine/training_log.py",
+        "metrics/accumulator.py",
+        "self._totals[name] = (reduce, one if earlier is None else merge_totals(earlier[1], one))",
+        "self._totals[name] = (reduce, one)",
+        EPOCH_MEANS,
+    ),
+    Mutation(
+        "training/training_log.py",
         'self._epoch_means.load_state_dict(state_dict.get("epoch_totals"))',
         "pass",
         SAME_MEANS,
     ),
-    Mutation("engine/report.py", "return max(parts, default=None)", "return min(parts, default=None)", FINISHED_PART),
+    Mutation("display/lines.py", "return max(parts, default=None)", "return min(parts, default=None)", FINISHED_PART),
     # Likely mistakes.
     Mutation(
-        "runtime/modes.py",
+        "model_internals/attributes.py",
         "module.training = False",
         "pass",
         MISTAKES + "test_what_setup_has_put_in_evaluation_mode_stays_in_it",
     ),
     Mutation(
-        "engine/training.py",
+        "training/loop.py",
         "precision.clear_gradients()",
         "pass",
         MISTAKES + "test_a_window_begins_without_gradients_that_another_loss_has_left",
     ),
     Mutation(
-        "runtime/main_module.py",
+        "processes/launch.py",
         "os._exit(NO_GUARD_STATUS)",
         "pass",
         MISTAKES + "test_a_program_without_a_main_guard_is_told_so_once_and_nothing_else",
     ),
     Mutation(
-        "runtime/spelling.py",
+        "model_internals/checks.py",
         '"on_": 0.75',
         '"on_": 0.99',
         MISTAKES + "test_a_misspelt_hook_is_a_warning_with_the_nearest_name",
     ),
     # Clusters.
     Mutation(
-        "runtime/signals.py",
+        "processes/signals.py",
         "self.save_requested = self.is_pending = True",
         "pass",
         CLUSTERS + "test_sigusr1_saves_after_the_update_and_the_training_goes_on",
     ),
     Mutation(
-        "engine/stopping.py",
+        "training/stopping.py",
         "self._save_requested |= bool(save_requested)",
         "pass",
         CLUSTERS + "test_a_signal_to_one_task_of_srun_saves_and_another_ends_all_of_them",
     ),
     Mutation(
-        "runtime/slurm.py",
+        "processes/slurm.py",
         " or os.isatty(0)",
         "",
         CLUSTERS + "test_a_shell_of_several_tasks_in_a_terminal_is_one_process",
     ),
     Mutation(
-        "runtime/slurm.py",
+        "processes/slurm.py",
         '"SLURM_STEP_NUM_TASKS" not in os.environ and',
         "False and",
         CLUSTERS + "test_a_job_of_several_tasks_that_srun_has_not_started_gets_a_warning",
     ),
     Mutation(
-        "engine/iterable_loader.py",
+        "loading/iterable_loader.py",
         "if self._is_exhausted:  # Before the window is used.",
         "if False:",
         LOADERS + "test_the_window_in_which_an_epoch_ends_too_early_is_not_given",
     ),
     Mutation(
-        "engine/iterable_loader.py",
+        "loading/iterable_loader.py",
         "last = remaining if self.marks_last else None",
         "last = remaining",
         LOADERS + "test_the_last_batch_is_marked_where_the_length_cannot_be_wrong",
     ),
     Mutation(
-        "engine/iterable_loader.py",
+        "loading/iterable_loader.py",
         "if type(loader) in (list, tuple):",
         "if False:",
         LOADERS + "test_the_last_batch_is_marked_where_the_length_cannot_be_wrong",
     ),
     Mutation(
-        "engine/training_log.py",
+        "training/training_log.py",
         'values.setdefault("train/memory_mib", peak)',
         'values["train/memory_mib"] = peak',
-        "engine/test_report.py::test_rows_have_the_peak_memory_of_a_device_that_counts_it",
+        "display/test_lines.py::test_rows_have_the_peak_memory_of_a_device_that_counts_it",
     ),
     Mutation(
-        "runtime/parallel.py",
+        "networks/parallel.py",
         "return self.module[index]",
         "raise TypeError(index)",
-        "runtime/test_distributed.py::test_a_replicated_network_is_indexed_as_the_network_inside",
+        "networks/test_distributed.py::test_a_replicated_network_is_indexed_as_the_network_inside",
     ),
     Mutation(
-        "engine/initial_weights.py",
+        "training/resuming.py",
         ', option="init_from"',
         "",
         TRAINING + "test_a_missing_path_or_split_is_an_error",
@@ -721,26 +728,26 @@ MUTATIONS = [
         CLUSTERS + "test_a_signal_to_one_task_of_srun_saves_and_another_ends_all_of_them",
     ),
     Mutation(
-        "runtime/launch.py",
+        "processes/launch.py",
         "os.kill(status.pid, signal.SIGUSR1)",
         "pass",
         CLUSTERS + "test_a_launched_training_passes_sigusr1_on",
     ),
     # Hangs.
     Mutation(
-        "runtime/hang_watch.py",
+        "processes/hang_watch.py",
         "moved, seen = time.monotonic(), now",
         "seen = now",
         HANGS + "test_a_slow_validation_is_no_hang_and_a_slow_caller_of_predict_is_none",
     ),
     Mutation(
-        "runtime/hang_watch.py",
+        "processes/hang_watch.py",
         "frames = frames[: frames.index(ours[-1]) + 1]",
         "pass",
         HANGS + "test_the_rank_that_the_others_wait_for_is_named_and_a_restart_helps",
     ),
     Mutation(
-        "runtime/data_worker.py",
+        "loading/workers.py",
         "faulthandler.register(signal.SIGUSR2, file=2)",
         "signal.signal(signal.SIGUSR2, signals.do_nothing)",
         HANGS + "test_a_loading_process_writes_its_stack",
@@ -751,228 +758,234 @@ MUTATIONS = [
     Mutation("tools/diff.py", "wide = torch.complex128", "return None; wide = torch.complex128", DIFF + "[seed]"),
     # Sharded checkpoints.
     Mutation(
-        "runtime/sharded_files.py",
+        "checkpoints/sharded.py",
         "damaged = archive.testzip()",
         "damaged = None",
         SHARDED + "test_a_flipped_bit_of_a_tensor_is_noticed",
     ),
     Mutation(
-        "runtime/sharded_files.py",
+        "checkpoints/sharded.py",
         "!= zlib.crc32(data):",
         "== 0:",
         SHARDED + "test_metadata_that_was_exchanged_is_noticed",
     ),
     Mutation(
-        "runtime/sharded_files.py",
+        "checkpoints/sharded.py",
         "or path.stat().st_size < end:",
         "or False:",
         SHARDED + "test_a_truncated_file_is_noticed",
     ),
     Mutation(
-        "runtime/sharded_files.py",
+        "checkpoints/sharded.py",
         "raise error.__context__ from None",
         "raise",
         SHARDED + "test_a_full_disk_of_one_rank_is_an_oserror_on_all_and_leaves_the_earlier_checkpoints",
     ),
-    Mutation("runtime/sharded_files.py", "name: tensor.detach() for", "name: tensor.full_tensor() for", STAYS_SHARDED),
+    Mutation("checkpoints/sharded.py", "name: tensor.detach() for", "name: tensor.full_tensor() for", STAYS_SHARDED),
     Mutation(
-        "runtime/sharded_files.py",
+        "checkpoints/sharded.py",
         "if self._stager is None:",
         "if self._stager is None and [tensor.full_tensor() for tensor in distinct.values()]:",
         STAYS_SHARDED,
     ),
     Mutation(
-        "runtime/sharded_files.py",
+        "checkpoints/sharded.py",
         "empty(*shape, dtype=dtype, device_mesh=mesh, placements=placements)",
         "torch.empty(shape, dtype=dtype)",
         STAYS_SHARDED,
     ),
-    Mutation("runtime/sharding.py", "named(remove_duplicate=False)", "named()", SHARDED + ANY_NUMBER),
+    Mutation("networks/dtensors.py", "named(remove_duplicate=False)", "named()", SHARDED + ANY_NUMBER),
     Mutation("callbacks.py", "load_any_placement(self.averaged.module)", "pass", SHARDED + ANY_NUMBER),
-    Mutation("runtime/sharding.py", "{names.get(prefix, prefix)}", "{prefix}", SHARDED + SHARD_NAMES),
+    Mutation("checkpoints/sharded_content.py", "{names.get(prefix, prefix)}", "{prefix}", SHARDED + SHARD_NAMES),
     Mutation(
-        "runtime/sharding.py",
+        "checkpoints/sharded_content.py",
         "first.setdefault(memory, name) if local.numel() > 0 else name",
         "name",
         SHARDED + SHARD_NAMES,
     ),
     Mutation(
-        "runtime/sharding.py",
+        "networks/dtensors.py",
         "        if is_main:\n",
         "        if True:\n",
         SHARDED + "test_the_weights_for_a_file_of_their_own_are_gathered_on_rank_0",
     ),
     Mutation(
-        "runtime/dcp_metadata.py",
+        "checkpoints/dcp_metadata.py",
         "elif (module, name) not in _KNOWN:",
         "elif False:",
         SHARDED + "test_metadata_may_name_nothing_but_classes_of_metadata",
     ),
-    Mutation("runtime/dcp_metadata.py", "if name != PurePath(name).name or ", "if ", SHARDED + ONLY_TENSORS),
+    Mutation("checkpoints/dcp_metadata.py", "if name != PurePath(name).name or ", "if ", SHARDED + ONLY_TENSORS),
     Mutation(
-        "runtime/dcp_metadata.py",
+        "checkpoints/dcp_metadata.py",
         "if isinstance(entry, _Record) and type(entry)",
         "if False and type(entry)",
         SHARDED + ONLY_TENSORS,
     ),
-    Mutation("runtime/checkpoint_files.py", "path.rename(named)", "shutil.rmtree(path)", SHARDED + HALF_WRITTEN),
+    Mutation("checkpoints/files.py", "path.rename(named)", "shutil.rmtree(path)", SHARDED + HALF_WRITTEN),
     Mutation(
-        "runtime/checkpoint_files.py",
+        "checkpoints/files.py",
         "if path.is_dir() and re.fullmatch",
         "if False and re.fullmatch",
         SHARDED + HALF_WRITTEN,
     ),
     # Files, and signals in one process.
     Mutation(
-        "engine/checkpoint_folder.py",
+        "checkpoints/folder.py",
         "content = read(path)\n            except files.NewerFormatError:",
         "content = read(path)\n            except KeyError:",
         NOT_REPLACED + "[auto]",
     ),
     Mutation(
-        "engine/checkpoint_folder.py",
+        "checkpoints/folder.py",
         "read_checkpoint_header(path)\n            except files.NewerFormatError:",
         "read_checkpoint_header(path)\n            except KeyError:",
         NOT_REPLACED + "[test best]",
     ),
-    Mutation("runtime/checkpoint_files.py", "damaged = archive.testzip()", "damaged = None", PASS_OVER),
+    Mutation("checkpoints/files.py", "damaged = archive.testzip()", "damaged = None", PASS_OVER),
     Mutation(
-        "runtime/checkpoint_files.py",
+        "checkpoints/files.py",
         "map_location=device, weights_only=True",
         "map_location=device, weights_only=False",
         PASS_OVER,
     ),
     Mutation(
-        "runtime/checkpoint_files.py",
+        "checkpoints/files.py",
         'path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")',
         "path",
         FOLDER + "test_a_full_disk_is_an_oserror_and_leaves_the_earlier_files_as_they_were",
     ),
     Mutation(
-        "engine/checkpoint_folder.py",
+        "checkpoints/folder.py",
         "self._snapshot.copy(content)",
         "content",
         INTERRUPTS + "test_the_file_is_the_moment_of_the_save_even_if_the_weights_change_at_once",
     ),
     Mutation(
-        "engine/checkpoint_folder.py",
+        "checkpoints/folder.py",
         "if error is not None:",
         "if False:",
         INTERRUPTS + "test_an_error_in_the_background_surfaces_at_the_next_save_or_at_the_end",
     ),
     Mutation(
-        "engine/folder_lock.py",
+        "checkpoints/lock.py",
         "fcntl.lockf(file",
         "fcntl.flock(file",
         INTERRUPTS + "test_a_second_run_in_the_folder_is_refused_and_a_dead_ones_lock_is_not",
     ),
     Mutation(
-        "engine/folder_lock.py",
+        "checkpoints/lock.py",
         " | os.O_NOFOLLOW",
         "",
         FOLDER + "test_a_lock_that_is_a_link_is_refused_and_its_target_is_left_alone",
     ),
     Mutation(
-        "engine/folder_lock.py",
+        "checkpoints/lock.py",
         "if resolved in _locked_here:",
         "if False:",
         FOLDER + "test_threads_that_race_for_a_new_folder_get_it_or_are_told_that_another_run_is_there",
     ),
     Mutation(
-        "engine/training.py",
+        "training/loop.py",
         "checkpoints.best(best_step)",
         "checkpoints.best()",
         FOLDER + "test_without_kept_best_files_the_best_checkpoint_is_the_best_or_none",
     ),
     Mutation(
-        "engine/manifest.py",
+        "checkpoints/manifest.py",
         '        self.found |= {entry["file"] for entry in missing}\n',
         "",
         FOLDER + "test_a_file_whose_entry_was_lost_counts_as_the_best_and_is_never_deleted",
     ),
     Mutation(
-        "engine/manifest.py",
+        "checkpoints/manifest.py",
         "if not _is_valid(entry):",
         "if False:",
         FOLDER + "test_a_wrong_entry_is_ignored_with_a_warning_that_names_the_manifest",
     ),
     Mutation(
-        "engine/checkpoint_folder.py",
+        "checkpoints/folder.py",
         "if owner != self.save_name:",
         "if False:",
         FOLDER + "test_models_whose_names_give_the_same_file_names_do_not_share_checkpoints",
     ),
     Mutation(
-        "runtime/metrics_file.py",
+        "metrics/rows.py",
         "is_expected = rows == 0 or (is_regular and num_found == rows)",
         "is_expected = True",
         "test_loggers.py::test_a_damaged_file_is_opened_with_a_warning_that_has_its_name_and_the_rows",
     ),
     Mutation(
-        "engine/checkpoint_folder.py",
+        "checkpoints/folder.py",
         "if self._counters(path)[0] == step and self._is_readable(path)",
         "if self._counters(path)[0] == step",
         FOLDER + "test_a_damaged_file_is_not_named_as_the_best",
     ),
     Mutation(
-        "runtime/checkpoint_files.py",
+        "checkpoints/files.py",
         'elif not path.is_dir() and re.fullmatch(r"\\..+\\.\\d+\\.tmp", path.name):',
         'elif not path.is_dir() and path.suffix == ".tmp":',
-        "engine/test_damaged_folders.py::test_a_run_with_damaged_files_ends_like_one_without_or_names_the_file",
+        "checkpoints/test_damaged_folders.py::test_a_run_with_damaged_files_ends_like_one_without_or_names_the_file",
     ),
     Mutation(
-        "runtime/folder_names.py",
+        "arguments.py",
         ' or ".." in path.parts',
         "",
         "test_options.py::test_a_wrong_value_is_a_value_error_that_begins_with_the_option",
     ),
     Mutation(
-        "runtime/checkpoint_files.py",
+        "checkpoints/files.py",
         "    check_device(device)\n    with explained(path):\n",
         "",
         "test_model.py::test_a_device_that_is_not_there_is_not_told_as_a_damaged_file",
     ),
     Mutation(
-        "runtime/data_worker.py",
+        "loading/workers.py",
         "signal.signal(number, signals.do_nothing)",
         "signal.signal(number, signal.SIG_DFL)",
         INTERRUPTS + "test_a_loading_process_ignores_ctrl_c",
     ),
-    Mutation("runtime/data_worker.py", "if phase == signals.OUTSIDE:", "if False:", AN_EXCEPTION),
-    Mutation("runtime/signals.py", "self._phase.value = self._previous_phase", "pass", AN_EXCEPTION),
+    Mutation("loading/workers.py", "if phase == signals.OUTSIDE:", "if False:", AN_EXCEPTION),
+    Mutation("processes/signals.py", "self._phase.value = self._previous_phase", "pass", AN_EXCEPTION),
     Mutation(
-        "runtime/data_worker.py",
+        "loading/workers.py",
         "if phase == signals.OUTSIDE:",
         "if True:",
         INTERRUPTS + "test_sigterm_to_the_whole_group_finishes_the_update_with_loading_processes",
     ),
     Mutation(
-        "runtime/data_worker.py",
+        "loading/workers.py",
         "while is_alive(self._parent):",
         "while True:",
         INTERRUPTS + "test_loading_processes_of_a_killed_training_end_within_two_seconds",
     ),
-    Mutation("engine/stopping.py", '"interrupted" if signal is not None else None', "None", A_SIGNAL),
+    Mutation("training/stopping.py", '"interrupted" if signal is not None else None', "None", A_SIGNAL),
     Mutation(
-        "runtime/signals.py", "signal.signal(number, signal.SIG_DFL if handler is None else handler)", "pass", A_SIGNAL
+        "processes/signals.py",
+        "signal.signal(number, signal.SIG_DFL if handler is None else handler)",
+        "pass",
+        A_SIGNAL,
     ),
     # Learning rates and times of rows.
-    Mutation("engine/training.py", "if should_log or not knows_last:", "if should_log:", UNKNOWN_END),
-    Mutation("engine/training_log.py", 'self._rates.restore(state_dict.get("rates", {}))', "pass", UNKNOWN_END),
+    Mutation("training/loop.py", "if should_log or not knows_last:", "if should_log:", UNKNOWN_END),
+    Mutation("training/training_log.py", 'self._rates.restore(state_dict.get("rates", {}))', "pass", UNKNOWN_END),
     Mutation(
-        "engine/training_log.py", "self._epoch_start = None\n        if ends_epoch", "pass\n        if ends_epoch", ROWS
+        "training/training_log.py",
+        "self._epoch_start = None\n        if ends_epoch",
+        "pass\n        if ends_epoch",
+        ROWS,
     ),
     Mutation(
-        "engine/learning_rates.py",
+        "metrics/measurements.py",
         "self.used.get(name, _present_rates(optimizer))",
         "_present_rates(optimizer)",
         RATES,
     ),
     Mutation(
-        "engine/learning_rates.py", "handle.remove()", "pass", LEARNING_RATES + "test_no_hook_is_left_after_an_error"
+        "metrics/measurements.py", "handle.remove()", "pass", LEARNING_RATES + "test_no_hook_is_left_after_an_error"
     ),
     Mutation(
-        "engine/training.py",
+        "training/loop.py",
         """            if should_log or not knows_last:
                 self.log.watch_learning_rates()
 """,
@@ -981,283 +994,304 @@ MUTATIONS = [
         LEARNING_RATES + "test_the_rate_is_read_in_updates_of_logging_steps_only",
     ),
     Mutation(
-        "engine/training_log.py",
+        "training/training_log.py",
         "self._epoch_start += paused",
         "pass",
         TRAINING + "test_the_time_of_an_epoch_leaves_out_validations_and_saves",
     ),
-    Mutation("engine/training_log.py", " - self._row_seconds_before", "", RESUMED_TIMES),
-    Mutation("engine/training_log.py", " - self._epoch_seconds_before", "", RESUMED_TIMES),
+    Mutation("training/training_log.py", " - self._row_seconds_before", "", RESUMED_TIMES),
+    Mutation("training/training_log.py", " - self._epoch_seconds_before", "", RESUMED_TIMES),
     # Metrics that are computed from others.
     Mutation(
-        "engine/hook_dispatch.py",
+        "training/hook_dispatch.py",
         "listener.process_metrics(phase, dict(metrics))",
         "listener.process_metrics(phase, metrics)",
         CALLBACKS_SEE,
     ),
-    Mutation("engine/hook_dispatch.py", "metrics |= _checked_metrics(", "_checked_metrics(", CALLBACKS_SEE),
+    Mutation("training/hook_dispatch.py", "metrics |= _checked_metrics(", "_checked_metrics(", CALLBACKS_SEE),
     Mutation(
-        "engine/hook_dispatch.py",
+        "training/hook_dispatch.py",
         "with context.refuse_log():",
         "if True:",
         PROCESS_METRICS + "test_log_is_an_error_there_and_works_afterwards",
     ),
     Mutation(
-        "engine/hook_dispatch.py",
+        "training/hook_dispatch.py",
         "return context.world.broadcast(metrics)",
         "return metrics",
         DISTRIBUTED + "test_metrics_that_are_computed_from_others_are_those_of_one_process",
     ),
     Mutation(
-        "engine/hook_dispatch.py",
+        "training/hook_dispatch.py",
         "values[name] = float(value)",
         "values[name] = value",
         PROCESS_METRICS + "test_a_number_of_any_kind_becomes_a_float_that_a_checkpoint_can_hold",
     ),
     Mutation(
-        "engine/training_log.py",
+        "training/training_log.py",
         'self._session.hooks.process_metrics("train", values) if values else {}',
         "values",
         PROCESS_METRICS + "test_values_that_no_row_holds_are_completed_in_the_result",
     ),
     Mutation(
-        "engine/training_log.py",
+        "training/training_log.py",
         'self._session.hooks.process_metrics("train", summary.values | self._rates.take())',
         "summary.values | self._rates.take()",
         ADDED_EVERYWHERE,
     ),
     Mutation(
-        "engine/evaluation.py", "return session.hooks.process_metrics(phase, values)", "return values", ADDED_EVERYWHERE
+        "training/evaluator.py",
+        "return session.hooks.process_metrics(phase, values)",
+        "return values",
+        ADDED_EVERYWHERE,
     ),
     # Running losses over all ranks.
-    Mutation("runtime/score_tables.py", "value if share == 1.0 else value * share", "value", RUNNING_LOSSES),
-    Mutation("runtime/score_tables.py", "self._tables.reduce_losses(self._context.world)", "pass", RUNNING_LOSSES),
+    Mutation("metrics/score_tables.py", "value if share == 1.0 else value * share", "value", RUNNING_LOSSES),
+    Mutation("metrics/score_tables.py", "self._tables.reduce_losses(self._context.world)", "pass", RUNNING_LOSSES),
     Mutation(
-        "runtime/context.py", "if should_log or self.world.size == 1:", "if self.world.size == 1:", RUNNING_LOSSES
+        "model_internals/run_context.py",
+        "if should_log or self.world.size == 1:",
+        "if self.world.size == 1:",
+        RUNNING_LOSSES,
     ),
     Mutation(
-        "engine/checkpointing.py",
+        "training/checkpointer.py",
         "self._tables.restore_pending_losses(state_dict)",
         "pass",
         DISTRIBUTED + "test_running_losses_of_a_resumed_run_are_those_of_one_that_was_not_stopped",
     ),
     Mutation(
-        "runtime/score_tables.py",
+        "metrics/score_tables.py",
         "value.to(torch.promote_types(value.dtype, torch.float32))",
         "value",
         "test_model.py::test_running_losses_are_up_to_date_after_every_batch_and_summed_in_full_precision",
     ),
     Mutation(
-        "runtime/score_tables.py",
+        "metrics/score_tables.py",
         "if loss is None:",
         "if False:",
         "test_model.py::test_a_loss_that_is_none_is_an_error_that_names_it",
     ),
     # Several reductions, metrics beside the bar, what ranks gather.
     Mutation(
-        "runtime/metrics.py",
+        "metrics/accumulator.py",
         'raise TypeError(f"log({name!r}): {error}") from None',
         "raise",
-        "runtime/test_metrics.py::test_what_is_no_number_is_an_error_that_names_the_metric",
+        "metrics/test_accumulator.py::test_what_is_no_number_is_an_error_that_names_the_metric",
     ),
     Mutation(
-        "runtime/metrics.py",
+        "metrics/accumulator.py",
         'name if i == 0 else f"{name}/{each}"',
         'f"{name}/{each}"',
         TRAINING + "test_several_reductions_of_one_value_are_metrics_of_their_own_also_after_a_resume",
     ),
     Mutation(
-        "runtime/metrics.py",
+        "metrics/accumulator.py",
         " or len(set(reduce)) < len(reduce)",
         "",
         TRAINING + "test_no_reduction_or_one_twice_is_an_error_that_names_the_metric",
     ),
     Mutation(
-        "engine/training_log.py", "for name in context.shown if name in context.latest", "for name in ()", BAR_METRICS
+        "training/training_log.py", "for name in context.shown if name in context.latest", "for name in ()", BAR_METRICS
     ),
     Mutation(
-        "runtime/context.py",
+        "model_internals/run_context.py",
         'return self.world.gather(DeviceMover(torch.device("cpu"))(value))',
         "return [value]",
         DISTRIBUTED + "test_what_ranks_gather_is_what_one_process_has_collected",
     ),
     # Several processes: what comes back, and what only one does.
     Mutation(
-        "engine/run_loggers.py",
+        "training/run_loggers.py",
         "list(loggers) if is_main else []",
         "list(loggers)",
         DISTRIBUTED + "test_loggers_are_called_and_closed_on_rank_0_alone",
     ),
     Mutation(
-        "engine/outcome.py",
-        "standalone.take_over(model, content, options)",
+        "calls/launching.py",
+        "inference.take_over(model, content, options)",
         "pass",
         LAUNCH + "test_the_result_and_the_final_weights_come_back",
     ),
-    Mutation("engine/outcome.py", "            datamodule.setup()\n", "", AS_AFTER_ONE_PROCESS),
-    Mutation("engine/outcome.py", "if not is_training", "if is_training", AS_AFTER_ONE_PROCESS),
-    Mutation("runtime/standalone.py", 'torch.device("cpu"), trainer)', 'torch.device("cpu"))', AS_AFTER_ONE_PROCESS),
-    Mutation("runtime/standalone.py", 'outcome.get("hparams")', "None", AS_AFTER_ONE_PROCESS),
-    Mutation("runtime/standalone.py", 'context.record(outcome["metrics"])', "pass", AS_AFTER_ONE_PROCESS),
+    Mutation("calls/launching.py", "            datamodule.setup()\n", "", AS_AFTER_ONE_PROCESS),
+    Mutation("calls/launching.py", "if not is_training", "if is_training", AS_AFTER_ONE_PROCESS),
     Mutation(
-        "engine/outcome.py",
-        "except Exception as error:",
-        "except ArithmeticError as error:",
+        "model_internals/inference.py", 'torch.device("cpu"), trainer)', 'torch.device("cpu"))', AS_AFTER_ONE_PROCESS
+    ),
+    Mutation("model_internals/inference.py", 'outcome.get("hparams")', "None", AS_AFTER_ONE_PROCESS),
+    Mutation("model_internals/inference.py", 'context.record(outcome["metrics"])', "pass", AS_AFTER_ONE_PROCESS),
+    Mutation(
+        "calls/launching.py",
+        "except Exception as error:\n        logger.warning(",
+        "except ArithmeticError as error:\n        logger.warning(",
         LAUNCH + "test_a_result_is_not_lost_if_the_model_cannot_be_set_up_in_the_calling_process",
     ),
     Mutation(
-        "engine/outcome.py",
+        "calls/launching.py",
         'with rng.fork_rng(torch.device("cpu")), cleanup',
         "with cleanup",
         LAUNCH + "test_taking_over_what_other_processes_have_trained_uses_no_random_numbers_of_the_caller",
     ),
     Mutation(
-        "engine/training.py",
+        "training/loop.py",
         "return session.world.broadcast(result)",
         "return result",
         DISTRIBUTED + "test_fit_and_test_return_the_same_on_every_rank",
     ),
-    Mutation("trainer.py", "announces = not is_worker and", "announces =", LAUNCH + "test_ctrl_c_saves_and_ends_all"),
-    Mutation("trainer.py", "announces = not is_worker and int(os", "announces = True or int(os", CTRL_C_UNDER_TORCHRUN),
     Mutation(
-        "runtime/signals.py",
+        "calls/launching.py", "announces = not is_worker and", "announces =", LAUNCH + "test_ctrl_c_saves_and_ends_all"
+    ),
+    Mutation(
+        "calls/launching.py",
+        "announces = not is_worker and int(os",
+        "announces = True or int(os",
+        CTRL_C_UNDER_TORCHRUN,
+    ),
+    Mutation(
+        "processes/signals.py",
         "            return\n        if self._announces:",
         "            pass\n        if self._announces:",
         INTERRUPTS + "test_a_sigterm_after_ctrl_c_changes_nothing",
     ),
-    Mutation("runtime/launch.py", "if id(value) in parents:", "if False:", CANNOT_BE_SENT),
+    Mutation("processes/launch.py", "if id(value) in parents:", "if False:", CANNOT_BE_SENT),
     Mutation(
-        "runtime/launch.py",
+        "processes/launch.py",
         "if attempts == 0:",
         "if True:",
         LAUNCH + "test_a_port_that_another_program_takes_meanwhile_is_not_the_end",
     ),
     Mutation(
-        "runtime/launch.py",
+        "processes/launch.py",
         "_write_task(function, arguments, folder)\n",
         "before_start()\n        _write_task(function, arguments, folder)\n",
         CANNOT_BE_SENT,
     ),
     # Several processes: one of them fails.
-    Mutation("runtime/rank_process.py", "exit_now(1)", "raise", TROUBLE + "[leave-train_step-True-SystemExit-0]"),
-    Mutation("runtime/rank_process.py", "time.sleep(0.5)", "pass", TROUBLE),
-    Mutation("runtime/launch.py", "if not error_file(folder, attempt, failure.rank).exists():", "if False:", TROUBLE),
+    Mutation("processes/worker.py", "exit_now(1)", "raise", TROUBLE + "[leave-train_step-True-SystemExit-0]"),
+    Mutation("processes/worker.py", "time.sleep(0.5)", "pass", TROUBLE),
+    Mutation("processes/launch.py", "if not error_file(folder, attempt, failure.rank).exists():", "if False:", TROUBLE),
     Mutation(
-        "runtime/rank_watch.py", "if exit_status not in (0, None) or not self._are_done():", "if exit_status:", FAILURES
+        "processes/rank_watch.py",
+        "if exit_status not in (0, None) or not self._are_done():",
+        "if exit_status:",
+        FAILURES,
     ),
-    Mutation("runtime/rank_watch.py", 'if state == "T" else 0.0', 'if state == "x" else 0.0', FAILURES),
-    Mutation("runtime/launch.py", "and self._watch.failure is None:", "and True:", FAILURES),
+    Mutation("processes/rank_watch.py", 'if state == "T" else 0.0', 'if state == "x" else 0.0', FAILURES),
+    Mutation("processes/launch.py", "and self._watch.failure is None:", "and True:", FAILURES),
     Mutation(
-        "runtime/launch.py",
+        "processes/launch.py",
         "ctypes.pythonapi.PyThreadState_SetAsyncExc(",
         "print(",
-        "runtime/test_failures.py::test_nothing_waits_for_processes_that_have_all_exited_with_status_0",
+        "processes/test_failures.py::test_nothing_waits_for_processes_that_have_all_exited_with_status_0",
     ),
-    Mutation("runtime/rank_watch.py", "self.received = signal.Signals(status.received)", "pass", ALONE),
+    Mutation("processes/rank_watch.py", "self.received = signal.Signals(status.received)", "pass", ALONE),
     Mutation(
-        "runtime/rank_watch.py",
+        "processes/rank_watch.py",
         "min(time.monotonic() - self._polled, 0.5)",
         "time.monotonic() - self._polled",
-        "runtime/test_failures.py::test_a_job_that_is_suspended_as_by_ctrl_z_goes_on_afterwards",
+        "processes/test_failures.py::test_a_job_that_is_suspended_as_by_ctrl_z_goes_on_afterwards",
     ),
     Mutation(
-        "runtime/peer_watch.py",
+        "processes/peers.py",
         "while is_alive(parent) and not end.exists():",
         "while True:",
         LAUNCH + "test_processes_whose_parent_was_killed_end_by_themselves",
     ),
     Mutation(
-        "runtime/launch.py",
+        "processes/launch.py",
         "for process in self._started:\n            if",
         "for process in __import__('multiprocessing').active_children():\n            if",
         SIGTERM,
     ),
-    Mutation("runtime/launch.py", "process.terminate()", "pass", SIGTERM),
+    Mutation("processes/launch.py", "process.terminate()", "pass", SIGTERM),
     Mutation(
-        "runtime/launch.py",
+        "processes/launch.py",
         "break  # The signal",
         "pass  # The signal",
         LAUNCH + "test_a_sigterm_while_processes_are_starting_ends_them_without_a_restart",
     ),
     Mutation(
-        "runtime/launch.py",
+        "processes/launch.py",
         "range(max_restarts + 1)",
         "range(1)",
         LAUNCH + "test_a_killed_rank_starts_all_again_and_the_end_is_the_same",
     ),
     Mutation(
-        "engine/stopping.py",
+        "training/stopping.py",
         "if signal is not None:  #",
         "if True:  #",
         DISTRIBUTED + "test_a_signal_that_comes_during_an_exchange_is_not_lost",
     ),
     Mutation(
-        "runtime/rank_watch.py",
+        "processes/rank_watch.py",
         "return 2 if failure.status == -signal.SIGTERM else 0",
         "return 0",
-        "runtime/test_failures.py::test_an_exception_is_the_cause_and_not_the_sigterm_that_ended_the_other_rank",
+        "processes/test_failures.py::test_an_exception_is_the_cause_and_not_the_sigterm_that_ended_the_other_rank",
     ),
     Mutation(
-        "runtime/rank_watch.py",
+        "processes/rank_watch.py",
         "if popen.poll() == 0]",
         "if popen.poll() == -1]",
-        "runtime/test_failures.py::test_processes_that_end_with_status_0_before_their_task_end_the_run",
+        "processes/test_failures.py::test_processes_that_end_with_status_0_before_their_task_end_the_run",
     ),
     Mutation(
-        "runtime/rank_watch.py",
+        "processes/rank_watch.py",
         'if hasattr(popen, "pid")])',
         "if popen.returncode is None])",
-        "runtime/test_failures.py::test_a_process_that_has_ended_before_anyone_looked_has_failed",
+        "processes/test_failures.py::test_a_process_that_has_ended_before_anyone_looked_has_failed",
     ),
     Mutation(
-        "engine/session.py",
+        "training/session.py",
         "self.context.parallel.reshard()",
         "pass",
         DISTRIBUTED + "test_a_sharded_network_is_saved_after_a_forward_pass_without_a_backward_pass",
     ),
     Mutation(
-        "engine/evaluation.py",
+        "training/evaluator.py",
         "is_idle |= done == 0",
         "pass",
         DISTRIBUTED + "test_a_rank_without_a_batch_of_one_of_several_splits_is_idle",
     ),
     # Several processes: what they compute.
-    Mutation("runtime/precision.py", "return weight / self._world.size", "return weight", LIKE_ONE),
-    Mutation("engine/split_loader.py", "size * self._num_averaged / total", "size / total", LIKE_ONE),
+    Mutation("networks/precision.py", "return weight / self._world.size", "return weight", LIKE_ONE),
+    Mutation("loading/split_loader.py", "size * self._num_averaged / total", "size / total", LIKE_ONE),
     Mutation(
-        "engine/training.py",
+        "training/loop.py",
         "parallel.set_requires_gradient_sync(completes_update)",
         "pass",
         DISTRIBUTED + "test_gradients_are_reduced_once_per_accumulation_window",
     ),
     Mutation(
-        "engine/session.py", "rng.seed_all(rng.derive_seed(options.seed, self.world.rank))", "pass", ITS_OWN_GENERATORS
+        "training/session.py",
+        "rng.seed_all(rng.derive_seed(options.seed, self.world.rank))",
+        "pass",
+        ITS_OWN_GENERATORS,
     ),
-    Mutation("engine/checkpointing.py", 'content["rng"][world.rank]', 'content["rng"][0]', ITS_OWN_GENERATORS),
+    Mutation("training/checkpointer.py", 'content["rng"][world.rank]', 'content["rng"][0]', ITS_OWN_GENERATORS),
     Mutation(
-        "engine/train_data.py",
+        "loading/train_data.py",
         "by_rank[self._world.rank if len(by_rank) == self._world.size else 0]",
         "by_rank[0]",
         DISTRIBUTED + "test_each_rank_gets_the_state_of_its_loader_back",
     ),
     Mutation(
-        "engine/train_data.py", "                self._check_number_of_ranks()", "                pass", OTHER_SIZE
+        "loading/train_data.py", "                self._check_number_of_ranks()", "                pass", OTHER_SIZE
     ),
     Mutation(
-        "engine/train_data.py",
+        "loading/train_data.py",
         "            if self._loader.takes_state():\n",
         "            if True:\n",
         OTHER_SIZE,
     ),
-    Mutation("engine/checkpointing.py", "if num_saved != world.size:", "if False:", OTHER_SIZE),
+    Mutation("training/checkpointer.py", "if num_saved != world.size:", "if False:", OTHER_SIZE),
     Mutation(
-        "engine/train_data.py",
+        "loading/train_data.py",
         "return [first] + [shared] * (num_ranks - 1)",
         "return [first] * num_ranks",
         DISTRIBUTED + "test_with_the_loader_state_of_rank_0_alone_the_others_drop_what_they_have_read",
     ),
     Mutation(
-        "runtime/parallel.py",
+        "networks/parallel.py",
         "for net in [*self._replicated, *self._sharded]:\n            for buffer",
         "for net in self._replicated:\n            for buffer",
         DISTRIBUTED + "test_all_ranks_evaluate_with_the_buffers_of_rank_0",
@@ -1269,80 +1303,80 @@ MUTATIONS = [
         DISTRIBUTED + "test_all_ranks_evaluate_with_the_buffers_of_rank_0",
     ),
     Mutation(
-        "engine/evaluation.py",
+        "training/evaluator.py",
         "context.parallel.share_buffers()  #",
         "pass  #",
         DISTRIBUTED + "test_all_ranks_evaluate_with_the_buffers_of_rank_0",
     ),
     Mutation(
-        "runtime/parallel.py",
+        "networks/parallel.py",
         "dist.broadcast(buffer, src=0)",
         "pass",
         DISTRIBUTED + "test_all_ranks_evaluate_with_the_buffers_of_rank_0",
     ),
     Mutation(
-        "runtime/parallel.py",
+        "networks/parallel.py",
         "state._comm_ctx.post_forward_order.clear()",
         "pass",
         DISTRIBUTED + "test_a_sharded_network_trains_on_after_a_validation_without_a_batch_for_some_ranks",
     ),
     Mutation(
-        "runtime/metrics.py",
+        "metrics/accumulator.py",
         "totals.keys() - restored}",
         "totals}",
         DISTRIBUTED + "test_ranks_that_a_checkpoint_does_not_have_need_not_have_logged_what_it_restores",
     ),
     # Sharded networks.
     Mutation(
-        "runtime/parallel.py",
+        "networks/parallel.py",
         "module.set_reshard_after_forward(True, recurse=False)",
         "module.set_reshard_after_forward(False, recurse=False)",
         NETWORKS + "test_an_evaluation_gathers_one_block_at_a_time_though_ranks_have_different_numbers_of_batches",
     ),
-    Mutation("runtime/fsdp.py", "if module is net or module in blocks:", "if module is net:", ON_META),
-    Mutation("runtime/initialization.py", "tensor.copy_(values)", "pass", ON_META),
+    Mutation("networks/fsdp.py", "if module is net or module in blocks:", "if module is net:", ON_META),
+    Mutation("networks/meta_device.py", "tensor.copy_(values)", "pass", ON_META),
     Mutation(
-        "runtime/initialization.py",
+        "networks/meta_device.py",
         "new.fill_(torch.nan)",
         "new.zero_()",
         NETWORKS + "test_a_module_on_the_meta_device_that_cannot_be_filled_is_an_error_that_names_it",
     ),
     Mutation(
-        "runtime/fsdp.py",
+        "networks/fsdp.py",
         "param_dtype=torch.bfloat16, ",
         "",
         NETWORKS + "test_a_sharded_network_is_gathered_in_bf16_and_keeps_its_weights_in_fp32",
     ),
     Mutation(
-        "runtime/fsdp.py",
+        "networks/fsdp.py",
         "reduce_dtype=torch.float32",
         "reduce_dtype=torch.bfloat16",
         NETWORKS + "test_gradients_are_reduced_in_fp32_under_bf16",
     ),
     Mutation(
-        "runtime/parallel.py",
+        "networks/parallel.py",
         "net.set_requires_gradient_sync(value)",
         "pass",
         NETWORKS + "test_a_sharded_network_reduces_gradients_once_per_accumulation_window",
     ),
     Mutation(
-        "runtime/recomputation.py", "use_reentrant=False", "use_reentrant=False, preserve_rng_state=False", RECOMPUTED
+        "networks/parallel.py", "use_reentrant=False", "use_reentrant=False, preserve_rng_state=False", RECOMPUTED
     ),
-    Mutation("runtime/parallel.py", "checkpoint_activations(block)", "pass", RECOMPUTED),
+    Mutation("networks/parallel.py", "checkpoint_activations(block)", "pass", RECOMPUTED),
     Mutation(
-        "runtime/parallel.py",
+        "networks/parallel.py",
         "for part in blocks or [net]:",
         "for part in [net]:",
         LAUNCH + "test_a_network_compiled_by_blocks_learns_the_same_and_its_checkpoint_needs_no_compiler",
     ),
     Mutation(
-        "runtime/recomputation.py",
+        "networks/parallel.py",
         "forward = functools.partial(_forward, block)",
         "forward = lambda *args: _forward(block, *args)",
         NETWORKS + "test_a_copy_of_a_block_with_recomputed_activations_computes_with_its_own_weights",
     ),
     Mutation(
-        "runtime/parallel.py",
+        "networks/parallel.py",
         'is_hybrid=self._strategy == "hsdp"',
         "is_hybrid=False",
         NETWORKS + "test_shards_of_each_of_two_machines_are_replicated_and_do_what_one_process_does",
@@ -1351,123 +1385,123 @@ MUTATIONS = [
     Mutation("callbacks.py", "                reshard(net)", "                pass", AVERAGE_OF_SHARDS),
     # From a loss to an update.
     Mutation(
-        "runtime/precision.py",
+        "networks/precision.py",
         "if not self._optimizers or optimizer is not self._optimizers[-1]:",
         "if optimizer is not (self._optimizers or [None])[-1]:",
-        "engine/test_likely_mistakes.py::test_optimizer_step_wants_an_optimizer",
+        "training/test_likely_mistakes.py::test_optimizer_step_wants_an_optimizer",
     ),
-    Mutation("runtime/precision.py", "self._report_gradients(optimizer, parameters, norm)", "pass", NORMS),
+    Mutation("networks/precision.py", "self._report_gradients(optimizer, parameters, norm)", "pass", NORMS),
     Mutation(
-        "runtime/precision.py",
+        "networks/precision.py",
         "self._report_gradients(optimizer, parameters, norm)",
         "self._report_gradients(optimizer, parameters, norm if limit is None else norm.clamp(max=limit))",
         NORMS,
     ),
     Mutation(
-        "runtime/precision.py",
+        "networks/precision.py",
         "        scaler.unscale_(optimizer)\n",
         "        nn.utils.clip_grad_norm_(optimizer.param_groups[0]['params'], self._clip_norm or 1e9)\n"
         "        scaler.unscale_(optimizer)\n",
         PRECISION + "test_fp16_is_the_loop_by_hand_with_a_grad_scaler",
     ),
-    Mutation("runtime/precision.py", "if stepped or skipped:", "if False:", TWO_OPTIMIZERS),
+    Mutation("networks/precision.py", "if stepped or skipped:", "if False:", TWO_OPTIMIZERS),
     Mutation(
-        "runtime/precision.py",
+        "networks/precision.py",
         "        optimizer.step()\n        self._has_stepped = True\n",
         "        optimizer.step()\n        self._has_stepped = True\n        scaler and scaler.update()\n",
         TWO_OPTIMIZERS,
     ),
     Mutation(
-        "runtime/precision.py",
+        "networks/precision.py",
         "return {} if self.scaler is None else self.scaler.state_dict()",
         "return {}",
         PRECISION + "test_an_interrupted_run_with_two_optimizers_ends_with_the_same_bits",
     ),
     Mutation(
-        "runtime/precision.py", "elif not self._clip_and_step(", "elif False and self._clip_and_step(", NOT_FINITE
+        "networks/precision.py", "elif not self._clip_and_step(", "elif False and self._clip_and_step(", NOT_FINITE
     ),
-    Mutation("engine/training.py", "step -= not updated", "pass", NOT_FINITE),
+    Mutation("training/loop.py", "step -= not updated", "pass", NOT_FINITE),
     Mutation(
-        "engine/training.py",
+        "training/loop.py",
         "should_log = should_log and (updated or is_last)",
         "pass",
         PRECISION + "test_limits_and_log_points_count_the_updates_that_took_place",
     ),
     Mutation(
-        "runtime/precision.py",
+        "networks/precision.py",
         "== _MAX_SKIPPED_IN_A_ROW:",
         "== -1:",
         PRECISION + "test_gradients_that_are_never_finite_end_the_run",
     ),
     Mutation(
-        "runtime/precision.py",
+        "networks/precision.py",
         " and not _has_gradients(optimizer):",
         " and False:",
         PRECISION + "test_a_step_without_a_gradient_changes_nothing_and_returns_false",
     ),
     Mutation(
-        "runtime/precision.py",
+        "networks/precision.py",
         "before != [p._version for p in parameters]",
         "False",
         PRECISION + "test_an_optimizer_that_needs_no_gradients_steps",
     ),
     Mutation(
-        "runtime/precision.py",
+        "networks/precision.py",
         "self.last_loss = loss",
         "pass",
         PRECISION + "test_a_loss_that_is_not_finite_ends_the_run_even_if_it_is_not_logged",
     ),
     Mutation(
-        "runtime/precision.py",
+        "networks/precision.py",
         "        if skipped:\n            self.last_loss = None\n",
         "",
         PRECISION + "test_the_loss_of_an_update_that_fp16_skips_is_not_judged",
     ),
     # What no checkpoint would hold.
     Mutation(
-        "runtime/completeness.py",
+        "model_internals/checks.py",
         "if id(p) not in held and",
         "if False and",
         COMPLETENESS + "test_a_trained_tensor_that_no_checkpoint_holds_is_named_before_the_first_update",
     ),
     Mutation(
-        "runtime/completeness.py",
+        "model_internals/checks.py",
         "names = module._buffers.keys() - module._non_persistent_buffers_set",
         "names = module._buffers.keys()",
         COMPLETENESS + "test_a_trained_tensor_that_no_checkpoint_holds_is_named_before_the_first_update",
     ),
     Mutation(
-        "runtime/completeness.py",
+        "model_internals/checks.py",
         "addresses.add(value.data_ptr())",
         "pass",
         COMPLETENESS + "test_what_is_held_twice_or_by_its_own_state_is_no_error",
     ),
     Mutation(
-        "runtime/completeness.py",
+        "model_internals/checks.py",
         "pending.extend((path, item, True) for item in value)",
         "pass",
         COMPLETENESS + "test_a_part_where_checkpoints_do_not_look_is_named_before_the_first_update",
     ),
     Mutation(
-        "runtime/completeness.py",
+        "model_internals/checks.py",
         "if known.setdefault(name, part) is not part:",
         "if False:",
         COMPLETENESS + "test_two_parts_of_one_name_are_an_error",
     ),
     Mutation(
-        "engine/training.py",
+        "training/loop.py",
         "self.session.check_checkpoint_holds_all()",
         "pass",
         COMPLETENESS + "test_a_group_that_a_hook_adds_is_checked_before_its_first_update",
     ),
     Mutation(
-        "engine/checkpointing.py",
+        "training/checkpointer.py",
         "session.check_checkpoint_holds_all()",
         "pass",
         COMPLETENESS + "test_a_group_that_a_step_adds_is_found_at_the_next_save",
     ),
     Mutation(
-        "runtime/stateful.py",
+        "model_internals/attributes.py",
         " and not holds_only_atoms(value)",
         "",
         COMPLETENESS + "test_a_list_of_many_pairs_costs_less_than_a_step_of_python_for_each",
@@ -1480,7 +1514,7 @@ MUTATIONS = [
         AVERAGE,
     ),
     Mutation("callbacks.py", "if state.step != self._step:", "if True:", AVERAGE),
-    Mutation("engine/evaluation.py", "session.hooks.load_state_dict(", "print(", AVERAGE),
+    Mutation("calls/evaluate.py", "session.hooks.load_state_dict(", "print(", AVERAGE),
     Mutation(
         "callbacks.py",
         'self.averaged.load_state_dict(state_dict["averaged"])',
@@ -1495,33 +1529,33 @@ MUTATIONS = [
         CALLBACKS + "test_a_profile_has_the_updates_asked_for",
     ),
     # Logs and loggers.
-    Mutation("runtime/metrics_file.py", '(kind == "end" and keep_end)', 'kind == "end"', GOES_ON),
-    Mutation("runtime/metrics_file.py", ' or kind == "evaluation" or', " or", KEPT_ROWS),
-    Mutation("runtime/metrics_file.py", 'return "later"', "pass", KEPT_ROWS),
+    Mutation("metrics/rows.py", '(kind == "end" and keep_end)', 'kind == "end"', GOES_ON),
+    Mutation("metrics/rows.py", ' or kind == "evaluation" or', " or", KEPT_ROWS),
+    Mutation("metrics/rows.py", 'return "later"', "pass", KEPT_ROWS),
     Mutation(
-        "runtime/metrics_file.py",
+        "metrics/rows.py",
         "file.truncate(sum(len(line) for line in file if",
         "print(sum(len(line) for line in file if",
         LOGGERS + "test_the_row_of_an_evaluation_is_no_part_of_an_unfinished_line",
     ),
     Mutation(
-        "engine/training_log.py",
+        "training/training_log.py",
         'begin_phase("train", metrics)',
         'begin_phase("train", self._session.metrics)',
         GOES_ON,
     ),
-    Mutation("engine/training_log.py", "keep_end=not goes_on", "keep_end=False", FINISHED),
-    Mutation("engine/training_log.py", '{"end": self.end_values} if self.end_values else {}', "{}", FINISHED),
+    Mutation("training/training_log.py", "keep_end=not goes_on", "keep_end=False", FINISHED),
+    Mutation("training/training_log.py", '{"end": self.end_values} if self.end_values else {}', "{}", FINISHED),
     Mutation(
-        "engine/evaluation.py",
+        "calls/evaluate.py",
         "                stack.enter_context(session.checkpoints.locked())\n",
         "",
         TRAINING + "test_an_evaluation_beside_a_running_training_writes_no_row_and_says_so",
     ),
-    Mutation("engine/run_loggers.py", "self._status = _status(error)", "pass", ENDED),
-    Mutation("engine/run_loggers.py", "if self._is_training:", "if True:", ENDED),
+    Mutation("training/run_loggers.py", "self._status = _status(error)", "pass", ENDED),
+    Mutation("training/run_loggers.py", "if self._is_training:", "if True:", ENDED),
     Mutation(
-        "engine/session.py",
+        "calls/launching.py",
         "                report_failure(options.loggers)",
         "                pass",
         LOGGERS + "test_mlflow_is_told_that_rank_0_was_killed",
@@ -1541,31 +1575,31 @@ MUTATIONS = [
         LOGGERS + "test_wandb_ends_with_the_exit_code_of_the_training",
     ),
     Mutation(
-        "engine/console.py",
+        "display/run_log.py",
         "logger.propagate = False",
         "pass",
         CONSOLE + "test_a_program_with_logging_of_its_own_gets_the_same_lines_once",
     ),
     Mutation(
-        "engine/console.py",
+        "display/run_log.py",
         "max(LEVELS[self._log_level], self._level,",
         "max(logging.INFO, self._level,",
         CONSOLE + "test_the_log_level_decides_what_the_console_shows_and_train_log_has_all",
     ),
     Mutation(
-        "engine/console.py",
+        "display/run_log.py",
         "self.record_failure(error)",
         "pass",
         CONSOLE + "test_train_log_has_the_traceback_of_a_failure_which_our_console_does_not_show",
     ),
     Mutation(
-        "engine/session.py",
+        "calls/launching.py",
         "log.record_failure(error)",
         "pass",
         CONSOLE + "test_train_log_has_the_failure_of_another_rank",
     ),
     Mutation(
-        "engine/session.py",
+        "training/session.py",
         'self.world.is_main and options.log_level != "quiet"',
         "self.world.is_main",
         CONSOLE + "test_a_quiet_run_that_resumes_prints_nothing_at_all",
@@ -1631,31 +1665,29 @@ MUTATIONS = [
         "](precise.md)",
         DOCS + "test_links_lead_to_files_of_the_repository[docs/hooks.md]",
     ),
+    Mutation("calls/predict.py", "with rng.fork_rng(session.device), torch.no_grad()", "with torch.no_grad()", BETWEEN),
+    Mutation("calls/predict.py", "session.device), torch.no_grad(),", "session.device),", TAKES_NO_MORE),
+    Mutation("calls/predict.py", "rng.derive_seed(session.options.seed, step)", "session.options.seed", BETWEEN),
+    Mutation("calls/predict.py", "step = i * world.size + world.rank", "step = i", AS_ONE),
+    Mutation("calls/predict.py", "None if is_sharded else _MOST_WAITING", "None", WAITS),
+    Mutation("calls/predict.py", ", session.context.refuse_log()", "", NO_PREDICTION),
     Mutation(
-        "engine/prediction.py", "with rng.fork_rng(session.device), torch.no_grad()", "with torch.no_grad()", BETWEEN
+        "calls/predict.py", 'name = "test" if datamodule.predict is None else "predict"', 'name = "test"', BETWEEN
     ),
-    Mutation("engine/prediction.py", "session.device), torch.no_grad(),", "session.device),", TAKES_NO_MORE),
-    Mutation("engine/prediction.py", "rng.derive_seed(session.options.seed, step)", "session.options.seed", BETWEEN),
-    Mutation("engine/prediction.py", "step = i * world.size + world.rank", "step = i", AS_ONE),
-    Mutation("engine/prediction.py", "None if is_sharded else _MOST_WAITING", "None", WAITS),
-    Mutation("engine/prediction.py", ", session.context.refuse_log()", "", NO_PREDICTION),
+    Mutation("calls/predict.py", "        take_over(outcome", "        False and take_over(outcome", AS_ONE),
     Mutation(
-        "engine/prediction.py", 'name = "test" if datamodule.predict is None else "predict"', 'name = "test"', BETWEEN
-    ),
-    Mutation("engine/prediction.py", "        take_over(outcome", "        False and take_over(outcome", AS_ONE),
-    Mutation(
-        "engine/prediction.py",
+        "calls/predict.py",
         "        with contextlib.suppress(GeneratorExit):\n",
         "        with contextlib.nullcontext():\n",
         TAKES_NO_MORE,
     ),
-    Mutation("engine/prediction.py", "indices is None else indices, p", "True else indices, p", PREDICTED_FILE),
-    Mutation("engine/split_loader.py", 'self._phase == "predict"', "False", AS_ONE),
-    Mutation("runtime/prediction_file.py", "if form != self._form:", "if False:", NO_FILE),
-    Mutation("runtime/prediction_file.py", "rows.ndim == 0 or len(rows) != num_samples", "False", NO_FILE),
-    Mutation("runtime/prediction_file.py", "leaves.keys() != outputs.keys()", "False", NO_FILE),
+    Mutation("calls/predict.py", "indices is None else indices, p", "True else indices, p", PREDICTED_FILE),
+    Mutation("loading/split_loader.py", 'self._phase == "predict"', "False", AS_ONE),
+    Mutation("calls/prediction_output.py", "if form != self._form:", "if False:", NO_FILE),
+    Mutation("calls/prediction_output.py", "rows.ndim == 0 or len(rows) != num_samples", "False", NO_FILE),
+    Mutation("calls/prediction_output.py", "leaves.keys() != outputs.keys()", "False", NO_FILE),
     Mutation(
-        "runtime/prediction_file.py",
+        "calls/prediction_output.py",
         ".resolve_neg().contiguous()",
         ".resolve_neg()",
         PREDICTION + "test_a_file_takes_tensors_of_any_dtype_and_layout",
@@ -1666,43 +1698,43 @@ MUTATIONS = [
         '"""Put the average in place of the weights."""\n\n    def on_predicting_end',
         PREDICTION + "test_averaged_weights_predict_as_they_are_tested",
     ),
-    Mutation("runtime/standalone.py", "if len(nets) != 1:", "if not nets:", NO_PREDICTION),
+    Mutation("model_internals/inference.py", "if len(nets) != 1:", "if not nets:", NO_PREDICTION),
     Mutation(
         "tools/runs.py",
         'if not (Path(name) / "checkpoints").is_dir():',
         "if True:",
-        "runtime/test_sharded_files.py::test_the_command_tests_a_folder_and_the_run_that_has_it",
+        "checkpoints/test_sharded.py::test_the_command_tests_a_folder_and_the_run_that_has_it",
     ),
     Mutation(
-        "engine/batches.py",
+        "loading/batches.py",
         "int(Fraction(limit)",
         "int(limit * num_batches) or int(Fraction(limit)",
         LIMITS + "test_a_part_is_exact",
     ),
-    Mutation("engine/batches.py", "return max(1, int(", "return max(0, int(", FIRST_BATCHES),
+    Mutation("loading/batches.py", "return max(1, int(", "return max(0, int(", FIRST_BATCHES),
     Mutation(
-        "engine/split_loader.py", "if self._limit is not None:  # By", "if self._limit is None:  # By", LAST_WINDOW
+        "loading/split_loader.py", "if self._limit is not None:  # By", "if self._limit is None:  # By", LAST_WINDOW
     ),
     Mutation(
-        "engine/split_loader.py",
+        "loading/split_loader.py",
         "limited(-(-len(all_batches) // world.size), self._limit)",
         "len(all_batches)",
         FIRST_BATCHES,
     ),
-    Mutation("engine/split_loader.py", "split.shuffle and not in_order", "split.shuffle", OVERFITTING),
+    Mutation("loading/split_loader.py", "split.shuffle and not in_order", "split.shuffle", OVERFITTING),
     Mutation(
-        "engine/iterable_loader.py",
+        "loading/iterable_loader.py",
         "int(self._limit) - start",
         "int(self._limit)",
         LIMITS + "test_a_stream_takes_a_number_of_batches_and_no_part",
     ),
-    Mutation("engine/iterable_loader.py", "limited(length, self._limit) - batches", "length - batches", FIRST_BATCHES),
-    Mutation("engine/train_data.py", "0 if self._repeats else state.epoch", "state.epoch", OVERFITTING),
-    Mutation("engine/limits.py", 'and phase != "test"', 'and phase == "train"', OVERFITTING),
+    Mutation("loading/iterable_loader.py", "limited(length, self._limit) - batches", "length - batches", FIRST_BATCHES),
+    Mutation("loading/train_data.py", "0 if self._repeats else state.epoch", "state.epoch", OVERFITTING),
+    Mutation("display/lines.py", 'and phase != "test"', 'and phase == "train"', OVERFITTING),
     Mutation(
-        "engine/training.py", "title = with_limits(title, self.options, *self.phases())", "pass", SAID_TO_BE_LIMITED
+        "training/loop.py", "title = with_limits(title, self.options, *self.phases())", "pass", SAID_TO_BE_LIMITED
     ),
-    Mutation("engine/evaluation.py", "with_limits(phase if", "str(phase if", SAID_TO_BE_LIMITED),
+    Mutation("calls/evaluate.py", "with_limits(phase if", "str(phase if", SAID_TO_BE_LIMITED),
     Mutation("tools/audit/bits.py", "if a.batches != b.batches:", "if False:", NAMED_BATCH),
     Mutation("tools/audit/bits.py", "changes_hash_seed=True", "changes_hash_seed=False", PLANTED_HASHES),
     Mutation("tools/audit/sums.py", "TOLERANCE = 1e-3", "TOLERANCE = 1.0", PLANTED + "[wrong_axis]"),
@@ -1719,7 +1751,7 @@ MUTATIONS = [
     Mutation(
         "tools/audit/looks.py", 'if "training" in modes["valid"]:', "if False:", PLANTED + "[dropout_in_validation]"
     ),
-    Mutation("tools/audit/samples.py", "read.changed.append(index)", "pass", PLANTED + "[in_place]"),
+    Mutation("tools/audit/program_data.py", "read.changed.append(index)", "pass", PLANTED + "[in_place]"),
     Mutation(
         "tools/audit/processes.py", "    multiprocessing.set_start_method(start_method, force=True)\n", "", METHOD
     ),
@@ -1728,7 +1760,7 @@ MUTATIONS = [
     ),
     Mutation("data.py", 'require_kind(name, getattr(self, name), bool, "True or False")', "pass", WRONG_KINDS),
     Mutation(
-        "runtime/precision.py", 'require_kind("loss", loss, Tensor, "a tensor of one element")', "pass", WRONG_KINDS
+        "networks/precision.py", 'require_kind("loss", loss, Tensor, "a tensor of one element")', "pass", WRONG_KINDS
     ),
     Mutation(
         "trainer.py",
@@ -1736,19 +1768,19 @@ MUTATIONS = [
         '        require_path("check',
         WRONG_KINDS,
     ),
-    Mutation("engine/prediction.py", "if self._is_callers_turn else", "if False else", NO_HANGS),
-    Mutation("runtime/arrays.py", "array.index_select(0, indices)", "array[: len(indices)]", ARRAYS),
-    Mutation("engine/replay.py", "counters[0] < step", "counters[0] <= step", REPLAYED),
-    Mutation("engine/replay.py", "        root=None,\n", "", REPLAYED),
-    Mutation("engine/replay.py", "inspector.unwrap()", "pass", REPLAYED_AGAIN),
-    Mutation("engine/update_inspector.py", "        self._write_back(after)\n", "", REPLAYED),
-    Mutation("engine/update_inspector.py", "self._taken - 1, None", "self._taken, None", REPLAYED),
-    Mutation("engine/update_inspector.py", "self._num_done + 1", "self._num_done", POISONED),
+    Mutation("calls/predict.py", "if self._is_callers_turn else", "if False else", NO_HANGS),
+    Mutation("data.py", "array.index_select(0, indices)", "array[: len(indices)]", ARRAYS),
+    Mutation("calls/replay.py", "counters[0] < step", "counters[0] <= step", REPLAYED),
+    Mutation("calls/replay.py", "        root=None,\n", "", REPLAYED),
+    Mutation("calls/replay.py", "inspector.unwrap()", "pass", REPLAYED_AGAIN),
+    Mutation("calls/update_inspector.py", "        self._write_back(after)\n", "", REPLAYED),
+    Mutation("calls/update_inspector.py", "self._taken - 1, None", "self._taken, None", REPLAYED),
+    Mutation("calls/update_inspector.py", "self._num_done + 1", "self._num_done", POISONED),
     Mutation(
-        "engine/update_inspector.py", "precision.add_gradient_report(self._note_gradients)", "pass", REPLAYED_NORMS
+        "calls/update_inspector.py", "precision.add_gradient_report(self._note_gradients)", "pass", REPLAYED_NORMS
     ),
-    Mutation("engine/not_finite.py", "elif tensor.requires_grad:", "elif False:", NOT_FINITE_MODULE),
-    Mutation("engine/training_log.py", 'f"{name} is not finite at step {step}" + hint', 'f"{name}" + hint', POISONED),
+    Mutation("calls/update_inspector.py", "elif tensor.requires_grad:", "elif False:", NOT_FINITE_MODULE),
+    Mutation("training/training_log.py", 'f"{name} is not finite at step {step}" + hint', 'f"{name}" + hint', POISONED),
 ]
 
 

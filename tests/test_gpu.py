@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from helios_lite import DataModule, Model, Split
-from helios_lite.runtime.transfer import DeviceMover
+from helios_lite.processes.devices import DeviceMover
 
 pytestmark = [
     pytest.mark.gpu,

@@ -36,7 +36,7 @@ EXCEPTION = ("model", "trainer")
 # Packages that a file imports when it is used, with a message that says how to install them.
 OPTIONAL = {"tools/plot": {"matplotlib"}, "loggers": {"torch", "mlflow", "wandb"}}
 STANDARD_LIBRARY_ONLY = {"state", "version", "hooks", "loggers", "option_rules"}
-STANDARD_LIBRARY_ONLY |= {"engine/schedule", "engine/clock", "runtime/signals"}
+STANDARD_LIBRARY_ONLY |= {"training/due", "training/clock", "processes/signals"}
 
 
 def imports(source):
@@ -73,7 +73,7 @@ def test_imports_are_seen_in_every_form():
 import torch.nn as nn, os.path
 from helios_lite.runtime import rng, distributed as d
 from helios_lite.data import Split
-import helios_lite.engine.console
+import helios_lite.display.console
 from . import model
 from .hooks import Hooks
 def late():
@@ -83,7 +83,7 @@ if TYPE_CHECKING:
     from helios_lite.trainer import Trainer
 from helios_lite import __version__
 """
-    inside = {"runtime/rng", "runtime/distributed", "data", "engine/console", "model", "hooks", "trainer", "__init__"}
+    inside = {"processes/rng", "processes/world", "data", "display/console", "model", "hooks", "trainer", "__init__"}
     assert imports(source) == (inside, {"torch", "os", "rich", "numpy"})
 
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 from helpers.models import Tiny, data, quiet
 
-from helios_lite.engine.throughput import is_measured
 from helios_lite.loggers import JsonlLogger, Logger, MLflowLogger, TensorBoardLogger, WandbLogger
-from helios_lite.runtime.metrics_file import append_evaluation
+from helios_lite.metrics.measurements import is_measured
+from helios_lite.metrics.rows import append_evaluation
 
 EXTRAS = {"tensorboard", "mlflow", "wandb"}
 ROWS = [{"step": step, "train/loss": 1 / step} for step in (1, 2, 3)]

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, TensorDataset
 
 from helios_lite import DataModule, Model, Split, Trainer
-from helios_lite.runtime import checkpoint_files
+from helios_lite.checkpoints import naming
 
 HOOKS = {
     "setup": "fast_init=False",
@@ -379,9 +379,9 @@ def test_the_longest_save_name_trains_and_resumes_with_any_counters(save_name, t
     for max_steps in (1, 2):
         result = quiet(root=tmp_path, max_steps=max_steps).fit(Tiny(save_name), data())
         assert result.state.step == max_steps
-    name = checkpoint_files.file_name(save_name, 2**63, 2**63, lambda name: name + "x" * 300)
+    name = naming.file_name(save_name, 2**63, 2**63, lambda name: name + "x" * 300)
     assert len(name) <= 255
-    assert checkpoint_files.counters(name, save_name) == (2**63, 2**63)
+    assert naming.counters(name, save_name) == (2**63, 2**63)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has the device")

@@ -15,9 +15,9 @@ from helpers.models import Tiny, data
 import helios_lite
 from helios_lite import Callback, Trainer
 from helios_lite.callbacks import EMA, ActivationStatistics, DeviceMemory, Profile
+from helios_lite.checkpoints.files import CheckpointError, to_serializable
 from helios_lite.config import ConfigError, ConfigTypeError
 from helios_lite.loggers import JsonlLogger, TensorBoardLogger
-from helios_lite.runtime.checkpoint_files import CheckpointError, to_serializable
 
 FIELDS = {field.name for field in dataclasses.fields(Trainer)}
 

@@ -16,8 +16,8 @@ from helpers.processes import TESTS, run_python
 from torch.utils.data import DataLoader
 
 from helios_lite import DataModule, Split
-from helios_lite.engine.loaders import make_loader
-from helios_lite.runtime.distributed import World
+from helios_lite.loading.loaders import make_loader
+from helios_lite.processes.world import World
 from helios_lite.samplers import BucketBatchSampler
 
 LENGTHS = [1 + index * 37 % 50 for index in range(230)]

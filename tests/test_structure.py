@@ -29,17 +29,17 @@ BASES = {
 
 # Who writes the counters of `TrainingState`, if not the loop.
 COUNTERS = {
-    "seconds": "engine/clock.py",
-    "best_score": "engine/monitoring.py",
-    "best_step": "engine/monitoring.py",
-    "early_stop_count": "engine/monitoring.py",
+    "seconds": "training/clock.py",
+    "best_score": "training/monitor.py",
+    "best_step": "training/monitor.py",
+    "early_stop_count": "training/monitor.py",
 }
 
 # Functions that may be longer than a screen.
 LONG = {"run_batches"}
 MAX_FUNCTION_LINES, MAX_MODULE_LINES = 60, 400
 
-READ_FIRST = ["model.py", "hooks.py", "data.py", "trainer.py", "engine/training.py"]
+READ_FIRST = ["model.py", "hooks.py", "data.py", "trainer.py", "training/loop.py"]
 MAX_LINES_READ_FIRST = 1000
 
 
@@ -112,7 +112,7 @@ def test_no_attribute_is_assigned_outside_of_its_class(file: str) -> None:
         if owner in ("self", "cls") or owner.startswith("torch."):
             continue
         if owner.split(".")[-1] in ("state", "_state"):
-            assert file == COUNTERS.get(target.attr, "engine/training.py"), f"{file}:{target.lineno}"
+            assert file == COUNTERS.get(target.attr, "training/loop.py"), f"{file}:{target.lineno}"
             continue
         assert target.attr not in owners, f"{file}:{target.lineno}: {ast.unparse(target)}"
 

@@ -8,19 +8,17 @@ import select
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from inspect import getdoc
 from pathlib import Path
 from typing import Any, NoReturn
 
 from helios_lite.config import ConfigError
-from helios_lite.tools.audit.command import audit
-from helios_lite.tools.consolidate import consolidate
+from helios_lite.tools.checkpoints import consolidate, inspect
 from helios_lite.tools.diff import diff
-from helios_lite.tools.env import env
-from helios_lite.tools.errors import UsageError
-from helios_lite.tools.inspect import inspect
 from helios_lite.tools.plot import plot
-from helios_lite.tools.runs import fit, predict, replay, test
+from helios_lite.tools.runs import audit, fit, predict, replay, test
+from helios_lite.tools.usage import UsageError
 from helios_lite.version import __version__
 
 _OVERRIDES = """
@@ -177,3 +175,13 @@ def _toml_value(text: str) -> Any:
     except tomllib.TOMLDecodeError:
         return text
     return table["value"] if len(table) == 1 else text
+
+
+def env(arguments: argparse.Namespace) -> None:
+    """Print what a bug report needs: versions, and what `python -m torch.utils.collect_env` finds."""
+    from torch.utils.collect_env import get_pretty_env_info
+
+    print(f"helios_lite version: {__version__}")
+    for package in ("tqdm", "rich"):
+        print(f"{package} version: {metadata.version(package)}")
+    print(get_pretty_env_info())  # type: ignore[no-untyped-call]

@@ -14,20 +14,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from helios_lite.engine import console
-from helios_lite.engine.throughput import is_measured
-from helios_lite.runtime import checkpoint_files, rng, sample_order
-from helios_lite.runtime.read_checkpoint import read_checkpoint
-from helios_lite.tools.errors import UsageError
-from helios_lite.tools.nested import leaves
-from helios_lite.tools.tables import make_table, printable
+from helios_lite.checkpoints import files, naming
+from helios_lite.checkpoints.reading import read_checkpoint
+from helios_lite.display import console
+from helios_lite.display.console import make_table, printable
+from helios_lite.loading import sample_order
+from helios_lite.metrics.measurements import is_measured
+from helios_lite.nested import leaves
+from helios_lite.processes import rng
+from helios_lite.tools.usage import UsageError
 
 _WHERE_ONLY = {"trainer.root", "trainer.run_name", "trainer.progress", "trainer.print_banner", "trainer.log_level"}
 """Options that say where a run writes and what is seen of it."""
 _LIMITS = ("steps_per_epoch", "limit_train_batches", "overfit_batches")
 _MOST_SHOWN = 16  # How many sample indices are shown.
 _MOST_SORTED = 10**8  # The length of a dataset whose order is worked out.
-
 Row = dict[str, Any]
 Difference = tuple[str, str, str]
 """A name, and what each of two runs has."""
@@ -193,9 +194,9 @@ def _checkpoints(folder: Path) -> dict[int, Path]:
     """Return the checkpoints of a run folder by their step, the last one of each."""
     folder = folder / "checkpoints"
     found: dict[int, Path] = {}
-    for name in checkpoint_files.save_names(folder) if folder.is_dir() else ():
-        for path in checkpoint_files.find(folder, name):
-            counters = checkpoint_files.counters(path.name, name)
+    for name in naming.save_names(folder) if folder.is_dir() else ():
+        for path in naming.find(folder, name):
+            counters = naming.counters(path.name, name)
             if counters is not None:
                 found.setdefault(counters[0], path)
     return found
@@ -204,7 +205,7 @@ def _checkpoints(folder: Path) -> dict[int, Path]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         return read_checkpoint(path)
-    except (checkpoint_files.CheckpointError, OSError) as error:
+    except (files.CheckpointError, OSError) as error:
         raise UsageError(str(error)) from error
 
 

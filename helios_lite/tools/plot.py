@@ -10,14 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from helios_lite.tools.errors import UsageError
+from helios_lite.tools.usage import UsageError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Curves: TypeAlias = dict[str, list[tuple[int, float]]]  # The points of each metric: the step and the value.
-
 _MAX_METRICS = 24  # One figure with more plots is hard to read.
 
 

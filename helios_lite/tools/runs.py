@@ -1,20 +1,29 @@
-"""The commands `fit`, `test`, `predict` and `replay`, which run what a TOML file describes."""
+"""The commands that run what a TOML file describes: `fit`, `test`, `predict`, `replay` and `audit`."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from helios_lite.checkpoints import files, naming
 from helios_lite.config import load
 from helios_lite.data import DataModule
-from helios_lite.engine import console
-from helios_lite.engine.session import run_folder
+from helios_lite.display import console
+from helios_lite.display.console import make_table
 from helios_lite.model import Model
-from helios_lite.runtime import checkpoint_files
-from helios_lite.tools.errors import UsageError, require_checkpoint, require_file
+from helios_lite.tools import audit as audit_tool
+from helios_lite.tools.usage import UsageError, require_checkpoint, require_file
 from helios_lite.trainer import Trainer
+from helios_lite.training.session import run_folder
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def fit(arguments: argparse.Namespace) -> None:
@@ -65,7 +74,7 @@ def _usage_errors() -> Iterator[None]:
     """Context in which a checkpoint that cannot be read is wrong usage."""
     try:
         yield
-    except checkpoint_files.CheckpointError as error:
+    except files.CheckpointError as error:
         raise UsageError(str(error)) from error
 
 
@@ -83,6 +92,36 @@ def _require_checkpoint(name: str, trainer: Trainer, model: Model) -> None:
     if trainer.fast_dev_run or type(model).load_for_testing is not Model.load_for_testing:
         return  # The model is used without a checkpoint of the run.
     folder = run_folder(trainer, model)
-    if folder is None or not checkpoint_files.find(folder / "checkpoints", model.save_name):
+    if folder is None or not naming.find(folder / "checkpoints", model.save_name):
         run = "a run without files" if folder is None else folder
         raise UsageError(f"{run} has no checkpoint; train first, or name one with --checkpoint PATH")
+
+
+def audit(arguments: argparse.Namespace) -> None:
+    """Train the program that a TOML file describes for a few updates in many ways, and compare them: a right program
+    resumes bit for bit, has the gradient of a large batch with micro-batches, and so on. The exit status is 1 if a
+    relation breaks. The run folder is not used.
+    """
+    require_file(arguments.file)
+    only = [name for names in arguments.only or () for name in names.split(",")] or None
+    try:
+        findings = audit_tool.audit(arguments.file, only, arguments.devices, overrides=arguments.overrides)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if arguments.json:
+        print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
+    else:
+        console.show_table(findings_table(findings))
+    if any(finding.result == "breaks" for finding in findings):
+        sys.exit(1)
+
+
+def findings_table(findings: Sequence[audit_tool.Finding]) -> Table:
+    """Return a table of what an audit has found."""
+    statements = {relation.name: relation.statement for relation in audit_tool.RELATIONS}
+    rows = []
+    for finding in findings:
+        text = f"{statements[finding.relation]}\n{finding.text}" if finding.result == "breaks" else finding.text
+        causes = f"\nusual causes: {finding.causes}" if finding.causes else ""
+        rows.append([finding.relation, finding.result, text + causes])
+    return make_table(["relation", "result", "what was compared, or what differs"], rows)

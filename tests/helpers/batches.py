@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from helios_lite.engine.batches import Batch
+from helios_lite.loading.batches import Batch
 
 
 class NamedBatch(NamedTuple):
-    """See `helios_lite.engine.batches.Batch`."""
+    """See `helios_lite.loading.batches.Batch`."""
 
     data: Any
     size: int

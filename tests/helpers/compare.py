@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from helios_lite import Model
-from helios_lite.engine.throughput import is_measured
-from helios_lite.runtime.read_checkpoint import read_checkpoint
-from helios_lite.runtime.sharding import full_tensor
+from helios_lite.checkpoints.reading import read_checkpoint
+from helios_lite.metrics.measurements import is_measured
+from helios_lite.networks.dtensors import full_tensor
 
 
 def same(a: Any, b: Any) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from helios_lite import FitResult
-from helios_lite.runtime import checkpoint_files
+from helios_lite.checkpoints import files, naming
 from helpers import resumable
 from helpers.compare import same
 from helpers.processes import deadline
@@ -41,7 +41,7 @@ class Original:
         (self.root / "rich/checkpoints/.rich_epoch_0_iter_2.pth.1.tmp").write_bytes(b"half")
         self.expected = resumable.outcome(whole)
         self.contents, self.scores = {}, []
-        for path in checkpoint_files.find(self.root / "rich/checkpoints", "rich"):
+        for path in naming.find(self.root / "rich/checkpoints", "rich"):
             content = torch.load(path, weights_only=True)
             self.contents[content["state"]["step"], content["state"]["epoch"]] = content
             model = resumable.Rich(self.root / "indices")
@@ -178,7 +178,7 @@ class Case:
 
     def resume(self) -> list[str]:
         """Resume to the end."""
-        valid, before = self.valid_files(), checkpoint_files.find(self.run / "checkpoints", "rich")
+        valid, before = self.valid_files(), naming.find(self.run / "checkpoints", "rich")
         self.log.messages.clear()
         model = resumable.Rich(self.root / "indices")
         result = resumable.trainer(self.root, **OPTIONS).fit(model, resumable.data())
@@ -201,8 +201,8 @@ class Case:
         if best is None:
             return []
         try:
-            step = checkpoint_files.read_file(best)["state"]["step"]
-        except checkpoint_files.CheckpointError as error:
+            step = files.read_file(best)["state"]["step"]
+        except files.CheckpointError as error:
             return [] if str(best) in str(error) else [f"{error}: does not name {best}"]
         return [] if step == result.state.best_step else [f"{best} is not the best"]
 
@@ -224,7 +224,7 @@ class Case:
 
     def valid_files(self) -> list[Path]:
         """Return the files, newest first, that hold bit for bit what their name says. Appended bytes do not matter."""
-        return [path for path in checkpoint_files.find(self.run / "checkpoints", "rich") if self.is_valid(path)]
+        return [path for path in naming.find(self.run / "checkpoints", "rich") if self.is_valid(path)]
 
     def is_valid(self, path: Path) -> bool:
         epoch, step = map(int, re.findall(r"_(?:epoch|iter)_(\d+)", path.name))

@@ -8,8 +8,8 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from helios_lite import DataModule, Model, Split, Trainer
+from helios_lite.checkpoints.files import FORMAT_VERSION
 from helios_lite.hooks import Hooks
-from helios_lite.runtime.checkpoint_files import FORMAT_VERSION
 
 HOOKS = [name for name in vars(Hooks) if not name.startswith("_")]
 

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from helios_lite.runtime.distributed import World, join_world
-from helios_lite.runtime.launch import launch
+from helios_lite.processes.launch import launch
+from helios_lite.processes.world import World, join_world
 
 Function = TypeVar("Function", bound=Callable[[Path, World], Any])
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from helios_lite import Model
-from helios_lite.runtime.sharding import full_tensor, is_dtensor
+from helios_lite.networks.dtensors import full_tensor, is_dtensor
 from helpers.models import data, quiet
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from helios_lite import DataModule, Trainer
-from helios_lite.runtime.distributed import join_world
-from helios_lite.runtime.rank_process import WorkerInterrupted
+from helios_lite.processes.worker import WorkerInterrupted
+from helios_lite.processes.world import join_world
 from helpers import models
 from helpers.compare import saved
 from helpers.models import Plain, Tiny, quiet

@@ -11,7 +11,7 @@ from helpers.models import Indices, quiet
 from torch import nn
 
 from helios_lite import DataModule, Model, Split
-from helios_lite.runtime import checkpoint_files
+from helios_lite.checkpoints import files
 from helios_lite.tools.command import main
 
 
@@ -156,7 +156,7 @@ def test_the_update_that_read_another_sample_is_the_one_that_is_named(first: Pat
 
 
 def seed_of_epoch_0() -> int:
-    from helios_lite.runtime.rng import derive_seed
+    from helios_lite.processes.rng import derive_seed
 
     return derive_seed(0, 0)
 
@@ -168,7 +168,7 @@ def test_the_sign_of_a_zero_and_a_nan_are_differences(first: Path, tmp_path: Pat
         path = next(other.glob("checkpoints/*_iter_4*"))
         content = torch.load(path, weights_only=True)
         content["model"]["net"]["bias"] = change(torch.zeros(1)) * 1
-        checkpoint_files.write_file(content, path)
+        files.write_file(content, path)
         status, text = told(capsys, first, other)
         assert status == 1
         assert "at step 4 model.net.bias differs in 1 of 1 elements" in text

@@ -11,12 +11,11 @@ from typing import Any
 
 from helios_lite.data import DataModule
 from helios_lite.model import Model
-from helios_lite.runtime.main_module import leave_if_importing
+from helios_lite.processes.launch import leave_if_importing
 from helios_lite.tools.audit import bits
-from helios_lite.tools.audit.finding import Break, Finding, NotApplicable
 from helios_lite.tools.audit.processes import Trials
 from helios_lite.tools.audit.relations import RELATIONS, Relation
-from helios_lite.tools.audit.trial import Source
+from helios_lite.tools.audit.trial import Break, Finding, NotApplicable, Source
 from helios_lite.trainer import Trainer
 
 __all__ = ["RELATIONS", "Finding", "Relation", "audit"]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from helios_lite.tools.audit.finding import Break, NotApplicable
 from helios_lite.tools.audit.processes import Trials
 from helios_lite.tools.audit.record import Record, Update
-from helios_lite.tools.audit.trial import Trial
+from helios_lite.tools.audit.trial import Break, NotApplicable, Trial
 
 BASE = Trial("as it is")
 """The program as it is, with small epochs."""

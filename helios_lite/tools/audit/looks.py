@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from helios_lite.tools.audit.bits import BASE, base
-from helios_lite.tools.audit.finding import Break, NotApplicable
 from helios_lite.tools.audit.processes import Trials
 from helios_lite.tools.audit.record import Record
-from helios_lite.tools.audit.trial import EPOCH_UPDATES, Trial
+from helios_lite.tools.audit.trial import EPOCH_UPDATES, Break, NotApplicable, Trial
 
 _TOLERANCE = 1e-5  # Relative difference of metrics that were computed again in another process.
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from helios_lite.tools.nested import leaves
+from helios_lite.nested import leaves
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,16 +14,14 @@ from torch.optim import Optimizer
 from torch.utils.data import default_collate
 
 from helios_lite.callbacks import Callback
-from helios_lite.runtime.parallel import unwrap_model
-from helios_lite.runtime.stateful import named_networks, stateful_parts
+from helios_lite.model_internals.attributes import named_networks, stateful_parts
+from helios_lite.nested import leaves
+from helios_lite.networks.parallel import unwrap_model
 from helios_lite.state import TrainingState
-from helios_lite.tools.audit.modes import ModeWatch, frozen_buffers
-from helios_lite.tools.audit.optimizers import OptimizerWatch
+from helios_lite.tools.audit.program_data import SampleReader, change_splits, describe_splits
 from helios_lite.tools.audit.record import Facts, Record, SampleRead, Update, digest, place_not_finite
-from helios_lite.tools.audit.samples import SampleReader
-from helios_lite.tools.audit.splits import change_splits, describe_splits
 from helios_lite.tools.audit.trial import Trial
-from helios_lite.tools.nested import leaves
+from helios_lite.tools.audit.watches import ModeWatch, OptimizerWatch, frozen_buffers
 
 _HELD_OUT = 128  # Samples at most.
 

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from helios_lite.tools.audit.bits import base
-from helios_lite.tools.audit.finding import Break, NotApplicable
 from helios_lite.tools.audit.processes import Trials
 from helios_lite.tools.audit.record import Facts, Record
-from helios_lite.tools.audit.trial import EPOCH_UPDATES, Trial
+from helios_lite.tools.audit.trial import EPOCH_UPDATES, Break, NotApplicable, Trial
 
 TOLERANCE = 1e-3
 """Relative difference of gradients and losses below which the order of the sums explains it."""

@@ -1,11 +1,11 @@
-"""What one training of an audit changes in the program, and where the program comes from."""
+"""What one training of an audit changes in the program, where the program comes from, and what an audit says of it."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from helios_lite.config import load
 from helios_lite.data import DataModule
@@ -14,7 +14,6 @@ from helios_lite.trainer import Trainer
 
 EPOCH_UPDATES = 4
 """The updates of an epoch of a trial, so that a few updates pass the end of an epoch."""
-
 Program = tuple[Trainer, Model, DataModule]
 
 
@@ -81,3 +80,28 @@ class Trial:
     processes: int = 1
     changes_hash_seed: bool = False
     loads_checkpoint: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """Whether a relation holds for a program.
+
+    Attributes:
+        relation: the name of the relation.
+        result: "holds", "breaks" or "not applicable".
+        text: what was compared; for a break what differs first; why the relation is not applicable.
+        causes: what usually causes a break; empty if there is none.
+    """
+
+    relation: str
+    result: Literal["holds", "breaks", "not applicable"]
+    text: str
+    causes: str = ""
+
+
+class Break(Exception):
+    """A relation does not hold; the message says what differs first."""
+
+
+class NotApplicable(Exception):
+    """A relation cannot be judged for a program; the message says why."""

@@ -1,0 +1,88 @@
+"""A call of `validate` or `test`."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from pathlib import Path
+
+from helios_lite.checkpoints.reading import evaluation_state
+from helios_lite.display import console
+from helios_lite.display.lines import with_limits
+from helios_lite.metrics.rows import append_evaluation
+from helios_lite.state import TrainingState
+from helios_lite.training.evaluator import Evaluator
+from helios_lite.training.resuming import load_checkpoint
+from helios_lite.training.run_loggers import RunLoggers
+from helios_lite.training.session import Session
+
+logger = logging.getLogger("helios_lite")
+
+
+def run_evaluation(session: Session, phase: str, choice: str | os.PathLike[str] | None) -> dict[str, float]:
+    """Do a call of `validate` or `test`, and return the metrics. Call on every rank.
+
+    Args:
+        session: the session.
+        phase: "valid" or "test".
+        choice: "best", "last", a path, or None for the weights that the model has.
+    """
+    model, options = session.model, session.options
+    with RunLoggers(options.loggers, is_main=session.world.is_main, is_training=False) as loggers:
+        session.setup(fast_init=True)
+        loaders = session.loaders(phase)
+        if not loaders:
+            raise ValueError(f"the datamodule has no {phase} split")
+        path, state = load_for_evaluation(session, choice)
+        metrics = Evaluator(session).evaluate(phase, loaders, cycle=1, limit=1 if options.fast_dev_run else None)
+        session.context.record(metrics)
+        model.eval()
+        session.progress.close()
+        title = with_limits(phase if path is None else f"{phase} of {path.name}", options, phase)
+        if session.world.is_main:
+            row = {"epoch": state.epoch, "seconds": state.seconds, **metrics}
+            _write_row(session, loggers, phase, path, state.step, row)
+            logger.debug("%s: %s", title, console.metrics_text(metrics))
+        if session.prints:
+            console.show_metrics(title, metrics)
+    return metrics
+
+
+def load_for_evaluation(session: Session, choice: str | os.PathLike[str] | None) -> tuple[Path | None, TrainingState]:
+    """Give the model the weights to evaluate, and return the path and the counters of their checkpoint.
+
+    Call on every rank, after `setup`. The path is None if the weights are of no checkpoint.
+    """
+    model, state = session.model, TrainingState()
+    found = None if choice is None else load_checkpoint(session, choice, for_evaluation=True)
+    if found is None:
+        if choice is not None or not session.was_set_up:
+            model.load_for_testing()
+        return None, state
+    path, content = found
+    state.load_state_dict(content["state"])
+    # Averaged weights are tested as they were validated, also without the callback that has averaged them.
+    model.load_state_dict(evaluation_state(content), fast_init=True)
+    session.hooks.load_state_dict(content["callbacks"], warn_unknown=False)
+    return path, state
+
+
+def _write_row(
+    session: Session, loggers: RunLoggers, phase: str, path: Path | None, step: int, row: dict[str, float]
+) -> None:
+    """Append the row of an evaluation to metrics.jsonl and send it to the loggers, unless a training is running there.
+
+    The result does not depend on it: a folder that cannot be written to is a warning.
+    """
+    kind = "validate" if phase == "valid" else phase
+    with contextlib.ExitStack() as stack:
+        if session.folder is not None and session.checkpoints is not None:
+            try:
+                stack.enter_context(session.checkpoints.locked())
+                checkpoint = None if path is None else path.name
+                append_evaluation(session.folder / "metrics.jsonl", row, step, kind=kind, checkpoint=checkpoint)
+            except (OSError, RuntimeError) as error:
+                logger.warning("no row of this %s is written to metrics.jsonl and the loggers: %s", kind, error)
+                return
+        loggers.log_metrics(row, step)

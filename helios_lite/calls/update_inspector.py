@@ -1,0 +1,398 @@
+"""Looks at one update of a training, and ends the training after it; finds what is not finite in it."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from helios_lite.callbacks import Callback
+from helios_lite.calls.replay_result import Replay, ReplayedBatch
+from helios_lite.loading.split_loader import SplitLoader
+from helios_lite.model_internals.attributes import named_networks, stateful_parts
+from helios_lite.networks.dtensors import full_tensor, is_dtensor
+from helios_lite.networks.parallel import unwrap_model
+from helios_lite.processes import rng
+from helios_lite.processes.devices import DeviceMover
+from helios_lite.state import TrainingState
+from helios_lite.training.loop import Training
+
+
+class NotFiniteFinder:
+    """Finds the first module with an output that is not finite, or else the first with such a gradient.
+
+    Attributes:
+        first: where it is, None if all is finite.
+    """
+
+    def __init__(self) -> None:
+        self.first: str | None = None
+
+    def note(self, where: str) -> None:
+        """Note a place, if there is none before it."""
+        if self.first is None:
+            self.first = where
+
+    @contextlib.contextmanager
+    def watching(self, networks: dict[str, nn.Module]) -> Iterator[None]:
+        """Context in which the modules of networks are watched."""
+        with contextlib.ExitStack() as stack:
+            for name, net in networks.items():
+                for path, module in net.named_modules():
+                    handle = module.register_forward_hook(self._hook(f"{name}.{path}" if path else name))
+                    stack.callback(handle.remove)
+            yield
+
+    def _hook(self, path: str) -> Callable[..., None]:
+        def look(module: nn.Module, inputs: Any, output: Any) -> None:
+            for tensor in _tensors(output):
+                if not tensor.isfinite().all():
+                    self.note(f"the output of {path}" + ("" if _is_finite(inputs) else ", whose input is not finite"))
+                elif tensor.requires_grad:
+                    tensor.register_hook(  # type: ignore[no-untyped-call]
+                        lambda gradient: None if gradient.isfinite().all() else self.note(f"the gradient at {path}")
+                    )
+
+        return look
+
+
+NO_SAMPLE = object()
+"""What `sample_of` returns for a batch that cannot be divided."""
+
+
+def sample_of(value: Any, position: int, size: int) -> Any:
+    """Return one sample of a batch as a batch of one; `NO_SAMPLE` if a part has another first dimension."""
+    if isinstance(value, Tensor):
+        return value[position : position + 1] if value.ndim > 0 and len(value) == size else NO_SAMPLE
+    if isinstance(value, dict):
+        parts = {name: sample_of(part, position, size) for name, part in value.items()}
+        return NO_SAMPLE if any(part is NO_SAMPLE for part in parts.values()) else parts
+    if isinstance(value, list | tuple):
+        if len(value) == size and not any(isinstance(part, Tensor | list | tuple | dict) for part in value):
+            return value[position : position + 1]
+        parts_list = [sample_of(part, position, size) for part in value]
+        if any(part is NO_SAMPLE for part in parts_list):
+            return NO_SAMPLE
+        return type(value)(*parts_list) if hasattr(value, "_fields") else type(value)(parts_list)
+    return NO_SAMPLE
+
+
+def samples_not_finite(batch: Any, size: int) -> list[int]:
+    """Return the positions of the samples of a batch that have a value that is not finite."""
+    found = set()
+    for tensor in _tensors(batch):
+        if tensor.ndim > 0 and len(tensor) == size:
+            bad = ~tensor.isfinite().flatten(1).all(1) if tensor.ndim > 1 else ~tensor.isfinite()
+            found |= set(bad.nonzero().flatten().tolist())
+    return sorted(found)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors of floating-point or complex numbers in nested containers."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point() or value.is_complex():
+            yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _tensors(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors(part)
+
+
+def _is_finite(value: Any) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in _tensors(value))
+
+
+_MAX_SAMPLES = 4096  # The samples of a batch of which the losses are computed one by one.
+_TOLERANCE = 1e-3  # Relative difference of a batch's loss and the mean of its samples' losses.
+
+
+class Inspected(Exception):
+    """Raised after the update, to end the training."""
+
+
+class EarlierUpdateFound(Exception):
+    """Raised after an update before the one to inspect whose loss is not finite; its argument is the number."""
+
+
+class _Part(NamedTuple):
+    """A micro-batch of the update, on the device, and what is needed to compute it again."""
+
+    data: Any
+    size: int
+    indices: Tensor | None
+    rng_state: dict[str, Any]
+    losses: list[float]
+    weights: list[float | None]
+
+
+class UpdateInspector(Callback):
+    """Records one update; it must be the last callback. Nothing is touched before the update is done.
+
+    What needs more than looking (the losses of samples, the first module that is not finite) is computed again
+    afterwards, from the weights and the RNG states before the update.
+
+    Args:
+        step: the number of the update, from 1.
+        started_at: the update after which the training begins.
+        checks_finite: whether to look for an earlier update whose loss is not finite.
+    """
+
+    def __init__(self, step: int, started_at: int, checks_finite: bool) -> None:
+        self._step, self._started_at, self._checks_finite = step, started_at, checks_finite
+        self._training: Training | None = None
+        self._taken = 0  # Batches begun since the loader was asked for its present epoch.
+        self._num_done = 0  # Updates before the present batch.
+        self._loader: Any = None
+        self._parts: list[_Part] = []
+        self._before: list[Tensor] = []
+        self._names: dict[int, str] = {}
+        self._rates: dict[str, float] = {}
+        self._norms: dict[str, float] = {}
+        self._logged: dict[str, float] = {}
+        self._records = self._is_probing = False
+        self._runs_backward = False  # While probing.
+        self._probed: list[float] = []
+        self._originals: dict[str, Callable[..., Any]] = {}
+        self.result: Replay | None = None
+
+    def watch(self, training: Training) -> None:
+        """Use a training, which has not begun."""
+        self._training = training
+
+    def unwrap(self) -> None:
+        """Remove what `on_training_start` has put among the attributes of the model."""
+        for name in self._originals:
+            vars(self.model).pop(name, None)
+
+    # Hooks.
+
+    def on_training_start(self) -> None:
+        """Wrap what the model calls, among its attributes."""
+        model = self.model
+        names = ("train_step", "backward", "optimizer_step", "log")
+        self._originals = {name: getattr(model, name) for name in names}
+        wrappers = (self._train_step, self._backward, self._optimizer_step, self._log)
+        vars(model).update(zip(names, wrappers, strict=True))
+
+    def on_training_epoch_start(self, current_epoch: int) -> None:
+        """Count the batches of the loader, which may be a new one."""
+        assert self._training is not None
+        loader: Any = self._training.train_data.loader()
+        if loader is self._loader:
+            return
+        self._loader, original = loader, loader.epoch
+
+        def epoch(*args: Any, **kwargs: Any) -> Any:
+            self._taken = 0
+            return original(*args, **kwargs)
+
+        vars(loader).update(epoch=epoch)
+
+    def on_training_batch_start(self, state: TrainingState) -> None:
+        """Begin to record, if the update to inspect begins."""
+        self._taken += 1
+        self._num_done = state.step
+        if state.step != self._step - 1:
+            return
+        precision = self.model._context.precision
+        if not self._records:
+            self._records = True
+            self._before = [value.detach().clone() for value in self._values()]
+            for name, net in named_networks(self.model).items():
+                self._names.update((id(p), f"{name}.{path}") for path, p in unwrap_model(net).named_parameters())
+            for name, part in stateful_parts(self.model):
+                if isinstance(part, Optimizer):
+                    part.register_step_pre_hook(self._before_step(name))
+        precision.add_gradient_report(self._note_gradients)
+
+    def on_training_batch_end(self, state: TrainingState, should_log: bool = False) -> None:
+        """End the training after the update to inspect, or after an earlier one whose loss is not finite."""
+        if state.step >= self._step:
+            self.result = self._inspect(state)
+            raise Inspected
+        world = self.model._context.world
+        loss = self.model._context.precision.last_loss
+        if self._records or not self._checks_finite:
+            return
+        if any(world.gather(loss is not None and not math.isfinite(float(loss.detach())))):
+            raise EarlierUpdateFound(self._num_done + 1)
+
+    # What the model calls.
+
+    def _train_step(self, batch: Any, state: TrainingState) -> None:
+        if self._records and not self._is_probing:
+            context, indices = self.model._context, None
+            if isinstance(self._loader, SplitLoader):
+                indices = next(itertools.islice(self._loader.indices(), self._taken - 1, None)).clone()
+            size = context._batch_size
+            self._parts.append(_Part(batch, size, indices, rng.get_state(context.device), [], []))
+        self._originals["train_step"](batch, state)
+
+    def _backward(self, loss: Tensor, weight: Tensor | float | None = None) -> None:
+        if self._is_probing:
+            self._probed.append(float(loss.detach()))
+            if self._runs_backward:
+                loss.backward()  # type: ignore[no-untyped-call]
+            return
+        if self._records:
+            self._parts[-1].losses.append(float(loss.detach()))
+            self._parts[-1].weights.append(None if weight is None else float(weight))
+        self._originals["backward"](loss, weight)
+
+    def _optimizer_step(self, *args: Any, **kwargs: Any) -> bool:
+        return not self._is_probing and bool(self._originals["optimizer_step"](*args, **kwargs))
+
+    def _log(self, name: str, value: Tensor | float, *args: Any, **kwargs: Any) -> None:
+        if self._is_probing:
+            return
+        if self._records:
+            self._logged[name] = float(value.detach()) if isinstance(value, Tensor) else float(value)
+        self._originals["log"](name, value, *args, **kwargs)
+
+    # The optimizers.
+
+    def _before_step(self, name: str) -> Callable[..., None]:
+        def note(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+            if self._is_probing:
+                return
+            several = len(optimizer.param_groups) > 1
+            for i, group in enumerate(optimizer.param_groups):
+                self._rates[f"{name}/{i}" if several else name] = float(group.get("lr", math.nan))
+            with_gradient = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            if any(self._names.get(id(p)) not in self._norms for p in with_gradient):  # It did not use optimizer_step.
+                self._note_gradients(optimizer, with_gradient, None)
+
+        return note
+
+    def _note_gradients(self, optimizer: Optimizer, parameters: list[Tensor], norm: Any) -> None:
+        for parameter in parameters:
+            assert parameter.grad is not None
+            name = self._names.get(id(parameter), "a parameter of no network")
+            self._norms.setdefault(name, float(full_tensor(parameter.grad.detach().float().norm())))
+
+    # After the update.
+
+    def _inspect(self, state: TrainingState) -> Replay:
+        """Return what the update shows. Call on every rank."""
+        world = self.model._context.world
+        numbers = [*self._norms.values(), *(loss for part in self._parts for loss in part.losses)]
+        finite_parts = [samples_not_finite(part.data, part.size) for part in self._parts]
+        is_odd = not all(map(math.isfinite, numbers)) or any(finite_parts)
+        after = [value.detach().clone() for value in self._values()]
+        first, details = None, []
+        with self._probing():
+            if any(world.gather(is_odd)):
+                first = self._find_first_not_finite(state)
+            for part, bad in zip(self._parts, finite_parts, strict=True):
+                losses, why = self._sample_losses(part, state)
+                bad_losses = (
+                    [] if losses is None else [i for i, x in enumerate(losses.tolist()) if not math.isfinite(x)]
+                )
+                details.append((losses, why, tuple(sorted({*bad, *bad_losses}))))
+        self._write_back(after)
+        to_cpu = DeviceMover(torch.device("cpu"))
+        mine = [
+            ReplayedBatch(
+                world.rank,
+                to_cpu(part.data),
+                part.indices,
+                tuple(part.losses),
+                part.weights[-1] if part.weights else None,
+                *detail,
+            )
+            for part, detail in zip(self._parts, details, strict=True)
+        ]
+        everything = world.gather((mine, first))
+        return Replay(
+            step=self._step,
+            epoch=state.epoch + 1,
+            started_at=self._started_at,
+            batches=tuple(batch for batches, _ in everything for batch in batches),
+            learning_rates=self._rates,
+            gradient_norms=self._norms,
+            logged=self._logged,
+            first_not_finite=next((text for _, text in everything if text is not None), None),
+        )
+
+    def _values(self) -> Iterator[Tensor]:
+        for net in named_networks(self.model).values():
+            for value in [*unwrap_model(net).parameters(), *unwrap_model(net).buffers()]:
+                yield value.to_local() if is_dtensor(value) else value  # type: ignore[attr-defined]
+
+    def _write_back(self, values: list[Tensor]) -> None:
+        with torch.no_grad():
+            for value, kept in zip(self._values(), values, strict=True):
+                value.copy_(kept)
+
+    @contextlib.contextmanager
+    def _probing(self) -> Iterator[None]:
+        """Context in which steps update nothing, and after which there are no gradients."""
+        self._is_probing = True
+        try:
+            yield
+        finally:
+            self._is_probing = False
+            for net in named_networks(self.model).values():
+                unwrap_model(net).zero_grad(set_to_none=True)
+
+    def _find_first_not_finite(self, state: TrainingState) -> str | None:
+        """Compute the update again, and return the first module that is not finite. Call on every rank."""
+        self._write_back(self._before)
+        self._runs_backward = True
+        finder = NotFiniteFinder()
+        try:
+            with finder.watching({name: unwrap_model(net) for name, net in named_networks(self.model).items()}):
+                for part in self._parts:
+                    rng.set_state(part.rng_state, self.model.device)
+                    if samples_not_finite(part.data, part.size):
+                        finder.note("the batch itself")
+                    self._originals["train_step"](part.data, state)
+        finally:
+            self._runs_backward = False
+        return finder.first
+
+    def _sample_losses(self, part: _Part, state: TrainingState) -> tuple[Tensor | None, str]:
+        """Return the loss of each sample alone, or why there is none."""
+        if self.model._context.world.size > 1:
+            return None, "the training has several processes"
+        if len(part.losses) != 1:
+            return None, f"train_step passed {len(part.losses)} losses to backward"
+        if not 1 < part.size <= _MAX_SAMPLES:
+            return None, f"the batch has {part.size} samples"
+        samples = [sample_of(part.data, position, part.size) for position in range(part.size)]
+        if any(sample is NO_SAMPLE for sample in samples):
+            return None, "the batch cannot be divided into samples"
+        self._write_back(self._before)
+        try:
+            together, alone = (self._evaluated(each, part, state) for each in ([part.data], samples))
+        except Exception as error:
+            return None, f"train_step fails for a sample alone ({type(error).__name__}: {error})"
+        finite = [loss for loss in alone if math.isfinite(loss)]
+        mean, loss = sum(finite) / max(1, len(finite)), together[0]
+        if len(finite) == len(alone) and math.isfinite(loss) and abs(mean - loss) > _TOLERANCE * max(abs(loss), 1e-6):
+            return None, f"their mean is {mean:.6g}, and the loss of the batch {loss:.6g}"
+        return torch.tensor(alone), ""
+
+    def _evaluated(self, batches: list[Any], part: _Part, state: TrainingState) -> list[float]:
+        """Return the loss of each batch in evaluation mode, without gradients."""
+        self._probed = []
+        modes = [(module, module.training) for net in named_networks(self.model).values() for module in net.modules()]
+        try:
+            for batch in batches:
+                for net in named_networks(self.model).values():
+                    net.eval()
+                rng.set_state(part.rng_state, self.model.device)
+                with torch.no_grad():
+                    self._originals["train_step"](batch, state)
+        finally:
+            for module, mode in modes:
+                module.train(mode)
+        return self._probed

@@ -1,0 +1,243 @@
+"""Writes checkpoint files durably and reads them safely.
+
+A file holds tensors and plain containers only, so that any program can read it with
+`torch.load(path, weights_only=True)`.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import copy
+import json
+import os
+import re
+import shutil
+import sys
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from helios_lite.checkpoints.naming import _MARKER, is_sharded
+from helios_lite.version import __version__
+
+FORMAT_VERSION = 1
+"""The version of the layout of a checkpoint's content; a file with a higher one is refused."""
+"""The file in the folder of a sharded checkpoint that holds everything but the sharded tensors."""
+_PLAIN_TYPES = {type(None), bool, int, float, complex, str, torch.Size, torch.dtype, torch.device}
+_TENSOR_TYPES = {torch.Tensor, torch.nn.Parameter}
+# Mappings whose type torch.load(weights_only=True) restores; schedulers count milestones in a Counter.
+_MAPPING_TYPES = {dict, collections.OrderedDict, collections.Counter}
+
+
+class CheckpointError(RuntimeError):
+    """A file is not a checkpoint that this version can read; the message names the file and the reason."""
+
+
+class NewerFormatError(CheckpointError):
+    """A file is a checkpoint of a newer format: it is not damaged, and must not be replaced."""
+
+
+def write_file(content: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint atomically: at any moment the complete file exists under that name, or none.
+
+    Raises:
+        TypeError: a value is neither a tensor nor plain data; the message says where it is.
+        OSError: the disk is full, or the folder is not writable; no partial file is left.
+    """
+    content = to_serializable(content)
+    try:
+        _write_atomically(path, lambda file: torch.save(content, file))
+    except RuntimeError as error:
+        # torch fails to close its archive after a failed write, which hides the first error.
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
+def read_file(path: Path, device: torch.device | str = "cpu", *, mmap: bool = False) -> dict[str, Any]:
+    """Read a checkpoint; only tensors and plain containers are ever unpickled.
+
+    Args:
+        path: a file.
+        device: the device of the tensors.
+        mmap: map the tensors of a file on the CPU into memory, so that only those that are used are read.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        CheckpointError: the file is unreadable, damaged, unsafe or foreign.
+        NewerFormatError: the file has a newer format.
+        ValueError: the device cannot be used.
+        MemoryError, torch.OutOfMemoryError: the content does not fit.
+    """
+    check_device(device)
+    with explained(path):
+        # torch.load does not compare the checksums of tensors: a flipped bit would load as another weight.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
+        content = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
+    return _checked(path, content)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without its tensors, whose values are not verified: fast for files of any size.
+
+    Raises:
+        FileNotFoundError, CheckpointError, NewerFormatError: as `read_file`.
+    """
+    with explained(path):
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.endswith("/data.pkl"):
+                    archive.read(name)  # Compares the checksum.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return _checked(path, content)
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Context in which a file is read; an error becomes a `CheckpointError` that names it."""
+    try:
+        path.open("rb").close()
+        yield
+    except (CheckpointError, FileNotFoundError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except IsADirectoryError as error:
+        raise CheckpointError(
+            f"{path}: is a folder, and no sharded checkpoint; give the path of a checkpoint, or, where a run folder is "
+            "accepted, one that contains checkpoints/"
+        ) from error
+    except (PermissionError, NotADirectoryError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    except Exception as error:
+        # torch raises errors of many types for damaged files; for unsafe ones it explains how to load them anyway.
+        reason = "it is damaged, or holds more than tensors and plain containers"
+        raise CheckpointError(f"{path}: {reason} ({type(error).__name__})") from error
+
+
+def check_device(device: torch.device | str) -> None:
+    """Raise a ValueError if a device cannot be used, so that the file is not reported as damaged."""
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:  # Of many types: the device is unknown, has no driver, or PyTorch lacks its kind.
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"device={str(device)!r} cannot be used: {reason}") from error
+
+
+def _checked(path: Path, content: Any) -> dict[str, Any]:
+    """Return the content of a file if it is that of a checkpoint whose format is known."""
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+        raise CheckpointError(f"{path}: is not a helios_lite checkpoint")
+    if content["format"] > FORMAT_VERSION:
+        raise NewerFormatError(
+            f"{path}: helios_lite {content.get('version', 'of a later version')} wrote it in format "
+            f"{content['format']}, and helios_lite {__version__} reads formats up to {FORMAT_VERSION}; install a newer "
+            "helios_lite, or choose another file or run_name"
+        )
+    return content
+
+
+def temporary_folder(path: Path) -> Path:
+    """Return the folder in which a sharded checkpoint is written before it gets its name."""
+    return path.with_name(f".{path.name[:200]}.{os.getpid()}.shards.tmp")
+
+
+def publish_folder(temporary: Path, path: Path) -> None:
+    """Give a folder that was written completely its name; one that has this name is replaced."""
+    replaced = path.with_name(f".{path.name}.old")
+    if path.exists():
+        path.rename(replaced)
+    temporary.rename(path)
+    _sync_folder(path.parent)
+    if replaced.exists():
+        shutil.rmtree(replaced)
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint, if it exists. A folder loses its name first, so that no part of it counts as one."""
+    if path.suffix != ".pth" and path.is_dir():
+        temporary = temporary_folder(path)
+        path.rename(temporary)
+        shutil.rmtree(temporary)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_half_written(folder: Path) -> None:
+    """Remove what a killed process was writing or deleting, and give a folder back the name that it had taken away."""
+    for path in folder.glob(".*"):
+        if path.is_dir() and re.fullmatch(r"\..+\.\d+\.shards\.tmp", path.name):
+            shutil.rmtree(path)
+        elif not path.is_dir() and re.fullmatch(r"\..+\.\d+\.tmp", path.name):
+            path.unlink(missing_ok=True)
+        elif re.fullmatch(rf"\..+{_MARKER}.*\.old", path.name) and is_sharded(path):
+            named = path.with_name(path.name[1:].removesuffix(".old"))
+            if named.exists():
+                shutil.rmtree(path)
+            else:
+                path.rename(named)
+
+
+def write_json(content: Any, path: Path) -> None:
+    """Write plain data as json, atomically as a checkpoint; other objects are written as their `str`."""
+    _write_atomically(path, lambda file: file.write((json.dumps(content, indent=2, default=str) + "\n").encode()))
+
+
+def to_serializable(value: Any, where: str = "checkpoint") -> Any:
+    """Return a value in new containers, with numpy numbers as Python numbers; tensors are not copied.
+
+    Args:
+        value: the value.
+        where: the name of the value in the error message.
+
+    Raises:
+        TypeError: the value holds something that `torch.load(weights_only=True)` refuses; the message says where.
+    """
+    kind = type(value)
+    if kind in _MAPPING_TYPES:
+        copied = copy.copy(value)  # An OrderedDict keeps the versions of modules, which are an attribute of it.
+        copied.clear()
+        for key, item in value.items():
+            copied[to_serializable(key, where)] = to_serializable(item, f"{where}[{key!r}]")
+        if kind is not dict:
+            to_serializable(dict(vars(value)), f"vars({where})")
+        return copied
+    if kind in (list, tuple, set):
+        return kind(to_serializable(item, f"{where}[{i}]") for i, item in enumerate(value))
+    if kind in _TENSOR_TYPES:
+        to_serializable(dict(vars(value)), f"vars({where})")
+        return value
+    if kind in _PLAIN_TYPES:
+        return value
+    if "numpy" in sys.modules and isinstance(value, sys.modules["numpy"].generic):
+        return to_serializable(value.item(), where)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    raise TypeError(f"{where} is a {name}: a checkpoint holds tensors and plain containers only")
+
+
+def _write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write a file under a temporary name in the same folder, fsync it, rename it to `path`, and fsync the folder."""
+    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(path: Path) -> None:
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

@@ -1,0 +1,435 @@
+"""The checkpoints of a run folder: which are written and kept, and which one a choice or a path names."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import math
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from helios_lite.checkpoints import files, naming
+from helios_lite.checkpoints.lock import folder_lock
+from helios_lite.checkpoints.manifest import Entry, Manifest
+from helios_lite.checkpoints.reading import read_checkpoint_header
+from helios_lite.checkpoints.sharded_content import take_sharded
+from helios_lite.checkpoints.snapshot import CpuSnapshot
+from helios_lite.processes.world import World
+
+if TYPE_CHECKING:
+    from helios_lite.checkpoints.sharded import ShardWriter
+
+logger = logging.getLogger("helios_lite")
+
+
+class _Save(NamedTuple):
+    """The next checkpoint.
+
+    Attributes:
+        path: its path.
+        before: the entries of the manifest while it is written, its own included.
+        after: those that are kept after it.
+    """
+
+    path: Path
+    before: list[Entry]
+    after: list[Entry]
+
+
+class CheckpointFolder:
+    """The checkpoints of one model in one folder, and which of them are kept.
+
+    `manifest.json` beside them lists the files that runs in this folder wrote, with scores. Only files listed there are
+    ever deleted, and only after a newer one is durable. It is read at the first call that needs it, on rank 0.
+
+    Args:
+        folder: made by `locked` if missing.
+        save_name: the model's name; files of other models are left alone.
+        mode: "min" or "max": which scores are better.
+        keep_last: number of newest files kept, at least one; -1: all.
+        keep_best: number of best files kept; -1: all that have a score or an improvement.
+        background: write in a thread, from a snapshot, while training continues.
+    """
+
+    def __init__(
+        self, folder: Path, save_name: str, *, mode: str, keep_last: int, keep_best: int, background: bool
+    ) -> None:
+        self.folder = folder
+        self.save_name = save_name
+        self._manifest = Manifest(folder, save_name)
+        self._sign = 1 if mode == "min" else -1
+        self._keep_last, self._keep_best = keep_last, keep_best
+        self._background = background
+        self._snapshot = CpuSnapshot()
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._shards: ShardWriter | None = None
+        self._unfinished: tuple[_Save, Path] | None = None  # The last sharded checkpoint, and where it is written.
+        self._entries: list[Entry] = []
+        self._is_open = self._is_locked = False
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """A context that keeps other runs out of the folder; it removes half-written files, and `join`s at its end.
+
+        Raises:
+            RuntimeError: another run holds the lock.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with folder_lock(self.folder):
+            files.remove_half_written(self.folder)
+            self._is_locked = True
+            try:
+                yield
+            except BaseException:
+                with contextlib.suppress(Exception):  # The caller must see the error that ended the run.
+                    self.join()
+                raise
+            finally:
+                self._is_locked = False
+            self.join()
+
+    def save(
+        self,
+        content: dict[str, Any],
+        *,
+        epoch: int,
+        step: int,
+        append_metadata: Callable[[str], str],
+        score: float | None,
+        improved: bool,
+        protect: Path | None,
+    ) -> Path:
+        """Write a checkpoint, then delete the files that are neither among the newest nor among the best.
+
+        Args:
+            content: the content of the file.
+            epoch: number of finished epochs.
+            step: number of finished optimizer updates.
+            append_metadata: as in `checkpoint_files.file_name`.
+            score: the monitored value of exactly these weights, None if there is none.
+            improved: whether a validation of exactly these weights was the best so far.
+            protect: a file that is not deleted: the one that this run was resumed from.
+
+        Returns:
+            The path of the file. When written in the background, it is durable after `join`.
+
+        Raises:
+            TypeError, OSError: as `checkpoint_files.write_file`, also for the previous write in the background.
+        """
+        self.join()
+        content = files.to_serializable(content)
+        plan = self._plan(False, epoch, step, append_metadata, score, improved, protect)
+        if self._background:
+            content = self._snapshot.copy(content)
+            self._thread = threading.Thread(
+                target=self._commit_and_keep_error, args=(plan, lambda: files.write_file(content, plan.path))
+            )
+            self._thread.start()
+        else:
+            self._commit(plan, lambda: files.write_file(content, plan.path))
+        return plan.path
+
+    def save_sharded(self, content: dict[str, Any], world: World, names: Mapping[str, str], **about: Any) -> Path:
+        """Write a checkpoint that holds DTensors as a folder; every rank writes its part. Call on every rank.
+
+        Args:
+            content: the content; of what is not sharded, that of rank 0 is written.
+            world: the ranks; all must see the same folder.
+            names: as in `sharding.take_sharded`.
+            about: the other arguments of `save`, which matter on rank 0 alone.
+
+        Returns:
+            The path of the folder. When written in the background, it is durable after `join`.
+
+        Raises:
+            TypeError, OSError: as `save`; on every rank if one of them cannot write its part.
+        """
+        from helios_lite.checkpoints.sharded import ShardWriter, write_main
+
+        self.join()
+        main, sharded = take_sharded(content, names)
+        path, plan = self.folder, None
+        if world.is_main:
+            main = files.to_serializable(main)
+            main = self._snapshot.copy(main) if self._background else main
+            plan = self._plan(is_sharded=True, **about)
+            path = plan.path
+        path, temporary = world.broadcast((path, files.temporary_folder(path)))
+        self._unfinished = None if plan is None else (plan, temporary)
+
+        def publish() -> None:
+            assert plan is not None
+            write_main(main, temporary)
+            self._commit(plan, lambda: files.publish_folder(temporary, path))
+
+        self._shards = self._shards or ShardWriter(world)
+        with self._undone_on_error():
+            self._shards.write(sharded, temporary, publish, background=self._background)
+        return path
+
+    def join(self) -> None:
+        """Wait for the write in the background, and raise its error, if any. Call on every rank."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        if self._shards is not None:
+            with self._undone_on_error():
+                self._shards.join()
+
+    def would_be_kept(self, score: float | None, improved: bool) -> bool:
+        """Return whether a checkpoint with that score would be kept as one of the best."""
+        self._open()
+        if self._keep_best == 0 or (score is None and not improved):
+            return False
+        if self._keep_best < 0 or improved:
+            return True
+        rank = self._rank({"score": score})
+        better = [entry for entry in self._ranked() if entry is self._last_improved() or self._rank(entry) <= rank]
+        return len(better) < self._keep_best
+
+    def forget_scores(self) -> None:
+        """Forget all scores and improvements, because another metric is monitored from now on."""
+        self._open()
+        self._entries = [{**entry, "score": None, "improved": False} for entry in self._entries]
+
+    def newest(self) -> Path | None:
+        """Return the newest file, None if there is none."""
+        return next(iter(naming.find(self.folder, self.save_name)), None)
+
+    def newer_than(self, path: Path) -> list[Path]:
+        """Return the files that are newer than one of them, newest first."""
+        return list(itertools.takewhile(lambda each: each != path, naming.find(self.folder, self.save_name)))
+
+    def move(self, paths: list[Path], target: Path) -> None:
+        """Move files to another folder, which is made if missing. They belong to this run no more."""
+        self._open()
+        target.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            path.rename(target / path.name)
+        moved = {path.name for path in paths}
+        self._entries = [entry for entry in self._entries if entry["file"] not in moved]
+
+    def newest_header(self) -> dict[str, Any] | None:
+        """Return the content of the newest readable file, whose tensors are not read; None if there is none.
+
+        Raises:
+            NewerFormatError: as `load`.
+        """
+        for path in naming.find(self.folder, self.save_name):
+            try:
+                content = read_checkpoint_header(path)
+            except files.NewerFormatError:
+                raise
+            except (files.CheckpointError, FileNotFoundError):
+                continue
+            if self._is_named_by_content(path, content):
+                return content
+        return None
+
+    def best(self, step: int | None = None) -> Path | None:
+        """Return the best file, None if there is none, or it was not kept. No tensors are read.
+
+        Args:
+            step: the step of the best validation, `TrainingState.best_step`; if None, the scores decide.
+        """
+        if step is not None:
+            paths = naming.find(self.folder, self.save_name)
+            return next((path for path in paths if self._counters(path)[0] == step and self._is_readable(path)), None)
+        self._open()
+        ranked = self._ranked()
+        return self.folder / ranked[0]["file"] if ranked else None
+
+    def load(self, choice: str, read: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any]] | None:
+        """Read the "best" or the "last" checkpoint by calling `read`; return None if there is none.
+
+        A file that cannot be read is passed over with a warning that names it: the best file for the newest, and the
+        newest for the next older one. A file that was renamed, so that its name has other counters than its content,
+        is read only if there is no other.
+
+        Raises:
+            NewerFormatError: a file that would be read has a newer format. It is not passed over: a training would
+                begin anew, or go back to an older file, and later write over it.
+            ValueError: the file belongs to a model with another name that gives the same file names.
+        """
+        self._open()
+        best = self._best_by_newest() if choice == "best" else None
+        renamed = []
+        for path in ([] if best is None else [best]) + naming.find(self.folder, self.save_name):
+            try:
+                content = read(path)
+            except files.NewerFormatError:
+                raise
+            except (files.CheckpointError, FileNotFoundError) as error:
+                logger.warning("passing over a checkpoint: %s", error)
+                continue
+            self._check_owner(path, content)
+            if self._is_named_by_content(path, content):
+                return path, content
+            logger.warning("passing over a checkpoint: %s: its name has other counters than its content", path)
+            renamed.append(path)
+        return (renamed[0], read(renamed[0])) if renamed else None
+
+    def _open(self) -> None:
+        """Read the manifest, once; when the folder is locked, also put it in order."""
+        if self._is_open:
+            return
+        self._is_open = True
+        self._manifest.read()
+        self._entries = self._manifest.own
+        if self._is_locked:
+            self._manifest.tidy()
+
+    def _best_by_newest(self) -> Path | None:
+        """Return the file that the newest readable file names as the best, None if it was not kept."""
+        newest = self.newest_header()
+        if newest is None:
+            return None
+        state = newest.get("state")
+        return self.best(state.get("best_step") if isinstance(state, dict) else None)
+
+    def _is_readable(self, path: Path) -> bool:
+        try:
+            if self._is_named_by_content(path, read_checkpoint_header(path)):
+                return True
+            reason = f"{path}: its name has other counters than its content"
+        except (files.CheckpointError, FileNotFoundError) as error:
+            reason = str(error)
+        logger.warning("not the best checkpoint any more: %s", reason)
+        return False
+
+    def _counters(self, path: Path) -> tuple[int, int]:
+        return naming.counters(path.name, self.save_name) or (0, 0)
+
+    def _is_named_by_content(self, path: Path, content: dict[str, Any]) -> bool:
+        state = content.get("state")
+        return not isinstance(state, dict) or self._counters(path) == (state.get("step"), state.get("epoch"))
+
+    def _check_owner(self, path: Path, content: dict[str, Any]) -> None:
+        owner = content.get("save_name", self.save_name)
+        if owner != self.save_name:
+            raise ValueError(
+                f"{path}: belongs to a model with save_name={owner!r}, whose files have the same names as those of "
+                f"save_name={self.save_name!r}; choose another run_name or save_name"
+            )
+
+    def _plan(
+        self,
+        is_sharded: bool,
+        epoch: int,
+        step: int,
+        append_metadata: Callable[[str], str],
+        score: float | None,
+        improved: bool,
+        protect: Path | None,
+    ) -> _Save:
+        """Return the name of the next checkpoint, and the entries that are kept after it."""
+        self._open()
+        name = naming.file_name(self.save_name, epoch, step, append_metadata)
+        name = naming.folder_name(name) if is_sharded else name
+        before = [entry for entry in self._entries if entry["file"] != name]
+        before.append({"file": name, "epoch": epoch, "step": step, "score": score, "improved": improved})
+        self._entries = before
+        kept = before if self._keep_last < 0 else before[-max(1, self._keep_last) :]
+        kept = kept + self._ranked()[: None if self._keep_best < 0 else self._keep_best]
+        is_here = protect is not None and protect.parent.resolve() == self.folder.resolve()
+        safe = self._manifest.found - {name} | ({protect.name} if protect is not None and is_here else set())
+        self._entries = [entry for entry in before if entry in kept or entry["file"] in safe]
+        return _Save(self.folder / name, before, self._entries)
+
+    def _commit(self, save: _Save, write: Callable[[], object]) -> None:
+        """Write a checkpoint by calling `write`, and delete those that are not kept."""
+        # The manifest lists the file before it exists: a run that is killed in between must not leave a file behind
+        # that no later run deletes.
+        self._manifest.found.discard(save.path.name)  # From now on it is a file that this run wrote.
+        self._manifest.write(save.before)
+        try:
+            write()
+        except BaseException:
+            self._forget(save)
+            raise
+        for entry in save.before:
+            if entry not in save.after:
+                files.remove(self.folder / entry["file"])
+        self._manifest.write(save.after)
+
+    def _commit_and_keep_error(self, *arguments: Any) -> None:
+        try:
+            self._commit(*arguments)
+        except BaseException as error:
+            self._error = error
+
+    @contextlib.contextmanager
+    def _undone_on_error(self) -> Iterator[None]:
+        """A context that removes what has been written of a sharded checkpoint if an error leaves it."""
+        try:
+            yield
+        except BaseException:
+            if self._unfinished is not None:
+                save, temporary = self._unfinished
+                shutil.rmtree(temporary, ignore_errors=True)
+                self._forget(save)
+            raise
+
+    def _forget(self, save: _Save) -> None:
+        """Keep the entries of the checkpoints that exist, after one could not be written."""
+        self._entries = [entry for entry in save.before if naming.exists(self.folder / entry["file"])]
+
+    def _ranked(self) -> list[Entry]:
+        """Return the entries that were validated: the last improvement, then the others by score, ties by step."""
+        validated = [entry for entry in self._entries if entry["improved"] or entry["score"] is not None]
+        validated.sort(key=lambda entry: (self._rank(entry), entry["step"]))
+        last = self._last_improved()
+        return validated if last is None else [last, *(entry for entry in validated if entry is not last)]
+
+    def _last_improved(self) -> Entry | None:
+        return max(
+            (entry for entry in self._entries if entry["improved"]), key=lambda entry: entry["step"], default=None
+        )
+
+    def _rank(self, entry: Entry) -> float:
+        return math.inf if entry["score"] is None else self._sign * entry["score"]
+
+
+def read_path(
+    path: Path, choice: str, save_name: str, read: Callable[[Path], dict[str, Any]]
+) -> tuple[Path, dict[str, Any]]:
+    """Read a checkpoint, and return its path and its content.
+
+    Args:
+        path: a checkpoint, or the folder of a run.
+        choice: which checkpoint of a run folder: "best" (the newest if there is no best one) or "last".
+        save_name: the model whose checkpoints are meant if a run folder has those of several.
+        read: reads a checkpoint.
+
+    Raises:
+        FileNotFoundError: the path does not exist, or the run folder has no checkpoint that can be read.
+        CheckpointError, NewerFormatError: the file cannot be read.
+        ValueError: the run folder has checkpoints of several models, and none of them has that `save_name`.
+    """
+    folder = path / "checkpoints"
+    if not folder.is_dir():
+        return path, read(path)
+    names = [save_name] if naming.find(folder, save_name) else naming.save_names(folder)
+    if len(names) > 1:
+        raise ValueError(f"{path}: has checkpoints of several models ({', '.join(names)}); give the path of one file")
+    # The name and the mode are those of the run that wrote the files: characters of its `save_name` may be replaced.
+    newest = None if not names else _open(folder, names[0], "min").newest_header()
+    found = None
+    if newest is not None:
+        found = _open(folder, newest["save_name"], newest["config"]["mode"]).load(choice, read)
+    if found is None:
+        raise FileNotFoundError(f"{path}: this run folder has no checkpoint that can be read")
+    return found
+
+
+def _open(folder: Path, save_name: str, mode: str) -> CheckpointFolder:
+    """Return the checkpoints of a model in a folder, only to be read."""
+    return CheckpointFolder(folder, save_name, mode=mode, keep_last=-1, keep_best=-1, background=False)

@@ -1,0 +1,283 @@
+"""Checkpoints of sharded tensors, written and read by `torch.distributed.checkpoint` (DCP).
+
+A sharded checkpoint is a folder. `main.pth` is a checkpoint file with a marker in place of every sharded tensor. The
+other files are DCP's: those of each rank with its parts of the tensors, and `.metadata`, which says where each part is.
+The import of DCP takes half a second, so this module is imported where it is used.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import io
+import os
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
+
+from helios_lite.checkpoints import files, naming
+from helios_lite.checkpoints.dcp_metadata import MetadataError, parse_metadata
+from helios_lite.checkpoints.sharded_content import ShardedTensors, marked_names, replace_markers
+from helios_lite.processes.world import World
+
+_METADATA = ".metadata"
+_CHECKSUM = "sharded"
+"""The key in main.pth of the checksum of `.metadata`. The archives in the other files have checksums of their own."""
+
+
+class ShardWriter:
+    """Writes the sharded tensors of a checkpoint, all ranks in parallel. Call every method on every rank.
+
+    The ranks communicate in a process group of their own, so that a write in the background does not disturb the
+    training. It is made at the first save.
+
+    Args:
+        world: the ranks.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._stager: DefaultStager | None = None
+        self._saving: Future[Any] | None = None
+
+    def write(self, sharded: ShardedTensors, folder: Path, publish: Callable[[], object], *, background: bool) -> None:
+        """Write DTensors into a new folder.
+
+        Args:
+            sharded: the tensors, with the same names in the same order on every rank.
+            folder: the folder; all ranks must see the same.
+            publish: called on rank 0 when the parts of all ranks and `.metadata` are durable.
+            background: copy to CPU memory, and write while the program goes on, until `join`.
+
+        Raises:
+            RuntimeError: the ranks have different tensors.
+            Exception: the error of the first rank that failed, or that of `publish`, on every rank. For a write in the
+                background `join` raises it.
+        """
+        group = _own_group()
+        stored_as = self._world.broadcast(sharded.stored_as)
+        if list(stored_as) != list(sharded.tensors):
+            raise RuntimeError(
+                f"rank {self._world.rank} has other sharded tensors than rank 0 ({len(sharded.tensors)} and "
+                f"{len(stored_as)}): networks and optimizers must be alike on every rank"
+            )
+        options = {
+            "storage_writer": _FolderWriter(folder, publish),
+            "planner": DefaultSavePlanner(flatten_state_dict=False),
+            "process_group": group,
+        }
+        distinct = {name: tensor.detach() for name, tensor in sharded.tensors.items() if stored_as[name] == name}
+        if background:
+            if self._stager is None:
+                has_device = torch.accelerator.is_available()
+                self._stager = DefaultStager(StagingOptions(has_device, False, False, has_device))
+            self._saving = async_save(distinct, async_stager=self._stager, **options)  # type: ignore[assignment]
+        else:
+            with _first_failure():
+                save(distinct, **options)
+
+    def join(self) -> None:
+        """Wait for the write in the background, and raise its error, if any."""
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            with _first_failure():
+                saving.result()
+
+
+class _FolderWriter(FileSystemWriter):
+    """Writes the files of a folder, and calls a function on rank 0 when all of them are durable."""
+
+    def __init__(self, folder: Path, publish: Callable[[], object]) -> None:
+        super().__init__(folder, sync_files=True)
+        self._publish = publish
+
+    def storage_meta(self) -> StorageMeta:
+        """Return no path: a folder may be moved."""
+        return StorageMeta()
+
+    def write_data(self, plan: Any, planner: Any) -> Any:
+        try:
+            return super().write_data(plan, planner)
+        except RuntimeError as error:
+            # torch fails to close its archive after a failed write, which hides the first error.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+    def finish(self, metadata: Metadata, results: Any) -> None:
+        super().finish(metadata, results)
+        self._publish()
+
+
+class _FolderReader(FileSystemReader):
+    """Reads tensors from the files of a folder after comparing their checksums, by metadata that was checked."""
+
+    def __init__(self, folder: Path, metadata: Metadata) -> None:
+        super().__init__(folder)
+        self._metadata = metadata
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        return self._metadata
+
+    def read_data(self, plan: Any, planner: Any) -> Any:
+        for index in {item.storage_index: None for item in plan.items}:
+            place = self.storage_data[index]
+            with (Path(self.path) / place.relative_path).open("rb") as file:
+                file.seek(place.offset)
+                # torch.load does not compare the checksums of tensors.
+                with zipfile.ZipFile(io.BytesIO(file.read(place.length))) as archive:
+                    damaged = archive.testzip()
+            if damaged is not None:
+                raise zipfile.BadZipFile(f"wrong checksum of {index.fqn}")
+        return super().read_data(plan, planner)
+
+
+@contextlib.contextmanager
+def _first_failure() -> Iterator[None]:
+    """A context in which DCP's collection of the errors of all ranks is raised as the first of them."""
+    try:
+        yield
+    except CheckpointException as error:
+        first, _ = error.failures[min(error.failures)]
+        raise first from error
+
+
+@functools.cache
+def _own_group() -> Any:
+    """Return a process group for saves alone. Call on every rank."""
+    atexit.register(_own_group.cache_clear)  # Runs before the groups are destroyed, which must hold the last reference.
+    return dist.new_group(backend="gloo")
+
+
+def write_main(content: dict[str, Any], folder: Path) -> None:
+    """Write `main.pth`, after the other files of a folder; then the folder holds a complete checkpoint.
+
+    Raises:
+        TypeError, OSError: as `checkpoint_files.write_file`.
+    """
+    checksum = zlib.crc32((folder / _METADATA).read_bytes())
+    files.write_file({**content, _CHECKSUM: checksum}, folder / naming.MAIN)
+
+
+def read_main(folder: Path) -> tuple[dict[str, Any], Metadata]:
+    """Return the content of `main.pth`, with markers, and the metadata of the tensors; check the sizes of the files.
+
+    Raises:
+        FileNotFoundError: the folder does not exist.
+        CheckpointError: a file is missing, damaged, too short, unsafe or of a newer format.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(2, os.strerror(2), str(folder))
+    for name in (naming.MAIN, _METADATA):
+        if not (folder / name).is_file():
+            raise files.CheckpointError(f"{folder}: {name} is missing")
+    content = files.read_file(folder / naming.MAIN)
+    with files.explained(folder / _METADATA):
+        data = (folder / _METADATA).read_bytes()
+        try:
+            metadata = parse_metadata(data)
+        except MetadataError as error:
+            raise files.CheckpointError(f"{folder / _METADATA}: is not read, because {error}") from error
+    if content.pop(_CHECKSUM, None) != zlib.crc32(data):
+        raise files.CheckpointError(f"{folder / _METADATA}: it is damaged (wrong checksum)")
+    ends: dict[str, int] = {}
+    for place in metadata.storage_data.values():
+        ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
+    for name, end in ends.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size < end:
+            raise files.CheckpointError(f"{path}: is {'too short' if path.is_file() else 'missing'}")
+    for name in marked_names(content):
+        if name not in metadata.state_dict_metadata:
+            raise files.CheckpointError(f"{folder}: has no tensor {name!r}")
+    return content, metadata
+
+
+def _shape_and_dtype(metadata: Metadata, name: str) -> tuple[torch.Size, torch.dtype]:
+    entry = metadata.state_dict_metadata[name]
+    assert isinstance(entry, TensorStorageMetadata)  # `parse_metadata` takes no others.
+    return entry.size, entry.properties.dtype
+
+
+def read_sharded(
+    folder: Path, like: Tensor, world: World, is_needed: Callable[[str], bool] = lambda name: True
+) -> dict[str, Any]:
+    """Return the content of a sharded checkpoint with tensors that are sharded. Call on every rank.
+
+    Each rank reads its part of every tensor.
+
+    Args:
+        folder: the folder; all ranks must see the same.
+        like: a DTensor; those of the checkpoint get its device mesh and its placements.
+        world: the ranks.
+        is_needed: tells by the name of a tensor whether it is read; the others keep their markers.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as `read_main`, or a rank has found a damaged tensor.
+        RuntimeError: another rank cannot read the folder, and this one can.
+    """
+    from torch.distributed.tensor import empty
+
+    failed: Exception | None = None
+    try:
+        content, metadata = read_main(folder)
+    except Exception as error:
+        failed = error
+    errors = world.gather(None if failed is None else f"{type(failed).__name__}: {failed}")
+    if failed is not None:
+        raise failed
+    for rank, reason in enumerate(errors):
+        if reason is not None:
+            raise RuntimeError(f"{folder}: rank {rank} cannot read it, but rank {world.rank} can ({reason})")
+    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    tensors: dict[str, Any] = {}
+    for name in filter(is_needed, marked_names(content)):
+        shape, dtype = _shape_and_dtype(metadata, name)
+        tensors[name] = empty(*shape, dtype=dtype, device_mesh=mesh, placements=placements)
+    with files.explained(folder / _METADATA), _first_failure():
+        load(
+            tensors,
+            storage_reader=_FolderReader(folder, metadata),
+            planner=DefaultLoadPlanner(flatten_state_dict=False),
+        )
+    full: dict[str, Any] = replace_markers(content, tensors)
+    return full
+
+
+def read_full(folder: Path, device: torch.device | str) -> dict[str, Any]:
+    """Return the content of a sharded checkpoint with full tensors, which this process reads by itself.
+
+    Raises:
+        FileNotFoundError, CheckpointError: as `read_main`, or a tensor is damaged.
+    """
+    content, metadata = read_main(folder)
+    tensors: dict[str, Any] = {}
+    for name in marked_names(content):
+        shape, dtype = _shape_and_dtype(metadata, name)
+        tensors[name] = torch.empty(shape, dtype=dtype, device=device)
+    with warnings.catch_warnings(), files.explained(folder / _METADATA), _first_failure():
+        warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)  # That is what is meant.
+        load(
+            tensors,
+            storage_reader=_FolderReader(folder, metadata),
+            planner=DefaultLoadPlanner(flatten_state_dict=False),
+            no_dist=True,
+        )
+    full: dict[str, Any] = replace_markers(content, tensors)
+    return full

@@ -1,0 +1,158 @@
+"""The banner of a run and its tables, and the format of the numbers in them. Rank 0 prints."""
+
+from __future__ import annotations
+
+import math
+import platform
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from helios_lite.state import FitResult
+from helios_lite.version import __version__
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+"""The least level of the records that the console gets, by the option `log_level`."""
+
+
+def banner_text(run: str, device: torch.device, processes: int, strategy: str, precision: str) -> str:
+    """Return the lines of the banner: the run, its devices, and the versions."""
+    count = "1 process" if processes == 1 else f"{processes} processes ({strategy})"
+    place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    return (
+        f"helios_lite {__version__}   torch {torch.__version__}   Python {platform.python_version()}\n"
+        f"run {run}   device {device} ({place})   {count}   {precision}"
+    )
+
+
+def show_banner(text: str) -> None:
+    """Print the banner in a frame."""
+    from rich.console import Console
+    from rich.panel import Panel
+
+    Console().print(Panel.fit(text, border_style="dim"), highlight=False, markup=False)
+
+
+def show_table(table: Table) -> None:
+    """Print a table."""
+    from rich.console import Console
+
+    Console().print(table)
+
+
+def result_table(result: FitResult, monitor: str | Sequence[str] | None, history: Sequence[float]) -> Table:
+    """Return the final table.
+
+    Args:
+        result: what `fit` returns.
+        monitor: the name of the monitored metric, the names of several, or None.
+        history: the monitored value at every validation.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    has_best = bool(result.best_metrics)
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("", overflow="fold")
+    table.add_column("last", justify="right")
+    if has_best:
+        table.add_column("best", justify="right")
+    for name in result.metrics:
+        row: list[Text | str] = [Text(name), f"{result.metrics[name]:.6g}"]
+        if has_best:
+            # Training metrics belong to the updates before a logging step, not to the best state.
+            best = result.best_metrics.get(name) if name.startswith("valid/") else None
+            row.append("" if best is None else f"{best:.6g}")
+        table.add_row(*row)
+    table.add_section()
+    state = result.state
+    table.add_row("epochs / steps", f"{state.epoch} / {state.step}", *([f"step {state.best_step}"] if has_best else []))
+    table.add_row("time", f"{state.seconds:.1f} s")
+    if monitor is not None and len(history) > 1 and (sys.stdout.encoding or "").lower().startswith("utf"):
+        name = monitor if isinstance(monitor, str) else " + ".join(monitor)
+        table.caption = Text(f"{name}  {sparkline(history)}")
+    return table
+
+
+def show_result(title: str, result: FitResult, monitor: str | Sequence[str] | None, history: Sequence[float]) -> None:
+    """Print how the run ended, the final table, and the files in lines of their own, where no table cuts them."""
+    print(title)
+    show_table(result_table(result, monitor, history))
+    if result.best_checkpoint is not None:
+        print(f"best checkpoint: {result.best_checkpoint}")
+    if result.last_checkpoint is not None:
+        print(f"last checkpoint: {result.last_checkpoint}")
+
+
+def show_metrics(title: str, metrics: dict[str, float]) -> None:
+    """Print the metrics of an evaluation, one per row."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE, show_header=False)
+    for name, value in metrics.items():
+        table.add_row(Text(name), f"{value:.6g}")
+    print(title)
+    show_table(table)
+
+
+def metrics_text(metrics: Mapping[str, float]) -> str:
+    """Return metrics on one line: "train/loss=0.31 train/lr=0.001"."""
+    return " ".join(f"{name}={value:.6g}" for name, value in metrics.items())
+
+
+def sparkline(values: Sequence[float], width: int = 40) -> str:
+    """Return values as a line of at most `width` block characters, each the mean of some values.
+
+    A mean that is not finite is left blank.
+    """
+    parts = min(width, len(values))
+    means = []
+    for i in range(parts):
+        part = values[i * len(values) // parts : (i + 1) * len(values) // parts]
+        means.append(sum(part) / len(part))
+    finite = [mean for mean in means if math.isfinite(mean)]
+    low, high = min(finite, default=0.0), max(finite, default=0.0)
+    blocks = "▁▂▃▄▅▆▇█"
+    scale = (len(blocks) - 1) / (high - low) if high > low else 0.0
+    return "".join(blocks[round((mean - low) * scale)] if math.isfinite(mean) else " " for mean in means)
+
+
+def make_table(headers: Sequence[str], rows: Iterable[Sequence[str]], total: Sequence[str] | None = None) -> Table:
+    """Return a rich table.
+
+    Args:
+        headers: the header of each column. A header that starts with ">" right-aligns its column, for numbers.
+        rows: the cells of each row.
+        total: the cells of a last row, separated by a line. A table without rows has no such row.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for header in headers:
+        is_number = header.startswith(">")
+        table.add_column(header.removeprefix(">"), justify="right" if is_number else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    if total is not None and table.rows:
+        table.add_section()
+        table.add_row(*total)
+    return table
+
+
+def format_number(value: float | None) -> str:
+    """Return a number with six significant digits, or an empty string for None."""
+    return "" if value is None else f"{value:.6g}"
+
+
+def printable(text: str) -> str:
+    """Return a text of a foreign file as it is if a terminal may show it, else with escapes for control characters."""
+    return text if text.isprintable() else repr(text)

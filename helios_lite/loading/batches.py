@@ -1,0 +1,87 @@
+"""What a batch is, what the trainer needs of a loader, and what all loaders share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import Any, NamedTuple, Protocol
+
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from helios_lite.data import Split
+from helios_lite.loading.workers import WorkerInit
+
+Batch = tuple[Any, int, int, float, bool, bool]
+"""A batch and its place in the epoch, in this order; a plain tuple, because every step has one.
+
+- data: what the collate function returned.
+- size: number of samples in it.
+- samples: number of samples of all ranks in this batch together.
+- loss_weight: its part of the samples of its accumulation window, times the number of ranks (over which gradients are
+  averaged); 1.0 if it is the only batch of one rank.
+- completes_update: whether it is the last of its window, after which the optimizer steps.
+- is_last: whether it is known to be the last of the epoch.
+"""
+
+
+class EpochBatches(NamedTuple):
+    """The remaining batches of an epoch, and their number, None if it is unknown."""
+
+    batches: Iterator[Batch]
+    length: int | None
+
+
+class Loader(Protocol):
+    """What the trainer needs of a split.
+
+    Attributes:
+        source: the split, as the datamodule has it.
+        marks_last: whether the number of batches cannot be wrong, so that the last one has `is_last`.
+    """
+
+    source: Any
+    marks_last: bool
+
+    def epoch(self, epoch: int, *, samples: int = 0, batches: int = 0, window: int = 1) -> EpochBatches:
+        """Return the rest of an epoch.
+
+        Args:
+            epoch: index of the epoch, from 0; with `steps_per_epoch` that of the pass over the split.
+            samples: number of finished samples of all ranks.
+            batches: number of finished batches of this rank.
+            window: batches per accumulation window.
+        """
+
+    def takes_state(self) -> bool:
+        """Return whether `load_state_dict` restores what the source has saved, which depends on the rank."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the part of the position of this rank that the run's counters do not hold."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore it; takes effect at the next `epoch`."""
+
+
+def limited(num_batches: int, limit: int | float | None) -> int:
+    """Return how many of so many batches a limit leaves: a number, a part (a float; at least one batch), or all."""
+    if limit is None:
+        return num_batches
+    if isinstance(limit, float):  # Rational arithmetic is exact: 0.29 of 100 batches are 29.
+        return max(1, int(Fraction(limit).limit_denominator(10**9) * num_batches))
+    return min(limit, num_batches)
+
+
+def incomplete_error(phase: str, iterator: Iterator[Any], given: int, length: int, start: str) -> RuntimeError:
+    """Return the error of an iterator that ended early. Python takes a StopIteration for the end of any iterator."""
+    if isinstance(iterator, _MultiProcessingDataLoaderIter):
+        iterator._shutdown_workers()  # The StopIteration keeps it alive, in a cycle.
+    return RuntimeError(
+        f"the {phase} split gave {given} of {length} batches{start}: its dataset or collate_fn raised StopIteration"
+    )
+
+
+def dataloader_options(split: Split) -> dict[str, Any]:
+    """Return the options of a DataLoader that a Split passes on."""
+    names = "num_workers pin_memory timeout multiprocessing_context prefetch_factor persistent_workers"
+    options = {name: getattr(split, name) for name in names.split()}
+    return {**options, "worker_init_fn": WorkerInit(split.worker_init_fn)}

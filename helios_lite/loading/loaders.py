@@ -1,0 +1,124 @@
+"""Makes the loader of a split, and checks what the split is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
+
+from helios_lite.data import DataModule, Split
+from helios_lite.loading import seeding
+from helios_lite.loading.batches import Loader
+from helios_lite.loading.iterable_loader import IterableLoader, stock_loader
+from helios_lite.loading.split_loader import SplitLoader
+from helios_lite.processes.world import World
+
+logger = logging.getLogger("helios_lite")
+
+
+def make_loader(
+    source: Any,
+    phase: str,
+    seed: int,
+    world: World = World(),  # noqa: B008 (frozen)
+    limit: int | float | None = None,
+    in_order: bool = False,
+) -> Loader:
+    """Return the loader of a split.
+
+    Args:
+        source: a Split, a DataLoader or another iterable of batches.
+        phase: "train", "predict", or another name for messages. In training every global batch is divided among the
+            ranks, so that all ranks take the same number of steps. For a prediction whole batches are dealt to the
+            ranks in turn. Otherwise the samples are divided, each index to one rank.
+        seed: the seed from which orders and the seeds of samples are derived.
+        world: the ranks.
+        limit: the number of batches of all ranks per epoch, or the part of them (a float), from the start of its order.
+        in_order: leave the samples of a Split unshuffled.
+
+    Raises:
+        TypeError: the source is none of these.
+        ValueError: it has length zero, or is a DataLoader that does not divide its samples among several ranks.
+    """
+    check_split(source, phase)
+    if isinstance(source, Split):
+        if isinstance(source.dataset, IterableDataset):
+            return IterableLoader(source, stock_loader(source), phase, seed, world, limit)
+        return SplitLoader(source, phase, seed, world, limit, in_order)
+    if world.size > 1 and _reads_all_samples(source):
+        raise ValueError(
+            f"the {phase} split is a DataLoader that gives all {world.size} ranks the same batches: "
+            "use a Split, or a DistributedSampler"
+        )
+    if phase == "train" and isinstance(source, DataLoader) and source.persistent_workers:
+        _warn_of_hidden_epoch(source.dataset)
+    return IterableLoader(source, source, phase, seed, world, limit)
+
+
+def check_splits(datamodule: DataModule) -> None:
+    """Check what the splits of a datamodule are, also those that the present call does not use.
+
+    Raises:
+        TypeError: see `check_split`.
+    """
+    for phase in ("train", "valid", "test", "predict"):
+        for name, source in split_parts(datamodule, phase).items():
+            check_split(source, name)
+
+
+def split_parts(datamodule: DataModule, phase: str) -> dict[str, Any]:
+    """Return the parts of a split by the prefix of their metrics: itself, or the items of a dict; none without it."""
+    source = getattr(datamodule, phase)
+    if source is None:
+        return {}
+    if isinstance(source, Mapping) and phase in ("valid", "test"):
+        return {f"{phase}/{name}": part for name, part in source.items()}
+    return {phase: source}
+
+
+def check_split(source: Any, phase: str) -> None:
+    """Check that a split is a Split, or an iterable that may give batches.
+
+    Args:
+        source: the split.
+        phase: "train", or another name for messages.
+
+    Raises:
+        TypeError: it is neither; the message says what it may be.
+    """
+    several = "one Split: join datasets by torch.utils.data.ConcatDataset"
+    if phase in ("valid", "test"):
+        several = "one Split, or a dict of them by name: {'small': Split(...), 'large': Split(...)}"
+    elif phase not in ("train", "predict"):
+        several = "one Split for each name"
+    kind = type(source).__name__
+    if isinstance(source, Mapping):
+        raise TypeError(f"the {phase} split is a {kind}: it must be {several}")
+    for item in source if isinstance(source, list | tuple) else ():
+        if isinstance(item, Split | Dataset | DataLoader):
+            raise TypeError(f"the {phase} split is a {kind} with a {type(item).__name__}: it must be {several}")
+    if isinstance(source, Dataset) and not isinstance(source, IterableDataset):
+        raise TypeError(f"the {phase} split is a dataset ({kind}): it must be Split(dataset, batch_size=...)")
+    if isinstance(source, str | bytes | type) or not isinstance(source, Split | Iterable):
+        shown = source.__name__ if isinstance(source, type) else kind
+        raise TypeError(
+            f"the {phase} split is a {shown}: it must be a Split, a DataLoader or another iterable of batches, or None"
+        )
+
+
+def _warn_of_hidden_epoch(dataset: Any) -> None:
+    if seeding.has_set_epoch(dataset):
+        logger.warning(
+            "the train split is a DataLoader with persistent_workers=True: its workers have copies of %s that do not "
+            "see set_epoch (unless it writes to shared memory), so a resume gives other samples; leave it out",
+            type(dataset).__name__,
+        )
+
+
+def _reads_all_samples(loader: Any) -> bool:
+    """Return whether this is a DataLoader that is known to read all samples on every rank."""
+    batches = getattr(loader, "batch_sampler", None)
+    sampler = getattr(loader if batches is None else batches, "sampler", None)
+    return type(batches) in (BatchSampler, type(None)) and type(sampler) in (RandomSampler, SequentialSampler)

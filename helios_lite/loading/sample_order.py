@@ -1,0 +1,217 @@
+"""The order of samples: which indices a rank reads in each batch of an epoch, from any position on."""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from helios_lite.loading import seeding
+from helios_lite.processes import rng
+from helios_lite.processes.world import World
+
+_MOST_ELEMENTS = 1_000_000  # A sampler may always yield so many per epoch, however small its dataset is.
+
+
+def epoch_order(
+    length: int, shuffle: bool, sampler: Iterable[int] | None, epoch: int, seed: int, for_training: bool
+) -> Sequence[int] | Tensor:
+    """Return the order of the samples in an epoch: that of the sampler, else a random one, else that of the dataset.
+
+    Args:
+        length: the length of the dataset.
+        shuffle: whether the order is random; it then depends on the seed alone.
+        sampler: a sampler of indices.
+        epoch: index of the epoch, from 0.
+        seed: the seed of the epoch.
+        for_training: whether to call `set_epoch` of the sampler.
+
+    Returns:
+        A range, a list, or an int64 tensor of indices.
+    """
+    if sampler is not None:
+        return sample_all(sampler, epoch, seed, for_training, length)
+    if shuffle:
+        return torch.randperm(length, generator=torch.Generator().manual_seed(seed))
+    return range(length)
+
+
+def sample_all(sampler: Iterable[Any], epoch: int, seed: int, for_training: bool, num_samples: int) -> list[Any]:
+    """Return everything that a sampler yields in an epoch, with its random numbers seeded.
+
+    Args:
+        sampler: a sampler of indices or of batches.
+        epoch: index of the epoch, from 0.
+        seed: the seed of the epoch.
+        for_training: whether to call `set_epoch`.
+        num_samples: the length of the dataset.
+
+    Raises:
+        ValueError: the sampler is probably infinite: it yields more than a million elements, more than ten times the
+            length of the dataset, and more than its own `__len__`.
+    """
+    limit = max(_MOST_ELEMENTS, 10 * num_samples, operator.length_hint(sampler))
+    with rng.fork_rng(torch.device("cpu")):
+        rng.seed_cpu(seed)
+        seeding.set_epoch_and_seed(sampler, epoch, seed, for_training)
+        drawn = list(itertools.islice(sampler, limit + 1))
+    if len(drawn) > limit:
+        raise ValueError(
+            f"sampler {type(sampler).__name__}: must be finite, but yields more than {limit:,} elements in an epoch "
+            f"of a dataset with {num_samples:,} samples"
+        )
+    return drawn
+
+
+def contiguous_part(order: Any, world: World) -> Any:
+    """Return this rank's part of an order that is divided among the ranks, as an evaluation does."""
+    low, high = (len(order) * rank // world.size for rank in (world.rank, world.rank + 1))
+    return order[low:high]
+
+
+class BatchPlan:
+    """One rank's index batches of an order, from a position on.
+
+    The order is cut into global batches, and each of them into contiguous parts, one per rank. A last global batch
+    with fewer samples than ranks is dropped, because a rank without a sample could not take part in the step.
+
+    Args:
+        order: the indices of the epoch.
+        start: the position: the number of indices that are finished.
+        batch_size: samples per batch and rank.
+        drop_last: drop the last global batch if it is not full.
+        world: the ranks.
+    """
+
+    def __init__(
+        self, order: Sequence[int] | Tensor, start: int, batch_size: int, drop_last: bool, world: World
+    ) -> None:
+        self._order, self._start, self._world = order, start, world
+        self._global_batch_size = batch_size * world.size
+        remaining = max(0, len(order) - start)
+        tail = remaining % self._global_batch_size
+        self._remaining = remaining - tail if drop_last or tail < world.size else remaining
+
+    def __len__(self) -> int:
+        return -(-self._remaining // self._global_batch_size)
+
+    def samples(self, i: int) -> int:
+        """Return the number of samples of all ranks in batch i together."""
+        return min(self._global_batch_size, self._remaining - i * self._global_batch_size)
+
+    def size(self, i: int) -> int:
+        """Return the number of samples of this rank in batch i."""
+        each, more = divmod(self.samples(i), self._world.size)
+        return each + (self._world.rank < more)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for part in self._cut(self._order):
+            yield part.tolist() if isinstance(part, Tensor) else list(part)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield the indices of each batch of this rank as an int64 tensor."""
+        order = self._order
+        return self._cut(torch.arange(order.start, order.stop) if isinstance(order, range) else torch.as_tensor(order))
+
+    def _cut(self, order: Any) -> Iterator[Any]:
+        for i in range(len(self)):
+            each, more = divmod(self.samples(i), self._world.size)
+            low = self._start + i * self._global_batch_size + self._world.rank * each + min(self._world.rank, more)
+            yield order[low : low + each + (self._world.rank < more)]
+
+
+class DealtPlan:
+    """One rank's index batches of an order whose batches are dealt to the ranks in turn.
+
+    The batches of all ranks together are those of a single process.
+
+    Args:
+        order: the indices of the epoch.
+        batch_size: samples per batch.
+        drop_last: drop the last batch if it is not full.
+        world: the ranks.
+    """
+
+    def __init__(self, order: Sequence[int] | Tensor, batch_size: int, drop_last: bool, world: World) -> None:
+        self._plan = BatchPlan(order, 0, batch_size, drop_last, World())
+        self._world = world
+
+    def __len__(self) -> int:
+        return len(range(self._world.rank, len(self._plan), self._world.size))
+
+    def samples(self, i: int) -> int:
+        """Return the number of samples of all ranks in their batch i together."""
+        start = i * self._world.size
+        return sum(map(self._plan.size, range(start, min(start + self._world.size, len(self._plan)))))
+
+    def size(self, i: int) -> int:
+        """Return the number of samples of this rank in batch i."""
+        return self._plan.size(i * self._world.size + self._world.rank)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return itertools.islice(self._plan, self._world.rank, None, self._world.size)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield the indices of each batch of this rank as an int64 tensor."""
+        return itertools.islice(self._plan.tensors(), self._world.rank, None, self._world.size)
+
+
+class DealtBatches:
+    """One rank's index batches of a batch sampler, whose batches are dealt to the ranks in turn.
+
+    For training, remaining batches that are fewer than the ranks are cut until each rank has a part of one of them. If
+    they have fewer samples than there are ranks, they are dropped, as in `BatchPlan`.
+
+    Args:
+        batches: the batches of all ranks, from the position on.
+        world: the ranks.
+        for_training: whether all ranks need the same number of batches.
+    """
+
+    def __init__(self, batches: list[Sequence[int]], world: World, for_training: bool) -> None:
+        complete = len(batches) - len(batches) % world.size if for_training else len(batches)
+        self._own = [list(batch) for batch in batches[world.rank : complete : world.size]]
+        self._samples = [sum(map(len, batches[i : i + world.size])) for i in range(0, complete, world.size)]
+        num_samples = sum(map(len, batches[complete:]))
+        if num_samples >= world.size:
+            self._own.append(_halved(batches[complete:], world.size)[world.rank])
+            self._samples.append(num_samples)
+
+    def __len__(self) -> int:
+        return len(self._own)
+
+    def samples(self, i: int) -> int:
+        """Return the number of samples of all ranks in batch i together."""
+        return self._samples[i]
+
+    def size(self, i: int) -> int:
+        """Return the number of samples of this rank in batch i."""
+        return len(self._own[i])
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._own)
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield the indices of each batch of this rank as an int64 tensor."""
+        return map(torch.as_tensor, self._own)
+
+
+def _halved(batches: list[Sequence[int]], count: int) -> list[list[int]]:
+    """Return `count` parts of fewer batches, made by halving the one with the most samples again and again.
+
+    Samples of different batches stay apart, because a batch sampler may have batched them by length.
+    """
+    parts = [list(batch) for batch in batches if len(batch) > 0]
+    while len(parts) < count:
+        i = max(range(len(parts)), key=lambda i: len(parts[i]))
+        middle = (len(parts[i]) + 1) // 2
+        parts[i : i + 1] = [parts[i][:middle], parts[i][middle:]]
+    return parts
+
+
+BatchOrder: TypeAlias = BatchPlan | DealtPlan | DealtBatches
+"""The index batches of one rank in an epoch."""

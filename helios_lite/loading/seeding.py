@@ -1,0 +1,119 @@
+"""The random numbers of samples: torch, random and numpy are seeded from (seed, epoch, index) around each sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import Dataset, Subset, default_collate, get_worker_info
+
+from helios_lite.processes import rng
+
+
+class SizedBatches(Protocol):
+    """Batches of indices, whose number is known."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[list[int]]: ...
+
+
+class EpochBatchSampler:
+    """The batch sampler of a DataLoader that lives for many epochs, as its workers may do.
+
+    Args:
+        with_seed: yield (seed, indices) for a `SeededDataset`. The seed is sent with the indices, so that a worker that
+            outlives an epoch knows the epoch of each batch.
+    """
+
+    def __init__(self, with_seed: bool) -> None:
+        self._with_seed = with_seed
+        self._order: SizedBatches | None = None
+        self._seed = 0
+
+    def set_epoch_order(self, order: SizedBatches, seed: int) -> None:
+        """Set the batches of the next epoch, and the seed of its samples."""
+        self._order, self._seed = order, seed
+
+    def __iter__(self) -> Iterator[Any]:
+        assert self._order is not None
+        return ((self._seed, indices) for indices in self._order) if self._with_seed else iter(self._order)
+
+    def __len__(self) -> int:
+        return 0 if self._order is None else len(self._order)
+
+
+class SeededDataset(Dataset[Any]):
+    """Returns collated batches of a dataset.
+
+    Each sample is read with RNG states seeded from its index; the batch is collated with RNG states seeded from the
+    first index.
+
+    Args:
+        dataset: a map-style dataset.
+        collate: makes a batch from a list of samples; PyTorch's `default_collate` if None.
+    """
+
+    def __init__(self, dataset: Dataset[Any], collate: Callable[[list[Any]], Any] | None) -> None:
+        self._dataset = dataset
+        self._collate = collate
+        self._reads_batches = callable(getattr(base_dataset(dataset), "__getitems__", None))
+
+    def __getitems__(self, seed_and_indices: tuple[int, list[int]]) -> Any:
+        seed, indices = seed_and_indices
+        if get_worker_info() is not None:
+            return self._fetch(seed, indices)
+        # In the training process the RNG states belong to the training. Restoring them once per batch is enough.
+        with rng.fork_rng(torch.device("cpu")):
+            return self._fetch(seed, indices)
+
+    def _fetch(self, seed: int, indices: list[int]) -> Any:
+        if self._reads_batches:
+            rng.seed_cpu(rng.derive_seed(seed, int(indices[0])))
+            samples = self._dataset.__getitems__(indices)  # type: ignore[attr-defined]
+        else:
+            samples = []
+            for index in indices:
+                rng.seed_cpu(rng.derive_seed(seed, int(index)))
+                samples.append(self._dataset[index])
+        if self._collate is None:
+            return default_collate(samples)
+        rng.seed_cpu(rng.derive_seed(seed, int(indices[0]), 1))
+        return self._collate(samples)
+
+
+def base_dataset(dataset: Dataset[Any]) -> Dataset[Any]:
+    """Return the dataset of which a Subset (of a Subset ...) is a part. A Subset's `__getitems__` only calls it."""
+    while type(dataset) is Subset:
+        dataset = dataset.dataset
+    return dataset
+
+
+def set_epoch_and_seed(source: Any, epoch: int, seed: int, for_training: bool) -> None:
+    """Call `set_epoch` of a loader or sampler and of the objects in it, and seed the `torch.Generator`s found there.
+
+    An evaluation has no epoch, and its dataset may be the training's, so only generators are seeded then.
+    """
+    for part in _parts(source, "sampler", "batch_sampler", *(["dataset"] if for_training else [])):
+        if for_training and callable(getattr(part, "set_epoch", None)):
+            part.set_epoch(epoch)
+        if isinstance(getattr(part, "generator", 0), torch.Generator | None):
+            part.generator = torch.Generator().manual_seed(seed)
+
+
+def has_set_epoch(dataset: Any) -> bool:
+    """Return whether a dataset, or one that it is made of, has a `set_epoch`."""
+    return any(callable(getattr(part, "set_epoch", None)) for part in _parts(dataset, "dataset"))
+
+
+def _parts(source: Any, *names: str) -> Iterator[Any]:
+    """Yield an object and, recursively, the values of its attributes of these names, each object once."""
+    pending, seen = [source], list[Any]()
+    while pending:
+        part = pending.pop()
+        if part is None or any(part is other for other in seen):
+            continue
+        seen.append(part)
+        yield part
+        pending += [getattr(part, name, None) for name in names]

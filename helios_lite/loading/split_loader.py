@@ -1,0 +1,150 @@
+"""The batches of a map-style Split, from any position of an epoch on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset, TensorDataset
+
+from helios_lite.data import ArrayDict, Split
+from helios_lite.loading import sample_order, seeding
+from helios_lite.loading.batches import Batch, EpochBatches, dataloader_options, incomplete_error, limited
+from helios_lite.processes import rng
+from helios_lite.processes.world import World
+
+
+class SplitLoader:
+    """Batches of a map-style Split: the order is a function of (seed, epoch), the position a count of samples."""
+
+    marks_last = True
+
+    def __init__(
+        self, split: Split, phase: str, seed: int, world: World, limit: int | float | None, in_order: bool
+    ) -> None:
+        self.source = split
+        self._limit, self._shuffle = limit, split.shuffle and not in_order
+        self._world = world
+        self._is_training = phase == "train"
+        self._num_averaged = world.size if self._is_training else 1
+        self._phase = phase
+        self._seed = seed
+        self._order: sample_order.BatchOrder | None = None
+        self._length = len(split.dataset)
+        if self._length == 0:
+            raise ValueError(f"the {phase} split is empty")
+        # Tensors and arrays use no random numbers, so their samples need no seed.
+        base = seeding.base_dataset(split.dataset)
+        may_be_random = type(base) not in (TensorDataset, ArrayDict) or split.collate_fn is not None
+        is_seeded = split.seed_samples and may_be_random
+        self._sampler = seeding.EpochBatchSampler(with_seed=is_seeded)
+        self._gather = _Gather.of(split)
+        # A private generator: without it every new iterator would use the training's RNG state.
+        self._generator = torch.Generator()
+        self._loader: DataLoader[Any] = DataLoader(
+            seeding.SeededDataset(split.dataset, split.collate_fn) if is_seeded else split.dataset,
+            batch_sampler=self._sampler,
+            collate_fn=_identity if is_seeded else split.collate_fn,
+            generator=self._generator,
+            **dataloader_options(split),
+        )
+
+    def epoch(self, epoch: int, *, samples: int = 0, batches: int = 0, window: int = 1) -> EpochBatches:
+        """Return the rest of an epoch; `batches` is not used, because `samples` is the position."""
+        seed = rng.derive_seed(self._seed, epoch)
+        order = self._batch_order(epoch, seed, samples)
+        if len(order) == 0 and samples == 0 and (self._is_training or self._world.size == 1):
+            why = "drop_last leaves nothing" if self.source.drop_last else "there is none for every process"
+            raise ValueError(f"the {self._phase} split has no batch: of {self._length} samples {why}")
+        self._generator.manual_seed(seed)
+        self._sampler.set_epoch_order(order, seed)
+        self._order = order
+        return EpochBatches(self._batches(order, window, samples), len(order))
+
+    def indices(self) -> Iterator[Tensor]:
+        """Yield the indices of the samples in each batch of the last `epoch`, as int64 tensors."""
+        assert self._order is not None
+        return self._order.tensors()
+
+    def takes_state(self) -> bool:
+        """Return False: a Split has no state."""
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the run's counters hold the position."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Do nothing."""
+
+    def _batch_order(self, epoch: int, seed: int, start: int) -> sample_order.BatchOrder:
+        split, world = self.source, self._world
+        if split.batch_sampler is not None:
+            all_batches = sample_order.sample_all(split.batch_sampler, epoch, seed, self._is_training, self._length)
+            batches = iter(all_batches[: limited(-(-len(all_batches) // world.size), self._limit) * world.size])
+            while start > 0:
+                start -= len(next(batches, range(start)))
+            return sample_order.DealtBatches(list(batches), world, for_training=self._is_training)
+        order = sample_order.epoch_order(self._length, self._shuffle, split.sampler, epoch, seed, self._is_training)
+        assert split.batch_size is not None  # Split requires it without a batch_sampler.
+        if self._limit is not None:  # By samples, so that the last window of a limited epoch gets its weights too.
+            global_batch_size = split.batch_size * world.size
+            order = order[: limited(-(-len(order) // global_batch_size), self._limit) * global_batch_size]
+        if self._is_training:
+            return sample_order.BatchPlan(order, start, split.batch_size, split.drop_last, world)
+        if self._phase == "predict":
+            return sample_order.DealtPlan(order, split.batch_size, split.drop_last, world)
+        part = sample_order.contiguous_part(order, world)
+        return sample_order.BatchPlan(part, start, split.batch_size, split.drop_last, World())
+
+    def _batches(self, order: sample_order.BatchOrder, window: int, start: int) -> Iterator[Batch]:
+        length = len(order)
+        total = 0
+        i = -1
+        iterator = iter(self._loader if self._gather is None else self._gather.batches(order))
+        for i, data in enumerate(iterator):
+            size, samples = order.size(i), order.samples(i)
+            if window == 1:
+                total = samples
+            elif i % window == 0:
+                total = sum(order.samples(j) for j in range(i, min(i + window, length)))
+            is_last = i + 1 == length
+            loss_weight = size * self._num_averaged / total
+            yield data, size, samples, loss_weight, is_last or (i + 1) % window == 0, is_last
+        if i + 1 < length:
+            raise incomplete_error(
+                self._phase, iterator, i + 1, length, f" from sample {start} on" if start > 0 else ""
+            )
+
+
+class _Gather:
+    """A TensorDataset or a dict of arrays, or a Subset of one: a batch is one indexed gather from each tensor."""
+
+    def __init__(self, gather: Callable[[Tensor], Any], indices: Tensor | None) -> None:
+        self._gather, self._indices = gather, indices
+
+    @classmethod
+    def of(cls, split: Split) -> _Gather | None:
+        """Return the gather of a split, None if it needs a DataLoader."""
+        dataset, indices = split.dataset, None
+        while type(dataset) is Subset:
+            subset_indices = torch.as_tensor(dataset.indices)
+            indices = subset_indices if indices is None else subset_indices[indices]
+            dataset = dataset.dataset
+        if split.num_workers > 0 or split.collate_fn is not None or split.pin_memory:
+            return None
+        if type(dataset) is TensorDataset:
+            tensors = dataset.tensors
+            return cls(lambda index: [tensor.index_select(0, index) for tensor in tensors], indices)
+        return cls(dataset.gather, indices) if type(dataset) is ArrayDict else None
+
+    def batches(self, order: sample_order.BatchOrder) -> Iterator[Any]:
+        """Yield the batches that a DataLoader with PyTorch's `default_collate` would yield."""
+        for index in order.tensors():
+            yield self._gather(index if self._indices is None else self._indices[index])
+
+
+def _identity(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,235 @@
+"""The batches of the train split, epoch by epoch, from the position that the counters say."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from helios_lite.data import DataModule
+from helios_lite.loading.batches import Batch, Loader
+from helios_lite.loading.loaders import make_loader
+from helios_lite.processes import rng
+from helios_lite.processes.world import World
+from helios_lite.state import TrainingState
+
+
+class PassReader:
+    """Reads a split pass after pass, and gives epochs of `steps_per_epoch` updates.
+
+    The next epoch continues where the last one ended. A pass is what an epoch is otherwise: seeds, orders and
+    `set_epoch` depend on its index, and its last accumulation window may be shorter.
+
+    Args:
+        steps_per_epoch: updates per epoch; those that fp16 skips count.
+        window: batches per accumulation window.
+
+    Attributes:
+        updates: the updates of the present epoch. At a boundary they are finished, as is all that is counted here.
+    """
+
+    def __init__(self, steps_per_epoch: int, window: int) -> None:
+        self._steps_per_epoch, self._window = steps_per_epoch, window
+        self._loader: Loader | None = None
+        self._batches: Iterator[Batch] = iter(())
+        self.updates = 0
+        self._pass, self._pass_batches, self._pass_samples = 0, 0, 0
+        self._is_restored = False
+
+    def rest_of_epoch(self, loader: Loader, state: TrainingState) -> Iterator[Batch]:
+        """Return the batches of the present epoch that are not finished.
+
+        Another loader than that of the last call is read from the present position.
+        """
+        if not self._is_restored and self._loader is None:  # A new run, or one whose epochs were passes until now.
+            self._pass, self._pass_batches, self._pass_samples = state.epoch, state.epoch_batch, state.epoch_samples
+            self.updates = -(-state.epoch_batch // self._window)
+        if state.epoch_batch == 0:
+            self.updates = 0
+        if self._loader is not loader:
+            self._loader = loader
+            # A run that is not interrupted would not read here, so its random numbers must not depend on it.
+            is_inside = self._pass_batches > 0
+            with rng.fork_rng(torch.device("cpu")) if is_inside else contextlib.nullcontext():
+                self._batches = self._rest_of_pass(loader)
+        return self._rest_of_epoch(loader)
+
+    def close(self) -> None:
+        """Let go of the pass, so that its workers end."""
+        self._batches = iter(())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the pass and in the epoch."""
+        return {
+            "pass": self._pass,
+            "pass_batches": self._pass_batches,
+            "pass_samples": self._pass_samples,
+            "epoch_updates": self.updates,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the position."""
+        self._pass, self._pass_batches = state_dict["pass"], state_dict["pass_batches"]
+        self._pass_samples, self.updates = state_dict["pass_samples"], state_dict["epoch_updates"]
+        self._is_restored = True
+
+    def _rest_of_pass(self, loader: Loader) -> Iterator[Batch]:
+        position = {"samples": self._pass_samples, "batches": self._pass_batches}
+        return loader.epoch(self._pass, **position, window=self._window).batches
+
+    def _rest_of_epoch(self, loader: Loader) -> Iterator[Batch]:
+        while self.updates < self._steps_per_epoch:
+            batch = next(self._batches, None)
+            if batch is None:  # A new pass has a batch, or its loader raises an error.
+                self._pass, self._pass_batches, self._pass_samples = self._pass + 1, 0, 0
+                self._batches = self._rest_of_pass(loader)
+                continue
+            self._pass_batches += 1
+            data, size, samples, loss_weight, completes_update, _ = batch
+            self._pass_samples += samples
+            self.updates += completes_update
+            yield data, size, samples, loss_weight, completes_update, self.updates == self._steps_per_epoch
+
+
+logger = logging.getLogger("helios_lite")
+
+
+class TrainData:
+    """Makes the loader of the train split, and keeps it until the datamodule has another train split.
+
+    Args:
+        datamodule: the data.
+        seed: the seed from which the order is derived.
+        window: batches per accumulation window.
+        world: the ranks.
+        steps_per_epoch: updates per epoch, None if an epoch is one pass over the split.
+        limit: the number of batches of an epoch, or the part of them, None for all.
+        repeats: whether every epoch has the batches of the first, unshuffled.
+
+    Attributes:
+        epoch_batches: number of batches in the present epoch, None if unknown. With `steps_per_epoch` it is the most
+            that there can be, as the last window of a pass may be shorter.
+        knows_last_batch: whether the last batch of the present epoch is known to be the last.
+        passes: reads the split with `steps_per_epoch`, otherwise None.
+    """
+
+    def __init__(
+        self,
+        datamodule: DataModule,
+        seed: int,
+        window: int,
+        world: World,
+        steps_per_epoch: int | None,
+        limit: int | float | None,
+        repeats: bool,
+    ) -> None:
+        self._limit, self._repeats = limit, repeats
+        self._datamodule, self._seed, self._window, self._world = datamodule, seed, window, world
+        self.epoch_batches: int | None = None
+        self.knows_last_batch = False
+        self._loader: Loader | None = None
+        self._restored: list[dict[str, Any]] = []
+        self.passes: PassReader | None = None
+        if steps_per_epoch is not None:
+            self.passes = PassReader(steps_per_epoch, window)
+            self.epoch_batches, self.knows_last_batch = steps_per_epoch * window, True
+
+    def loader(self) -> Loader:
+        """Return the loader of the present train split.
+
+        Raises:
+            ValueError: there is no train split, it is empty, or its state was saved by another number of ranks.
+        """
+        source = self._datamodule.train
+        if source is None:
+            raise ValueError("the datamodule has no train split")
+        if self._loader is None or self._loader.source is not source:
+            self._loader = make_loader(source, "train", self._seed, self._world, self._limit, in_order=self._repeats)
+            if self._loader.takes_state():
+                self._check_number_of_ranks()
+            self._loader.load_state_dict(self._of_this_rank(self._restored))
+            self._restored = []
+        return self._loader
+
+    def rest_of_epoch(self, state: TrainingState) -> Iterator[Batch]:
+        """Return the batches of the present epoch that are not finished."""
+        if self.passes is not None:
+            return self.passes.rest_of_epoch(self.loader(), state)
+        loader = self.loader()
+        batches, length = loader.epoch(
+            0 if self._repeats else state.epoch,
+            samples=state.epoch_samples,
+            batches=state.epoch_batch,
+            window=self._window,
+        )
+        self.epoch_batches = None if length is None else state.epoch_batch + length
+        self.knows_last_batch = loader.marks_last
+        return batches
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state that a custom loader has on this rank, if any, and the position in the passes."""
+        own = {} if self._loader is None else self._loader.state_dict()
+        return own if self.passes is None else {**own, "passes": self.passes.state_dict()}
+
+    def load_state_dicts(self, by_rank: list[dict[str, Any]]) -> None:
+        """Restore the position in the passes, and keep the state of a custom loader for `loader`, which makes it.
+
+        Args:
+            by_rank: the states of all ranks that have saved.
+        """
+        self._restored = by_rank
+        mine = self._of_this_rank(by_rank)
+        if self.passes is not None and "passes" in mine:
+            self.passes.load_state_dict(mine["passes"])
+
+    def _of_this_rank(self, by_rank: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return the state of this rank; if another number of ranks has saved, that of rank 0."""
+        if not by_rank:
+            return {}
+        return by_rank[self._world.rank if len(by_rank) == self._world.size else 0]
+
+    def _check_number_of_ranks(self) -> None:
+        saved, now = len(self._restored), self._world.size
+        if saved != now and any("loader" in state for state in self._restored):
+            raise ValueError(
+                f"the checkpoint has the states of the train split's loader on {saved} rank{'s' * (saved > 1)}, which "
+                f"{now} cannot take over: no state says what the other ranks have read. Resume with {saved} "
+                f"process{'es' * (saved > 1)}, or start a new training from the weights (init_from)"
+            )
+
+    def close(self) -> None:
+        """End the workers of a pass that goes on in the next epoch."""
+        if self.passes is not None:
+            self.passes.close()
+
+
+def join_ranks(by_rank: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what a checkpoint holds of the states of all ranks.
+
+    It is the state of rank 0. If there are several ranks and any of them has a state, the entry "other_ranks" has the
+    list of the others.
+    """
+    first, others = by_rank[0], by_rank[1:]
+    return {**first, "other_ranks": others} if others and any(by_rank) else first
+
+
+def split_ranks(saved: dict[str, Any], num_ranks: int) -> list[dict[str, Any]]:
+    """Return the states of all ranks, by rank, from what a checkpoint holds.
+
+    Args:
+        saved: as `join_ranks` has returned it, or the state of rank 0 alone, as earlier versions have saved it.
+        num_ranks: the number of ranks that have saved.
+    """
+    first = {name: value for name, value in saved.items() if name != "other_ranks"}
+    if "other_ranks" in saved:
+        return [first, *saved["other_ranks"]]
+    if "loader" in first and num_ranks > 1:
+        logger.warning(
+            "the checkpoint is of an earlier version, which saved the state of a loader on rank 0 only: the loaders of "
+            "the other ranks read and drop the finished batches of the epoch instead"
+        )
+    shared = {name: value for name, value in first.items() if name == "passes"}
+    return [first] + [shared] * (num_ranks - 1)

@@ -1,0 +1,69 @@
+"""Initializes DataLoader workers: which signals they ignore, and that they end with their parent."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+from helios_lite.processes import signals
+from helios_lite.processes.peers import is_alive
+
+_SECONDS_TO_RECEIVE = 4.0
+"""How long the parent may take to handle a signal: a Python handler waits for an operation in C++ to end. Shorter than
+the five seconds for which a DataLoader waits for a worker that it has terminated."""
+
+
+class WorkerInit:
+    """Runs first in every DataLoader worker. Create it in the process that the worker loads for, its parent.
+
+    A signal to the process group reaches the workers too, but an update that is being finished still needs its batches.
+    SIGINT and SIGUSR1 are therefore ignored, and SIGTERM while the parent finishes an update after a signal of its own.
+    When the parent does not, because it has failed or wants the worker to end, SIGTERM ends the worker at once. A
+    worker whose parent is gone ends within a second.
+
+    Args:
+        user_init: the user's `worker_init_fn`, called with the number of the worker.
+    """
+
+    def __init__(self, user_init: Callable[[int], None] | None) -> None:
+        self._user_init = user_init
+        # Not os.getppid(), which may be the fork server.
+        self._parent = os.getpid()
+        self._parent_phase = signals.shared_phase()
+
+    def __call__(self, worker: int) -> None:
+        """Install the handlers, watch the parent in a thread, and call the user's function."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signals.do_nothing)
+        faulthandler.register(signal.SIGUSR2, file=2)  # Of a hanging run: writes the stacks of this process to stderr.
+        # The number of a signal goes to a pipe at once, whereas a Python handler waits for an operation in C++ to end.
+        reader, writer = os.pipe()
+        os.set_blocking(writer, False)
+        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, args=(reader,), name="data_worker", daemon=True).start()
+        if self._user_init is not None:
+            self._user_init(worker)
+
+    def _watch(self, reader: int) -> None:
+        deadline: float | None = None
+        poller = select.poll()  # Unlike select.select it takes any number of open files.
+        poller.register(reader, select.POLLIN)
+        while is_alive(self._parent):
+            ready = poller.poll(250)
+            is_terminated = bool(ready) and signal.SIGTERM in os.read(reader, 1024)
+            if (
+                is_terminated and signal.getsignal(signal.SIGTERM) is signals.do_nothing
+            ):  # The user has set no other handler.
+                deadline = time.monotonic() + _SECONDS_TO_RECEIVE
+            if deadline is not None:
+                phase = self._parent_phase.value
+                if phase == signals.OUTSIDE:
+                    os._exit(0)  # As PyTorch's own handler does, because another status would be an error.
+                if phase == signals.WAITING and time.monotonic() > deadline:
+                    os._exit(128 + signal.SIGTERM)
+        os._exit(1)

@@ -1,0 +1,140 @@
+"""What a training measures of itself: learning rates, samples per second, the part of the time that it waits for
+batches, memory of the device, norms of parameters.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from helios_lite.loading.batches import Batch
+
+
+class LearningRates:
+    """Notes the learning rates with which the optimizers step.
+
+    A scheduler changes a rate right after the update that used it, and a model may set it right before. Hooks of the
+    optimizers therefore read it when they step. They are registered for the updates that a row may follow only.
+
+    Attributes:
+        used: the rates of the last step since the last row, by the name of the optimizer.
+    """
+
+    def __init__(self) -> None:
+        self.used: dict[str, list[float]] = {}
+        self._optimizers: dict[str, Optimizer] = {}
+        self._handles: list[RemovableHandle] = []
+
+    def set_optimizers(self, optimizers: Mapping[str, Optimizer]) -> None:
+        """Use these optimizers, by the names of the model's attributes, from now on."""
+        self.unwatch()
+        self._optimizers = dict(optimizers)
+
+    def watch(self) -> None:
+        """Note the rates of the optimizers that step from now on, until `take`."""
+        if not self._handles:
+            for name, optimizer in self._optimizers.items():
+                # One that wraps another may not have called `Optimizer.__init__`, which makes hooks possible.
+                if hasattr(optimizer, "_optimizer_step_pre_hooks"):
+                    self._handles.append(optimizer.register_step_pre_hook(self._note(name)))
+
+    def take(self) -> dict[str, float]:
+        """Return the rates of all parameter groups, and stop watching.
+
+        The name is "train/lr", with that of the optimizer if there are several, and the index of the group if the
+        optimizer has several. Of an optimizer that did not step, or has no hooks, it is the present rate.
+        """
+        rates = {}
+        for name, optimizer in self._optimizers.items():
+            used = self.used.get(name, _present_rates(optimizer))
+            for i, rate in enumerate(used):
+                path = ["train/lr"] + [name] * (len(self._optimizers) > 1) + [str(i)] * (len(used) > 1)
+                rates["/".join(path)] = rate
+        self.unwatch()
+        self.used = {}
+        return rates
+
+    def restore(self, used: dict[str, list[float]]) -> None:
+        """Set `used` to that of a checkpoint."""
+        self.used = used
+
+    def unwatch(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _note(self, name: str) -> Any:
+        def hook(optimizer: Optimizer, arguments: Any, options: Any) -> None:
+            self.used[name] = _present_rates(optimizer)
+
+        return hook
+
+
+def _present_rates(optimizer: Optimizer) -> list[float]:
+    return [float(group["lr"]) for group in optimizer.param_groups]
+
+
+_ENDINGS = ("seconds", "/samples_per_second", "/data_wait", "/memory_mib")
+
+
+def is_measured(name: str) -> bool:
+    """Return whether a value is measured with a clock or a meter, by its name in a row: it differs in every run."""
+    return name.endswith(_ENDINGS)
+
+
+def peak_memory_mib(device: torch.device) -> float | None:
+    """Return the most memory that PyTorch has had allocated on the device so far, in MiB; None if it does not count it.
+
+    It counts on GPUs, without waiting for them, and not on the CPU.
+    """
+    count = getattr(torch.get_device_module(device), "max_memory_allocated", None)
+    return None if count is None else count(device) / 2**20
+
+
+class Throughput:
+    """Counts what the speed since the last row of metrics needs."""
+
+    def __init__(self) -> None:
+        self._waited = 0.0  # Seconds.
+        self._samples = 0  # Of all ranks.
+
+    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield batches; count their samples, and the time that each is waited for."""
+        clock = time.perf_counter
+        started = clock()
+        for batch in batches:
+            self._waited += clock() - started
+            self._samples += batch[2]
+            yield batch
+            started = clock()
+
+    def take(self, seconds: float, steps: int) -> dict[str, float]:
+        """Return the metrics of a row by full name, and begin the next one.
+
+        Args:
+            seconds: time since the last row, without validations and saves.
+            steps: updates since the last row.
+        """
+        waited, samples = self._waited, self._samples
+        self._waited, self._samples = 0.0, 0
+        return {
+            "train/step_seconds": seconds / steps,
+            "train/compute_seconds": max(0.0, seconds - waited) / steps,
+            "train/data_wait": min(1.0, waited / seconds) if seconds > 0 else 0.0,
+            "train/samples_per_second": samples / seconds if seconds > 0 else 0.0,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has been counted since the last row."""
+        return {"wait_seconds": self._waited, "samples": self._samples}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned. Files of earlier versions have nothing."""
+        self._waited = state_dict.get("wait_seconds", 0.0)
+        self._samples = state_dict.get("samples", 0)

@@ -1,0 +1,177 @@
+"""The attributes of a model that have a state, its networks, and the modes of their parts."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+from collections import UserDict, deque
+from collections.abc import Iterable, Iterator
+from types import MappingProxyType, NoneType, SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Modes:
+    """Switches parts between training and evaluation mode; what was in evaluation mode before a switch stays in it."""
+
+    def __init__(self) -> None:
+        self._in_evaluation: list[nn.Module] | None = None  # Before `eval`; None in training.
+
+    def train(self, parts: Iterable[Any]) -> None:
+        """Switch parts to training mode, but for modules that were in evaluation mode before `eval`."""
+        parts = list(parts)
+        kept = _in_evaluation(parts) if self._in_evaluation is None else self._in_evaluation
+        _switch(parts, "train")
+        for module in kept:
+            module.training = False
+        self._in_evaluation = None
+
+    def eval(self, parts: Iterable[Any]) -> None:
+        """Switch parts to evaluation mode."""
+        parts = list(parts)
+        if self._in_evaluation is None:
+            self._in_evaluation = _in_evaluation(parts)
+        _switch(parts, "eval")
+
+
+def trained_in_evaluation_mode(networks: dict[str, nn.Module]) -> list[str]:
+    """Return the names of the modules that have parameters of their own to be trained, but are in evaluation mode."""
+    return [
+        f"{name}.{path}".rstrip(".")
+        for name, net in networks.items()
+        for path, module in net.named_modules()
+        if not module.training and any(p.requires_grad for p in module.parameters(recurse=False))
+    ]
+
+
+def _in_evaluation(parts: list[Any]) -> list[nn.Module]:
+    networks = (part for part in parts if isinstance(part, nn.Module))
+    return [module for net in networks for module in net.modules() if not module.training]
+
+
+def _switch(parts: list[Any], mode: str) -> None:
+    for part in parts:
+        if callable(switch := getattr(part, mode, None)):
+            switch()
+
+
+_ATOMS = frozenset(
+    {type, bool, int, float, complex, str, bytes, NoneType, Tensor, nn.Parameter, torch.device, torch.dtype}
+)
+_BUILTIN_CONTAINERS = frozenset({list, tuple, dict, set, frozenset, deque})
+_MAPPINGS, _SEQUENCES = (dict, UserDict, MappingProxyType), (list, tuple, deque)
+_SCANNED_LEVELS, _MAX_SCANNED_ITEMS = 3, 10_000_000
+
+
+def stateful_parts(owner: object) -> Iterator[tuple[str, Any]]:
+    """Yield every attribute that has `state_dict` and `load_state_dict`, by name, in the order of assignment.
+
+    In lists, tuples, deques and dicts the names are "name.0" and "name.key"; in a SimpleNamespace and in dataclasses
+    "name.attribute". Other objects and sets are not entered. A part that is held twice has two names. Containers may
+    be nested to any depth, and may contain themselves.
+    """
+    stack: list[tuple[object, Iterator[tuple[str, Any]], int]] = [(owner, iter(vars(owner).items()), 0)]
+    prefixes, entered, without_parts = [""], {id(owner)}, set[int]()
+    num_parts = 0
+    while stack:
+        container, items, num_before = stack[-1]
+        name, value = next(items, (None, None))
+        if name is None:
+            stack.pop()
+            prefixes.pop()
+            entered.remove(id(container))
+            if num_parts == num_before:
+                without_parts.add(id(container))
+        elif type(value) in _ATOMS:  # The most frequent case; a vocabulary may have millions of strings.
+            continue
+        elif type(value) not in _BUILTIN_CONTAINERS and is_stateful(value):
+            num_parts += 1
+            yield prefixes[-1] + name, value
+        elif id(value) not in entered and id(value) not in without_parts:
+            children = named_items(value)
+            if children is not None and not holds_only_atoms(value):
+                stack.append((value, children, num_parts))
+                prefixes.append(f"{prefixes[-1]}{name}.")
+                entered.add(id(value))
+
+
+def named_networks(owner: object) -> dict[str, nn.Module]:
+    """Return the attributes that are networks, by name."""
+    return {name: part for name, part in stateful_parts(owner) if isinstance(part, nn.Module)}
+
+
+def networks(owner: object) -> list[nn.Module]:
+    """Return the attributes that are networks."""
+    return [*named_networks(owner).values()]
+
+
+def load_parts(owner: str, parts: dict[str, Any], state_dict: dict[str, Any], *, networks_only: bool) -> None:
+    """Restore parts from their states by name.
+
+    Args:
+        owner: the name of what has the parts, for the message.
+        parts: the parts by name.
+        state_dict: their states by name.
+        networks_only: leave out parts that are not networks.
+
+    Raises:
+        KeyError: a part has no saved state, or (unless `networks_only`) a saved state has no part.
+    """
+    if networks_only:
+        parts = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+    missing = [name for name in parts if name not in state_dict]
+    unknown = [] if networks_only else [name for name in state_dict if name not in parts]
+    if missing or unknown:
+        raise KeyError(
+            f"{owner}: the checkpoint and the model differ: "
+            f"only in the model {missing}, only in the checkpoint {unknown}"
+        )
+    for name, part in parts.items():
+        part.load_state_dict(state_dict[name])
+
+
+def is_stateful(value: Any) -> bool:
+    """Return whether an object (not a class) has `state_dict` and `load_state_dict`."""
+    if isinstance(value, type):
+        return False
+    return callable(getattr(value, "state_dict", None)) and callable(getattr(value, "load_state_dict", None))
+
+
+def named_items(value: Any) -> Iterator[tuple[str, Any]] | None:
+    """Return the items of a container by name; None for what is not entered.
+
+    Mappings of other types are not entered, because reading a value may load it from a file.
+    """
+    if isinstance(value, _SEQUENCES):
+        return ((str(i), item) for i, item in enumerate(value))
+    if isinstance(value, _MAPPINGS):
+        return ((str(key), item) for key, item in value.items())
+    if isinstance(value, SimpleNamespace):
+        return iter(vars(value).items())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if hasattr(value, "__dict__"):
+            return iter(vars(value).items())
+        names = [field.name for field in dataclasses.fields(value)]
+        return ((name, getattr(value, name)) for name in names if hasattr(value, name))
+    return None
+
+
+def holds_only_atoms(container: Any) -> bool:
+    """Return True only if a builtin container holds nothing but numbers, strings, tensors and other atoms.
+
+    The first levels are scanned in C and not item by item, because data may have millions of small tuples.
+    """
+    level = [container] if type(container) in _BUILTIN_CONTAINERS else []
+    for _ in range(_SCANNED_LEVELS):
+        items = gc.get_referents(*level)
+        types = set(map(type, items))
+        if types <= _ATOMS:
+            return bool(level)
+        if not types <= _ATOMS | _BUILTIN_CONTAINERS:
+            return False
+        level = items if types <= _BUILTIN_CONTAINERS else [item for item in items if type(item) in _BUILTIN_CONTAINERS]
+        if sum(map(len, level)) > _MAX_SCANNED_ITEMS:  # Many lists may share one.
+            return False
+    return False

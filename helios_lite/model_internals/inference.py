@@ -1,0 +1,78 @@
+"""A model outside of a run: set up with trained networks, to be used or evaluated in this process."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from helios_lite.checkpoints.reading import evaluation_state, read_checkpoint
+from helios_lite.model_internals.attributes import named_networks
+from helios_lite.model_internals.run_context import RunContext
+
+
+def load_for_inference(cls: Any, path: Path, device: torch.device | str, overrides: dict[str, Any]) -> Any:
+    """Return a Model of a class with the networks in a checkpoint, in evaluation mode.
+
+    Args:
+        cls: the class of the model.
+        path: the checkpoint.
+        device: the device of the networks.
+        overrides: arguments of the constructor that replace or complete the stored `hparams`.
+    """
+    content = read_checkpoint(path, device)
+    arguments = {**content["hparams"], **overrides}
+    if "save_name" in inspect.signature(cls).parameters:
+        arguments.setdefault("save_name", content["save_name"])
+    model = cls(**arguments)
+    _set_up(model, evaluation_state(content), RunContext.standalone(torch.device(device)))
+    model.eval()
+    return model
+
+
+def predict_with_only_network(model: Any, batch: Any) -> Any:
+    """Return the output of the only network of a model for a batch; see `Model.predict_step`.
+
+    Raises:
+        NotImplementedError: the model does not have one network.
+        TypeError: the batch is not a tensor, nor a tuple or list that begins with one.
+    """
+    name, nets = type(model).__name__, named_networks(model)
+    if len(nets) != 1:
+        found = f"{len(nets)} networks ({', '.join(nets)})" if nets else "no network"
+        raise NotImplementedError(f"{name} has {found}, so it needs a predict_step that says what a prediction is")
+    first = batch[0] if isinstance(batch, list | tuple) and len(batch) > 0 else batch
+    if not isinstance(first, Tensor):
+        raise TypeError(
+            f"{name} needs a predict_step: the default gives its network a batch that is a tensor, or the first "
+            f"element of a tuple or list, and this is a {type(first).__name__}"
+        )
+    with model.autocast():
+        return next(iter(nets.values()))(first)
+
+
+def take_over(model: Any, outcome: dict[str, Any], trainer: Any) -> None:
+    """Set a model up as it was at the end of a run in other processes: with its networks, metrics and hparams.
+
+    Args:
+        model: a Model.
+        outcome: the states of the "model", its "metrics" and, after a training, its "hparams".
+        trainer: the trainer, which `setup` may use.
+    """
+    context = RunContext.standalone(torch.device("cpu"), trainer)
+    try:
+        _set_up(model, outcome["model"], context)
+    finally:
+        model._attach(context, outcome.get("hparams"))
+        context.record(outcome["metrics"])
+        context.end_run()
+
+
+def _set_up(model: Any, state_dict: dict[str, Any], context: RunContext) -> None:
+    model._attach(context)
+    model.setup(fast_init=True)
+    context.mark_set_up()
+    model.load_state_dict(state_dict, fast_init=True)

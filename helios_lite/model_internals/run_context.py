@@ -1,0 +1,156 @@
+"""The device, precision, strategy and metrics that a run gives to its model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from helios_lite.metrics.accumulator import MetricAccumulator, Reduce, named_reductions
+from helios_lite.metrics.score_tables import ScoreTables
+from helios_lite.networks.parallel import ParallelStrategy
+from helios_lite.networks.precision import Precision
+from helios_lite.processes.devices import DeviceMover
+from helios_lite.processes.world import World
+
+
+class RunContext:
+    """What a run gives to its model. The engine updates it through methods only, and the model reads it.
+
+    Args:
+        precision: the number format of the forward pass, and how a loss becomes an update.
+        parallel: puts networks on the device and spans them over the processes.
+        mover: moves batches to the device.
+        trainer: what `Model.trainer` returns; None outside of a run.
+
+    Attributes:
+        device: the device of this process.
+        world: the rank of this process and the number of processes.
+        metrics: takes logged values; None outside of a run and in `refuse_log`.
+        improved: what `monitor` says about the last validation; True without a monitor.
+        latest: the last value of every metric, by full name.
+        shown: full names of the metrics that are shown beside the bar, in the order in which they were logged first.
+        is_set_up: whether `Model.setup` has run.
+        num_begun: how many batches have begun, in training and in evaluations: it changes as long as the run goes on.
+    """
+
+    def __init__(
+        self, precision: Precision, parallel: ParallelStrategy, mover: DeviceMover, trainer: Any = None
+    ) -> None:
+        self.precision, self.parallel, self.mover, self.trainer = precision, parallel, mover, trainer
+        self.device, self.world = parallel.device, parallel.world
+        self.metrics: MetricAccumulator | None = None
+        self.improved = True
+        self.latest: dict[str, float] = {}
+        self.shown: list[str] = []
+        self.is_set_up = False
+        self.num_begun = 0
+        self._phase = "train"
+        self._batch_size = 1
+        self._step = 0
+        self._global_batch_size = 1
+
+    @classmethod
+    def standalone(cls, device: torch.device, trainer: Any = None) -> RunContext:
+        """Return the context of a model outside of a training: one process, fp32."""
+        return cls(Precision("fp32", device), ParallelStrategy(device, World()), DeviceMover(device), trainer)
+
+    def running_trainer(self, model: str) -> Any:
+        """Return the trainer; raise a RuntimeError that names the model if none runs it."""
+        if self.trainer is None:
+            raise RuntimeError(f"{model}.trainer: no Trainer is running this model")
+        return self.trainer
+
+    def begin_batch(self, batch_size: int, step: int, global_batch_size: int) -> None:
+        """Prepare for a training batch.
+
+        Args:
+            batch_size: number of samples, the default weight of a logged value.
+            step: the optimizer update in progress, reported if a logged value is not finite.
+            global_batch_size: number of samples of all ranks in this batch together.
+        """
+        self.num_begun += 1
+        self._batch_size, self._step, self._global_batch_size = batch_size, step, global_batch_size
+
+    def begin_phase(self, phase: str, metrics: MetricAccumulator, batch_size: int = 1) -> None:
+        """Send the values logged from now on to an accumulator.
+
+        Args:
+            phase: "train", "valid" or "test", for one of several splits "valid/<name>": the prefix of the names.
+            metrics: takes the values.
+            batch_size: number of samples in the batch of an evaluation.
+        """
+        self.num_begun += 1
+        self._phase, self.metrics, self._batch_size = phase, metrics, batch_size
+
+    @contextlib.contextmanager
+    def refuse_log(self) -> Iterator[None]:
+        """A context in which `log` is an error, because the metrics have been reduced already."""
+        metrics, self.metrics = self.metrics, None
+        try:
+            yield
+        finally:
+            self.metrics = metrics
+
+    def log(
+        self,
+        name: str,
+        value: Tensor | float,
+        weight: Tensor | float | None,
+        reduce: Reduce | Sequence[Reduce],
+        bar: bool = False,
+    ) -> None:
+        """Add a logged value; see `Model.log`."""
+        if self.metrics is None:
+            raise RuntimeError(
+                f"log({name!r}): works only while a Trainer runs the model, and not in process_metrics or predict_step"
+            )
+        weight = self._batch_size if weight is None else weight
+        full_name = f"{self._phase}/{name}"
+        if isinstance(reduce, str):
+            self.metrics.update(full_name, value, weight, reduce, self._step)
+        else:
+            for part, one in named_reductions(full_name, reduce):
+                self.metrics.update(part, value, weight, one, self._step)
+        if bar and full_name not in self.shown:
+            self.shown.append(full_name)
+
+    def log_losses(self, tables: ScoreTables, should_log: bool) -> None:
+        """Log the losses of a training batch and add them to the running losses. Call on every rank.
+
+        Args:
+            tables: the tables of the model.
+            should_log: whether the ranks bring `running_losses` up to date; one rank always does.
+        """
+        tables.add_losses(self._batch_size / self._global_batch_size)
+        for name, loss in tables.loss_items.items():
+            self.log(name, loss, None, "mean")
+        if should_log or self.world.size == 1:
+            tables.reduce_losses(self.world)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all ranks; see `Model.gather`."""
+        return self.world.gather(DeviceMover(torch.device("cpu"))(value))
+
+    def use_strategy(self, parallel: ParallelStrategy) -> None:
+        """Use the strategy of an earlier run, which has wrapped the networks."""
+        self.parallel = parallel
+
+    def record(self, values: dict[str, float]) -> None:
+        """Set the last values of metrics, by full name."""
+        self.latest.update(values)
+
+    def mark_set_up(self) -> None:
+        """Note that `Model.setup` has run."""
+        self.is_set_up = True
+
+    def set_improved(self, improved: bool) -> None:
+        """Set what `monitor` says about the last validation."""
+        self.improved = improved
+
+    def end_run(self) -> None:
+        """Note that no trainer runs the model any more; its device and its last metrics are kept."""
+        self.trainer = self.metrics = None

@@ -1,0 +1,75 @@
+"""The numbers of parameters of networks, and the table of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from helios_lite.networks.parallel import unwrap_model
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def num_parameters(networks: Iterable[nn.Module], trainable_only: bool = False) -> int:
+    """Return the number of parameters of some networks; a shared parameter counts once."""
+    parameters = {id(p): p for net in networks for p in net.parameters()}
+    return sum(p.numel() for p in parameters.values() if p.requires_grad or not trainable_only)
+
+
+def parameter_table(title: str, networks: dict[str, nn.Module], depth: int | None) -> Table:
+    """Return a rich table of networks by name and their submodules, with numbers of parameters.
+
+    Args:
+        title: the title of the table.
+        networks: the networks by name.
+        depth: the number of levels of submodules below each network; None shows all of them, and every parameter with
+            its shape and data type.
+
+    Raises:
+        TypeError, ValueError: `depth` is not None or an int of at least 0.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    if depth is not None and (isinstance(depth, bool) or not isinstance(depth, int)):
+        raise TypeError(f"depth={depth!r}: must be an int or None")
+    if depth is not None and depth < 0:
+        raise ValueError(f"depth={depth}: must be at least 0")
+    table = Table(box=box.SIMPLE_HEAD, title=Text(title), title_justify="left")
+    table.add_column("module", overflow="fold")
+    table.add_column("type")
+    table.add_column("parameters", justify="right")
+    table.add_column("trainable", justify="right")
+    for name, wrapped in networks.items():
+        for path, level, part in _parts(name, unwrap_model(wrapped), math.inf if depth is None else depth):
+            if isinstance(part, nn.Module):
+                type_name, sizes = type(part).__name__, [(p.numel(), p.requires_grad) for p in part.parameters()]
+            elif depth is None:
+                dtype = str(part.dtype).removeprefix("torch.")
+                type_name, sizes = f"{dtype} {tuple(part.shape)}", [(part.numel(), part.requires_grad)]
+            else:
+                continue
+            total = sum(size for size, _ in sizes)
+            trainable = sum(size for size, requires_grad in sizes if requires_grad)
+            table.add_row(Text("  " * level + path), type_name, f"{total:,}", f"{trainable:,}")
+    table.add_section()
+    everything = networks.values()
+    table.add_row("total", "", f"{num_parameters(everything):,}", f"{num_parameters(everything, True):,}")
+    return table
+
+
+def _parts(
+    path: str, module: nn.Module, depth: float, level: int = 0
+) -> Iterator[tuple[str, int, nn.Module | nn.Parameter]]:
+    """Yield a module, its own parameters, and its submodules that have parameters, with their paths and levels."""
+    yield path, level, module
+    for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+        yield f"{path}.{name}", level + 1, parameter
+    for name, child in module.named_children():
+        if level < depth and any(True for _ in child.parameters()):
+            yield from _parts(f"{path}.{name}", child, depth, level + 1)

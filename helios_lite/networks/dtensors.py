@@ -1,0 +1,84 @@
+"""Full and sharded tensors of networks and optimizers (FSDP2)."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+"""The only key of the dict that stands for a sharded tensor; its value is the name of the tensor."""
+
+
+def is_dtensor(value: Any) -> bool:
+    """Return whether a value is a DTensor, the type of sharded parameters."""
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(value, DTensor)
+
+
+def full_tensor(value: Any) -> Any:
+    """Return the full tensor of a DTensor, and any other value as it is. Call on every rank."""
+    return value.full_tensor() if is_dtensor(value) else value
+
+
+def distribute_like(value: Any, like: Any) -> Any:
+    """Return a tensor placed as another one of the same shape is: sharded or full. Call on every rank.
+
+    Values that are no tensors or have another shape are returned as they are.
+    """
+    from torch.distributed.tensor import distribute_tensor
+
+    if not isinstance(value, Tensor) or (is_dtensor(like) and value.shape != like.shape):
+        return value
+    if not is_dtensor(like):
+        return full_tensor(value)
+    if not is_dtensor(value):
+        # Every rank has read the full tensor, so nothing needs to be sent.
+        return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    sharded: Any = value
+    return value if sharded.placements == like.placements else sharded.redistribute(placements=like.placements)
+
+
+def load_any_placement(part: nn.Module | torch.optim.Optimizer) -> None:
+    """Let `load_state_dict` of a network or an optimizer take full and sharded tensors. Call it on every rank then."""
+    if isinstance(part, nn.Module):
+        part.register_load_state_dict_pre_hook(_place_network)  # type: ignore[no-untyped-call]
+    else:
+        part.register_load_state_dict_pre_hook(_place_optimizer)
+
+
+def _place_network(
+    module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any, strict: bool, *lists: Any
+) -> None:
+    parameters, buffers = (named(remove_duplicate=False) for named in (module.named_parameters, module.named_buffers))
+    for name, value in [*parameters, *buffers]:  # Tied weights have a name each.
+        if prefix + name in state:
+            state[prefix + name] = distribute_like(state[prefix + name], value)
+
+
+def _place_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parts = {
+        index: {name: distribute_like(value, parameters[index]) for name, value in part.items()}
+        for index, part in state["state"].items()
+    }
+    return {**state, "state": parts}
+
+
+def gathered_to_rank_0(state: dict[str, Any], is_main: bool) -> dict[str, Any]:
+    """Return the state dict of a network with full tensors in CPU memory on rank 0, and {} on the others.
+
+    The sharded tensors are gathered one after the other. Call on every rank. Without any the state dict is returned as
+    it is.
+    """
+    if not any(map(is_dtensor, state.values())):
+        return state
+    gathered = copy.copy(state)  # An OrderedDict keeps the versions of modules, which are an attribute of it.
+    gathered.clear()
+    for name, value in state.items():
+        full = full_tensor(value)
+        if is_main:
+            gathered[name] = full.cpu() if is_dtensor(value) else full
+    return gathered

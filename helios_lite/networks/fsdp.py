@@ -1,0 +1,109 @@
+"""Sharding a network by FSDP2, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from helios_lite.networks.meta_device import MetaInitializer, bottom_up
+from helios_lite.processes.world import World
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+
+def make_mesh(device: torch.device, world: World, *, is_hybrid: bool) -> DeviceMesh:
+    """Return the device mesh over which networks are sharded. Call on every rank.
+
+    Args:
+        device: the device of this process.
+        world: the processes.
+        is_hybrid: shard inside of each machine and replicate over the machines: a mesh of (machines, processes of one
+            machine). With one machine it is the same as without: one dimension, over which parameters are sharded.
+
+    Raises:
+        ValueError: `is_hybrid`, and the machines do not run the same number of processes each.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+
+    if not is_hybrid or world.local_size == world.size:
+        return init_device_mesh(device.type, (world.size,))
+    sizes = world.gather(world.local_size)
+    if len(set(sizes)) > 1:
+        raise ValueError(
+            f"strategy='hsdp' needs the same number of processes on every machine, but the ranks count {sizes} on "
+            "theirs; use 'fsdp'"
+        )
+    return init_device_mesh(
+        device.type, (world.size // world.local_size, world.local_size), mesh_dim_names=("replicate", "shard")
+    )
+
+
+def shard(
+    net: nn.Module, blocks: Collection[nn.Module], mesh: DeviceMesh, device: torch.device, precision: str
+) -> None:
+    """Shard a network in place and move it to the device, so that it never exists there as a whole.
+
+    The blocks, and then what is left of the network, are moved (or initialized, if they are on the meta device) and
+    sharded one after the other: a rank never has more on the device than its shards, one block, and what belongs to no
+    block. Call on every rank.
+
+    Args:
+        net: the network, alike on every rank, on the CPU, the meta device or the device.
+        blocks: the submodules that are gathered one by one.
+        mesh: the ranks.
+        device: the device of this process.
+        precision: with "bf16", parameters are gathered and used in bf16, and gradients are reduced in fp32.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    policy = MixedPrecisionPolicy()
+    if precision == "bf16":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    initializer = MetaInitializer(net, device)
+    for path, module in bottom_up(net):
+        initializer.fill(path, module)
+        if module is net or module in blocks:
+            fully_shard(module, mesh=mesh, mp_policy=policy)
+
+
+def sharded_modules(net: nn.Module) -> list[Any]:
+    """Return the modules of a network that FSDP2 shards one by one: the blocks and the network itself."""
+    return [module for module in net.modules() if hasattr(module, "unshard")]
+
+
+def is_sharded(net: nn.Module) -> bool:
+    """Return whether FSDP2 shards a network or a part of it."""
+    return len(sharded_modules(net)) > 0
+
+
+def reshard(net: nn.Module) -> None:
+    """Free the full parameters that a forward pass without a backward pass has left in a network."""
+    for module in sharded_modules(net):
+        module.reshard()
+
+
+def shards_of(net: nn.Module) -> nn.Module:
+    """Return a module that has the parameters and buffers of a network under the same names, and no forward pass.
+
+    It can be copied, which FSDP2 does not allow for the network itself. Parameters are DTensors, of which each rank has
+    its shard; the tensors are those of the network, not copies.
+    """
+    reshard(net)
+    known: dict[nn.Module, nn.Module] = {}
+
+    def visit(module: nn.Module) -> nn.Module:
+        if module not in known:
+            part = known[module] = nn.Module()
+            for name, parameter in module._parameters.items():
+                part.register_parameter(name, parameter)
+            for name, buffer in module._buffers.items():
+                part.register_buffer(name, buffer, persistent=name not in module._non_persistent_buffers_set)
+            for name, child in module._modules.items():
+                part.add_module(name, None if child is None else visit(child))
+        return known[module]
+
+    return visit(net)

@@ -1,0 +1,209 @@
+"""Notices that a run makes no progress, says where every rank stands, and ends the run as a failure."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import signal
+import socket
+import sys
+import sysconfig
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing import active_children
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, NamedTuple, Self
+
+import torch
+
+from helios_lite.processes.peers import exit_now, process_state
+from helios_lite.processes.world import PARENT, World, is_launched
+
+_SECONDS_FOR_FILES = 5.0
+"""How long a rank waits for its own files, on a file system that may be stuck, and then for those of the others."""
+_PACKAGE = str(Path(__file__).parents[1])
+_TORCH = str(Path(torch.__file__).parent)
+_LIBRARIES = tuple({_PACKAGE, *(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))})
+
+
+class Stand(NamedTuple):
+    """Where the main thread of a rank stands.
+
+    Attributes:
+        rank, host, pid: of the process.
+        waits: whether it probably waits for other ranks: in a collective, or in a backward pass.
+        place: the innermost line of the user's code, of this package if there is none, with what it waits for.
+    """
+
+    rank: int
+    host: str
+    pid: int
+    waits: bool
+    place: str
+
+
+def hang_seconds(minutes: float | str | None) -> float | None:
+    """Return the seconds of the option `hang_minutes`: "auto" is 30 minutes for a process of torchrun or srun."""
+    if minutes == "auto":
+        return 30 * 60.0 if is_launched() and PARENT not in os.environ else None
+    return None if minutes is None else 60.0 * float(minutes)
+
+
+class HangWatch:
+    """A context in which a thread of each rank watches whether the run goes on, once `start` was called.
+
+    When nothing has moved for too long, each rank writes the stacks of all its threads, also of its loading processes,
+    and where its main thread stands. The first rank that can names those that the others wait for on stderr. Then all
+    exit with status 1, whatever their main threads do.
+
+    Args:
+        seconds: the longest time without progress; None watches nothing.
+        fail: called with the error by the rank that names them; tells the process that has launched this one.
+    """
+
+    def __init__(self, seconds: float | None, fail: Callable[[Exception, str], object] = lambda *_: None) -> None:
+        self._seconds, self._fail = seconds, fail
+        self._done = threading.Event()
+        self._world = World()
+        self._folder: Path | None = None
+        self._progress: Callable[[], float] = lambda: 0
+        self._peers: list[tuple[str, int]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._done.set()
+
+    def start(self, world: World, folder: Path | None, progress: Callable[[], float]) -> None:
+        """Watch from now on. Call on every rank.
+
+        Args:
+            world: the ranks.
+            folder: the folder for the stacks, made if there is something to write; None writes them to stderr.
+            progress: returns a number that changes as long as the run goes on.
+        """
+        if self._seconds is None:
+            return
+        self._world, self._folder, self._progress = world, folder, progress
+        self._peers = world.gather((socket.gethostname(), os.getpid()))
+        threading.Thread(target=self._watch, args=(self._seconds,), name="hang_watch", daemon=True).start()
+
+    def _watch(self, seconds: float) -> None:
+        moved, seen = time.monotonic(), self._progress()
+        while not self._done.wait(min(1.0, seconds / 10)):
+            if (now := self._progress()) != seen:
+                moved, seen = time.monotonic(), now
+            elif time.monotonic() - moved > seconds:
+                self._speak(seconds)
+
+    def _speak(self, seconds: float) -> None:
+        own = stand_of(self._world.rank)
+        stands = self._exchange(own)
+        reporter = min(stand.rank for stand in stands)
+        if own.rank != reporter:
+            time.sleep(_SECONDS_FOR_FILES)  # The rank that reports ends first.
+            exit_now(1)
+        where = "above" if self._folder is None else f"in {self._folder}"
+        text = f"no progress for {seconds:g} seconds (hang_minutes); the stacks of all threads are {where}"
+        text = "\n  ".join([text, *self._sentences(stands)])
+        os.write(2, f"{text}\n".encode())
+        with contextlib.suppress(OSError):
+            self._fail(TimeoutError(text), "".join(traceback.format_stack(_main_frame())))
+        exit_now(1)
+
+    def _exchange(self, own: Stand) -> list[Stand]:
+        """Write the stacks and the stand of this rank; return the stands of all ranks that can do so in time."""
+        for child in active_children():  # Loading processes write their stacks to stderr.
+            with contextlib.suppress(OSError):
+                os.kill(child.pid or 0, signal.SIGUSR2)
+        if self._folder is None:
+            faulthandler.dump_traceback(2)
+            return [own]
+        writing = threading.Thread(target=self._write, args=(self._folder, own), daemon=True)
+        writing.start()
+        writing.join(_SECONDS_FOR_FILES)
+        if writing.is_alive():
+            faulthandler.dump_traceback(2)
+            return [own]
+        limit = time.monotonic() + _SECONDS_FOR_FILES
+        while len(stands := list(_read(self._folder, self._peers))) < self._world.size and time.monotonic() < limit:
+            time.sleep(0.1)
+        return stands or [own]
+
+    def _write(self, folder: Path, own: Stand) -> None:
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            with (folder / f"rank_{own.rank}.txt").open("w") as file:
+                file.write(f"rank {own.rank}, process {own.pid} on {own.host}, {time.ctime()}\n")
+                file.flush()
+                faulthandler.dump_traceback(file, all_threads=True)
+            part = folder / f".rank_{own.rank}.part"
+            part.write_text(json.dumps(own))
+            part.rename(folder / f"rank_{own.rank}.json")
+
+    def _sentences(self, stands: list[Stand]) -> Iterator[str]:
+        """Yield what is said of each rank: those that the others wait for first."""
+        answered = {stand.rank for stand in stands}
+        for rank, (host, pid) in enumerate(self._peers):
+            if rank not in answered:
+                state = process_state(pid) if host == socket.gethostname() else "?"
+                reason = {"T": "it was stopped (SIGSTOP)", None: "it has ended"}.get(state, "it does not answer")
+                yield f"rank {rank} (process {pid} on {host}): {reason}"
+        is_any_elsewhere = len(answered) < len(self._peers) or not all(stand.waits for stand in stands)
+        for stand in sorted(stands, key=lambda stand: stand.waits):
+            verb = "waits" if stand.waits and is_any_elsewhere else "stands"
+            yield f"rank {stand.rank} (process {stand.pid} on {stand.host}) {verb} in {stand.place}"
+
+
+def stand_of(rank: int) -> Stand:
+    """Return where the main thread of this process stands."""
+    frames = []
+    frame: FrameType | None = _main_frame()
+    while frame is not None:
+        frames.append(frame)
+        frame = frame.f_back
+    ours = [frame for frame in frames if _is_in(frame, _PACKAGE)]
+    if ours:  # What has called this package does not count, such as torch elastic.
+        frames = frames[: frames.index(ours[-1]) + 1]
+    # DistributedDataParallel waits for the gradients of the others at the end of a backward pass, in C++.
+    waits = any(_is_in(frame, os.path.join(_TORCH, "distributed")) for frame in frames)
+    waits |= _is_in(frames[0], os.path.join(_TORCH, "autograd"))
+    loads = any(_is_in(frame, os.path.join(_TORCH, "utils", "data")) for frame in frames)
+    users = [frame for frame in frames if not _is_in(frame, *_LIBRARIES)]
+    is_inside = bool(users) and (not ours or frames.index(users[0]) < frames.index(ours[0]))
+    shown = users[0] if is_inside else (ours or frames)[0]
+    place = _line_of(shown)
+    if users and not is_inside:
+        place += f", called in {_line_of(users[0])}"
+    if loads and not is_inside:
+        place = f"the loader of a split, whose processes have written their stacks to stderr; {place}"
+    return Stand(rank, socket.gethostname(), os.getpid(), waits, place)
+
+
+def _line_of(frame: FrameType) -> str:
+    return f"{frame.f_code.co_name} ({frame.f_code.co_filename}:{frame.f_lineno})"
+
+
+def _main_frame() -> Any:
+    return sys._current_frames()[threading.main_thread().ident or 0]
+
+
+def _is_in(frame: FrameType, *folders: str) -> bool:
+    return frame.f_code.co_filename.startswith(folders) or frame.f_code.co_filename.startswith("<frozen")
+
+
+def _read(folder: Path, peers: list[tuple[str, int]]) -> Iterator[Stand]:
+    """Yield the stands that the processes of this run have left."""
+    for rank, (host, pid) in enumerate(peers):
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            stand = Stand(*json.loads((folder / f"rank_{rank}.json").read_text()))
+            if (stand.host, stand.pid) == (host, pid):
+                yield stand

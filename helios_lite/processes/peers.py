@@ -1,0 +1,102 @@
+"""Watches other processes: a process ends when its parent or another rank has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from multiprocessing import active_children
+from pathlib import Path
+from typing import NoReturn
+
+from helios_lite.processes.signals import GracefulShutdown
+from helios_lite.processes.world import PARENT, World
+
+
+@contextlib.contextmanager
+def watch_peers(world: World, shutdown: GracefulShutdown) -> Iterator[None]:
+    """A context in which a process that torchrun has started ends on SIGTERM at once if another rank is gone.
+
+    torchrun sends SIGTERM to all ranks when one has failed. They would finish their update first, but an update may
+    wait for the dead rank without a limit. Processes that the trainer has launched are watched by it (`RankWatch`).
+    Call on every rank.
+
+    Args:
+        world: the ranks; a single process has no peers.
+        shutdown: tells which signal this process has received.
+    """
+    if world.size == 1 or PARENT in os.environ:
+        yield
+        return
+    host = socket.gethostname()
+    local_pids = [pid for other, pid in world.gather((host, os.getpid())) if other == host and pid != os.getpid()]
+    done = threading.Event()
+
+    def poll() -> None:
+        while all(map(is_alive, local_pids)):
+            if done.wait(0.5):
+                return
+        # Ranks may exit at different times, so wait for the signal without a limit.
+        while shutdown.received is not signal.SIGTERM:
+            if done.wait(0.1):
+                return
+        exit_now(128 + signal.SIGTERM)
+
+    thread = threading.Thread(target=poll, name="watch_peers", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def exit_with_parent(parent: int, end: Path) -> None:
+    """End this process when the process that launched it is gone, or has made the file `end`.
+
+    Returns at once, and watches in a thread.
+    """
+
+    def poll() -> None:
+        while is_alive(parent) and not end.exists():
+            time.sleep(0.25)
+        exit_now(128 + signal.SIGTERM)
+
+    threading.Thread(target=poll, name="exit_with_parent", daemon=True).start()
+
+
+def exit_now(status: int) -> NoReturn:
+    """End this process and its children at once, without cleaning up."""
+    try:
+        for child in active_children():
+            child.kill()
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:  # Also if stdout is a broken pipe.
+        os._exit(status)
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process exists and is not a zombie."""
+    return process_state(pid) not in (None, "Z")
+
+
+def process_state(pid: int) -> str | None:
+    """Return the state of a process as Linux names it ("R", "S", "T" for stopped, "Z"), None if it does not exist.
+
+    On a system without /proc every process that exists is said to run.
+    """
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return None
+    return "R"

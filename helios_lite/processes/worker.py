@@ -1,0 +1,151 @@
+"""A process that `launch` starts: it runs a function, and leaves its result or its error for the launching process."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pickle
+import signal
+import time
+import traceback
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from helios_lite.processes.peers import exit_now, exit_with_parent
+from helios_lite.processes.signals import do_nothing
+from helios_lite.processes.world import PARENT
+
+_ERROR_FILE = "HELIOS_LITE_ERROR_FILE"
+"""The environment variable with the file of `leave_error`."""
+TASK_FILE = "task"
+"""The file with the function and its arguments."""
+
+
+class WorkerInterrupted(BaseException):
+    """A signal has ended the run in this worker, and its state is saved. The launching process raises it in its place.
+
+    Attributes:
+        number: the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@dataclasses.dataclass(frozen=True)
+class Interruption:
+    """What a worker returns instead of a result after `WorkerInterrupted`."""
+
+    number: int
+
+
+class WorkerStatus(NamedTuple):
+    """What a worker tells the launching process while it runs.
+
+    Attributes:
+        pid: its process.
+        is_done: whether it has returned from the task.
+        received: the signal after which it has returned.
+    """
+
+    pid: int
+    is_done: bool = False
+    received: int | None = None
+
+
+class WorkerError(NamedTuple):
+    """An error of a worker.
+
+    Attributes:
+        time_ns: when it was raised; the first error of a run is its cause.
+        error: the exception itself, or a RuntimeError with its text if it cannot be pickled.
+        traceback: its traceback as text.
+    """
+
+    time_ns: int
+    error: BaseException
+    traceback: str
+
+
+def error_file(folder: Path, attempt: int, rank: int | str) -> Path:
+    """Return the file in which a rank leaves its error.
+
+    Elastic's own error files hold text and whole seconds only, so the first exception cannot be raised from them.
+    """
+    return folder / f"{attempt}-{rank}"
+
+
+def end_file(folder: Path, attempt: int) -> Path:
+    """Return the file whose existence tells the processes of an attempt to end."""
+    return folder / f"{attempt}.end"
+
+
+def read_statuses(folder: Path, attempt: int) -> dict[int, WorkerStatus]:
+    """Return the status of every rank that has started its task."""
+    paths = folder.glob(f"{attempt}-*.status")
+    return {int(path.stem.split("-")[1]): WorkerStatus(*json.loads(path.read_bytes())) for path in paths}
+
+
+def run_worker(folder: str, attempt: int, parent: int, num_threads: int, started: None) -> Any:
+    """Run the task of a folder in a process that elastic has started.
+
+    Args:
+        folder: the folder with the task.
+        attempt: how many attempts have failed before.
+        parent: the process that has called `launch`.
+        num_threads: the number of threads that PyTorch computes with.
+        started: the `StartedProcesses` of the parent, which arrives here as None.
+    """
+    torch.set_num_threads(num_threads)
+    os.environ[PARENT] = str(parent)
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempt)
+    path, rank = Path(folder), os.environ["RANK"]
+    exit_with_parent(parent, end_file(path, attempt))
+    os.environ[_ERROR_FILE] = str(error_file(path, attempt, rank))
+    signal.signal(signal.SIGUSR1, do_nothing)  # From here on the launching process passes it on.
+    _write_status(WorkerStatus(os.getpid()), path, attempt, rank)
+    received = None
+    try:
+        # The folder is private to this user, and made by the process that launched this one. The file is mapped, not
+        # read: data takes its memory once for all processes, and what one of them changes is its own copy.
+        function, arguments = torch.load(path / TASK_FILE, mmap=True, weights_only=False)
+        result = function(**arguments)
+    except WorkerInterrupted as interrupted:
+        result, received = Interruption(interrupted.number), interrupted.number
+    except BaseException as error:
+        leave_error(error, traceback.format_exc())
+        time.sleep(0.5)  # A killed process must be detected before the processes that fail because of it.
+        exit_now(1)  # Also after exit(0), which is a failure here. No thread of the user can delay it.
+    # Elastic now waits for the other processes, and hangs if this one dies meanwhile.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    _write_status(WorkerStatus(os.getpid(), True, received), path, attempt, rank)
+    return result
+
+
+def _write_status(status: WorkerStatus, folder: Path, attempt: int, rank: str) -> None:
+    _write(json.dumps(status).encode(), folder / f"{attempt}-{rank}.status")
+
+
+def leave_error(error: BaseException, text: str) -> None:
+    """Leave an error and its traceback for the process that has launched this one, if a trainer has done so."""
+    if _ERROR_FILE not in os.environ:
+        return
+    when, path = time.time_ns(), Path(os.environ[_ERROR_FILE])
+    try:
+        content = pickle.dumps(tuple(WorkerError(when, error, text)))
+        pickle.loads(content)
+    except Exception:
+        replacement = RuntimeError(f"{type(error).__name__}: {error}")
+        content = pickle.dumps(tuple(WorkerError(when, replacement, text)))
+    _write(content, path)
+
+
+def _write(content: bytes, path: Path) -> None:
+    part = path.with_name(f"{path.name}.part")
+    part.write_bytes(content)
+    part.rename(path)

@@ -1,0 +1,118 @@
+"""The processes of a run: joining them, and what they tell each other.
+
+Methods marked "call on every rank" are collective: if one rank does not call them, the other ranks wait for it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import os
+import time
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
+
+T = TypeVar("T")
+PARENT = "HELIOS_LITE_PARENT"
+"""The environment variable with the process that launched this one, set if a trainer did so and not torchrun."""
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """The rank of this process and the number of processes.
+
+    Attributes:
+        rank: the global rank, from 0; rank 0 prints and writes.
+        local_rank: the rank on this machine, from 0.
+        size: the number of processes on all machines.
+        local_size: the number of processes on this machine.
+    """
+
+    rank: int = 0
+    local_rank: int = 0
+    size: int = 1
+    local_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0."""
+        return self.rank == 0
+
+    def gather(self, value: T) -> list[T]:
+        """Return the values of all ranks, by rank. Call on every rank; any picklable value."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def gather_to_main(self, value: T) -> list[T]:
+        """Return the values of all ranks on rank 0, by rank, and nothing on the others. Call on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.gather_object(value, values if self.is_main else None, dst=0)
+        return values if self.is_main else []
+
+    def broadcast(self, value: T) -> T:
+        """Return the value of rank 0. Call on every rank; any picklable value."""
+        if self.size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
+
+    def barrier(self) -> None:
+        """Wait until all ranks have come here. Call on every rank."""
+        self.gather(None)
+
+    def all_reduce_max(self, values: Sequence[float], device: torch.device) -> list[float]:
+        """Return the element-wise maximum over all ranks. Call on every rank."""
+        if self.size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64, device=device)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor.tolist()
+
+
+def is_launched() -> bool:
+    """Return whether torchrun or a trainer has started this process as one of several."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def join_world(device_type: str) -> World:
+    """Join the processes that torchrun or the trainer has started; return a world of one if neither has.
+
+    Call on every rank. The process group lives until the process ends, so that a test can follow a fit.
+
+    Args:
+        device_type: "cuda" communicates by NCCL, every other type by gloo.
+    """
+    if not is_launched():
+        return World()
+    if not dist.is_initialized():
+        store, rank, size = next(rendezvous("env://"))
+        if os.environ.get("LOCAL_WORLD_SIZE") == os.environ["WORLD_SIZE"]:
+            # torchrun on one machine keeps the store when it restarts the processes, which would find the addresses
+            # of dead ones there.
+            store = dist.PrefixStore(  # type: ignore[attr-defined]
+                os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store
+            )
+        backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+        atexit.register(_destroy_process_group)
+    size = dist.get_world_size()
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    return World(dist.get_rank(), int(os.environ.get("LOCAL_RANK", "0")), size, local_size)
+
+
+def _destroy_process_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+        # The thread of gloo that sent the last tensor releases it only now and needs the interpreter for that. If the
+        # interpreter is shutting down, the process aborts ("terminate called without an active exception").
+        time.sleep(0.2)

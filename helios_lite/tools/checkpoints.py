@@ -1,0 +1,155 @@
+"""The commands `inspect` and `consolidate`: the tables of a checkpoint, and one file of a sharded one."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from helios_lite.checkpoints import files, naming
+from helios_lite.checkpoints.reading import read_checkpoint
+from helios_lite.display import console
+from helios_lite.display.console import format_number, make_table
+from helios_lite.options import Options
+from helios_lite.tools.usage import UsageError, require_checkpoint
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def consolidate(arguments: argparse.Namespace) -> None:
+    """Write a sharded checkpoint as one file, as a training in one process does. This process needs memory for all of
+    its tensors. Any program can read the file with torch.load(path, weights_only=True).
+    """
+    folder: Path = arguments.folder
+    file = arguments.file if arguments.file is not None else folder.with_name(f"{folder.name}.pth")
+    if not naming.is_sharded(folder):
+        raise UsageError(f"{folder}: is not the folder of a sharded checkpoint")
+    if file.exists():
+        raise UsageError(f"{file}: exists already; name another file")
+    if not file.parent.is_dir():
+        raise UsageError(f"{file.parent}: there is no such folder")
+    try:
+        content = read_checkpoint(folder)
+    except files.CheckpointError as error:
+        raise UsageError(str(error)) from error
+    files.write_file(content, file)
+    print(file)
+
+
+_REQUIRED_KEYS = {"version", "save_name", "state", "model", "metrics", "config", "hparams"}
+
+
+def inspect(arguments: argparse.Namespace) -> None:
+    """Show what a checkpoint holds. Its checksums are verified, and no code in it is executed (no unpickling)."""
+    path: Path = arguments.file
+    content = _read(path)
+    print(path)
+    console.show_table(_facts_table(content, naming.size(path)))
+    for make in (_metrics_table, _parts_table, _networks_table, _hparams_table, _options_table):
+        table = make(content)
+        if table.rows:
+            console.show_table(table)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    require_checkpoint(path)
+    try:
+        content = read_checkpoint(path)
+    except files.CheckpointError as error:
+        raise UsageError(str(error)) from error
+    if not content.keys() >= _REQUIRED_KEYS:
+        raise UsageError(f"{path}: is not a helios_lite checkpoint")
+    return content
+
+
+def _facts_table(content: Mapping[str, Any], num_bytes: int) -> Table:
+    state = content["state"]
+    best = "" if state["best_step"] is None else f"step {state['best_step']}"
+    if state["best_score"] is not None:
+        best += f" ({format_number(state['best_score'])})"
+    facts = {
+        "model": content["save_name"],
+        "epochs / steps": f"{state['epoch']} / {state['step']}",
+        "training time": f"{state['seconds']:.1f} s",
+        "best": best,
+        "written by": f"helios_lite {content['version']} (format {content['format']})",
+        "size": f"{num_bytes / 1e6:.2f} MB",
+    }
+    return make_table(["checkpoint", ""], [[name, text] for name, text in facts.items() if text])
+
+
+def _metrics_table(content: Mapping[str, Any]) -> Table:
+    latest, best = content["metrics"]["latest"], content["metrics"]["best"]
+    rows = []
+    for name, value in latest.items():
+        # Training metrics are averages over the steps before a row, so they do not belong to the best step.
+        best_value = best.get(name) if name.startswith("valid/") else None
+        rows.append([name, format_number(value), format_number(best_value)])
+    return make_table(["metric", ">last", ">best"], rows)
+
+
+def _parts_table(content: Mapping[str, Any]) -> Table:
+    rows = [[name, *_sizes(_tensors(part))] for name, part in _parts(content)]
+    return make_table(["part", ">tensors", ">elements", ">MB"], rows, ["total", *_sizes(_tensors(content))])
+
+
+def _networks_table(content: Mapping[str, Any]) -> Table:
+    """Return the table of the networks, with a row for each child module below its network."""
+    rows: list[list[str]] = []
+    all_tensors: list[torch.Tensor] = []
+    for name, part in content["model"].items():
+        if not _is_module_state(part):
+            continue
+        all_tensors += part.values()
+        rows.append([name, *_sizes(part.values())[:2]])
+        children: dict[str, list[torch.Tensor]] = {}
+        for key, tensor in part.items():
+            children.setdefault(key.partition(".")[0], []).append(tensor)
+        rows += [[f"  {name}.{child}", *_sizes(tensors)[:2]] for child, tensors in children.items()]
+    headers = ["network", ">tensors", ">parameters and buffers"]
+    return make_table(headers, rows, ["total", *_sizes(all_tensors)[:2]])
+
+
+def _hparams_table(content: Mapping[str, Any]) -> Table:
+    return make_table(["hparams", ""], [[str(name), repr(value)] for name, value in content["hparams"].items()])
+
+
+def _options_table(content: Mapping[str, Any]) -> Table:
+    defaults = Options().config()
+    options = content["config"].items()
+    rows = [[name, repr(value)] for name, value in options if value != defaults.get(name)]
+    return make_table(["trainer", "(what differs from the defaults)"], rows)
+
+
+def _parts(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the name and value of every part that has tensors. The model and the callbacks yield each of theirs."""
+    for name, part in content.items():
+        inner = part.items() if name in ("model", "callbacks") else [("", part)]
+        for key, value in inner:
+            if next(_tensors(value), None) is not None:
+                yield f"{name}.{key}".rstrip("."), value
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Yield every tensor in nested containers."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(item)
+
+
+def _is_module_state(part: Any) -> bool:
+    """Return whether a part is the `state_dict` of a module: a mapping of tensors only, and not empty."""
+    return isinstance(part, Mapping) and len(part) > 0 and all(isinstance(item, torch.Tensor) for item in part.values())
+
+
+def _sizes(tensors: Iterable[torch.Tensor]) -> list[str]:
+    """Return the number of tensors, elements and megabytes. Tensors that share memory are counted once."""
+    distinct = {(tensor.data_ptr() or id(tensor), tensor.shape): tensor for tensor in tensors}.values()
+    elements = sum(tensor.numel() for tensor in distinct)
+    return [f"{len(distinct):,}", f"{elements:,}", f"{sum(tensor.nbytes for tensor in distinct) / 1e6:.2f}"]

@@ -1,0 +1,126 @@
+"""When a validation or a checkpoint is due, and when a limit is reached.
+
+Pure arithmetic on counters; standard library only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+
+from helios_lite.state import TrainingState
+
+
+def monitored_score(metrics: Mapping[str, float], monitor: str | Sequence[str]) -> float:
+    """Return the metric that `monitor` names, or the sum of several.
+
+    Raises:
+        ValueError: a name is not one of the metrics; the message lists them.
+    """
+    names = [monitor] if isinstance(monitor, str) else list(monitor)
+    for name in names:
+        if name not in metrics:
+            raise ValueError(f"monitor={name!r} is not a metric of the validation, which has {sorted(metrics)}")
+    return sum(metrics[name] for name in names)
+
+
+def has_improved(score: float, best: float | None, mode: str, min_delta: float) -> bool:
+    """Return whether `score` is better than `best` by more than `min_delta`.
+
+    NaN is never better; any number is better than None.
+    """
+    if math.isnan(score):
+        return False
+    if best is None:
+        return True
+    return score < best - min_delta if mode == "min" else score > best + min_delta
+
+
+def validation_due(
+    state: TrainingState,
+    *,
+    window_start: int,
+    epoch_batches: int | None,
+    epoch_complete: bool,
+    every_epochs: float | None,
+    every_steps: int | None,
+) -> bool:
+    """Return whether a validation is due at this boundary; never twice at one step.
+
+    Args:
+        state: the counters, which include the last accumulation window.
+        window_start: `state.epoch_batch` at the previous boundary.
+        epoch_batches: number of micro-batches in the epoch, None if unknown.
+        epoch_complete: whether the epoch has no batch left.
+        every_epochs: a whole number of epochs, or a fraction of one (0.25 = four times an epoch).
+        every_steps: updates between two validations.
+    """
+    if state.validated_step == state.step:
+        return False
+    if every_steps is not None and state.step > 0 and state.step % every_steps == 0:
+        return True
+    if every_epochs is None:
+        return False
+    if every_epochs >= 1:
+        return epoch_complete and (state.epoch + 1) % int(every_epochs) == 0
+    if epoch_batches is None:
+        raise ValueError(f"valid_every_epochs={every_epochs!r} needs a train split whose length is known")
+    # Rational arithmetic is exact: 1/3 of an epoch of 10 batches must not drift by rounding.
+    # A fraction below a billionth would become 0; it is below a batch, and so due at every boundary, as it is.
+    part = (Fraction(every_epochs).limit_denominator(10**9) or Fraction(every_epochs)) * epoch_batches
+    return state.epoch_batch // part > window_start // part
+
+
+def save_due(
+    state: TrainingState,
+    *,
+    seconds_since: float,
+    every_epochs: int | None,
+    every_steps: int | None,
+    every_minutes: float | None,
+) -> bool:
+    """Return whether a periodic checkpoint is due at this boundary.
+
+    Args:
+        state: the counters.
+        seconds_since: seconds since the last checkpoint, or since the start.
+        every_epochs: epochs between two checkpoints.
+        every_steps: updates between two checkpoints.
+        every_minutes: minutes between two checkpoints.
+    """
+    at_epoch_end = state.epoch_batch == 0
+    return (
+        (every_epochs is not None and at_epoch_end and state.epoch % every_epochs == 0)
+        or (every_steps is not None and state.step > 0 and state.step % every_steps == 0)
+        or (every_minutes is not None and seconds_since >= 60 * every_minutes)
+    )
+
+
+def next_due(step: int, *periods: int | None, limit: int | None) -> float:
+    """Return the next update that completes one of the periods or reaches the limit; infinity without any."""
+    steps = [step + period - step % period for period in periods if period is not None]
+    return min([*steps, *([] if limit is None else [limit])], default=math.inf)
+
+
+def limit_reached(
+    state: TrainingState,
+    *,
+    max_epochs: int | None,
+    max_steps: int | None,
+    max_minutes: float | None,
+    patience: int | None,
+) -> str | None:
+    """Return the name of the limit that the counters have reached, None if training continues.
+
+    It depends on the counters and the present options only, so that a finished run continues if its limit was raised.
+    """
+    if max_epochs is not None and state.epoch >= max_epochs:
+        return "max_epochs"
+    if max_steps is not None and state.step >= max_steps:
+        return "max_steps"
+    if max_minutes is not None and state.seconds >= 60 * max_minutes:
+        return "max_minutes"
+    if patience is not None and state.early_stop_count >= patience:
+        return "patience"
+    return None

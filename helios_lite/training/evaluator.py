@@ -1,0 +1,102 @@
+"""One evaluation, within a training or by itself. It leaves the training bit for bit as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import sys
+from collections.abc import Iterator
+
+import torch
+
+from helios_lite.loading.batches import Loader
+from helios_lite.metrics.accumulator import MetricAccumulator
+from helios_lite.model_internals.attributes import networks
+from helios_lite.processes import rng
+from helios_lite.processes.devices import cudnn_benchmark
+from helios_lite.training.session import Session
+
+logger = logging.getLogger("helios_lite")
+
+
+class Evaluator:
+    """Evaluates a split. The state of a training is left bit for bit as it was."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def evaluate(self, phase: str, loaders: dict[str, Loader], cycle: int, limit: int | None) -> dict[str, float]:
+        """Evaluate and return the metrics over all ranks by full name. Call on every rank.
+
+        Args:
+            phase: "valid" or "test".
+            loaders: the loaders of the split, by the prefix of their metrics.
+            cycle: the number of the validation; not used for a test.
+            limit: number of batches of each loader, None for all.
+        """
+        session, model, context = self._session, self._session.model, self._session.context
+        testing = phase == "test"
+        name = "on_testing" if testing else "on_validation"
+        arguments = () if testing else (cycle,)
+        metrics = MetricAccumulator(session.device)
+        with _evaluation_mode(session):
+            context.begin_phase(phase, metrics)
+            model.eval()
+            session.hooks.call(f"{name}_start", *arguments)
+            context.parallel.finish_forward()
+            context.parallel.share_buffers()  # Once more, since the hooks may have put averaged weights in place.
+            is_idle = self._run_batches(phase, loaders, limit, metrics)
+            context.parallel.finish_forward()  # What a hook sends between ranks needs all of them.
+            context.begin_phase(phase, metrics)
+            session.hooks.call(f"{name}_end", *arguments)
+            context.parallel.finish_forward()
+            for score_name, score in (model._test_scores if testing else model._val_scores).items():
+                metrics.update(f"{phase}/{score_name}", score, 1)
+            values = metrics.compute(session.world, is_idle=is_idle).values
+            return session.hooks.process_metrics(phase, values)
+
+    def _run_batches(
+        self, phase: str, loaders: dict[str, Loader], limit: int | None, metrics: MetricAccumulator
+    ) -> bool:
+        """Evaluate the batches of this rank, and return whether a loader had none, so that its names are missing."""
+        session, model, context = self._session, self._session.model, self._session.context
+        name, run_step = ("on_testing", model.test_step) if phase == "test" else ("on_validation", model.valid_step)
+        has_batch_hooks = session.hooks.is_overridden(f"{name}_batch_start", f"{name}_batch_end")
+        step, is_idle = 0, False
+        limit = None if limit is None else min(limit, sys.maxsize)
+        for prefix, loader in loaders.items():
+            batches, length = loader.epoch(0)
+            session.progress.start(prefix, length)
+            done = 0
+            for done, (data, size, *_) in enumerate(itertools.islice(batches, limit), start=1):
+                context.begin_phase(prefix, metrics, size)
+                if has_batch_hooks:
+                    session.hooks.call(f"{name}_batch_start", step)
+                run_step(model.batch_to_device(data, phase) if session.needs_transfer else data, step)
+                if has_batch_hooks:
+                    session.hooks.call(f"{name}_batch_end", step)
+                step += 1
+                session.progress.update(done)
+            session.progress.finish()
+            is_idle |= done == 0
+        return is_idle
+
+
+@contextlib.contextmanager
+def _evaluation_mode(session: Session) -> Iterator[None]:
+    """Context without gradients and cuDNN's measurements.
+
+    On exit it restores RNG states, modes of modules and the training's metrics.
+    """
+    model, context = session.model, session.context
+    modes = [(module, module.training) for net in networks(model) for module in net.modules()]
+    # no_grad and not inference_mode: a buffer that is made here (a cache of positions) must be usable in training.
+    # cuDNN would measure its algorithms again for every new shape of a batch, and results would depend on the choice.
+    with rng.fork_rng(session.device), torch.no_grad(), context.parallel.uneven_forward(), cudnn_benchmark(False):
+        rng.seed_all(rng.derive_seed(session.options.seed), session.device)  # Every validation gets the same numbers.
+        yield
+    model.train()
+    for module, training in modes:  # A part that the user had frozen stays in the mode it had.
+        module.training = training
+    context.begin_phase("train", session.metrics)

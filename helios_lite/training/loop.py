@@ -1,0 +1,305 @@
+"""The training loop. Read it from `Training.run` on; the parts that it moves forward are beside it in this folder."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import logging
+from collections.abc import Iterator
+
+from helios_lite.checkpoints.files import to_serializable
+from helios_lite.display import console
+from helios_lite.display.lines import batch_limit, limits_text, with_limits
+from helios_lite.loading.batches import Batch, Loader
+from helios_lite.loading.train_data import TrainData
+from helios_lite.processes.peers import watch_peers
+from helios_lite.processes.signals import GracefulShutdown
+from helios_lite.state import FitResult, TrainingState
+from helios_lite.training import due
+from helios_lite.training.checkpointer import Checkpointer
+from helios_lite.training.clock import Clock
+from helios_lite.training.evaluator import Evaluator
+from helios_lite.training.monitor import Monitor
+from helios_lite.training.resuming import initialize
+from helios_lite.training.session import Session
+from helios_lite.training.stopping import StopCoordinator
+from helios_lite.training.training_log import TrainingLog
+
+logger = logging.getLogger("helios_lite")
+
+
+class Training:
+    """One call of `fit`: the loop, and the parts that it moves forward."""
+
+    def __init__(self, session: Session, shutdown: GracefulShutdown) -> None:
+        self.session, self.shutdown = session, shutdown
+        self.options, self.model, self.hooks = session.options, session.model, session.hooks
+        self.valid_loaders: dict[str, Loader] = {}
+        self.state = TrainingState()
+        self.clock = Clock(self.state)
+        self.train_data = TrainData(
+            session.datamodule,
+            session.options.seed,
+            session.options.accumulation_steps,
+            session.world,
+            session.options.steps_per_epoch,
+            batch_limit(session.options, "train"),
+            repeats=session.options.overfit_batches is not None,
+        )
+        self.evaluator = Evaluator(session)
+        self.monitor = Monitor(session, self.state)
+        self.log = TrainingLog(session, self.state, self.clock)
+        self.stop = StopCoordinator(session, self.state, self.clock, shutdown)
+        self.checkpointer = Checkpointer(session, self.state, self.clock, self.monitor, self.log, self.train_data)
+
+    def run(self) -> FitResult:
+        """Train to the end, or until a signal; return the result. Call on every rank."""
+        with watch_peers(self.session.world, self.shutdown), self.log, contextlib.closing(self.train_data):
+            reason = self.set_up()
+            if reason is not None:
+                title = f"had finished ({reason}): nothing left to train"
+                logger.info("this run %s", title)
+            else:
+                self.check_validation()
+                with self.shutdown:
+                    self.start()
+                    while reason is None:
+                        # The batches are passed on and not kept here, so that their workers end with the epoch.
+                        window_start, reason = self.run_batches(self.start_epoch())
+                        if reason is None:
+                            reason = self.end_epoch(window_start)
+                    self.finish(reason)
+                title = f"stopped by {reason}"
+                logger.debug("%s at step %d", title, self.state.step)
+            return self.result(reason, title)
+
+    def set_up(self) -> str | None:
+        """Build the model and the data, and resume from a checkpoint if there is one, or take weights from one.
+
+        Returns:
+            The option that has ended the run already, None if there is something to train.
+        """
+        self.session.setup(fast_init=False)
+        to_serializable(self.model.hparams, "hparams")
+        self.valid_loaders.update(self.session.loaders("valid"))
+        if not self.validates():
+            self.valid_loaders.clear()
+        self.checkpointer.restore()
+        initialize(self.session, self.checkpointer.resumed_from)
+        self.train_data.loader()  # Raises if there is no train split, before anything is shown.
+        reason = self.stop.limit_reached()
+        if text := limits_text(self.options, *self.phases()):
+            logger.info("%s", text)
+        self.log.open(goes_on=reason is None)
+        return reason
+
+    def phases(self) -> list[str]:
+        """Return the splits that this run uses."""
+        return ["train", "valid"] if self.valid_loaders else ["train"]
+
+    def check_validation(self) -> None:
+        """Run some validation batches before a new training starts, so that errors in them come early."""
+        limit = 0 if self.options.fast_dev_run else self.options.sanity_batches  # It validates after its step.
+        if self.valid_loaders and self.checkpointer.resumed_from is None and limit > 0:
+            self.monitor.check(self.evaluator.evaluate("valid", self.valid_loaders, cycle=0, limit=limit))
+
+    def start(self) -> None:
+        """Switch to training."""
+        self.hooks.call("on_training_start")
+        self.model.train()
+        self.clock.restart()
+        self.log.restart()
+
+    def finish(self, reason: str) -> None:
+        """Save the last checkpoint, wait until it is durable, and write what has been logged since the last row."""
+        if reason != "interrupted":
+            with self.log.ending():
+                self.hooks.call("on_training_end")
+        self.checkpointer.save()
+        if self.session.checkpoints is not None:
+            self.session.checkpoints.join()
+        if reason != "interrupted":
+            self.log.write_end()
+        # What rank 0 has written exists before any rank ends, and none waits for one that a signal has ended.
+        self.stop.sync(now=True)
+        if self.shutdown.received is not None and self.session.world.is_main:
+            path = self.checkpointer.last_checkpoint
+            saved = "" if path is None else f", saved {path}; run again to resume"
+            logger.warning("%s: stopped at step %d%s", self.shutdown.received.name, self.state.step, saved)
+
+    def start_epoch(self) -> Iterator[Batch]:
+        """Return the batches of the epoch that are not finished."""
+        state = self.state
+        if state.epoch_batch == 0:
+            self.checkpointer.restore_rng()
+        self.hooks.call("on_training_epoch_start", state.epoch + 1)
+        parts = self.session.check_checkpoint_holds_all()
+        self.log.begin_epoch(parts)
+        batches = self.log.timed(self.train_data.rest_of_epoch(state), self.train_data.epoch_batches)
+        self.session.progress.start(f"epoch {state.epoch + 1}", self.train_data.epoch_batches, state.epoch_batch)
+        # In a resumed epoch this comes last, because the hook was called again and may have used random numbers.
+        self.checkpointer.restore_rng()
+        return batches
+
+    def run_batches(self, batches: Iterator[Batch]) -> tuple[int, str | None]:
+        """Train on the remaining batches of an epoch.
+
+        What every step needs is looked up before the loop.
+
+        Returns:
+            `state.epoch_batch` at the last boundary, and why the run stops, None at the end of the epoch.
+        """
+        state, model, stop, options = self.state, self.model, self.stop, self.options
+        context, progress, shutdown = self.session.context, self.session.progress, self.shutdown
+        precision, parallel = context.precision, context.parallel
+        begin_batch, needs_transfer = context.begin_batch, self.session.needs_transfer
+        is_distributed = self.session.world.size > 1
+        accumulates = is_distributed or options.accumulation_steps > 1
+        logs_gradients, scales_loss = options.log_grad_norm is not False, precision.scaler is not None
+        log_every_steps, polls_model = options.log_every_steps, stop.polls_model
+        has_batch_hooks = self.hooks.is_overridden("on_training_batch_start", "on_training_batch_end")
+        knows_last = self.train_data.knows_last_batch  # Otherwise a row may follow any update.
+        loss_items = model._loss_items  # The default batch hooks matter only to a model that fills this table.
+        window_start, next_check = state.epoch_batch, stop.next_check()
+
+        for data, size, samples, loss_weight, completes_update, is_last in batches:
+            step = state.step + 1
+            should_log = completes_update and (is_last or step % log_every_steps == 0)
+            begin_batch(size, step, samples)
+            if accumulates or logs_gradients:
+                report = self.log.report_gradients if logs_gradients and should_log else None
+                precision.begin_micro_batch(loss_weight, completes_update, report)
+                parallel.set_requires_gradient_sync(completes_update)
+            if has_batch_hooks or loss_items:
+                self.hooks.call("on_training_batch_start", state)
+            if should_log or not knows_last:
+                self.log.watch_learning_rates()
+
+            model.train_step(model.batch_to_device(data, "train") if needs_transfer else data, state)
+
+            state.batch += 1
+            state.epoch_batch += 1
+            state.epoch_samples += samples
+            if completes_update:
+                if precision.has_several_optimizers:
+                    precision.clear_gradients()
+                if scales_loss:
+                    updated, skipped = precision.close_window()
+                    state.skipped_steps += skipped
+                    step -= not updated
+                    should_log = should_log and (updated or is_last)
+                state.step = step
+            if has_batch_hooks or loss_items or (should_log and is_distributed):
+                self.hooks.call("on_training_batch_end", state, should_log)
+            if should_log:
+                self.log.write_row(ends_epoch=is_last)
+            if polls_model:
+                stop.poll_model()
+            if progress.has_bars:
+                progress.update(state.epoch_batch)
+
+            # A boundary: skip it unless something may be due. All ranks must reach `sync` at the same step, so a signal
+            # received by one rank waits until `next_check`.
+            if not completes_update:
+                continue
+            if step < next_check and not is_last and (is_distributed or not shutdown.is_pending):
+                continue
+            stop.sync()
+            if is_last and stop.reason is None:
+                break  # What is due at this step is due at the end of the epoch.
+            if self.validation_due(window_start, epoch_complete=False):
+                self.validate()
+            if (reason := self.stop_or_save()) is not None:
+                return window_start, reason
+            window_start, next_check = state.epoch_batch, stop.next_check()
+        return window_start, None
+
+    def end_epoch(self, window_start: int) -> str | None:
+        """Write the last row, validate, and move to the next epoch; return why the run stops, None if it does not."""
+        state = self.state
+        self.session.progress.finish()
+        self.log.write_row(ends_epoch=True)
+        if self.validation_due(window_start, epoch_complete=True):
+            self.validate()
+        self.log.show_epoch()
+        self.hooks.call("on_training_epoch_end", state.epoch + 1)
+        state.epoch += 1
+        state.epoch_batch = state.epoch_samples = 0
+        self.stop.poll_model()
+        self.stop.sync(now=True)
+        return self.stop_or_save()
+
+    def stop_or_save(self) -> str | None:
+        """Decide at a boundary, after a validation that was due: return why the run stops, or save if it is due.
+
+        Saving comes last, so that a checkpoint holds the decision and the counters that belong to it. The state in
+        which a run stops is saved after `on_training_end`.
+        """
+        reason = self.stop.stop_reason()
+        if reason is None and (self.stop.take_save_request() or self.checkpointer.due()):
+            self.checkpointer.save()
+        return reason
+
+    def validates(self) -> bool:
+        """Return whether this run validates at all; raise a ValueError for options that need a validation."""
+        options = self.options
+        has_split = len(self.valid_loaders) > 0
+        validates = has_split and (options.valid_every_epochs is not None or options.valid_every_steps is not None)
+        if options.monitor is not None and not validates:
+            missing = "valid_every_epochs or valid_every_steps" if has_split else "a valid split in the datamodule"
+            raise ValueError(f"monitor={options.monitor!r} needs {missing}")
+        if options.patience is not None and not (self.monitor.enabled and validates):
+            raise ValueError(f"patience={options.patience} needs a validation, and monitor or have_metrics_improved")
+        return validates
+
+    def validation_due(self, window_start: int, epoch_complete: bool) -> bool:
+        """Return whether a validation is due at this boundary; `window_start` is `epoch_batch` at the previous one."""
+        if not self.valid_loaders or self.options.fast_dev_run:
+            return bool(self.valid_loaders) and self.state.validated_step is None
+        state, epoch_batches = self.state, self.train_data.epoch_batches
+        if (passes := self.train_data.passes) is not None:
+            # A fraction of these epochs is one of their updates, because the number of their batches is not known.
+            state, epoch_batches = dataclasses.replace(state, epoch_batch=passes.updates), self.options.steps_per_epoch
+            window_start = passes.updates - 1
+        return due.validation_due(
+            state,
+            window_start=window_start,
+            epoch_batches=epoch_batches,
+            epoch_complete=epoch_complete,
+            every_epochs=self.options.valid_every_epochs,
+            every_steps=self.options.valid_every_steps,
+        )
+
+    def validate(self) -> None:
+        """Run a validation cycle, and compare it with the best so far."""
+        state = self.state
+        with self.log.paused():
+            limit = 1 if self.options.fast_dev_run else None
+            values = self.evaluator.evaluate("valid", self.valid_loaders, state.validation_cycle + 1, limit)
+            state.validation_cycle += 1
+            state.validated_step = state.step
+            self.clock.tick()
+            self.log.write(values)
+            self.monitor.update(values)
+            self.log.show_validation(values, is_best=state.best_step == state.step)
+            self.stop.poll_model()
+            self.stop.sync(now=True)
+
+    def result(self, reason: str, title: str) -> FitResult:
+        """Return what `fit` returns, and show it. Call on every rank."""
+        session = self.session
+        session.progress.close()
+        checkpoints, best_step = session.checkpoints, self.state.best_step
+        result = FitResult(
+            state=copy.copy(self.state),
+            metrics={**session.context.latest, **self.log.unwritten()},
+            best_metrics=self.monitor.best_metrics,
+            best_checkpoint=None if checkpoints is None or best_step is None else checkpoints.best(best_step),
+            last_checkpoint=self.checkpointer.last_checkpoint,
+            stop_reason=reason,
+        )
+        title = with_limits(title, self.options, *self.phases())
+        if session.prints:
+            console.show_result(title, result, self.options.monitor, self.monitor.history)
+        return session.world.broadcast(result)  # Rank 0 alone writes files, and each rank measures its own times.

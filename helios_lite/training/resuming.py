@@ -1,0 +1,199 @@
+"""Restores a run from a checkpoint, or starts it from the weights of another one.
+
+The options and hparams of the checkpoint are compared with those of the run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from helios_lite.checkpoints.files import CheckpointError, read_file
+from helios_lite.checkpoints.folder import read_path
+from helios_lite.checkpoints.naming import is_sharded
+from helios_lite.checkpoints.reading import evaluation_state, read_checkpoint
+from helios_lite.model import Model
+from helios_lite.model_internals.attributes import stateful_parts
+from helios_lite.processes.world import World
+from helios_lite.training.session import Session
+
+
+def load_checkpoint(
+    session: Session,
+    choice: str | os.PathLike[str],
+    of_folder: str = "best",
+    *,
+    option: str = "checkpoint",
+    for_evaluation: bool = False,
+) -> tuple[Path, dict[str, Any]] | None:
+    """Read the "best" or "last" checkpoint or that of a path; return None if the run folder has none.
+
+    Call on every rank. Rank 0 chooses; all ranks must be able to read the file. Ranks with sharded networks read their
+    part of a sharded checkpoint together.
+
+    Args:
+        session: the session, set up.
+        choice: "best" or "last" of the session's run folder, or the path of a checkpoint or of any run folder.
+        of_folder: "best" or "last": which checkpoint to read if the path is that of a run folder.
+        option: what has been set to the choice, for the error of a path that does not exist.
+        for_evaluation: leave the sharded tensors of optimizers unread, if the model does not load its state itself.
+    """
+    world, like = session.world, session.context.parallel.sharded_parameter()
+    loads_itself = type(session.model).load_state_dict is not Model.load_state_dict
+    needed = tuple(f"model.{name}." for name, part in stateful_parts(session.model) if isinstance(part, nn.Module))
+    is_all_needed = not for_evaluation or loads_itself
+
+    def is_needed(name: str) -> bool:
+        return is_all_needed or name.startswith(needed) or not name.startswith("model.")
+
+    def read(path: Path) -> dict[str, Any]:
+        if like is None:
+            return read_checkpoint(path, session.device)
+        if not is_sharded(path):
+            return read_file(path, mmap=True)  # Of each tensor only the part of this rank is used.
+        from helios_lite.checkpoints.sharded import read_sharded
+
+        return read_sharded(path, like, world, is_needed)
+
+    if not world.is_main:
+        return _read_what_rank_0_reads(world, read)
+
+    def read_on_every_rank(path: Path) -> dict[str, Any]:
+        world.broadcast((path, False))
+        return read(path)
+
+    found = None
+    if choice not in ("best", "last"):
+        if not Path(choice).exists():
+            raise FileNotFoundError(f"{option}={str(choice)!r}: there is no such checkpoint or run folder")
+        found = read_path(Path(choice), of_folder, session.model.save_name, read_on_every_rank)
+    elif session.checkpoints is not None:
+        found = session.checkpoints.load(str(choice), read_on_every_rank)
+    world.broadcast((None if found is None else found[0], True))
+    return found
+
+
+def _read_what_rank_0_reads(world: World, read: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any]] | None:
+    """Read checkpoints together with rank 0, until it has chosen one or none; return what it has chosen."""
+    content: dict[str, Any] = {}
+    failed: Exception | None = None
+    while True:
+        path, is_chosen = world.broadcast((Path(), False))
+        if is_chosen and path is not None and failed is not None:
+            raise failed
+        if is_chosen:
+            return None if path is None else (path, content)
+        try:
+            content, failed = read(path), None
+        except (CheckpointError, FileNotFoundError) as error:
+            failed = error  # Rank 0 passes it over as well, or says that only this rank cannot read it.
+
+
+def differences(saved: dict[str, Any], present: dict[str, Any]) -> list[str]:
+    """Return a sentence for each hparam that differs, such as "hparams['width']: 8 in the checkpoint, 16 now".
+
+    What saving and loading changes is no difference: numpy numbers are numbers, and tensors may be on another device.
+    Numbers are compared by value, NaN equals NaN, and a list equals a tuple.
+
+    Args:
+        saved: the hparams in a checkpoint.
+        present: the hparams of the model.
+    """
+    return [
+        f"hparams[{name!r}]: {_shown(saved, name)} in the checkpoint, {_shown(present, name)} now"
+        for name in [*saved, *(name for name in present if name not in saved)]
+        if not (name in saved and name in present and _is_equal(saved[name], present[name]))
+    ]
+
+
+def _shown(hparams: dict[str, Any], name: str) -> str:
+    text = " ".join(repr(hparams[name]).split()) if name in hparams else "missing"
+    return text if len(text) <= 200 else f"{text[:100]}...{text[-100:]}"
+
+
+def _is_equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        if not (isinstance(a, Tensor) and isinstance(b, Tensor)) or (a.dtype, a.shape) != (b.dtype, b.shape):
+            return False
+        a, b = a.detach().cpu(), b.detach().cpu()
+        return bool(((a == b) | ((a != a) & (b != b))).all())  # Only NaN differs from itself.
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(_is_equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(_is_equal, a, b))
+    return bool(a == b or (a != a and b != b))
+
+
+logger = logging.getLogger("helios_lite")
+
+
+def initialize(session: Session, resumed_from: Path | None) -> None:
+    """Load what `init_from` and `init_parts` name into the model, if a new training starts. Call on every rank.
+
+    The counters and the random numbers stay those of a new training.
+
+    Args:
+        session: the session, after its `setup`.
+        resumed_from: the checkpoint from which this run was resumed, None for a new training.
+
+    Raises:
+        FileNotFoundError, CheckpointError: there is no such checkpoint, or it cannot be read.
+        ValueError: a part is missing in the checkpoint or in the model, or does not fit.
+    """
+    source, parts, model = session.options.init_from, session.options.init_parts, session.model
+    if source is None:
+        return
+    if resumed_from is not None:
+        logger.info("init_from=%r is not used, because this run continues from %s", str(source), resumed_from)
+        return
+    found = load_checkpoint(session, Path(source), option="init_from")
+    assert found is not None  # A path is read, or raises.
+    path, content = found
+    if type(model).load_state_dict is Model.load_state_dict:
+        names = _load_parts(model, path, content, parts)
+    elif parts is None or parts == "all":
+        is_all = parts is not None
+        model.load_state_dict(content["model"] if is_all else evaluation_state(content), fast_init=not is_all)
+        names = ["all"] if is_all else ["networks"]
+    else:
+        raise ValueError(
+            f"init_parts={list(parts)!r}: {type(model).__name__} has its own load_state_dict, which cannot load parts "
+            'by name; use None for its networks, or "all"'
+        )
+    epoch, step = content["state"]["epoch"], content["state"]["step"]
+    logger.info("initialized from %s (epoch %d, step %d): %s", path, epoch, step, ", ".join(names))
+
+
+def _load_parts(model: Model, path: Path, content: dict[str, Any], chosen: Any) -> list[str]:
+    """Load parts of a model by name; return the names of those that were loaded."""
+    parts, saved = dict(stateful_parts(model)), content["model"]
+    networks = [name for name, part in parts.items() if isinstance(part, nn.Module)]
+    wanted = networks if chosen is None else list(parts) if chosen == "all" else list(chosen)
+    names = [name for name in wanted if name in parts and name in saved]
+    is_exact = chosen is not None and chosen != "all"
+    if not names or (is_exact and len(names) < len(wanted)):
+        missing = [name for name in wanted if name not in names]
+        raise ValueError(
+            f"init_from: {', '.join(missing) or 'a network'} must be in the model and in the checkpoint; the model has "
+            f"{', '.join(parts) or 'nothing'}, and {path} has {', '.join(saved) or 'nothing'}"
+        )
+    # Averaged weights, with which the checkpoint was validated; an optimizer belongs to the weights that it trained.
+    state = evaluation_state(content) if set(names) <= set(networks) else saved
+    for name in names:
+        try:
+            parts[name].load_state_dict(state[name])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise ValueError(f"init_from: {name!r} of {path} does not fit the model's: {error}") from error
+    if not is_exact:
+        for text, left in (
+            ("not in the checkpoint, and so as setup made them", [name for name in wanted if name not in saved]),
+            ("in the checkpoint, but not in the model", [name for name in saved if name not in parts]),
+        ):
+            if left:
+                logger.info("init_from: %s: %s", text, ", ".join(left))
+    return names

@@ -1,0 +1,221 @@
+"""Sets up and takes down what one call of the trainer works with in one process."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from helios_lite.callbacks import Callback
+from helios_lite.checkpoints.folder import CheckpointFolder
+from helios_lite.data import DataModule
+from helios_lite.display.lines import batch_limit
+from helios_lite.display.progress import Progress
+from helios_lite.display.run_log import RunLog
+from helios_lite.loading.batches import Loader
+from helios_lite.loading.loaders import check_splits, make_loader, split_parts
+from helios_lite.metrics.accumulator import MetricAccumulator
+from helios_lite.model import Model
+from helios_lite.model_internals.attributes import named_networks, networks, stateful_parts, trained_in_evaluation_mode
+from helios_lite.model_internals.checks import (
+    check_hidden_parts,
+    check_names,
+    check_no_method_is_hidden,
+    check_trained,
+    misspelt_hooks,
+)
+from helios_lite.model_internals.run_context import RunContext
+from helios_lite.networks.parallel import ParallelStrategy
+from helios_lite.networks.precision import Precision
+from helios_lite.options import Options
+from helios_lite.processes import rng
+from helios_lite.processes.devices import DeviceMover, backend_flags, choose_accelerator, choose_device
+from helios_lite.processes.world import join_world
+from helios_lite.training.cleanup import cleanup
+from helios_lite.training.hook_dispatch import HookDispatcher
+
+logger = logging.getLogger("helios_lite")
+
+
+class Session:
+    """The objects that one call of the trainer uses in one process. They are not replaced after `setup`.
+
+    Args:
+        options: the trainer, which is also what `model.trainer` returns.
+        model: the model.
+        datamodule: its data.
+
+    Attributes:
+        world: the rank of this process and the number of processes.
+        device: the device of this process.
+        folder: the run folder, None if no file is written.
+        checkpoints: the checkpoints in the run folder.
+        hooks: calls the hooks of the model and the callbacks.
+        progress: what is seen while the call lasts, on rank 0 only.
+        prints: whether this process prints the banner and the tables.
+        metrics: the training values logged since the last row.
+        context: what the model is given.
+        was_set_up: whether an earlier call in this process has set the model up.
+        needs_transfer: whether `Model.batch_to_device` must be called.
+    """
+
+    def __init__(self, options: Options, model: Model, datamodule: DataModule) -> None:
+        self.options, self.model, self.datamodule = options, model, datamodule
+        device_type = choose_accelerator(options.accelerator)
+        self.world = join_world(device_type)
+        self.device = choose_device(device_type, options.devices, self.world)
+        self.folder = run_folder(options, model)
+        self.checkpoints: CheckpointFolder | None = None
+        if self.folder is not None:
+            self.checkpoints = _make_checkpoint_folder(options, model, self.folder)
+        self.hooks = HookDispatcher(model, datamodule, options)
+        is_seen = self.world.is_main and options.log_level != "quiet"
+        self.progress = Progress(options.progress and is_seen)
+        self.prints = options.print_banner and is_seen
+        self.metrics = MetricAccumulator(self.device)
+        self.was_set_up = model._context.is_set_up
+        self.context = self._make_context()
+        overrides_transfer = type(model).batch_to_device is not Model.batch_to_device
+        self.needs_transfer = self.device.type != "cpu" or overrides_transfer
+
+    def setup(self, *, fast_init: bool) -> None:
+        """Call `setup` of the datamodule, the model and the callbacks. Call on every rank.
+
+        Args:
+            fast_init: only networks are needed; a model that was set up in this process before is used as it is.
+        """
+        options, model = self.options, self.model
+        rng.seed_all(options.seed)
+        self.datamodule.setup()
+        check_no_method_is_hidden(self.datamodule, DataModule)
+        check_splits(self.datamodule)
+        earlier = model._context
+        is_reused = fast_init and self.was_set_up
+        if is_reused and (earlier.world, earlier.device) == (self.world, self.device):
+            self.context.use_strategy(earlier.parallel)  # It has the networks that the earlier call has wrapped.
+        self.context.begin_phase("train", self.metrics)
+        model._attach(self.context)
+        # Seeded again, so that the weights do not depend on the random numbers that the data used; alike on every rank.
+        rng.seed_all(options.seed)
+        if is_reused:
+            for net in networks(model):
+                net.to(self.device)
+        else:
+            model.setup(fast_init=fast_init)
+            check_no_method_is_hidden(model, Model)
+            parts = self.check_checkpoint_holds_all()
+            if type(model).state_dict is Model.state_dict:
+                check_hidden_parts(model, parts)
+            self.context.parallel.check_wrapped(parts)
+        self.context.mark_set_up()
+        self.hooks.set_up_callbacks(fast_init)
+        if self.world.is_main:
+            self._warn_of_likely_mistakes(fast_init)
+        if not self.world.is_main:  # From here on dropout differs among the ranks.
+            rng.seed_all(rng.derive_seed(options.seed, self.world.rank))
+
+    def _warn_of_likely_mistakes(self, fast_init: bool) -> None:
+        for owner, base in ((self.model, Model), *((callback, Callback) for callback in self.options.callbacks)):
+            for name, nearest in misspelt_hooks(owner, base):
+                logger.warning("%s is never called: there is no such hook; the nearest is %s", name, nearest)
+        in_evaluation = [] if fast_init else trained_in_evaluation_mode(named_networks(self.model))
+        if in_evaluation and type(self.model).train is Model.train:
+            text = (
+                "%s (%d modules in all) is trained in evaluation mode, in which setup has left it; for the other mode, "
+            )
+            logger.warning(text + "call its method train() in setup", in_evaluation[0], len(in_evaluation))
+
+    def check_checkpoint_holds_all(self) -> list[tuple[str, Any]]:
+        """Return the stateful parts of the model, after checking that a checkpoint of them holds all that is trained.
+
+        Called after `Model.setup`, at the start of every epoch and at every save, since hooks may add parameters. A
+        model that overrides `state_dict` is not checked: it decides itself what checkpoints hold.
+
+        Raises:
+            ValueError: an optimizer trains a tensor that no checkpoint would hold, or two parts have the same name.
+        """
+        if type(self.model).state_dict is not Model.state_dict:
+            return list(stateful_parts(self.model))
+        parts = check_names(self.model)
+        self.context.parallel.reshard()  # The parameters of a sharded network are those that optimizers train.
+        check_trained(self.model, parts)
+        return parts
+
+    def loaders(self, phase: str) -> dict[str, Loader]:
+        """Return the loaders of the "valid" or "test" split, by the prefix of their metrics; none without a split."""
+        parts = split_parts(self.datamodule, phase)
+        limit = batch_limit(self.options, phase)
+        return {name: make_loader(part, name, self.options.seed, self.world, limit) for name, part in parts.items()}
+
+    def _make_context(self) -> RunContext:
+        options = self.options
+        return RunContext(
+            Precision(options.precision, self.device, options.clip_norm, self.world),
+            ParallelStrategy(
+                self.device,
+                self.world,
+                options.strategy,
+                options.precision,
+                options.compile,
+                options.checkpoint_activations,
+            ),
+            DeviceMover(self.device),
+            trainer=options,
+        )
+
+
+def _make_checkpoint_folder(options: Options, model: Model, folder: Path) -> CheckpointFolder:
+    return CheckpointFolder(
+        folder / "checkpoints",
+        model.save_name,
+        mode=options.mode,
+        keep_last=options.keep_last,
+        keep_best=options.keep_best,
+        background=options.async_save,
+    )
+
+
+def run_folder(options: Options, model: Model) -> Path | None:
+    """Return the run folder, None if the run writes no files."""
+    if options.root is None or options.fast_dev_run:
+        return None
+    return Path(options.root) / (options.run_name or model.save_name)
+
+
+@contextlib.contextmanager
+def open_session(
+    options: Options, model: Model, datamodule: DataModule, *, is_training: bool, data_is_prepared: bool
+) -> Iterator[Session]:
+    """Context of one call of the trainer: prepares the data, locks the run folder and opens its log.
+
+    On exit everything is undone, also after an error. Call on every rank.
+
+    Args:
+        options: the trainer.
+        model: the model.
+        datamodule: its data.
+        is_training: whether the run folder is written to, and so closed to other runs. Rank 0 does both.
+        data_is_prepared: whether `prepare_data` has run, in the process that launched this one.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(cleanup(datamodule.teardown))
+        session = Session(options, model, datamodule)
+        stack.callback(lambda: model._context.end_run())
+        if is_training and session.world.is_main and session.checkpoints is not None:
+            stack.enter_context(session.checkpoints.locked())
+        log = RunLog(
+            None if session.folder is None else session.folder / "train.log",
+            options.log_level,
+            rank=session.world.rank,
+            is_required=is_training,
+            records_failure=not data_is_prepared,  # By the launching process, which knows which rank was the first.
+        )
+        stack.enter_context(log)
+        stack.callback(session.progress.close)
+        stack.enter_context(backend_flags(options.deterministic, options.benchmark))
+        if session.world.is_main and not data_is_prepared:
+            datamodule.prepare_data()
+        session.world.barrier()  # The other ranks wait for the data.
+        yield session

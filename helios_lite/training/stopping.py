@@ -1,0 +1,109 @@
+"""Decides when a run stops: by limits, signals, and the model's `should_training_stop`; shares requests to save."""
+
+from __future__ import annotations
+
+from signal import Signals
+
+from helios_lite.model import Model
+from helios_lite.processes.signals import GracefulShutdown
+from helios_lite.state import TrainingState
+from helios_lite.training.clock import Clock
+from helios_lite.training.due import limit_reached, next_due
+from helios_lite.training.session import Session
+
+_SECONDS_BETWEEN_EXCHANGES = 0.5
+
+
+class StopCoordinator:
+    """Makes one stop decision that all ranks share.
+
+    A signal, a request to stop and the elapsed time are known to single ranks; `sync` shares them. Limits are computed
+    from counters that are equal on all ranks.
+
+    Attributes:
+        reason: "should_training_stop" or "interrupted", shared by all ranks at the last `sync`, or None.
+        polls_model: whether the model overrides `should_training_stop`, so that ranks communicate at every update.
+    """
+
+    def __init__(self, session: Session, state: TrainingState, clock: Clock, shutdown: GracefulShutdown) -> None:
+        self._session, self._state, self._clock, self._shutdown = session, state, clock, shutdown
+        self.polls_model = type(session.model).should_training_stop is not Model.should_training_stop
+        self.reason: str | None = None
+        self._save_requested = False  # By SIGUSR1 on any rank.
+        options = session.options
+        self._uses_time = options.max_minutes is not None or options.save_every_minutes is not None
+        self._is_requested = False  # By the model on this rank.
+        self._synced_step, self._synced_seconds, self._next_sync_step = 0, 0.0, 0
+
+    def poll_model(self) -> None:
+        """Ask the model on this rank whether to stop, if it overrides `should_training_stop`."""
+        if self.polls_model:
+            self._is_requested |= self._session.model.should_training_stop()
+
+    def sync(self, now: bool = False) -> None:
+        """Share what only some ranks know: received signals, a request to stop, the elapsed time. Call on every rank.
+
+        Ranks communicate about twice a second, which costs nothing; at every update if the model overrides
+        `should_training_stop`. Each rank computes the step of the next exchange from the same values, so that all
+        agree on it without asking.
+
+        Args:
+            now: communicate in any case.
+        """
+        state, world, shutdown = self._state, self._session.world, self._shutdown
+        if world.size == 1:
+            is_requested, signal = self._is_requested, shutdown.received
+            self._save_requested |= shutdown.take_save_request()
+            if self._uses_time:
+                self._clock.tick()
+        else:
+            if not now and not self.polls_model and state.step < self._next_sync_step:
+                return
+            self._clock.tick()
+            own = [self._is_requested, shutdown.received or 0, shutdown.take_save_request(), state.seconds]
+            requested, number, save_requested, seconds = world.all_reduce_max(own, self._session.device)
+            self._clock.set(seconds)
+            is_requested, signal = bool(requested), Signals(int(number)) if number else None
+            self._save_requested |= bool(save_requested)
+            seconds_per_step = (state.seconds - self._synced_seconds) / max(1, state.step - self._synced_step)
+            self._synced_step, self._synced_seconds = state.step, state.seconds
+            self._next_sync_step = state.step + max(1, int(_SECONDS_BETWEEN_EXCHANGES / max(seconds_per_step, 1e-6)))
+        if signal is not None:  # Otherwise a signal that has just come here would be lost.
+            shutdown.receive(signal)
+        self.reason = "should_training_stop" if is_requested else "interrupted" if signal is not None else None
+
+    def take_save_request(self) -> bool:
+        """Return whether a rank was asked to save by SIGUSR1, once per `sync` that found it. Call on every rank."""
+        requested, self._save_requested = self._save_requested, False
+        return requested
+
+    def limit_reached(self) -> str | None:
+        """Return the option that ends the run at the present counters, None if training continues."""
+        options = self._session.options
+        if options.fast_dev_run:
+            return "fast_dev_run" if self._state.step > 0 else None
+        return limit_reached(
+            self._state,
+            max_epochs=options.max_epochs,
+            max_steps=options.max_steps,
+            max_minutes=options.max_minutes,
+            patience=options.patience,
+        )
+
+    def stop_reason(self) -> str | None:
+        """Return why the run stops at this boundary, None if training continues.
+
+        `should_training_stop` takes precedence over limits, and limits over signals.
+        """
+        if self.reason == "should_training_stop":
+            return self.reason
+        return self.limit_reached() or self.reason
+
+    def next_check(self) -> float:
+        """Return the next update at which something may be due: an exchange, a validation, a checkpoint, the end."""
+        options, step = self._session.options, self._state.step
+        validates_within_epoch = options.valid_every_epochs is not None and options.valid_every_epochs < 1
+        if self._uses_time or validates_within_epoch or options.fast_dev_run or self.polls_model:
+            return step + 1
+        due = next_due(step, options.valid_every_steps, options.save_every_steps, limit=options.max_steps)
+        return due if self._session.world.size == 1 else min(due, self._next_sync_step)

@@ -1,0 +1,599 @@
+"""Checkpoints of several processes under FSDP: the same state for any number of processes, complete or absent, safe."""
+
+import os
+import pickle
+import resource
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.compare import same, weights
+from helpers.models import Plain, data, quiet
+from helpers.processes import deadline
+from helpers.scenarios import Results, scenario
+from torch import nn
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from helios_lite import Model
+from helios_lite.callbacks import EMA
+from helios_lite.checkpoints import files, naming
+from helios_lite.checkpoints.dcp_metadata import MetadataError, parse_metadata
+from helios_lite.checkpoints.files import CheckpointError
+from helios_lite.checkpoints.reading import read_checkpoint, read_checkpoint_header
+from helios_lite.networks.dtensors import full_tensor
+from helios_lite.processes.launch import launch
+from helios_lite.processes.world import World, join_world
+from helios_lite.tools.command import main
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def ended() -> Iterator[None]:
+    with deadline(240):
+        yield
+
+
+class Tied(nn.Module):
+    """An output layer with the weights of the input layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.out = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.out.weight = self.into.weight
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.out(torch.tanh(self.into(x)))
+
+
+class Mixed(Model):
+    """Tied weights, a frozen layer, a frozen network, AdamW and SGD with momentum."""
+
+    def __init__(self) -> None:
+        super().__init__("mixed")
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.tied = self.parallelize(Tied())
+        net = nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 5), nn.Linear(5, 1))
+        net[1].requires_grad_(False)
+        self.net = self.parallelize(net, blocks=(nn.Linear,))
+        self.frozen = nn.Linear(3, 3).requires_grad_(False)
+        if not fast_init:
+            trained = [p for p in self.net.parameters() if p.requires_grad]
+            self.optimizers = [
+                torch.optim.AdamW(self.tied.parameters(), lr=0.01),
+                torch.optim.SGD(trained, lr=0.01, momentum=0.9),
+            ]
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        loss = self.net(self.frozen(self.tied(batch[1]))).square().mean()
+        self.backward(loss)
+        for optimizer in self.optimizers:
+            self.optimizer_step(optimizer)
+
+    def valid_step(self, batch: Any, step: int) -> None:
+        self.log("loss", self.net(self.frozen(self.tied(batch[1]))).square().mean())
+
+
+class Own(Mixed):
+    """Decides itself what checkpoints hold, and where."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "all": [{"the.net": self.net.state_dict()}, self.tied.state_dict()],
+            "sgd": self.optimizers[1].state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any], fast_init: bool = False) -> None:
+        self.net.load_state_dict(state_dict["all"][0]["the.net"])
+        self.tied.load_state_dict(state_dict["all"][1])
+        if not fast_init:
+            self.optimizers[1].load_state_dict(state_dict["sgd"])
+
+
+MODELS: dict[str, type[Mixed]] = {"mixed": Mixed, "own": Own}
+STEPS = 3
+
+
+def checkpoint(root: Path, name: str, processes: int) -> Path:
+    path = root / f"{name}-by-{processes}/mixed/checkpoints/mixed_epoch_0_iter_{STEPS}"
+    return path.with_name(f"{path.name}.pth") if processes == 1 else path
+
+
+def trained(name: str, root: Path, **options: Any) -> dict[str, Any]:
+    """The full state, the average included, after a run that ends at the same update: a resume changes nothing."""
+    model, ema = MODELS[name](), EMA(decay=0.5)
+    options = {"max_steps": STEPS, "strategy": "fsdp", "sanity_batches": 0, "root": root, **options}
+    quiet(**options, callbacks=[ema]).fit(model, data(40, batch_size=2))
+    average = {part: full_tensor(value).clone() for part, value in ema.averaged.module.state_dict().items()}
+    return {"model": weights(model), "average": average, "updates": int(ema.averaged.n_averaged)}
+
+
+def left_by(root: Path, world: World) -> None:
+    """Leave a checkpoint of each model, and what it must hold."""
+    for name in MODELS:
+        state = trained(name, root / f"{name}-by-{world.size}", async_save=name == "own")
+        if world.is_main:
+            torch.save(state, root / f"{name}-by-{world.size}.expected")
+
+
+def resumed_from(root: Path, world: World, *sources: int) -> dict[Any, Any]:
+    """The states after a resume from the checkpoints of so many processes, under each strategy."""
+    return {
+        (name, source, strategy): trained(
+            name,
+            root / f"{name}-{source}-to-{strategy}-{world.size}",
+            strategy=strategy,
+            resume=checkpoint(root, name, source),
+        )
+        for name in MODELS
+        for source in sources
+        for strategy in ("ddp", "fsdp")
+    }
+
+
+def left_by_launched(root: Path) -> None:
+    left_by(root, join_world("cpu"))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all scenarios, in which one process and three have left checkpoints."""
+    root = tmp_path_factory.mktemp("sharded")
+    left_by(root, World())
+    launch(left_by_launched, {"root": root}, processes=3, max_restarts=0)
+    return root
+
+
+@pytest.fixture(scope="module")
+def result(root: Path) -> Results:
+    return Results(__name__, root)
+
+
+def expected(root: Path, name: str, processes: int) -> dict[str, Any]:
+    return torch.load(root / f"{name}-by-{processes}.expected", weights_only=True)
+
+
+# Any number of processes, any strategy.
+
+
+@scenario(ranks=2)
+def resumed_by_two(root: Path, world: World) -> dict[Any, Any]:
+    left_by(root, world)
+    return resumed_from(root, world, 1, 2, 3)
+
+
+@scenario(ranks=4)
+def resumed_by_four(root: Path, world: World) -> dict[Any, Any]:
+    return resumed_from(root, world, 1, 2, 3)
+
+
+def test_any_number_of_processes_restores_what_any_other_has_saved_bit_for_bit(root: Path, result: Results) -> None:
+    for function, ranks in ((resumed_by_two, 2), (resumed_by_four, 4)):
+        found = result(function, ranks=ranks)
+        assert len(found) == 12
+        for (name, source, strategy), state in found.items():
+            assert same(state, expected(root, name, source)), (ranks, name, source, strategy)
+    for name in MODELS:
+        for source in (2, 3):
+            found = trained(name, root / f"{name}-{source}-to-1", resume=checkpoint(root, name, source))
+            assert same(found, expected(root, name, source)), (name, source)
+
+
+def test_a_sharded_checkpoint_holds_what_a_file_of_one_process_holds(root: Path) -> None:
+    one, three = (read_checkpoint(checkpoint(root, "mixed", processes)) for processes in (1, 3))
+    assert list(three) == list(one)
+    state, (average,) = expected(root, "mixed", 3), three["callbacks"].values()
+    assert same(three["model"], state["model"])
+    assert same(dict(average["evaluation_weights"]["net"]), state["average"])
+    assert not same(state["average"], dict(state["model"]["net"]))
+    assert [list(part) for part in three["model"].values()] == [list(part) for part in one["model"].values()]
+    tied = three["model"]["tied"]
+    assert tied["into.weight"].data_ptr() == tied["out.weight"].data_ptr()
+    assert tied._metadata == one["model"]["tied"]._metadata
+    assert len(three["rng"]) == 3
+
+
+def test_the_tensors_are_in_the_shards_once_under_the_names_of_parameters(root: Path) -> None:
+    names = parse_metadata((checkpoint(root, "mixed", 3) / ".metadata").read_bytes()).state_dict_metadata
+    tied = {f"model.tied.{name}" for name in ("into.weight", "into.bias", "out.bias")}
+    assert tied | {"model.optimizers.0.state.tied.out.bias.exp_avg_sq"} <= set(names)
+    assert "model.optimizers.1.state.net.2.bias.momentum_buffer" in names
+    assert "model.tied.out.weight" not in names
+
+
+def test_one_process_consolidates_inspects_tests_and_loads_a_folder(root: Path, tmp_path: Path, capsys: Any) -> None:
+    folder = tmp_path / checkpoint(root, "mixed", 3).name
+    shutil.copytree(checkpoint(root, "mixed", 3), folder)
+    main(["consolidate", str(folder)])
+    file = folder.with_name(f"{folder.name}.pth")
+    assert capsys.readouterr().out == f"{file}\n"
+    content = torch.load(file, weights_only=True)
+    assert same(content, read_checkpoint(folder))
+    assert content["model"]["tied"]["into.weight"].data_ptr() == content["model"]["tied"]["out.weight"].data_ptr()
+    tables = []
+    for path in (folder, file):
+        main(["inspect", str(path)])
+        tables.append([line for line in capsys.readouterr().out.splitlines() if "size" not in line and "/" not in line])
+    assert tables[0] == tables[1]
+    metrics = [quiet(max_steps=1).test(Mixed(), data(), checkpoint=path) for path in (folder, file)]
+    assert metrics[0] == metrics[1]
+    model = Mixed.load_from_checkpoint(folder)
+    (average,) = content["callbacks"].values()
+    assert same(weights(model)["net"], average["evaluation_weights"]["net"])
+    with pytest.raises(SystemExit):
+        main(["consolidate", str(folder)])
+    assert "exists already" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["consolidate", str(tmp_path)])
+    assert "is not the folder of a sharded checkpoint" in capsys.readouterr().err
+
+
+def test_the_command_tests_a_folder_and_the_run_that_has_it(root: Path, tmp_path: Path, capsys: Any) -> None:
+    file, folder = tmp_path / "run.toml", checkpoint(root, "mixed", 3)
+    file.write_text(f"""
+        model.class = "{Mixed.__module__}.Mixed"
+        [trainer]
+        root = "{folder.parents[2]}"
+        [data]
+        class = "helios_lite.DataModule"
+        [data.test]
+        class = "helios_lite.Split"
+        batch_size = 2
+        dataset = {{class = "helpers.models.Indices", length = 5}}
+    """)
+    main(["test", str(file)])
+    best = capsys.readouterr().out
+    assert best.startswith(f"test of {folder.name}\n")
+    for path in (folder, folder.parents[1]):
+        main(["test", str(file), "--checkpoint", str(path)])
+        assert capsys.readouterr().out == best
+    with pytest.raises(SystemExit):
+        main(["test", str(file), "--checkpoint", str(folder / "main.pth")])
+    assert f"is a part of a sharded checkpoint; give its folder, {folder}" in capsys.readouterr().err
+
+
+@scenario(ranks=2)
+def gathered_for_a_file(root: Path, world: World) -> list[Any]:
+    model = Mixed()
+    quiet(max_steps=1, strategy="fsdp").fit(model, data(batch_size=2))
+    mine = model.trained_state_dict()
+    full = {name: full_tensor(value).clone() for name, value in model.net.state_dict().items()}
+    return world.gather((mine, full))
+
+
+def test_the_weights_for_a_file_of_their_own_are_gathered_on_rank_0(result: Results) -> None:
+    (first, full), (second, _) = result(gathered_for_a_file, ranks=2)
+    assert list(first) == list(second) == ["tied", "net", "frozen"]
+    assert same(dict(first["net"]), full)
+    assert second["net"] == second["tied"] == {}
+
+
+# Sharded stays sharded.
+
+
+class Largest(TorchDispatchMode):
+    """Notes the number of bytes of the largest tensor that an operation of this process has made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        sizes = [tensor.nbytes for tensor in tree_leaves(made) if type(tensor) is torch.Tensor]
+        self.bytes = max([self.bytes, *sizes])
+        return made
+
+
+class Wide(Plain):
+    """Watches the tensors of every save and of a resume, which lie between these hooks."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.largest: list[int] = []
+        net = nn.Sequential(nn.Linear(3, 256), nn.Linear(256, 256), nn.Linear(256, 1))
+        self.net = self.parallelize(net, blocks=(nn.Linear,))
+        self.optimizer = torch.optim.Adam(self.net.parameters())
+        self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, 0.9)
+        self.watch()
+
+    def watch(self) -> None:
+        self.mode: Largest | None = Largest()
+        self.mode.__enter__()
+
+    def note(self) -> None:
+        if self.mode is not None:
+            self.mode.__exit__(None, None, None)
+            self.largest.append(self.mode.bytes)
+            self.mode = None
+
+    def on_training_start(self) -> None:
+        self.note()
+
+    def on_training_batch_end(self, state: Any, should_log: bool = False) -> None:
+        self.watch()
+
+    def on_training_batch_start(self, state: Any) -> None:
+        self.note()
+
+    def on_training_end(self) -> None:
+        self.note()
+
+
+@scenario(ranks=2)
+def tensors_of_saves_and_a_resume(root: Path, world: World) -> list[list[int]]:
+    options = {"strategy": "fsdp", "root": root / "wide", "save_every_steps": 1}
+    options |= {"valid_every_epochs": None, "check_finite": False}
+    found = []
+    for steps, in_background in ((3, False), (6, True)):
+        model = Wide()
+        quiet(max_steps=steps, async_save=in_background, **options).fit(model, data(40, batch_size=2))
+        found.append(model.largest)
+    return world.gather([*found[0][1:3], *found[1][:3]])
+
+
+def test_no_rank_makes_more_than_its_part_of_a_tensor_in_a_save_and_in_a_resume(result: Results) -> None:
+    for saves_and_resume in result(tensors_of_saves_and_a_resume, ranks=2):
+        assert len(saves_and_resume) == 5  # Two saves, a resume, two saves in the background.
+        assert all(256 * 128 <= size / 4 < 256 * 256 for size in saves_and_resume), saves_and_resume
+
+
+# Failures.
+
+
+def listing(root: Path, run: str) -> list[str]:
+    return sorted(path.name for path in (root / run / "plain/checkpoints").iterdir() if path.name != ".lock")
+
+
+@scenario(ranks=2)
+def full_disk_of_rank_1(root: Path, world: World) -> list[Any]:
+    """In the foreground and in the background: the errors of the ranks, and what is left."""
+    found = []
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class Filling(Plain):
+        fills = True
+
+        def setup(self, fast_init: bool = False) -> None:
+            super().setup(fast_init)
+            self.large = self.parallelize(nn.Linear(256, 256))
+
+        def train_step(self, batch: Any, state: Any) -> None:
+            super().train_step(batch, state)
+            if self.fills and state.step == 2 and world.rank == 1:
+                while "plain_epoch_0_iter_2" not in listing(root, name):
+                    time.sleep(0.01)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+
+    class Finishing(Filling):
+        fills = False
+
+    for background in (False, True):
+        name = f"full-{background}"
+        try:
+            quiet(
+                max_steps=6, root=root / name, save_every_steps=1, async_save=background, strategy="fsdp", keep_last=2
+            ).fit(Filling(), data(40, batch_size=2))
+            error = ""
+        except OSError as raised:
+            error = type(raised).__name__
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        errors = world.gather(error)
+        left = listing(root, name)
+        result = quiet(max_steps=6, root=root / name, strategy="fsdp").fit(Finishing(), data(40, batch_size=2))
+        found.append((errors, left, result.state.step))
+    return found
+
+
+def test_a_full_disk_of_one_rank_is_an_oserror_on_all_and_leaves_the_earlier_checkpoints(result: Results) -> None:
+    kept = ["manifest.json", "plain_epoch_0_iter_1", "plain_epoch_0_iter_2"]
+    assert result(full_disk_of_rank_1, ranks=2) == [(["OSError", "OSError"], kept, 6)] * 2
+
+
+@scenario(ranks=2)
+def damaged_newest(root: Path, world: World) -> list[Any]:
+    """What each rank resumes from when the newest folder is damaged, or only rank 1 cannot read it."""
+    found = []
+    for strategy in ("fsdp", "ddp"):
+        folder = root / f"damaged-{strategy}"
+        trainer = {"root": folder, "save_every_steps": 1, "keep_last": -1, "strategy": "fsdp"}
+        quiet(max_steps=3, **trainer).fit(Plain(), data(40, batch_size=2))
+        if world.is_main:
+            with next((folder / "plain/checkpoints/plain_epoch_0_iter_3").glob("__1_*")).open("r+b") as file:
+                file.seek(500)
+                file.write(b"damage" * 500)
+            os.truncate(next((folder / "plain/checkpoints/plain_epoch_0_iter_2").glob("__0_*")), 100)
+        world.barrier()
+        model = Plain()
+        result = quiet(max_steps=4, root=folder, strategy=strategy).fit(model, data(40, batch_size=2))
+        found.append((world.gather(len(model.rates)), result.state.step))
+    return found
+
+
+def test_all_ranks_pass_over_damaged_folders(result: Results) -> None:
+    assert result(damaged_newest, ranks=2) == [([3, 3], 4)] * 2
+
+
+def flip(path: Path, place: float) -> None:
+    """Flip a bit at a place, as a part of the length."""
+    content = bytearray(path.read_bytes())
+    content[int(len(content) * place)] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.fixture
+def folder(root: Path, tmp_path: Path) -> Path:
+    """A copy of a sharded checkpoint of three processes."""
+    shutil.copytree(checkpoint(root, "mixed", 3), tmp_path / "checkpoints/mixed_epoch_0_iter_3")
+    return tmp_path / "checkpoints/mixed_epoch_0_iter_3"
+
+
+@pytest.mark.parametrize("name", ["main.pth", ".metadata", "__1_0.distcp"])
+def test_a_missing_file_is_noticed(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    for read in (read_checkpoint, read_checkpoint_header):
+        with pytest.raises(CheckpointError, match=rf"mixed_epoch_0_iter_3.*{name}.*missing"):
+            read(folder)
+
+
+@pytest.mark.parametrize("name", ["main.pth", ".metadata", "__1_0.distcp"])
+def test_a_truncated_file_is_noticed(folder: Path, name: str) -> None:
+    size = (folder / name).stat().st_size
+    for length in (0, size // 2, size - 1):
+        os.truncate(folder / name, length)
+        for read in (read_checkpoint, read_checkpoint_header):
+            with pytest.raises(CheckpointError, match="mixed_epoch_0_iter_3"):
+                read(folder)
+
+
+@pytest.mark.parametrize("name", ["main.pth", ".metadata", "__1_0.distcp"])
+def test_a_flipped_bit_is_noticed_or_changes_nothing(folder: Path, name: str) -> None:
+    """An archive has some bytes that mean nothing, such as dates."""
+    before, content = read_checkpoint(folder)["model"], (folder / name).read_bytes()
+    noticed = 0
+    for place in range(1, 20):
+        flip(folder / name, place / 20)
+        try:
+            assert same(read_checkpoint(folder)["model"], before)
+        except CheckpointError:
+            noticed += 1
+        (folder / name).write_bytes(content)
+    assert noticed > (18 if name == ".metadata" else 3)
+
+
+def test_a_flipped_bit_of_a_tensor_is_noticed(folder: Path) -> None:
+    part = read_checkpoint(folder)["model"]["net"]["0.weight"][2:4].numpy().tobytes()
+    content = bytearray((folder / "__1_0.distcp").read_bytes())
+    content[content.index(part) + 5] ^= 1
+    (folder / "__1_0.distcp").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"mixed_epoch_0_iter_3.*damaged"):
+        read_checkpoint(folder)
+
+
+def test_metadata_that_was_exchanged_is_noticed(folder: Path) -> None:
+    def exchange(metadata: Any) -> None:
+        """Let two states of the same size change places."""
+        places = metadata.storage_data
+        first, second = ([index for index in places if index.fqn.endswith(name)] for name in ("exp_avg", "exp_avg_sq"))
+        for a, b in zip(first, second, strict=True):
+            places[a], places[b] = places[b], places[a]
+
+    (folder / ".metadata").write_bytes(altered(folder, exchange))
+    with pytest.raises(CheckpointError, match=r"\.metadata: it is damaged \(wrong checksum\)"):
+        read_checkpoint(folder)
+
+
+class Malicious:
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.victim),)
+
+
+def test_metadata_that_would_call_a_function_is_refused(folder: Path, tmp_path: Path, caplog: Any) -> None:
+    with (folder / ".metadata").open("wb") as file:
+        pickle.dump(Malicious(tmp_path / "victim"), file)
+    with pytest.raises(CheckpointError, match=r"\.metadata: is not read, because it names posix\.mkdir"):
+        read_checkpoint(folder)
+    run = quiet(max_steps=4, root=tmp_path.parent, run_name=tmp_path.name)
+    assert run.fit(Mixed(), data(40, batch_size=6)).state.step == 4
+    assert "passing over a checkpoint" in caplog.text
+    assert not (tmp_path / "victim").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["builtins.eval", "torch.load", "torch.serialization.load", "torch.Tensor", "os.system"]
+)
+def test_metadata_may_name_nothing_but_classes_of_metadata(name: str) -> None:
+    module, _, attribute = name.rpartition(".")
+    with pytest.raises(MetadataError, match=rf"names {name}"):
+        parse_metadata(f"c{module}\n{attribute}\n.".encode())
+
+
+def altered(folder: Path, change: Any) -> bytes:
+    metadata = pickle.loads((folder / ".metadata").read_bytes())
+    change(metadata)
+    return pickle.dumps(metadata)
+
+
+def add_bytes(metadata: Any) -> None:
+    metadata.state_dict_metadata["model.extra"] = BytesStorageMetadata()
+
+
+def lead_out(metadata: Any) -> None:
+    next(iter(metadata.storage_data.values())).relative_path = "../../secret"
+
+
+def be_negative(metadata: Any) -> None:
+    next(iter(metadata.storage_data.values())).offset = -1
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (add_bytes, "'model.extra' is not a tensor"),
+        (lead_out, "'../../secret' is not in a file"),
+        (be_negative, "place"),
+    ],
+)
+def test_metadata_of_anything_but_tensors_in_the_folder_is_refused(folder: Path, change: Any, reason: str) -> None:
+    with pytest.raises(MetadataError, match=reason):
+        parse_metadata(altered(folder, change))
+
+
+def test_what_is_read_of_metadata_is_what_was_written(folder: Path) -> None:
+    data = (folder / ".metadata").read_bytes()
+    found, written = parse_metadata(data), pickle.loads(data)
+    assert found.state_dict_metadata == written.state_dict_metadata
+    assert found.storage_data == written.storage_data
+
+
+# Killed at any moment.
+
+
+def test_a_start_removes_half_written_folders_and_gives_a_replaced_one_its_name_back(folder: Path) -> None:
+    parent = folder.parent
+    shutil.copytree(folder, parent / ".mixed_epoch_0_iter_5.123.shards.tmp")  # Killed before it got its name.
+    (parent / ".mixed_epoch_0_iter_4.123.shards.tmp").mkdir()  # Killed while it was deleted.
+    folder.rename(parent / f".{folder.name}.old")  # Killed while it was replaced.
+    (parent / ".mine.old").mkdir()
+    files.remove_half_written(parent)
+    assert sorted(path.name for path in parent.iterdir()) == [".mine.old", folder.name]
+    shutil.copytree(folder, parent / f".{folder.name}.old")
+    files.remove_half_written(parent)
+    assert sorted(path.name for path in parent.iterdir()) == [".mine.old", folder.name]
+    assert naming.find(parent, "mixed") == [folder]
+
+
+def test_a_folder_replaces_one_of_the_same_name(folder: Path) -> None:
+    temporary = files.temporary_folder(folder)
+    shutil.copytree(folder, temporary)
+    (temporary / "new").touch()
+    files.publish_folder(temporary, folder)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert (folder / "new").exists()
+
+
+def test_files_and_folders_are_found_together_newest_first(folder: Path) -> None:
+    parent = folder.parent
+    for name in ("mixed_epoch_0_iter_2.pth", "mixed_epoch_1_iter_4.pth", "mixed_epoch_0_iter_1_mine.txt"):
+        (parent / name).touch()
+    (parent / "mixed_epoch_0_iter_9_plots").mkdir()
+    shutil.copytree(folder, parent / "mixed_epoch_0_iter_3_loss=0.5")
+    assert [path.name for path in naming.find(parent, "mixed")] == [
+        "mixed_epoch_1_iter_4.pth",
+        "mixed_epoch_0_iter_3_loss=0.5",
+        "mixed_epoch_0_iter_3",
+        "mixed_epoch_0_iter_2.pth",
+    ]

@@ -1,0 +1,445 @@
+"""Networks sharded by two real gloo processes: what a rank holds, and that it computes what one process does."""
+
+import copy
+import dataclasses
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.compare import close, same, weights
+from helpers.models import Indices, data, quiet
+from helpers.processes import deadline
+from helpers.scenarios import Results, scenario
+from helpers.sharded import Deep, Stack, fit
+from hybrid import STEPS
+from torch import Tensor, nn
+
+from helios_lite import DataModule, Model, Split
+from helios_lite.callbacks import EMA
+from helios_lite.networks.dtensors import full_tensor, is_dtensor
+from helios_lite.networks.fsdp import make_mesh
+from helios_lite.networks.parallel import unwrap_model
+from helios_lite.processes.world import World
+
+TESTS = Path(__file__).parents[1]
+STRATEGIES = ["ddp", "fsdp"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def ended() -> Iterator[None]:
+    with deadline(240):
+        yield
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return Results(__name__, tmp_path_factory.mktemp("scenarios"))
+
+
+# What a rank holds in an evaluation.
+
+
+@scenario(ranks=2)
+def evaluations_of_different_lengths(root: Path, world: World) -> dict[int, Any]:
+    """For each length: the metrics, the indices that each rank has seen, and how many blocks it held at a time."""
+    found = {}
+    for length in (1, 3, 8, 9):
+        model = Deep()
+        trainer = quiet(max_epochs=1, strategy="fsdp")
+        metrics = trainer.test(model, DataModule(test=Split(Indices(length), batch_size=2)))
+        gathered = [number for layer in model.net.layers for number in layer.gathered]
+        left = sum(not is_dtensor(layer.linear.weight) for layer in model.net.layers)
+        found[length] = metrics, world.gather((model.validated, gathered, left))
+    return found
+
+
+def test_an_evaluation_gathers_one_block_at_a_time_though_ranks_have_different_numbers_of_batches(
+    result: Results,
+) -> None:
+    for length, (metrics, ranks) in result(evaluations_of_different_lengths, ranks=2).items():
+        one = quiet(max_epochs=1).test(Deep(), DataModule(test=Split(Indices(length), batch_size=2)))
+        assert metrics["test/loss"] == pytest.approx(one["test/loss"], rel=1e-6)
+        assert sorted(index for validated, _, _ in ranks for index in validated) == list(range(length))
+        for validated, gathered, left in ranks:
+            assert len(gathered) == 3 * ((len(validated) + 1) // 2)
+            assert set(gathered) <= {1}
+            assert left == 0
+
+
+class Wandering(Deep):
+    """Each rank runs other parts of the network, in another order and number; and one alone after the last batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: list[Tensor] = []
+
+    def valid_step(self, batch: Any, step: int) -> None:
+        index, x = batch
+        net = self.net
+        hidden = torch.ones(2, 8) * index.sum()
+        for i in range(1 + int(index[0]) % 3):
+            self.outputs.append(net(x + i))
+            self.outputs += [net.layers[2 - i](hidden) for _ in range(i)]
+        if int(index[0]) >= 5:
+            self.outputs += [net.layers[0](hidden), net(x), net.layers[0](hidden), net.layers[1](hidden)]
+
+    def on_validation_end(self, validation_cycle: int) -> None:
+        if self.global_rank == 0:
+            self.outputs.append(self.net(torch.ones(1, 3)))
+
+
+@scenario(ranks=2)
+def forward_passes_that_differ_among_the_ranks(root: Path, world: World) -> list[list[Tensor]]:
+    model = Wandering()
+    quiet(max_epochs=1, strategy="fsdp").validate(model, data(valid=11, batch_size=1), checkpoint=None)
+    return world.gather(model.outputs)
+
+
+def test_ranks_may_run_different_parts_of_a_sharded_network_in_an_evaluation(result: Results) -> None:
+    one = Wandering()
+    quiet(max_epochs=1).validate(one, data(valid=11, batch_size=1), checkpoint=None)
+    first, second = result(forward_passes_that_differ_among_the_ranks, ranks=2)
+    assert len(first) != len(second)
+    assert close([*first[:-1], *second, first[-1]], one.outputs)
+
+
+# How it is made.
+
+
+class Noted(nn.Linear):
+    """Notes how many layers exist as a whole when one gets its values."""
+
+    made: list["Noted"] = []
+    whole: list[int] = []
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.made.append(self)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        if self in self.made:
+            self.whole.append(sum(not p.is_meta and not is_dtensor(p) for p in (each.weight for each in self.made)))
+
+
+class Parts(Model):
+    """A network on the meta device with batch norm and tied weights, of which each `Noted` is a block."""
+
+    def __init__(self, device: str = "meta", **options: Any) -> None:
+        super().__init__("parts")
+        self.made_on = device
+
+    def setup(self, fast_init: bool = False) -> None:
+        Noted.made.clear()
+        Noted.whole.clear()
+        with torch.device(self.made_on):
+            net = nn.Sequential(nn.Embedding(5, 4), Noted(4, 6), nn.BatchNorm1d(6), Noted(6, 6), Noted(6, 4))
+            net.append(nn.Linear(4, 5))
+            net[5].weight = net[0].weight
+        self.net = self.parallelize(net, blocks=(Noted,))
+        self.draw = torch.rand(1)
+        if not fast_init:
+            self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1)
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        index, _ = batch
+        self.backward(nn.functional.cross_entropy(self.net(index % 5), index % 5))
+        self.optimizer_step(self.optimizer)
+
+    def valid_step(self, batch: Any, step: int) -> None: ...
+
+
+class Initial(Parts):
+    """Notes what `setup` has made."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup(fast_init)
+        self.initial = weights(self)["net"], self.draw
+        self.most_whole = max(Noted.whole, default=0)
+
+
+@scenario(ranks=2)
+def networks_made_on_the_meta_device(root: Path, world: World) -> dict[str, Any]:
+    found = {}
+    for strategy in STRATEGIES:
+        model = Initial()
+        quiet(max_epochs=1, strategy=strategy).fit(model, data(12))
+        tied = unwrap_model(model.net)[5].weight is unwrap_model(model.net)[0].weight
+        found[strategy] = model.initial, model.most_whole, tied, weights(model)["net"]
+    return found
+
+
+@pytest.mark.parametrize("strategy", ["one", *STRATEGIES])
+def test_a_network_made_on_the_meta_device_has_the_same_initial_values(strategy: str, result: Results) -> None:
+    made = Initial("cpu")
+    quiet(max_epochs=1).fit(made, data(12, batch_size=8))
+    if strategy == "one":
+        model = Initial()
+        quiet(max_epochs=1).fit(model, data(12, batch_size=8))
+        assert same(model.initial, made.initial)
+        assert same(weights(model), weights(made))
+        return
+    initial, most_whole, tied, trained = result(networks_made_on_the_meta_device, ranks=2)[strategy]
+    assert same(initial, made.initial)
+    assert tied
+    assert most_whole == (1 if strategy == "fsdp" else 3)
+    assert not same(trained, initial[0])
+
+
+class NoReset(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+
+
+class HalfReset(NoReset):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.ones(3))
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.scale)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (
+            NoReset,
+            r"^1: NoReset was made under torch.device\('meta'\) and needs a method reset_parameters\(\) that fills",
+        ),
+        (HalfReset, r"^1\.table: reset_parameters of HalfReset does not fill it$"),
+    ],
+)
+def test_a_module_on_the_meta_device_that_cannot_be_filled_is_an_error_that_names_it(module: Any, message: str) -> None:
+    class Unfilled(Parts):
+        def setup(self, fast_init: bool = False) -> None:
+            with torch.device("meta"):
+                net = nn.Sequential(nn.Linear(3, 3), module())
+            self.net = self.parallelize(net)
+
+    with pytest.raises(ValueError, match=message):
+        quiet(max_epochs=1).fit(Unfilled(), data())
+
+
+def test_a_checkpoint_is_loaded_into_a_network_made_on_the_meta_device(tmp_path: Path) -> None:
+    model = Parts("cpu")
+    saved = quiet(max_epochs=1, root=tmp_path).fit(model, data()).last_checkpoint
+    assert saved is not None
+    assert same(weights(Parts.load_from_checkpoint(saved))["net"], weights(model)["net"])
+    resumed = Parts()
+    quiet(max_epochs=1, root=tmp_path).fit(resumed, data())
+    assert same(weights(resumed), weights(model))
+
+
+# Precision, accumulation, recomputed activations.
+
+
+@scenario(ranks=2)
+def training_in_bf16(root: Path, world: World) -> Any:
+    model = Deep()
+    metrics = fit(model, precision="bf16")
+    dtypes = set.union(*(layer.dtypes for layer in model.net.layers))
+    return dtypes, {p.dtype for p in model.net.parameters()}, metrics["train/loss"]
+
+
+def test_a_sharded_network_is_gathered_in_bf16_and_keeps_its_weights_in_fp32(result: Results) -> None:
+    gathered, kept, loss = result(training_in_bf16, ranks=2)
+    assert gathered == {torch.bfloat16}
+    assert kept == {torch.float32}
+    one = fit(Deep(), batch_size=4, precision="bf16", strategy="ddp")
+    assert loss == pytest.approx(one["train/loss"], rel=0.02)
+
+
+@scenario(ranks=2)
+def sum_of_gradients_in_bf16(root: Path, world: World) -> Tensor:
+    """The gradient 1 of rank 0 and 2**-9 of rank 1: their mean has no exact bf16."""
+
+    class One(Model):
+        def setup(self, fast_init: bool = False) -> None:
+            self.net = self.parallelize(nn.Linear(1, 1, bias=False))
+
+        def train_step(self, batch: Any, state: Any) -> None:
+            self.backward(self.net(torch.tensor([[2.0 ** (-9 * self.global_rank)]])).sum())
+            self.gradient = full_tensor(self.net.weight.grad)
+
+        def valid_step(self, batch: Any, step: int) -> None: ...
+
+    model = One("one")
+    quiet(max_steps=1, strategy="fsdp", precision="bf16").fit(model, data())
+    return model.gradient
+
+
+def test_gradients_are_reduced_in_fp32_under_bf16(result: Results) -> None:
+    assert result(sum_of_gradients_in_bf16, ranks=2).item() == (1 + 2.0**-9) / 2
+
+
+@scenario(ranks=2)
+def sharded_training_with_accumulation(root: Path, world: World) -> Any:
+    model = Deep()
+    fit(model, length=23, accumulation_steps=3)
+    return weights(model)["net"], model.reduced
+
+
+def test_a_sharded_network_reduces_gradients_once_per_accumulation_window(result: Results) -> None:
+    found, reduced = result(sharded_training_with_accumulation, ranks=2)
+    one = Deep()
+    fit(one, length=23, batch_size=4, accumulation_steps=3, strategy="ddp")
+    assert close(found, weights(one)["net"])
+    assert reduced == [False, False, True] * 4
+
+
+def recomputed(strategy: str) -> list[Any]:
+    """The weights after a training with and without `checkpoint_activations`, and the forward passes of a block."""
+    found = []
+    for checkpoints in (False, True):
+        model = Deep(dropout=0.3)
+        fit(model, checkpoint_activations=checkpoints, strategy=strategy, valid_every_epochs=None)
+        layer = unwrap_model(model.net).layers[1]
+        found.append((weights(model), len(layer.gathered), max(layer.gathered)))
+    return found
+
+
+@scenario(ranks=2)
+def recomputed_by_two(root: Path, world: World) -> dict[str, list[Any]]:
+    return {strategy: recomputed(strategy) for strategy in STRATEGIES}
+
+
+@pytest.mark.parametrize("strategy", ["one", *STRATEGIES])
+def test_recomputed_activations_do_not_change_one_bit(strategy: str, result: Results) -> None:
+    kept, again = recomputed("ddp") if strategy == "one" else result(recomputed_by_two, ranks=2)[strategy]
+    assert same(kept[0], again[0])
+    assert again[1] == 2 * kept[1]
+    assert list(kept[0]["net"]) == list(Stack().state_dict())
+    if strategy == "fsdp":
+        assert again[2] <= 2  # Its own block, and the one that is gathered ahead.
+
+
+def test_a_copy_of_a_block_with_recomputed_activations_computes_with_its_own_weights() -> None:
+    model = Deep()
+    fit(model, checkpoint_activations=True, strategy="ddp")
+    twin = copy.deepcopy(model.net)
+    nn.init.zeros_(twin.layers[0].linear.weight)
+    nn.init.zeros_(twin.layers[0].linear.bias)
+    x = torch.ones(1, 8)
+    assert torch.equal(twin.layers[0](x), x)
+    assert not torch.equal(model.net.layers[0](x), x)
+
+
+def test_recomputed_activations_need_blocks() -> None:
+    class NoBlocks(Deep):
+        def setup(self, fast_init: bool = False) -> None:
+            self.net = self.parallelize(Stack())
+
+    with pytest.raises(ValueError, match=r"^checkpoint_activations=True: no network has blocks; pass the types"):
+        fit(NoBlocks(), checkpoint_activations=True)
+
+
+# Averaged weights.
+
+
+class ByHand(Deep):
+    """Averages its full weights by hand, and notes those with which it evaluates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.average: dict[str, Tensor] = {}
+
+    def full(self) -> dict[str, Tensor]:
+        return {name: full_tensor(p.detach()).clone() for name, p in self.net.named_parameters()}
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        super().train_step(batch, state)
+        self.average = self.average or self.full()
+        for name, value in self.full().items():
+            self.average[name].lerp_(value, 0.25)
+        with torch.no_grad():  # Leaves the root gathered, which EMA must not notice.
+            self.net(batch[1])
+
+    def on_validation_end(self, validation_cycle: int) -> None:
+        self.evaluated = self.full()
+
+
+@scenario(ranks=2)
+def averages_of_shards(root: Path, world: World) -> Any:
+    """The averages at the end of a training and of one in two parts; what the first has noted, and its weights."""
+    found = []
+    for folder, stops in (("whole", (8,)), ("parts", (3, 8))):
+        for steps in stops:
+            model, ema = ByHand(), EMA(decay=0.75)
+            options: dict[str, Any] = {"max_epochs": None, "max_steps": steps, "root": root / folder}
+            fit(model, valid=4, callbacks=[ema], valid_every_steps=4, valid_every_epochs=None, **options)
+        state = ema.state_dict()
+        average = {name: full_tensor(value) for name, value in state.pop("evaluation_weights")["net"].items()}
+        found.append(((average, state), model.average, model.evaluated, weights(model)))
+    numbers = [sum(p.to_local().numel() for p in net.parameters()) for net in (ema.averaged.module, model.net)]
+    other = ByHand()
+    fit(other, max_epochs=None, max_steps=8)
+    return *found, numbers, weights(other)
+
+
+def test_an_average_of_a_sharded_network_is_that_of_its_full_weights_and_resumes_with_the_same_bits(
+    result: Results,
+) -> None:
+    (state, by_hand, evaluated, final), (resumed, *_), sizes, other = result(averages_of_shards, ranks=2)
+    average, counts = state
+    averaged, shards = sizes
+    assert averaged == shards < sum(p.numel() for p in Stack().parameters())
+    assert same(state, resumed)
+    assert counts["step"] == 8
+    assert same(average, by_hand)
+    assert same(average, evaluated)
+    assert same(final, other)
+
+
+# Machines.
+
+
+@scenario(ranks=2)
+def mesh_of_machines_of_different_sizes(root: Path, world: World) -> str:
+    try:
+        make_mesh(torch.device("cpu"), dataclasses.replace(world, local_size=3 + world.rank), is_hybrid=True)
+    except ValueError as error:
+        return str(error)
+    return "none"
+
+
+def test_machines_with_different_numbers_of_processes_are_an_error(result: Results) -> None:
+    message = result(mesh_of_machines_of_different_sizes, ranks=2)
+    assert message.startswith("strategy='hsdp' needs the same number of processes on every machine")
+
+
+def test_shards_of_each_of_two_machines_are_replicated_and_do_what_one_process_does(tmp_path: Path) -> None:
+    """Two agents of torchrun stand for the machines; each starts two processes."""
+    options = {"batch_size": 8, "strategy": "ddp", **STEPS}
+    fit(Deep(), 22, root=tmp_path / "one", **{**options, "max_steps": 4})
+    checkpoint = tmp_path / "one/deep/checkpoints/deep_epoch_1_iter_4.pth"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "2"]
+    torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "x", "--local-addr", "127.0.0.1"]
+    command = [*torchrun, str(TESTS / "hybrid.py"), str(tmp_path), str(checkpoint)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    agents = [subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE) for _ in range(2)]
+    errors = [agent.communicate(timeout=120)[1].decode() for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], errors
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    assert {str(each["mesh"]) for each in found} == {str(([[0, 1], [2, 3]], ["R", "S(0)"]))}
+
+    whole, accumulated, resumed = Deep(), Deep(), Deep()
+    metrics = fit(whole, 22, **options)
+    fit(accumulated, 22, accumulation_steps=2, **options)
+    of_four = tmp_path / "own/deep/checkpoints/deep_epoch_1_iter_4"
+    fit(resumed, 22, resume=of_four, **options)
+    assert close(found[1]["weights"], weights(whole))
+    assert close(found[2]["weights"], weights(whole))
+    assert close(found[3]["weights"], weights(accumulated))
+    assert close(weights(resumed), weights(whole))
+    assert found[1]["loss"] == pytest.approx(metrics["valid/loss"], rel=1e-5)
