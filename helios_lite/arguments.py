@@ -115,8 +115,8 @@ def optional(rule: Rule) -> Rule:
     return check
 
 
-def list_of(expected: type) -> Rule:
-    """Accept lists and tuples of instances of a class."""
+def list_of(expected: type, name: str) -> Rule:
+    """Accept lists and tuples of instances of a class or protocol, which has a name for people."""
 
     def check(value: Any) -> None:
         # A class can have the methods of a protocol too, so classes are refused explicitly.
@@ -128,7 +128,7 @@ def list_of(expected: type) -> Rule:
                     f"; {names[0][:100]!r} is only a name, which `config` gives for an object whose arguments it "
                     "cannot read: pass the object itself"
                 )
-            raise TypeError(f"must be a list of {expected.__name__} objects{hint}")
+            raise TypeError(f"must be a list of {name} objects{hint}")
 
     return check
 

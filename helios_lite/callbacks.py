@@ -18,6 +18,7 @@ from helios_lite.model import Model
 from helios_lite.networks.dtensors import is_dtensor, load_any_placement
 from helios_lite.networks.fsdp import is_sharded, reshard, shards_of
 from helios_lite.networks.parallel import unwrap_model
+from helios_lite.options import Options
 from helios_lite.state import TrainingState
 
 
@@ -41,6 +42,11 @@ class Callback(Hooks):
     datamodule: DataModule
     every_n_steps: int = 1
     every_n_epochs: int = 1
+
+    @property
+    def trainer(self) -> Options:
+        """The trainer of the run, with its options; a RuntimeError if no Trainer runs the model."""
+        return self.model.trainer
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint should hold of this callback: tensors and plain containers.

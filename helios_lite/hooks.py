@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol, runtime_checkable
+
 from helios_lite.state import TrainingState
 
 
@@ -95,3 +97,17 @@ class Hooks:
             several processes the values of rank 0 are used. Return them and do not `log` them: `log` is an error here.
         """
         return {}
+
+
+@runtime_checkable
+class CallbackLike(Protocol):
+    """What the trainer needs of a callback beside the hooks. `helios_lite.Callback` has it; a Model does not."""
+
+    every_n_steps: int
+    every_n_epochs: int
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state that a checkpoint holds."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state."""

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from helios_lite.metrics.rows import JsonlLogger as JsonlLogger
 from helios_lite.processes.world import is_launched
 
 RunStatus = Literal["finished", "failed", "interrupted"]

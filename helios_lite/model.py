@@ -27,7 +27,7 @@ from helios_lite.state import TrainingState
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-    from helios_lite.trainer import Trainer
+    from helios_lite.options import Options
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -84,9 +84,9 @@ class Model(Hooks, abc.ABC):
         return self._save_name
 
     @property
-    def trainer(self) -> Trainer:
-        """The trainer of the run; a RuntimeError if no Trainer runs the model."""
-        return cast("Trainer", self._context.running_trainer(type(self).__name__))
+    def trainer(self) -> Options:
+        """The trainer of the run, with its options; a RuntimeError if no Trainer runs the model."""
+        return self._context.running_trainer(type(self).__name__)
 
     @property
     def device(self) -> torch.device:

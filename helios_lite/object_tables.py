@@ -20,12 +20,12 @@ from typing import Any, Union, get_args, get_origin
 from torch import nn
 from torch.utils.data import Dataset, Sampler
 
-from helios_lite.callbacks import Callback
 from helios_lite.data import DataModule, Split
+from helios_lite.hooks import Hooks
 from helios_lite.loggers import Logger
-from helios_lite.model import Model
 
-_CLASSES: tuple[type, ...] = (Callback, Logger, Dataset, Sampler, Split, nn.Module, Model, DataModule)
+_CLASSES: tuple[type, ...] = (Hooks, Logger, Dataset, Sampler, Split, nn.Module, DataModule)
+_CLASS_NAMES = "Callback, Logger, Dataset, Sampler, Split, Module, Model, DataModule"
 _TYPE_NAMES = {int: "an int", float: "a number", str: "a str", bool: "true or false", NoneType: "None"}
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -120,10 +120,9 @@ def _build_value(value: Any, annotation: Any, key: str, folder: Path | None) -> 
         if "class" in value:
             target = import_object(value["class"], f"{key}.class", folder)
             if not is_subclass(target, (*_CLASSES, *_classes_in(annotation))):
-                names = ", ".join(accepted.__name__ for accepted in _CLASSES)
                 raise ConfigTypeError(
-                    f"{key}.class={value['class']!r}: must be a subclass of one of {names}, or of what the annotation "
-                    "names; the key for any other class or function is `call`"
+                    f"{key}.class={value['class']!r}: must be a subclass of one of {_CLASS_NAMES}, or of what the "
+                    "annotation names; the key for any other class or function is `call`"
                 )
             return build_object(target, value, "class", key, folder)
         if "call" in value:

@@ -31,7 +31,7 @@ from helios_lite.arguments import (
     shown,
     whole_or_fraction,
 )
-from helios_lite.callbacks import Callback
+from helios_lite.hooks import CallbackLike
 from helios_lite.loggers import Logger
 from helios_lite.object_tables import to_plain_data
 
@@ -329,12 +329,12 @@ class Options:
     )
     loggers: list[Logger] | tuple[Logger, ...] = option(
         (),
-        list_of(Logger),
+        list_of(Logger, "Logger"),
         "Objects that receive the metrics. Each implements the protocol `helios_lite.loggers.Logger`.",
     )
-    callbacks: list[Callback] | tuple[Callback, ...] = option(
+    callbacks: list[CallbackLike] | tuple[CallbackLike, ...] = option(
         (),
-        list_of(Callback),
+        list_of(CallbackLike, "Callback"),
         "Objects of the class `helios_lite.Callback`. Their hooks are called after those of the model, in this order.",
     )
     log_level: Literal["quiet", "normal", "verbose"] = option(
@@ -382,6 +382,17 @@ class Options:
             for other in others:
                 if getattr(self, name) is not None and getattr(self, other) is not None:
                     raise ValueError(f"{name}: excludes {other}; set one of them to None")
+
+    def limit_of(self, phase: str) -> int | float | None:
+        """Return the limit of a split: a number of batches, a part of them (a float), or None for all.
+
+        Args:
+            phase: "train", "valid" or "test".
+        """
+        if self.overfit_batches is not None and phase != "test":
+            return self.overfit_batches
+        limits = {"train": self.limit_train_batches, "valid": self.limit_valid_batches}
+        return limits.get(phase, self.limit_test_batches)
 
     def config(self) -> dict[str, Any]:
         """Return every option as plain data: numbers, strings, lists and dicts. `Trainer.from_config` takes it.

@@ -1730,7 +1730,7 @@ MUTATIONS = [
     ),
     Mutation("loading/iterable_loader.py", "limited(length, self._limit) - batches", "length - batches", FIRST_BATCHES),
     Mutation("loading/train_data.py", "0 if self._repeats else state.epoch", "state.epoch", OVERFITTING),
-    Mutation("display/lines.py", 'and phase != "test"', 'and phase == "train"', OVERFITTING),
+    Mutation("options.py", 'and phase != "test"', 'and phase == "train"', OVERFITTING),
     Mutation(
         "training/loop.py", "title = with_limits(title, self.options, *self.phases())", "pass", SAID_TO_BE_LIMITED
     ),

@@ -203,6 +203,20 @@ def test_a_callback_that_setup_of_the_model_adds_is_called() -> None:
     assert noted.steps == 3
 
 
+def test_a_callback_has_the_trainer_of_its_model_and_none_outside_of_a_run() -> None:
+    class Reading(Callback):
+        def on_training_start(self) -> None:
+            seen.append(self.trainer)
+
+    seen: list[Any] = []
+    callback = Reading()
+    trainer = quiet(max_steps=1, callbacks=[callback])
+    trainer.fit(Tiny(), data())
+    assert seen == [trainer]
+    with pytest.raises(RuntimeError, match=r"Tiny\.trainer"):
+        _ = callback.trainer
+
+
 class Periodic(Callback):
     """Notes the calls of its hooks, each with the number of the update or the epoch."""
 

@@ -1,42 +1,46 @@
-"""Imports inside the package run one way, by folder; and what the package may import from outside.
+"""The picture of the house: a file imports its own room and the rows below, imports for type checking included.
 
-Imports for type checking count too. The only exception is the type of `Model.trainer`.
+CONTRIBUTING.md explains it. Also: what the package may import from outside.
 """
 
 import ast
 import graphlib
 import sys
+from collections import Counter
 from pathlib import Path
-
-import pytest
 
 import helios_lite
 
 FOLDER = Path(helios_lite.__file__).parent
 FILES = {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in FOLDER.rglob("*.py")}
 
-# Floors of the house, from the bottom to the top. A file imports from its own floor and from those below. A folder is
-# one floor; a file of the package's own folder is named.
-FLOORS = [
-    {"version"},
-    {"runtime"},
-    {"state", "hooks", "loggers", "schedules"},
-    {"model", "data", "samplers"},
+# From the bottom to the top. A room is a folder; a file of the package's own folder is a room by itself.
+ROWS = [
+    {"version", "state", "arguments", "nested", "samplers", "processes"},
+    {"hooks", "data", "schedules", "networks"},
+    {"metrics", "checkpoints"},
+    {"loggers"},
+    {"object_tables"},
+    {"options"},
+    {"loading", "display"},
+    {"model_internals"},
+    {"model"},
     {"callbacks"},
-    {"options", "option_rules", "object_tables"},
-    {"engine"},
+    {"training"},
+    {"calls"},
     {"trainer"},
     {"__init__"},
     {"config"},
+    {"tools/audit"},
     {"tools"},
     {"__main__"},
 ]
-EXCEPTION = ("model", "trainer")
+LARGEST_ROOM = 0.15  # Of the lines of the package.
 
 # Packages that a file imports when it is used, with a message that says how to install them.
 OPTIONAL = {"tools/plot": {"matplotlib"}, "loggers": {"torch", "mlflow", "wandb"}}
-STANDARD_LIBRARY_ONLY = {"state", "version", "hooks", "loggers", "option_rules"}
-STANDARD_LIBRARY_ONLY |= {"training/due", "training/clock", "processes/signals"}
+STANDARD_LIBRARY_ONLY = {"version", "state", "arguments", "hooks", "loggers", "training/due", "training/clock"}
+STANDARD_LIBRARY_ONLY |= {"processes/signals"}
 
 
 def imports(source):
@@ -64,14 +68,20 @@ def imports(source):
 IMPORTS = {name: imports(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
 
-def floor(name):
-    return next((i for i, floor in enumerate(FLOORS) if name in floor or name.split("/")[0] in floor), None)
+def room(file):
+    """Return the room of a file: the most specific one of `ROWS`."""
+    rooms = set().union(*ROWS)
+    return next((name for name in (file, *map(str, Path(file).parents)) if name in rooms), None)
+
+
+def row(file):
+    return next(i for i, rooms in enumerate(ROWS) if room(file) in rooms)
 
 
 def test_imports_are_seen_in_every_form():
     source = """
 import torch.nn as nn, os.path
-from helios_lite.runtime import rng, distributed as d
+from helios_lite.processes import rng, world as w
 from helios_lite.data import Split
 import helios_lite.display.console
 from . import model
@@ -87,29 +97,33 @@ from helios_lite import __version__
     assert imports(source) == (inside, {"torch", "os", "rich", "numpy"})
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_imports_go_one_way(name):
-    assert floor(name) is not None
-    inside, _ = IMPORTS[name]
-    higher = {other for other in inside if floor(other) > floor(name) and (name, other) != EXCEPTION}
-    assert higher == set()
+def test_every_file_is_in_a_room():
+    assert [file for file in FILES if room(file) is None] == []
+
+
+def test_a_file_imports_its_own_room_and_lower_rows_only():
+    wrong = [
+        f"{file} imports {other}"
+        for file, (inside, _) in IMPORTS.items()
+        for other in inside
+        if room(other) != room(file) and row(other) >= row(file)
+    ]
+    assert wrong == []
 
 
 def test_there_is_no_circle_of_imports():
-    graph = {name: inside - {EXCEPTION[1]} if name == EXCEPTION[0] else inside for name, (inside, _) in IMPORTS.items()}
-    graphlib.TopologicalSorter(graph).prepare()
+    graphlib.TopologicalSorter({file: inside for file, (inside, _) in IMPORTS.items()}).prepare()
 
 
-def test_the_exception_is_the_type_of_the_trainer_of_a_model():
-    source = FILES["model"].read_text(encoding="utf-8")
-    assert imports(source)[0] >= {"trainer"}
-    for node in ast.parse(source).body:
-        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
-            assert "trainer" not in imports(ast.unparse(node))[0]
+def test_no_room_is_a_hall():
+    lines = Counter({file: len(path.read_text(encoding="utf-8").splitlines()) for file, path in FILES.items()})
+    rooms = Counter()
+    for file, number in lines.items():
+        rooms[room(file)] += number
+    assert {name: number for name, number in rooms.items() if number > LARGEST_ROOM * lines.total()} == {}
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_nothing_is_imported_but_the_standard_library_and_the_declared_packages(name):
-    _, outside = IMPORTS[name]
-    packages = set() if name in STANDARD_LIBRARY_ONLY else {"torch", "tqdm", "rich", "numpy"}
-    assert outside - sys.stdlib_module_names <= packages | OPTIONAL.get(name, set())
+def test_nothing_is_imported_but_the_standard_library_and_the_declared_packages():
+    for file, (_, outside) in IMPORTS.items():
+        packages = set() if file in STANDARD_LIBRARY_ONLY else {"torch", "tqdm", "rich", "numpy"}
+        assert outside - sys.stdlib_module_names <= packages | OPTIONAL.get(file, set()), file

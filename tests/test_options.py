@@ -626,6 +626,7 @@ def test_a_subclass_of_a_plain_type_becomes_plain_in_config(name, value):
 def test_the_public_names():
     assert helios_lite.__all__ == [
         "Callback",
+        "CheckpointError",
         "DataModule",
         "FitResult",
         "Model",

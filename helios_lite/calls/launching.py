@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from helios_lite.checkpoints.reading import read_checkpoint
 from helios_lite.checkpoints.sharded_content import take_sharded
 from helios_lite.data import DataModule
 from helios_lite.display.run_log import RunLog
-from helios_lite.loggers import Logger
 from helios_lite.model import Model
 from helios_lite.model_internals import inference
 from helios_lite.options import Options
@@ -28,10 +27,11 @@ from helios_lite.processes import rng
 from helios_lite.processes.hang_watch import HangWatch, hang_seconds
 from helios_lite.processes.signals import GracefulShutdown, usr1_without_effect
 from helios_lite.processes.worker import WorkerInterrupted, leave_error
-from helios_lite.trainer import Trainer
 from helios_lite.training.cleanup import cleanup
-from helios_lite.training.run_loggers import _call_if_defined
-from helios_lite.training.session import Session, _make_checkpoint_folder, run_folder
+from helios_lite.training.run_loggers import report_failure
+from helios_lite.training.session import Session, checkpoint_folder, run_folder
+
+logger = logging.getLogger("helios_lite")
 
 _running: dict[int, list[str]] = {}
 """What is running, by process id: a forked process inherits the entry of its parent, and is not the parent."""
@@ -65,7 +65,7 @@ def single_call(description: str) -> Iterator[None]:
 
 
 def run_task(
-    trainer: Trainer, model: Model, datamodule: DataModule, task: str, checkpoint: Any, outcome: Path | None = None
+    trainer: Options, model: Model, datamodule: DataModule, task: str, checkpoint: Any, outcome: Path | None = None
 ) -> Any:
     """Do a task in this process, and return its result.
 
@@ -133,7 +133,7 @@ def failure_reported(options: Options, model: Model, *, is_training: bool) -> It
             folder = run_folder(options, model)
             if folder is not None and folder.is_dir():  # Otherwise nothing has begun there.
                 if is_training:
-                    stack.enter_context(_make_checkpoint_folder(options, model, folder).locked())
+                    stack.enter_context(checkpoint_folder(options, model, folder).locked())
                 with RunLog(folder / "train.log", options.log_level, is_required=False) as log:
                     log.record_failure(error)
             if is_training:
@@ -146,20 +146,6 @@ def describe_call(task: str, options: Options, model: Model) -> str:
     folder = run_folder(options, model)
     where = "without files" if folder is None else f"in {folder}"
     return f"Trainer.{'validate' if task == 'valid' else task} of {model.save_name!r} {where}"
-
-
-def report_failure(loggers: Iterable[Logger]) -> None:
-    """Tell loggers in the launching process that the training has failed; rank 0 may have been ended before it could.
-
-    Loggers without `log_status` are not called.
-    """
-    for logger in loggers:
-        if hasattr(logger, "log_status"):
-            _call_if_defined(logger, "log_status", "failed")
-            logger.close()
-
-
-logger = logging.getLogger("helios_lite")
 
 
 def prepare_data(datamodule: DataModule) -> None:

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import torch
 
-from helios_lite.checkpoints.naming import _MARKER, is_sharded
+from helios_lite.checkpoints.naming import COUNTERS, is_sharded
 from helios_lite.version import __version__
 
 FORMAT_VERSION = 1
@@ -175,7 +175,7 @@ def remove_half_written(folder: Path) -> None:
             shutil.rmtree(path)
         elif not path.is_dir() and re.fullmatch(r"\..+\.\d+\.tmp", path.name):
             path.unlink(missing_ok=True)
-        elif re.fullmatch(rf"\..+{_MARKER}.*\.old", path.name) and is_sharded(path):
+        elif re.fullmatch(rf"\..+{COUNTERS}.*\.old", path.name) and is_sharded(path):
             named = path.with_name(path.name[1:].removesuffix(".old"))
             if named.exists():
                 shutil.rmtree(path)

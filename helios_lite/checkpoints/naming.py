@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 MAIN = "main.pth"
-_MARKER = r"_epoch_(\d+)_iter_(\d+)"
+COUNTERS = r"_epoch_(\d+)_iter_(\d+)"
 
 
 def file_name(save_name: str, epoch: int, step: int, append_metadata: Callable[[str], str]) -> str:
@@ -32,7 +32,7 @@ def file_name(save_name: str, epoch: int, step: int, append_metadata: Callable[[
     if not isinstance(named, str) or not named.startswith(stem):
         raise ValueError(f"append_metadata_to_chkpt_name({stem!r}) returned {named!r}: it may only append")
     # Epoch and step inside the metadata would read as those of another file. File systems allow 255 bytes.
-    metadata = re.sub(_MARKER, r"-epoch-\1-iter-\2", _portable(named[len(stem) :]))
+    metadata = re.sub(COUNTERS, r"-epoch-\1-iter-\2", _portable(named[len(stem) :]))
     if metadata[:1].isdigit():  # They would read as further digits of the step.
         metadata = f"-{metadata}"
     return f"{stem}{metadata[: max(0, 250 - len(stem))]}.pth"
@@ -46,7 +46,7 @@ def find(folder: Path, save_name: str) -> list[Path]:
 
 def save_names(folder: Path) -> list[str]:
     """Return the names of the models that have checkpoints in a folder, as the names of these have them."""
-    pattern = rf"(.+){_MARKER}(?:(?!{_MARKER}).)*"
+    pattern = rf"(.+){COUNTERS}(?:(?!{COUNTERS}).)*"
     matches = [re.fullmatch(pattern, path.name) for path in folder.glob("*") if _may_be_checkpoint(path)]
     return sorted({match[1] for match in matches if match is not None})
 
@@ -72,7 +72,7 @@ def _may_be_checkpoint(path: Path) -> bool:
 
 def counters(name: str, save_name: str) -> tuple[int, int] | None:
     """Return (step, epoch) of the name of a checkpoint; None if it is not the name of one of that model."""
-    pattern = re.escape(_portable(save_name)) + _MARKER + rf"(?:(?!{_MARKER}).)*"
+    pattern = re.escape(_portable(save_name)) + COUNTERS + rf"(?:(?!{COUNTERS}).)*"
     match = re.fullmatch(pattern, name.removesuffix(".pth"))
     return None if match is None else (int(match[2]), int(match[1]))
 

@@ -105,24 +105,11 @@ def _is_extra(name: str) -> bool:
     return is_measured(name) or name.endswith("/epoch") or name.startswith(("train/grad_norm/", "train/param_norm/"))
 
 
-def batch_limit(options: Options, phase: str) -> int | float | None:
-    """Return the limit of a split: a number of batches, a part of them (a float), or None for all.
-
-    Args:
-        options: the trainer.
-        phase: "train", "valid" or "test".
-    """
-    if options.overfit_batches is not None and phase != "test":
-        return options.overfit_batches
-    limits = {"train": options.limit_train_batches, "valid": options.limit_valid_batches}
-    return limits.get(phase, options.limit_test_batches)
-
-
 def limits_text(options: Options, *phases: str) -> str:
     """Return what is said of limited splits, such as "valid limited to 5 batches"; empty if none is."""
     texts = []
     for phase in phases:
-        limit = batch_limit(options, phase)
+        limit = options.limit_of(phase)
         if limit is not None:
             amount = f"{limit:.3g} of the batches" if isinstance(limit, float) else f"{limit} batch{'es' * (limit > 1)}"
             texts.append(f"{phase} limited to {amount}")

@@ -12,8 +12,6 @@ import torch
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from helios_lite.loading.batches import Batch
-
 
 class LearningRates:
     """Notes the learning rates with which the optimizers step.
@@ -104,7 +102,7 @@ class Throughput:
         self._waited = 0.0  # Seconds.
         self._samples = 0  # Of all ranks.
 
-    def timed(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def timed(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Yield batches; count their samples, and the time that each is waited for."""
         clock = time.perf_counter
         started = clock()

@@ -13,6 +13,7 @@ from helios_lite.metrics.accumulator import MetricAccumulator, Reduce, named_red
 from helios_lite.metrics.score_tables import ScoreTables
 from helios_lite.networks.parallel import ParallelStrategy
 from helios_lite.networks.precision import Precision
+from helios_lite.options import Options
 from helios_lite.processes.devices import DeviceMover
 from helios_lite.processes.world import World
 
@@ -38,7 +39,7 @@ class RunContext:
     """
 
     def __init__(
-        self, precision: Precision, parallel: ParallelStrategy, mover: DeviceMover, trainer: Any = None
+        self, precision: Precision, parallel: ParallelStrategy, mover: DeviceMover, trainer: Options | None = None
     ) -> None:
         self.precision, self.parallel, self.mover, self.trainer = precision, parallel, mover, trainer
         self.device, self.world = parallel.device, parallel.world
@@ -54,11 +55,11 @@ class RunContext:
         self._global_batch_size = 1
 
     @classmethod
-    def standalone(cls, device: torch.device, trainer: Any = None) -> RunContext:
+    def standalone(cls, device: torch.device, trainer: Options | None = None) -> RunContext:
         """Return the context of a model outside of a training: one process, fp32."""
         return cls(Precision("fp32", device), ParallelStrategy(device, World()), DeviceMover(device), trainer)
 
-    def running_trainer(self, model: str) -> Any:
+    def running_trainer(self, model: str) -> Options:
         """Return the trainer; raise a RuntimeError that names the model if none runs it."""
         if self.trainer is None:
             raise RuntimeError(f"{model}.trainer: no Trainer is running this model")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from numbers import Real
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -73,11 +74,11 @@ class HookDispatcher:
 
     def set_up_callbacks(self, fast_init: bool) -> None:
         """Give every callback the model and the data, and call its `setup`."""
-        for callback in self._options.callbacks:
+        for callback in self._callbacks:
             callback._attach(self._model, self._datamodule)
             callback.setup(fast_init=fast_init)
         self._adds_metrics = self.is_overridden("process_metrics")
-        self._has_periods = any(each.every_n_steps > 1 or each.every_n_epochs > 1 for each in self._options.callbacks)
+        self._has_periods = any(each.every_n_steps > 1 or each.every_n_epochs > 1 for each in self._callbacks)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of every callback by name."""
@@ -97,15 +98,19 @@ class HookDispatcher:
             elif warn_unknown and state:  # Most callbacks have none, and nothing of theirs is lost.
                 logger.warning("the checkpoint has the state of a callback that this run does not have: %s", name)
 
+    @property
+    def _callbacks(self) -> Sequence[Callback]:
+        return cast(Sequence[Callback], self._options.callbacks)
+
     def _listeners(self) -> list[Hooks]:
-        return [self._model, *self._options.callbacks]
+        return [self._model, *self._callbacks]
 
     def _due_listeners(self, hook: str, *arguments: Any) -> list[Hooks]:
         if hook == "on_training_batch_start":
             self._update = arguments[0].step + 1
         elif hook == "on_training_epoch_start":
             self._epoch = arguments[0]
-        callbacks = self._options.callbacks
+        callbacks = self._callbacks
         if hook in _STEP_HOOKS:
             return [self._model, *(each for each in callbacks if self._update % each.every_n_steps == 0)]
         if hook in _EPOCH_HOOKS:  # Outside of a training the epoch is 0, and all are called.
@@ -115,7 +120,7 @@ class HookDispatcher:
     def _named_callbacks(self) -> dict[str, Callback]:
         """Return the callbacks by a name that a resumed run finds again: the class, numbered if there are several."""
         names: dict[str, Callback] = {}
-        for callback in self._options.callbacks:
+        for callback in self._callbacks:
             kind = type(callback).__name__
             same = sum(name.split("#")[0] == kind for name in names)
             names[f"{kind}#{same + 1}" if same else kind] = callback

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from helios_lite.checkpoints.files import to_serializable
 from helios_lite.display import console
-from helios_lite.display.lines import batch_limit, limits_text, with_limits
+from helios_lite.display.lines import limits_text, with_limits
 from helios_lite.loading.batches import Batch, Loader
 from helios_lite.loading.train_data import TrainData
 from helios_lite.processes.peers import watch_peers
@@ -44,7 +44,7 @@ class Training:
             session.options.accumulation_steps,
             session.world,
             session.options.steps_per_epoch,
-            batch_limit(session.options, "train"),
+            session.options.limit_of("train"),
             repeats=session.options.overfit_batches is not None,
         )
         self.evaluator = Evaluator(session)

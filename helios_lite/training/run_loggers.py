@@ -60,6 +60,17 @@ class RunLoggers:
             logger.close()
 
 
+def report_failure(loggers: Iterable[Logger]) -> None:
+    """Tell loggers in the launching process that the training has failed; rank 0 may have been ended before it could.
+
+    Loggers without `log_status` are not called.
+    """
+    for logger in loggers:
+        if hasattr(logger, "log_status"):
+            _call_if_defined(logger, "log_status", "failed")
+            logger.close()
+
+
 def _status(error: BaseException | None) -> RunStatus:
     if error is None:
         return "finished"

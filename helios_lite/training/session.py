@@ -11,7 +11,6 @@ from typing import Any
 from helios_lite.callbacks import Callback
 from helios_lite.checkpoints.folder import CheckpointFolder
 from helios_lite.data import DataModule
-from helios_lite.display.lines import batch_limit
 from helios_lite.display.progress import Progress
 from helios_lite.display.run_log import RunLog
 from helios_lite.loading.batches import Loader
@@ -69,7 +68,7 @@ class Session:
         self.folder = run_folder(options, model)
         self.checkpoints: CheckpointFolder | None = None
         if self.folder is not None:
-            self.checkpoints = _make_checkpoint_folder(options, model, self.folder)
+            self.checkpoints = checkpoint_folder(options, model, self.folder)
         self.hooks = HookDispatcher(model, datamodule, options)
         is_seen = self.world.is_main and options.log_level != "quiet"
         self.progress = Progress(options.progress and is_seen)
@@ -146,7 +145,7 @@ class Session:
     def loaders(self, phase: str) -> dict[str, Loader]:
         """Return the loaders of the "valid" or "test" split, by the prefix of their metrics; none without a split."""
         parts = split_parts(self.datamodule, phase)
-        limit = batch_limit(self.options, phase)
+        limit = self.options.limit_of(phase)
         return {name: make_loader(part, name, self.options.seed, self.world, limit) for name, part in parts.items()}
 
     def _make_context(self) -> RunContext:
@@ -166,7 +165,8 @@ class Session:
         )
 
 
-def _make_checkpoint_folder(options: Options, model: Model, folder: Path) -> CheckpointFolder:
+def checkpoint_folder(options: Options, model: Model, folder: Path) -> CheckpointFolder:
+    """Return the checkpoints in a run folder, with what the options say of keeping them."""
     return CheckpointFolder(
         folder / "checkpoints",
         model.save_name,
