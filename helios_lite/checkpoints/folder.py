@@ -110,7 +110,7 @@ class CheckpointFolder:
             content: the content of the file.
             epoch: number of finished epochs.
             step: number of finished optimizer updates.
-            append_metadata: as in `checkpoint_files.file_name`.
+            append_metadata: as in `naming.file_name`.
             score: the monitored value of exactly these weights, None if there is none.
             improved: whether a validation of exactly these weights was the best so far.
             protect: a file that is not deleted: the one that this run was resumed from.
@@ -119,7 +119,7 @@ class CheckpointFolder:
             The path of the file. When written in the background, it is durable after `join`.
 
         Raises:
-            TypeError, OSError: as `checkpoint_files.write_file`, also for the previous write in the background.
+            TypeError, OSError: as `files.write_file`, also for the previous write in the background.
         """
         self.join()
         content = files.to_serializable(content)
@@ -140,7 +140,7 @@ class CheckpointFolder:
         Args:
             content: the content; of what is not sharded, that of rank 0 is written.
             world: the ranks; all must see the same folder.
-            names: as in `sharding.take_sharded`.
+            names: as in `sharded_content.take_sharded`.
             about: the other arguments of `save`, which matter on rank 0 alone.
 
         Returns:

@@ -14,7 +14,7 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     """Return the content of a checkpoint, with full tensors. Only tensors and plain containers are ever unpickled.
 
     Raises:
-        FileNotFoundError, CheckpointError, ValueError, MemoryError: as `checkpoint_files.read_file`.
+        FileNotFoundError, CheckpointError, ValueError, MemoryError: as `files.read_file`.
     """
     if path.name == naming.MAIN and naming.is_sharded(path.parent):
         raise files.CheckpointError(f"{path}: is a part of a sharded checkpoint; give its folder, {path.parent}")
@@ -32,7 +32,7 @@ def read_checkpoint_header(path: Path) -> dict[str, Any]:
     It is fast for checkpoints of any size. Of a sharded one the sizes of the files are checked as well.
 
     Raises:
-        FileNotFoundError, CheckpointError: as `checkpoint_files.read_file`.
+        FileNotFoundError, CheckpointError: as `files.read_file`.
     """
     if not naming.is_sharded(path):
         return files.read_header(path)

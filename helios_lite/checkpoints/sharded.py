@@ -169,7 +169,7 @@ def write_main(content: dict[str, Any], folder: Path) -> None:
     """Write `main.pth`, after the other files of a folder; then the folder holds a complete checkpoint.
 
     Raises:
-        TypeError, OSError: as `checkpoint_files.write_file`.
+        TypeError, OSError: as `files.write_file`.
     """
     checksum = zlib.crc32((folder / _METADATA).read_bytes())
     files.write_file({**content, _CHECKSUM: checksum}, folder / naming.MAIN)

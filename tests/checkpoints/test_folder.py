@@ -550,11 +550,11 @@ def test_the_end_of_a_run_waits_for_the_background(tmp_path):
 FULL_DISK = """
 import pathlib, resource, signal, sys, torch
 from helios_lite.checkpoints.folder import CheckpointFolder
-from helios_lite.runtime import checkpoint_files
+from helios_lite.checkpoints import files
 from helios_lite.checkpoints.snapshot import CpuSnapshot
 
 def content(step, size):
-    return {"format": checkpoint_files.FORMAT_VERSION, "step": step, "model": torch.zeros(size)}
+    return {"format": files.FORMAT_VERSION, "step": step, "model": torch.zeros(size)}
 
 def save(step, size, score):
     checkpoints.save(content(step, size), epoch=0, step=step, append_metadata=str, score=score, improved=False,
@@ -579,7 +579,7 @@ save(1, 10, 0.5)
 save(2, 10, 0.9)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
-fails(checkpoint_files.write_file, content(3, 100_000), folder / "net_epoch_0_iter_2.pth")
+fails(files.write_file, content(3, 100_000), folder / "net_epoch_0_iter_2.pth")
 fails(save, 3, 100_000, 0.1)
 print(checkpoints.best().name)
 save(4, 10, 0.7)

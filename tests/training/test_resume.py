@@ -404,7 +404,7 @@ class Named(Tiny):
 
     def __init__(self, **hparams: Any) -> None:
         super().__init__()
-        self.hparams = resuming
+        self.hparams = hparams
 
 
 def test_a_model_with_other_hparams_does_not_become_the_one_in_the_run_folder(
