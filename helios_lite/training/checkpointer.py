@@ -1,11 +1,8 @@
-"""What a checkpoint of a training holds, when one is due, and how it is loaded."""
+"""What a checkpoint of a training holds, when one is due, and how its parts are loaded."""
 
 from __future__ import annotations
 
-import itertools
 import logging
-import os
-import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,14 +15,11 @@ from helios_lite.metrics.score_tables import ScoreTables
 from helios_lite.model import Model
 from helios_lite.model_internals.attributes import stateful_parts
 from helios_lite.model_internals.run_context import RunContext
-from helios_lite.object_tables import is_same
 from helios_lite.processes import rng
 from helios_lite.state import TrainingState
-from helios_lite.training import resuming
 from helios_lite.training.clock import Clock
 from helios_lite.training.due import save_due
 from helios_lite.training.monitor import Monitor
-from helios_lite.training.resuming import load_checkpoint
 from helios_lite.training.session import Session
 from helios_lite.training.training_log import TrainingLog
 from helios_lite.version import __version__
@@ -44,7 +38,7 @@ class Stateful(Protocol):
 
 
 class Checkpointer:
-    """Saves and restores a training.
+    """Saves a training, and loads what was saved.
 
     A checkpoint holds the state that each of `parts` has on rank 0; they are restored in that order, on every rank. For
     each of `per_rank` it holds the states of all ranks, as a list, and for the data what `join_ranks` makes of it.
@@ -142,93 +136,8 @@ class Checkpointer:
             content["metrics"][name] = content.pop(name)
         return content
 
-    def restore(self) -> None:
-        """Resume from a checkpoint, if the options say so and there is one. Call on every rank.
-
-        Raises:
-            FileExistsError: `resume="never"`, and the run folder has a checkpoint.
-            FileNotFoundError: `resume="best"`, and the run folder has no checkpoint.
-            ValueError: `resume` is a path, but the run folder has another checkpoint, which the next start would use;
-                it is "best", but the best checkpoint was not kept; or the checkpoint of the run folder has other
-                hparams than the model.
-        """
-        session = self._session
-        resume = self._resume_choice()
-        found = load_checkpoint(
-            session, "last" if resume in ("auto", "never") else resume, of_folder="last", option="resume"
-        )
-        if found is None:
-            if resume == "best" and not session.options.fast_dev_run:
-                where = "a run without files (root=None)" if session.folder is None else session.folder
-                raise FileNotFoundError(f'resume="best": {where} has no checkpoint; use "auto" to start anew')
-            return
-        path, content = found
-        if resume == "never":
-            raise FileExistsError(f'resume="never", but there is {path}; choose another run_name')
-        if resume == "best" and content["state"]["best_step"] != content["state"]["step"]:
-            raise ValueError(
-                f'resume="best": {path.parent} has no best checkpoint. Either no validation was compared (monitor), or '
-                "the file was not kept (keep_best) or cannot be read"
-            )
-        if isinstance(resume, Path):
-            newest = None if session.checkpoints is None else session.checkpoints.newest()
-            if newest is not None and not newest.samefile(path):
-                raise ValueError(
-                    f"resume={str(resume)!r}: the run folder has {newest}; choose another run_name, or "
-                    'resume="auto" to continue from that file'
-                )
-        self._compare_hparams(path, content, is_automatic=not isinstance(resume, Path))
-        self._load_content(content)
-        self.resumed_from = self.last_checkpoint = path
-        logger.info("continuing from %s (epoch %d, step %d)", path, self._state.epoch, self._state.step)
-        self._compare_options(content)
-        if resume == "best":
-            self._set_aside_newer(path)
-
-    def _resume_choice(self) -> str | Path:
-        """Return "auto", "never", "best" or a path. Call on every rank.
-
-        A run that has begun with "best" or a path, and has saved since, goes on from its own newest checkpoint when it
-        is started again with the same option: by its user, by a cluster, or after a failure.
-        """
-        session, resume = self._session, self._session.options.resume
-        counts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
-        if resume == "never" and any(int(os.environ.get(name, "0")) > 0 for name in counts):
-            return "auto"  # The checkpoints are those of the run itself, which was started again after a failure.
-        if resume in ("auto", "never"):
-            return str(resume)
-        has_begun = False
-        if session.world.is_main and session.checkpoints is not None:
-            newest = session.checkpoints.newest_header()
-            has_begun = newest is not None and newest["config"]["resume"] == session.options.config()["resume"]
-        if session.world.broadcast(has_begun):
-            logger.info("resume=%r: this run has begun with it, and goes on from its own checkpoint", str(resume))
-            return "auto"
-        return "best" if resume == "best" else Path(resume)
-
-    def _set_aside_newer(self, best: Path) -> None:
-        """Move what is newer than the best checkpoint to a run folder of its own, so that nothing is written over."""
-        checkpoints, folder = self._session.checkpoints, self._session.folder
-        if not self._session.world.is_main or checkpoints is None or folder is None:
-            return
-        newer = checkpoints.newer_than(best)
-        if not newer:
-            return
-        target = next(path for i in itertools.count(1) if not (path := folder / f"set_aside_{i}").exists())
-        target.mkdir()
-        for name in ("config.json", "metrics.jsonl"):  # The rows after the best checkpoint are removed from the latter.
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, target / name)
-        checkpoints.move(newer, target / "checkpoints")
-        logger.warning("the checkpoints after step %d (%d) are in %s now", self._state.step, len(newer), target)
-
-    def restore_rng(self) -> None:
-        """Set the RNG states of this rank to those of the checkpoint; without effect after the first call."""
-        if self._rng_to_restore is not None:
-            self.per_rank["rng"].load_state_dict(self._rng_to_restore)
-            self._rng_to_restore = None
-
-    def _load_content(self, content: dict[str, Any]) -> None:
+    def load(self, path: Path, content: dict[str, Any]) -> None:
+        """Continue from a checkpoint with that content. Call on every rank."""
         world = self._session.world
         for name, part in self.parts.items():
             part.load_state_dict(content[name])
@@ -246,31 +155,13 @@ class Checkpointer:
         if world.rank < num_saved:
             self._rng_to_restore = content["rng"][world.rank]
         self._saved_at, self._saved_seconds = (self._state.step, self._state.epoch), self._state.seconds
+        self.resumed_from = self.last_checkpoint = path
 
-    def _compare_hparams(self, path: Path, content: dict[str, Any], is_automatic: bool) -> None:
-        """Log the hparams that differ from the checkpoint's; raise a ValueError if nobody has asked for this file."""
-        session = self._session
-        found = resuming.differences(content["hparams"], session.model.hparams)
-        if found and is_automatic and not session.options.allow_changed_hparams:
-            raise ValueError(
-                f"{path}: is of a model with other hparams: {'; '.join(found)}. Choose another run_name or save_name "
-                "to train a new model, or set allow_changed_hparams=True to resume with the hparams of now"
-            )
-        for text in found:
-            logger.info("%s", text)
-
-    def _compare_options(self, content: dict[str, Any]) -> None:
-        """Log the options that differ from the checkpoint's; forget what was best if another metric is monitored."""
-        session = self._session
-        now, earlier = session.options.config(), content["config"]
-        for name, value in now.items():
-            if not is_same(earlier.get(name), value):
-                logger.info("%s: %r in the checkpoint, %r now", name, earlier.get(name), value)
-        if (earlier.get("monitor"), earlier.get("mode")) != (now["monitor"], now["mode"]):
-            logger.warning("something else is monitored now: what was best so far is forgotten")
-            self._monitor.reset()
-            if session.checkpoints is not None and session.world.is_main:
-                session.checkpoints.forget_scores()
+    def restore_rng(self) -> None:
+        """Set the RNG states of this rank to those of the checkpoint; without effect after the first call."""
+        if self._rng_to_restore is not None:
+            self.per_rank["rng"].load_state_dict(self._rng_to_restore)
+            self._rng_to_restore = None
 
 
 class _RngState:

@@ -21,7 +21,7 @@ from helios_lite.training.checkpointer import Checkpointer
 from helios_lite.training.clock import Clock
 from helios_lite.training.evaluator import Evaluator
 from helios_lite.training.monitor import Monitor
-from helios_lite.training.resuming import initialize
+from helios_lite.training.resuming import initialize, resume
 from helios_lite.training.session import Session
 from helios_lite.training.stopping import StopCoordinator
 from helios_lite.training.training_log import TrainingLog
@@ -85,7 +85,7 @@ class Training:
         self.valid_loaders.update(self.session.loaders("valid"))
         if not self.validates():
             self.valid_loaders.clear()
-        self.checkpointer.restore()
+        resume(self.session, self.checkpointer, self.monitor)
         initialize(self.session, self.checkpointer.resumed_from)
         self.train_data.loader()  # Raises if there is no train split, before anything is shown.
         reason = self.stop.limit_reached()

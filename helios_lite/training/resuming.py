@@ -1,12 +1,11 @@
-"""Restores a run from a checkpoint, or starts it from the weights of another one.
-
-The options and hparams of the checkpoint are compared with those of the run.
-"""
+"""Chooses the checkpoint from which a run continues, and compares it with the run; or starts from other weights."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,100 @@ from helios_lite.checkpoints.naming import is_sharded
 from helios_lite.checkpoints.reading import evaluation_state, read_checkpoint
 from helios_lite.model import Model
 from helios_lite.model_internals.attributes import stateful_parts
+from helios_lite.object_tables import is_same
 from helios_lite.processes.world import World
+from helios_lite.training.checkpointer import Checkpointer
+from helios_lite.training.monitor import Monitor
 from helios_lite.training.session import Session
+
+logger = logging.getLogger("helios_lite")
+
+
+def resume(session: Session, checkpointer: Checkpointer, monitor: Monitor) -> None:
+    """Continue from a checkpoint, if the options say so and there is one. Call on every rank.
+
+    Args:
+        session: the session, after its `setup`.
+        checkpointer: loads the checkpoint.
+        monitor: forgets what was best if the options monitor another metric.
+
+    Raises:
+        FileExistsError: `resume="never"`, and the run folder has a checkpoint.
+        FileNotFoundError: `resume="best"`, and the run folder has no checkpoint.
+        ValueError: `resume` is a path, but the run folder has another checkpoint, which the next start would use;
+            it is "best", but the best checkpoint was not kept; or the checkpoint of the run folder has other
+            hparams than the model.
+    """
+    choice = _resume_choice(session)
+    found = load_checkpoint(
+        session, "last" if choice in ("auto", "never") else choice, of_folder="last", option="resume"
+    )
+    if found is None:
+        if choice == "best" and not session.options.fast_dev_run:
+            where = "a run without files (root=None)" if session.folder is None else session.folder
+            raise FileNotFoundError(f'resume="best": {where} has no checkpoint; use "auto" to start anew')
+        return
+    path, content = found
+    if choice == "never":
+        raise FileExistsError(f'resume="never", but there is {path}; choose another run_name')
+    if choice == "best" and content["state"]["best_step"] != content["state"]["step"]:
+        raise ValueError(
+            f'resume="best": {path.parent} has no best checkpoint. Either no validation was compared (monitor), or '
+            "the file was not kept (keep_best) or cannot be read"
+        )
+    if isinstance(choice, Path):
+        newest = None if session.checkpoints is None else session.checkpoints.newest()
+        if newest is not None and not newest.samefile(path):
+            raise ValueError(
+                f"resume={str(choice)!r}: the run folder has {newest}; choose another run_name, or "
+                'resume="auto" to continue from that file'
+            )
+    _compare_hparams(session, path, content, is_automatic=not isinstance(choice, Path))
+    checkpointer.load(path, content)
+    epoch, step = content["state"]["epoch"], content["state"]["step"]
+    logger.info("continuing from %s (epoch %d, step %d)", path, epoch, step)
+    _compare_options(session, monitor, content)
+    if choice == "best":
+        _set_aside_newer(session, path, step)
+
+
+def _resume_choice(session: Session) -> str | Path:
+    """Return "auto", "never", "best" or a path. Call on every rank.
+
+    A run that has begun with "best" or a path, and has saved since, goes on from its own newest checkpoint when it is
+    started again with the same option: by its user, by a cluster, or after a failure.
+    """
+    option = session.options.resume
+    counts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
+    if option == "never" and any(int(os.environ.get(name, "0")) > 0 for name in counts):
+        return "auto"  # The checkpoints are those of the run itself, which was started again after a failure.
+    if option in ("auto", "never"):
+        return str(option)
+    has_begun = False
+    if session.world.is_main and session.checkpoints is not None:
+        newest = session.checkpoints.newest_header()
+        has_begun = newest is not None and newest["config"]["resume"] == session.options.config()["resume"]
+    if session.world.broadcast(has_begun):
+        logger.info("resume=%r: this run has begun with it, and goes on from its own checkpoint", str(option))
+        return "auto"
+    return "best" if option == "best" else Path(option)
+
+
+def _set_aside_newer(session: Session, best: Path, step: int) -> None:
+    """Move what is newer than the best checkpoint, of that step, to a run folder of its own; so all of it is kept."""
+    checkpoints, folder = session.checkpoints, session.folder
+    if not session.world.is_main or checkpoints is None or folder is None:
+        return
+    newer = checkpoints.newer_than(best)
+    if not newer:
+        return
+    target = next(path for i in itertools.count(1) if not (path := folder / f"set_aside_{i}").exists())
+    target.mkdir()
+    for name in ("config.json", "metrics.jsonl"):  # The rows after the best checkpoint are removed from the latter.
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, target / name)
+    checkpoints.move(newer, target / "checkpoints")
+    logger.warning("the checkpoints after step %d (%d) are in %s now", step, len(newer), target)
 
 
 def load_checkpoint(
@@ -94,6 +185,31 @@ def _read_what_rank_0_reads(world: World, read: Callable[[Path], dict[str, Any]]
             failed = error  # Rank 0 passes it over as well, or says that only this rank cannot read it.
 
 
+def _compare_hparams(session: Session, path: Path, content: dict[str, Any], *, is_automatic: bool) -> None:
+    """Log the hparams that differ from the checkpoint's; raise a ValueError if nobody has asked for this file."""
+    found = differences(content["hparams"], session.model.hparams)
+    if found and is_automatic and not session.options.allow_changed_hparams:
+        raise ValueError(
+            f"{path}: is of a model with other hparams: {'; '.join(found)}. Choose another run_name or save_name "
+            "to train a new model, or set allow_changed_hparams=True to resume with the hparams of now"
+        )
+    for text in found:
+        logger.info("%s", text)
+
+
+def _compare_options(session: Session, monitor: Monitor, content: dict[str, Any]) -> None:
+    """Log the options that differ from the checkpoint's; forget what was best if another metric is monitored."""
+    now, earlier = session.options.config(), content["config"]
+    for name, value in now.items():
+        if not is_same(earlier.get(name), value):
+            logger.info("%s: %r in the checkpoint, %r now", name, earlier.get(name), value)
+    if (earlier.get("monitor"), earlier.get("mode")) != (now["monitor"], now["mode"]):
+        logger.warning("something else is monitored now: what was best so far is forgotten")
+        monitor.reset()
+        if session.checkpoints is not None and session.world.is_main:
+            session.checkpoints.forget_scores()
+
+
 def differences(saved: dict[str, Any], present: dict[str, Any]) -> list[str]:
     """Return a sentence for each hparam that differs, such as "hparams['width']: 8 in the checkpoint, 16 now".
 
@@ -127,9 +243,6 @@ def _is_equal(a: Any, b: Any) -> bool:
     if isinstance(a, list | tuple) and isinstance(b, list | tuple):
         return len(a) == len(b) and all(map(_is_equal, a, b))
     return bool(a == b or (a != a and b != b))
-
-
-logger = logging.getLogger("helios_lite")
 
 
 def initialize(session: Session, resumed_from: Path | None) -> None:
