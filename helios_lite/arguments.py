@@ -9,10 +9,12 @@ continue a text that begins with the name of the option.
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import functools
 import inspect
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Any, TypeAlias, TypeVar
 
@@ -38,6 +40,13 @@ def document_options(cls: type[T]) -> type[T]:
         parts.append(f"    {field.name}: {field.type} = {field.default!r}\n        {doc}")
     cls.__doc__ = "\n".join(parts)
     return cls
+
+
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return the end of a message about an unknown name: the most similar of those that are known, else all of them."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {prefix}{near[0]}?" if near else f"there are {', '.join(names) or 'none'}"
 
 
 def shown(value: Any) -> str:
@@ -239,6 +248,14 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def require(name: str, value: object, rule: Rule) -> None:
+    """Raise a TypeError or ValueError that names an argument, unless a rule accepts its value."""
+    try:
+        rule(value)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}={shown(value)}: {error}") from None
+
+
 def require_kind(name: str, value: object, kinds: type | tuple[type, ...], wanted: str) -> None:
     """Raise a TypeError that names an argument, unless its value is of one of the kinds.
 
@@ -268,10 +285,7 @@ def check_save_name(name: Any) -> None:
     Raises:
         TypeError, ValueError: as `check_folder_name`, or it has more than 200 bytes; the message begins with the name.
     """
-    try:
-        check_folder_name(name, _LONGEST_SAVE_NAME)
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"save_name={name!r}: {error}") from None
+    require("save_name", name, functools.partial(check_folder_name, longest=_LONGEST_SAVE_NAME))
 
 
 def check_folder_name(name: Any, longest: int = 255) -> None:

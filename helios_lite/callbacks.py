@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from helios_lite.arguments import require_kind
+from helios_lite.arguments import integer, require, require_kind
 from helios_lite.data import DataModule
 from helios_lite.hooks import Hooks
 from helios_lite.model import Model
@@ -66,10 +66,7 @@ class Callback(Hooks):
         """Use the model and the data of a run; raise an error that names a period that is not an int of at least 1."""
         self.model, self.datamodule = model, datamodule
         for name, value in (("every_n_steps", self.every_n_steps), ("every_n_epochs", self.every_n_epochs)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{type(self).__name__}.{name}={value!r}: must be an int")
-            if value < 1:
-                raise ValueError(f"{type(self).__name__}.{name}={value}: must be at least 1")
+            require(f"{type(self).__name__}.{name}", value, integer(least=1))
 
 
 class EMA(Callback):

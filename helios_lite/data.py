@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
-from helios_lite.arguments import require_kind
+from helios_lite.arguments import integer, require, require_kind
 from helios_lite.samplers import BucketBatchSampler
 
 
@@ -82,10 +82,7 @@ class Split:
         if self.prefetch_factor is not None:
             require_kind("prefetch_factor", self.prefetch_factor, int, "an int or None")
         if self.batch_sampler is None:
-            if not isinstance(self.batch_size, int) or isinstance(self.batch_size, bool):
-                raise TypeError(f"batch_size={self.batch_size!r}: must be an int")
-            if self.batch_size < 1:
-                raise ValueError(f"batch_size={self.batch_size}: must be at least 1")
+            require("batch_size", self.batch_size, integer(least=1))
         elif self.batch_size is not None or self.shuffle or self.drop_last or self.sampler is not None:
             raise ValueError("batch_sampler: excludes batch_size, shuffle, drop_last and sampler")
         if self.sampler is not None and self.shuffle:
@@ -100,10 +97,7 @@ class Split:
         ):
             num_lengths = len(self.batch_sampler.lengths)
             raise ValueError(f"batch_sampler: has {num_lengths} lengths for a dataset of {len(self.dataset)} samples")
-        if not isinstance(self.num_workers, int) or isinstance(self.num_workers, bool):
-            raise TypeError(f"num_workers={self.num_workers!r}: must be an int")
-        if self.num_workers < 0:
-            raise ValueError(f"num_workers={self.num_workers}: must not be negative")
+        require("num_workers", self.num_workers, integer(least=0))
 
 
 class DataModule:

@@ -7,7 +7,6 @@ of its class and calls the class, so a table may run any code, as a program does
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
@@ -20,6 +19,7 @@ from typing import Any, Union, get_args, get_origin
 from torch import nn
 from torch.utils.data import Dataset, Sampler
 
+from helios_lite.arguments import did_you_mean
 from helios_lite.data import DataModule, Split
 from helios_lite.hooks import Hooks
 from helios_lite.loggers import Logger
@@ -258,6 +258,4 @@ def unknown_message(key: str, known: Iterable[str], where: str | None = None) ->
     """Return the error message for an unknown key, with the most similar known key as a hint."""
     names = [name for name in known if not name.startswith("_")]
     prefix, dot, name = key.rpartition(".")
-    near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {prefix}{dot}{near[0]}?" if near else f"there are {', '.join(names) or 'none'}"
-    return f"{where or key}: unknown; {hint}"
+    return f"{where or key}: unknown; {did_you_mean(name, names, prefix + dot)}"

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from helios_lite.arguments import (
     check_folder_name,
     choice,
     device_selection,
+    did_you_mean,
     document_options,
     flag,
     integer,
@@ -28,6 +28,7 @@ from helios_lite.arguments import (
     optional,
     part_names,
     path,
+    require,
     shown,
     whole_or_fraction,
 )
@@ -367,15 +368,10 @@ class Options:
         options = [field.name for field in dataclasses.fields(self)]
         for name in vars(self):
             if name not in options and not hasattr(type(self), name):  # A class may declare more attributes.
-                near = difflib.get_close_matches(name, options, n=1)
-                hint = f"did you mean {near[0]}?" if near else f"the options are {', '.join(options)}"
-                raise AttributeError(f"{name}: is no option of {type(self).__name__}; {hint}")
+                raise AttributeError(f"{name}: is no option of {type(self).__name__}; {did_you_mean(name, options)}")
         for field in dataclasses.fields(Options):
             value = getattr(self, field.name)
-            try:
-                field.metadata["rule"](value)
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"{field.name}={shown(value)}: {error}") from None
+            require(field.name, value, field.metadata["rule"])
         if self.init_parts is not None and self.init_from is None:
             raise ValueError(f"init_parts={shown(self.init_parts)}: must be None without init_from")
         for name, others in _EXCLUDED.items():

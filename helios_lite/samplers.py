@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import RandomSampler, Sampler
 
+from helios_lite.arguments import integer, optional, require
+
 _BATCHES_PER_POOL = 100  # More leave less padding, but the samples of a batch then change less between epochs.
 
 
@@ -51,10 +53,7 @@ class BucketBatchSampler(Sampler[list[int]]):
         if batch_size is None and max_tokens is None:
             raise ValueError("batch_size, max_tokens: at least one is needed")
         for name, value in (("batch_size", batch_size), ("max_tokens", max_tokens)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise TypeError(f"{name}={value!r}: must be an int or None")
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: must be at least 1")
+            require(name, value, optional(integer(least=1)))
         self.lengths = _checked(lengths, max_tokens)
         self.sampler = RandomSampler(self.lengths) if shuffle else None
         self._max_samples = len(self.lengths) if batch_size is None else batch_size

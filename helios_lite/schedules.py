@@ -25,7 +25,7 @@ from typing import Literal
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from helios_lite.arguments import require_kind
+from helios_lite.arguments import integer, require, require_kind
 
 
 def cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int, final_factor: float = 0.0) -> LambdaLR:
@@ -89,7 +89,7 @@ def inverse_sqrt(optimizer: Optimizer, warmup_steps: int) -> LambdaLR:
     Raises:
         TypeError, ValueError: an argument has a wrong value; the message names it.
     """
-    _check_steps("warmup_steps", warmup_steps, least=0)
+    require("warmup_steps", warmup_steps, integer(least=0))
     return _schedule(optimizer, warmup_steps, functools.partial(_inverse_sqrt, warmup_steps))
 
 
@@ -126,8 +126,8 @@ def constant(
     """
     if shape not in ("linear", "1-sqrt"):
         raise ValueError(f'shape={shape!r}: must be "linear" or "1-sqrt"')
-    _check_steps("warmup_steps", warmup_steps, least=0)
-    _check_steps("cooldown_steps", cooldown_steps, least=0)
+    require("warmup_steps", warmup_steps, integer(least=0))
+    require("cooldown_steps", cooldown_steps, integer(least=0))
     _check(warmup_steps, total_steps, warmup_steps + cooldown_steps, final_factor)
     fall = _linear if shape == "linear" else _one_minus_sqrt
     start = total_steps - cooldown_steps
@@ -135,12 +135,12 @@ def constant(
 
 
 def _schedule(optimizer: Optimizer, warmup_steps: int, fall: Callable[[int], float]) -> LambdaLR:
-    require_kind("optimizer", optimizer, Optimizer, "an optimizer")
     """Return the scheduler of a warmup and a function of the update that falls after it.
 
     The partials of functions of this module can be pickled and copied, and a LambdaLR keeps nothing of them in its
     `state_dict` but an empty dict.
     """
+    require_kind("optimizer", optimizer, Optimizer, "an optimizer")
     return LambdaLR(optimizer, functools.partial(_warm_up, warmup_steps, fall))
 
 
@@ -172,8 +172,8 @@ def _inverse_sqrt(warmup_steps: int, update: int) -> float:
 
 
 def _check(warmup_steps: int, total_steps: int, least_total: int, final_factor: float) -> None:
-    _check_steps("warmup_steps", warmup_steps, least=0)
-    _check_steps("total_steps", total_steps, least=1)
+    require("warmup_steps", warmup_steps, integer(least=0))
+    require("total_steps", total_steps, integer(least=1))
     if total_steps < least_total:
         parts = "warmup_steps" if least_total == warmup_steps else "warmup_steps and cooldown_steps together"
         raise ValueError(f"total_steps={total_steps}: must be at least {least_total}, which is {parts}")
@@ -181,10 +181,3 @@ def _check(warmup_steps: int, total_steps: int, least_total: int, final_factor: 
         raise TypeError(f"final_factor={final_factor!r}: must be a number")
     if not 0 <= final_factor <= 1:
         raise ValueError(f"final_factor={final_factor!r}: must be from 0 to 1")
-
-
-def _check_steps(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}={value!r}: must be an int, the number of updates")
-    if value < least:
-        raise ValueError(f"{name}={value}: must be at least {least}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor, nn
 
-from helios_lite.arguments import require_kind, require_path
+from helios_lite.arguments import integer, require, require_kind, require_path
 from helios_lite.calls.launching import run_task
 from helios_lite.checkpoints.files import CheckpointError
 from helios_lite.checkpoints.reading import read_checkpoint_header
@@ -203,10 +203,7 @@ class Trainer(Options):
             TypeError, ValueError: `step` is not an int of at least 1, or the run ends before the update.
             Exception: any exception of the model, the data or a callback.
         """
-        if isinstance(step, bool) or not isinstance(step, int):
-            raise TypeError(f"step={step!r}: must be an int")
-        if step < 1:
-            raise ValueError(f"step={step}: must be at least 1")
+        require("step", step, integer(least=1))
         processes = self._check_call(model, datamodule)
         from helios_lite.calls.replay import replay
 

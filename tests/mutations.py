@@ -320,6 +320,12 @@ MUTATIONS = [
         TRAINING + "test_fast_dev_run_uses_one_batch_of_everything_and_writes_nothing",
     ),
     Mutation(
+        "arguments.py",
+        'raise type(error)(f"{name}={shown(value)}: {error}")',
+        "raise error",
+        "test_options.py::test_an_option_that_is_set_later_is_checked_at_the_next_call",
+    ),
+    Mutation(
         "model_internals/summary.py",
         "if level < depth and",
         "if",

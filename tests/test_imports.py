@@ -16,7 +16,8 @@ FILES = {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in F
 
 # From the bottom to the top. A room is a folder; a file of the package's own folder is a room by itself.
 ROWS = [
-    {"version", "state", "arguments", "nested", "samplers", "processes"},
+    {"version", "arguments"},
+    {"state", "nested", "samplers", "processes"},
     {"hooks", "data", "schedules", "networks"},
     {"metrics", "checkpoints"},
     {"loggers"},

@@ -370,7 +370,7 @@ def test_train_and_eval_switch_every_network():
 
 @pytest.mark.parametrize("save_name", ["", ".", "../x", "/x", "a/../../x", "n" * 201, "ü" * 101, 1])
 def test_a_save_name_that_leads_out_of_the_root_or_is_too_long_is_an_error_that_names_it(save_name):
-    with pytest.raises((TypeError, ValueError), match=rf"^save_name={re.escape(repr(save_name))}: must"):
+    with pytest.raises((TypeError, ValueError), match=rf"^save_name={re.escape(repr(save_name)[:100])}.*: must"):
         Regression(save_name=save_name)
 
 

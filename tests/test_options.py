@@ -320,7 +320,7 @@ def test_an_option_that_is_set_later_is_checked_at_the_next_call(call):
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize(
-    ("name", "hint"), [("max_epoch", "did you mean max_epochs?"), ("x", "the options are run_name, root, ")]
+    ("name", "hint"), [("max_epoch", "did you mean max_epochs?"), ("x", "there are run_name, root, ")]
 )
 def test_an_attribute_that_is_no_option_is_an_error_with_the_most_similar_option(call, name, hint):
     trainer = Trainer(root=None, max_steps=1, progress=False, print_banner=False)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from helios_lite.arguments import integer, optional, require
 from helios_lite.networks.parallel import unwrap_model
 
 if TYPE_CHECKING:
@@ -36,10 +37,7 @@ def parameter_table(title: str, networks: dict[str, nn.Module], depth: int | Non
     from rich.table import Table
     from rich.text import Text
 
-    if depth is not None and (isinstance(depth, bool) or not isinstance(depth, int)):
-        raise TypeError(f"depth={depth!r}: must be an int or None")
-    if depth is not None and depth < 0:
-        raise ValueError(f"depth={depth}: must be at least 0")
+    require("depth", depth, optional(integer(least=0)))
     table = Table(box=box.SIMPLE_HEAD, title=Text(title), title_justify="left")
     table.add_column("module", overflow="fold")
     table.add_column("type")

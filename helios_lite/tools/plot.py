@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from helios_lite.arguments import did_you_mean
 from helios_lite.tools.usage import UsageError
 
 if TYPE_CHECKING:
@@ -68,9 +68,7 @@ def _choose_metrics(wanted: Sequence[str] | None, runs: Sequence[Curves]) -> lis
     known = list(dict.fromkeys(name for curves in runs for name in curves))
     for name in wanted or []:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known) or 'none'}"
-            raise UsageError(f"--metric {name}: unknown; {hint}")
+            raise UsageError(f"--metric {name}: unknown; {did_you_mean(name, known)}")
     metrics = list(dict.fromkeys(wanted or known))
     if not metrics:
         raise UsageError("there are no metrics yet")
