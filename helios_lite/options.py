@@ -382,9 +382,13 @@ class Options:
     def limit_of(self, phase: str) -> int | float | None:
         """Return the limit of a split: a number of batches, a part of them (a float), or None for all.
 
+        Of training `fast_dev_run` limits the steps, which may take several batches.
+
         Args:
             phase: "train", "valid" or "test".
         """
+        if self.fast_dev_run and phase != "train":
+            return 1
         if self.overfit_batches is not None and phase != "test":
             return self.overfit_batches
         limits = {"train": self.limit_train_batches, "valid": self.limit_valid_batches}

@@ -320,6 +320,12 @@ MUTATIONS = [
         TRAINING + "test_fast_dev_run_uses_one_batch_of_everything_and_writes_nothing",
     ),
     Mutation(
+        "options.py",
+        'if self.fast_dev_run and phase != "train":',
+        "if False:",
+        TRAINING + "test_fast_dev_run_uses_one_batch_of_everything_and_writes_nothing",
+    ),
+    Mutation(
         "arguments.py",
         'raise type(error)(f"{name}={shown(value)}: {error}")',
         "raise error",

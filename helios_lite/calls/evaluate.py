@@ -35,7 +35,7 @@ def run_evaluation(session: Session, phase: str, choice: str | os.PathLike[str] 
         if not loaders:
             raise ValueError(f"the datamodule has no {phase} split")
         path, state = load_for_evaluation(session, choice)
-        metrics = Evaluator(session).evaluate(phase, loaders, cycle=1, limit=1 if options.fast_dev_run else None)
+        metrics = Evaluator(session).evaluate(phase, loaders, cycle=1)
         session.context.record(metrics)
         model.eval()
         session.progress.close()

@@ -26,14 +26,16 @@ class Evaluator:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def evaluate(self, phase: str, loaders: dict[str, Loader], cycle: int, limit: int | None) -> dict[str, float]:
+    def evaluate(
+        self, phase: str, loaders: dict[str, Loader], cycle: int, limit: int | None = None
+    ) -> dict[str, float]:
         """Evaluate and return the metrics over all ranks by full name. Call on every rank.
 
         Args:
             phase: "valid" or "test".
             loaders: the loaders of the split, by the prefix of their metrics.
             cycle: the number of the validation; not used for a test.
-            limit: number of batches of each loader, None for all.
+            limit: number of batches of each loader, None for all that it has.
         """
         session, model, context = self._session, self._session.model, self._session.context
         testing = phase == "test"

@@ -275,8 +275,7 @@ class Training:
         """Run a validation cycle, and compare it with the best so far."""
         state = self.state
         with self.log.paused():
-            limit = 1 if self.options.fast_dev_run else None
-            values = self.evaluator.evaluate("valid", self.valid_loaders, state.validation_cycle + 1, limit)
+            values = self.evaluator.evaluate("valid", self.valid_loaders, state.validation_cycle + 1)
             state.validation_cycle += 1
             state.validated_step = state.step
             self.clock.tick()
