@@ -467,7 +467,7 @@ MUTATIONS = [
     Mutation("display/progress.py", "_next_refresh = now + _REFRESH_SECONDS", "_next_refresh = 0.0", FEW_BARS),
     Mutation("display/progress.py", "            self.update(done)\n", "            pass\n", FEW_BARS),
     Mutation(
-        "training/training_log.py",
+        "training/training_report.py",
         "if self._clock.now >= self._next_described[phase]:",
         "if True:",
         FEW_ROWS_IN_TRAIN_LOG,
@@ -636,7 +636,7 @@ MUTATIONS = [
     ),
     Mutation(
         "training/training_log.py",
-        'self._epoch_means.load_state_dict(state_dict.get("epoch_totals"))',
+        'self._epoch_totals.load_state_dict(state_dict.get("epoch_totals"))',
         "pass",
         SAME_MEANS,
     ),
@@ -983,7 +983,7 @@ MUTATIONS = [
     Mutation("training/training_log.py", 'self._rates.restore(state_dict.get("rates", {}))', "pass", UNKNOWN_END),
     Mutation(
         "training/training_log.py",
-        "self._epoch_start = None\n        if ends_epoch",
+        "self._epoch_time = Stopwatch(None)\n        if ends_epoch",
         "pass\n        if ends_epoch",
         ROWS,
     ),
@@ -1007,12 +1007,14 @@ MUTATIONS = [
     ),
     Mutation(
         "training/training_log.py",
-        "self._epoch_start += paused",
+        "self._epoch_time.stop(now)",
         "pass",
         TRAINING + "test_the_time_of_an_epoch_leaves_out_validations_and_saves",
     ),
-    Mutation("training/training_log.py", " - self._row_seconds_before", "", RESUMED_TIMES),
-    Mutation("training/training_log.py", " - self._epoch_seconds_before", "", RESUMED_TIMES),
+    Mutation(
+        "training/training_log.py", 'Stopwatch(state_dict.get("row_seconds", 0.0))', "Stopwatch(0.0)", RESUMED_TIMES
+    ),
+    Mutation("training/training_log.py", 'Stopwatch(state_dict.get("epoch_seconds"))', "Stopwatch(0.0)", RESUMED_TIMES),
     # Metrics that are computed from others.
     Mutation(
         "training/hook_dispatch.py",
@@ -1104,7 +1106,10 @@ MUTATIONS = [
         TRAINING + "test_no_reduction_or_one_twice_is_an_error_that_names_the_metric",
     ),
     Mutation(
-        "training/training_log.py", "for name in context.shown if name in context.latest", "for name in ()", BAR_METRICS
+        "training/training_report.py",
+        "for name in context.shown if name in context.latest",
+        "for name in ()",
+        BAR_METRICS,
     ),
     Mutation(
         "model_internals/run_context.py",

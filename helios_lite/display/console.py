@@ -10,22 +10,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from helios_lite.options import Options
 from helios_lite.state import FitResult
 from helios_lite.version import __version__
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-"""The least level of the records that the console gets, by the option `log_level`."""
 
-
-def banner_text(run: str, device: torch.device, processes: int, strategy: str, precision: str) -> str:
+def banner_text(run: str, device: torch.device, processes: int, options: Options) -> str:
     """Return the lines of the banner: the run, its devices, and the versions."""
-    count = "1 process" if processes == 1 else f"{processes} processes ({strategy})"
+    count = "1 process" if processes == 1 else f"{processes} processes ({options.strategy})"
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     return (
         f"helios_lite {__version__}   torch {torch.__version__}   Python {platform.python_version()}\n"
-        f"run {run}   device {device} ({place})   {count}   {precision}"
+        f"run {run}   device {device} ({place})   {count}   {options.precision}"
     )
 
 

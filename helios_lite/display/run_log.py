@@ -12,6 +12,7 @@ from helios_lite.display.progress import write_above_bars
 
 logger = logging.getLogger("helios_lite")
 LEVELS = {"quiet": logging.WARNING, "normal": logging.INFO, "verbose": logging.DEBUG}
+"""The least level of the records that the console gets, by the option `log_level`."""
 
 
 class RunLog:

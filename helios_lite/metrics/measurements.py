@@ -1,16 +1,20 @@
 """What a training measures of itself: learning rates, samples per second, the part of the time that it waits for
-batches, memory of the device, norms of parameters.
+batches, memory of the device, norms of parameters and gradients.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
+
+from helios_lite.networks.dtensors import full_tensor
+from helios_lite.networks.parallel import unwrap_model
 
 
 class LearningRates:
@@ -93,6 +97,40 @@ def peak_memory_mib(device: torch.device) -> float | None:
     """
     count = getattr(torch.get_device_module(device), "max_memory_allocated", None)
     return None if count is None else count(device) / 2**20
+
+
+@torch.no_grad()
+def parameter_norms(networks: Mapping[str, nn.Module], *, of_each: bool) -> dict[str, Tensor]:
+    """Return the 2-norm of all trained parameters as "param_norm", and if asked of each. Call on every rank.
+
+    Args:
+        networks: the networks by name.
+        of_each: whether to return the norm of each parameter too, as `norms_by_parameter` does.
+    """
+    trained = {id(p): p for net in networks.values() for p in net.parameters() if p.requires_grad}
+    norms = {"param_norm": full_tensor(nn.utils.get_total_norm(trained.values()))}
+    if of_each:
+        norms |= norms_by_parameter("param_norm", networks, [(p, p) for p in trained.values()])
+    return norms
+
+
+def norms_by_parameter(
+    kind: str, networks: Mapping[str, nn.Module], pairs: Sequence[tuple[Tensor, Tensor]]
+) -> dict[str, Tensor]:
+    """Return 2-norms as "<kind>/<name of the parameter>". Call on every rank.
+
+    Args:
+        kind: what the norms are of, such as "grad_norm".
+        networks: the networks by name, which have the parameters.
+        pairs: parameters, each with the tensor of which to take the norm.
+    """
+    inner = {name: unwrap_model(net) for name, net in networks.items()}
+    names = {id(p): f"{name}.{path}" for name, net in inner.items() for path, p in net.named_parameters()}
+    norms = torch._foreach_norm([tensor for _, tensor in pairs])
+    return {
+        f"{kind}/{names.get(id(parameter), '?')}": full_tensor(norm)
+        for (parameter, _), norm in zip(pairs, norms, strict=True)
+    }
 
 
 class Throughput:

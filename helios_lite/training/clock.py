@@ -31,3 +31,29 @@ class Clock:
         now = time.monotonic()
         self._state.seconds += now - self.now
         self.now = now
+
+
+class Stopwatch:
+    """Counts seconds while it runs. Moments are those of `time.monotonic`.
+
+    Args:
+        counted: the seconds before it starts; None for a time that is unknown, and stays so.
+        started: when it started; None if it does not run yet.
+    """
+
+    def __init__(self, counted: float | None, started: float | None = None) -> None:
+        self._counted, self._started = counted, started
+
+    def seconds(self, now: float) -> float | None:
+        """Return the seconds until now, None if they are unknown."""
+        if self._counted is None or self._started is None:
+            return self._counted
+        return self._counted + now - self._started
+
+    def start(self, now: float) -> None:
+        """Count from now on."""
+        self._started = now
+
+    def stop(self, now: float) -> None:
+        """Do not count what comes until the next `start`."""
+        self._counted, self._started = self.seconds(now), None

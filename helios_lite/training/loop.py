@@ -25,6 +25,7 @@ from helios_lite.training.resuming import initialize, resume
 from helios_lite.training.session import Session
 from helios_lite.training.stopping import StopCoordinator
 from helios_lite.training.training_log import TrainingLog
+from helios_lite.training.training_report import TrainingReport
 
 logger = logging.getLogger("helios_lite")
 
@@ -50,6 +51,7 @@ class Training:
         self.evaluator = Evaluator(session)
         self.monitor = Monitor(session, self.state)
         self.log = TrainingLog(session, self.state, self.clock)
+        self.report = TrainingReport(session, self.state, self.clock)
         self.stop = StopCoordinator(session, self.state, self.clock, shutdown)
         self.checkpointer = Checkpointer(session, self.state, self.clock, self.monitor, self.log, self.train_data)
 
@@ -92,6 +94,7 @@ class Training:
         if text := limits_text(self.options, *self.phases()):
             logger.info("%s", text)
         self.log.open(goes_on=reason is None)
+        self.report.open()
         return reason
 
     def phases(self) -> list[str]:
@@ -120,7 +123,7 @@ class Training:
         if self.session.checkpoints is not None:
             self.session.checkpoints.join()
         if reason != "interrupted":
-            self.log.write_end()
+            self.report.describe_row(self.log.write_end())
         # What rank 0 has written exists before any rank ends, and none waits for one that a signal has ended.
         self.stop.sync(now=True)
         if self.shutdown.received is not None and self.session.world.is_main:
@@ -136,7 +139,7 @@ class Training:
         self.hooks.call("on_training_epoch_start", state.epoch + 1)
         parts = self.session.check_checkpoint_holds_all()
         self.log.begin_epoch(parts)
-        batches = self.log.timed(self.train_data.rest_of_epoch(state), self.train_data.epoch_batches)
+        batches = self.log.timed(self.train_data.rest_of_epoch(state))
         self.session.progress.start(f"epoch {state.epoch + 1}", self.train_data.epoch_batches, state.epoch_batch)
         # In a resumed epoch this comes last, because the hook was called again and may have used random numbers.
         self.checkpointer.restore_rng()
@@ -193,7 +196,7 @@ class Training:
             if has_batch_hooks or loss_items or (should_log and is_distributed):
                 self.hooks.call("on_training_batch_end", state, should_log)
             if should_log:
-                self.log.write_row(ends_epoch=is_last)
+                self.write_row(ends_epoch=is_last)
             if polls_model:
                 stop.poll_model()
             if progress.has_bars:
@@ -215,14 +218,20 @@ class Training:
             window_start, next_check = state.epoch_batch, stop.next_check()
         return window_start, None
 
+    def write_row(self, *, ends_epoch: bool) -> None:
+        """Write and show the metrics since the last row, if there is anything new. Call on every rank."""
+        values = self.log.write_row(ends_epoch=ends_epoch)
+        if values:
+            self.report.show_row(values, self.train_data.epoch_batches)
+
     def end_epoch(self, window_start: int) -> str | None:
         """Write the last row, validate, and move to the next epoch; return why the run stops, None if it does not."""
         state = self.state
         self.session.progress.finish()
-        self.log.write_row(ends_epoch=True)
+        self.write_row(ends_epoch=True)
         if self.validation_due(window_start, epoch_complete=True):
             self.validate()
-        self.log.show_epoch()
+        self.report.show_epoch(self.log.epoch_means)
         self.hooks.call("on_training_epoch_end", state.epoch + 1)
         state.epoch += 1
         state.epoch_batch = state.epoch_samples = 0
@@ -281,7 +290,7 @@ class Training:
             self.clock.tick()
             self.log.write(values)
             self.monitor.update(values)
-            self.log.show_validation(values, is_best=state.best_step == state.step)
+            self.report.show_validation(values, is_best=state.best_step == state.step)
             self.stop.poll_model()
             self.stop.sync(now=True)
 
