@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Self
 from torch import Tensor, nn
 
 from helios_lite.arguments import integer, require, require_kind, require_path
-from helios_lite.calls.launching import run_task
 from helios_lite.checkpoints.files import CheckpointError
 from helios_lite.checkpoints.reading import read_checkpoint_header
 from helios_lite.data import DataModule
@@ -20,13 +19,12 @@ from helios_lite.model_internals.checks import check_no_method_is_hidden
 from helios_lite.object_tables import build
 from helios_lite.options import Options
 from helios_lite.processes.devices import choose_accelerator, choose_devices
-from helios_lite.processes.launch import launch
-from helios_lite.processes.signals import GracefulShutdown
 from helios_lite.processes.slurm import adopt_world_of_srun
 from helios_lite.processes.world import is_launched
 from helios_lite.state import FitResult
 
 if TYPE_CHECKING:
+    from helios_lite.calls.launching import Call
     from helios_lite.calls.replay_result import Replay
 
 
@@ -99,13 +97,18 @@ class Trainer(Options):
             AttributeError: an attribute of the trainer is no option, or one of the model hides a method of Model.
             Exception: any exception of the model, the data or a callback, unchanged, after `teardown`.
         """
-        return self._run("fit", model, datamodule)  # type: ignore[no-any-return]
+        call = self._call("fit", model, datamodule)
+        self._check_limits(model)
+        from helios_lite.calls.fit import train
+        from helios_lite.calls.launching import run
+
+        return run(call, train)
 
     def validate(
         self, model: Model, datamodule: DataModule, checkpoint: str | os.PathLike[str] | None = "best"
     ) -> dict[str, float]:
         """Evaluate the validation split and return its metrics by full name; `checkpoint` is as in `test`."""
-        return self._run("valid", model, datamodule, checkpoint)  # type: ignore[no-any-return]
+        return self._evaluate("validate", model, datamodule, checkpoint)
 
     def test(
         self, model: Model, datamodule: DataModule, checkpoint: str | os.PathLike[str] | None = "best"
@@ -124,7 +127,7 @@ class Trainer(Options):
             FileNotFoundError, CheckpointError: the file of a path cannot be read.
             ValueError: the datamodule has no test split.
         """
-        return self._run("test", model, datamodule, checkpoint)  # type: ignore[no-any-return]
+        return self._evaluate("test", model, datamodule, checkpoint)
 
     def predict(
         self, model: Model, datamodule: DataModule, checkpoint: str | os.PathLike[str] | None = "best"
@@ -152,10 +155,10 @@ class Trainer(Options):
                 that fail are not started again (`max_restarts`), because the caller has some of the items.
         """
         require_path("checkpoint", checkpoint, or_none=True)
-        processes = self._check_call(model, datamodule)
+        call = self._call("predict", model, datamodule)
         from helios_lite.calls.predict import predict
 
-        return predict(self, model, datamodule, checkpoint, processes)
+        return predict(call, checkpoint)
 
     def write_predictions(
         self,
@@ -177,17 +180,17 @@ class Trainer(Options):
         """
         require_path("path", path)
         require_path("checkpoint", checkpoint, or_none=True)
-        processes = self._check_call(model, datamodule)
+        call = self._call("predict", model, datamodule)
         from helios_lite.calls.predict import predict_to_file
 
-        predict_to_file(self, model, datamodule, checkpoint, processes, Path(path))
+        predict_to_file(call, checkpoint, Path(path))
 
     def replay(self, model: Model, datamodule: DataModule, step: int) -> Replay:
         """Compute one update of a run again, bit for bit, and return what it shows.
 
         The training goes on from the newest checkpoint before the update, or begins anew if there is none. It writes no
         files, reads the run folder only, and calls no logger. Pass the model, the data and the options of the run.
-        Afterwards the model has the weights after the update (not with `devices=2` or more).
+        Afterwards the model has the weights after the update.
 
         If a loss before the update is not finite (with `check_finite`), the first such update is returned, because it
         is the cause of the others. `print` of the result shows a short table.
@@ -204,42 +207,23 @@ class Trainer(Options):
             Exception: any exception of the model, the data or a callback.
         """
         require("step", step, integer(least=1))
-        processes = self._check_call(model, datamodule)
+        call = self._call("replay", model, datamodule)
         from helios_lite.calls.replay import replay
 
-        return replay(self, model, datamodule, step, processes)
+        return replay(call, step)
 
-    def _run(self, task: str, model: Model, datamodule: DataModule, checkpoint: Any = None) -> Any:
-        """Check the arguments, and run the task here or in launched processes; return its result."""
+    def _evaluate(self, method: str, model: Model, datamodule: DataModule, checkpoint: Any) -> dict[str, float]:
+        """Evaluate the split of a method: "validate" or "test"."""
         require_path("checkpoint", checkpoint, or_none=True)
-        processes = self._check_call(model, datamodule)
-        if task == "fit":
-            self._check_limits(model)
-        arguments = {"trainer": self, "model": model, "datamodule": datamodule, "task": task, "checkpoint": checkpoint}
-        if processes == 1:
-            return run_task(**arguments)
+        call = self._call(method, model, datamodule)
+        from helios_lite.calls.evaluate import evaluate
+        from helios_lite.calls.launching import run
 
-        from helios_lite.calls.launching import describe_call, failure_reported, prepare_data, single_call, take_over
+        phase = "valid" if method == "validate" else method
+        return run(call, functools.partial(evaluate, phase=phase, checkpoint=checkpoint))
 
-        with (
-            single_call(describe_call(task, self, model)),
-            tempfile.TemporaryDirectory(prefix="helios_lite-") as folder,
-        ):
-            outcome = Path(folder) / "outcome"
-            with failure_reported(self, model, is_training=task == "fit"):
-                result = launch(
-                    run_task,
-                    {**arguments, "outcome": outcome},
-                    before_start=lambda: prepare_data(datamodule),
-                    processes=processes,
-                    max_restarts=self.max_restarts,
-                    shutdown=GracefulShutdown(stops_on_usr1=self.sigusr1 == "stop"),
-                )
-            take_over(outcome, self, model, datamodule, is_training=task == "fit")
-        return result
-
-    def _check_call(self, model: Model, datamodule: DataModule) -> int:
-        """Check the arguments and options; return how many processes to launch, 1 if the call runs in this one."""
+    def _call(self, method: str, model: Model, datamodule: DataModule) -> Call:
+        """Check the arguments and options, and return the call of a method."""
         for name, value, kind in (("model", model, Model), ("datamodule", datamodule, DataModule)):
             if name == "model" and isinstance(value, nn.Module):
                 raise TypeError(f"{name}: is an nn.Module; assign it in `setup` of a Model, and pass that Model")
@@ -250,7 +234,11 @@ class Trainer(Options):
             check_no_method_is_hidden(value, kind)
         self.check()
         adopt_world_of_srun(self.devices)
-        return 1 if is_launched() else len(choose_devices(choose_accelerator(self.accelerator), self.devices))
+        # Imported when the trainer is called, so that `import helios_lite` stays fast.
+        from helios_lite.calls.launching import Call
+
+        devices = choose_devices(choose_accelerator(self.accelerator), self.devices)
+        return Call(method, self, model, datamodule, 1 if is_launched() else len(devices))
 
     def _check_limits(self, model: Model) -> None:
         """Raise a ValueError if nothing would end a training. Whether the model does is not known before `fit`."""

@@ -103,6 +103,10 @@ SAME_MEANS = "display/test_lines.py::test_a_resume_inside_an_epoch_gives_the_sam
 FINISHED_PART = "display/test_lines.py::test_the_finished_part_is_that_of_the_limit_that_comes_first"
 MISTAKES = "training/test_likely_mistakes.py::"
 CLUSTERS = "processes/test_clusters.py::"
+ANY_CALL = CLUSTERS + "test_sigusr1_outside_of_the_training_does_nothing_in_any_call"
+LAUNCHED_REPLAY = (
+    "calls/test_replay.py::test_launched_processes_replay_an_update_or_its_cause_and_their_weights_come_back"
+)
 HANGS = "processes/test_hangs.py::"
 DIFF = "tools/test_diff.py::test_a_planted_difference_is_named"
 SHARDED = "checkpoints/test_sharded.py::"
@@ -667,6 +671,10 @@ MUTATIONS = [
         MISTAKES + "test_a_misspelt_hook_is_a_warning_with_the_nearest_name",
     ),
     # Clusters.
+    Mutation("calls/launching.py", "            usr1_without_effect(),\n", "", ANY_CALL),
+    Mutation("calls/launching.py", "    with (\n        usr1_without_effect(),\n", "    with (\n", ANY_CALL),
+    Mutation("processes/signals.py", "or signal.getsignal(signal.SIGUSR1) != signal.SIG_DFL", "", ANY_CALL),
+    Mutation("calls/replay.py", "while isinstance(found, int)", "if True", LAUNCHED_REPLAY),
     Mutation(
         "processes/signals.py",
         "self.save_requested = self.is_pending = True",
@@ -1126,17 +1134,17 @@ MUTATIONS = [
     ),
     Mutation(
         "calls/launching.py",
-        "inference.take_over(model, content, options)",
+        "set_up_trained(model, content, options)",
         "pass",
         LAUNCH + "test_the_result_and_the_final_weights_come_back",
     ),
     Mutation("calls/launching.py", "            datamodule.setup()\n", "", AS_AFTER_ONE_PROCESS),
-    Mutation("calls/launching.py", "if not is_training", "if is_training", AS_AFTER_ONE_PROCESS),
+    Mutation("calls/launching.py", "if not call.trains", "if call.trains", AS_AFTER_ONE_PROCESS),
     Mutation(
         "model_internals/inference.py", 'torch.device("cpu"), trainer)', 'torch.device("cpu"))', AS_AFTER_ONE_PROCESS
     ),
-    Mutation("model_internals/inference.py", 'outcome.get("hparams")', "None", AS_AFTER_ONE_PROCESS),
-    Mutation("model_internals/inference.py", 'context.record(outcome["metrics"])', "pass", AS_AFTER_ONE_PROCESS),
+    Mutation("model_internals/inference.py", 'content.get("hparams")', "None", AS_AFTER_ONE_PROCESS),
+    Mutation("model_internals/inference.py", 'context.record(content["metrics"])', "pass", AS_AFTER_ONE_PROCESS),
     Mutation(
         "calls/launching.py",
         "except Exception as error:\n        logger.warning(",
@@ -1573,8 +1581,8 @@ MUTATIONS = [
     Mutation("training/run_loggers.py", "if self._is_training:", "if True:", ENDED),
     Mutation(
         "calls/launching.py",
-        "                report_failure(options.loggers)",
-        "                pass",
+        "            report_failure(call.options.loggers)",
+        "            pass",
         LOGGERS + "test_mlflow_is_told_that_rank_0_was_killed",
     ),
     Mutation("loggers.py", "if self._writer is None and _is_main():", "if self._writer is None:", IMAGES),
@@ -1691,7 +1699,7 @@ MUTATIONS = [
     Mutation(
         "calls/predict.py", 'name = "test" if datamodule.predict is None else "predict"', 'name = "test"', BETWEEN
     ),
-    Mutation("calls/predict.py", "        take_over(outcome", "        False and take_over(outcome", AS_ONE),
+    Mutation("calls/launching.py", "        take_final_weights(call, final)", "        pass", AS_ONE),
     Mutation(
         "calls/predict.py",
         "        with contextlib.suppress(GeneratorExit):\n",
@@ -1785,7 +1793,7 @@ MUTATIONS = [
         '        require_path("check',
         WRONG_KINDS,
     ),
-    Mutation("calls/predict.py", "if self._is_callers_turn else", "if False else", NO_HANGS),
+    Mutation("model_internals/run_context.py", "if self._is_callers_turn else", "if False else", NO_HANGS),
     Mutation("data.py", "array.index_select(0, indices)", "array[: len(indices)]", ARRAYS),
     Mutation("calls/replay.py", "counters[0] < step", "counters[0] <= step", REPLAYED),
     Mutation("calls/replay.py", "        root=None,\n", "", REPLAYED),

@@ -11,6 +11,7 @@ from helios_lite.checkpoints.reading import evaluation_state
 from helios_lite.display import console
 from helios_lite.display.lines import with_limits
 from helios_lite.metrics.rows import append_evaluation
+from helios_lite.processes.signals import GracefulShutdown
 from helios_lite.state import TrainingState
 from helios_lite.training.evaluator import Evaluator
 from helios_lite.training.resuming import load_checkpoint
@@ -20,13 +21,16 @@ from helios_lite.training.session import Session
 logger = logging.getLogger("helios_lite")
 
 
-def run_evaluation(session: Session, phase: str, choice: str | os.PathLike[str] | None) -> dict[str, float]:
-    """Do a call of `validate` or `test`, and return the metrics. Call on every rank.
+def evaluate(
+    session: Session, shutdown: GracefulShutdown, *, phase: str, checkpoint: str | os.PathLike[str] | None
+) -> dict[str, float]:
+    """Evaluate a split, and return its metrics. Call on every rank.
 
     Args:
         session: the session.
+        shutdown: not used: a signal ends an evaluation at once, because it changes nothing that could be lost.
         phase: "valid" or "test".
-        choice: "best", "last", a path, or None for the weights that the model has.
+        checkpoint: "best", "last", a path, or None for the weights that the model has.
     """
     model, options = session.model, session.options
     with RunLoggers(options.loggers, is_main=session.world.is_main, is_training=False) as loggers:
@@ -34,7 +38,7 @@ def run_evaluation(session: Session, phase: str, choice: str | os.PathLike[str] 
         loaders = session.loaders(phase)
         if not loaders:
             raise ValueError(f"the datamodule has no {phase} split")
-        path, state = load_for_evaluation(session, choice)
+        path, state = load_for_evaluation(session, checkpoint)
         metrics = Evaluator(session).evaluate(phase, loaders, cycle=1)
         session.context.record(metrics)
         model.eval()

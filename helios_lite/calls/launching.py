@@ -1,17 +1,19 @@
 """How a call of the trainer is run: in this process, or in processes that it launches.
 
-One call runs at a time in a process. A process that launches others prepares the data before them, and takes over the
-model after them.
+`run` is the way of all calls: `here` is the context of the work in one process, `launched` that of the process that
+launches others. It prepares the data before them, and gives the model their final weights after them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,41 +23,75 @@ from helios_lite.checkpoints.sharded_content import take_sharded
 from helios_lite.data import DataModule
 from helios_lite.display.run_log import RunLog
 from helios_lite.model import Model
-from helios_lite.model_internals import inference
+from helios_lite.model_internals.inference import set_up_trained
 from helios_lite.options import Options
 from helios_lite.processes import rng
 from helios_lite.processes.hang_watch import HangWatch, hang_seconds
+from helios_lite.processes.launch import launch
 from helios_lite.processes.signals import GracefulShutdown, usr1_without_effect
 from helios_lite.processes.worker import WorkerInterrupted, leave_error
 from helios_lite.training.cleanup import cleanup
 from helios_lite.training.run_loggers import report_failure
-from helios_lite.training.session import Session, checkpoint_folder, run_folder
+from helios_lite.training.session import Session, checkpoint_folder, open_session, run_folder
 
+Result = TypeVar("Result")
 logger = logging.getLogger("helios_lite")
 
 _running: dict[int, list[str]] = {}
 """What is running, by process id: a forked process inherits the entry of its parent, and is not the parent."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """A call of a method of the trainer.
+
+    Attributes:
+        method: its name.
+        options: the trainer.
+        model: the model.
+        datamodule: its data.
+        processes: the number of processes to launch; 1 if the call runs in this one.
+    """
+
+    method: str
+    options: Options
+    model: Model
+    datamodule: DataModule
+    processes: int
+
+    def __str__(self) -> str:
+        """Return the method, the model and the run folder, for messages."""
+        folder = run_folder(self.options, self.model)
+        where = "without files" if folder is None else f"in {folder}"
+        return f"Trainer.{self.method} of {self.model.save_name!r} {where}"
+
+    @property
+    def trains(self) -> bool:
+        """Whether the call trains: no other one may write to the run folder, and the loggers are told how it ends."""
+        return self.method in ("fit", "replay")
+
+    def arguments(self, work: Callable[..., Any]) -> dict[str, Any]:
+        """Return the arguments of `do_as_worker`, by the names that messages about them have."""
+        names = {"method": self.method, "trainer": self.options, "model": self.model, "datamodule": self.datamodule}
+        return {**names, "work": work}
+
+
 @contextlib.contextmanager
-def single_call(description: str) -> Iterator[None]:
-    """Context of a call of the trainer, which excludes all others of this process.
+def alone(call: Call) -> Iterator[None]:
+    """Context of a call, which excludes all others of this process.
 
     The RNG states, the gradient mode and the signal handlers belong to the process, so two calls would disturb each
     other.
-
-    Args:
-        description: what runs, for the message of another call.
 
     Raises:
         RuntimeError: another call is running in this process, in another thread or around this one.
     """
     process = os.getpid()
-    own = [description]  # A list, because two calls may have the same description.
+    own = [str(call)]  # A list, because two calls may have the same description.
     first = _running.setdefault(process, own)  # Atomic, so that one of two threads wins.
     if first is not own:
         raise RuntimeError(
-            f"{description}: {first[0]} is running in this process, whose random numbers, gradient mode and signal "
+            f"{call}: {first[0]} is running in this process, whose random numbers, gradient mode and signal "
             "handlers it uses; wait until it has ended, or start another process"
         )
     try:
@@ -64,88 +100,103 @@ def single_call(description: str) -> Iterator[None]:
         del _running[process]
 
 
-def run_task(
-    trainer: Options, model: Model, datamodule: DataModule, task: str, checkpoint: Any, outcome: Path | None = None
-) -> Any:
-    """Do a task in this process, and return its result.
+def run(call: Call, work: Callable[[Session, GracefulShutdown], Result]) -> Result:
+    """Do the work of a call in this process or in launched ones, and return its result.
 
     Args:
-        trainer: the options.
-        model: the model.
-        datamodule: its data.
-        task: "fit", "valid" or "test".
-        checkpoint: the checkpoint to evaluate.
-        outcome: in a process that the trainer has launched, the file or folder for what the model has in the end.
+        call: the call.
+        work: called on every rank, with the session and with what signals ask for. In launched processes it is a
+            function at the top level of a module, or a `functools.partial` of one.
     """
-    # Imported when a task is run, so that `import helios_lite` stays fast.
-    from helios_lite.calls.evaluate import run_evaluation
-    from helios_lite.training.loop import Training
-    from helios_lite.training.session import open_session
-
-    is_worker = outcome is not None
-    # Ctrl-C in a terminal reaches all processes of this machine, of which one prints.
-    announces = not is_worker and int(os.environ.get("LOCAL_RANK", "0")) == 0
-    stops_on_usr1 = trainer.sigusr1 == "stop"
-    shutdown = GracefulShutdown(announces, ignore_further_signals=is_worker, stops_on_usr1=stops_on_usr1)
-    is_training = task == "fit"
-    watch = HangWatch(hang_seconds(trainer.hang_minutes), leave_error)
-    try:
-        with (
-            usr1_without_effect(),
-            single_call(describe_call(task, trainer, model)),
-            watch,
-            open_session(trainer, model, datamodule, is_training=is_training, data_is_prepared=is_worker) as session,
-        ):
-            folder = None if session.folder is None else session.folder / "hangs"
-            watch.start(session.world, folder, lambda: session.context.num_begun)
-            if is_training:
-                result: Any = Training(session, shutdown).run()
-            else:
-                result = run_evaluation(session, task, checkpoint)
-    except (KeyboardInterrupt, SystemExit):
-        if not is_worker or shutdown.received is None:
-            raise
-        raise WorkerInterrupted(shutdown.received) from None
-    if outcome is not None:
-        content = {"model": model.state_dict(), "metrics": model.metrics}
-        if is_training:
-            content["hparams"] = model.hparams
-        write_outcome(content, session, outcome)
+    if call.processes == 1:
+        with here(call) as (session, shutdown):
+            return work(session, shutdown)
+    with launched(call) as final:
+        result: Result = launch(
+            do_as_worker,
+            {**call.arguments(work), "final": final},
+            before_start=lambda: prepare_data(call.datamodule),
+            processes=call.processes,
+            max_restarts=call.options.max_restarts,
+            shutdown=GracefulShutdown(stops_on_usr1=call.options.sigusr1 == "stop"),
+        )
     return result
 
 
 @contextlib.contextmanager
-def failure_reported(options: Options, model: Model, *, is_training: bool) -> Iterator[None]:
-    """Context of the processes that this one launches: an exception is written to train.log and told to the loggers.
-
-    Rank 0 may have been ended before it could, because another rank had failed.
+def here(call: Call, *, is_worker: bool = False) -> Iterator[tuple[Session, GracefulShutdown]]:
+    """Context of a call in this process. Call on every rank.
 
     Args:
-        options: the trainer.
-        model: the model.
-        is_training: whether the processes train; the loggers have then noted that a training runs.
+        call: the call.
+        is_worker: whether the trainer has launched this process.
+
+    Yields:
+        The session; and what is told of signals while it is entered as a context, which a training does.
+
+    Raises:
+        WorkerInterrupted: a signal has ended the call in a launched process.
     """
+    options = call.options
+    # Ctrl-C in a terminal reaches all processes of this machine, of which one prints.
+    announces = not is_worker and int(os.environ.get("LOCAL_RANK", "0")) == 0
+    stops_on_usr1 = options.sigusr1 == "stop"
+    shutdown = GracefulShutdown(announces, ignore_further_signals=is_worker, stops_on_usr1=stops_on_usr1)
+    watch = HangWatch(hang_seconds(options.hang_minutes), leave_error)
     try:
-        yield
-    except Exception as error:
-        # Not if another run is running in the folder, and it must not hide the error.
-        with contextlib.suppress(Exception), contextlib.ExitStack() as stack:
-            folder = run_folder(options, model)
-            if folder is not None and folder.is_dir():  # Otherwise nothing has begun there.
-                if is_training:
-                    stack.enter_context(checkpoint_folder(options, model, folder).locked())
-                with RunLog(folder / "train.log", options.log_level, is_required=False) as log:
-                    log.record_failure(error)
-            if is_training:
-                report_failure(options.loggers)
-        raise
+        with (
+            usr1_without_effect(),
+            alone(call),
+            watch,
+            open_session(
+                options, call.model, call.datamodule, is_training=call.trains, data_is_prepared=is_worker
+            ) as session,
+        ):
+            folder = None if session.folder is None else session.folder / "hangs"
+            watch.start(session.world, folder, session.context.progress)
+            yield session, shutdown
+    except (KeyboardInterrupt, SystemExit):
+        if not is_worker or shutdown.received is None:
+            raise
+        raise WorkerInterrupted(shutdown.received) from None
 
 
-def describe_call(task: str, options: Options, model: Model) -> str:
-    """Return the name of a call of the trainer, its model and its run folder, for messages."""
-    folder = run_folder(options, model)
-    where = "without files" if folder is None else f"in {folder}"
-    return f"Trainer.{'validate' if task == 'valid' else task} of {model.save_name!r} {where}"
+@contextlib.contextmanager
+def launched(call: Call) -> Iterator[Path]:
+    """Context in which this process launches others for a call.
+
+    After it the model has the final weights of rank 0, its `hparams` and `metrics`. An exception is also written to
+    train.log and told to the loggers, because rank 0 may have been ended before it could, after a failure of another
+    rank.
+
+    Yields:
+        The path to which the processes write the final weights, in a folder that is private to this user.
+    """
+    with (
+        usr1_without_effect(),
+        alone(call),
+        tempfile.TemporaryDirectory(prefix="helios_lite-", ignore_cleanup_errors=True) as name,
+    ):
+        final = Path(name) / "final"
+        try:
+            yield final
+        except Exception as error:
+            with contextlib.suppress(Exception):  # It must not hide the error.
+                _report_failure(call, error)
+            raise
+        take_final_weights(call, final)
+
+
+def _report_failure(call: Call, error: Exception) -> None:
+    folder = run_folder(call.options, call.model)
+    with contextlib.ExitStack() as stack:
+        if folder is not None and folder.is_dir():  # Otherwise nothing has begun there.
+            if call.trains:  # Nothing is reported if another run is running in the folder.
+                stack.enter_context(checkpoint_folder(call.options, call.model, folder).locked())
+            with RunLog(folder / "train.log", call.options.log_level, is_required=False) as log:
+                log.record_failure(error)
+        if call.trains:
+            report_failure(call.options.loggers)
 
 
 def prepare_data(datamodule: DataModule) -> None:
@@ -157,41 +208,59 @@ def prepare_data(datamodule: DataModule) -> None:
         raise
 
 
-def write_outcome(outcome: dict[str, Any], session: Session, path: Path) -> None:
-    """Leave what a model has in the end where the process reads it that has launched this one. Call on every rank.
-
-    It is a file, or a folder if networks are sharded, so that no rank needs memory for all of it.
-    """
-    outcome = {"format": FORMAT_VERSION, **outcome}
-    if session.context.parallel.sharded_parameter() is None:
-        if session.world.is_main:
-            write_file(to_serializable(outcome), path)
-        return
-    from helios_lite.checkpoints.sharded import ShardWriter, write_main
-
-    main, sharded = take_sharded(outcome, {})
-    ShardWriter(session.world).write(sharded, path, lambda: write_main(to_serializable(main), path), background=False)
-
-
-def take_over(outcome: Path, options: Options, model: Model, datamodule: DataModule, *, is_training: bool) -> None:
-    """Give the model of this process what that of rank 0 had in the end: its networks, `hparams` and `metrics`.
+def do_as_worker(
+    method: str,
+    trainer: Options,
+    model: Model,
+    datamodule: DataModule,
+    work: Callable[[Session, GracefulShutdown], Result],
+    final: Path,
+) -> Result:
+    """Do the work of a call in a launched process, leave the final weights, and return the result.
 
     Args:
-        outcome: the file or folder of `write_outcome`. If the model cannot take it over, a warning has the exception:
-            the run has ended, and its result must not be lost.
-        options: the trainer, which `setup` may use.
-        model: the model; its `setup` is called.
-        datamodule: its data; `setup` is called before, and `teardown` after that of the model.
-        is_training: whether the processes have trained; otherwise the model is left in evaluation mode.
+        method, trainer, model, datamodule: what the call consists of; see `Call`.
+        work: see `run`.
+        final: where the process that has launched this one reads the final weights: a file, or a folder if networks
+            are sharded, so that no rank needs memory for all of them.
     """
+    call = Call(method, trainer, model, datamodule, processes=1)
+    with here(call, is_worker=True) as (session, shutdown):
+        result = work(session, shutdown)
+    content = {"format": FORMAT_VERSION, "model": model.state_dict(), "metrics": model.metrics}
+    if call.trains:
+        content["hparams"] = model.hparams
+    if session.context.parallel.sharded_parameter() is not None:
+        from helios_lite.checkpoints.sharded import ShardWriter, write_main
+
+        main, tensors = take_sharded(content, {})
+        ShardWriter(session.world).write(
+            tensors, final, lambda: write_main(to_serializable(main), final), background=False
+        )
+    elif session.world.is_main:
+        write_file(to_serializable(content), final)
+    return result
+
+
+def take_final_weights(call: Call, final: Path) -> None:
+    """Give the model of this process what that of rank 0 had in the end: its networks, `hparams` and `metrics`.
+
+    For it `setup` of the data and of the model are called. If they fail, a warning has the exception: the call has
+    ended, and its result must not be lost.
+
+    Args:
+        call: the call. The model is left in evaluation mode if it does not train.
+        final: the file or folder that `do_as_worker` has left.
+    """
+    options, model, datamodule = call.options, call.model, call.datamodule
     try:
-        content = read_checkpoint(outcome)
+        content = read_checkpoint(final)
         with rng.fork_rng(torch.device("cpu")), cleanup(datamodule.teardown):
             rng.seed_cpu(options.seed)
             datamodule.setup()
             rng.seed_cpu(options.seed)
-            inference.take_over(model, content, options)
-        if not is_training:
+            set_up_trained(model, content, options)
+        if not call.trains:
             model.eval()
     except Exception as error:
         logger.warning(

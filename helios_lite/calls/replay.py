@@ -3,51 +3,56 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 
-from helios_lite.calls.launching import describe_call, prepare_data, single_call
+from helios_lite.calls.launching import Call, run
 from helios_lite.calls.replay_result import Replay
 from helios_lite.calls.update_inspector import EarlierUpdateFound, Inspected, UpdateInspector
 from helios_lite.checkpoints import naming
-from helios_lite.data import DataModule
 from helios_lite.model import Model
 from helios_lite.options import Options
-from helios_lite.processes.launch import launch
 from helios_lite.processes.signals import GracefulShutdown
 from helios_lite.training.loop import Training
-from helios_lite.training.session import open_session, run_folder
+from helios_lite.training.session import Session, run_folder
 
 
-def replay(options: Options, model: Model, datamodule: DataModule, step: int, processes: int) -> Replay:
+def replay(call: Call, step: int) -> Replay:
     """Compute one update of a run again; see `Trainer.replay`.
 
     Args:
-        options: the trainer.
-        model: the model.
-        datamodule: its data.
+        call: the call.
         step: the number of the update, from 1.
-        processes: the number of processes to launch; 1 replays in this process.
+
+    Raises:
+        ValueError: the run ends before the update.
     """
-    checkpoint, started_at = _newest_before(options, model, step)
-    if processes == 1:
-        return replay_here(options, model, datamodule, step, checkpoint, started_at)
-    with single_call(describe_call("replay", options, model)):
-        arguments = {
-            "options": options,
-            "model": model,
-            "datamodule": datamodule,
-            "step": step,
-            "checkpoint": checkpoint,
-            "started_at": started_at,
-            "is_worker": True,
-        }
-        return launch(
-            replay_here,
-            arguments,
-            before_start=lambda: prepare_data(datamodule),
-            processes=processes,
-            max_restarts=0,
+    checkpoint, started_at = _newest_before(call.options, call.model, step)
+    found: Replay | int = step
+    while isinstance(found, int):
+        inspector = UpdateInspector(found, started_at, call.options.check_finite)
+        options = _without_files(call.options, checkpoint, inspector)
+        found = run(
+            dataclasses.replace(call, options=options), functools.partial(_inspect, step=found, inspector=inspector)
         )
+    return found
+
+
+def _inspect(session: Session, shutdown: GracefulShutdown, *, step: int, inspector: UpdateInspector) -> Replay | int:
+    """Train up to the update, and return what was seen of it, or the number of an earlier update that is the cause."""
+    training = Training(session, shutdown)
+    inspector.watch(training)
+    try:
+        training.run()
+    except Inspected:
+        pass
+    except EarlierUpdateFound as found:
+        return int(found.args[0])
+    finally:
+        inspector.unwrap()
+    if inspector.result is None:
+        raise ValueError(f"step={step}: the run ends after update {training.state.step}")
+    return inspector.result
 
 
 def _newest_before(options: Options, model: Model, step: int) -> tuple[Path | None, int]:
@@ -60,51 +65,6 @@ def _newest_before(options: Options, model: Model, step: int) -> tuple[Path | No
         if counters is not None and counters[0] < step:
             return path, counters[0]
     return None, 0
-
-
-def replay_here(
-    options: Options,
-    model: Model,
-    datamodule: DataModule,
-    step: int,
-    checkpoint: Path | None,
-    started_at: int,
-    is_worker: bool = False,
-) -> Replay:
-    """Replay in this process. Call on every rank.
-
-    Args:
-        options, model, datamodule, step: as for `replay`.
-        checkpoint: the checkpoint from which to go on, None to begin at the start.
-        started_at: its step.
-        is_worker: whether the trainer has launched this process.
-
-    Raises:
-        ValueError: the run ends before the update.
-    """
-    inspector = UpdateInspector(step, started_at, options.check_finite)
-    changed = _without_files(options, checkpoint, inspector)
-    shutdown = GracefulShutdown(ignore_further_signals=is_worker)
-    earlier: int | None = None
-    with (
-        single_call(describe_call("replay", options, model)),
-        open_session(changed, model, datamodule, is_training=True, data_is_prepared=is_worker) as session,
-    ):
-        training = Training(session, shutdown)
-        inspector.watch(training)
-        try:
-            training.run()
-        except Inspected:
-            pass
-        except EarlierUpdateFound as found:
-            earlier = int(found.args[0])
-        finally:
-            inspector.unwrap()
-    if earlier is not None:
-        return replay_here(options, model, datamodule, earlier, checkpoint, started_at, is_worker)
-    if inspector.result is None:
-        raise ValueError(f"step={step}: the run ends after update {training.state.step}")
-    return inspector.result
 
 
 def _without_files(options: Options, checkpoint: Path | None, inspector: UpdateInspector) -> Options:
@@ -121,4 +81,5 @@ def _without_files(options: Options, checkpoint: Path | None, inspector: UpdateI
         progress=False,
         print_banner=False,
         hang_minutes=None,
+        max_restarts=0,
     )

@@ -54,20 +54,20 @@ def predict_with_only_network(model: Any, batch: Any) -> Any:
         return next(iter(nets.values()))(first)
 
 
-def take_over(model: Any, outcome: dict[str, Any], trainer: Any) -> None:
+def set_up_trained(model: Any, content: dict[str, Any], trainer: Any) -> None:
     """Set a model up as it was at the end of a run in other processes: with its networks, metrics and hparams.
 
     Args:
         model: a Model.
-        outcome: the states of the "model", its "metrics" and, after a training, its "hparams".
+        content: the states of the "model", its "metrics" and, after a training, its "hparams".
         trainer: the trainer, which `setup` may use.
     """
     context = RunContext.standalone(torch.device("cpu"), trainer)
     try:
-        _set_up(model, outcome["model"], context)
+        _set_up(model, content["model"], context)
     finally:
-        model._attach(context, outcome.get("hparams"))
-        context.record(outcome["metrics"])
+        model._attach(context, content.get("hparams"))
+        context.record(content["metrics"])
         context.end_run()
 
 

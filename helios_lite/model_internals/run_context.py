@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -35,7 +36,6 @@ class RunContext:
         latest: the last value of every metric, by full name.
         shown: full names of the metrics that are shown beside the bar, in the order in which they were logged first.
         is_set_up: whether `Model.setup` has run.
-        num_begun: how many batches have begun, in training and in evaluations: it changes as long as the run goes on.
     """
 
     def __init__(
@@ -48,7 +48,8 @@ class RunContext:
         self.latest: dict[str, float] = {}
         self.shown: list[str] = []
         self.is_set_up = False
-        self.num_begun = 0
+        self._num_begun = 0  # Batches, in trainings and in evaluations.
+        self._is_callers_turn = False
         self._phase = "train"
         self._batch_size = 1
         self._step = 0
@@ -73,7 +74,7 @@ class RunContext:
             step: the optimizer update in progress, reported if a logged value is not finite.
             global_batch_size: number of samples of all ranks in this batch together.
         """
-        self.num_begun += 1
+        self._num_begun += 1
         self._batch_size, self._step, self._global_batch_size = batch_size, step, global_batch_size
 
     def begin_phase(self, phase: str, metrics: MetricAccumulator, batch_size: int = 1) -> None:
@@ -84,7 +85,7 @@ class RunContext:
             metrics: takes the values.
             batch_size: number of samples in the batch of an evaluation.
         """
-        self.num_begun += 1
+        self._num_begun += 1
         self._phase, self.metrics, self._batch_size = phase, metrics, batch_size
 
     @contextlib.contextmanager
@@ -135,6 +136,18 @@ class RunContext:
     def gather(self, value: Any) -> list[Any]:
         """Return the values of all ranks; see `Model.gather`."""
         return self.world.gather(DeviceMover(torch.device("cpu"))(value))
+
+    def progress(self) -> float:
+        """Return a number that changes as long as the run goes on, or the caller of the trainer has the turn."""
+        return time.monotonic() if self._is_callers_turn else self._num_begun
+
+    @contextlib.contextmanager
+    def callers_turn(self) -> Iterator[None]:
+        """A context in which the caller of the trainer has an output; the time that it takes is no hang."""
+        self._is_callers_turn = True
+        yield
+        self._is_callers_turn = False
+        self._num_begun += 1
 
     def use_strategy(self, parallel: ParallelStrategy) -> None:
         """Use the strategy of an earlier run, which has wrapped the networks."""

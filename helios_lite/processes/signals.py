@@ -114,15 +114,20 @@ class GracefulShutdown:
 
 @contextlib.contextmanager
 def usr1_without_effect() -> Iterator[None]:
-    """A context in which a SIGUSR1 does nothing, where it would end the process: a scheduler sends it at any time."""
-    if threading.current_thread() is not threading.main_thread():
+    """A context in which a SIGUSR1 does not end the process, which a scheduler may send at any time.
+
+    A handler that the program has set stays, also one that it sets within the context.
+    """
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    if not is_main_thread or signal.getsignal(signal.SIGUSR1) != signal.SIG_DFL:
         yield
         return
-    before = signal.signal(signal.SIGUSR1, do_nothing)
+    signal.signal(signal.SIGUSR1, do_nothing)
     try:
         yield
-    finally:
-        signal.signal(signal.SIGUSR1, signal.SIG_DFL if before is None else before)
+    finally:  # An iterator that nobody uses any more may end in another thread.
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGUSR1) is do_nothing:
+            signal.signal(signal.SIGUSR1, signal.SIG_DFL)
 
 
 def do_nothing(number: int, frame: FrameType | None) -> None:

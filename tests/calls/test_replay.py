@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.compare import same
+from helpers.compare import same, weights
 from helpers.models import quiet
 from helpers.replayed import Digests, Dropped, data, digest, digests, files, trainer
 from torch import nn
@@ -85,6 +85,17 @@ def test_a_poisoned_sample_is_named_also_by_a_replay_of_a_later_update(poisoned:
         assert math.isfinite(
             trainer(tmp_path).replay(Dropped(), data(poisoned), replayed.step - 1).batches[0].losses[0]
         )
+
+
+def test_launched_processes_replay_an_update_or_its_cause_and_their_weights_come_back(tmp_path: Path) -> None:
+    trained, replaying = Dropped(), Dropped()
+    run = trainer(tmp_path, devices=2, max_steps=3)
+    run.fit(trained, data())
+    replayed = run.replay(replaying, data(), 3)
+    assert (replayed.step, {batch.rank for batch in replayed.batches}) == (3, {0, 1})
+    assert same(weights(replaying), weights(trained))
+    cause = run.replay(replaying, data(poisoned=13), 3)  # In the first or second update, or in this one.
+    assert [i for batch in cause.batches for i in batch.not_finite_indices()] == [13]
 
 
 class Inverse(nn.Module):

@@ -187,14 +187,64 @@ def test_sigusr1_saves_and_stops_if_the_option_says_so(tmp_path: Path) -> None:
     assert steps_of_checkpoints(tmp_path) == [3]
 
 
-def test_sigusr1_outside_of_the_training_does_nothing(tmp_path: Path) -> None:
-    class Early(Tiny):
-        def setup(self, fast_init: bool = False) -> None:
-            os.kill(os.getpid(), signal.SIGUSR1)
-            super().setup(fast_init)
+# Sends itself SIGUSR1 in every call of a trainer, where no update is computed, and in the code of the caller.
+EVERY_CALL = """
+import os, signal, sys
+from helpers.models import Tiny, data, quiet
 
-    quiet(max_epochs=1, root=tmp_path).fit(Early(), data())
-    quiet(max_epochs=1, root=tmp_path).test(Early(), data())
+class Signalled(Tiny):
+    def setup(self, fast_init=False):
+        signalled()
+        super().setup(fast_init)
+
+    def predict_step(self, batch, step):
+        return batch
+
+def signalled():
+    if os.getpid() == program:
+        os.kill(program, signal.SIGUSR1)
+
+if __name__ == "__main__":
+    program = os.getpid()
+    trainer = quiet(max_epochs=1, root="runs", devices=int(sys.argv[1]))
+    calls = {
+        "fit": lambda: trainer.fit(Signalled(), data()),
+        "validate": lambda: trainer.validate(Signalled(), data()),
+        "test": lambda: trainer.test(Signalled(), data()),
+        "predict": lambda: [signalled() for _ in trainer.predict(Signalled(), data())],
+        "write_predictions": lambda: trainer.write_predictions(Signalled(), data(), "predictions.pt"),
+        "replay": lambda: trainer.replay(Signalled(), data(), step=1),
+    }
+    for name, call in calls.items():
+        if sys.argv[2:] and name not in sys.argv[2:]:
+            continue
+        call()
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL, name
+        # The handler of a program stays, and hears what is sent outside of the loop of a training.
+        heard = []
+        signal.signal(signal.SIGUSR1, lambda number, frame: heard.append(number))
+        call()
+        assert len(heard) > 0, name
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+        print(name)
+else:
+    program = None
+"""
+
+
+@pytest.mark.parametrize(
+    ("devices", "calls"),
+    [("1", ["fit", "validate", "test", "predict", "write_predictions", "replay"]), ("2", ["predict"])],
+)
+def test_sigusr1_outside_of_the_training_does_nothing_in_any_call(
+    devices: str, calls: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "calls.py").write_text(EVERY_CALL)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
+    command = [sys.executable, "calls.py", devices, *calls]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == calls
 
 
 def test_a_launched_training_passes_sigusr1_on(tmp_path: Path) -> None:

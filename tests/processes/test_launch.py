@@ -26,7 +26,8 @@ from torch import nn
 from torch.distributed.elastic.utils import distributed
 
 from helios_lite import DataModule, FitResult, Model
-from helios_lite.calls.launching import take_over
+from helios_lite.calls.launching import Call, take_final_weights
+from helios_lite.checkpoints.files import FORMAT_VERSION
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -198,11 +199,11 @@ def test_taking_over_what_other_processes_have_trained_uses_no_random_numbers_of
     datamodule = Noting()
     model, run = WithData(datamodule), trainer(None, max_steps=1)
     run.fit(model, datamodule)
-    torch.save({"format": 1, "model": model.state_dict(), "metrics": {}}, tmp_path / "outcome")
+    torch.save({"format": FORMAT_VERSION, "model": model.state_dict(), "metrics": {}}, tmp_path / "final")
     torch.manual_seed(1)
     expected = torch.rand(2)
     torch.manual_seed(1)
-    take_over(tmp_path / "outcome", run, model, datamodule, is_training=True)
+    take_final_weights(Call("fit", run, model, datamodule, 2), tmp_path / "final")
     assert torch.equal(torch.rand(2), expected)
     assert datamodule.calls == ["setup", "teardown"] * 2
 

@@ -868,7 +868,7 @@ def test_two_frames_stand_between_the_launcher_and_a_step() -> None:
             super().train_step(batch, state)
 
     quiet(max_steps=1).fit(Looking(), data())
-    launcher = ["fit", "_run", "run_task"]
+    launcher = ["fit", "run", "train"]
     assert names[names.index("fit") :] == [*launcher, "run", "run_batches", "train_step"]
 
 
