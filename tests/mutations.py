@@ -162,6 +162,10 @@ PLANTED = AUDIT + "a_planted_error_breaks_the_relations_that_name_it"
 PLANTED_HASHES = AUDIT + "hashes_of_strings_and_the_way_in_which_processes_start_are_those_of_a_new_program"
 METHOD = PLANTED_HASHES
 NAMED_BATCH = AUDIT + "what_differs_first_is_named"
+NOT_JUDGED = AUDIT + "a_program_that_hangs_or_fails_is_not_judged_and_the_reason_is_given"
+TOO_SLOW = AUDIT + "a_training_that_is_too_slow_for_one_relation_breaks_none"
+SHARED_TRIALS = AUDIT + "relations_that_look_at_the_same_training_share_it"
+LEARNED = AUDIT + "a_training_that_only_has_to_learn_ends_when_it_has"
 RIGHT = AUDIT + "nothing_breaks_in_a_right_program_and_few_relations_are_left_out"
 REPLAY = "calls/test_replay.py::test_"
 REPLAYED = REPLAY + "an_update_of_a_resumed_run_is_computed_again_bit_for_bit_and_no_file_changes"
@@ -1780,9 +1784,13 @@ MUTATIONS = [
     Mutation(
         "tools/audit/processes.py", "    multiprocessing.set_start_method(start_method, force=True)\n", "", METHOD
     ),
-    Mutation(
-        "tools/audit/processes.py", "end = time.monotonic() + self._seconds", "end = time.monotonic() + 99", HANGS
-    ),
+    Mutation("tools/audit/processes.py", "if is_late:", "if False:", NOT_JUDGED),
+    Mutation("tools/audit/processes.py", "is_late=True", "is_late=False", TOO_SLOW),
+    Mutation("tools/audit/processes.py", "if key not in self._kept:", "if True:", SHARED_TRIALS),
+    Mutation("tools/audit/sums.py", "ends_when=has_halved", "ends_when=None", LEARNED),
+    Mutation("tools/audit/sums.py", "ends_when=has_generalized", "ends_when=None", LEARNED),
+    Mutation("tools/audit/sums.py", "- 0.5 * abs(losses[0])", "", LEARNED),
+    Mutation("tools/audit/sums.py", "0.3 * abs(first) and len", "0.0 * abs(first) and len", LEARNED),
     Mutation("data.py", 'require_kind(name, getattr(self, name), bool, "True or False")', "pass", WRONG_KINDS),
     Mutation(
         "networks/precision.py", 'require_kind("loss", loss, Tensor, "a tensor of one element")', "pass", WRONG_KINDS

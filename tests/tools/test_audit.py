@@ -1,8 +1,10 @@
 """The audit names planted errors as what they are, says nothing against right programs, and ends by itself."""
 
+import functools
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import time
@@ -14,7 +16,7 @@ import torch
 from helpers.planted import ERRORS
 from helpers.right_programs import RIGHT, Classifier, blobs, splits, trainer
 
-from helios_lite.tools.audit import RELATIONS, audit
+from helios_lite.tools.audit import RELATIONS, Finding, audit
 from helios_lite.tools.command import main
 
 NAMES = [relation.name for relation in RELATIONS]
@@ -32,10 +34,25 @@ NOT_APPLICABLE = {
 }
 
 
+@functools.cache
+def planted(name: str) -> list[Finding]:
+    """Return what an audit says of a planted error."""
+    make, expected = ERRORS[name]
+    return audit(make, sorted(expected))
+
+
+@functools.cache
+def right(name: str) -> dict[str, Finding]:
+    """Return what an audit says of a right program, by relation."""
+    only = [relation for relation in NAMES if relation != "repeat" or name == "classifier"]  # It starts an interpreter.
+    findings = {finding.relation: finding for finding in audit(RIGHT[name], only)}
+    assert list(findings) == only
+    return findings
+
+
 @pytest.mark.parametrize("name", ERRORS)
 def test_a_planted_error_breaks_the_relations_that_name_it(name: str) -> None:
-    make, expected = ERRORS[name]
-    findings = audit(make, sorted(expected))
+    findings, (_, expected) = planted(name), ERRORS[name]
     assert [(finding.relation, finding.result) for finding in findings] == [
         (relation, "breaks") for relation in NAMES if relation in expected
     ]
@@ -46,9 +63,7 @@ def test_a_planted_error_breaks_the_relations_that_name_it(name: str) -> None:
 
 @pytest.mark.parametrize("name", RIGHT)
 def test_nothing_breaks_in_a_right_program_and_few_relations_are_left_out(name: str) -> None:
-    only = [relation for relation in NAMES if relation != "repeat" or name == "classifier"]  # It starts an interpreter.
-    results = {finding.relation: finding.result for finding in audit(RIGHT[name], only)}
-    assert list(results) == only
+    results = {relation: finding.result for relation, finding in right(name).items()}
     left_out = NOT_APPLICABLE.get(name, set()) | {"loss_scale"} - ({"loss_scale"} if name == "fp16" else set())
     if name not in ("normalized", "distilled"):
         left_out = left_out | {"modes"}
@@ -109,7 +124,28 @@ def test_what_differs_first_is_named() -> None:
         ("frozen_in_training_mode", "modes", "net.0.1 is frozen, but in training mode in train_step"),
         ("one_nan", "finite", "1 samples of train are not finite (part 0): indices 37"),
     ):
-        assert text in audit(ERRORS[name][0], [relation])[0].text
+        assert text in next(finding.text for finding in planted(name) if finding.relation == relation)
+
+
+def number_of_updates(finding: Finding) -> int:
+    return int(re.search(r"in (\d+) updates", finding.text)[1])
+
+
+def test_a_training_that_only_has_to_learn_ends_when_it_has() -> None:
+    assert number_of_updates(right("classifier")["overfit"]) < 50
+    assert 24 < number_of_updates(right("classifier")["pairing"]) < 200
+    assert [number_of_updates(right("distilled")[name]) for name in ("overfit", "pairing")] == [150, 400]
+
+
+def counted(path: Path) -> Any:
+    with path.open("a") as file:
+        file.write("made\n")
+    return trainer(), Classifier(), splits(*blobs(256))
+
+
+def test_relations_that_look_at_the_same_training_share_it(tmp_path: Path) -> None:
+    audit(functools.partial(counted, tmp_path / "made"), ["finite", "overlap", "constant_data", "modes", "parameters"])
+    assert (tmp_path / "made").read_text() == "made\n" * 2
 
 
 class Ordered(Classifier):
@@ -149,6 +185,23 @@ def broken() -> Any:
     raise RuntimeError("no such file")
 
 
+class StuckAlone(Classifier):
+    def train_step(self, batch: Any, state: Any) -> None:
+        if len(batch[0]) == 1:
+            time.sleep(600)
+        super().train_step(batch, state)
+
+
+def stuck_alone() -> Any:
+    return trainer(), StuckAlone(), splits(*blobs(256))
+
+
+def test_a_training_that_is_too_slow_for_one_relation_breaks_none() -> None:
+    (finding,) = audit(stuck_alone, ["samples_alone"], seconds=4)
+    assert finding.result == "not applicable"
+    assert finding.text.endswith("fails: no result after 4 s")
+
+
 def test_a_program_that_hangs_or_fails_is_not_judged_and_the_reason_is_given() -> None:
     for make, reason in ((stuck, "no result after 1 s"), (broken, "RuntimeError: no such file")):
         (finding,) = audit(make, ["resume"], seconds=1)
@@ -161,7 +214,7 @@ def test_the_run_folder_is_not_used_and_a_second_audit_finds_the_same(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     only = ["resume", "samples_alone", "modes"]
-    assert audit(RIGHT["normalized"], only) == audit(RIGHT["normalized"], only)
+    assert audit(RIGHT["normalized"], only) == [right("normalized")[relation] for relation in only]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -12,7 +12,6 @@ from typing import Any
 from helios_lite.data import DataModule
 from helios_lite.model import Model
 from helios_lite.processes.launch import leave_if_importing
-from helios_lite.tools.audit import bits
 from helios_lite.tools.audit.processes import Trials
 from helios_lite.tools.audit.relations import RELATIONS, Relation
 from helios_lite.tools.audit.trial import Break, Finding, NotApplicable, Source
@@ -60,7 +59,6 @@ def audit(
     chosen = [relation for relation in RELATIONS if only is None or relation.name in only]
     with tempfile.TemporaryDirectory(prefix="helios_lite-") as folder:
         trials = Trials(Source(origin, overrides or {}), Path(folder), seconds, devices)
-        trials.kept(bits.BASE)  # Most relations compare with it.
         with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
             return list(pool.map(lambda relation: _find(relation, trials), chosen))
 

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 from helios_lite.tools.audit.processes import Trials
 from helios_lite.tools.audit.record import Record, Update
-from helios_lite.tools.audit.trial import Break, NotApplicable, Trial
+from helios_lite.tools.audit.trial import WITHOUT_VALIDATION, Break, NotApplicable, Trial
 
-BASE = Trial("as it is")
+BASE = Trial(records_bits=True)
 """The program as it is, with small epochs."""
 
 
 def base(trials: Trials) -> Record:
     """Return the record of the program as it is; `NotApplicable` if it does not train."""
-    record = trials.kept(BASE)
-    if record.error:
-        raise NotApplicable(f"the training itself fails: {record.error}")
+    record = trials.kept(BASE).checked("the training itself", NotApplicable)
     if not record.updates:
         raise NotApplicable("the training makes no update")
     return record
 
 
 def check_repeat(trials: Trials) -> str:
-    """Train twice."""
+    """Train again; if that is equal, once more in a new interpreter, whose start takes longer than the training."""
     expected = base(trials)
-    compare(expected, trials.run(Trial("a second time", changes_hash_seed=True)))
-    return f"{len(expected.updates)} updates in two processes, with other hashes of strings"
+    _compare(expected, trials.run(BASE), "in the second process")
+    _compare(expected, trials.run(_base_with(changes_hash_seed=True)), "with other hashes of strings")
+    return f"{len(expected.updates)} updates in several processes, one of them with other hashes of strings"
 
 
 def check_resume(trials: Trials) -> str:
@@ -37,15 +39,13 @@ def check_resume(trials: Trials) -> str:
         raise NotApplicable(f"the training ends after {total} updates")
     parts = []
     for i, end in enumerate([*cuts, None]):
-        part = trials.run(Trial("resumed", options=saving, ends_after=end), folder="cut")
-        if part.error:
-            raise Break(f"{'the resume after' if i else 'the training before'} the crash fails: {part.error}")
-        parts.append(part)
+        part = trials.run(_base_with(options=saving, ends_after=end), folder="cut")
+        parts.append(part.checked(f"{'the resume after' if i else 'the training before'} the crash"))
     for cut, part in zip(cuts, parts[1:], strict=True):
         if part.updates and part.first_update != cut + 1:
             raise Break(f"the resume after update {cut} went on with update {part.first_update}")
     joined = Record(updates=[update for part in parts for update in part.updates])
-    compare(expected, joined, f"after a resume (crashes after the updates {' and '.join(map(str, cuts))})")
+    _compare(expected, joined, f"after a resume (crashes after the updates {' and '.join(map(str, cuts))})")
     return f"crashes after the updates {' and '.join(map(str, cuts))} of {total}, then a resume"
 
 
@@ -59,7 +59,7 @@ def check_workers(trials: Trials) -> str:
         raise NotApplicable("an IterableDataset decides itself what each worker reads")
     other = 2 if facts.num_workers == 0 else 0
     workers = {"num_workers": other}
-    compare(expected, trials.run(Trial(f"num_workers={other}", train=workers, valid=workers)), f"with {other} workers")
+    _compare(expected, trials.run(_base_with(train=workers, valid=workers)), f"with {other} workers")
     return f"num_workers={facts.num_workers} and {other}"
 
 
@@ -67,20 +67,23 @@ def check_validation(trials: Trials) -> str:
     """Train with a validation after every update, and without any."""
     if not base(trials).facts.has_valid:
         raise NotApplicable("there is no validation split")
-    shared = {"monitor": None, "sanity_batches": 0, "valid_every_epochs": None}
-    often = trials.run(Trial("validated after every update", options={**shared, "valid_every_steps": 1}))
-    never = trials.run(Trial("without validations", options=shared))
-    for record in (often, never):
-        if record.error:
-            raise NotApplicable(f"a training of this kind fails: {record.error}")
+    never, often = (
+        trials.run(_base_with(options=options)).checked("a training of this kind", NotApplicable)
+        for options in (WITHOUT_VALIDATION, {**WITHOUT_VALIDATION, "valid_every_steps": 1})
+    )
     for i, (a, b) in enumerate(zip(often.updates, never.updates, strict=False)):
         if a.rates != b.rates and (i == 0 or often.updates[i - 1].losses == never.updates[i - 1].losses):
             raise NotApplicable("the learning rate depends on the validations")
-    compare(never, often, "with a validation after every update")
+    _compare(never, often, "with a validation after every update")
     return f"{len(never.updates)} updates with {len(often.validations)} validations, and without any"
 
 
-def compare(expected: Record, found: Record, when: str = "in the second process") -> None:
+def _base_with(**changes: Any) -> Trial:
+    """Return `BASE` with changes."""
+    return dataclasses.replace(BASE, **changes)
+
+
+def _compare(expected: Record, found: Record, when: str) -> None:
     """Raise `Break` with the first difference between two trials.
 
     Args:
@@ -88,8 +91,7 @@ def compare(expected: Record, found: Record, when: str = "in the second process"
         found: the other record.
         when: how the other trial differs, for the message.
     """
-    if found.error:
-        raise Break(f"{when} the training fails: {found.error}")
+    found.checked(f"{when} the training")
     for i, (a, b) in enumerate(zip(expected.updates, found.updates, strict=False)):
         if (difference := _difference(a, b)) is not None:
             raise Break(f"{when} update {i + 1} differs: {difference}")

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from helios_lite.tools.audit.bits import BASE, base
 from helios_lite.tools.audit.processes import Trials
-from helios_lite.tools.audit.record import Record
-from helios_lite.tools.audit.trial import EPOCH_UPDATES, Break, NotApplicable, Trial
+from helios_lite.tools.audit.trial import EPOCH_UPDATES, WITHOUT_WORKERS, Break, NotApplicable, Trial
 
 _TOLERANCE = 1e-5  # Relative difference of metrics that were computed again in another process.
-
-
-def _looked(trials: Trials) -> Record:
-    """Return the record of one epoch that is watched closely."""
-    trial = Trial(
-        "watched", updates=EPOCH_UPDATES, train={"num_workers": 0}, valid={"num_workers": 0},
-        reads_samples=True, watches_modes=True,
-    )  # fmt: skip
-    return trials.kept(trial)
+_WATCHED = Trial(EPOCH_UPDATES, train=WITHOUT_WORKERS, valid=WITHOUT_WORKERS, reads_samples=True, watches_modes=True)
+"""One epoch that is watched closely."""
 
 
 def check_parameters(trials: Trials) -> str:
@@ -44,9 +36,7 @@ def check_parameters(trials: Trials) -> str:
 
 def check_modes(trials: Trials) -> str:
     """Look in which modes dropout and batch normalization run, and whether frozen parts move."""
-    record = _looked(trials)
-    if record.error:
-        raise NotApplicable(f"the training fails: {record.error}")
+    record = trials.kept(_WATCHED).checked("the training", NotApplicable)
     found = []
     for name, modes in record.modes.items():
         if "training" in modes["valid"]:
@@ -67,27 +57,24 @@ def check_modes(trials: Trials) -> str:
 
 def check_finite(trials: Trials) -> str:
     """Read all samples."""
-    record = _looked(trials)
+    record = trials.kept(_WATCHED)
     for phase, read in record.samples.items():
         if read.not_finite:
             indices = [index for index, _ in read.not_finite]
             place = read.not_finite[0][1]
             shown = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
             raise Break(f"{len(indices)} samples of {phase} are not finite ({place}): indices {shown}")
-    batch = record.not_finite_batch or trials.kept(BASE).not_finite_batch
-    if batch:
+    if batch := trials.kept(BASE).not_finite_batch:
         raise Break(f"{batch} is not finite")
-    if record.error and not record.samples:
-        raise NotApplicable(f"the training fails: {record.error}")
+    if not record.samples:
+        record.checked("the training", NotApplicable)
     number = sum(len(read.digests) for read in record.samples.values())
     return f"{number} samples" if number else "the batches of the training (the splits have no indices)"
 
 
 def check_constant_data(trials: Trials) -> str:
     """Read all samples again after the training, under the same seeds."""
-    record = _looked(trials)
-    if record.error:
-        raise NotApplicable(f"the training fails: {record.error}")
+    record = trials.kept(_WATCHED).checked("the training", NotApplicable)
     if not record.samples:
         raise NotApplicable("the splits have no indices")
     for phase, read in record.samples.items():
@@ -99,7 +86,7 @@ def check_constant_data(trials: Trials) -> str:
 
 def check_overlap(trials: Trials) -> str:
     """Compare the samples of the train and the validation splits."""
-    reads = _looked(trials).samples
+    reads = trials.kept(_WATCHED).samples
     if "train" not in reads or len(reads) < 2:
         raise NotApplicable("there are no two splits with indices")
     train = reads["train"]
@@ -130,14 +117,13 @@ def check_checkpoint(trials: Trials) -> str:
     if not base(trials).facts.has_valid:
         raise NotApplicable("there is no validation split")
     saving = {"valid_every_steps": 1, "save_every_steps": 1}
-    saved = trials.run(Trial("one epoch", updates=EPOCH_UPDATES, options=saving), folder="loaded")
-    if saved.error or not saved.validations:
-        raise NotApplicable(f"an epoch fails: {saved.error or 'there was no validation'}")
-    loaded = trials.run(Trial("loaded", loads_checkpoint=True), folder="loaded")
+    saved = trials.run(Trial(EPOCH_UPDATES, options=saving), folder="loaded").checked("an epoch", NotApplicable)
+    if not saved.validations:
+        raise NotApplicable("an epoch has no validation")
+    loaded = trials.run(Trial(loads_checkpoint=True), folder="loaded")
     if loaded.error.startswith("TypeError") and "argument" in loaded.error:
         raise NotApplicable(f"load_from_checkpoint cannot build the model ({loaded.error}); keep them in hparams")
-    if loaded.error:
-        raise Break(f"load_from_checkpoint or the validation after it fails: {loaded.error}")
+    loaded.checked("load_from_checkpoint or the validation after it")
     expected, found = saved.validations[-1], loaded.validations[-1]
     for name, value in expected.items():
         other = found.get(name)

@@ -47,6 +47,7 @@ class Trials:
         self.source, self.processes = source, processes
         self._folder, self._seconds = folder, seconds
         self._kept: dict[str, Record] = {}
+        self._locks: dict[str, threading.Lock] = {}  # Of the trials to keep.
         self._count = 0
 
     def run(self, trial: Trial, folder: str | None = None) -> Record:
@@ -74,17 +75,17 @@ class Trials:
             return record
         if any(child.exitcode == NO_GUARD_STATUS for child in children):
             return Record(error=NO_GUARD_TEXT)
-        return Record(error=f"no result after {self._seconds:g} s" if is_late else _last_words(result))
+        if is_late:
+            return Record(error=f"no result after {self._seconds:g} s", is_late=True)
+        return Record(error=_last_words(result))
 
     def kept(self, trial: Trial) -> Record:
         """Return the record of a trial that several relations compare with; it runs once."""
-        with _LOCK:
-            record = self._kept.get(trial.name)
-        if record is None:
-            record = self.run(trial)
-            with _LOCK:
-                record = self._kept.setdefault(trial.name, record)
-        return record
+        key = repr(trial)
+        with self._locks.setdefault(key, threading.Lock()):
+            if key not in self._kept:
+                self._kept[key] = self.run(trial)
+            return self._kept[key]
 
     def _start(self, trial: Trial, run_folder: Path, result: Path) -> list[Any]:
         # A started process would start its own (those of loaders) in the way in which it was started.

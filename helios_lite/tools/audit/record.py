@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from helios_lite.nested import leaves
+from helios_lite.tools.audit.trial import Break, NotApplicable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +54,9 @@ class Update:
     """What happened in one update.
 
     Attributes:
-        batches: a digest of each micro-batch.
+        batches: a digest of each micro-batch, if the trial records bits.
         losses: the value and the weight of each loss that was passed to `backward`.
-        state: digests of the leaves of `Model.state_dict` after the update, by name.
+        state: digests of the leaves of `Model.state_dict` after the update, by name, if the trial records bits.
         rates: the learning rates of all parameter groups that stepped.
         gradients: the gradients that the optimizers used, by parameter, if the trial records them.
     """
@@ -65,6 +66,10 @@ class Update:
     state: dict[str, str] = dataclasses.field(default_factory=dict)
     rates: list[float] = dataclasses.field(default_factory=list)
     gradients: dict[str, Tensor] = dataclasses.field(default_factory=dict)
+
+    def mean_loss(self) -> float:
+        """Return the mean of the losses, 0 if there is none."""
+        return sum(value for value, _ in self.losses) / max(1, len(self.losses))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,8 +108,10 @@ class Record:
         modes: of each module with modes and of functional dropout: the modes ("training", "evaluation") in the steps
             "train" and "valid", and "is_frozen".
         moved: buffers of frozen parts that have changed.
-        not_finite_batch: the update and place of a value in a batch that is not finite, "" if there is none.
+        not_finite_batch: the update and place of a value in a batch that is not finite, "" if there is none, or if the
+            trial does not record bits.
         error: the exception that has ended the trial, "" if there is none.
+        is_late: whether the trial was ended at its deadline, which says nothing about the program.
         held_out: the loss of samples that are not trained on, before the first update and then after every eighth.
     """
 
@@ -119,7 +126,23 @@ class Record:
     moved: list[str] = dataclasses.field(default_factory=list)
     not_finite_batch: str = ""
     error: str = ""
+    is_late: bool = False
     held_out: list[float] = dataclasses.field(default_factory=list)
+
+    def mean_losses(self) -> list[float]:
+        """Return the mean loss of each update."""
+        return [update.mean_loss() for update in self.updates]
+
+    def checked(self, what: str, raises: type[Exception] = Break) -> Record:
+        """Return this record of a trial that has succeeded.
+
+        Args:
+            what: what has failed otherwise, for the message.
+            raises: the error to raise then, unless the trial was only too slow.
+        """
+        if self.error:
+            raise (NotApplicable if self.is_late else raises)(f"{what} fails: {self.error}")
+        return self
 
 
 def digest(value: Any) -> str:

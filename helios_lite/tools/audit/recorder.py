@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +46,7 @@ class Recorder(Callback):
         self._first_update = 1
         self._batches: list[str] = []  # Of the present update, as the losses.
         self._losses: list[tuple[float, float | None]] = []
+        self._mean_losses: list[float] = []  # Of the updates.
         self._validations: list[dict[str, float]] = []
         self._reduced: dict[str, str] = {}
         self._samples: dict[str, SampleRead] = {}
@@ -59,7 +59,6 @@ class Recorder(Callback):
         self._frozen, self._moved = dict[str, str](), list[str]()
         self._optimizers = OptimizerWatch(trial.records_gradients)
         self._reader: SampleReader | None = None
-        self._begun = time.monotonic()
 
     def record(self) -> Record:
         """Return what has been recorded."""
@@ -113,7 +112,6 @@ class Recorder(Callback):
         if trial.loss_scale is not None and scaler is not None:
             scaler.scale(torch.zeros((), device=model.device))  # It makes its scale when it is first used.
             scaler.update(trial.loss_scale)
-        self._begun = time.monotonic()
 
     def on_training_batch_start(self, state: TrainingState) -> None:
         """End the trial if it has enough updates."""
@@ -126,14 +124,16 @@ class Recorder(Callback):
         """Record the update, if the batch has completed it."""
         if state.step < self._first_update + len(self._updates):
             return
-        content = {} if self._trial.repeats > 0 else self.model.state_dict()
-        digests = {name: digest(leaf) for name, leaf in leaves(content)}
+        content = self.model.state_dict() if self._trial.records_bits else {}
+        digests = {name: digest(leaf) for name, leaf in leaves(content)} if content else {}
         self._updates.append(Update(self._batches, self._losses, digests, *self._optimizers.take_update()))
+        self._mean_losses.append(self._updates[-1].mean_loss())
         self._batches, self._losses = [], []
         with torch.no_grad():
             for value, initial in self._initial:
                 value.copy_(initial)
-        if self._trial.max_seconds is not None and time.monotonic() - self._begun > self._trial.max_seconds:
+        ends_when = self._trial.ends_when
+        if ends_when is not None and ends_when(self._mean_losses, self._held_out_losses):
             raise Enough
 
     def on_training_end(self) -> None:
@@ -155,9 +155,10 @@ class Recorder(Callback):
     def _train_step(self, original: Callable[[Any, TrainingState], None]) -> Callable[[Any, TrainingState], None]:
         def train_step(batch: Any, state: TrainingState) -> None:
             trial = self._trial
-            self._batches.append(digest(batch))
-            if not self._not_finite_batch and (place := place_not_finite(batch)) is not None:
-                self._not_finite_batch = f"{place} of the batch of update {state.step + 1}"
+            if trial.records_bits:
+                self._batches.append(digest(batch))
+                if not self._not_finite_batch and (place := place_not_finite(batch)) is not None:
+                    self._not_finite_batch = f"{place} of the batch of update {state.step + 1}"
             if trial.is_evaluating:
                 for net in named_networks(self.model).values():
                     net.eval()

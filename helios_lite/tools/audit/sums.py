@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,21 +13,31 @@ from torch import Tensor
 from helios_lite.tools.audit.bits import base
 from helios_lite.tools.audit.processes import Trials
 from helios_lite.tools.audit.record import Facts, Record
-from helios_lite.tools.audit.trial import EPOCH_UPDATES, Break, NotApplicable, Trial
+from helios_lite.tools.audit.trial import (
+    EPOCH_UPDATES,
+    WITHOUT_VALIDATION,
+    WITHOUT_WORKERS,
+    Break,
+    NotApplicable,
+    Trial,
+)
 
 TOLERANCE = 1e-3
 """Relative difference of gradients and losses below which the order of the sums explains it."""
 SCALE_TOLERANCE = 0.05  # The same for gradients of fp16, whose small values are rounded away.
 REPEATS = 24  # How often something random is repeated for its mean.
 STANDARD_ERRORS = 5.0  # By how many of them two means must differ.
+_PROBE = Trial(updates=2, is_evaluating=True, repeats=2)
+"""The same batch twice."""
+_TRAINING_ONLY = {**WITHOUT_VALIDATION, "limit_valid_batches": None, "steps_per_epoch": None}
+_COMPARABLE = {**_TRAINING_ONLY, "precision": "fp32", "clip_norm": None}
+"""Options of trials whose losses and gradients are compared."""
 
 
 def probe(trials: Trials) -> Facts:
     """Return what is to know of the program; `NotApplicable` if it does not train."""
     facts = base(trials).facts
-    record = trials.kept(Trial("the same batch twice", updates=2, is_evaluating=True, repeats=2))
-    if record.error:
-        raise NotApplicable(f"a training in evaluation mode fails: {record.error}")
+    record = trials.kept(_PROBE).checked("a training in evaluation mode", NotApplicable)
     probed = dataclasses.replace(
         record.facts, num_optimizers=facts.num_optimizers, draws_in_validation=facts.draws_in_validation
     )
@@ -75,36 +86,22 @@ def _gradients(
     total = size * window * processes
     length = (EPOCH_UPDATES - 1) * total + total // 2 + 1
     if facts.draws_in_training:
-        limits: dict[str, Any] = {"overfit_batches": window, "limit_train_batches": None, "limit_valid_batches": None}
+        limits: dict[str, Any] = {"overfit_batches": window, "limit_train_batches": None}
     else:
         limits = {"limit_train_batches": EPOCH_UPDATES * window}
     if facts.train_kind == "iterable":
         length = 0
     trial = Trial(
-        name,
         updates=REPEATS if facts.draws_in_training else EPOCH_UPDATES,
-        options={
-            "accumulation_steps": window,
-            "precision": "fp32",
-            "clip_norm": None,
-            "steps_per_epoch": None,
-            "valid_every_epochs": None,
-            "monitor": None,
-            "sanity_batches": 0,
-            **limits,
-            **(options or {}),
-        },
-        train={"batch_size": size, "num_workers": 0},
+        options={**_COMPARABLE, "accumulation_steps": window, **limits, **(options or {})},
+        train={**WITHOUT_WORKERS, "batch_size": size},
         train_samples=length or None,
         is_evaluating=True,
         keeps_weights=True,
         records_gradients=True,
         processes=processes,
     )
-    record = trials.run(trial)
-    if record.error:
-        raise Break(f"with batches of {size} ({name}) the training fails: {record.error}")
-    return record
+    return trials.run(trial).checked(f"with batches of {size} ({name}) the training")
 
 
 def _compare_gradients(expected: Record, found: Record, when: str, facts: Facts) -> None:
@@ -184,27 +181,16 @@ def check_samples_alone(trials: Trials) -> str:
 
 def _losses(trials: Trials, facts: Facts, size: int, updates: int) -> Record:
     repeats = REPEATS if facts.draws_in_training else 1
+    limit = None if facts.train_kind == "map" else updates
     trial = Trial(
-        f"batches of {size}",
         updates=updates,
-        options={
-            "accumulation_steps": 1,
-            "precision": "fp32",
-            "limit_train_batches": None if facts.train_kind == "map" else updates,
-            "steps_per_epoch": None,
-            "valid_every_epochs": None,
-            "monitor": None,
-            "sanity_batches": 0,
-        },
-        train={"batch_size": size, "num_workers": 0, "drop_last": False},
+        options={**_COMPARABLE, "accumulation_steps": 1, "limit_train_batches": limit},
+        train={**WITHOUT_WORKERS, "batch_size": size, "drop_last": False},
         train_samples=size * updates,
         is_evaluating=True,
         repeats=repeats,
     )
-    record = trials.run(trial)
-    if record.error:
-        raise Break(f"with batches of {size} the training fails: {record.error}")
-    return record
+    return trials.run(trial).checked(f"with batches of {size} the training")
 
 
 def _weighted_mean(record: Record, position: int, num_losses: int, sizes: list[int]) -> tuple[float, float, float]:
@@ -230,7 +216,7 @@ def check_valid_batch_size(trials: Trials) -> str:
         raise NotApplicable("a validation split is a loader of its own, or has no indices")
     if facts.draws_in_validation:
         raise NotApplicable("valid_step draws random numbers (see the relation modes)")
-    if trials.kept(Trial("the same batch twice", updates=2, is_evaluating=True, repeats=2)).facts.carries_state:
+    if trials.kept(_PROBE).facts.carries_state:
         raise NotApplicable("a state is carried over batches")
     size = max(2, facts.valid_batch_size)
     length = min(facts.valid_length, 2 * size + size // 2 + 1)
@@ -251,18 +237,16 @@ def check_valid_batch_size(trials: Trials) -> str:
 
 def _validated(trials: Trials, size: int, length: int) -> Record:
     """Return the record of a training that begins with a validation of the first samples."""
-    options = {"sanity_batches": length, "limit_valid_batches": None, "precision": "fp32", "valid_every_epochs": None}
-    values = {"batch_size": size, "num_workers": 0, "drop_last": False}
+    options = {**WITHOUT_VALIDATION, "sanity_batches": length, "limit_valid_batches": None, "precision": "fp32"}
     trial = Trial(
-        f"validation batches of {size}",
         updates=1,
-        options={**options, "monitor": None, "valid_every_steps": 1_000_000},
-        valid=values,
+        options={**options, "valid_every_steps": 1_000_000},
+        valid={**WITHOUT_WORKERS, "batch_size": size, "drop_last": False},
         valid_samples=length,
     )
-    record = trials.run(trial)
-    if record.error or not record.validations:
-        raise Break(f"with validation batches of {size} it fails: {record.error or 'there was no validation'}")
+    record = trials.run(trial).checked(f"with validation batches of {size} the training")
+    if not record.validations:
+        raise Break(f"with validation batches of {size} there is no validation")
     return record
 
 
@@ -274,10 +258,10 @@ def check_loss_scale(trials: Trials) -> str:
     scales = (2.0**14, 2.0**7)
     records = []
     for scale in scales:
-        trial = Trial(f"loss scale {scale:g}", updates=1, loss_scale=scale, records_gradients=True, is_evaluating=True)
-        record = trials.run(trial)
-        if record.error or not record.updates:
-            raise NotApplicable(f"with the scale {scale:g} there is no update: {record.error}")
+        trial = Trial(updates=1, loss_scale=scale, records_gradients=True, is_evaluating=True)
+        record = trials.run(trial).checked(f"the training with the scale {scale:g}", NotApplicable)
+        if not record.updates:
+            raise NotApplicable(f"with the scale {scale:g} there is no update")
         records.append(record)
     a, b = (record.updates[0].gradients for record in records)
     if (difference := _largest_difference(a, b, SCALE_TOLERANCE)) is not None:
@@ -286,25 +270,12 @@ def check_loss_scale(trials: Trials) -> str:
 
 
 def check_overfit(trials: Trials) -> str:
-    """Train on one batch again and again."""
-    facts = probe(trials)
-    if facts.num_optimizers > 1:
-        raise NotApplicable("several optimizers may have losses that work against each other")
-    if facts.draws_in_training:
-        raise NotApplicable("train_step draws random numbers, so that the batch is another one each time")
-    if facts.train_kind != "map":
-        raise NotApplicable("the train split has no indices")
-    limits = {"overfit_batches": facts.accumulation_steps, "limit_train_batches": None, "limit_valid_batches": None}
-    quiet = {"valid_every_epochs": None, "monitor": None, "sanity_batches": 0, "steps_per_epoch": None}
-    workers = {"num_workers": 0}
-    trial = Trial(
-        "one batch", updates=150, options={**limits, **quiet}, train=workers, is_evaluating=True, max_seconds=8
-    )
-    record = trials.run(trial)
-    if record.error:
-        raise Break(f"with one batch the training fails: {record.error}")
-    losses = [sum(value for value, _ in update.losses) / max(1, len(update.losses)) for update in record.updates]
-    first, last = losses[0], sum(losses[-3:]) / len(losses[-3:])
+    """Train on one batch again and again, until its loss has halved."""
+    facts = _probe_learning(trials)
+    options = {**_TRAINING_ONLY, "overfit_batches": facts.accumulation_steps, "limit_train_batches": None}
+    trial = Trial(150, options, WITHOUT_WORKERS, is_evaluating=True, ends_when=has_halved)
+    losses = trials.run(trial).checked("with one batch the training").mean_losses()
+    first, last = losses[0], _last_loss(losses)
     what = f"the loss of one batch went from {first:.4g} to {last:.4g} in {len(losses)} updates"
     if last >= first - 0.01 * abs(first):
         raise Break(what)
@@ -313,39 +284,57 @@ def check_overfit(trials: Trials) -> str:
     return what
 
 
+def has_halved(losses: Sequence[float], held_out: Sequence[float]) -> bool:
+    """Return whether the loss of one batch has fallen by half, which leaves no doubt that it can be overfitted."""
+    return _last_loss(losses) < losses[0] - 0.5 * abs(losses[0])
+
+
+def _last_loss(losses: Sequence[float]) -> float:
+    return sum(losses[-3:]) / len(losses[-3:])
+
+
 def check_pairing(trials: Trials) -> str:
-    """Train on every other sample, and look whether the loss of the samples between them falls as well."""
-    facts = probe(trials)
-    if facts.num_optimizers > 1:
-        raise NotApplicable("several optimizers may have losses that work against each other")
-    if facts.draws_in_training:
-        raise NotApplicable("train_step draws random numbers")
-    if facts.train_kind != "map" or (facts.length or 0) < 64:
-        raise NotApplicable("the train split has no indices, or fewer than 64 samples")
-    options = {
-        "limit_train_batches": None,
-        "limit_valid_batches": None,
-        "steps_per_epoch": None,
-        "valid_every_epochs": None,
-        "monitor": None,
-        "sanity_batches": 0,
-        "max_epochs": None,
-    }
-    workers = {"num_workers": 0}
-    trial = Trial("every other sample", 400, options, workers, is_evaluating=True, holds_out=True, max_seconds=8)
-    record = trials.run(trial)
-    if record.error:
-        raise NotApplicable(f"the training fails: {record.error}")
-    losses = [sum(value for value, _ in update.losses) / max(1, len(update.losses)) for update in record.updates]
-    size = max(1, min(10, len(losses) // 4))
-    first, last = sum(losses[:size]) / size, sum(losses[-size:]) / size
-    before, best = record.held_out[0], min(record.held_out)
+    """Train on every other sample, until the loss of the samples between them has fallen as well."""
+    facts = _probe_learning(trials)
+    if (facts.length or 0) < 64:
+        raise NotApplicable("the train split has fewer than 64 samples")
+    options = {**_TRAINING_ONLY, "limit_train_batches": None, "max_epochs": None}
+    trial = Trial(400, options, WITHOUT_WORKERS, is_evaluating=True, holds_out=True, ends_when=has_generalized)
+    record = trials.run(trial).checked("the training", NotApplicable)
+    losses, held_out = record.mean_losses(), record.held_out
+    first, last = _both_ends(losses)
+    before, best = held_out[0], min(held_out)
     what = (
         f"in {len(losses)} updates the loss went from {first:.4g} to {last:.4g}, that of samples that were not trained "
         f"on from {before:.4g} to {best:.4g} at best"
     )
-    if first - last < 0.3 * abs(first) or len(record.held_out) < 4:
+    if first - last < 0.3 * abs(first) or len(held_out) < 4:
         raise NotApplicable(f"{what}: too slowly to tell")
     if before - best < 0.1 * (first - last):
         raise Break(what)
     return what
+
+
+def has_generalized(losses: Sequence[float], held_out: Sequence[float]) -> bool:
+    """Return whether the loss of samples that are left out has fallen as much as it must if all others are learned."""
+    first, last = _both_ends(losses)
+    has_learned = first - last >= 0.3 * abs(first) and len(held_out) >= 4
+    return has_learned and held_out[0] - min(held_out) >= 0.1 * max(abs(first), first - last)
+
+
+def _both_ends(losses: Sequence[float]) -> tuple[float, float]:
+    """Return the mean of the first losses, and of as many last ones."""
+    size = max(1, min(10, len(losses) // 4))
+    return sum(losses[:size]) / size, sum(losses[-size:]) / size
+
+
+def _probe_learning(trials: Trials) -> Facts:
+    """Return what is to know of the program; `NotApplicable` if its loss need not fall."""
+    facts = probe(trials)
+    if facts.num_optimizers > 1:
+        raise NotApplicable("several optimizers may have losses that work against each other")
+    if facts.draws_in_training:
+        raise NotApplicable("train_step draws random numbers, so that a batch is another one each time")
+    if facts.train_kind != "map":
+        raise NotApplicable("the train split has no indices")
+    return facts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,10 @@ from helios_lite.trainer import Trainer
 
 EPOCH_UPDATES = 4
 """The updates of an epoch of a trial, so that a few updates pass the end of an epoch."""
+WITHOUT_VALIDATION: Mapping[str, Any] = {"valid_every_epochs": None, "monitor": None, "sanity_batches": 0}
+"""Options of a trial that only trains."""
+WITHOUT_WORKERS: Mapping[str, Any] = {"num_workers": 0}
+"""Values of a Split that is read in the process of the training."""
 Program = tuple[Trainer, Model, DataModule]
 
 
@@ -39,7 +43,6 @@ class Trial:
     """What is changed in the program, and what is recorded.
 
     Attributes:
-        name: what the trial changes, for messages.
         updates: the number of updates.
         options: options of the trainer that replace those of all trials.
         train, valid: values that replace those of the train Split, and of each validation Split.
@@ -50,17 +53,19 @@ class Trial:
         keeps_weights: whether the networks get their initial weights back after every update, so that the gradients of
             all updates belong to the same weights.
         repeats: how often each `train_step` is called with its batch, without any update; 0 trains as usual.
-        records_gradients, reads_samples, watches_modes: what is recorded beside losses and digests of the state.
+        records_bits: whether digests of batches and of the state are recorded, to compare them bit for bit, and where a
+            batch is not finite.
+        records_gradients, reads_samples, watches_modes: what is recorded beside the losses.
         loss_scale: the scale of fp16 at the start; None for the usual one.
         ends_after: raise `Enough` at the first batch after this update; None trains to the end of `updates`.
-        max_seconds: end after the first update after this time.
+        ends_when: a function of a module that is given the mean losses of the updates so far, and those of the samples
+            that are left out: the trial ends after the first update for which it returns True.
         processes: the number of processes.
         changes_hash_seed: start a new interpreter, whose hashes of strings differ.
         loads_checkpoint: build the model with `load_from_checkpoint` from the newest checkpoint of an earlier trial in
             the same folder, and only validate it.
     """
 
-    name: str
     updates: int = 10
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     train: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -71,12 +76,13 @@ class Trial:
     is_evaluating: bool = False
     keeps_weights: bool = False
     repeats: int = 0
+    records_bits: bool = False
     records_gradients: bool = False
     reads_samples: bool = False
     watches_modes: bool = False
     loss_scale: float | None = None
     ends_after: int | None = None
-    max_seconds: float | None = None
+    ends_when: Callable[[Sequence[float], Sequence[float]], bool] | None = None
     processes: int = 1
     changes_hash_seed: bool = False
     loads_checkpoint: bool = False
