@@ -414,6 +414,7 @@ MUTATIONS = [
         "if False:",
         "training/test_stopping.py::test_no_step_is_validated_twice",
     ),
+    Mutation("training/due.py", "options.keep_last != 0 and (", "(", "training/test_stopping.py::test_save_due"),
     Mutation("training/evaluator.py", "with rng.fork_rng(session.device), ", "with ", INERT),
     Mutation("training/evaluator.py", "module.training = training", "pass", INERT),
     Mutation(

@@ -12,9 +12,12 @@ import torch
 from helios_lite.data import DataModule
 from helios_lite.loading.batches import Batch, Loader
 from helios_lite.loading.loaders import make_loader
+from helios_lite.options import Options
 from helios_lite.processes import rng
 from helios_lite.processes.world import World
 from helios_lite.state import TrainingState
+
+logger = logging.getLogger("helios_lite")
 
 
 class PassReader:
@@ -94,20 +97,13 @@ class PassReader:
             yield data, size, samples, loss_weight, completes_update, self.updates == self._steps_per_epoch
 
 
-logger = logging.getLogger("helios_lite")
-
-
 class TrainData:
     """Makes the loader of the train split, and keeps it until the datamodule has another train split.
 
     Args:
         datamodule: the data.
-        seed: the seed from which the order is derived.
-        window: batches per accumulation window.
+        options: the trainer.
         world: the ranks.
-        steps_per_epoch: updates per epoch, None if an epoch is one pass over the split.
-        limit: the number of batches of an epoch, or the part of them, None for all.
-        repeats: whether every epoch has the batches of the first, unshuffled.
 
     Attributes:
         epoch_batches: number of batches in the present epoch, None if unknown. With `steps_per_epoch` it is the most
@@ -116,26 +112,18 @@ class TrainData:
         passes: reads the split with `steps_per_epoch`, otherwise None.
     """
 
-    def __init__(
-        self,
-        datamodule: DataModule,
-        seed: int,
-        window: int,
-        world: World,
-        steps_per_epoch: int | None,
-        limit: int | float | None,
-        repeats: bool,
-    ) -> None:
-        self._limit, self._repeats = limit, repeats
-        self._datamodule, self._seed, self._window, self._world = datamodule, seed, window, world
+    def __init__(self, datamodule: DataModule, options: Options, world: World) -> None:
+        self._datamodule, self._options, self._world = datamodule, options, world
+        self._window = options.accumulation_steps
+        self._repeats = options.overfit_batches is not None  # Every epoch has the batches of the first, unshuffled.
         self.epoch_batches: int | None = None
         self.knows_last_batch = False
         self._loader: Loader | None = None
         self._restored: list[dict[str, Any]] = []
         self.passes: PassReader | None = None
-        if steps_per_epoch is not None:
-            self.passes = PassReader(steps_per_epoch, window)
-            self.epoch_batches, self.knows_last_batch = steps_per_epoch * window, True
+        if options.steps_per_epoch is not None:
+            self.passes = PassReader(options.steps_per_epoch, self._window)
+            self.epoch_batches, self.knows_last_batch = options.steps_per_epoch * self._window, True
 
     def loader(self) -> Loader:
         """Return the loader of the present train split.
@@ -147,7 +135,8 @@ class TrainData:
         if source is None:
             raise ValueError("the datamodule has no train split")
         if self._loader is None or self._loader.source is not source:
-            self._loader = make_loader(source, "train", self._seed, self._world, self._limit, in_order=self._repeats)
+            seed, limit = self._options.seed, self._options.limit_of("train")
+            self._loader = make_loader(source, "train", seed, self._world, limit, in_order=self._repeats)
             if self._loader.takes_state():
                 self._check_number_of_ranks()
             self._loader.load_state_dict(self._of_this_rank(self._restored))

@@ -73,16 +73,10 @@ class Checkpointer:
 
     def due(self) -> bool:
         """Return whether a checkpoint is due at this boundary, and the model allows it. Call on every rank."""
-        session, state, options = self._session, self._state, self._session.options
+        session, state = self._session, self._state
         if session.checkpoints is None or self._saved_at == (state.step, state.epoch):
             return False
-        due = options.keep_last != 0 and save_due(
-            state,
-            seconds_since=state.seconds - self._saved_seconds,
-            every_epochs=options.save_every_epochs,
-            every_steps=options.save_every_steps,
-            every_minutes=options.save_every_minutes,
-        )
+        due = save_due(state, session.options, state.seconds - self._saved_seconds)
         if state.validated_step == state.step:
             kept = session.world.is_main and session.checkpoints.would_be_kept(*self._monitor.current())
             due = session.world.broadcast(due or kept)

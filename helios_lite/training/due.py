@@ -1,6 +1,6 @@
 """When a validation or a checkpoint is due, and when a limit is reached.
 
-Pure arithmetic on counters; standard library only.
+Pure arithmetic on counters and options; standard library only.
 """
 
 from __future__ import annotations
@@ -8,8 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 from helios_lite.state import TrainingState
+
+if TYPE_CHECKING:
+    from helios_lite.options import Options
 
 
 def monitored_score(metrics: Mapping[str, float], monitor: str | Sequence[str]) -> float:
@@ -38,24 +42,18 @@ def has_improved(score: float, best: float | None, mode: str, min_delta: float) 
 
 
 def validation_due(
-    state: TrainingState,
-    *,
-    window_start: int,
-    epoch_batches: int | None,
-    epoch_complete: bool,
-    every_epochs: float | None,
-    every_steps: int | None,
+    state: TrainingState, options: Options, *, window_start: int, epoch_batches: int | None, epoch_complete: bool
 ) -> bool:
     """Return whether a validation is due at this boundary; never twice at one step.
 
     Args:
         state: the counters, which include the last accumulation window.
+        options: the trainer.
         window_start: `state.epoch_batch` at the previous boundary.
         epoch_batches: number of micro-batches in the epoch, None if unknown.
         epoch_complete: whether the epoch has no batch left.
-        every_epochs: a whole number of epochs, or a fraction of one (0.25 = four times an epoch).
-        every_steps: updates between two validations.
     """
+    every_epochs, every_steps = options.valid_every_epochs, options.valid_every_steps
     if state.validated_step == state.step:
         return False
     if every_steps is not None and state.step > 0 and state.step % every_steps == 0:
@@ -72,25 +70,21 @@ def validation_due(
     return state.epoch_batch // part > window_start // part
 
 
-def save_due(
-    state: TrainingState,
-    *,
-    seconds_since: float,
-    every_epochs: int | None,
-    every_steps: int | None,
-    every_minutes: float | None,
-) -> bool:
+def save_due(state: TrainingState, options: Options, seconds_since: float) -> bool:
     """Return whether a periodic checkpoint is due at this boundary.
 
     Args:
         state: the counters.
+        options: the trainer.
         seconds_since: seconds since the last checkpoint, or since the start.
-        every_epochs: epochs between two checkpoints.
-        every_steps: updates between two checkpoints.
-        every_minutes: minutes between two checkpoints.
     """
+    every_epochs, every_steps, every_minutes = (
+        options.save_every_epochs,
+        options.save_every_steps,
+        options.save_every_minutes,
+    )
     at_epoch_end = state.epoch_batch == 0
-    return (
+    return options.keep_last != 0 and (
         (every_epochs is not None and at_epoch_end and state.epoch % every_epochs == 0)
         or (every_steps is not None and state.step > 0 and state.step % every_steps == 0)
         or (every_minutes is not None and seconds_since >= 60 * every_minutes)
@@ -103,24 +97,19 @@ def next_due(step: int, *periods: int | None, limit: int | None) -> float:
     return min([*steps, *([] if limit is None else [limit])], default=math.inf)
 
 
-def limit_reached(
-    state: TrainingState,
-    *,
-    max_epochs: int | None,
-    max_steps: int | None,
-    max_minutes: float | None,
-    patience: int | None,
-) -> str | None:
-    """Return the name of the limit that the counters have reached, None if training continues.
+def limit_reached(state: TrainingState, options: Options) -> str | None:
+    """Return the option that ends the run at these counters, None if training continues.
 
     It depends on the counters and the present options only, so that a finished run continues if its limit was raised.
     """
-    if max_epochs is not None and state.epoch >= max_epochs:
+    if options.fast_dev_run:
+        return "fast_dev_run" if state.step > 0 else None
+    if options.max_epochs is not None and state.epoch >= options.max_epochs:
         return "max_epochs"
-    if max_steps is not None and state.step >= max_steps:
+    if options.max_steps is not None and state.step >= options.max_steps:
         return "max_steps"
-    if max_minutes is not None and state.seconds >= 60 * max_minutes:
+    if options.max_minutes is not None and state.seconds >= 60 * options.max_minutes:
         return "max_minutes"
-    if patience is not None and state.early_stop_count >= patience:
+    if options.patience is not None and state.early_stop_count >= options.patience:
         return "patience"
     return None

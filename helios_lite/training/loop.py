@@ -39,15 +39,7 @@ class Training:
         self.valid_loaders: dict[str, Loader] = {}
         self.state = TrainingState()
         self.clock = Clock(self.state)
-        self.train_data = TrainData(
-            session.datamodule,
-            session.options.seed,
-            session.options.accumulation_steps,
-            session.world,
-            session.options.steps_per_epoch,
-            session.options.limit_of("train"),
-            repeats=session.options.overfit_batches is not None,
-        )
+        self.train_data = TrainData(session.datamodule, session.options, session.world)
         self.evaluator = Evaluator(session)
         self.monitor = Monitor(session, self.state)
         self.log = TrainingLog(session, self.state, self.clock)
@@ -273,11 +265,10 @@ class Training:
             window_start = passes.updates - 1
         return due.validation_due(
             state,
+            self.options,
             window_start=window_start,
             epoch_batches=epoch_batches,
             epoch_complete=epoch_complete,
-            every_epochs=self.options.valid_every_epochs,
-            every_steps=self.options.valid_every_steps,
         )
 
     def validate(self) -> None:

@@ -79,16 +79,7 @@ class StopCoordinator:
 
     def limit_reached(self) -> str | None:
         """Return the option that ends the run at the present counters, None if training continues."""
-        options = self._session.options
-        if options.fast_dev_run:
-            return "fast_dev_run" if self._state.step > 0 else None
-        return limit_reached(
-            self._state,
-            max_epochs=options.max_epochs,
-            max_steps=options.max_steps,
-            max_minutes=options.max_minutes,
-            patience=options.patience,
-        )
+        return limit_reached(self._state, self._session.options)
 
     def stop_reason(self) -> str | None:
         """Return why the run stops at this boundary, None if training continues.

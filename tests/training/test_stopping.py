@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from helios_lite import TrainingState
+from helios_lite import Trainer, TrainingState
 from helios_lite.training.due import has_improved, limit_reached, monitored_score, save_due, validation_due
 
 NAN, INF = math.nan, math.inf
@@ -84,7 +84,7 @@ def test_a_diverged_metric_makes_a_score_and_not_an_error(a, b, total):
 
 def validated_at(batches, window, *, every_epochs=None, every_steps=None, epochs=1):
     """Walk the boundaries of some epochs as the trainer does; return (epoch, epoch_batch) of every validation."""
-    state = TrainingState()
+    state, options = TrainingState(), Trainer(valid_every_epochs=every_epochs, valid_every_steps=every_steps)
     found = []
     for state.epoch in range(epochs):
         boundaries = [*range(window, batches, window), batches]
@@ -92,14 +92,8 @@ def validated_at(batches, window, *, every_epochs=None, every_steps=None, epochs
             state.step += 1
             # Asked twice, as at an epoch's end: there must be one validation.
             for _ in range(2):
-                if validation_due(
-                    state,
-                    window_start=start,
-                    epoch_batches=batches,
-                    epoch_complete=state.epoch_batch == batches,
-                    every_epochs=every_epochs,
-                    every_steps=every_steps,
-                ):
+                complete = state.epoch_batch == batches
+                if validation_due(state, options, window_start=start, epoch_batches=batches, epoch_complete=complete):
                     state.validated_step = state.step
                     found.append((state.epoch, state.epoch_batch))
     return found
@@ -147,9 +141,9 @@ def test_a_unit_fraction_validates_that_often_and_at_the_end(parts, batches):
 
 def test_a_tiny_fraction_is_not_rounded_to_nothing():
     state = TrainingState(step=10, epoch_batch=10)
-    options = {"epoch_batches": 1_000_000, "epoch_complete": False, "every_epochs": 1e-5, "every_steps": None}
-    assert validation_due(state, window_start=9, **options)
-    assert not validation_due(state, window_start=10, **options)
+    options = Trainer(valid_every_epochs=1e-5)
+    assert validation_due(state, options, window_start=9, epoch_batches=1_000_000, epoch_complete=False)
+    assert not validation_due(state, options, window_start=10, epoch_batches=1_000_000, epoch_complete=False)
 
 
 def test_steps_count_through_epochs():
@@ -169,48 +163,35 @@ def test_nothing_asked_for_validates_never():
     assert validated_at(10, 1, epochs=3) == []
 
 
-@pytest.mark.parametrize("every", [{"every_steps": 1}, {"every_epochs": 1}, {"every_epochs": 0.5}])
+@pytest.mark.parametrize("every", [{"steps": 1}, {"epochs": 1}, {"epochs": 0.5}])
 def test_no_step_is_validated_twice(every):
     state = TrainingState(step=5, epoch_batch=10)
-    options = {
-        "window_start": 9,
-        "epoch_batches": 10,
-        "epoch_complete": True,
-        "every_epochs": None,
-        "every_steps": None,
-    }
-    assert validation_due(state, **options | every)
+    options = Trainer(valid_every_epochs=every.get("epochs"), valid_every_steps=every.get("steps"))
+    assert validation_due(state, options, window_start=9, epoch_batches=10, epoch_complete=True)
     state.validated_step = 5
-    assert not validation_due(state, **options | every)
+    assert not validation_due(state, options, window_start=9, epoch_batches=10, epoch_complete=True)
 
 
 def test_no_validation_is_due_before_the_first_update():
-    options = {"window_start": 0, "epoch_batches": 10, "epoch_complete": False, "every_epochs": 0.5, "every_steps": 1}
-    assert not validation_due(TrainingState(), **options)
+    options = Trainer(valid_every_epochs=0.5, valid_every_steps=1)
+    assert not validation_due(TrainingState(), options, window_start=0, epoch_batches=10, epoch_complete=False)
 
 
 def test_a_fraction_of_an_unknown_length_is_an_error_that_names_the_option():
     with pytest.raises(ValueError, match=r"^valid_every_epochs=0\.5 .*length"):
         validation_due(
             TrainingState(step=1, epoch_batch=1),
+            Trainer(valid_every_epochs=0.5),
             window_start=0,
             epoch_batches=None,
             epoch_complete=False,
-            every_epochs=0.5,
-            every_steps=None,
         )
 
 
 @pytest.mark.parametrize("complete", [False, True])
 def test_whole_epochs_need_no_length(complete):
-    due = validation_due(
-        TrainingState(step=1, epoch_batch=1),
-        window_start=0,
-        epoch_batches=None,
-        epoch_complete=complete,
-        every_epochs=1,
-        every_steps=None,
-    )
+    state, options = TrainingState(step=1, epoch_batch=1), Trainer(valid_every_epochs=1)
+    due = validation_due(state, options, window_start=0, epoch_batches=None, epoch_complete=complete)
     assert due is complete
 
 
@@ -221,31 +202,30 @@ AT_END = {"epoch": 2, "epoch_batch": 0, "step": 12}
 
 
 @pytest.mark.parametrize(
-    ("counters", "seconds_since", "every", "due"),
+    ("counters", "seconds_since", "options", "due"),
     [
         (AT_END, 1e9, {}, False),
-        (AT_END, 0, {"every_epochs": 1}, True),
-        (AT_END, 0, {"every_epochs": 2}, True),
-        (AT_END, 0, {"every_epochs": 3}, False),
-        (INSIDE, 0, {"every_epochs": 1}, False),
-        (INSIDE, 0, {"every_steps": 4}, True),
-        (INSIDE, 0, {"every_steps": 5}, False),
-        (INSIDE, 60, {"every_minutes": 1}, True),
-        (INSIDE, 59.9, {"every_minutes": 1}, False),
-        (INSIDE, 30, {"every_minutes": 0.5}, True),
-        (INSIDE, 0, {"every_epochs": 1, "every_steps": 5, "every_minutes": 1}, False),
-        (INSIDE, 0, {"every_epochs": 3, "every_steps": 4, "every_minutes": 1}, True),
-        (INSIDE, 60, {"every_epochs": 3, "every_steps": 5, "every_minutes": 1}, True),
+        (AT_END, 0, {"save_every_epochs": 1}, True),
+        (AT_END, 0, {"save_every_epochs": 2}, True),
+        (AT_END, 0, {"save_every_epochs": 3}, False),
+        (INSIDE, 0, {"save_every_epochs": 1}, False),
+        (INSIDE, 0, {"save_every_steps": 4}, True),
+        (INSIDE, 0, {"save_every_steps": 5}, False),
+        (INSIDE, 60, {"save_every_minutes": 1}, True),
+        (INSIDE, 59.9, {"save_every_minutes": 1}, False),
+        (INSIDE, 30, {"save_every_minutes": 0.5}, True),
+        (INSIDE, 0, {"save_every_epochs": 1, "save_every_steps": 5, "save_every_minutes": 1}, False),
+        (INSIDE, 0, {"save_every_epochs": 3, "save_every_steps": 4, "save_every_minutes": 1}, True),
+        (INSIDE, 60, {"save_every_epochs": 3, "save_every_steps": 5, "save_every_minutes": 1}, True),
+        (AT_END, 60, {"save_every_epochs": 2, "save_every_minutes": 1, "keep_last": 0}, False),
     ],
 )
-def test_save_due(counters, seconds_since, every, due):
-    every = {"every_epochs": None, "every_steps": None, "every_minutes": None} | every
-    assert save_due(TrainingState(**counters), seconds_since=seconds_since, **every) is due
+def test_save_due(counters, seconds_since, options, due):
+    options = {"save_every_epochs": None} | options
+    assert save_due(TrainingState(**counters), Trainer(**options), seconds_since) is due
 
 
 # Limits.
-
-NO_LIMIT = {"max_epochs": None, "max_steps": None, "max_minutes": None, "patience": None}
 
 
 @pytest.mark.parametrize(
@@ -258,20 +238,20 @@ NO_LIMIT = {"max_epochs": None, "max_steps": None, "max_minutes": None, "patienc
     ],
 )
 def test_each_limit_ends_the_run_when_the_counter_gets_there_or_beyond(limit, value, below, reached):
-    options = NO_LIMIT | {limit: value}
+    options = Trainer(**{limit: value})
     beyond = {name: count + 1 for name, count in reached.items()}
-    assert limit_reached(TrainingState(**below), **options) is None
-    assert limit_reached(TrainingState(**reached), **options) == limit
-    assert limit_reached(TrainingState(**beyond), **options) == limit
+    assert limit_reached(TrainingState(**below), options) is None
+    assert limit_reached(TrainingState(**reached), options) == limit
+    assert limit_reached(TrainingState(**beyond), options) == limit
 
 
 def test_a_run_whose_limit_was_raised_goes_on():
     finished = TrainingState(epoch=3, early_stop_count=2)
-    assert limit_reached(finished, **NO_LIMIT | {"max_epochs": 3, "patience": 2}) == "max_epochs"
-    assert limit_reached(finished, **NO_LIMIT | {"max_epochs": 4, "patience": 2}) == "patience"
-    assert limit_reached(finished, **NO_LIMIT | {"max_epochs": 4, "patience": 3}) is None
+    assert limit_reached(finished, Trainer(max_epochs=3, patience=2)) == "max_epochs"
+    assert limit_reached(finished, Trainer(max_epochs=4, patience=2)) == "patience"
+    assert limit_reached(finished, Trainer(max_epochs=4, patience=3)) is None
 
 
 def test_without_a_limit_nothing_ends_the_run():
     state = TrainingState(epoch=10**6, step=10**9, seconds=1e9, early_stop_count=10**6)
-    assert limit_reached(state, **NO_LIMIT) is None
+    assert limit_reached(state, Trainer()) is None
