@@ -311,8 +311,8 @@ MUTATIONS = [
     ),
     Mutation(
         "training/evaluator.py",
-        "uneven_forward(), cudnn_benchmark(False)",
-        "uneven_forward()",
+        ", cudnn_benchmark(False)",
+        "",
         TRAINING + "test_cudnn_measures_in_training_and_not_in_evaluations",
     ),
     Mutation(
@@ -1695,9 +1695,9 @@ MUTATIONS = [
         "](precise.md)",
         DOCS + "test_links_lead_to_files_of_the_repository[docs/hooks.md]",
     ),
-    Mutation("calls/predict.py", "with rng.fork_rng(session.device), torch.no_grad()", "with torch.no_grad()", BETWEEN),
-    Mutation("calls/predict.py", "session.device), torch.no_grad(),", "session.device),", TAKES_NO_MORE),
-    Mutation("calls/predict.py", "rng.derive_seed(session.options.seed, step)", "session.options.seed", BETWEEN),
+    Mutation("training/evaluator.py", "with rng.fork_rng(session.device), ", "with ", BETWEEN),
+    Mutation("training/evaluator.py", "torch.no_grad(), ", "", TAKES_NO_MORE),
+    Mutation("calls/predict.py", "evaluation_mode(session, step)", "evaluation_mode(session)", BETWEEN),
     Mutation("calls/predict.py", "step = i * world.size + world.rank", "step = i", AS_ONE),
     Mutation("calls/predict.py", "None if is_sharded else _MOST_WAITING", "None", WAITS),
     Mutation("calls/predict.py", ", session.context.refuse_log()", "", NO_PREDICTION),

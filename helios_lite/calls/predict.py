@@ -22,10 +22,10 @@ from helios_lite.data import DataModule
 from helios_lite.loading.batches import Loader
 from helios_lite.loading.loaders import make_loader
 from helios_lite.loading.split_loader import SplitLoader
-from helios_lite.processes import rng
-from helios_lite.processes.devices import DeviceMover, cudnn_benchmark
+from helios_lite.processes.devices import DeviceMover
 from helios_lite.processes.launch import launched_beside
 from helios_lite.processes.signals import GracefulShutdown
+from helios_lite.training.evaluator import evaluation_mode
 from helios_lite.training.session import Session
 
 logger = logging.getLogger("helios_lite")
@@ -117,7 +117,7 @@ def _run(session: Session, checkpoint: Checkpoint, *, gathers: bool = False) -> 
     logger.debug("predict%s", "" if path is None else f" of {path.name}")
     model.eval()
     with parallel.uneven_forward(), session.context.refuse_log():
-        with _prediction_mode(session):
+        with evaluation_mode(session, 0):
             hooks.call("on_predicting_start")
             parallel.finish_forward()
             parallel.share_buffers()  # Once more, since the hooks may have put averaged weights in place.
@@ -126,7 +126,7 @@ def _run(session: Session, checkpoint: Checkpoint, *, gathers: bool = False) -> 
             for prediction in _gathered(session, predictions) if gathers else predictions:
                 with session.context.callers_turn():
                     yield prediction
-        with _prediction_mode(session):
+        with evaluation_mode(session, 0):
             parallel.finish_forward()  # What a hook sends between ranks needs all of them.
             hooks.call("on_predicting_end")
             parallel.finish_forward()
@@ -144,14 +144,6 @@ def _source(datamodule: DataModule) -> Any:
     return source
 
 
-@contextlib.contextmanager
-def _prediction_mode(session: Session, step: int = 0) -> Iterator[None]:
-    """Context of one batch. Its random numbers depend on the seed and its index alone, and not on the ranks."""
-    with rng.fork_rng(session.device), torch.no_grad(), cudnn_benchmark(False):
-        rng.seed_all(rng.derive_seed(session.options.seed, step), session.device)
-        yield
-
-
 def _predictions(session: Session, loader: Loader) -> Iterator[_Prediction]:
     """Yield the predictions of this rank."""
     model, world, progress = session.model, session.world, session.progress
@@ -161,7 +153,7 @@ def _predictions(session: Session, loader: Loader) -> Iterator[_Prediction]:
     progress.start("predict", length)
     for i in range(1 if session.options.fast_dev_run else sys.maxsize):
         step = i * world.size + world.rank
-        with _prediction_mode(session, step):
+        with evaluation_mode(session, step):  # Its random numbers do not depend on the number of ranks.
             batch = next(batches, None)
             if batch is None:
                 break

@@ -42,7 +42,7 @@ class Evaluator:
         name = "on_testing" if testing else "on_validation"
         arguments = () if testing else (cycle,)
         metrics = MetricAccumulator(session.device)
-        with _evaluation_mode(session):
+        with _inert(session):
             context.begin_phase(phase, metrics)
             model.eval()
             session.hooks.call(f"{name}_start", *arguments)
@@ -86,17 +86,24 @@ class Evaluator:
 
 
 @contextlib.contextmanager
-def _evaluation_mode(session: Session) -> Iterator[None]:
-    """Context without gradients and cuDNN's measurements.
+def evaluation_mode(session: Session, *indices: int) -> Iterator[None]:
+    """Context without gradients and cuDNN's measurements; on exit it restores the RNG states.
 
-    On exit it restores RNG states, modes of modules and the training's metrics.
+    Its random numbers depend on the seed of the run and the indices alone.
     """
-    model, context = session.model, session.context
-    modes = [(module, module.training) for net in networks(model) for module in net.modules()]
     # no_grad and not inference_mode: a buffer that is made here (a cache of positions) must be usable in training.
     # cuDNN would measure its algorithms again for every new shape of a batch, and results would depend on the choice.
-    with rng.fork_rng(session.device), torch.no_grad(), context.parallel.uneven_forward(), cudnn_benchmark(False):
-        rng.seed_all(rng.derive_seed(session.options.seed), session.device)  # Every validation gets the same numbers.
+    with rng.fork_rng(session.device), torch.no_grad(), cudnn_benchmark(False):
+        rng.seed_all(rng.derive_seed(session.options.seed, *indices), session.device)
+        yield
+
+
+@contextlib.contextmanager
+def _inert(session: Session) -> Iterator[None]:
+    """Context of an evaluation: on exit it restores the modes of modules and the training's metrics as well."""
+    model, context = session.model, session.context
+    modes = [(module, module.training) for net in networks(model) for module in net.modules()]
+    with evaluation_mode(session), context.parallel.uneven_forward():  # Every validation gets the same random numbers.
         yield
     model.train()
     for module, training in modes:  # A part that the user had frozen stays in the mode it had.
