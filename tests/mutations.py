@@ -1713,6 +1713,7 @@ MUTATIONS = [
     ),
     Mutation("calls/predict.py", "indices is None else indices, p", "True else indices, p", PREDICTED_FILE),
     Mutation("loading/split_loader.py", 'self._phase == "predict"', "False", AS_ONE),
+    Mutation("loading/sample_order.py", "tail < world.size and not is_dealt", "tail < world.size", AS_ONE),
     Mutation("calls/prediction_output.py", "if form != self._form:", "if False:", NO_FILE),
     Mutation("calls/prediction_output.py", "rows.ndim == 0 or len(rows) != num_samples", "False", NO_FILE),
     Mutation("calls/prediction_output.py", "leaves.keys() != outputs.keys()", "False", NO_FILE),

@@ -77,27 +77,40 @@ class BatchPlan:
     """One rank's index batches of an order, from a position on.
 
     The order is cut into global batches, and each of them into contiguous parts, one per rank. A last global batch
-    with fewer samples than ranks is dropped, because a rank without a sample could not take part in the step.
+    that is not full is divided evenly; with fewer samples than ranks it is dropped, because a rank without a sample
+    could not take part in the step. If it is dealt, the first ranks get full batches of it, and the last ranks none:
+    the batches of all ranks together are then those of a single process.
 
     Args:
         order: the indices of the epoch.
         start: the position: the number of indices that are finished.
         batch_size: samples per batch and rank.
-        drop_last: drop the last global batch if it is not full.
+        drop_last: drop the last batch if it is not full; if it is divided, the last global batch.
         world: the ranks.
+        is_dealt: whether the last global batch is dealt, as a prediction does.
     """
 
     def __init__(
-        self, order: Sequence[int] | Tensor, start: int, batch_size: int, drop_last: bool, world: World
+        self,
+        order: Sequence[int] | Tensor,
+        start: int,
+        batch_size: int,
+        drop_last: bool,
+        world: World,
+        *,
+        is_dealt: bool = False,
     ) -> None:
-        self._order, self._start, self._world = order, start, world
+        self._order, self._start, self._batch_size, self._world = order, start, batch_size, world
+        self._is_dealt = is_dealt
         self._global_batch_size = batch_size * world.size
         remaining = max(0, len(order) - start)
-        tail = remaining % self._global_batch_size
-        self._remaining = remaining - tail if drop_last or tail < world.size else remaining
+        tail = remaining % (batch_size if is_dealt else self._global_batch_size)
+        is_dropped = drop_last or (tail < world.size and not is_dealt)
+        self._remaining = remaining - tail if is_dropped else remaining
 
     def __len__(self) -> int:
-        return -(-self._remaining // self._global_batch_size)
+        of_others = self._world.rank * self._batch_size if self._is_dealt else 0  # Before this rank's first batch.
+        return max(0, -(-(self._remaining - of_others) // self._global_batch_size))
 
     def samples(self, i: int) -> int:
         """Return the number of samples of all ranks in batch i together."""
@@ -105,6 +118,8 @@ class BatchPlan:
 
     def size(self, i: int) -> int:
         """Return the number of samples of this rank in batch i."""
+        if self._is_dealt:
+            return min(self._batch_size, self.samples(i) - self._world.rank * self._batch_size)
         each, more = divmod(self.samples(i), self._world.size)
         return each + (self._world.rank < more)
 
@@ -118,46 +133,15 @@ class BatchPlan:
         return self._cut(torch.arange(order.start, order.stop) if isinstance(order, range) else torch.as_tensor(order))
 
     def _cut(self, order: Any) -> Iterator[Any]:
+        rank = self._world.rank
         for i in range(len(self)):
-            each, more = divmod(self.samples(i), self._world.size)
-            low = self._start + i * self._global_batch_size + self._world.rank * each + min(self._world.rank, more)
-            yield order[low : low + each + (self._world.rank < more)]
-
-
-class DealtPlan:
-    """One rank's index batches of an order whose batches are dealt to the ranks in turn.
-
-    The batches of all ranks together are those of a single process.
-
-    Args:
-        order: the indices of the epoch.
-        batch_size: samples per batch.
-        drop_last: drop the last batch if it is not full.
-        world: the ranks.
-    """
-
-    def __init__(self, order: Sequence[int] | Tensor, batch_size: int, drop_last: bool, world: World) -> None:
-        self._plan = BatchPlan(order, 0, batch_size, drop_last, World())
-        self._world = world
-
-    def __len__(self) -> int:
-        return len(range(self._world.rank, len(self._plan), self._world.size))
-
-    def samples(self, i: int) -> int:
-        """Return the number of samples of all ranks in their batch i together."""
-        start = i * self._world.size
-        return sum(map(self._plan.size, range(start, min(start + self._world.size, len(self._plan)))))
-
-    def size(self, i: int) -> int:
-        """Return the number of samples of this rank in batch i."""
-        return self._plan.size(i * self._world.size + self._world.rank)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return itertools.islice(self._plan, self._world.rank, None, self._world.size)
-
-    def tensors(self) -> Iterator[Tensor]:
-        """Yield the indices of each batch of this rank as an int64 tensor."""
-        return itertools.islice(self._plan.tensors(), self._world.rank, None, self._world.size)
+            if self._is_dealt:
+                of_others, size = rank * self._batch_size, self._batch_size  # The end of the order cuts the last one.
+            else:
+                each, more = divmod(self.samples(i), self._world.size)
+                of_others, size = rank * each + min(rank, more), each + (rank < more)
+            low = self._start + i * self._global_batch_size + of_others
+            yield order[low : low + size]
 
 
 class DealtBatches:
@@ -213,5 +197,5 @@ def _halved(batches: list[Sequence[int]], count: int) -> list[list[int]]:
     return parts
 
 
-BatchOrder: TypeAlias = BatchPlan | DealtPlan | DealtBatches
+BatchOrder: TypeAlias = BatchPlan | DealtBatches
 """The index batches of one rank in an epoch."""

@@ -92,10 +92,9 @@ class SplitLoader:
         if self._limit is not None:  # By samples, so that the last window of a limited epoch gets its weights too.
             global_batch_size = split.batch_size * world.size
             order = order[: limited(-(-len(order) // global_batch_size), self._limit) * global_batch_size]
-        if self._is_training:
-            return sample_order.BatchPlan(order, start, split.batch_size, split.drop_last, world)
-        if self._phase == "predict":
-            return sample_order.DealtPlan(order, split.batch_size, split.drop_last, world)
+        is_dealt = self._phase == "predict"
+        if self._is_training or is_dealt:
+            return sample_order.BatchPlan(order, start, split.batch_size, split.drop_last, world, is_dealt=is_dealt)
         part = sample_order.contiguous_part(order, world)
         return sample_order.BatchPlan(part, start, split.batch_size, split.drop_last, World())
 
