@@ -51,27 +51,20 @@ def result_table(result: FitResult, monitor: str | Sequence[str] | None, history
         monitor: the name of the monitored metric, the names of several, or None.
         history: the monitored value at every validation.
     """
-    from rich import box
-    from rich.table import Table
     from rich.text import Text
 
-    has_best = bool(result.best_metrics)
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("", overflow="fold")
-    table.add_column("last", justify="right")
-    if has_best:
-        table.add_column("best", justify="right")
-    for name in result.metrics:
-        row: list[Text | str] = [Text(name), f"{result.metrics[name]:.6g}"]
-        if has_best:
-            # Training metrics belong to the updates before a logging step, not to the best state.
-            best = result.best_metrics.get(name) if name.startswith("valid/") else None
-            row.append("" if best is None else f"{best:.6g}")
-        table.add_row(*row)
-    table.add_section()
-    state = result.state
-    table.add_row("epochs / steps", f"{state.epoch} / {state.step}", *([f"step {state.best_step}"] if has_best else []))
-    table.add_row("time", f"{state.seconds:.1f} s")
+    has_best, state = bool(result.best_metrics), result.state
+    # Training metrics belong to the updates before a logging step, not to the best state.
+    best = {name: value for name, value in result.best_metrics.items() if name.startswith("valid/")}
+    rows = [(name, format_number(value), format_number(best.get(name))) for name, value in result.metrics.items()]
+    counters = ("epochs / steps", f"{state.epoch} / {state.step}", f"step {state.best_step}")
+    columns = 3 if has_best else 2
+    table = make_table(
+        ["", ">last", ">best"][:columns],
+        [row[:columns] for row in rows],
+        counters[:columns],
+        ("time", f"{state.seconds:.1f} s"),
+    )
     if monitor is not None and len(history) > 1 and (sys.stdout.encoding or "").lower().startswith("utf"):
         name = monitor if isinstance(monitor, str) else " + ".join(monitor)
         table.caption = Text(f"{name}  {sparkline(history)}")
@@ -90,15 +83,8 @@ def show_result(title: str, result: FitResult, monitor: str | Sequence[str] | No
 
 def show_metrics(title: str, metrics: dict[str, float]) -> None:
     """Print the metrics of an evaluation, one per row."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE, show_header=False)
-    for name, value in metrics.items():
-        table.add_row(Text(name), f"{value:.6g}")
     print(title)
-    show_table(table)
+    show_table(make_table(["", ""], [(name, format_number(value)) for name, value in metrics.items()]))
 
 
 def metrics_text(metrics: Mapping[str, float]) -> str:
@@ -123,27 +109,32 @@ def sparkline(values: Sequence[float], width: int = 40) -> str:
     return "".join(blocks[round((mean - low) * scale)] if math.isfinite(mean) else " " for mean in means)
 
 
-def make_table(headers: Sequence[str], rows: Iterable[Sequence[str]], total: Sequence[str] | None = None) -> Table:
+def make_table(
+    headers: Sequence[str], rows: Iterable[Sequence[str]], *totals: Sequence[str], title: str | None = None
+) -> Table:
     """Return a rich table.
 
     Args:
-        headers: the header of each column. A header that starts with ">" right-aligns its column, for numbers.
+        headers: the header of each column; none is shown if all are empty. A header that starts with ">" right-aligns
+            its column, for numbers.
         rows: the cells of each row.
-        total: the cells of a last row, separated by a line. A table without rows has no such row.
+        totals: the cells of last rows, separated by a line.
+        title: what to show above the table.
     """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD)
+    shown_title = None if title is None else Text(title)
+    table = Table(box=box.SIMPLE_HEAD, show_header=any(headers), title=shown_title, title_justify="left")
     for header in headers:
         is_number = header.startswith(">")
         table.add_column(header.removeprefix(">"), justify="right" if is_number else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
-    if total is not None and table.rows:
-        table.add_section()
-        table.add_row(*total)
+    table.add_section()
+    for row in totals:
+        table.add_row(*map(Text, row))
     return table
 
 

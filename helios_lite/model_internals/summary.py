@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from helios_lite.arguments import integer, optional, require
+from helios_lite.display.console import make_table
 from helios_lite.networks.parallel import unwrap_model
 
 if TYPE_CHECKING:
@@ -33,16 +34,8 @@ def parameter_table(title: str, networks: dict[str, nn.Module], depth: int | Non
     Raises:
         TypeError, ValueError: `depth` is not None or an int of at least 0.
     """
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     require("depth", depth, optional(integer(least=0)))
-    table = Table(box=box.SIMPLE_HEAD, title=Text(title), title_justify="left")
-    table.add_column("module", overflow="fold")
-    table.add_column("type")
-    table.add_column("parameters", justify="right")
-    table.add_column("trainable", justify="right")
+    rows = []
     for name, wrapped in networks.items():
         for path, level, part in _parts(name, unwrap_model(wrapped), math.inf if depth is None else depth):
             if isinstance(part, nn.Module):
@@ -54,11 +47,10 @@ def parameter_table(title: str, networks: dict[str, nn.Module], depth: int | Non
                 continue
             total = sum(size for size, _ in sizes)
             trainable = sum(size for size, requires_grad in sizes if requires_grad)
-            table.add_row(Text("  " * level + path), type_name, f"{total:,}", f"{trainable:,}")
-    table.add_section()
+            rows.append(("  " * level + path, type_name, f"{total:,}", f"{trainable:,}"))
     everything = networks.values()
-    table.add_row("total", "", f"{num_parameters(everything):,}", f"{num_parameters(everything, True):,}")
-    return table
+    totals = ("total", "", f"{num_parameters(everything):,}", f"{num_parameters(everything, True):,}")
+    return make_table(["module", "type", ">parameters", ">trainable"], rows, totals, title=title)
 
 
 def _parts(

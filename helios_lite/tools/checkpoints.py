@@ -94,7 +94,8 @@ def _metrics_table(content: Mapping[str, Any]) -> Table:
 
 def _parts_table(content: Mapping[str, Any]) -> Table:
     rows = [[name, *_sizes(_tensors(part))] for name, part in _parts(content)]
-    return make_table(["part", ">tensors", ">elements", ">MB"], rows, ["total", *_sizes(_tensors(content))])
+    totals = [["total", *_sizes(_tensors(content))]] if rows else []
+    return make_table(["part", ">tensors", ">elements", ">MB"], rows, *totals)
 
 
 def _networks_table(content: Mapping[str, Any]) -> Table:
@@ -110,8 +111,8 @@ def _networks_table(content: Mapping[str, Any]) -> Table:
         for key, tensor in part.items():
             children.setdefault(key.partition(".")[0], []).append(tensor)
         rows += [[f"  {name}.{child}", *_sizes(tensors)[:2]] for child, tensors in children.items()]
-    headers = ["network", ">tensors", ">parameters and buffers"]
-    return make_table(headers, rows, ["total", *_sizes(all_tensors)[:2]])
+    totals = [["total", *_sizes(all_tensors)[:2]]] if rows else []
+    return make_table(["network", ">tensors", ">parameters and buffers"], rows, *totals)
 
 
 def _hparams_table(content: Mapping[str, Any]) -> Table:
