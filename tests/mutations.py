@@ -73,7 +73,6 @@ RATES = LEARNING_RATES + "test_a_row_has_the_rate_that_its_update_used"
 ROWS = TRAINING + "test_rows_are_written_at_log_points_validations_and_epoch_ends"
 UNKNOWN_END = LEARNING_RATES + "test_a_custom_loader_whose_end_is_not_known_has_the_same_rows"
 RESUMED_TIMES = TRAINING + "test_the_times_of_a_resumed_row_and_epoch_have_what_was_done_before"
-NO_LIMIT = TRAINING + "test_sanity_batches_and_accumulation_steps_may_exceed_all_that_there_is"
 INERT = TRAINING + "test_validation_does_not_change_one_bit_of_the_training"
 PROCESS_METRICS = "training/test_process_metrics.py::"
 CALLBACKS_SEE = PROCESS_METRICS + "test_callbacks_see_what_was_added_before_and_change_nothing_but_by_what_they_return"
@@ -394,7 +393,6 @@ MUTATIONS = [
         "itertools.islice(sampler, limit)",
         LOADERS + "test_a_sampler_without_an_end_is_an_error_that_says_how_many_were_drawn",
     ),
-    Mutation("training/evaluator.py", "min(limit, sys.maxsize)", "limit", NO_LIMIT),
     Mutation(
         "loading/iterable_loader.py",
         "min(window, sys.maxsize)",

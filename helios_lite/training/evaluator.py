@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import sys
 from collections.abc import Iterator
 
 import torch
@@ -66,7 +65,6 @@ class Evaluator:
         name, run_step = ("on_testing", model.test_step) if phase == "test" else ("on_validation", model.valid_step)
         has_batch_hooks = session.hooks.is_overridden(f"{name}_batch_start", f"{name}_batch_end")
         step, is_idle = 0, False
-        limit = None if limit is None else min(limit, sys.maxsize)
         for prefix, loader in loaders.items():
             batches, length = loader.epoch(0)
             session.progress.start(prefix, length)

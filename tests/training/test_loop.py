@@ -96,7 +96,7 @@ class Disturbing(Tiny):
 
         import numpy
 
-        self.net.train(step % 2 == 0)
+        self.train()
         torch.rand(random.randrange(1, 9))
         numpy.random.rand(3)
         torch.manual_seed(0)
@@ -875,6 +875,6 @@ def test_two_frames_stand_between_the_launcher_and_a_step() -> None:
 def test_sanity_batches_and_accumulation_steps_may_exceed_all_that_there_is() -> None:
     for train in (Split(Indices(10), batch_size=4), DataLoader(Indices(10), 4)):
         model = Tiny()
-        trainer = quiet(max_epochs=2, sanity_batches=2**62, accumulation_steps=2**62, valid_every_epochs=2)
+        trainer = quiet(max_epochs=2, sanity_batches=2**63 - 1, accumulation_steps=2**63 - 1, valid_every_epochs=2)
         assert trainer.fit(model, DataModule(train, Split(Indices(5), batch_size=4))).state.step == 2
         assert len(model.validated) == 2 * 5
