@@ -637,8 +637,8 @@ MUTATIONS = [
     Mutation("metrics/measurements.py", "self._samples += batch[2]", "self._samples += batch[1]", SPEED),
     Mutation(
         "metrics/accumulator.py",
-        "self._totals[name] = (reduce, one if earlier is None else merge_totals(earlier[1], one))",
-        "self._totals[name] = (reduce, one)",
+        "self._totals[name].merged(one) if name in self._totals else one",
+        "one",
         EPOCH_MEANS,
     ),
     Mutation(
@@ -1350,8 +1350,8 @@ MUTATIONS = [
     ),
     Mutation(
         "metrics/accumulator.py",
-        "totals.keys() - restored}",
-        "totals}",
+        " if not one.is_restored}",
+        "}",
         DISTRIBUTED + "test_ranks_that_a_checkpoint_does_not_have_need_not_have_logged_what_it_restores",
     ),
     # Sharded networks.

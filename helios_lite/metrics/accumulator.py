@@ -7,6 +7,8 @@ means of epochs.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -16,109 +18,9 @@ from torch import Tensor
 
 from helios_lite.processes.world import World
 
-
-class EpochMeans:
-    """Merges the totals of the rows of an epoch, so that its metrics are as exact as those of a row."""
-
-    def __init__(self) -> None:
-        self._totals: dict[str, ReducedTotals] | None = {}  # None if rows of the epoch are unknown.
-
-    def begin(self) -> None:
-        """Begin an epoch."""
-        self._totals = {}
-
-    def add(self, totals: Mapping[str, ReducedTotals]) -> None:
-        """Add the totals of a row, over all ranks. A value that is reduced by "last" is that of a row alone."""
-        if self._totals is None:
-            return
-        for name, (reduce, one) in totals.items():
-            if reduce != "last":
-                earlier = self._totals.get(name)
-                self._totals[name] = (reduce, one if earlier is None else merge_totals(earlier[1], one))
-
-    def take(self) -> dict[str, float]:
-        """Return the metrics of the epoch by the full names of those of its rows, and end it."""
-        totals, self._totals = self._totals or {}, {}
-        return {name: reduced(reduce, one) for name, (reduce, one) in totals.items()}
-
-    def state_dict(self) -> dict[str, Any] | None:
-        """Return the totals as plain numbers, None if rows of the epoch are unknown."""
-        if self._totals is None:
-            return None
-        return {name: {"reduce": reduce, "totals": tuple(one)} for name, (reduce, one) in self._totals.items()}
-
-    def load_state_dict(self, state_dict: dict[str, Any] | None) -> None:
-        """Restore what `state_dict` returned. With None (earlier versions) the epoch has none."""
-        self._totals = None
-        if state_dict is not None:
-            self._totals = {name: (one["reduce"], Totals(*one["totals"])) for name, one in state_dict.items()}
-
-
 Reduce = Literal["mean", "sum", "min", "max", "last", "std"]
 _MAX_PENDING = 4096  # Values on the device; when there are more, they are read before the logging step.
 _NEVER = math.inf  # The step at which a metric became not finite, for a metric that has always been finite.
-
-
-class Totals(NamedTuple):
-    """The running totals of values v_i with weights w_i. A checkpoint holds them in this order."""
-
-    weight: float = 0.0
-    """sum of w"""
-    weighted_sum: float = 0.0
-    """sum of w * v"""
-    m2: float = 0.0
-    """sum of w * (v - mean)^2"""
-    sum: float = 0.0
-    """sum of v"""
-    low: float = math.inf
-    high: float = -math.inf
-    last: float = 0.0
-    first_not_finite: float = _NEVER
-    """step of the first v that was NaN or infinite"""
-
-
-_RESULT: dict[str, Callable[[Totals], float]] = {
-    "mean": lambda totals: totals.weighted_sum / totals.weight if totals.weight else math.nan,
-    "std": lambda totals: math.sqrt(totals.m2 / totals.weight) if totals.weight else math.nan,
-    "sum": lambda totals: totals.sum,
-    "min": lambda totals: totals.low,
-    "max": lambda totals: totals.high,
-    "last": lambda totals: totals.last,
-}
-ReducedTotals = tuple[Reduce, Totals]
-
-
-class Summary(NamedTuple):
-    """Metrics over all ranks.
-
-    Attributes:
-        values: the reduced metrics by full name.
-        totals: the totals from which they were reduced, by full name.
-        first_not_finite: the name and step of the first value that was NaN or infinite, None if all were finite.
-        loss_is_finite: whether the loss that was passed to `compute` is finite on all ranks.
-    """
-
-    values: dict[str, float]
-    totals: dict[str, ReducedTotals]
-    first_not_finite: tuple[str, int] | None
-    loss_is_finite: bool
-
-
-def reduced(reduce: Reduce, totals: Totals) -> float:
-    """Return the value of a metric."""
-    return _RESULT[reduce](totals)
-
-
-def named_reductions(name: str, reduce: Sequence[Reduce]) -> list[tuple[str, Reduce]]:
-    """Return the full names of several reductions of one metric: the first has its name, others "<name>/<reduction>".
-
-    Raises:
-        ValueError: there is no reduction, or one twice.
-    """
-    if not isinstance(reduce, tuple | list) or len(reduce) == 0 or len(set(reduce)) < len(reduce):
-        choices = ", ".join(_RESULT)
-        raise ValueError(f"log({name!r}): reduce={reduce!r} must be one of {choices}, or several different ones")
-    return [(name if i == 0 else f"{name}/{each}", each) for i, each in enumerate(reduce)]
 
 
 class MetricAccumulator:
@@ -130,10 +32,10 @@ class MetricAccumulator:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._running: dict[str, _RunningStats] = {}
+        self._running: dict[str, Totals] = {}
         self._dtype = torch.float32 if device.type == "mps" else torch.float64
         # Values that are still on the device, in order: running totals, value, weight, step.
-        self._pending: list[tuple[_RunningStats, Tensor | float, Tensor | float, int]] = []
+        self._pending: list[tuple[Totals, Tensor | float, Tensor | float, int]] = []
 
     def update(
         self, name: str, value: Tensor | float, weight: Tensor | float, reduce: Reduce = "mean", step: int = 0
@@ -162,7 +64,7 @@ class MetricAccumulator:
         if running is None:
             if reduce not in _RESULT:
                 raise ValueError(f"log({name!r}): reduce={reduce!r} must be one of {', '.join(_RESULT)}")
-            running = self._running[name] = _RunningStats(reduce)
+            running = self._running[name] = Totals(reduce)
         elif running.reduce != reduce:
             raise ValueError(f"log({name!r}): reduce={reduce!r}, but it was {running.reduce!r} before")
         if isinstance(value, float) and isinstance(weight, float) and not self._pending:
@@ -194,14 +96,13 @@ class MetricAccumulator:
             ValueError: ranks that had batches logged different names; raised on every rank.
         """
         loss_is_finite = self._read_pending(loss)
-        totals = {name: (running.reduce, running.totals()) for name, running in self._running.items()}
+        totals = {name: copy.copy(running) for name, running in self._running.items()}
         if world.size > 1:
-            restored = {name for name, running in self._running.items() if running.is_restored}
-            gathered = world.gather(((totals, restored, is_idle), loss_is_finite))
+            gathered = world.gather(((totals, is_idle), loss_is_finite))
             totals = _merged([rank for rank, _ in gathered])
             loss_is_finite = all(is_finite for _, is_finite in gathered)
-        values = {name: reduced(reduce, one) for name, (reduce, one) in totals.items()}
-        bad = {name: int(one.first_not_finite) for name, (_, one) in totals.items() if one.first_not_finite != _NEVER}
+        values = {name: one.result() for name, one in totals.items()}
+        bad = {name: int(one.first_not_finite) for name, one in totals.items() if one.first_not_finite != _NEVER}
         first_not_finite = min(bad.items(), key=lambda item: item[1]) if bad else None
         return Summary(values, totals, first_not_finite, loss_is_finite)
 
@@ -213,20 +114,14 @@ class MetricAccumulator:
     def state_dict(self) -> dict[str, Any]:
         """Return the running totals as plain numbers."""
         self._read_pending()
-        return {
-            name: {"reduce": running.reduce, "totals": tuple(running.totals())}
-            for name, running in self._running.items()
-        }
+        return {name: running.state_dict() for name, running in self._running.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Merge the totals that `state_dict` returned into the present ones."""
         self._read_pending()
         for name, state in state_dict.items():
-            totals = Totals(*state["totals"])
-            present = self._running.get(name)
-            if present is not None:
-                totals = merge_totals(present.totals(), totals)
-            self._running[name] = _RunningStats(state["reduce"], totals, is_restored=True)
+            restored = Totals.of_state(state)
+            self._running[name] = self._running[name].merged(restored) if name in self._running else restored
 
     def _number(self, name: str, tensor: Tensor) -> Tensor | float:
         if tensor.numel() != 1:
@@ -249,29 +144,88 @@ class MetricAccumulator:
         return math.isfinite(next(numbers) if isinstance(number, Tensor) else number)
 
 
-class _RunningStats:
-    """The running totals of one metric; see `Totals`. `is_restored` says that all values are from a checkpoint."""
+class Summary(NamedTuple):
+    """Metrics over all ranks.
 
-    __slots__ = (*Totals._fields, "is_restored", "reduce")
+    Attributes:
+        values: the reduced metrics by full name.
+        totals: the totals from which they were reduced, by full name.
+        first_not_finite: the name and step of the first value that was NaN or infinite, None if all were finite.
+        loss_is_finite: whether the loss that was passed to `compute` is finite on all ranks.
+    """
 
-    def __init__(
-        self,
-        reduce: Reduce,
-        totals: Totals = Totals(),  # noqa: B008 (immutable)
-        *,
-        is_restored: bool = False,
-    ) -> None:
-        self.reduce, self.is_restored = reduce, is_restored
-        self.weight, self.weighted_sum, self.m2, self.sum, self.low, self.high, self.last, self.first_not_finite = (
-            totals
-        )
+    values: dict[str, float]
+    totals: dict[str, Totals]
+    first_not_finite: tuple[str, int] | None
+    loss_is_finite: bool
 
-    def totals(self) -> Totals:
-        return Totals(
-            self.weight, self.weighted_sum, self.m2, self.sum, self.low, self.high, self.last, self.first_not_finite
-        )
+
+class EpochMeans:
+    """Merges the totals of the rows of an epoch, so that its metrics are as exact as those of a row."""
+
+    def __init__(self) -> None:
+        self._totals: dict[str, Totals] | None = {}  # None if rows of the epoch are unknown.
+
+    def begin(self) -> None:
+        """Begin an epoch."""
+        self._totals = {}
+
+    def add(self, totals: Mapping[str, Totals]) -> None:
+        """Add the totals of a row, over all ranks. A value that is reduced by "last" is that of a row alone."""
+        if self._totals is None:
+            return
+        for name, one in totals.items():
+            if one.reduce != "last":
+                self._totals[name] = self._totals[name].merged(one) if name in self._totals else one
+
+    def take(self) -> dict[str, float]:
+        """Return the metrics of the epoch by the full names of those of its rows, and end it."""
+        totals, self._totals = self._totals or {}, {}
+        return {name: one.result() for name, one in totals.items()}
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Return the totals as plain numbers, None if rows of the epoch are unknown."""
+        if self._totals is None:
+            return None
+        return {name: one.state_dict() for name, one in self._totals.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any] | None) -> None:
+        """Restore what `state_dict` returned. With None (earlier versions) the epoch has none."""
+        self._totals = None
+        if state_dict is not None:
+            self._totals = {name: Totals.of_state(state) for name, state in state_dict.items()}
+
+
+@dataclasses.dataclass(slots=True)
+class Totals:
+    """The running totals of the values v_i of a metric with weights w_i. A checkpoint holds them in this order.
+
+    Attributes:
+        reduce: how they are reduced.
+        weight: sum of w.
+        weighted_sum: sum of w * v.
+        m2: sum of w * (v - mean)^2, for "std" only.
+        sum: sum of v.
+        low: the least v, for "min" only.
+        high: the largest v, for "max" only.
+        last: the last v.
+        first_not_finite: step of the first v that was NaN or infinite.
+        is_restored: whether all values are from a checkpoint. Not a part of it.
+    """
+
+    reduce: Reduce
+    weight: float = 0.0
+    weighted_sum: float = 0.0
+    m2: float = 0.0
+    sum: float = 0.0
+    low: float = math.inf
+    high: float = -math.inf
+    last: float = 0.0
+    first_not_finite: float = _NEVER
+    is_restored: bool = False
 
     def update(self, value: float, weight: float, step: int) -> None:
+        """Add a value."""
         reduce = self.reduce
         self.is_restored = False
         # A value of weight 0 (the mean over no tokens is NaN) must not make the mean of the others NaN.
@@ -293,42 +247,80 @@ class _RunningStats:
         if value - value != 0.0 and step < self.first_not_finite:  # NaN or infinite.
             self.first_not_finite = step
 
+    def result(self) -> float:
+        """Return the value of the metric."""
+        return _RESULT[self.reduce](self)
 
-def _merged(by_rank: list[tuple[dict[str, ReducedTotals], set[str], bool]]) -> dict[str, ReducedTotals]:
+    def merged(self, later: Totals) -> Totals:
+        """Return the totals of these and later values.
+
+        M2 by Chan, Golub and LeVeque, "Updating formulae ... for computing sample variances", 1982.
+        """
+        a, b = self, later
+        weight = a.weight + b.weight
+        means = [each.weighted_sum / each.weight if each.weight > 0 else 0.0 for each in (a, b)]
+        delta = means[1] - means[0]
+        return Totals(
+            a.reduce,
+            weight=weight,
+            weighted_sum=a.weighted_sum + b.weighted_sum,
+            m2=a.m2 + b.m2 + (delta * delta * a.weight * b.weight / weight if weight > 0 else 0.0),
+            sum=a.sum + b.sum,
+            # A NaN stays: it is neither smaller nor equal to itself.
+            low=a.low if not b.low < a.low and b.low == b.low else b.low,
+            high=a.high if not b.high > a.high and b.high == b.high else b.high,
+            last=b.last,
+            first_not_finite=min(a.first_not_finite, b.first_not_finite),
+            is_restored=a.is_restored and b.is_restored,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return them as plain numbers."""
+        reduce, *totals, _ = dataclasses.astuple(self)
+        return {"reduce": reduce, "totals": tuple(totals)}
+
+    @classmethod
+    def of_state(cls, state_dict: dict[str, Any]) -> Totals:
+        """Return what `state_dict` describes."""
+        return cls(*[state_dict["reduce"], *state_dict["totals"], True])
+
+
+_RESULT: dict[str, Callable[[Totals], float]] = {
+    "mean": lambda totals: totals.weighted_sum / totals.weight if totals.weight else math.nan,
+    "std": lambda totals: math.sqrt(totals.m2 / totals.weight) if totals.weight else math.nan,
+    "sum": lambda totals: totals.sum,
+    "min": lambda totals: totals.low,
+    "max": lambda totals: totals.high,
+    "last": lambda totals: totals.last,
+}
+
+
+def named_reductions(name: str, reduce: Sequence[Reduce]) -> list[tuple[str, Reduce]]:
+    """Return the full names of several reductions of one metric: the first has its name, others "<name>/<reduction>".
+
+    Raises:
+        ValueError: there is no reduction, or one twice.
+    """
+    if not isinstance(reduce, tuple | list) or len(reduce) == 0 or len(set(reduce)) < len(reduce):
+        choices = ", ".join(_RESULT)
+        raise ValueError(f"log({name!r}): reduce={reduce!r} must be one of {choices}, or several different ones")
+    return [(name if i == 0 else f"{name}/{each}", each) for i, each in enumerate(reduce)]
+
+
+def _merged(by_rank: list[tuple[dict[str, Totals], bool]]) -> dict[str, Totals]:
     """Return the totals of all ranks together.
 
     Args:
-        by_rank: the totals of each rank, the names that a checkpoint has restored, and whether the rank was idle.
+        by_rank: the totals of each rank, and whether the rank was idle.
 
     Raises:
         ValueError: a rank that was not idle has not logged a name.
     """
-    known = {name for totals, restored, _ in by_rank for name in totals.keys() - restored}
-    merged: dict[str, ReducedTotals] = {}
-    for rank, (totals, _, is_idle) in enumerate(by_rank):
+    known = {name for totals, _ in by_rank for name, one in totals.items() if not one.is_restored}
+    merged: dict[str, Totals] = {}
+    for rank, (totals, is_idle) in enumerate(by_rank):
         if not is_idle and (missing := sorted(known - totals.keys())):
             raise ValueError(f"metrics differ among the ranks: rank {rank} did not log {missing}")
-        for name, (reduce, one) in totals.items():
-            earlier = merged.get(name)
-            merged[name] = (reduce, one if earlier is None else merge_totals(earlier[1], one))
+        for name, one in totals.items():
+            merged[name] = merged[name].merged(one) if name in merged else one
     return merged
-
-
-def merge_totals(a: Totals, b: Totals) -> Totals:
-    """Return the totals of the values of both.
-
-    M2 by Chan, Golub and LeVeque, "Updating formulae ... for computing sample variances", 1982.
-    """
-    weight = a.weight + b.weight
-    delta = (b.weighted_sum / b.weight if b.weight > 0 else 0.0) - (a.weighted_sum / a.weight if a.weight > 0 else 0.0)
-    return Totals(
-        weight=weight,
-        weighted_sum=a.weighted_sum + b.weighted_sum,
-        m2=a.m2 + b.m2 + (delta * delta * a.weight * b.weight / weight if weight > 0 else 0.0),
-        sum=a.sum + b.sum,
-        # A NaN stays: it is neither smaller nor equal to itself.
-        low=a.low if not b.low < a.low and b.low == b.low else b.low,
-        high=a.high if not b.high > a.high and b.high == b.high else b.high,
-        last=b.last,
-        first_not_finite=min(a.first_not_finite, b.first_not_finite),
-    )
