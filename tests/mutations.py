@@ -170,6 +170,11 @@ REPLAY = "calls/test_replay.py::test_"
 REPLAYED = REPLAY + "an_update_of_a_resumed_run_is_computed_again_bit_for_bit_and_no_file_changes"
 REPLAYED_AGAIN = REPLAY + "the_model_can_be_replayed_again_and_trained_afterwards"
 REPLAYED_NORMS = REPLAY + "norms_rates_and_values_are_those_that_the_run_logs"
+REPLAYED_STREAM = REPLAY + "a_stream_and_epochs_of_some_steps_are_replayed_too"
+TAP = "model_internals/test_step_tap.py::test_"
+TAPPED = TAP + "a_tapped_training_has_the_bits_of_another_and_all_its_calls_are_seen"
+PROBED = TAP + "a_probe_gives_losses_and_gradients_and_updates_and_logs_nothing"
+UNTAPPED = TAP + "a_tap_leaves_nothing_behind"
 POISONED = REPLAY + "a_poisoned_sample_is_named_also_by_a_replay_of_a_later_update"
 NOT_FINITE_MODULE = REPLAY + "the_first_module_with_an_output_or_gradient_that_is_not_finite_is_named"
 
@@ -1000,8 +1005,8 @@ MUTATIONS = [
     ),
     Mutation(
         "metrics/measurements.py",
-        "self.used.get(name, _present_rates(optimizer))",
-        "_present_rates(optimizer)",
+        "self.used.get(name, learning_rates(optimizer))",
+        "learning_rates(optimizer)",
         RATES,
     ),
     Mutation(
@@ -1768,13 +1773,13 @@ MUTATIONS = [
     Mutation("tools/audit/bits.py", "changes_hash_seed=True", "changes_hash_seed=False", PLANTED_HASHES),
     Mutation("tools/audit/sums.py", "TOLERANCE = 1e-3", "TOLERANCE = 1.0", PLANTED + "[wrong_axis]"),
     Mutation("tools/audit/sums.py", "TOLERANCE = 1e-3", "TOLERANCE = 1e-9", RIGHT),
-    Mutation("tools/audit/sums.py", "if a.rates != b.rates:", "if False:", PLANTED + "[scheduled_twice]"),
+    Mutation("tools/audit/sums.py", "if repr(a.rates) != repr(b.rates):", "if False:", PLANTED + "[scheduled_twice]"),
     Mutation("tools/audit/sums.py", "if probed.carries_state:", "if False:", RIGHT + "[carried]"),
     Mutation("tools/audit/sums.py", "STANDARD_ERRORS = 5.0", "STANDARD_ERRORS = 0.0", RIGHT + "[gan]"),
     Mutation(
         "tools/audit/recorder.py",
-        "                    net.eval()\n",
-        "                    pass\n",
+        "                net.eval()\n",
+        "                pass\n",
         RIGHT + "[normalized]",
     ),
     Mutation(
@@ -1807,7 +1812,13 @@ MUTATIONS = [
     Mutation("calls/replay.py", "        root=None,\n", "", REPLAYED),
     Mutation("calls/replay.py", "inspector.unwrap()", "pass", REPLAYED_AGAIN),
     Mutation("calls/update_inspector.py", "        self._write_back(after)\n", "", REPLAYED),
-    Mutation("calls/update_inspector.py", "self._taken - 1, None", "self._taken, None", REPLAYED),
+    Mutation("loading/split_loader.py", "batches - self._num_finished", "batches + 1 - self._num_finished", REPLAYED),
+    Mutation("loading/train_data.py", "self.passes.num_begun() - 1", "self.passes.num_begun()", REPLAYED_STREAM),
+    Mutation("model_internals/step_tap.py", "return self._probed is None and bool(", "return bool(", PROBED),
+    Mutation("model_internals/step_tap.py", "if self._probe_runs_backward:", "if False:", PROBED),
+    Mutation("model_internals/step_tap.py", 'args[1] if len(args) > 1 else "mean"', '"mean"', TAPPED),
+    Mutation("model_internals/step_tap.py", "vars(self._model).update(self._of_model)", "pass", UNTAPPED),
+    Mutation("model_internals/step_tap.py", "            handle.remove()", "            pass", UNTAPPED),
     Mutation("calls/update_inspector.py", "self._num_done + 1", "self._num_done", POISONED),
     Mutation(
         "calls/update_inspector.py", "precision.add_gradient_report(self._note_gradients)", "pass", REPLAYED_NORMS

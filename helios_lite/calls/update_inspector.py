@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -14,8 +13,9 @@ from torch.optim import Optimizer
 
 from helios_lite.callbacks import Callback
 from helios_lite.calls.replay_result import Replay, ReplayedBatch
-from helios_lite.loading.split_loader import SplitLoader
-from helios_lite.model_internals.attributes import named_networks, stateful_parts
+from helios_lite.metrics.measurements import learning_rates
+from helios_lite.model_internals.attributes import named_networks
+from helios_lite.model_internals.step_tap import Loss, StepTap
 from helios_lite.networks.dtensors import full_tensor, is_dtensor
 from helios_lite.networks.parallel import unwrap_model
 from helios_lite.processes import rng
@@ -129,8 +129,7 @@ class _Part(NamedTuple):
     size: int
     indices: Tensor | None
     rng_state: dict[str, Any]
-    losses: list[float]
-    weights: list[float | None]
+    losses: list[Loss]
 
 
 class UpdateInspector(Callback):
@@ -148,19 +147,15 @@ class UpdateInspector(Callback):
     def __init__(self, step: int, started_at: int, checks_finite: bool) -> None:
         self._step, self._started_at, self._checks_finite = step, started_at, checks_finite
         self._training: Training | None = None
-        self._taken = 0  # Batches begun since the loader was asked for its present epoch.
+        self._tap: StepTap | None = None
         self._num_done = 0  # Updates before the present batch.
-        self._loader: Any = None
         self._parts: list[_Part] = []
         self._before: list[Tensor] = []
         self._names: dict[int, str] = {}
         self._rates: dict[str, float] = {}
         self._norms: dict[str, float] = {}
         self._logged: dict[str, float] = {}
-        self._records = self._is_probing = False
-        self._runs_backward = False  # While probing.
-        self._probed: list[float] = []
-        self._originals: dict[str, Callable[..., Any]] = {}
+        self._records = False
         self.result: Replay | None = None
 
     def watch(self, training: Training) -> None:
@@ -168,37 +163,24 @@ class UpdateInspector(Callback):
         self._training = training
 
     def unwrap(self) -> None:
-        """Remove what `on_training_start` has put among the attributes of the model."""
-        for name in self._originals:
-            vars(self.model).pop(name, None)
+        """Give the model back as it was before `on_training_start`."""
+        if self._tap is not None:
+            self._tap.remove()
 
     # Hooks.
 
     def on_training_start(self) -> None:
-        """Wrap what the model calls, among its attributes."""
-        model = self.model
-        names = ("train_step", "backward", "optimizer_step", "log")
-        self._originals = {name: getattr(model, name) for name in names}
-        wrappers = (self._train_step, self._backward, self._optimizer_step, self._log)
-        vars(model).update(zip(names, wrappers, strict=True))
-
-    def on_training_epoch_start(self, current_epoch: int) -> None:
-        """Count the batches of the loader, which may be a new one."""
-        assert self._training is not None
-        loader: Any = self._training.train_data.loader()
-        if loader is self._loader:
-            return
-        self._loader, original = loader, loader.epoch
-
-        def epoch(*args: Any, **kwargs: Any) -> Any:
-            self._taken = 0
-            return original(*args, **kwargs)
-
-        vars(loader).update(epoch=epoch)
+        """Begin to see what the model calls."""
+        self._tap = StepTap(
+            self.model,
+            train_step=self._train_step,
+            on_loss=self._note_loss,
+            on_log=self._note_log,
+            before_step=self._note_step,
+        )
 
     def on_training_batch_start(self, state: TrainingState) -> None:
         """Begin to record, if the update to inspect begins."""
-        self._taken += 1
         self._num_done = state.step
         if state.step != self._step - 1:
             return
@@ -208,9 +190,8 @@ class UpdateInspector(Callback):
             self._before = [value.detach().clone() for value in self._values()]
             for name, net in named_networks(self.model).items():
                 self._names.update((id(p), f"{name}.{path}") for path, p in unwrap_model(net).named_parameters())
-            for name, part in stateful_parts(self.model):
-                if isinstance(part, Optimizer):
-                    part.register_step_pre_hook(self._before_step(name))
+            assert self._tap is not None
+            self._tap.watch_optimizers()
         precision.add_gradient_report(self._note_gradients)
 
     def on_training_batch_end(self, state: TrainingState, should_log: bool = False) -> None:
@@ -225,52 +206,30 @@ class UpdateInspector(Callback):
         if any(world.gather(loss is not None and not math.isfinite(float(loss.detach())))):
             raise EarlierUpdateFound(self._num_done + 1)
 
-    # What the model calls.
+    # What the model and its optimizers call.
 
     def _train_step(self, batch: Any, state: TrainingState) -> None:
-        if self._records and not self._is_probing:
-            context, indices = self.model._context, None
-            if isinstance(self._loader, SplitLoader):
-                indices = next(itertools.islice(self._loader.indices(), self._taken - 1, None)).clone()
-            size = context._batch_size
-            self._parts.append(_Part(batch, size, indices, rng.get_state(context.device), [], []))
-        self._originals["train_step"](batch, state)
-
-    def _backward(self, loss: Tensor, weight: Tensor | float | None = None) -> None:
-        if self._is_probing:
-            self._probed.append(float(loss.detach()))
-            if self._runs_backward:
-                loss.backward()  # type: ignore[no-untyped-call]
-            return
+        assert self._tap is not None
+        assert self._training is not None
         if self._records:
-            self._parts[-1].losses.append(float(loss.detach()))
-            self._parts[-1].weights.append(None if weight is None else float(weight))
-        self._originals["backward"](loss, weight)
+            context, indices = self.model._context, self._training.train_data.indices(state)
+            self._parts.append(_Part(batch, context._batch_size, indices, rng.get_state(context.device), []))
+        self._tap.train_step(batch, state)
 
-    def _optimizer_step(self, *args: Any, **kwargs: Any) -> bool:
-        return not self._is_probing and bool(self._originals["optimizer_step"](*args, **kwargs))
+    def _note_loss(self, loss: Loss) -> None:
+        if self._records:
+            self._parts[-1].losses.append(loss)
 
-    def _log(self, name: str, value: Tensor | float, *args: Any, **kwargs: Any) -> None:
-        if self._is_probing:
-            return
+    def _note_log(self, name: str, value: Tensor | float, reduce: Any) -> None:
         if self._records:
             self._logged[name] = float(value.detach()) if isinstance(value, Tensor) else float(value)
-        self._originals["log"](name, value, *args, **kwargs)
 
-    # The optimizers.
-
-    def _before_step(self, name: str) -> Callable[..., None]:
-        def note(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            if self._is_probing:
-                return
-            several = len(optimizer.param_groups) > 1
-            for i, group in enumerate(optimizer.param_groups):
-                self._rates[f"{name}/{i}" if several else name] = float(group.get("lr", math.nan))
-            with_gradient = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            if any(self._names.get(id(p)) not in self._norms for p in with_gradient):  # It did not use optimizer_step.
-                self._note_gradients(optimizer, with_gradient, None)
-
-        return note
+    def _note_step(self, name: str, optimizer: Optimizer) -> None:
+        rates = learning_rates(optimizer)
+        self._rates.update((f"{name}/{i}" if len(rates) > 1 else name, rate) for i, rate in enumerate(rates))
+        with_gradient = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if any(self._names.get(id(p)) not in self._norms for p in with_gradient):  # It did not use optimizer_step.
+            self._note_gradients(optimizer, with_gradient, None)
 
     def _note_gradients(self, optimizer: Optimizer, parameters: list[Tensor], norm: Any) -> None:
         for parameter in parameters:
@@ -283,29 +242,28 @@ class UpdateInspector(Callback):
     def _inspect(self, state: TrainingState) -> Replay:
         """Return what the update shows. Call on every rank."""
         world = self.model._context.world
-        numbers = [*self._norms.values(), *(loss for part in self._parts for loss in part.losses)]
+        numbers = [*self._norms.values(), *(loss for part in self._parts for loss, _ in part.losses)]
         finite_parts = [samples_not_finite(part.data, part.size) for part in self._parts]
         is_odd = not all(map(math.isfinite, numbers)) or any(finite_parts)
         after = [value.detach().clone() for value in self._values()]
         first, details = None, []
-        with self._probing():
-            if any(world.gather(is_odd)):
-                first = self._find_first_not_finite(state)
-            for part, bad in zip(self._parts, finite_parts, strict=True):
-                losses, why = self._sample_losses(part, state)
-                bad_losses = (
-                    [] if losses is None else [i for i, x in enumerate(losses.tolist()) if not math.isfinite(x)]
-                )
-                details.append((losses, why, tuple(sorted({*bad, *bad_losses}))))
+        if any(world.gather(is_odd)):
+            first = self._find_first_not_finite(state)
+        for part, bad in zip(self._parts, finite_parts, strict=True):
+            losses, why = self._sample_losses(part, state)
+            bad_losses = [] if losses is None else [i for i, x in enumerate(losses.tolist()) if not math.isfinite(x)]
+            details.append((losses, why, tuple(sorted({*bad, *bad_losses}))))
         self._write_back(after)
+        for net in named_networks(self.model).values():
+            unwrap_model(net).zero_grad(set_to_none=True)
         to_cpu = DeviceMover(torch.device("cpu"))
         mine = [
             ReplayedBatch(
                 world.rank,
                 to_cpu(part.data),
                 part.indices,
-                tuple(part.losses),
-                part.weights[-1] if part.weights else None,
+                tuple(loss for loss, _ in part.losses),
+                part.losses[-1][1] if part.losses else None,
                 *detail,
             )
             for part, detail in zip(self._parts, details, strict=True)
@@ -332,31 +290,20 @@ class UpdateInspector(Callback):
             for value, kept in zip(self._values(), values, strict=True):
                 value.copy_(kept)
 
-    @contextlib.contextmanager
-    def _probing(self) -> Iterator[None]:
-        """Context in which steps update nothing, and after which there are no gradients."""
-        self._is_probing = True
-        try:
-            yield
-        finally:
-            self._is_probing = False
-            for net in named_networks(self.model).values():
-                unwrap_model(net).zero_grad(set_to_none=True)
-
     def _find_first_not_finite(self, state: TrainingState) -> str | None:
         """Compute the update again, and return the first module that is not finite. Call on every rank."""
+        assert self._tap is not None
         self._write_back(self._before)
-        self._runs_backward = True
-        finder = NotFiniteFinder()
-        try:
-            with finder.watching({name: unwrap_model(net) for name, net in named_networks(self.model).items()}):
-                for part in self._parts:
-                    rng.set_state(part.rng_state, self.model.device)
-                    if samples_not_finite(part.data, part.size):
-                        finder.note("the batch itself")
-                    self._originals["train_step"](part.data, state)
-        finally:
-            self._runs_backward = False
+        finder, networks = NotFiniteFinder(), named_networks(self.model)
+        with (
+            self._tap.probing(runs_backward=True),
+            finder.watching({name: unwrap_model(net) for name, net in networks.items()}),
+        ):
+            for part in self._parts:
+                rng.set_state(part.rng_state, self.model.device)
+                if samples_not_finite(part.data, part.size):
+                    finder.note("the batch itself")
+                self._tap.train_step(part.data, state)
         return finder.first
 
     def _sample_losses(self, part: _Part, state: TrainingState) -> tuple[Tensor | None, str]:
@@ -383,16 +330,16 @@ class UpdateInspector(Callback):
 
     def _evaluated(self, batches: list[Any], part: _Part, state: TrainingState) -> list[float]:
         """Return the loss of each batch in evaluation mode, without gradients."""
-        self._probed = []
+        assert self._tap is not None
         modes = [(module, module.training) for net in named_networks(self.model).values() for module in net.modules()]
         try:
-            for batch in batches:
-                for net in named_networks(self.model).values():
-                    net.eval()
-                rng.set_state(part.rng_state, self.model.device)
-                with torch.no_grad():
-                    self._originals["train_step"](batch, state)
+            with self._tap.probing() as losses, torch.no_grad():
+                for batch in batches:
+                    for net in named_networks(self.model).values():
+                        net.eval()
+                    rng.set_state(part.rng_state, self.model.device)
+                    self._tap.train_step(batch, state)
         finally:
             for module, mode in modes:
                 module.train(mode)
-        return self._probed
+        return [loss for loss, _ in losses]

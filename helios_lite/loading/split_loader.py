@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,6 +33,7 @@ class SplitLoader:
         self._phase = phase
         self._seed = seed
         self._order: sample_order.BatchOrder | None = None
+        self._num_finished = 0  # Batches before those of the order.
         self._length = len(split.dataset)
         if self._length == 0:
             raise ValueError(f"the {phase} split is empty")
@@ -52,7 +54,7 @@ class SplitLoader:
         )
 
     def epoch(self, epoch: int, *, samples: int = 0, batches: int = 0, window: int = 1) -> EpochBatches:
-        """Return the rest of an epoch; `batches` is not used, because `samples` is the position."""
+        """Return the rest of an epoch; `samples` is the position."""
         seed = rng.derive_seed(self._seed, epoch)
         order = self._batch_order(epoch, seed, samples)
         if len(order) == 0 and samples == 0 and (self._is_training or self._world.size == 1):
@@ -60,13 +62,17 @@ class SplitLoader:
             raise ValueError(f"the {self._phase} split has no batch: of {self._length} samples {why}")
         self._generator.manual_seed(seed)
         self._sampler.set_epoch_order(order, seed)
-        self._order = order
+        self._order, self._num_finished = order, batches
         return EpochBatches(self._batches(order, window, samples), len(order))
 
     def indices(self) -> Iterator[Tensor]:
         """Yield the indices of the samples in each batch of the last `epoch`, as int64 tensors."""
         assert self._order is not None
         return self._order.tensors()
+
+    def indices_after(self, batches: int) -> Tensor:
+        """Return the indices of the samples in the batch after so many finished ones of the last `epoch`."""
+        return next(itertools.islice(self.indices(), batches - self._num_finished, None)).clone()
 
     def takes_state(self) -> bool:
         """Return False: a Split has no state."""

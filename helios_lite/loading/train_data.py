@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from helios_lite.data import DataModule
 from helios_lite.loading.batches import Batch, Loader
 from helios_lite.loading.loaders import make_loader
+from helios_lite.loading.split_loader import SplitLoader
 from helios_lite.options import Options
 from helios_lite.processes import rng
 from helios_lite.processes.world import World
@@ -59,6 +61,10 @@ class PassReader:
             with rng.fork_rng(torch.device("cpu")) if is_inside else contextlib.nullcontext():
                 self._batches = self._rest_of_pass(loader)
         return self._rest_of_epoch(loader)
+
+    def num_begun(self) -> int:
+        """Return how many batches of the present pass have begun."""
+        return self._pass_batches
 
     def close(self) -> None:
         """Let go of the pass, so that its workers end."""
@@ -157,6 +163,11 @@ class TrainData:
         self.epoch_batches = None if length is None else state.epoch_batch + length
         self.knows_last_batch = loader.marks_last
         return batches
+
+    def indices(self, state: TrainingState) -> Tensor | None:
+        """Return the indices of the samples in the batch that has begun, None if the split has no indices."""
+        num_finished = state.epoch_batch if self.passes is None else self.passes.num_begun() - 1
+        return self._loader.indices_after(num_finished) if isinstance(self._loader, SplitLoader) else None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a custom loader has on this rank, if any, and the position in the passes."""

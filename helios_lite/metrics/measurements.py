@@ -4,8 +4,9 @@ batches, memory of the device, norms of parameters and gradients.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,10 +41,7 @@ class LearningRates:
     def watch(self) -> None:
         """Note the rates of the optimizers that step from now on, until `take`."""
         if not self._handles:
-            for name, optimizer in self._optimizers.items():
-                # One that wraps another may not have called `Optimizer.__init__`, which makes hooks possible.
-                if hasattr(optimizer, "_optimizer_step_pre_hooks"):
-                    self._handles.append(optimizer.register_step_pre_hook(self._note(name)))
+            self._handles = before_steps(self._optimizers, self._note)
 
     def take(self) -> dict[str, float]:
         """Return the rates of all parameter groups, and stop watching.
@@ -53,7 +51,7 @@ class LearningRates:
         """
         rates = {}
         for name, optimizer in self._optimizers.items():
-            used = self.used.get(name, _present_rates(optimizer))
+            used = self.used.get(name, learning_rates(optimizer))
             for i, rate in enumerate(used):
                 path = ["train/lr"] + [name] * (len(self._optimizers) > 1) + [str(i)] * (len(used) > 1)
                 rates["/".join(path)] = rate
@@ -71,15 +69,27 @@ class LearningRates:
             handle.remove()
         self._handles.clear()
 
-    def _note(self, name: str) -> Any:
-        def hook(optimizer: Optimizer, arguments: Any, options: Any) -> None:
-            self.used[name] = _present_rates(optimizer)
-
-        return hook
+    def _note(self, name: str, optimizer: Optimizer) -> None:
+        self.used[name] = learning_rates(optimizer)
 
 
-def _present_rates(optimizer: Optimizer) -> list[float]:
-    return [float(group["lr"]) for group in optimizer.param_groups]
+def learning_rates(optimizer: Optimizer) -> list[float]:
+    """Return the present learning rate of each parameter group, NaN for one that has none."""
+    return [float(group.get("lr", math.nan)) for group in optimizer.param_groups]
+
+
+def before_steps(optimizers: Mapping[str, Optimizer], call: Callable[[str, Optimizer], None]) -> list[RemovableHandle]:
+    """Call a function with name and optimizer before each step of these, until the handles are removed."""
+
+    def hook(name: str) -> Callable[..., None]:
+        return lambda optimizer, arguments, options: call(name, optimizer)
+
+    return [
+        optimizer.register_step_pre_hook(hook(name))
+        for name, optimizer in optimizers.items()
+        # One that wraps another may not have called `Optimizer.__init__`, which makes hooks possible.
+        if hasattr(optimizer, "_optimizer_step_pre_hooks")
+    ]
 
 
 _ENDINGS = ("seconds", "/samples_per_second", "/data_wait", "/memory_mib")

@@ -72,7 +72,7 @@ def check_validation(trials: Trials) -> str:
         for options in (WITHOUT_VALIDATION, {**WITHOUT_VALIDATION, "valid_every_steps": 1})
     )
     for i, (a, b) in enumerate(zip(often.updates, never.updates, strict=False)):
-        if a.rates != b.rates and (i == 0 or often.updates[i - 1].losses == never.updates[i - 1].losses):
+        if repr(a.rates) != repr(b.rates) and (i == 0 or often.updates[i - 1].losses == never.updates[i - 1].losses):
             raise NotApplicable("the learning rate depends on the validations")
     _compare(never, often, "with a validation after every update")
     return f"{len(never.updates)} updates with {len(often.validations)} validations, and without any"
@@ -112,7 +112,7 @@ def _difference(a: Update, b: Update) -> str | None:
     """Return what differs first, in the order in which an update computes it."""
     if a.batches != b.batches:
         return "its batch is another one"
-    if a.rates != b.rates:
+    if repr(a.rates) != repr(b.rates):
         return f"the learning rate is {_shown(a.rates)} and {_shown(b.rates)}"
     if repr(a.losses) != repr(b.losses):
         return f"the loss is {_shown([loss for loss, _ in a.losses])} and {_shown([loss for loss, _ in b.losses])}"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from helios_lite.model_internals.step_tap import Loss
 from helios_lite.nested import leaves
 from helios_lite.tools.audit.trial import Break, NotApplicable
 
@@ -62,7 +63,7 @@ class Update:
     """
 
     batches: list[str] = dataclasses.field(default_factory=list)
-    losses: list[tuple[float, float | None]] = dataclasses.field(default_factory=list)
+    losses: list[Loss] = dataclasses.field(default_factory=list)
     state: dict[str, str] = dataclasses.field(default_factory=dict)
     rates: list[float] = dataclasses.field(default_factory=list)
     gradients: dict[str, Tensor] = dataclasses.field(default_factory=dict)

@@ -14,6 +14,7 @@ from torch.utils.data import default_collate
 
 from helios_lite.callbacks import Callback
 from helios_lite.model_internals.attributes import named_networks, stateful_parts
+from helios_lite.model_internals.step_tap import Loss, StepTap
 from helios_lite.nested import leaves
 from helios_lite.networks.parallel import unwrap_model
 from helios_lite.state import TrainingState
@@ -32,9 +33,6 @@ class Enough(Exception):
 class Recorder(Callback):
     """Changes what a trial asks for, and records what happens; it must be the last callback.
 
-    The steps, `backward`, `optimizer_step` and `log` of the model are wrapped where they are looked up, among the
-    attributes of the model, so that any class of models works.
-
     Args:
         trial: what to change and to record.
     """
@@ -45,7 +43,7 @@ class Recorder(Callback):
         self._updates: list[Update] = []
         self._first_update = 1
         self._batches: list[str] = []  # Of the present update, as the losses.
-        self._losses: list[tuple[float, float | None]] = []
+        self._losses: list[Loss] = []
         self._mean_losses: list[float] = []  # Of the updates.
         self._validations: list[dict[str, float]] = []
         self._reduced: dict[str, str] = {}
@@ -53,7 +51,7 @@ class Recorder(Callback):
         self._not_finite_batch = ""
         self._held_out: Any = None  # A batch of samples that are not trained on.
         self._held_out_losses: list[float] = []
-        self._is_probing = trial.repeats > 0  # Whether nothing may be updated.
+        self._tap: StepTap | None = None
         self._initial: list[tuple[Tensor, Tensor]] = []  # What is written back, and its values.
         self._modes = ModeWatch()
         self._frozen, self._moved = dict[str, str](), list[str]()
@@ -87,16 +85,20 @@ class Recorder(Callback):
             indices = range(len(data.train.dataset))[1 : 2 * _HELD_OUT : 2]
             self._held_out = (data.train.collate_fn or default_collate)([data.train.dataset[i] for i in indices])
         change_splits(data, self._trial)
-        vars(self.model).update(log=self._log(self.model.log), valid_step=self._valid_step(self.model.valid_step))
+        vars(self.model).update(valid_step=self._valid_step(self.model.valid_step))
+        self._tap = StepTap(
+            self.model,
+            train_step=self._train_step,
+            on_loss=self._losses.append,
+            on_log=self._note_log,
+            before_step=self._optimizers.note_step,
+        )
 
     def on_training_start(self) -> None:
-        """Wrap the steps, and begin to record."""
+        """Begin to record."""
+        assert self._tap is not None
         model, trial = self.model, self._trial
-        vars(model).update(
-            train_step=self._train_step(model.train_step),
-            backward=self._backward(model.backward),
-            optimizer_step=self._optimizer_step(model.optimizer_step),
-        )
+        self._tap.watch_optimizers()
         networks = {name: unwrap_model(net) for name, net in named_networks(model).items()}
         self._optimizers.watch(networks, [part for _, part in stateful_parts(model) if isinstance(part, Optimizer)])
         if trial.keeps_weights:
@@ -126,9 +128,10 @@ class Recorder(Callback):
             return
         content = self.model.state_dict() if self._trial.records_bits else {}
         digests = {name: digest(leaf) for name, leaf in leaves(content)} if content else {}
-        self._updates.append(Update(self._batches, self._losses, digests, *self._optimizers.take_update()))
+        self._updates.append(Update(self._batches, [*self._losses], digests, *self._optimizers.take_update()))
         self._mean_losses.append(self._updates[-1].mean_loss())
-        self._batches, self._losses = [], []
+        self._batches = []
+        self._losses.clear()
         with torch.no_grad():
             for value, initial in self._initial:
                 value.copy_(initial)
@@ -150,46 +153,47 @@ class Recorder(Callback):
             self._validations.append(dict(metrics))
         return {}
 
-    # The wrapped methods of the model.
+    # What the model calls.
 
-    def _train_step(self, original: Callable[[Any, TrainingState], None]) -> Callable[[Any, TrainingState], None]:
-        def train_step(batch: Any, state: TrainingState) -> None:
-            trial = self._trial
-            if trial.records_bits:
-                self._batches.append(digest(batch))
-                if not self._not_finite_batch and (place := place_not_finite(batch)) is not None:
-                    self._not_finite_batch = f"{place} of the batch of update {state.step + 1}"
-            if trial.is_evaluating:
-                for net in named_networks(self.model).values():
-                    net.eval()
-            if trial.holds_out and len(self._updates) % 8 == 0:
-                self._held_out_losses.append(self._held_out_loss(original, state))
-            if trial.repeats > 0:
-                self._probe(original, batch, state)
-                return
-            with self._modes.during("train"):
-                original(batch, state)
+    def _train_step(self, batch: Any, state: TrainingState) -> None:
+        assert self._tap is not None
+        trial = self._trial
+        if trial.records_bits:
+            self._batches.append(digest(batch))
+            if not self._not_finite_batch and (place := place_not_finite(batch)) is not None:
+                self._not_finite_batch = f"{place} of the batch of update {state.step + 1}"
+        if trial.is_evaluating:
+            for net in named_networks(self.model).values():
+                net.eval()
+        if trial.holds_out and len(self._updates) % 8 == 0:
+            losses = self._probe(self.model.batch_to_device(self._held_out, "train"), state)
+            self._held_out_losses.append(sum(value for value, _ in losses) / max(1, len(losses)))
+        if trial.repeats > 0:
+            self._repeat(batch, state)
+            return
+        with self._modes.during("train"):
+            self._tap.train_step(batch, state)
 
-        return train_step
-
-    def _probe(self, original: Callable[[Any, TrainingState], None], batch: Any, state: TrainingState) -> None:
+    def _repeat(self, batch: Any, state: TrainingState) -> None:
         """Call the step several times without an update; note whether it uses random numbers or its own past."""
-        first, states = len(self._losses), _rng_states()
-        for _ in range(self._trial.repeats):
-            original(batch, state)
-        draws, losses = _rng_states() != states, self._losses[first:]
-        number = len(losses) // self._trial.repeats
-        carries = self._trial.repeats > 1 and not draws and losses[-number:] != losses[:number]
-        self._facts["num_losses"] = number
+        states = _rng_states()
+        repeated = [self._probe(batch, state) for _ in range(self._trial.repeats)]
+        draws = _rng_states() != states
+        carries = not draws and repeated[-1] != repeated[0]
+        self._losses.extend(loss for losses in repeated for loss in losses)
+        self._facts["num_losses"] = len(repeated[0])
         self._facts["draws_in_training"] = draws or self._facts.get("draws_in_training", False)
         self._facts["carries_state"] = carries or self._facts.get("carries_state", False)
 
-    def _held_out_loss(self, original: Callable[[Any, TrainingState], None], state: TrainingState) -> float:
-        """Return the mean of the losses of the samples that are not trained on."""
-        kept, self._losses, self._is_probing = self._losses, [], True
-        original(self.model.batch_to_device(self._held_out, "train"), state)
-        found, self._losses, self._is_probing = self._losses, kept, False
-        return sum(value for value, _ in found) / max(1, len(found))
+    def _probe(self, batch: Any, state: TrainingState) -> list[Loss]:
+        """Return the losses of a batch, and update nothing."""
+        assert self._tap is not None
+        with self._tap.probing() as losses:
+            self._tap.train_step(batch, state)
+        return losses
+
+    def _note_log(self, name: str, value: Any, reduce: Any) -> None:
+        self._reduced[name] = reduce if isinstance(reduce, str) else ",".join(reduce)
 
     def _valid_step(self, original: Callable[[Any, int], None]) -> Callable[[Any, int], None]:
         def valid_step(batch: Any, step: int) -> None:
@@ -200,27 +204,6 @@ class Recorder(Callback):
             self._facts["draws_in_validation"] = draws or self._facts.get("draws_in_validation", False)
 
         return valid_step
-
-    def _backward(self, original: Callable[..., None]) -> Callable[..., None]:
-        def backward(loss: Tensor, weight: Tensor | float | None = None) -> None:
-            self._losses.append((float(loss.detach()), None if weight is None else float(weight)))
-            if not self._is_probing:
-                original(loss, weight)
-
-        return backward
-
-    def _optimizer_step(self, original: Callable[..., bool]) -> Callable[..., bool]:
-        def optimizer_step(optimizer: Optimizer, *args: Any, **kwargs: Any) -> bool:
-            return not self._is_probing and original(optimizer, *args, **kwargs)
-
-        return optimizer_step
-
-    def _log(self, original: Callable[..., None]) -> Callable[..., None]:
-        def log(name: str, value: Any, count: Any = None, reduce: Any = "mean", bar: bool = False) -> None:
-            self._reduced[name] = reduce if isinstance(reduce, str) else ",".join(reduce)
-            original(name, value, count, reduce, bar)
-
-        return log
 
 
 def _rng_states() -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
+from helios_lite.metrics.measurements import learning_rates
 from helios_lite.tools.audit.record import digest
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -155,8 +156,6 @@ class OptimizerWatch:
         self._networks, self._optimizers = networks, optimizers
         for name, net in networks.items():
             self._names.update((id(parameter), f"{name}.{path}") for path, parameter in net.named_parameters())
-        for optimizer in optimizers:
-            optimizer.register_step_pre_hook(self._before_step)
 
     def take_update(self) -> tuple[list[float], dict[str, Tensor]]:
         """Return the rates and gradients of the update that has ended."""
@@ -185,15 +184,16 @@ class OptimizerWatch:
                 found[full_name] = counts[id(value)], has_gradient, self._seen.get(full_name, False), is_trained
         return found
 
-    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def note_step(self, name: str, optimizer: Optimizer) -> None:
+        """Note a step that an optimizer is about to make."""
         self._stepped.add(id(optimizer))
+        self.rates += learning_rates(optimizer)
         for group in optimizer.param_groups:
-            self.rates.append(float(group.get("lr", 0.0)))
             for parameter in group["params"]:
-                gradient, name = parameter.grad, self._names.get(id(parameter), "a parameter of no network")
+                gradient, path = parameter.grad, self._names.get(id(parameter), "a parameter of no network")
                 if gradient is None:
                     continue
-                self._seen[name] = self._seen.get(name, False) or bool(gradient.count_nonzero() > 0)
+                self._seen[path] = self._seen.get(path, False) or bool(gradient.count_nonzero() > 0)
                 if self._keeps_gradients and self._num_kept < _MAX_ELEMENTS:
                     self._num_kept += gradient.numel()
-                    self.gradients[name] = gradient.detach().float().cpu().clone()
+                    self.gradients[path] = gradient.detach().float().cpu().clone()

@@ -1,0 +1,107 @@
+"""The tap on what the steps of a model call, for what looks at a training from outside of its loop."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from helios_lite.metrics.measurements import before_steps
+from helios_lite.model_internals.attributes import stateful_parts
+from helios_lite.state import TrainingState
+
+Loss = tuple[float, float | None]
+"""A loss that was passed to `backward`, and its weight if there was one."""
+_CALLS = ("train_step", "backward", "optimizer_step", "log")
+
+
+class StepTap:
+    """Sees the calls of `train_step`, `backward`, `optimizer_step` and `log` of a model, and its optimizers' steps.
+
+    The calls are wrapped where they are looked up first, among the attributes of the model, so that any class of models
+    can be tapped, and nothing of it is in the loop of a training that is not.
+
+    Args:
+        model: the model, which is set up.
+        train_step: is called in place of that of the model, which it calls as `StepTap.train_step`.
+        on_loss: is called with each loss before its gradients are computed.
+        on_log: is called with the name, the value and the reduction of each value that is logged.
+        before_step: is called with name and optimizer before each step of an optimizer, after `watch_optimizers`.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        train_step: Callable[[Any, TrainingState], None],
+        on_loss: Callable[[Loss], None],
+        on_log: Callable[[str, Tensor | float, Any], None],
+        before_step: Callable[[str, Optimizer], None],
+    ) -> None:
+        self._model, self._on_loss, self._on_log, self._before = model, on_loss, on_log, before_step
+        self._originals = {name: getattr(model, name) for name in _CALLS}
+        self._of_model = {name: vars(model)[name] for name in _CALLS if name in vars(model)}
+        self._handles: list[RemovableHandle] = []
+        self._probed: list[Loss] | None = None  # The losses of a probe.
+        self._probe_runs_backward = False
+        wrappers = (train_step, self._backward, self._optimizer_step, self._log)
+        vars(model).update(zip(_CALLS, wrappers, strict=True))
+
+    def watch_optimizers(self) -> None:
+        """Watch the optimizers that the model has now, also where a program calls their `step` itself."""
+        parts = stateful_parts(self._model)
+        self._handles += before_steps({name: part for name, part in parts if isinstance(part, Optimizer)}, self._step)
+
+    def remove(self) -> None:
+        """Give the model back what it had, and its optimizers too."""
+        for name in _CALLS:
+            vars(self._model).pop(name, None)
+        vars(self._model).update(self._of_model)
+        for handle in self._handles:
+            handle.remove()
+
+    def train_step(self, batch: Any, state: TrainingState) -> None:
+        """Call the step of the model itself."""
+        self._originals["train_step"](batch, state)
+
+    @contextlib.contextmanager
+    def probing(self, *, runs_backward: bool = False) -> Iterator[list[Loss]]:
+        """Context in which steps update and log nothing; it gives the list of their losses.
+
+        Args:
+            runs_backward: whether gradients are computed.
+        """
+        before = self._probed, self._probe_runs_backward
+        self._probed, self._probe_runs_backward = [], runs_backward
+        try:
+            yield self._probed
+        finally:
+            self._probed, self._probe_runs_backward = before
+
+    # What the model and its optimizers call.
+
+    def _backward(self, loss: Tensor, weight: Tensor | float | None = None) -> None:
+        found = float(loss.detach()), None if weight is None else float(weight)
+        if self._probed is None:
+            self._on_loss(found)
+            self._originals["backward"](loss, weight)
+            return
+        self._probed.append(found)
+        if self._probe_runs_backward:
+            loss.backward()  # type: ignore[no-untyped-call]
+
+    def _optimizer_step(self, *args: Any, **kwargs: Any) -> bool:
+        return self._probed is None and bool(self._originals["optimizer_step"](*args, **kwargs))
+
+    def _log(self, name: str, value: Tensor | float, *args: Any, **kwargs: Any) -> None:
+        if self._probed is None:
+            self._on_log(name, value, kwargs.get("reduce", args[1] if len(args) > 1 else "mean"))
+            self._originals["log"](name, value, *args, **kwargs)
+
+    def _step(self, name: str, optimizer: Optimizer) -> None:
+        if self._probed is None:
+            self._before(name, optimizer)
