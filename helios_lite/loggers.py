@@ -16,11 +16,12 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from helios_lite.metrics.rows import JsonlLogger as JsonlLogger
+from helios_lite.nested import leaves
 from helios_lite.processes.world import is_launched
 
 RunStatus = Literal["finished", "failed", "interrupted"]
@@ -167,8 +168,8 @@ class MLflowLogger:
         self._is_training = True
         client.set_terminated(self.run_id, "RUNNING")
         known = client.get_run(self.run_id).data.params
-        for name, value in _flat(config):
-            if name not in known:
+        for name, value in leaves(config, entered=Mapping):
+            if name not in known and value != {}:
                 client.log_param(self.run_id, name, str(value)[:6000])
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
@@ -286,11 +287,3 @@ def _require(library: str) -> None:
     """Raise a ModuleNotFoundError with the command that installs a library, unless it is installed."""
     if importlib.util.find_spec(library) is None:
         raise ModuleNotFoundError(f"{library} is not installed: pip install 'helios_lite[{library}]'")
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

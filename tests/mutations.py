@@ -170,6 +170,7 @@ REPLAY = "calls/test_replay.py::test_"
 REPLAYED = REPLAY + "an_update_of_a_resumed_run_is_computed_again_bit_for_bit_and_no_file_changes"
 REPLAYED_AGAIN = REPLAY + "the_model_can_be_replayed_again_and_trained_afterwards"
 REPLAYED_NORMS = REPLAY + "norms_rates_and_values_are_those_that_the_run_logs"
+NESTED = "test_nested.py"
 REPLAYED_STREAM = REPLAY + "a_stream_and_epochs_of_some_steps_are_replayed_too"
 TAP = "model_internals/test_step_tap.py::test_"
 TAPPED = TAP + "a_tapped_training_has_the_bits_of_another_and_all_its_calls_are_seen"
@@ -1597,8 +1598,8 @@ MUTATIONS = [
     Mutation("loggers.py", "self._purge_step = step + 1", "self._purge_step = None", TENSORBOARD),
     Mutation(
         "loggers.py",
-        "if name not in known:",
-        "if False:",
+        "if name not in known and",
+        "if False and",
         LOGGERS + "test_mlflow_runs_of_the_user_get_the_parameters_that_they_do_not_have",
     ),
     Mutation(
@@ -1796,6 +1797,10 @@ MUTATIONS = [
     Mutation("tools/audit/sums.py", "ends_when=has_generalized", "ends_when=None", LEARNED),
     Mutation("tools/audit/sums.py", "- 0.5 * abs(losses[0])", "", LEARNED),
     Mutation("tools/audit/sums.py", "0.3 * abs(first) and len", "0.0 * abs(first) and len", LEARNED),
+    Mutation("nested.py", "value._fields, value", "range(len(value)), value", NESTED),
+    Mutation("nested.py", "isinstance(value, entered) and value", "isinstance(value, entered)", NESTED),
+    Mutation("nested.py", "str(key), entered)", "str(key))", NESTED),
+    Mutation("nested.py", "type(value)(*parts) if", "tuple(parts) if", NESTED),
     Mutation("data.py", 'require_kind(name, getattr(self, name), bool, "True or False")', "pass", WRONG_KINDS),
     Mutation(
         "networks/precision.py", 'require_kind("loss", loss, Tensor, "a tensor of one element")', "pass", WRONG_KINDS

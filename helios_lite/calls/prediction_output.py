@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from helios_lite.checkpoints.files import write_file
+from helios_lite.nested import items, rebuilt
 
 
 class OutputWriter:
@@ -171,35 +172,25 @@ class _GrowingTensor:
         return torch.from_file(str(self._path), shared=False, size=size, dtype=dtype).view(self._num_rows, *shape)
 
 
-def _items(output: Any) -> list[tuple[Any, Any]] | None:
-    """Return the items of a container, None for anything else."""
-    if isinstance(output, Mapping):
-        return [*output.items()]
-    if isinstance(output, tuple) and hasattr(output, "_fields"):
-        return [*zip(output._fields, output, strict=True)]
-    return [*enumerate(output)] if isinstance(output, list | tuple) else None
-
-
 def _leaves(output: Any, where: str) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors of an output by the place where they are."""
-    items = _items(output)
+    parts = items(output)
     if isinstance(output, Tensor):
         yield where, output
-    elif items is None:
+    elif parts is None:
         raise TypeError(
             f"predict_step returned a {type(output).__name__} ({where}): a file takes tensors, and dicts, lists and "
             "tuples of them; to write something else, use what Trainer.predict yields"
         )
     else:
-        for key, item in items:
+        for key, item in parts:
             yield from _leaves(item, f"{where}[{key!r}]")
 
 
 def _rebuilt(output: Any, tensors: Iterator[Tensor]) -> Any:
     """Return the output with other tensors; a named tuple as a dict, since a file has plain containers only."""
-    items = _items(output)
-    if items is None:
+    parts = items(output)
+    if parts is None:
         return next(tensors)
-    if isinstance(output, Mapping) or hasattr(output, "_fields"):
-        return {key: _rebuilt(item, tensors) for key, item in items}
-    return type(output)([_rebuilt(item, tensors) for _, item in items])
+    plain = dict(parts) if hasattr(output, "_fields") else output
+    return rebuilt(plain, [_rebuilt(item, tensors) for _, item in parts])

@@ -16,6 +16,7 @@ from helios_lite.calls.replay_result import Replay, ReplayedBatch
 from helios_lite.metrics.measurements import learning_rates
 from helios_lite.model_internals.attributes import named_networks
 from helios_lite.model_internals.step_tap import Loss, StepTap
+from helios_lite.nested import items, leaves, rebuilt
 from helios_lite.networks.dtensors import full_tensor, is_dtensor
 from helios_lite.networks.parallel import unwrap_model
 from helios_lite.processes import rng
@@ -70,17 +71,14 @@ def sample_of(value: Any, position: int, size: int) -> Any:
     """Return one sample of a batch as a batch of one; `NO_SAMPLE` if a part has another first dimension."""
     if isinstance(value, Tensor):
         return value[position : position + 1] if value.ndim > 0 and len(value) == size else NO_SAMPLE
-    if isinstance(value, dict):
-        parts = {name: sample_of(part, position, size) for name, part in value.items()}
-        return NO_SAMPLE if any(part is NO_SAMPLE for part in parts.values()) else parts
-    if isinstance(value, list | tuple):
-        if len(value) == size and not any(isinstance(part, Tensor | list | tuple | dict) for part in value):
-            return value[position : position + 1]
-        parts_list = [sample_of(part, position, size) for part in value]
-        if any(part is NO_SAMPLE for part in parts_list):
-            return NO_SAMPLE
-        return type(value)(*parts_list) if hasattr(value, "_fields") else type(value)(parts_list)
-    return NO_SAMPLE
+    inside = items(value)
+    if inside is None:
+        return NO_SAMPLE
+    is_of_leaves = not any(isinstance(part, Tensor) or items(part) is not None for _, part in inside)
+    if is_of_leaves and isinstance(value, list | tuple) and len(value) == size:
+        return value[position : position + 1]
+    parts = [sample_of(part, position, size) for _, part in inside]
+    return NO_SAMPLE if any(part is NO_SAMPLE for part in parts) else rebuilt(value, parts)
 
 
 def samples_not_finite(batch: Any, size: int) -> list[int]:
@@ -95,15 +93,8 @@ def samples_not_finite(batch: Any, size: int) -> list[int]:
 
 def _tensors(value: Any) -> Iterator[Tensor]:
     """Yield the tensors of floating-point or complex numbers in nested containers."""
-    if isinstance(value, Tensor):
-        if value.is_floating_point() or value.is_complex():
-            yield value
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from _tensors(part)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _tensors(part)
+    tensors = (leaf for _, leaf in leaves(value) if isinstance(leaf, Tensor))
+    return (tensor for tensor in tensors if tensor.is_floating_point() or tensor.is_complex())
 
 
 def _is_finite(value: Any) -> bool:

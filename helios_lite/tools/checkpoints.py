@@ -13,6 +13,7 @@ from helios_lite.checkpoints import files, naming
 from helios_lite.checkpoints.reading import read_checkpoint
 from helios_lite.display import console
 from helios_lite.display.console import format_number, make_table
+from helios_lite.nested import leaves
 from helios_lite.options import Options
 from helios_lite.tools.usage import UsageError, require_checkpoint
 
@@ -137,11 +138,7 @@ def _parts(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
     """Yield every tensor in nested containers."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, Mapping | list | tuple):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(item)
+    return (leaf for _, leaf in leaves(value) if isinstance(leaf, torch.Tensor))
 
 
 def _is_module_state(part: Any) -> bool:

@@ -68,16 +68,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes()) if path.exists() else {}
     except (ValueError, OSError, RecursionError) as error:
         raise UsageError(f"{path}: cannot be read ({error})") from error
-    return dict(_flat(content))
-
-
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values in nested dicts and lists with their dotted names."""
-    if isinstance(value, dict | list) and value:
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _flat(item, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, value
+    return dict(leaves(content))
 
 
 def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Difference]:
