@@ -198,23 +198,37 @@ def trainer_with(name, value):
     return Trainer(**{"max_epochs": 1, "max_steps": 1, name: value})
 
 
-@pytest.mark.parametrize(("name", "value"), WRONG_TYPE)
-def test_a_value_of_a_wrong_type_is_a_type_error_that_begins_with_the_option(name, value):
-    with pytest.raises(TypeError, match=rf"^{name}={re.escape(repr(value))}: must be "):
+def refusal(name, value):
+    """Return the error that a value raises; None if it is accepted."""
+    try:
         trainer_with(name, value)
+    except (TypeError, ValueError) as error:
+        return error
+    return None
 
 
-@pytest.mark.parametrize(("name", "value"), WRONG_VALUE)
-def test_a_wrong_value_is_a_value_error_that_begins_with_the_option(name, value):
-    with pytest.raises(ValueError, match=rf"^{name}=.*: must ") as caught:
-        trainer_with(name, value)
-    text = repr(value)
-    assert text in str(caught.value) or (len(text) > 200 and text[:100] in str(caught.value))
+def test_a_value_of_a_wrong_type_is_a_type_error_that_begins_with_the_option():
+    found = [(name, value, refusal(name, value)) for name, value in WRONG_TYPE]
+    assert [
+        (name, value, error)
+        for name, value, error in found
+        if not isinstance(error, TypeError) or not str(error).startswith(f"{name}={value!r}: must be ")
+    ] == []
 
 
-@pytest.mark.parametrize(("name", "value"), EDGES)
-def test_a_value_on_the_edge_is_kept_as_it_was_given(name, value):
-    assert getattr(trainer_with(name, value), name) is value
+def test_a_wrong_value_is_a_value_error_that_begins_with_the_option():
+    found = [(name, repr(value), refusal(name, value)) for name, value in WRONG_VALUE]
+    assert [
+        (name, value, error)
+        for name, value, error in found
+        if not isinstance(error, ValueError)
+        or not re.match(rf"{name}={re.escape(value if len(value) <= 200 else value[:100])}.*: must ", str(error))
+    ] == []
+
+
+def test_a_value_on_the_edge_is_kept_as_it_was_given():
+    changed = [(name, value) for name, value in EDGES if getattr(trainer_with(name, value), name) is not value]
+    assert changed == []
 
 
 class BytesPath:
@@ -408,12 +422,12 @@ def test_config_has_every_option_with_its_default():
     }
 
 
-@pytest.mark.parametrize(("name", "value"), EDGES)
-def test_config_is_plain_data(name, value):
-    config = trainer_with(name, value).config()
-    assert config.keys() == FIELDS
-    assert json.loads(json.dumps(config, allow_nan=False)) == config
-    to_serializable(config)
+def test_config_is_plain_data():
+    for name, value in EDGES:
+        config = trainer_with(name, value).config()
+        assert config.keys() == FIELDS
+        assert json.loads(json.dumps(config, allow_nan=False)) == config
+        to_serializable(config)
 
 
 class Configured(Callback):
@@ -487,11 +501,11 @@ def test_an_object_whose_arguments_cannot_be_read_is_told_by_its_name_and_must_b
     assert Trainer.from_config(config, callbacks=[callback]).callbacks == [callback]
 
 
-@pytest.mark.parametrize(("name", "value"), EDGES)
-def test_from_config_and_config_are_inverse(name, value):
-    config = trainer_with(name, value).config()
-    assert Trainer.from_config(config).config() == config
-    assert Trainer.from_config(json.loads(json.dumps(config))).config() == config
+def test_from_config_and_config_are_inverse():
+    for name, value in EDGES:
+        config = trainer_with(name, value).config()
+        assert Trainer.from_config(config).config() == config
+        assert Trainer.from_config(json.loads(json.dumps(config))).config() == config
 
 
 def test_from_config_makes_our_callbacks_and_loggers_again(tmp_path):
@@ -582,13 +596,13 @@ def test_from_checkpoint_makes_no_object_and_asks_for_it(name, objects, checkpoi
     assert Trainer.from_checkpoint(path, **{name: []}).config()[name] == []
 
 
-@pytest.mark.parametrize("name", sorted(FIELDS - {"callbacks", "loggers"}))
 @pytest.mark.parametrize("table", [{"class": "test_options.Trap"}, {"call": "test_options.Trap"}])
-def test_a_table_of_a_checkpoint_in_place_of_an_option_is_refused_and_runs_nothing(name, table, tmp_path, monkeypatch):
+def test_a_table_of_a_checkpoint_in_place_of_an_option_is_refused_and_runs_nothing(table, tmp_path):
     Trap.made.clear()
-    torch.save({"format": 1, "config": {name: table}}, tmp_path / "a.pth")
-    with pytest.raises(TypeError, match=f"^{name}="):
-        Trainer.from_checkpoint(tmp_path / "a.pth")
+    for name in FIELDS - {"callbacks", "loggers"}:
+        torch.save({"format": 1, "config": {name: table}}, tmp_path / "a.pth")
+        with pytest.raises(TypeError, match=f"^{name}="):
+            Trainer.from_checkpoint(tmp_path / "a.pth")
     assert Trap.made == []
 
 
