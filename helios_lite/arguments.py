@@ -8,10 +8,8 @@ continue a text that begins with the name of the option.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import functools
-import inspect
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -23,23 +21,6 @@ T = TypeVar("T")
 _LONGEST_SHOWN = 200  # Characters.
 _LONGEST_PART, _LONGEST_PATH = 255, 3000  # Bytes; file systems allow 255 and 4096, and the run adds names of its own.
 _MANY_PROCESSES = 2**16  # More than any machine has.
-
-
-def option(default: T, rule: Rule, doc: str) -> T:
-    """Return a dataclass field with a default, a rule for its values, and documentation for `help`."""
-    return dataclasses.field(default=default, metadata={"rule": rule, "doc": inspect.cleandoc(doc)})
-
-
-def document_options(cls: type[T]) -> type[T]:
-    """Append the documentation of every option to the docstring of a class, for `help`."""
-    if cls.__doc__ is None:
-        return cls  # A subclass inherits the docstring, and `python -OO` removes it.
-    parts = [inspect.cleandoc(cls.__doc__), "\nOptions:"]
-    for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-        doc = field.metadata.get("doc", "").replace("\n", "\n        ")
-        parts.append(f"    {field.name}: {field.type} = {field.default!r}\n        {doc}")
-    cls.__doc__ = "\n".join(parts)
-    return cls
 
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:

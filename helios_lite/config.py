@@ -45,6 +45,7 @@ from helios_lite.object_tables import (
     is_subclass,
     unknown_message,
 )
+from helios_lite.option_class import option_hint
 from helios_lite.state import FitResult
 from helios_lite.trainer import Trainer
 
@@ -130,7 +131,7 @@ def _build_all(
             raise ConfigError(unknown_message(name, _TABLES))
         if not isinstance(table, dict):
             raise ConfigTypeError(f"{name}={table!r}: must be a table")
-    trainer = build(Trainer, tables.get("trainer", {}), "trainer", folder)
+    trainer = build(Trainer, tables.get("trainer", {}), "trainer", folder, option_hint)
     parts = []
     for name, required in (("model", Model), ("data", DataModule)):
         if "class" not in tables.get(name, {}):

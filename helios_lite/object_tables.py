@@ -155,7 +155,13 @@ def _classes_in(annotation: Any) -> list[type]:
     return [annotation] if is_checked else []
 
 
-def build(target: Callable[..., Any], table: Mapping[str, Any], key: str, folder: Path | None) -> Any:
+def build(
+    target: Callable[..., Any],
+    table: Mapping[str, Any],
+    key: str,
+    folder: Path | None,
+    hint: Callable[[str, Iterable[str], str], str] = did_you_mean,
+) -> Any:
     """Return an instance of a class. The arguments are the values in a table, and are checked by its signature.
 
     Args:
@@ -163,6 +169,7 @@ def build(target: Callable[..., Any], table: Mapping[str, Any], key: str, folder
         table: the arguments by name.
         key: the full key of the table, for messages; empty for the table of the whole configuration.
         folder: the folder of a TOML file, in which the string "none" may mean None. None for a dict of Python.
+        hint: returns what to write in place of an unknown name, from it, those that are known, and their prefix.
 
     Raises:
         ConfigError: a name is unknown or missing, or a value is invalid.
@@ -174,7 +181,7 @@ def build(target: Callable[..., Any], table: Mapping[str, Any], key: str, folder
     known = {name: parameter for name, parameter in parameters.items() if parameter.kind in _NAMED}
     for name in table:
         if name not in known and not takes_any_name:
-            raise ConfigError(unknown_message(_join(key, name), known))
+            raise ConfigError(unknown_message(_join(key, name), known, hint=hint))
     for name, parameter in known.items():
         if name not in table and parameter.default is inspect.Parameter.empty:
             raise ConfigError(f"{_join(key, name)}: missing")
@@ -254,8 +261,13 @@ def import_object(path: Any, key: str, folder: Path | None) -> Callable[..., Any
     return getattr(module, name)  # type: ignore[no-any-return]
 
 
-def unknown_message(key: str, known: Iterable[str], where: str | None = None) -> str:
+def unknown_message(
+    key: str,
+    known: Iterable[str],
+    where: str | None = None,
+    hint: Callable[[str, Iterable[str], str], str] = did_you_mean,
+) -> str:
     """Return the error message for an unknown key, with the most similar known key as a hint."""
     names = [name for name in known if not name.startswith("_")]
     prefix, dot, name = key.rpartition(".")
-    return f"{where or key}: unknown; {did_you_mean(name, names, prefix + dot)}"
+    return f"{where or key}: unknown; {hint(name, names, prefix + dot)}"

@@ -1,22 +1,19 @@
 """The options of a Trainer, each with its type, default, rule and documentation in one place."""
 
-# ruff: noqa: RUF009 (`option` returns a dataclass field, not a default that instances would share)
-
-from __future__ import annotations
+# Annotations are not deferred: the signature of a subclass in another module shows them without names of this one.
 
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from helios_lite.arguments import (
+    Rule,
     all_of,
     batch_limit,
     check_folder_name,
     choice,
     device_selection,
-    did_you_mean,
-    document_options,
     flag,
     integer,
     list_of,
@@ -24,7 +21,6 @@ from helios_lite.arguments import (
     minutes_or_auto,
     norm_selection,
     number,
-    option,
     optional,
     part_names,
     path,
@@ -35,6 +31,46 @@ from helios_lite.arguments import (
 from helios_lite.hooks import CallbackLike
 from helios_lite.loggers import Logger
 from helios_lite.object_tables import to_plain_data
+from helios_lite.option_class import documented, option_hint
+
+# What the value of an option must be, if its annotation does not say so: bool and Literal do.
+RULES: dict[str, Rule] = {
+    "run_name": optional(all_of(path("a str or None", types=str), check_folder_name)),
+    "root": optional(path("a path or None")),
+    "resume": path('"auto", "never", "best" or a path'),
+    "init_from": optional(path("a path or None")),
+    "init_parts": part_names,
+    "seed": integer(least=0, below=2**64),
+    "max_epochs": optional(integer(least=1)),
+    "max_steps": optional(integer(least=1)),
+    "max_minutes": optional(number()),
+    "steps_per_epoch": optional(integer(least=1)),
+    "limit_train_batches": optional(batch_limit),
+    "limit_valid_batches": optional(batch_limit),
+    "limit_test_batches": optional(batch_limit),
+    "overfit_batches": optional(batch_limit),
+    "devices": device_selection,
+    "max_restarts": integer(least=0),
+    "hang_minutes": minutes_or_auto,
+    "accumulation_steps": integer(least=1),
+    "clip_norm": optional(number()),
+    "valid_every_epochs": optional(whole_or_fraction),
+    "valid_every_steps": optional(integer(least=1)),
+    "sanity_batches": integer(least=0),
+    "monitor": optional(metric_names),
+    "patience": optional(integer(least=1)),
+    "min_delta": number(allow_zero=True),
+    "save_every_epochs": optional(integer(least=1)),
+    "save_every_steps": optional(integer(least=1)),
+    "save_every_minutes": optional(number()),
+    "keep_last": integer(least=-1),
+    "keep_best": integer(least=-1),
+    "log_every_steps": integer(least=1),
+    "log_grad_norm": norm_selection,
+    "log_param_norm": norm_selection,
+    "loggers": list_of(Logger, "Logger"),
+    "callbacks": list_of(CallbackLike, "Callback"),
+}
 
 # What says how long an epoch or a validation is, by what says so too.
 _EXCLUDED = {
@@ -43,8 +79,8 @@ _EXCLUDED = {
 }
 
 
-@document_options
-@dataclasses.dataclass(kw_only=True)
+@documented
+@dataclasses.dataclass(kw_only=True, repr=False)
 class Options:
     """The options of a run, which are checked when they are given.
 
@@ -55,308 +91,182 @@ class Options:
     """
 
     # Run
-    run_name: str | None = option(
-        None,
-        optional(all_of(path("a str or None", types=str), check_folder_name)),
-        "The name of the run folder, a path inside of `root`. If None, it is the `save_name` of the model.",
-    )
-    root: str | os.PathLike[str] | None = option(
-        "runs",
-        optional(path("a path or None")),
-        "The folder of all runs. If None, the run writes no files, which suits sweeps and tests.",
-    )
-    resume: Literal["auto", "never", "best"] | os.PathLike[str] | str = option(
-        "auto",
-        path('"auto", "never", "best" or a path'),
-        """Which checkpoint to resume from. "auto" resumes from the newest valid checkpoint in the run folder, or starts
-        a new training if there is none. "never" starts a new training, and raises an error if the run folder has a
-        checkpoint. "best" goes back to the best checkpoint of the run folder, and moves the newer ones into a folder of
-        their own. A path resumes from that file, or from the newest checkpoint of that run folder. A run that began
-        with "best" or a path, and is started again with it, goes on from its own newest checkpoint.""",
-    )
-    allow_changed_hparams: bool = option(
-        False,
-        flag,
-        """Whether a run may resume from the newest checkpoint of its run folder if the `hparams` of the model have
-        changed since. If False, this is an error, because the checkpoint may be that of another model.""",
-    )
-    init_from: str | os.PathLike[str] | None = option(
-        None,
-        optional(path("a path or None")),
-        """A checkpoint, or a run folder (its best checkpoint, or the newest if there is no best one), from which a new
-        training takes its initial weights. Nothing else is taken: the training starts at step 0. If the run resumes,
-        this is ignored.""",
-    )
-    init_parts: Literal["all"] | Sequence[str] | None = option(
-        None,
-        part_names,
-        """What to take from `init_from`. None takes every network that the model and the checkpoint have, "all" takes
-        optimizers and other parts too, and a list takes the parts with these names, as in `Model.state_dict`.""",
-    )
-    seed: int = option(
-        0,
-        integer(least=0, below=2**64),
-        "The seed of all random numbers: initial weights, order of the data, augmentation and dropout.",
-    )
-    deterministic: bool = option(
-        False,
-        flag,
-        """Whether PyTorch may use deterministic algorithms only. They are slower on a GPU, and an operation that has no
-        deterministic algorithm raises an error.""",
-    )
-    benchmark: bool = option(
-        False,
-        flag,
-        """Whether cuDNN measures its algorithms and chooses the fastest. This is faster if the shapes of the inputs do
-        not change, but the results are not reproducible. Validations and tests never do this.""",
-    )
-    fast_dev_run: bool = option(
-        False,
-        flag,
-        """Whether to run only one step, one validation batch and one test batch, without files, as a quick check. There
-        is no validation before it, whatever `sanity_batches` says.""",
-    )
+    run_name: str | None = None
+    """The name of the run folder, a path inside of `root`. If None, it is the `save_name` of the model."""
+    root: str | os.PathLike[str] | None = "runs"
+    """The folder of all runs. If None, the run writes no files, which suits sweeps and tests."""
+    resume: Literal["auto", "never", "best"] | os.PathLike[str] | str = "auto"
+    """Which checkpoint to resume from. "auto" resumes from the newest valid checkpoint in the run folder, or starts a
+    new training if there is none. "never" starts a new training, and raises an error if the run folder has a
+    checkpoint. "best" goes back to the best checkpoint of the run folder, and moves the newer ones into a folder of
+    their own. A path resumes from that file, or from the newest checkpoint of that run folder. A run that began with
+    "best" or a path, and is started again with it, goes on from its own newest checkpoint."""
+    allow_changed_hparams: bool = False
+    """Whether a run may resume from the newest checkpoint of its run folder if the `hparams` of the model have changed
+    since. If False, this is an error, because the checkpoint may be that of another model."""
+    init_from: str | os.PathLike[str] | None = None
+    """A checkpoint, or a run folder (its best checkpoint, or the newest if there is no best one), from which a new
+    training takes its initial weights. Nothing else is taken: the training starts at step 0. If the run resumes, this
+    is ignored."""
+    init_parts: Literal["all"] | Sequence[str] | None = None
+    """What to take from `init_from`. None takes every network that the model and the checkpoint have, "all" takes
+    optimizers and other parts too, and a list takes the parts with these names, as in `Model.state_dict`."""
+    seed: int = 0
+    """The seed of all random numbers: initial weights, order of the data, augmentation and dropout."""
+    deterministic: bool = False
+    """Whether PyTorch may use deterministic algorithms only. They are slower on a GPU, and an operation that has no
+    deterministic algorithm raises an error."""
+    benchmark: bool = False
+    """Whether cuDNN measures its algorithms and chooses the fastest. This is faster if the shapes of the inputs do not
+    change, but the results are not reproducible. Validations and tests never do this."""
+    fast_dev_run: bool = False
+    """Whether to run only one step, one validation batch and one test batch, without files, as a quick check. There is
+    no validation before it, whatever `sanity_batches` says."""
 
     # Length
-    max_epochs: int | None = option(
-        None,
-        optional(integer(least=1)),
-        """The number of epochs after which the run ends. `fit` needs at least one of `max_epochs`, `max_steps` and
-        `max_minutes`, and the first limit that is reached ends the run. A model that overrides `should_training_stop`
-        needs none: without a limit the run ends when that method returns True.""",
-    )
-    max_steps: int | None = option(None, optional(integer(least=1)), "The number of steps after which the run ends.")
-    max_minutes: float | None = option(
-        None,
-        optional(number()),
-        "The minutes of training after which the run ends. A resumed run includes the time before it was stopped.",
-    )
-    steps_per_epoch: int | None = option(
-        None,
-        optional(integer(least=1)),
-        """The number of steps per epoch. If None, an epoch is one pass over the train split. Set it for a stream that
-        has no end, or for a very large dataset: the next epoch continues the split where the last one ended, and the
-        split is read again from its start after its end. Order and random numbers of the data then depend on the pass
-        in place of the epoch.""",
-    )
+    max_epochs: int | None = None
+    """The number of epochs after which the run ends. `fit` needs at least one of `max_epochs`, `max_steps` and
+    `max_minutes`, and the first limit that is reached ends the run. A model that overrides `should_training_stop` needs
+    none: without a limit the run ends when that method returns True."""
+    max_steps: int | None = None
+    """The number of steps after which the run ends."""
+    max_minutes: float | None = None
+    """The minutes of training after which the run ends. A resumed run includes the time before it was stopped."""
+    steps_per_epoch: int | None = None
+    """The number of steps per epoch. If None, an epoch is one pass over the train split. Set it for a stream that has
+    no end, or for a very large dataset: the next epoch continues the split where the last one ended, and the split is
+    read again from its start after its end. Order and random numbers of the data then depend on the pass in place of
+    the epoch."""
 
     # Limits for trying
-    limit_train_batches: int | float | None = option(
-        None,
-        optional(batch_limit),
-        """The number of batches of an epoch, from the start of its order (an int), or the part of them (a float up to
-        1.0, at least one batch). With several processes a batch is that of all processes together. It excludes
-        `steps_per_epoch`, which ends an epoch too, but lets the next one go on where it ended.""",
-    )
-    limit_valid_batches: int | float | None = option(
-        None,
-        optional(batch_limit),
-        """The same for each validation split. Tables and log lines say that a split was limited. `sanity_batches` and
-        `fast_dev_run` use fewer.""",
-    )
-    limit_test_batches: int | float | None = option(
-        None, optional(batch_limit), "The same for each test split. Predictions are not limited."
-    )
-    overfit_batches: int | float | None = option(
-        None,
-        optional(batch_limit),
-        """The number or part of the first batches of the train split that every epoch repeats, without shuffling and
-        with the random numbers of the first epoch: a correct model learns them by heart. The validation is limited
-        alike, to the first batches of its own split, as in Lightning. It excludes the limits of both, and
-        `steps_per_epoch`.""",
-    )
+    limit_train_batches: int | float | None = None
+    """The number of batches of an epoch, from the start of its order (an int), or the part of them (a float up to 1.0,
+    at least one batch). With several processes a batch is that of all processes together. It excludes
+    `steps_per_epoch`, which ends an epoch too, but lets the next one go on where it ended."""
+    limit_valid_batches: int | float | None = None
+    """The same for each validation split. Tables and log lines say that a split was limited. `sanity_batches` and
+    `fast_dev_run` use fewer."""
+    limit_test_batches: int | float | None = None
+    """The same for each test split. Predictions are not limited."""
+    overfit_batches: int | float | None = None
+    """The number or part of the first batches of the train split that every epoch repeats, without shuffling and with
+    the random numbers of the first epoch: a correct model learns them by heart. The validation is limited alike, to the
+    first batches of its own split, as in Lightning. It excludes the limits of both, and `steps_per_epoch`."""
 
     # Placement
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = option(
-        "auto",
-        choice("auto", "cpu", "cuda", "mps"),
-        """The type of the devices. "auto" uses CUDA if it is available, else MPS if it is available, else the CPU.""",
-    )
-    devices: int | list[int] | Literal["auto"] = option(
-        1,
-        device_selection,
-        """The number of devices, a list of their indices, or "auto" for all GPUs. The trainer starts one process for
-        each device on this machine. A process that was started by torchrun joins the processes of torchrun instead,
-        on any number of machines.""",
-    )
-    strategy: Literal["ddp", "fsdp", "hsdp"] = option(
-        "ddp",
-        choice("ddp", "fsdp", "hsdp"),
-        """How networks are distributed: "ddp" copies them to every rank, "fsdp" shards them over all ranks, and "hsdp"
-        shards them over the ranks of each machine and replicates the shards over the machines.""",
-    )
-    max_restarts: int = option(
-        0,
-        integer(least=0),
-        "How many times all processes are restarted, from the newest checkpoint, after one of them has failed.",
-    )
-    hang_minutes: float | Literal["auto"] | None = option(
-        "auto",
-        minutes_or_auto,
-        """After how many minutes without a new batch the run is ended as hanging: each rank writes the stacks of its
-        threads to the folder "hangs" of the run, the ranks that the others wait for are named on stderr, and the
-        processes exit with status 1, so that `max_restarts` helps. It must be longer than the longest `setup`, save and
-        compilation. "auto" is 30 under torchrun and srun, and None otherwise, which watches nothing.""",
-    )
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """The type of the devices. "auto" uses CUDA if it is available, else MPS if it is available, else the CPU."""
+    devices: int | list[int] | Literal["auto"] = 1
+    """The number of devices, a list of their indices, or "auto" for all GPUs. The trainer starts one process for each
+    device on this machine. A process that was started by torchrun joins the processes of torchrun instead, on any
+    number of machines."""
+    strategy: Literal["ddp", "fsdp", "hsdp"] = "ddp"
+    """How networks are distributed: "ddp" copies them to every rank, "fsdp" shards them over all ranks, and "hsdp"
+    shards them over the ranks of each machine and replicates the shards over the machines."""
+    max_restarts: int = 0
+    """How many times all processes are restarted, from the newest checkpoint, after one of them has failed."""
+    hang_minutes: float | Literal["auto"] | None = "auto"
+    """After how many minutes without a new batch the run is ended as hanging: each rank writes the stacks of its
+    threads to the folder "hangs" of the run, the ranks that the others wait for are named on stderr, and the processes
+    exit with status 1, so that `max_restarts` helps. It must be longer than the longest `setup`, save and compilation.
+    "auto" is 30 under torchrun and srun, and None otherwise, which watches nothing."""
 
     # Numerics
-    precision: Literal["fp32", "bf16", "fp16"] = option(
-        "fp32",
-        choice("fp32", "bf16", "fp16"),
-        """The data type of autocast. The weights stay in fp32. With "bf16" and a sharded network the gathered weights
-        are bf16, and gradients are reduced in fp32. With "fp16" the loss is scaled, and a step whose gradients are not
-        finite is skipped: the weights, the scheduler and `state.step` do not change.""",
-    )
-    compile: bool = option(
-        False,
-        flag,
-        "Whether to compile the networks that are passed to `Model.parallelize`: their `blocks` one by one, if given.",
-    )
-    checkpoint_activations: bool = option(
-        False,
-        flag,
-        """Whether the `blocks` of `Model.parallelize` keep only their inputs for the backward pass, which runs their
-        forward pass again. This needs less memory and about a third more time. The results do not change.""",
-    )
-    accumulation_steps: int = option(
-        1,
-        integer(least=1),
-        """The number of micro-batches per step, whose gradients are averaged. The last step of an epoch may have fewer,
-        and is averaged over those it has. `accumulation_steps` and `clip_norm` take effect in `Model.backward` and
-        `Model.optimizer_step`. A model that calls `loss.backward()` itself gets neither.""",
-    )
-    clip_norm: float | None = option(
-        None,
-        optional(number()),
-        "The maximum 2-norm of the gradients of each optimizer. If None, gradients are not clipped.",
-    )
-    check_finite: bool = option(
-        True,
-        flag,
-        """Whether a logged training value, or a loss passed to `Model.backward`, that is NaN or infinite ends the run
-        with a FloatingPointError. It names the value and its step, and is raised before the damaged state is saved.""",
-    )
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """The data type of autocast. The weights stay in fp32. With "bf16" and a sharded network the gathered weights are
+    bf16, and gradients are reduced in fp32. With "fp16" the loss is scaled, and a step whose gradients are not finite
+    is skipped: the weights, the scheduler and `state.step` do not change."""
+    compile: bool = False
+    """Whether to compile the networks that are passed to `Model.parallelize`: their `blocks` one by one, if given."""
+    checkpoint_activations: bool = False
+    """Whether the `blocks` of `Model.parallelize` keep only their inputs for the backward pass, which runs their
+    forward pass again. This needs less memory and about a third more time. The results do not change."""
+    accumulation_steps: int = 1
+    """The number of micro-batches per step, whose gradients are averaged. The last step of an epoch may have fewer, and
+    is averaged over those it has. `accumulation_steps` and `clip_norm` take effect in `Model.backward` and
+    `Model.optimizer_step`. A model that calls `loss.backward()` itself gets neither."""
+    clip_norm: float | None = None
+    """The maximum 2-norm of the gradients of each optimizer. If None, gradients are not clipped."""
+    check_finite: bool = True
+    """Whether a logged training value, or a loss passed to `Model.backward`, that is NaN or infinite ends the run with
+    a FloatingPointError. It names the value and its step, and is raised before the damaged state is saved."""
 
     # Validation
-    valid_every_epochs: float | None = option(
-        1,
-        optional(whole_or_fraction),
-        """The number of epochs between validations: a whole number, or a fraction of one epoch. For example, 0.25
-        validates four times per epoch, and a fraction below one step validates after every step. If None, only
-        `valid_every_steps` decides when to validate.""",
-    )
-    valid_every_steps: int | None = option(
-        None,
-        optional(integer(least=1)),
-        "The number of steps between validations. These are in addition to those of `valid_every_epochs`.",
-    )
-    sanity_batches: int = option(
-        1,
-        integer(least=0),
-        "The number of validation batches to run before a new training starts, so that errors in them show early.",
-    )
+    valid_every_epochs: float | None = 1
+    """The number of epochs between validations: a whole number, or a fraction of one epoch. For example, 0.25 validates
+    four times per epoch, and a fraction below one step validates after every step. If None, only `valid_every_steps`
+    decides when to validate."""
+    valid_every_steps: int | None = None
+    """The number of steps between validations. These are in addition to those of `valid_every_epochs`."""
+    sanity_batches: int = 1
+    """The number of validation batches to run before a new training starts, so that errors in them show early."""
 
     # Monitoring and early stopping
-    monitor: str | Sequence[str] | None = option(
-        None,
-        optional(metric_names),
-        "The validation metric that decides which checkpoint is the best, or several metrics whose sum decides.",
-    )
-    mode: Literal["min", "max"] = option(
-        "min",
-        choice("min", "max"),
-        """Whether a lower ("min") or a higher ("max") value of the monitored metric is better.""",
-    )
-    patience: int | None = option(
-        None,
-        optional(integer(least=1)),
-        "The number of validations in a row without an improvement after which the run ends. None disables this.",
-    )
-    min_delta: float = option(0.0, number(allow_zero=True), "The change that an improvement of the score must exceed.")
+    monitor: str | Sequence[str] | None = None
+    """The validation metric that decides which checkpoint is the best, or several metrics whose sum decides."""
+    mode: Literal["min", "max"] = "min"
+    """Whether a lower ("min") or a higher ("max") value of the monitored metric is better."""
+    patience: int | None = None
+    """The number of validations in a row without an improvement after which the run ends. None disables this."""
+    min_delta: float = 0.0
+    """The change that an improvement of the score must exceed."""
 
     # Checkpoints
-    save_every_epochs: int | None = option(
-        1,
-        optional(integer(least=1)),
-        """The number of epochs between checkpoints. It can be combined with `save_every_steps` and
-        `save_every_minutes`. The final state is always saved.""",
-    )
-    save_every_steps: int | None = option(None, optional(integer(least=1)), "The number of steps between checkpoints.")
-    save_every_minutes: float | None = option(None, optional(number()), "The minutes between checkpoints.")
-    keep_last: int = option(
-        1,
-        integer(least=-1),
-        """The number of newest checkpoints to keep. -1 keeps all of them. 0 saves no periodic checkpoints, but only the
-        best ones and the final one.""",
-    )
-    keep_best: int = option(
-        1,
-        integer(least=-1),
-        """The number of best checkpoints to keep, according to `monitor`. -1 keeps every checkpoint that was validated.
-        0 keeps none.""",
-    )
-    async_save: bool = option(
-        True,
-        flag,
-        """Whether a thread writes checkpoints in the background, from a copy of the state in CPU memory. An error in
-        this thread is raised at the next save, or at the end of the run.""",
-    )
-    sigusr1: Literal["save", "stop"] = option(
-        "save",
-        choice("save", "stop"),
-        """What SIGUSR1 does, which schedulers of clusters send before the time of a job is over. After the update it
-        saves a checkpoint; then the training goes on, or with "stop" it ends as after SIGTERM, with status
-        138.""",
-    )
+    save_every_epochs: int | None = 1
+    """The number of epochs between checkpoints. It can be combined with `save_every_steps` and `save_every_minutes`.
+    The final state is always saved."""
+    save_every_steps: int | None = None
+    """The number of steps between checkpoints."""
+    save_every_minutes: float | None = None
+    """The minutes between checkpoints."""
+    keep_last: int = 1
+    """The number of newest checkpoints to keep. -1 keeps all of them. 0 saves no periodic checkpoints, but only the
+    best ones and the final one."""
+    keep_best: int = 1
+    """The number of best checkpoints to keep, according to `monitor`. -1 keeps every checkpoint that was validated. 0
+    keeps none."""
+    async_save: bool = True
+    """Whether a thread writes checkpoints in the background, from a copy of the state in CPU memory. An error in this
+    thread is raised at the next save, or at the end of the run."""
+    sigusr1: Literal["save", "stop"] = "save"
+    """What SIGUSR1 does, which schedulers of clusters send before the time of a job is over. After the update it saves
+    a checkpoint; then the training goes on, or with "stop" it ends as after SIGTERM, with status 138."""
 
     # Logging and display
-    log_every_steps: int = option(
-        50,
-        integer(least=1),
-        """The number of steps between two rows of training metrics. A step that writes a row is called a logging step.
-        The last step of an epoch is always one.""",
-    )
-    log_grad_norm: bool | Literal["per-parameter"] = option(
-        False,
-        norm_selection,
-        """Whether to log the 2-norm of the gradients of each optimizer at logging steps, before clipping.
-        "per-parameter" also logs the norm of each parameter's gradient. `Model.optimizer_step` computes the norms.""",
-    )
-    log_param_norm: bool | Literal["per-parameter"] = option(
-        False,
-        norm_selection,
-        """Whether to log the 2-norm of all trainable parameters at logging steps, after the step. "per-parameter" also
-        logs the norm of each parameter.""",
-    )
-    loggers: list[Logger] | tuple[Logger, ...] = option(
-        (),
-        list_of(Logger, "Logger"),
-        "Objects that receive the metrics. Each implements the protocol `helios_lite.loggers.Logger`.",
-    )
-    callbacks: list[CallbackLike] | tuple[CallbackLike, ...] = option(
-        (),
-        list_of(CallbackLike, "Callback"),
-        "Objects of the class `helios_lite.Callback`. Their hooks are called after those of the model, in this order.",
-    )
-    log_level: Literal["quiet", "normal", "verbose"] = option(
-        "normal",
-        choice("quiet", "normal", "verbose"),
-        """What the console shows. "quiet" shows warnings only, and turns `progress` and `print_banner` off. "normal"
-        also shows from where a run resumes. "verbose" also shows what is otherwise in `train.log` only: options, rows
-        of metrics, saved checkpoints.""",
-    )
-    progress: bool = option(
-        True,
-        flag,
-        "Whether to show progress: bars on a terminal or in a notebook, otherwise a line per row of metrics.",
-    )
-    print_banner: bool = option(True, flag, "Whether to print the banner, the table of parameters and the final table.")
-
-    def __init_subclass__(cls) -> None:
-        document_options(cls)
+    log_every_steps: int = 50
+    """The number of steps between two rows of training metrics. A step that writes a row is called a logging step. The
+    last step of an epoch is always one."""
+    log_grad_norm: bool | Literal["per-parameter"] = False
+    """Whether to log the 2-norm of the gradients of each optimizer at logging steps, before clipping. "per-parameter"
+    also logs the norm of each parameter's gradient. `Model.optimizer_step` computes the norms."""
+    log_param_norm: bool | Literal["per-parameter"] = False
+    """Whether to log the 2-norm of all trainable parameters at logging steps, after the step. "per-parameter" also logs
+    the norm of each parameter."""
+    loggers: list[Logger] | tuple[Logger, ...] = ()
+    """Objects that receive the metrics. Each implements the protocol `helios_lite.loggers.Logger`."""
+    callbacks: list[CallbackLike] | tuple[CallbackLike, ...] = ()
+    """Objects of the class `helios_lite.Callback`. Their hooks are called after those of the model, in this order."""
+    log_level: Literal["quiet", "normal", "verbose"] = "normal"
+    """What the console shows. "quiet" shows warnings only, and turns `progress` and `print_banner` off. "normal" also
+    shows from where a run resumes. "verbose" also shows what is otherwise in `train.log` only: options, rows of
+    metrics, saved checkpoints."""
+    progress: bool = True
+    """Whether to show progress: bars on a terminal or in a notebook, otherwise a line per row of metrics."""
+    print_banner: bool = True
+    """Whether to print the banner, the table of parameters and the final table."""
 
     def __post_init__(self) -> None:
         self.check()
+
+    def __repr__(self) -> str:
+        """Return the call that makes such a trainer: the options that differ from their defaults."""
+        changed = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            if repr(value) != repr(default):
+                changed.append(f"{field.name}={value!r}")
+        return f"{type(self).__name__}({', '.join(changed)})"
 
     def check(self) -> None:
         """Check every option. A trainer does so when it is made, and again at the start of every call.
@@ -368,10 +278,9 @@ class Options:
         options = [field.name for field in dataclasses.fields(self)]
         for name in vars(self):
             if name not in options and not hasattr(type(self), name):  # A class may declare more attributes.
-                raise AttributeError(f"{name}: is no option of {type(self).__name__}; {did_you_mean(name, options)}")
-        for field in dataclasses.fields(Options):
-            value = getattr(self, field.name)
-            require(field.name, value, field.metadata["rule"])
+                raise AttributeError(f"{name}: is no option of {type(self).__name__}; {option_hint(name, options)}")
+        for name, rule in _RULES.items():
+            require(name, getattr(self, name), rule)
         if self.init_parts is not None and self.init_from is None:
             raise ValueError(f"init_parts={shown(self.init_parts)}: must be None without init_from")
         for name, others in _EXCLUDED.items():
@@ -403,3 +312,12 @@ class Options:
         object becomes the name of its class.
         """
         return {field.name: to_plain_data(getattr(self, field.name)) for field in dataclasses.fields(Options)}
+
+
+def _rule(field: dataclasses.Field[Any]) -> Rule:
+    if field.name in RULES:
+        return RULES[field.name]
+    return flag if field.type is bool else choice(*get_args(field.type))
+
+
+_RULES = {field.name: _rule(field) for field in dataclasses.fields(Options)}

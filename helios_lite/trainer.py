@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from helios_lite.data import DataModule
 from helios_lite.model import Model
 from helios_lite.model_internals.checks import check_no_method_is_hidden
 from helios_lite.object_tables import build
+from helios_lite.option_class import documented, option_class, option_hint
 from helios_lite.options import Options
 from helios_lite.processes.devices import choose_accelerator, choose_devices
 from helios_lite.processes.slurm import adopt_world_of_srun
@@ -28,8 +30,13 @@ if TYPE_CHECKING:
     from helios_lite.calls.replay_result import Replay
 
 
+@option_class
+@dataclasses.dataclass(kw_only=True, repr=False)  # Its own, since editors show no inherited constructor.
 class Trainer(Options):
     """Trains, tests and uses models. It holds the options of a run (see `Options`), never its state."""
+
+    def __init_subclass__(cls) -> None:
+        documented(cls)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Self:
@@ -49,7 +56,7 @@ class Trainer(Options):
             Exception: the import of a module or a constructor failed.
         """
         require_kind("config", config, Mapping, "a dict of options by name")
-        trainer: Self = build(cls, {**config, **overrides}, "", None)
+        trainer: Self = build(cls, {**config, **overrides}, "", None, option_hint)
         return trainer
 
     @classmethod

@@ -153,6 +153,11 @@ NOT_CALLED = "test_config.py::test_what_a_key_does_not_stand_for_is_an_error_and
 FUZZ = "training/test_fuzz.py::test_a_random_training_cut_at_random_places_ends_like_one_that_was_not"
 EXTREME = "test_options.py::test_an_extreme_value_is_refused_at_once_or_a_run_works_with_it"
 
+UNKNOWN_OPTION = "test_options.py::test_an_unknown_option_is_a_type_error_that_says_what_to_write"
+SIGNATURE = (
+    "test_options.py::test_the_signature_of_a_trainer_has_types_and_defaults_also_in_a_module_without_their_names"
+)
+HELP = "test_options.py::test_help_has_every_option_with_its_type_default_and_documentation"
 WRONG_KINDS = "test_wrong_kinds.py::test_an_argument_of_a_wrong_kind_is_named"
 NO_HANGS = "processes/test_hangs.py::test_a_slow_validation_is_no_hang_and_a_slow_caller_of_predict_is_none"
 ARRAYS = "loading/test_loaders.py::test_a_dict_of_arrays_and_memory_maps_is_batched_in_this_process_as_by_workers"
@@ -527,6 +532,43 @@ MUTATIONS = [
         "name not in options and",
         "False and",
         "test_options.py::test_an_attribute_that_is_no_option_is_an_error_with_the_most_similar_option",
+    ),
+    Mutation("option_class.py", "if values:", "if False:", "test_options.py::test_options_have_names_only"),
+    Mutation("option_class.py", "if option not in known:", "if False:", UNKNOWN_OPTION),
+    Mutation("option_class.py", "if name in ELSEWHERE else", "if False else", UNKNOWN_OPTION),
+    Mutation("object_tables.py", "known, hint=hint))", "known))", UNKNOWN_OPTION),
+    Mutation("option_class.py", "    @functools.wraps(generated)", "    # Not wrapped", SIGNATURE),
+    Mutation("option_class.py", "docs.get(name, ", "(", HELP),
+    Mutation("trainer.py", "        documented(cls)\n", "        pass\n", HELP),
+    Mutation(
+        "option_class.py",
+        "(OSError, TypeError, SyntaxError)",
+        "SyntaxError",
+        "test_options.py::test_help_without_source_has_the_options_and_without_docstrings_nothing",
+    ),
+    Mutation(
+        "options.py",
+        "if repr(value) != repr(default):",
+        "if True:",
+        "test_options.py::test_the_repr_of_a_trainer_makes_it_again",
+    ),
+    Mutation(
+        "options.py",
+        "flag if field.type is bool else",
+        "(lambda value: None) if field.type is bool else",
+        "test_options.py::test_a_value_of_a_wrong_type_is_a_type_error_that_begins_with_the_option",
+    ),
+    Mutation(
+        "options.py",
+        '    "keep_best": integer(least=-1),\n',
+        '    "keep_bests": integer(least=-1),\n',
+        "test_options.py::test_an_option_without_a_rule_of_its_own_has_that_of_its_annotation",
+    ),
+    Mutation(
+        "other_trainers.py",
+        '"gradient_clip_val": "clip_norm"',
+        '"gradient_clip_val": "clip_norms"',
+        "test_options.py::test_what_other_trainers_call_an_option_is_answered_with_what_there_is",
     ),
     # Epochs of a fixed number of updates.
     Mutation(

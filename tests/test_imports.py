@@ -16,8 +16,8 @@ FILES = {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in F
 
 # From the bottom to the top. A room is a folder; a file of the package's own folder is a room by itself.
 ROWS = [
-    {"version", "arguments"},
-    {"state", "nested", "samplers", "processes"},
+    {"version", "arguments", "other_trainers"},
+    {"state", "option_class", "nested", "samplers", "processes"},
     {"hooks", "data", "schedules", "networks"},
     {"metrics", "checkpoints"},
     {"loggers"},

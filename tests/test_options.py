@@ -1,11 +1,14 @@
 """The options of a Trainer: what is refused, by which name, and what a checkpoint keeps of them."""
 
+import ast
 import dataclasses
 import inspect
 import json
 import math
+import pkgutil
 import re
 from pathlib import Path
+from typing import Literal, get_origin
 
 import numpy as np
 import pytest
@@ -13,11 +16,13 @@ import torch
 from helpers.models import Tiny, data
 
 import helios_lite
-from helios_lite import Callback, Trainer
+from helios_lite import Callback, Split, Trainer
 from helios_lite.callbacks import EMA, ActivationStatistics, DeviceMemory, Profile
 from helios_lite.checkpoints.files import CheckpointError, to_serializable
 from helios_lite.config import ConfigError, ConfigTypeError
 from helios_lite.loggers import JsonlLogger, TensorBoardLogger
+from helios_lite.options import RULES, Options
+from helios_lite.other_trainers import ELSEWHERE
 
 FIELDS = {field.name for field in dataclasses.fields(Trainer)}
 
@@ -314,9 +319,53 @@ def test_one_limit_is_enough(limit):
     assert trainer.fit(Tiny(), data(4)).state.step >= 1
 
 
-def test_an_unknown_option_is_a_type_error_that_names_it():
-    with pytest.raises(TypeError, match="max_epoch'"):
-        Trainer(max_epoch=1)
+def test_an_option_without_a_rule_of_its_own_has_that_of_its_annotation():
+    types = {field.name: field.type for field in dataclasses.fields(Trainer)}
+    follows = {name for name, kind in types.items() if kind is bool or get_origin(kind) is Literal}
+    assert RULES.keys() | follows == FIELDS
+    assert RULES.keys() & follows == set()
+
+
+UNKNOWN = {
+    "max_epoch": "did you mean max_epochs?",
+    "max_grad_norm": "write clip_norm",  # The most similar option would be log_grad_norm.
+    "num_nodes": "write torchrun --nnodes, which starts the program on every machine",
+    "x": "there are run_name, root, resume, ",
+}
+
+
+class Undecorated(Trainer):
+    """Has what a Trainer has.
+
+    With an indented line:
+        here.
+    """
+
+
+@pytest.mark.parametrize("cls", [Trainer, Undecorated])
+def test_an_unknown_option_is_a_type_error_that_says_what_to_write(cls):
+    for name, hint in UNKNOWN.items():
+        with pytest.raises(TypeError, match=f"^{name}: is no option of {cls.__name__}; {re.escape(hint)}"):
+            cls(max_epochs=1, **{name: 1})
+        with pytest.raises(ConfigError, match=f"^{name}: unknown; {re.escape(hint)}"):
+            cls.from_config({name: 1})
+
+
+def test_what_other_trainers_call_an_option_is_answered_with_what_there_is():
+    assert ELSEWHERE.keys() & FIELDS == set()
+    splits = {field.name for field in dataclasses.fields(Split)}
+    for answer in ELSEWHERE.values():
+        for name in re.findall(r"(\w+) of (?:Split|the Split)", answer) + re.findall(r"(batch_sampler)=", answer):
+            assert name in splits
+        for name in re.findall(r"([a-z]\w*)=(?!\.)", answer):
+            assert name in FIELDS | {"batch_sampler"}, answer
+        for name, value in re.findall(r"(\w+)=('\w+'|True|False|None|[0-9.]+)", answer):
+            trainer_with(name, ast.literal_eval(value))
+        for path in re.findall(r"helios_lite\.[\w.]+", answer):
+            assert pkgutil.resolve_name(path) is not None
+        first = re.match(r"[a-z_]+", answer)[0]
+        others = {"nothing", "torch", "torchrun", "itertools", "should_training_stop", "lr", "a", "the"}
+        assert first in FIELDS | splits | others | {"warmup_steps", "weight_decay"}, answer
 
 
 CALLS = [Trainer.fit, Trainer.validate, Trainer.test]
@@ -333,9 +382,7 @@ def test_an_option_that_is_set_later_is_checked_at_the_next_call(call):
 
 
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize(
-    ("name", "hint"), [("max_epoch", "did you mean max_epochs?"), ("x", "there are run_name, root, ")]
-)
+@pytest.mark.parametrize(("name", "hint"), UNKNOWN.items())
 def test_an_attribute_that_is_no_option_is_an_error_with_the_most_similar_option(call, name, hint):
     trainer = Trainer(root=None, max_steps=1, progress=False, print_banner=False)
     setattr(trainer, name, 3)
@@ -345,7 +392,11 @@ def test_an_attribute_that_is_no_option_is_an_error_with_the_most_similar_option
 
 @dataclasses.dataclass(kw_only=True)
 class TaggedTrainer(Trainer):
+    """Has tags."""
+
     tags: list[str] = dataclasses.field(default_factory=list)
+    """What the run
+    is about."""
 
 
 class CountingTrainer(Trainer):
@@ -361,9 +412,62 @@ def test_a_subclass_of_the_trainer_may_declare_attributes(cls):
     cls(root=None, max_steps=1, progress=False, print_banner=False).fit(Tiny(), data())
 
 
-def test_options_have_names_only():
-    with pytest.raises(TypeError, match="positional"):
-        Trainer("run")
+@pytest.mark.parametrize("cls", [Trainer, Undecorated])
+def test_options_have_names_only(cls):
+    with pytest.raises(TypeError, match=rf"^{cls.__name__}: takes no positional arguments; 'run' needs the name of"):
+        cls("run", max_epochs=1)
+
+
+def test_the_repr_of_a_trainer_makes_it_again():
+    assert repr(Trainer()) == "Trainer()"
+    assert repr(Trainer(patience=2, seed=0, max_epochs=3, root=None)) == "Trainer(root=None, max_epochs=3, patience=2)"
+    assert repr(Undecorated(loggers=[])) == "Undecorated(loggers=[])"
+
+    @dataclasses.dataclass(kw_only=True, repr=False)
+    class Named(Trainer):
+        name: str
+        tags: list[str] = dataclasses.field(default_factory=list)
+
+    assert repr(Named(name="a")) == f"{Named.__name__}(name='a')"
+    assert repr(Named(name="a", tags=["b"])) == "Named(name='a', tags=['b'])"
+
+
+@pytest.mark.parametrize("cls", [Trainer, Undecorated, TaggedTrainer])
+def test_the_signature_of_a_trainer_has_types_and_defaults_also_in_a_module_without_their_names(cls):
+    parameters = inspect.signature(cls, eval_str=True).parameters
+    assert list(parameters) == [field.name for field in dataclasses.fields(cls)]
+    assert str(parameters["max_epochs"]) == "max_epochs: int | None = None"
+    assert parameters["accelerator"].annotation == Literal["auto", "cpu", "cuda", "mps"]
+    assert {parameter.kind for parameter in parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
+
+
+def test_help_has_every_option_with_its_type_default_and_documentation():
+    for cls in (Trainer, Undecorated, TaggedTrainer, Options):
+        text = inspect.getdoc(cls)
+        for field in dataclasses.fields(cls):
+            assert re.search(rf"\n    {field.name}: \S.*\n        [A-Z]\w* ", text), (cls, field.name)
+    assert '\n    mode: Literal["min", "max"] = "min"\n        Whether a lower ("min") or ' in Trainer.__doc__
+    assert Undecorated.__doc__.startswith("Has what a Trainer has.\n\nWith an indented line:\n    here.\n\nOptions:\n")
+    assert TaggedTrainer.__doc__.endswith("(default_factory=list)\n        What the run\n        is about.")
+
+
+def test_help_without_source_has_the_options_and_without_docstrings_nothing():
+    source = """
+import dataclasses
+from helios_lite import Trainer
+@dataclasses.dataclass(kw_only=True)
+class Typed(Trainer):
+    'Was typed in a console.'
+    tags: list = dataclasses.field(default_factory=list)
+    'Not to be found.'
+"""
+    names = {"__name__": "a_console"}
+    exec(source, names)
+    assert names["Typed"].__doc__.endswith("\n    tags: list = <factory>")
+    assert "\n        The number of epochs after which the run ends." in names["Typed"].__doc__
+    exec(compile(source, "a_console", "exec", optimize=2), names)  # As `python -OO`.
+    assert "Options:" not in names["Typed"].__doc__
+    names["Typed"](max_epochs=1, tags=["a"])
 
 
 def test_config_has_every_option_with_its_default():

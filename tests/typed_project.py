@@ -47,5 +47,9 @@ metrics: dict[str, float] = trainer.test(Linear("linear"), data, checkpoint="bes
 loaded: Linear = Linear.load_from_checkpoint("linear.pth")
 path: str = result.last_checkpoint  # type: ignore[assignment]
 Trainer(max_epoch=1)  # type: ignore[call-arg]
+Trainer(max_epochs="3")  # type: ignore[arg-type]
+Trainer("run")  # type: ignore[call-arg]
+Split([], batch_sise=2)  # type: ignore[call-arg]
+Split([], batch_size="2")  # type: ignore[arg-type]
 Trainer(max_epochs=1, mode="median")  # type: ignore[arg-type]
 Trainer(max_epochs=1, loggers=[JsonlLogger])  # type: ignore[list-item]
