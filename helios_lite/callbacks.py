@@ -77,15 +77,18 @@ class EMA(Callback):
     average is in the `callbacks` part of checkpoints, and a test and `Model.load_from_checkpoint` give the network its
     average, with which it was validated. `averaged.module` is a copy of the network that has it. Of a sharded network
     every rank averages its own shards, and `averaged.module` has no forward pass. Runs on every rank.
-
-    Args:
-        decay: the factor of the average at an update; the weights have the factor 1 - decay.
-        name: the model's attribute that holds the network.
     """
 
     averaged: Any = None
+    """The `AveragedModel` of the network, made in `setup`; its attribute `module` is a copy that has the average."""
 
     def __init__(self, decay: float = 0.999, name: str = "net") -> None:
+        """Make the callback of one network.
+
+        Args:
+            decay: the factor of the average at an update; the weights have the factor 1 - decay.
+            name: the model's attribute that holds the network.
+        """
         require_kind("decay", decay, (int, float), "a number")
         require_kind("name", name, str, "the name of an attribute")
         if not 0 <= decay < 1:
@@ -189,12 +192,14 @@ class ActivationStatistics(Callback):
 
     The names are "train/activation/<path>/mean", "/std" and "/zeros". The forward hooks are registered in these updates
     only. Every rank measures its part of the batch.
-
-    Args:
-        paths: paths of modules, from the model on: "net.0", "encoder.layers.3".
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
+        """Make the callback of some modules.
+
+        Args:
+            paths: paths of modules, from the model on: "net.0", "encoder.layers.3".
+        """
         is_list = isinstance(paths, Sequence) and not isinstance(paths, str)
         require_kind("paths", paths if is_list else None, Sequence, "a list of paths of modules")
         for path in paths:
@@ -268,16 +273,17 @@ class DeviceMemory(Callback):
 
 
 class Profile(Callback):
-    """Records some updates with `torch.profiler`, in one file per rank for Perfetto or chrome://tracing.
-
-    Args:
-        folder: the folder of the files "trace_<rank>.json".
-        first: the first recorded update, from 1; earlier updates are the warm-up.
-        last: the last recorded update.
-        options: options of `torch.profiler.profile`, such as `with_stack=True`.
-    """
+    """Records some updates with `torch.profiler`, in one file per rank for Perfetto or chrome://tracing."""
 
     def __init__(self, folder: str | os.PathLike[str], first: int, last: int, **options: Any) -> None:
+        """Make the callback of a range of updates.
+
+        Args:
+            folder: the folder of the files "trace_<rank>.json".
+            first: the first recorded update, from 1; earlier updates are the warm-up.
+            last: the last recorded update.
+            options: options of `torch.profiler.profile`, such as `with_stack=True`.
+        """
         if not 1 <= first <= last:
             raise ValueError(f"first={first}, last={last}: must be 1 <= first <= last")
         self.folder, self.first, self.last, self.options = Path(folder), first, last, options

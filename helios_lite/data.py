@@ -11,9 +11,11 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
 from helios_lite.arguments import integer, require, require_kind
+from helios_lite.option_class import documented
 from helios_lite.samplers import BucketBatchSampler
 
 
+@documented
 @dataclasses.dataclass
 class Split:
     """A dataset and how to batch it; the trainer makes the loader.
@@ -24,48 +26,49 @@ class Split:
     `num_workers`. An IterableDataset is batched by a DataLoader, with the weaker guarantees that `DataModule` states
     for custom loaders.
 
-    Args:
-        dataset: any PyTorch dataset, or a dict of tensors and NumPy arrays (also memory maps) of the same length, whose
-            batches are dicts of tensors.
-        batch_size: samples per batch and process. Must be left out with `batch_sampler`, whose batches are dealt to
-            the processes in turn.
-        shuffle: use a new random order in every epoch.
-        drop_last: drop the last batch of an epoch if it is not full.
-        num_workers: number of DataLoader workers; the batches do not depend on it.
-        collate_fn: makes a batch from a list of samples; PyTorch's `default_collate` if None.
-        sampler: any finite sampler of indices, read once per epoch (at most a million of them, ten times the length
-            of the dataset, or what its `__len__` says). Its random numbers (from its `generator`, or
-            from the global RNG states of torch, random and numpy) are seeded from (seed, epoch), and its `set_epoch`
-            is called if it exists.
-        batch_sampler: the same for a sampler of lists of indices, for batches of varying size, such as
-            `helios_lite.samplers.BucketBatchSampler`.
-        seed_samples: seed torch, random and numpy (if imported) from (seed, epoch, index) around each
-            `__getitem__`. A dataset with `__getitems__`, and `collate_fn`, are seeded once per batch, from its first
-            index. Seeding takes 10 to 20 microseconds per sample; turn it off for fast datasets without random
-            numbers. Random numbers used nevertheless are then not exact.
-        pin_memory, timeout, worker_init_fn, multiprocessing_context, prefetch_factor, persistent_workers: as in
-            `torch.utils.data.DataLoader`. Workers do not outlive an epoch if the dataset is an IterableDataset with
-            `set_epoch`: they learn the epoch from the copy of the dataset with which they start.
-
     Raises:
         ValueError, TypeError: an option has a wrong value, or two options exclude each other.
     """
 
     dataset: Any
+    """Any PyTorch dataset, or a dict of tensors and NumPy arrays (also memory maps) of the same length, whose batches
+    are dicts of tensors."""
     batch_size: int | None = None
+    """Samples per batch and process. Must be left out with `batch_sampler`, whose batches are dealt to the processes in
+    turn."""
     shuffle: bool = False
+    """Use a new random order in every epoch."""
     drop_last: bool = False
+    """Drop the last batch of an epoch if it is not full."""
     num_workers: int = 0
+    """Number of DataLoader workers; the batches do not depend on it."""
     collate_fn: Callable[[list[Any]], Any] | None = None
+    """Makes a batch from a list of samples; PyTorch's `default_collate` if None."""
     sampler: Sampler[int] | Iterable[int] | None = None
+    """Any finite sampler of indices, read once per epoch (at most a million of them, ten times the length of the
+    dataset, or what its `__len__` says). Its random numbers (from its `generator`, or from the global RNG states of
+    torch, random and numpy) are seeded from (seed, epoch), and its `set_epoch` is called if it exists."""
     batch_sampler: Sampler[list[int]] | Iterable[Sequence[int]] | None = None
+    """The same for a sampler of lists of indices, for batches of varying size, such as
+    `helios_lite.samplers.BucketBatchSampler`."""
     seed_samples: bool = True
+    """Seed torch, random and numpy (if imported) from (seed, epoch, index) around each `__getitem__`. A dataset with
+    `__getitems__`, and `collate_fn`, are seeded once per batch, from its first index. Seeding takes 10 to 20
+    microseconds per sample; turn it off for fast datasets without random numbers. Random numbers used nevertheless are
+    then not exact."""
     pin_memory: bool = False
+    """As in `torch.utils.data.DataLoader`."""
     timeout: float = 0
+    """As in `torch.utils.data.DataLoader`."""
     worker_init_fn: Callable[[int], None] | None = None
+    """As in `torch.utils.data.DataLoader`."""
     multiprocessing_context: Any = None
+    """As in `torch.utils.data.DataLoader`."""
     prefetch_factor: int | None = None
+    """As in `torch.utils.data.DataLoader`."""
     persistent_workers: bool = False
+    """As in `torch.utils.data.DataLoader`. Workers do not outlive an epoch if the dataset is an IterableDataset with
+    `set_epoch`: they learn the epoch from the copy of the dataset with which they start."""
 
     def __post_init__(self) -> None:
         if isinstance(self.dataset, Mapping):

@@ -57,16 +57,18 @@ class TensorBoardLogger:
 
     A resumed run writes the rows after its checkpoint again; TensorBoard shows the new ones only. `writer` is for what
     is no number: images, text, histograms.
-
-    Args:
-        folder: the folder of the event files, one for each run.
-        options: options of `torch.utils.tensorboard.SummaryWriter`, such as `flush_secs`.
-
-    Raises:
-        ModuleNotFoundError: tensorboard is not installed; the message has the command that installs it.
     """
 
     def __init__(self, folder: str | os.PathLike[str], **options: Any) -> None:
+        """Make the logger of one run.
+
+        Args:
+            folder: the folder of the event files, one for each run.
+            options: options of `torch.utils.tensorboard.SummaryWriter`, such as `flush_secs`.
+
+        Raises:
+            ModuleNotFoundError: tensorboard is not installed; the message has the command that installs it.
+        """
         _require("tensorboard")
         self._folder, self._options = Path(folder), options
         self._purge_step: int | None = None
@@ -113,15 +115,6 @@ class MLflowLogger:
 
     The status of the MLflow run is RUNNING during a training and FINISHED, FAILED (after an exception) or KILLED (after
     a signal that ended it) afterwards. A program that is killed itself leaves it RUNNING until its next start.
-
-    Args:
-        experiment: the name of the experiment; it is created if it does not exist.
-        id_file: the path of the file with the id, such as "runs/digits/mlflow-id".
-        run_name: the name of a new MLflow run.
-        tracking_uri: the address of a server or store ("sqlite:///mlflow.db"); MLflow's own default if None.
-
-    Raises:
-        ModuleNotFoundError: mlflow is not installed; the message has the command that installs it.
     """
 
     def __init__(
@@ -131,6 +124,17 @@ class MLflowLogger:
         run_name: str | None = None,
         tracking_uri: str | None = None,
     ) -> None:
+        """Make the logger of one run.
+
+        Args:
+            experiment: the name of the experiment; it is created if it does not exist.
+            id_file: the path of the file with the id, such as "runs/digits/mlflow-id".
+            run_name: the name of a new MLflow run.
+            tracking_uri: the address of a server or store ("sqlite:///mlflow.db"); MLflow's own default if None.
+
+        Raises:
+            ModuleNotFoundError: mlflow is not installed; the message has the command that installs it.
+        """
         _require("mlflow")
         self._experiment, self._id_file = experiment, Path(id_file)
         self._run_name, self._tracking_uri = run_name, tracking_uri
@@ -208,17 +212,19 @@ class WandbLogger:
     run, and does not add the rows again that were written between the last checkpoint and a kill; `validate` and `test`
     add to it. `run` is for what is no number: images, text, tables. After an exception W&B shows the run as failed,
     and after a signal as killed.
-
-    Args:
-        project: the name of the project.
-        id_file: the path of that file, such as "runs/digits/wandb.json".
-        options: options of `wandb.init`, such as `name`, `mode="offline"` or `dir`.
-
-    Raises:
-        ModuleNotFoundError: wandb is not installed; the message has the command that installs it.
     """
 
     def __init__(self, project: str, id_file: str | os.PathLike[str], **options: Any) -> None:
+        """Make the logger of one run.
+
+        Args:
+            project: the name of the project.
+            id_file: the path of the file with the id and the last steps, such as "runs/digits/wandb.json".
+            options: options of `wandb.init`, such as `name`, `mode="offline"` or `dir`.
+
+        Raises:
+            ModuleNotFoundError: wandb is not installed; the message has the command that installs it.
+        """
         _require("wandb")
         self._project, self._id_file, self._options = project, Path(id_file), options
         self._run: Any = None

@@ -26,21 +26,10 @@ class BucketBatchSampler(Sampler[list[int]]):
     do the same updates as one with two `accumulation_steps` (not as one with batches of twice the size). At the end of
     an epoch of training, batches that are fewer than the processes are cut into smaller ones.
 
-    Args:
-        lengths: the length of every sample in the order of the dataset, as a sequence or a tensor of ints. It is read
-            once, here.
-        batch_size: the largest number of samples in a batch; None for any.
-        max_tokens: the largest size of a padded batch: the number of its samples times the length of the longest; None
-            for any. At least one of `batch_size` and `max_tokens` is needed.
-        shuffle: use new batches in a new random order in every epoch.
-
     Attributes:
         lengths: the lengths as an int64 tensor of shape (number of samples,).
         sampler: draws the permutation; None without `shuffle`. The trainer seeds its `generator`. Without a trainer it
             uses the default generator of PyTorch.
-
-    Raises:
-        TypeError, ValueError: an argument has a wrong value, or a sample is longer than `max_tokens`.
     """
 
     def __init__(
@@ -50,6 +39,19 @@ class BucketBatchSampler(Sampler[list[int]]):
         max_tokens: int | None = None,
         shuffle: bool = True,
     ) -> None:
+        """Read the lengths.
+
+        Args:
+            lengths: the length of every sample in the order of the dataset, as a sequence or a tensor of ints. It is
+                read once, here.
+            batch_size: the largest number of samples in a batch; None for any.
+            max_tokens: the largest size of a padded batch: the number of its samples times the length of the longest;
+                None for any. At least one of `batch_size` and `max_tokens` is needed.
+            shuffle: use new batches in a new random order in every epoch.
+
+        Raises:
+            TypeError, ValueError: an argument has a wrong value, or a sample is longer than `max_tokens`.
+        """
         if batch_size is None and max_tokens is None:
             raise ValueError("batch_size, max_tokens: at least one is needed")
         for name, value in (("batch_size", batch_size), ("max_tokens", max_tokens)):

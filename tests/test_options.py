@@ -442,7 +442,7 @@ def test_the_signature_of_a_trainer_has_types_and_defaults_also_in_a_module_with
 
 
 def test_help_has_every_option_with_its_type_default_and_documentation():
-    for cls in (Trainer, Undecorated, TaggedTrainer, Options):
+    for cls in (Trainer, Undecorated, TaggedTrainer, Options, Split):
         text = inspect.getdoc(cls)
         for field in dataclasses.fields(cls):
             assert re.search(rf"\n    {field.name}: \S.*\n        [A-Z]\w* ", text), (cls, field.name)

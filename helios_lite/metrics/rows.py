@@ -25,22 +25,24 @@ class JsonlLogger:
     Rows of the kinds "validate" and "test" are those of `append_evaluation`. They stay, except those of later steps
     than the one from which the training goes on.
 
-    Args:
-        path: the file, made if missing.
-        rows: how many rows of an existing file stay, besides those of other kinds. What follows was written after the
-            checkpoint that a run resumes from, and will be written again. If the file has more or fewer rows, or lines
-            that are no rows, a warning says so, and the file as it was is copied to `<path>.damaged`.
-        step: the step of that checkpoint; rows of later steps do not stay either. None: any step.
-        keep_end: whether a row of kind "end" stays, because the training does not go on.
-
-    Raises:
-        OSError: the file cannot be opened or written; the message names it.
-
     Attributes:
         rows: how many rows the file has, without those of other kinds.
     """
 
     def __init__(self, path: Path, rows: int = 0, step: int | None = None, *, keep_end: bool = False) -> None:
+        """Open the file, and leave in it the rows up to a checkpoint.
+
+        Args:
+            path: the file, made if missing.
+            rows: how many rows of an existing file stay, besides those of other kinds. What follows was written after
+                the checkpoint that a run resumes from, and will be written again. If the file has more or fewer rows,
+                or lines that are no rows, a warning says so, and the file as it was is copied to `<path>.damaged`.
+            step: the step of that checkpoint; rows of later steps do not stay either. None: any step.
+            keep_end: whether a row of kind "end" stays, because the training does not go on.
+
+        Raises:
+            OSError: the file cannot be opened or written; the message names it.
+        """
         self._file = path.open("a+b")
         self._file.seek(0)
         lines = self._file.readlines()
