@@ -158,6 +158,7 @@ SIGNATURE = (
     "test_options.py::test_the_signature_of_a_trainer_has_types_and_defaults_also_in_a_module_without_their_names"
 )
 HELP = "test_options.py::test_help_has_every_option_with_its_type_default_and_documentation"
+EDITOR = "test_editors.py::test_pyright_shows_the_documentation_of_a_keyword_and_of_an_attribute"
 WRONG_KINDS = "test_wrong_kinds.py::test_an_argument_of_a_wrong_kind_is_named"
 NO_HANGS = "processes/test_hangs.py::test_a_slow_validation_is_no_hang_and_a_slow_caller_of_predict_is_none"
 ARRAYS = "loading/test_loaders.py::test_a_dict_of_arrays_and_memory_maps_is_batched_in_this_process_as_by_workers"
@@ -570,6 +571,8 @@ MUTATIONS = [
         '"gradient_clip_val": "clip_norms"',
         "test_options.py::test_what_other_trainers_call_an_option_is_answered_with_what_there_is",
     ),
+    Mutation("trainer.py", "@dataclasses.dataclass(kw_only=True, repr=False)  # Its own", "# Not its own", EDITOR),
+    Mutation("data.py", '    """Use a new random order in every epoch."""\n', "", EDITOR),
     # Epochs of a fixed number of updates.
     Mutation(
         "loading/train_data.py",
