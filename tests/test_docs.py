@@ -9,12 +9,11 @@ import dataclasses
 import inspect
 import re
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import scripts
 from helpers.compare import same
 from helpers.models import HOOKS
 
@@ -66,8 +65,9 @@ def test_a_program_runs_and_prints_what_the_page_says(
     program, printed = PROGRAMS[name]
     if name.startswith("audit"):  # It starts processes, which import it.
         (tmp_path / "program.py").write_text(program, encoding="utf-8")
-        command = [sys.executable, "-B", "program.py"]
-        output = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100, check=True).stdout
+        environment = {"PYTHONDONTWRITEBYTECODE": "1"}
+        is_first = name == "audit-1"  # Is run as a user runs it.
+        output = scripts.run("program.py", cwd=tmp_path, env=environment, new_interpreter=is_first).stdout
     else:
         run(program, tmp_path, monkeypatch)
         output = capsys.readouterr().out

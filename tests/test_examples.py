@@ -1,14 +1,12 @@
 """The examples and the smallest program, run as a user runs them."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import scripts
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -17,11 +15,8 @@ from helios_lite import DataModule, Model, Split, Trainer
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def run(folder, *arguments):
-    command = [sys.executable, str(EXAMPLES / "digits.py"), *arguments]
-    # Threads of several processes that wait for each other on few cores take ten times as long.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100, check=True)
+def run(folder, *arguments, **options):
+    return scripts.run(EXAMPLES / "digits.py", *arguments, cwd=folder, **options)
 
 
 def accuracy_and_checkpoint(output):
@@ -34,7 +29,7 @@ def accuracy_and_checkpoint(output):
 def digits(tmp_path_factory):
     """Return the folder in which the example has run, and what it wrote."""
     folder = tmp_path_factory.mktemp("digits")
-    return folder, run(folder)
+    return folder, run(folder, new_interpreter=True)  # One example, as a user starts it.
 
 
 def test_digits_explains_its_options(tmp_path):

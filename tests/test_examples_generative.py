@@ -6,13 +6,12 @@ import os
 import re
 import signal
 import struct
-import subprocess
-import sys
 import time
 import zlib
 from pathlib import Path
 
 import pytest
+from helpers import scripts
 
 from helios_lite.tools.command import main
 
@@ -24,10 +23,7 @@ GAN = "gan.py --width 16 --picture-every 2"
 def run(folder, line):
     """Run an example in a folder, with the arguments that the line has after its name."""
     example, *arguments = line.split()
-    command = [sys.executable, str(EXAMPLES / example), *arguments]
-    # Threads of several processes that wait for each other on few cores take ten times as long.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100, check=True)
+    return scripts.run(EXAMPLES / example, *arguments, cwd=folder)
 
 
 def rows(folder, metric):
@@ -116,13 +112,11 @@ def test_char_lm_sharded_over_two_processes_learns_what_one_does(char_lm, tmp_pa
 
 def test_char_lm_sharded_and_killed_goes_on_with_one_process_and_becomes_one_file(tmp_path, monkeypatch, capsys):
     """As docs/distributed.md describes it."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     arguments = f"{CHAR_LM} --precision fp32 --steps 200".split()[1:]
-    command = [sys.executable, str(EXAMPLES / "char_lm.py"), *arguments, "--batch-size", "4"]
-    command += ["--devices", "2", "--strategy", "fsdp"]
+    command = [EXAMPLES / "char_lm.py", *arguments, "--batch-size", 4, "--devices", 2, "--strategy", "fsdp"]
     first = tmp_path / "runs/char_lm/checkpoints/char_lm_epoch_0_iter_50"
     with (tmp_path / "output").open("w") as output:
-        training = subprocess.Popen(command, cwd=tmp_path, stdout=output, stderr=output, start_new_session=True)
+        training = scripts.start(*command, cwd=tmp_path, stdout=output, stderr=output, start_new_session=True)
     while training.poll() is None and not first.exists():
         time.sleep(0.02)
     os.killpg(training.pid, signal.SIGKILL)

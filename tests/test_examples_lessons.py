@@ -3,15 +3,14 @@
 import importlib.util
 import json
 import math
-import os
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import scripts
 from helpers.compare import same, weights
 from helpers.models import quiet
 
@@ -21,10 +20,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
 def run(name, folder, *arguments):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
-    command = [sys.executable, str(EXAMPLES / name), *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=100, check=True)
-    return done.stdout
+    return scripts.run(EXAMPLES / name, *arguments, cwd=folder, env={"COLUMNS": "80"}).stdout
 
 
 def load(name):

@@ -11,9 +11,9 @@ import random
 import numpy as np
 import pytest
 import torch
+from helpers import scripts
 from helpers.compare import listing
 from helpers.models import content
-from helpers.processes import run_python
 
 from helios_lite.checkpoints import files, naming
 from helios_lite.checkpoints.files import FORMAT_VERSION, CheckpointError
@@ -230,7 +230,7 @@ content = torch.load(sys.argv[1], weights_only=True)
 assert not any(name.startswith("helios") for name in sys.modules)
 print(content["step"], content["model"]["weight"].tolist(), len(content["plain"]))
 """
-    done = run_python(program, tmp_path / "file.pth")
+    done = scripts.run("-c", program, tmp_path / "file.pth", new_interpreter=True)  # The others have our package.
     assert (done.stdout, done.stderr) == (f"7 [7.0, 7.0, 7.0] {len(PLAIN)}\n", "")
 
 

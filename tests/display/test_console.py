@@ -10,7 +10,6 @@ import os
 import pty
 import re
 import struct
-import subprocess
 import sys
 import termios
 import threading
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import scripts
 from helpers.clock import Time
 from rich.console import Console
 from torch import nn
@@ -144,11 +144,11 @@ def run_in_terminal(ending, folder, stdout=None):
     """Run the script in a pseudo-terminal and return all that it wrote there; `stdout` may be a file instead."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 60, COLUMNS, 0, 0))
-    environment = {**os.environ, "TERM": "xterm-256color"}
-    for name in ("COLUMNS", "LINES", "NO_COLOR"):
-        environment.pop(name, None)
-    command = [sys.executable, "-c", SCRIPT, ending, str(folder)]
-    process = subprocess.Popen(command, stdin=theirs, stdout=stdout or theirs, stderr=theirs, env=environment)
+    environment = {"TERM": "xterm-256color", "COLUMNS": None, "LINES": None, "NO_COLOR": None}
+    streams = {"stdin": theirs, "stdout": stdout or theirs, "stderr": theirs}
+    # A new interpreter once, whose streams are those of a terminal from the start.
+    options = {"env": environment, "new_interpreter": ending == "ends" and stdout is None}
+    process = scripts.start("-c", SCRIPT, ending, folder, **options, **streams)
     os.close(theirs)
     limit = threading.Timer(60, process.kill)
     limit.start()
@@ -164,9 +164,7 @@ def run_in_terminal(ending, folder, stdout=None):
 
 @pytest.fixture(scope="module")
 def piped(tmp_path_factory):
-    command = [sys.executable, "-c", SCRIPT, "ends", str(tmp_path_factory.mktemp("piped"))]
-    environment = {**os.environ, "COLUMNS": str(COLUMNS)}
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment, check=True)
+    return scripts.run("-c", SCRIPT, "ends", tmp_path_factory.mktemp("piped"), env={"COLUMNS": str(COLUMNS)})
 
 
 @pytest.fixture(scope="module", params=["ends", "stops inside an epoch", "raises"])
@@ -391,9 +389,8 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("devices", [1, 2])
 def test_a_quiet_run_that_resumes_prints_nothing_at_all(devices, tmp_path):
     (tmp_path / "program.py").write_text(QUIET)
-    command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path), str(devices)]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
+    done = scripts.run(tmp_path / "program.py", tmp_path, devices)
+    assert (done.stdout, done.stderr) == ("", "")
     text = (tmp_path / "tiny" / "train.log").read_text()
     assert "INFO continuing from" in text
     assert text.count("DEBUG test of tiny_epoch_") == 2

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from helpers import resumable
+from helpers import resumable, scripts
 
 TESTS = Path(__file__).parents[1]
 DEADLINE = 120.0
@@ -48,14 +48,16 @@ def alive(mark: str) -> dict[int, str]:
 
 def run_python(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run a program that is given as text."""
-    return subprocess.run([sys.executable, "-c", program, *map(str, arguments)], capture_output=True, text=True)
+    return scripts.run("-c", program, *arguments, check=False)
 
 
-def start(root: Path, *options: str, pace: float = 0.05, ballast: int = BALLAST) -> subprocess.Popen[str]:
+def start(
+    root: Path, *options: str, pace: float = 0.05, ballast: int = BALLAST, new_interpreter: bool = False
+) -> subprocess.Popen[str]:
     """Start a training in a process (and a session) of its own."""
-    command = [sys.executable, str(TESTS / "longrun.py"), str(root), *options]
-    command += ["--pace", str(pace), "--ballast", str(ballast)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    program = (TESTS / "longrun.py", root, *options, "--pace", pace, "--ballast", ballast)
+    return scripts.start(*program, **pipes, start_new_session=True, new_interpreter=new_interpreter)
 
 
 def launched(*arguments: object, by: tuple[str, ...] = ()) -> subprocess.Popen[str]:

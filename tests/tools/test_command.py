@@ -3,12 +3,12 @@
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import scripts
 from helpers.compare import same, timeless
 from helpers.models import Tiny, data, quiet
 
@@ -20,11 +20,8 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 DIGITS = str(EXAMPLES / "digits.toml")
 
 
-def run(*command, folder):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(
-        [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, timeout=100, check=True
-    )
+def run(*command, folder, **options):
+    return scripts.run(*command, cwd=folder, env={"CUDA_VISIBLE_DEVICES": ""}, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +46,7 @@ def trained(tmp_path_factory):
     """Return the folder in which the example ran from its file for two epochs, and what it wrote."""
     folder = tmp_path_factory.mktemp("main")
     command = ("-m", "helios_lite", "fit", DIGITS, "--trainer.max_epochs", "2", f"--trainer.root={folder / 'runs'}")
-    return folder, run(*command, folder=folder)
+    return folder, run(*command, folder=folder, new_interpreter=True)  # Once, as a user starts the command.
 
 
 @pytest.fixture
@@ -247,12 +244,12 @@ def test_a_command_whose_output_nobody_reads_ends_without_a_traceback(command, u
     command = [str(final(trained[0] / "runs")) if part == "FILE" else part for part in command]
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "helios_lite", *command]
-    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
-    process = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=100, env=environment)
+    # What Python does with its output at the end is the question, so it is a new one once.
+    options = {"new_interpreter": command == ["env"] and unbuffered == "", "env": {"PYTHONUNBUFFERED": unbuffered}}
+    done = scripts.run("-m", "helios_lite", *command, stdout=writer, check=False, **options)
     os.close(writer)
-    assert process.stderr == ""
-    assert process.returncode in (0, 1)  # argparse ignores the error.
+    assert done.stderr == ""
+    assert done.returncode in (0, 1)  # argparse ignores the error.
 
 
 def test_a_broken_pipe_that_is_not_the_output_is_raised(monkeypatch):

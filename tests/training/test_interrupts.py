@@ -3,8 +3,6 @@
 import functools
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import resumable
+from helpers import resumable, scripts
 from helpers.compare import same
 from helpers.models import Tiny, data, quiet
 from helpers.processes import DEADLINE, TESTS, end, finish, killed_and_finished, start, wait_for_step
@@ -170,7 +168,7 @@ if __name__ == "__main__":
 def test_an_exception_ends_a_program_with_loading_processes_at_once(context: str, persistent: bool) -> None:
     """They are ended by SIGTERM, which they would survive if an update were being finished."""
     script = FAILING.format(tests=str(TESTS), context=context, persistent=persistent)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    done = scripts.run("-c", script, check=False)
     assert time.time() - float(done.stdout) < 5
     assert done.returncode == 1
     assert done.stderr.rstrip().endswith("ValueError: enough of this")
@@ -215,7 +213,7 @@ def test_sigterm_to_the_whole_group_finishes_the_update_with_loading_processes(
 
 
 def test_sigterm_ends_with_status_143_after_saving(tmp_path: Path, whole: dict[str, Any]) -> None:
-    process = start(tmp_path, "--save-every-steps", "100", pace=0.1)
+    process = start(tmp_path, "--save-every-steps", "100", pace=0.1, new_interpreter=True)  # One by Python itself.
     wait_for_step(process, 2)
     assert end(process, signal.SIGTERM)[0] == 143
     require_checkpoint_of_newest_step(tmp_path)
@@ -268,7 +266,7 @@ trainer(root, save_every_steps=1, async_save={background}).fit(Rich(root / "indi
 @pytest.mark.parametrize("background", [False, True])
 def test_a_full_disk_is_an_error_that_leaves_the_last_checkpoint_good(tmp_path: Path, background: bool) -> None:
     script = FULL_DISK.format(tests=str(TESTS), root=str(tmp_path), background=background)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=DEADLINE, check=False)
+    done = scripts.run("-c", script, check=False)
     assert done.returncode == 1
     assert "OSError: [Errno 27]" in done.stderr
     folder = tmp_path / "rich/checkpoints"

@@ -1,13 +1,12 @@
 """What people get wrong first, and the one line that they are told."""
 
 import logging
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers import scripts
 from helpers.compare import same, weights
 from helpers.models import Tiny, data, quiet
 from torch import nn
@@ -145,9 +144,7 @@ def test_optimizer_step_wants_an_optimizer(name: str) -> None:
 
 def test_a_program_without_a_main_guard_is_told_so_once_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
-    done = subprocess.run(
-        [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
-    )
+    done = scripts.run("program.py", cwd=tmp_path, check=False)
     assert done.returncode == 1
     assert done.stderr.count("Traceback") == 1
     assert done.stderr.splitlines()[-1] == (
@@ -158,15 +155,8 @@ def test_a_program_without_a_main_guard_is_told_so_once_and_nothing_else(tmp_pat
 
 @pytest.mark.parametrize("arguments", [["-"], ["-c", PROGRAM]], ids=["standard input", "a text"])
 def test_classes_that_are_in_no_file_are_told_to_move_to_one(arguments: list[str], tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        input=PROGRAM,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    by_python = arguments == ["-"]  # One of them by Python itself.
+    done = scripts.run(*arguments, input=PROGRAM, cwd=tmp_path, check=False, new_interpreter=by_python)
     assert done.returncode == 1
     assert "Put the model and its data into a file, import them from it" in done.stderr.splitlines()[-1]
 
