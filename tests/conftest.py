@@ -1,6 +1,11 @@
 import os
+import time
 
-import torch
+started = time.monotonic()
+import torch  # noqa: E402
+
+# Limits, which are for hangs only, are longer where everything is.
+os.environ["TEST_IMPORT_SECONDS"] = str(time.monotonic() - started)
 
 # Networks this small only wait for their threads, here and in the programs that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"

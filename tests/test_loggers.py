@@ -12,6 +12,7 @@ import time
 import pytest
 import torch
 from helpers.models import Tiny, data, quiet
+from helpers.scripts import DEADLINE
 
 from helios_lite.loggers import JsonlLogger, Logger, MLflowLogger, TensorBoardLogger, WandbLogger
 from helios_lite.metrics.measurements import is_measured
@@ -467,7 +468,7 @@ def test_wandb_has_every_row_once_in_one_run(tmp_path, monkeypatch):
     def found():
         return [(row["step"], row["train/loss"]) for file in files for row in history(file) if "train/loss" in row]
 
-    limit = time.monotonic() + 20  # Its own process may still be writing.
+    limit = time.monotonic() + DEADLINE  # Its own process may still be writing.
     while found() != rows(tmp_path) and time.monotonic() < limit:
         time.sleep(0.2)
     assert found() == rows(tmp_path)
@@ -488,7 +489,7 @@ def test_wandb_ends_with_the_exit_code_of_the_training(how, code, tmp_path, monk
     def found():
         return [record.exit.exit_code for record in records(file) if record.HasField("exit")]
 
-    limit = time.monotonic() + 20  # Its own process may still be writing.
+    limit = time.monotonic() + DEADLINE  # Its own process may still be writing.
     while found() == [] and time.monotonic() < limit:
         time.sleep(0.2)
     assert found() == [code]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers.compare import same, weights
 from helpers.models import HOOKS, Tiny, data, quiet
+from helpers.scripts import DEADLINE
 
 from helios_lite import Callback, DataModule
 
@@ -66,14 +67,14 @@ def test_of_two_threads_one_trains_and_the_other_gets_an_error(tmp_path: Path) -
     class Waiting(Callback):
         def on_training_start(self) -> None:
             inside.set()
-            assert finish.wait(60)
+            assert finish.wait(DEADLINE)
 
     model, reference = Tiny(), Tiny()
     trainer = quiet(max_steps=3, callbacks=[Waiting()])
     thread = threading.Thread(target=trainer.fit, args=(model, data()))
     thread.start()
     try:
-        assert inside.wait(60)
+        assert inside.wait(DEADLINE)
         with pytest.raises(RuntimeError, match=r"^Trainer.fit of 'inner' .*: Trainer.fit of 'tiny' without files is "):
             start_another("fit")
     finally:

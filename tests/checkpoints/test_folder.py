@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers.compare import listing
 from helpers.models import Tiny, content, data, quiet
-from helpers.processes import run_python
+from helpers.processes import DEADLINE, run_python
 
 from helios_lite.checkpoints import files, naming
 from helios_lite.checkpoints.folder import CheckpointFolder
@@ -478,7 +478,7 @@ def test_threads_that_race_for_a_new_folder_get_it_or_are_told_that_another_run_
         threads = [threading.Thread(target=race) for _ in range(8)]
         for thread in threads:
             thread.start()
-        found = sorted(results.get(timeout=10) for _ in threads)
+        found = sorted(results.get(timeout=DEADLINE) for _ in threads)
         release.set()
         for thread in threads:
             thread.join()

@@ -150,7 +150,7 @@ def run_in_terminal(ending, folder, stdout=None):
     options = {"env": environment, "new_interpreter": ending == "ends" and stdout is None}
     process = scripts.start("-c", SCRIPT, ending, folder, **options, **streams)
     os.close(theirs)
-    limit = threading.Timer(60, process.kill)
+    limit = threading.Timer(scripts.DEADLINE, process.kill)
     limit.start()
     written = b""
     with contextlib.suppress(OSError):  # How Linux says that the other side was closed.

@@ -22,6 +22,7 @@ from helios_lite import Callback, DataModule, Model, Split
 from helios_lite.callbacks import EMA
 from helpers.compare import same, saved, timeless
 from helpers.models import quiet
+from helpers.scripts import SLOWNESS
 
 TRAINING_HOOKS = [
     "on_training_start",
@@ -406,7 +407,7 @@ def _start_and_kill(case: Case, root: Path, cut: Cut) -> None:
     started = context.Event()
     process = context.Process(target=start, args=(case, root, cut, started))
     process.start()
-    limit = time.monotonic() + 60
+    limit = time.monotonic() + 60 * SLOWNESS
     while process.is_alive() and not started.wait(0.01):
         assert time.monotonic() < limit, "the run does not start"
     time.sleep(cut.seconds)

@@ -12,21 +12,25 @@ from pathlib import Path
 from typing import Any
 
 from helpers import resumable, scripts
+from helpers.scripts import DEADLINE, SLOWNESS
 
 TESTS = Path(__file__).parents[1]
-DEADLINE = 120.0
 BALLAST = 4_000_000  # 16 MB, so that a good part of the time is spent in saving.
 
 
 @contextlib.contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Raise a TimeoutError if a block takes longer: processes that wait for each other for ever wait for a human."""
+    """Raise a TimeoutError if a block takes longer: processes that wait for each other for ever wait for a human.
+
+    Args:
+        seconds: the limit on a quick machine.
+    """
 
     def give_up(number: int, frame: Any) -> None:
         raise TimeoutError("a process waits for ever")
 
     before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(int(seconds))
+    signal.alarm(int(seconds * SLOWNESS))
     try:
         yield
     finally:

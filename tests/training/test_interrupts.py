@@ -169,7 +169,7 @@ def test_an_exception_ends_a_program_with_loading_processes_at_once(context: str
     """They are ended by SIGTERM, which they would survive if an update were being finished."""
     script = FAILING.format(tests=str(TESTS), context=context, persistent=persistent)
     done = scripts.run("-c", script, check=False)
-    assert time.time() - float(done.stdout) < 5
+    assert time.time() - float(done.stdout) < 5 * scripts.SLOWNESS
     assert done.returncode == 1
     assert done.stderr.rstrip().endswith("ValueError: enough of this")
 
@@ -178,7 +178,7 @@ def test_loading_processes_of_a_killed_training_end_within_two_seconds(tmp_path:
     process = start(tmp_path, "--num-workers", "2", pace=5.0, ballast=0)
     wait_for_step(process)
     process.kill()
-    process.communicate(timeout=2)  # They hold on to the pipes as long as they live.
+    process.communicate(timeout=2 * scripts.SLOWNESS)  # They hold on to the pipes as long as they live.
 
 
 class Interrupting(Dataset):
