@@ -10,6 +10,7 @@
 - sharded: what does a rank hold of a network? One of blocks that notes how many are gathered while it runs.
 - troubled: what if a rank fails? A model whose rank 1 fails on request: killed, terminated, or by an exception.
 - attacked: what if a rank fails anywhere? Every method of a user's program, and every kind of trouble.
+- scripts: how does a program run in a process of its own, without importing PyTorch once more?
 - processes: how is a training started, watched and killed from outside?
 - damage: what may happen to the files of a run folder, and what must a run then do?
 - fuzzing: what does a random training, cut at random places, end with? Cases are functions of a seed and a number.
