@@ -17,6 +17,7 @@ from helpers.planted import ERRORS
 from helpers.right_programs import RIGHT, Classifier, blobs, splits, trainer
 
 from helios_lite.tools.audit import RELATIONS, Finding, audit
+from helios_lite.tools.audit.sums import has_generalized, has_halved
 from helios_lite.tools.command import main
 
 NAMES = [relation.name for relation in RELATIONS]
@@ -135,6 +136,17 @@ def test_a_training_that_only_has_to_learn_ends_when_it_has() -> None:
     assert number_of_updates(right("classifier")["overfit"]) < 50
     assert 24 < number_of_updates(right("classifier")["pairing"]) < 200
     assert [number_of_updates(right("distilled")[name]) for name in ("overfit", "pairing")] == [150, 400]
+
+
+def test_a_training_ends_before_its_last_update_only_where_there_is_no_doubt() -> None:
+    assert has_halved([2.0, 1.0, 0.8, 0.7], [])
+    assert not has_halved([2.0, 1.0, 1.0, 1.0], [])
+    assert not has_halved([-2.0, -2.5, -2.5, -2.5], [])
+    learned, left_out = [1.0] * 10 + [0.6] * 30, [1.0, 1.0, 0.95, 0.85]
+    assert has_generalized(learned, left_out)
+    assert not has_generalized([1.0] * 10 + [0.8] * 30, left_out)
+    assert not has_generalized(learned, left_out[1:])
+    assert not has_generalized(learned, [1.0, 1.0, 0.95, 0.95])
 
 
 def counted(path: Path) -> Any:

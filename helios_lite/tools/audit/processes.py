@@ -27,6 +27,7 @@ from helios_lite.trainer import Trainer
 
 _PRELOADED = ["torch", "torch._dynamo", "helios_lite.training.loop", "helios_lite.tools.audit.processes"]
 """What trials need not import: every optimizer of PyTorch imports its compiler, which takes a second."""
+_RUN = "run"  # The name of the run folder of a trial.
 _LOCK = threading.Lock()  # Around changes of this process's environment, which a new interpreter inherits.
 
 
@@ -41,11 +42,14 @@ class Trials:
         folder: the folder of all files of the audit.
         seconds: the deadline of each trial, in seconds.
         processes: how many processes the relation between one and several uses.
+
+    Attributes:
+        processes: this number.
     """
 
     def __init__(self, source: Source, folder: Path, seconds: float, processes: int) -> None:
-        self.source, self.processes = source, processes
-        self._folder, self._seconds = folder, seconds
+        self.processes = processes
+        self._source, self._folder, self._seconds = source, folder, seconds
         self._kept: dict[str, Record] = {}
         self._locks: dict[str, threading.Lock] = {}  # Of the trials to keep.
         self._count = 0
@@ -97,7 +101,7 @@ class Trials:
             if not trial.changes_hash_seed:
                 context.set_forkserver_preload(_PRELOADED)
             for rank in range(trial.processes):
-                arguments = (self.source, trial, run_folder, result, rank, port, method)
+                arguments = (self._source, trial, run_folder, result, rank, port, method)
                 child = context.Process(target=_run, args=arguments, daemon=False)  # type: ignore[attr-defined]
                 child.start()
                 children.append(child)
@@ -161,9 +165,6 @@ def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
-
-
-_RUN = "run"  # The name of the run folder of a trial.
 
 
 def run_trial(source: Source, trial: Trial, folder: Path) -> Record:

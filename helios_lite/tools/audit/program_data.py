@@ -16,6 +16,7 @@ from helios_lite.tools.audit.trial import Trial
 
 _MAX_SAMPLES, _MAX_SECONDS = 20_000, 4.0
 """How many samples of a split are read at most, and for how long."""
+_SAMPLER_BATCH_SIZE = 8  # In place of a batch sampler.
 
 
 class SampleReader:
@@ -69,10 +70,6 @@ def _digest_sample(dataset: Any, index: int, seed: int | None = None) -> str:
     return digest(dataset[index])
 
 
-SAMPLER_BATCH_SIZE = 8
-"""The batch size in place of a batch sampler."""
-
-
 def change_splits(datamodule: DataModule, trial: Trial) -> None:
     """Change the splits of a data module, which is set up, as a trial asks for."""
     train, valid = datamodule.train, datamodule.valid
@@ -101,7 +98,7 @@ def _changed(split: Any, values: Mapping[str, Any], indices: Sequence[int] | Non
     if indices is not None:
         changes |= {"dataset": Subset(split.dataset, indices), "sampler": None}
         if split.batch_sampler is not None:
-            changes |= {"batch_sampler": None, "batch_size": values.get("batch_size", SAMPLER_BATCH_SIZE)}
+            changes |= {"batch_sampler": None, "batch_size": values.get("batch_size", _SAMPLER_BATCH_SIZE)}
     if changes.get("num_workers", split.num_workers) == 0:
         changes |= {"prefetch_factor": None, "persistent_workers": False, "multiprocessing_context": None, "timeout": 0}
     return dataclasses.replace(split, **changes)
@@ -123,11 +120,11 @@ def describe_splits(datamodule: DataModule) -> dict[str, Any]:
     if isinstance(train, Split):
         facts |= {
             "train_kind": "map" if is_map_style(train) else "iterable",
-            "batch_size": train.batch_size or SAMPLER_BATCH_SIZE,
+            "batch_size": train.batch_size or _SAMPLER_BATCH_SIZE,
             "num_workers": train.num_workers,
             "length": len(train.dataset) if is_map_style(train) else None,
         }
     if valid_splits and facts["is_valid_map_style"]:
-        facts["valid_batch_size"] = max(split.batch_size or SAMPLER_BATCH_SIZE for split in valid_splits)
+        facts["valid_batch_size"] = max(split.batch_size or _SAMPLER_BATCH_SIZE for split in valid_splits)
         facts["valid_length"] = min(len(split.dataset) for split in valid_splits)
     return facts

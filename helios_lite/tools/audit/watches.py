@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from helios_lite.metrics.measurements import learning_rates
 from helios_lite.tools.audit.record import digest
 
+_MAX_ELEMENTS = 50_000_000  # What the gradients that are kept may have in all.
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _FUNCTIONAL = {
     torch.nn.functional.dropout,
@@ -126,9 +127,6 @@ def frozen_buffers(networks: Mapping[str, nn.Module]) -> dict[str, str]:
                 for buffer_name, buffer in module.named_buffers(recurse=False):
                     found[f"{name}.{path}.{buffer_name}".replace("..", ".")] = digest(buffer)
     return found
-
-
-_MAX_ELEMENTS = 50_000_000  # What the gradients that are kept may have in all.
 
 
 class OptimizerWatch:
