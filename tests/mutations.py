@@ -1837,6 +1837,7 @@ MUTATIONS = [
         "tools/audit/processes.py", "    multiprocessing.set_start_method(start_method, force=True)\n", "", METHOD
     ),
     Mutation("tools/audit/processes.py", "if is_late:", "if False:", NOT_JUDGED),
+    Mutation("tools/audit/processes.py", "        child.kill()", "        pass", NOT_JUDGED),
     Mutation("tools/audit/processes.py", "is_late=True", "is_late=False", TOO_SLOW),
     Mutation("tools/audit/processes.py", "if key not in self._kept:", "if True:", SHARED_TRIALS),
     Mutation("tools/audit/sums.py", "ends_when=has_halved", "ends_when=None", LEARNED),

@@ -186,7 +186,8 @@ def test_hashes_of_strings_and_the_way_in_which_processes_start_are_those_of_a_n
 
 class Stuck(Classifier):
     def train_step(self, batch: Any, state: Any) -> None:
-        time.sleep(600)
+        time.sleep(20)
+        raise RuntimeError("it was not ended")
 
 
 def stuck() -> Any:
@@ -215,8 +216,12 @@ def test_a_training_that_is_too_slow_for_one_relation_breaks_none() -> None:
 
 
 def test_a_program_that_hangs_or_fails_is_not_judged_and_the_reason_is_given() -> None:
-    for make, reason in ((stuck, "no result after 1 s"), (broken, "RuntimeError: no such file")):
-        (finding,) = audit(make, ["resume"], seconds=1)
+    for make, seconds, reason in (
+        (stuck, 1, "no result after 1 s"),
+        (stuck, 1e-4, "no result after 0.0001 s"),  # Its process has hardly started.
+        (broken, 60, "RuntimeError: no such file"),
+    ):
+        (finding,) = audit(make, ["resume"], seconds=seconds)
         assert finding.result == "not applicable"
         assert finding.text == f"the training itself fails: {reason}"
 

@@ -135,6 +135,7 @@ def _end(child: Any) -> None:
     if child.is_alive():
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
+        child.kill()  # It may have had no group yet.
     child.join()
 
 
