@@ -20,6 +20,8 @@ Rule: TypeAlias = Callable[[Any], None]  # Raises a TypeError or ValueError for 
 T = TypeVar("T")
 _LONGEST_SHOWN = 200  # Characters.
 _LONGEST_PART, _LONGEST_PATH = 255, 3000  # Bytes; file systems allow 255 and 4096, and the run adds names of its own.
+# In bytes. File systems allow 255; the rest is for "_epoch_", "_iter_", ".pth" and two counters of 64 bits.
+_LONGEST_SAVE_NAME = 200
 _MANY_PROCESSES = 2**16  # More than any machine has.
 
 
@@ -254,10 +256,6 @@ def require_path(name: str, value: object, *, or_none: bool = False) -> None:
     """Raise a TypeError that names an argument, unless its value is a path, or None if that is allowed."""
     if value is not None or not or_none:
         require_kind(name, value, (str, os.PathLike), "a path" + " or None" * or_none)
-
-
-# In bytes. File systems allow 255; the rest is for "_epoch_", "_iter_", ".pth" and two counters of 64 bits.
-_LONGEST_SAVE_NAME = 200
 
 
 def check_save_name(name: Any) -> None:

@@ -16,7 +16,7 @@ from helios_lite.data import DataModule
 from helios_lite.hooks import Hooks
 from helios_lite.model import Model
 from helios_lite.networks.dtensors import is_dtensor, load_any_placement
-from helios_lite.networks.fsdp import is_sharded, reshard, shards_of
+from helios_lite.networks.fsdp import has_shards, reshard, shards_of
 from helios_lite.networks.parallel import unwrap_model
 from helios_lite.options import Options
 from helios_lite.state import TrainingState
@@ -113,7 +113,7 @@ class EMA(Callback):
                 if pairs:
                     average_alike(*map(list, zip(*pairs, strict=True)), num_averaged)
 
-        self._is_sharded = is_sharded(net)
+        self._is_sharded = has_shards(net)
         source = shards_of(net) if self._is_sharded else net
         self.averaged = AveragedModel(source, multi_avg_fn=average, use_buffers=True)
         if self._is_sharded:

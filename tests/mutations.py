@@ -1662,7 +1662,7 @@ MUTATIONS = [
     ),
     Mutation(
         "display/run_log.py",
-        "max(LEVELS[self._log_level], self._level,",
+        "max(_LEVELS[self._log_level], self._level,",
         "max(logging.INFO, self._level,",
         CONSOLE + "test_the_log_level_decides_what_the_console_shows_and_train_log_has_all",
     ),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from helios_lite.calls.evaluate import load_for_evaluation
 from helios_lite.calls.launching import Call, do_as_worker, here, launched, prepare_data
-from helios_lite.calls.prediction_output import OutputWriter, take_in_turn, write_predictions
+from helios_lite.calls.prediction_output import OutputWriter, take_in_turn, write_outputs
 from helios_lite.data import DataModule
 from helios_lite.loading.batches import Loader
 from helios_lite.loading.loaders import make_loader
@@ -62,12 +62,12 @@ def predict(call: Call, checkpoint: Checkpoint) -> Iterator[tuple[Tensor, Any]]:
 def predict_to_file(call: Call, checkpoint: Checkpoint, path: Path) -> None:
     """Write the indices and outputs of all ranks to a file. Arguments as for `predict`. Call on every rank."""
     if call.processes > 1:
-        write_predictions(predict(call, checkpoint), path)
+        write_outputs(predict(call, checkpoint), path)
         return
     with here(call) as (session, _):
         predictions = _numbered(_run(session, checkpoint, gathers=True))
         if session.world.is_main:
-            write_predictions(predictions, path)
+            write_outputs(predictions, path)
         else:
             next(predictions, None)  # This rank takes part, and rank 0 gets all.
         session.world.barrier()  # The file exists before any rank goes on.

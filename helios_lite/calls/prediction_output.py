@@ -93,7 +93,7 @@ def _file(folder: Path, rank: int, number: int) -> Path:
     return folder / f"{rank}-{number}.output"
 
 
-def write_predictions(predictions: Iterable[tuple[Tensor, Any]], path: Path) -> None:
+def write_outputs(predictions: Iterable[tuple[Tensor, Any]], path: Path) -> None:
     """Write predictions to a file `{"indices": indices, "outputs": outputs}`, joined along the first dimension.
 
     It appears under its name when it is complete and durable. Until then the tensors grow in files beside it.

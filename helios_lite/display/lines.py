@@ -20,7 +20,7 @@ def log_line(state: TrainingState, options: Options, values: Mapping[str, float]
         values: the row of metrics by full name.
         done: the finished part of the run, from 0 to 1; None if unknown.
     """
-    parts = [f"{_epoch(state, options)} {_step(state, options)}", metrics_text("train", values)]
+    parts = [f"{_epoch(state, options)} {_step(state, options)}", _phase_text("train", values)]
     if "train/samples_per_second" in values:
         parts.append(f"{values['train/samples_per_second']:.4g} samples/s, data {values['train/data_wait']:.0%}")
     if done is not None and 0 < done < 1:
@@ -30,7 +30,7 @@ def log_line(state: TrainingState, options: Options, values: Mapping[str, float]
 
 def validation_line(state: TrainingState, options: Options, values: Mapping[str, float], is_best: bool) -> str:
     """Return the line of a validation."""
-    valid = f"valid {metrics_text('valid', values)}"
+    valid = f"valid {_phase_text('valid', values)}"
     return _joined([f"{_epoch(state, options)} {_step(state, options)}", valid, "best" if is_best else ""])
 
 
@@ -46,19 +46,10 @@ def epoch_line(
         valid: the metrics of its last validation by full name, empty without one.
         is_best: whether that was the best so far.
     """
-    parts = [_epoch(state, options), f"train {metrics_text('train', means)}" if means else ""]
+    parts = [_epoch(state, options), f"train {_phase_text('train', means)}" if means else ""]
     if valid:
-        parts += [f"valid {metrics_text('valid', valid)}", "best" if is_best else ""]
+        parts += [f"valid {_phase_text('valid', valid)}", "best" if is_best else ""]
     return _joined([*parts, duration(state.seconds)])
-
-
-def metrics_text(phase: str, values: Mapping[str, float]) -> str:
-    """Return the metrics of a phase with four digits, without its prefix: "loss 0.3112 accuracy 0.91".
-
-    Times and speeds, means over an epoch, and norms of single parameters, are left out.
-    """
-    names = [name for name in values if name.startswith(f"{phase}/") and not _is_extra(name)]
-    return " ".join(f"{name.removeprefix(f'{phase}/')} {values[name]:.4g}" for name in names[:_MOST_VALUES])
 
 
 def finished_part(state: TrainingState, options: Options, epoch_part: float | None) -> float | None:
@@ -85,6 +76,32 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
+def limits_text(options: Options, *phases: str) -> str:
+    """Return what is said of limited splits, such as "valid limited to 5 batches"; empty if none is."""
+    texts = []
+    for phase in phases:
+        limit = options.limit_of(phase)
+        if limit is not None:
+            amount = f"{limit:.3g} of the batches" if isinstance(limit, float) else f"{limit} batch{'es' * (limit > 1)}"
+            texts.append(f"{phase} limited to {amount}")
+    return ", ".join(texts)
+
+
+def with_limits(title: str, options: Options, *phases: str) -> str:
+    """Return a title that says which splits are limited."""
+    text = limits_text(options, *phases)
+    return f"{title} ({text})" if text else title
+
+
+def _phase_text(phase: str, values: Mapping[str, float]) -> str:
+    """Return the metrics of a phase with four digits, without its prefix: "loss 0.3112 accuracy 0.91".
+
+    Times and speeds, means over an epoch, and norms of single parameters, are left out.
+    """
+    names = [name for name in values if name.startswith(f"{phase}/") and not _is_extra(name)]
+    return " ".join(f"{name.removeprefix(f'{phase}/')} {values[name]:.4g}" for name in names[:_MOST_VALUES])
+
+
 def _epoch(state: TrainingState, options: Options) -> str:
     return f"epoch {_count(state.epoch + 1, options.max_epochs)}"
 
@@ -103,20 +120,3 @@ def _joined(parts: Iterable[str]) -> str:
 
 def _is_extra(name: str) -> bool:
     return is_measured(name) or name.endswith("/epoch") or name.startswith(("train/grad_norm/", "train/param_norm/"))
-
-
-def limits_text(options: Options, *phases: str) -> str:
-    """Return what is said of limited splits, such as "valid limited to 5 batches"; empty if none is."""
-    texts = []
-    for phase in phases:
-        limit = options.limit_of(phase)
-        if limit is not None:
-            amount = f"{limit:.3g} of the batches" if isinstance(limit, float) else f"{limit} batch{'es' * (limit > 1)}"
-            texts.append(f"{phase} limited to {amount}")
-    return ", ".join(texts)
-
-
-def with_limits(title: str, options: Options, *phases: str) -> str:
-    """Return a title that says which splits are limited."""
-    text = limits_text(options, *phases)
-    return f"{title} ({text})" if text else title

@@ -19,12 +19,20 @@ _REFRESH_SECONDS = 0.1  # The least time between two drawings of the bars: what 
 
 
 @dataclasses.dataclass
-class _Part:
+class _Stage:
     """An epoch or an evaluation, with the bar that is made when it is drawn first: a short one has none."""
 
     name: str
     total: int | None
     bar: tqdm[Any] | None = None
+
+    def draw(self, done: int, make_bar: Callable[..., tqdm[Any]]) -> None:
+        """Draw the bar as far as it is done."""
+        if self.bar is None:
+            self.bar = make_bar(desc=self.name, total=self.total, initial=done, unit="batch")
+        else:
+            self.bar.n = done
+            self.bar.refresh()
 
 
 class Progress:
@@ -47,7 +55,7 @@ class Progress:
         self._next_refresh = 0.0
         self._run: tqdm[Any] | None = None
         self._status: Callable[[], tuple[int, str]] = lambda: (0, "")
-        self._parts: list[_Part] = []
+        self._stages: list[_Stage] = []
 
     def show_run(self, total: int | None, unit: str, status: Callable[[], tuple[int, str]]) -> None:
         """Draw the bar for the run; `status` returns its position and a short text to show beside it."""
@@ -58,24 +66,21 @@ class Progress:
     def start(self, name: str, total: int | None, done: int = 0) -> None:
         """Begin an epoch or an evaluation: its bar takes the place of the one in the lower line until `finish`."""
         if self.has_bars:
-            self._parts.append(_Part(name, total))
+            self._stages.append(_Stage(name, total))
             self.update(done)
 
     def update(self, done: int) -> None:
         """Draw the bars as they are now, at most every `_REFRESH_SECONDS`; a step costs one look at the clock."""
         now = time.monotonic()
-        if now < self._next_refresh or not self._parts:
+        if now < self._next_refresh or not self._stages:
             return
         self._next_refresh = now + _REFRESH_SECONDS
-        part = self._parts[-1]
-        if part.bar is None:
-            for earlier in self._parts:
+        stage = self._stages[-1]
+        if stage.bar is None:
+            for earlier in self._stages:
                 if earlier.bar is not None:
                     earlier.bar.clear()
-            part.bar = self._bar(desc=part.name, total=part.total, initial=done, unit="batch")
-        else:
-            part.bar.n = done
-            part.bar.refresh()
+        stage.draw(done, self._bar)
         self._refresh_run()
 
     def write(self, line: str) -> None:
@@ -85,12 +90,12 @@ class Progress:
 
     def finish(self) -> None:
         """Remove the lower bar; the one that it replaced is drawn again at the next `update`."""
-        if self._parts and (bar := self._parts.pop().bar) is not None:
+        if self._stages and (bar := self._stages.pop().bar) is not None:
             bar.close()
 
     def close(self) -> None:
         """Remove all bars."""
-        while self._parts:
+        while self._stages:
             self.finish()
         if self._run is not None:
             self._run.close()

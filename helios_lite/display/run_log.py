@@ -11,7 +11,7 @@ from typing import Self
 from helios_lite.display.progress import write_above_bars
 
 logger = logging.getLogger("helios_lite")
-LEVELS = {"quiet": logging.WARNING, "normal": logging.INFO, "verbose": logging.DEBUG}
+_LEVELS = {"quiet": logging.WARNING, "normal": logging.INFO, "verbose": logging.DEBUG}
 """The least level of the records that the console gets, by the option `log_level`."""
 
 
@@ -49,7 +49,7 @@ class RunLog:
     def __enter__(self) -> Self:
         self._level, self._propagates = logger.level, logger.propagate
         console: logging.Handler = _Program() if logging.getLogger().handlers else _AboveBars()
-        console.setLevel(max(LEVELS[self._log_level], self._level, logging.WARNING if self._rank > 0 else 0))
+        console.setLevel(max(_LEVELS[self._log_level], self._level, logging.WARNING if self._rank > 0 else 0))
         console.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
         self._handlers.append(console)
         if self._path is not None:

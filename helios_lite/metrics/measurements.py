@@ -17,6 +17,8 @@ from torch.utils.hooks import RemovableHandle
 from helios_lite.networks.dtensors import full_tensor
 from helios_lite.networks.parallel import unwrap_model
 
+_ENDINGS = ("seconds", "/samples_per_second", "/data_wait", "/memory_mib")  # Of the names of what is measured.
+
 
 class LearningRates:
     """Notes the learning rates with which the optimizers step.
@@ -90,9 +92,6 @@ def before_steps(optimizers: Mapping[str, Optimizer], call: Callable[[str, Optim
         # One that wraps another may not have called `Optimizer.__init__`, which makes hooks possible.
         if hasattr(optimizer, "_optimizer_step_pre_hooks")
     ]
-
-
-_ENDINGS = ("seconds", "/samples_per_second", "/data_wait", "/memory_mib")
 
 
 def is_measured(name: str) -> bool:

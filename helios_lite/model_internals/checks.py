@@ -17,6 +17,20 @@ from helios_lite.model_internals.attributes import holds_only_atoms, is_stateful
 _NOT_SEARCHED = (type, ModuleType, FunctionType, MethodType, BuiltinFunctionType)
 _WHERE = "hold it in an attribute of the model, or in a list, tuple, deque, dict, SimpleNamespace or dataclass there"
 
+# Another callable may take the place of these methods.
+_REPLACEABLE = {"train_step", "valid_step", "test_step", "predict_step", "prepare_data", "setup", "teardown"}
+
+_OF_OTHERS = {
+    "training_step": "train_step",
+    "validation_step": "valid_step",
+    "val_step": "valid_step",
+    "eval_step": "valid_step",
+    "testing_step": "test_step",
+    "prediction_step": "predict_step",
+}
+"""The names of steps that other trainers have."""
+_LIKENESS = {"on_": 0.75, "step": 0.9}  # From 0 to 1; a model may have a method `pretrain_step` of its own.
+
 
 def check_names(owner: object) -> list[tuple[str, Any]]:
     """Return the stateful parts of an object by name.
@@ -146,9 +160,6 @@ def _is_of_the_trainer(value: Any) -> bool:
     return any(base.__module__.partition(".")[0] == __name__.partition(".")[0] for base in type(value).__mro__)
 
 
-_REPLACEABLE = {"train_step", "valid_step", "test_step", "predict_step", "prepare_data", "setup", "teardown"}
-
-
 def check_is_no_module(cls: type) -> None:
     """Raise a TypeError if a subclass of Model is an `nn.Module` too."""
     if issubclass(cls, nn.Module):
@@ -180,18 +191,6 @@ def check_no_method_is_hidden(owner: object, base: type) -> None:
                 f"{type(owner).__name__}.{name}: is an attribute ({type(value).__name__}) that hides the method "
                 f"`{name}` of {base.__name__}; give the attribute another name"
             )
-
-
-_OF_OTHERS = {
-    "training_step": "train_step",
-    "validation_step": "valid_step",
-    "val_step": "valid_step",
-    "eval_step": "valid_step",
-    "testing_step": "test_step",
-    "prediction_step": "predict_step",
-}
-"""The names of steps that other trainers have."""
-_LIKENESS = {"on_": 0.75, "step": 0.9}  # From 0 to 1; a model may have a method `pretrain_step` of its own.
 
 
 def misspelt_hooks(owner: object, base: type) -> Iterator[tuple[str, str]]:

@@ -75,7 +75,7 @@ def sharded_modules(net: nn.Module) -> list[Any]:
     return [module for module in net.modules() if hasattr(module, "unshard")]
 
 
-def is_sharded(net: nn.Module) -> bool:
+def has_shards(net: nn.Module) -> bool:
     """Return whether FSDP2 shards a network or a part of it."""
     return len(sharded_modules(net)) > 0
 

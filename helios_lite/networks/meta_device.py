@@ -28,7 +28,7 @@ def bottom_up(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     return visit(net)
 
 
-def initialize(net: nn.Module, device: torch.device) -> None:
+def materialize(net: nn.Module, device: torch.device) -> None:
     """Give all tensors of a network that are on the meta device memory on a device, and values."""
     initializer = MetaInitializer(net, device)
     for path, module in bottom_up(net):

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from helios_lite.networks import dtensors
 from helios_lite.networks.forward_turns import ForwardTurns
 from helios_lite.networks.fsdp import make_mesh, reshard, shard, sharded_modules
-from helios_lite.networks.meta_device import initialize
+from helios_lite.networks.meta_device import materialize
 from helios_lite.processes.world import World
 
 
@@ -73,7 +73,7 @@ class ParallelStrategy:
             dtensors.load_any_placement(net)
         is_local = self.world.size == 1 or not any(p.requires_grad for p in net.parameters())
         if is_local or self._strategy == "ddp":
-            initialize(net, self.device)
+            materialize(net, self.device)
             net = net.to(self.device)
             return net if is_local else self._replicate(net)
         mesh = make_mesh(self.device, self.world, is_hybrid=self._strategy == "hsdp")
