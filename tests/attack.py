@@ -9,10 +9,12 @@ on rank 0 only is attacked there, the rest on rank 1, or as `--rank` says.
 """
 
 import argparse
+import os
 import random
 import sys
 import tempfile
 import time
+import uuid
 from pathlib import Path
 
 from helpers.attacked import ON_RANK_0, PLACES, TROUBLES, prepare, verdict
@@ -27,6 +29,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, help="only so many, chosen by the seed")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    os.environ["TEST_MARK"] = uuid.uuid4().hex
     attacks = [(place, trouble) for place in PLACES if arguments.k in place for trouble in arguments.troubles]
     if arguments.sample is not None:
         attacks = random.Random(arguments.seed).sample(attacks, min(arguments.sample, len(attacks)))

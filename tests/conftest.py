@@ -1,5 +1,9 @@
 import os
 import time
+import uuid
+
+# Of all processes that tests start; before the first of them, since those of a fork server show what it began with.
+os.environ["TEST_MARK"] = uuid.uuid4().hex
 
 started = time.monotonic()
 import torch  # noqa: E402

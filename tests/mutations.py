@@ -88,6 +88,11 @@ NOT_REPLACED = INTERRUPTS + "test_a_checkpoint_of_a_newer_format_is_not_passed_o
 PASSES = "loading/test_passes.py::"
 FOLDER = "checkpoints/test_folder.py::"
 LAUNCH = "processes/test_launch.py::"
+GROUP_SIGTERM = LAUNCH + "test_a_sigterm_to_all_processes_saves_and_ends_all_though_the_fork_server_dies"
+SERVER = "processes/test_forkserver.py::"
+COPIES = SERVER + "test_launched_processes_are_as_new_interpreters_but_import_nothing_anew"
+OWN_SERVER = SERVER + "test_a_fork_server_that_the_program_prepares_is_left_alone"
+FORKED = SERVER + "test_a_process_that_was_forked_launches_as_its_parent_does"
 TROUBLE = LAUNCH + "test_the_trouble_of_one_rank_ends_all_within_ten_seconds_and_reaches_the_caller"
 FAILURES = "processes/test_failures.py::test_trouble_ends_the_run_within_ten_seconds_with_the_error_of_its_rank"
 ALONE = "processes/test_failures.py::test_a_signal_that_ends_one_process_alone_ends_the_others"
@@ -804,7 +809,7 @@ MUTATIONS = [
     ),
     Mutation(
         "processes/launch.py",
-        "os.kill(status.pid, signal.SIGUSR1)",
+        "send_signal(self._processes[rank], signal.SIGUSR1)",
         "pass",
         CLUSTERS + "test_a_launched_training_passes_sigusr1_on",
     ),
@@ -1236,12 +1241,6 @@ MUTATIONS = [
     Mutation("processes/launch.py", "if id(value) in parents:", "if False:", CANNOT_BE_SENT),
     Mutation(
         "processes/launch.py",
-        "if attempts == 0:",
-        "if True:",
-        LAUNCH + "test_a_port_that_another_program_takes_meanwhile_is_not_the_end",
-    ),
-    Mutation(
-        "processes/launch.py",
         "_write_task(function, arguments, folder)\n",
         "before_start()\n        _write_task(function, arguments, folder)\n",
         CANNOT_BE_SENT,
@@ -1252,18 +1251,38 @@ MUTATIONS = [
     Mutation("processes/launch.py", "if not error_file(folder, attempt, failure.rank).exists():", "if False:", TROUBLE),
     Mutation(
         "processes/rank_watch.py",
-        "if exit_status not in (0, None) or not self._are_done():",
-        "if exit_status:",
+        "if ended not in (0, UNKNOWN) or status is None or not status.is_done:",
+        "if ended:",
         FAILURES,
     ),
-    Mutation("processes/rank_watch.py", 'if state == "T" else 0.0', 'if state == "x" else 0.0', FAILURES),
+    Mutation("processes/rank_watch.py", '!= "T":', '!= "x":', FAILURES),
     Mutation("processes/launch.py", "and self._watch.failure is None:", "and True:", FAILURES),
     Mutation(
-        "processes/launch.py",
-        "ctypes.pythonapi.PyThreadState_SetAsyncExc(",
-        "print(",
+        "processes/rank_watch.py",
+        "status is None or not status.is_done:",
+        "False:",
         "processes/test_failures.py::test_nothing_waits_for_processes_that_have_all_exited_with_status_0",
     ),
+    Mutation(
+        "processes/rank_watch.py",
+        "status is None or not",
+        "status is not None and not",
+        "processes/test_failures.py::test_processes_that_end_with_status_0_before_their_task_end_the_run",
+    ),
+    Mutation(
+        "processes/rank_watch.py",
+        "error_file(self._folder, self._attempt, failure.rank).exists()",
+        "0",
+        "processes/test_failures.py::"
+        "test_a_process_that_was_ended_is_the_cause_and_not_the_exception_of_a_rank_that_has_lost_it",
+    ),
+    Mutation(
+        "processes/rank_watch.py",
+        "None if status == UNKNOWN and is_alive(process.pid or 0) else status",
+        "status",
+        GROUP_SIGTERM,
+    ),
+    Mutation("processes/rank_watch.py", "not in (0, UNKNOWN)", "!= 0", GROUP_SIGTERM),
     Mutation("processes/rank_watch.py", "self.received = signal.Signals(status.received)", "pass", ALONE),
     Mutation(
         "processes/rank_watch.py",
@@ -1277,13 +1296,19 @@ MUTATIONS = [
         "while True:",
         LAUNCH + "test_processes_whose_parent_was_killed_end_by_themselves",
     ),
-    Mutation(
-        "processes/launch.py",
-        "for process in self._started:\n            if",
-        "for process in __import__('multiprocessing').active_children():\n            if",
-        SIGTERM,
-    ),
-    Mutation("processes/launch.py", "process.terminate()", "pass", SIGTERM),
+    Mutation("processes/launch.py", "send_signal(process, signal.SIGTERM)", "pass", SIGTERM),
+    # Several processes: they begin as copies of one.
+    Mutation("processes/forkserver.py", 'method, name = "forkserver", _Name(name)', "pass", COPIES),
+    Mutation("processes/forkserver.py", '"forkserver", _Name(name)', '"forkserver", name', COPIES),
+    Mutation("processes/forkserver.py", "os.environ.clear()", "pass", COPIES),
+    Mutation("processes/forkserver.py", '{"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}', "{}", COPIES),
+    Mutation("processes/forkserver.py", "    _restore(json.loads(os.environ[_RESTORED]))", "    pass", COPIES),
+    Mutation("processes/forkserver.py", "return files, umask and umask[0]", "return None", COPIES),
+    Mutation("processes/worker.py", "multiprocessing.set_start_method(start_method, force=True)", "pass", COPIES),
+    Mutation("processes/worker.py", "atexit._run_exitfuncs()", "pass", COPIES),
+    Mutation("processes/worker.py", "thing.flush()", "pass", COPIES),
+    Mutation("processes/forkserver.py", 'server._preload_modules != ["__main__"]', "False", OWN_SERVER),
+    Mutation("processes/forkserver.py", "server._forkserver_pid is not None or", "", FORKED),
     Mutation(
         "processes/launch.py",
         "break  # The signal",
@@ -1301,24 +1326,6 @@ MUTATIONS = [
         "if signal is not None:  #",
         "if True:  #",
         DISTRIBUTED + "test_a_signal_that_comes_during_an_exchange_is_not_lost",
-    ),
-    Mutation(
-        "processes/rank_watch.py",
-        "return 2 if failure.status == -signal.SIGTERM else 0",
-        "return 0",
-        "processes/test_failures.py::test_an_exception_is_the_cause_and_not_the_sigterm_that_ended_the_other_rank",
-    ),
-    Mutation(
-        "processes/rank_watch.py",
-        "if popen.poll() == 0]",
-        "if popen.poll() == -1]",
-        "processes/test_failures.py::test_processes_that_end_with_status_0_before_their_task_end_the_run",
-    ),
-    Mutation(
-        "processes/rank_watch.py",
-        'if hasattr(popen, "pid")])',
-        "if popen.returncode is None])",
-        "processes/test_failures.py::test_a_process_that_has_ended_before_anyone_looked_has_failed",
     ),
     Mutation(
         "training/session.py",

@@ -171,7 +171,7 @@ def stand_of(rank: int) -> Stand:
         frames.append(frame)
         frame = frame.f_back
     ours = [frame for frame in frames if _is_in(frame, _PACKAGE)]
-    if ours:  # What has called this package does not count, such as torch elastic.
+    if ours:  # What has called this package does not count, such as multiprocessing.
         frames = frames[: frames.index(ours[-1]) + 1]
     # DistributedDataParallel waits for the gradients of the others at the end of a backward pass, in C++.
     waits = any(_is_in(frame, os.path.join(_TORCH, "distributed")) for frame in frames)

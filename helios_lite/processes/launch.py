@@ -1,4 +1,4 @@
-"""Starts the processes of a run by torch elastic, and returns their result or raises their error.
+"""Starts the processes of a run, and returns their result or raises their error.
 
 A launched process imports the program's main module before it can run a task.
 """
@@ -6,7 +6,6 @@ A launched process imports the program's main module before it can run a task.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import multiprocessing
 import os
@@ -14,18 +13,18 @@ import pickle
 import signal
 import sys
 import tempfile
-import threading
 import time
-import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
-from helios_lite.processes.rank_watch import RankFailure, RankWatch, StartedProcesses
+from helios_lite.processes.forkserver import fresh_process
+from helios_lite.processes.rank_watch import RankFailure, RankWatch, exit_status, send_signal
 from helios_lite.processes.signals import GracefulShutdown
 from helios_lite.processes.worker import (
     TASK_FILE,
@@ -34,8 +33,10 @@ from helios_lite.processes.worker import (
     end_file,
     error_file,
     read_statuses,
+    result_file,
     run_worker,
 )
+from helios_lite.processes.world import PARENT
 
 Result = TypeVar("Result")
 logger = logging.getLogger("helios_lite")
@@ -126,29 +127,10 @@ class RankFailedError(Exception):
         self.failure = failure
 
 
-def _store_on_free_port() -> Any:
-    """Return a TCPStore that others of this process with the same port share.
-
-    The port is not left to the store (port 0): one that an earlier store of this process had would not be shared then.
-    """
-    from torch.distributed import TCPStore  # type: ignore[attr-defined]  # It is documented there.
-    from torch.distributed.elastic.utils.distributed import get_free_port
-
-    attempts = 10
-    while True:
-        port = get_free_port()  # type: ignore[no-untyped-call]
-        try:
-            return TCPStore("localhost", port, is_master=True, wait_for_workers=False, multi_tenant=True)
-        except RuntimeError:  # Another program has taken the port meanwhile.
-            attempts -= 1
-            if attempts == 0:
-                raise
-
-
 class WorkerGroup:
-    """The processes of one attempt, started by torch elastic.
+    """The processes of one attempt.
 
-    Elastic's own restarts are not used: they keep the store, in which new processes find the addresses of dead ones.
+    Each attempt has a store of its own: in one of an earlier attempt, ranks would find the addresses of dead ones.
 
     Args:
         folder: the folder with the task.
@@ -157,15 +139,10 @@ class WorkerGroup:
     """
 
     def __init__(self, folder: Path, processes: int, attempt: int) -> None:
-        self._folder, self._processes, self._attempt = folder, processes, attempt
-        self._started = StartedProcesses()
-        self._watch = RankWatch(folder, attempt, processes, self._started)
-        self._thread = threading.Thread(target=self._run_elastic, name="elastic", daemon=True)
+        self._folder, self._size, self._attempt = folder, processes, attempt
+        self._processes: list[BaseProcess] = []
+        self._watch = RankWatch(folder, attempt, self._processes)
         self._signalled: set[int] = set()
-        self._values: dict[int, Any] = {}
-        self._error: BaseException | None = None
-        # An event, because a thread whose join was interrupted may be reported as ended while it runs.
-        self._done = threading.Event()
 
     def run(self, shutdown: GracefulShutdown) -> Any:
         """Start the processes, wait for them, and return the result of rank 0. A received signal is passed on to them.
@@ -173,115 +150,73 @@ class WorkerGroup:
         Raises:
             RankFailedError: a process failed; all have been ended.
         """
-        with _quiet_elastic():
-            try:
-                # In a thread elastic installs no signal handlers, so that ours decide what a signal means.
-                self._thread.start()
-                while not self._done.wait(0.1) and self._watch.failure is None:
-                    self._watch.poll()
-                    if self._watch.received is not None and shutdown.received is None:
-                        shutdown.receive(self._watch.received)  # By one process; others may be waiting for it.
-                    if shutdown.received is not None:
-                        self._terminate()
-                    elif shutdown.take_save_request():
-                        self._request_save()
-                self._end()
-            except BaseException:  # A second Ctrl-C.
-                self._kill(seconds=5.0)
-                raise
-        if self._error is None and self._values:
-            return self._values[0]
-        failure = self._first_failure()
-        if failure is None and self._error is not None:
-            raise self._error
-        raise RankFailedError(failure or RankFailure(0, None))
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]  # It is documented there.
 
-    def _run_elastic(self) -> None:
+        store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
         try:
-            from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+            self._start(store.port)
+            while self._watch.poll() and self._watch.failure is None:
+                if self._watch.received is not None and shutdown.received is None:
+                    shutdown.receive(self._watch.received)  # By one process; others may be waiting for it.
+                if shutdown.received is not None:
+                    self._terminate()
+                elif shutdown.take_save_request():
+                    self._request_save()
+                time.sleep(0.1)
+        finally:  # Also after a second Ctrl-C.
+            self._end()
+        if self._watch.failure is not None:
+            raise RankFailedError(self._watch.failure)
+        return pickle.loads(result_file(self._folder, self._attempt).read_bytes())
 
-            store = _store_on_free_port()  # Elastic shares it.
-            config = LaunchConfig(
-                min_nodes=1,
-                max_nodes=1,
-                nproc_per_node=self._processes,
-                run_id=uuid.uuid4().hex,
-                rdzv_backend="static",  # Nodes that have to find each other first would wait for a random time.
-                rdzv_endpoint=f"localhost:{store.port}",
-                rdzv_configs={"rank": 0},
-                local_addr="localhost",
-                max_restarts=0,
-                monitor_interval=0.1,
-            )
-            num_threads = max(1, torch.get_num_threads() // self._processes)
-            run = elastic_launch(config, run_worker)
-            self._values = run(str(self._folder), self._attempt, os.getpid(), num_threads, self._started)
-        except BaseException as error:
-            self._error = error
-        self._done.set()
+    def _start(self, port: int) -> None:
+        """Start the processes, which meet in the store at this port as those of torchrun do."""
+        variables = {
+            PARENT: str(os.getpid()),
+            "MASTER_ADDR": "localhost",
+            "MASTER_PORT": str(port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RESTART_COUNT": str(self._attempt),
+            "WORLD_SIZE": str(self._size),
+            "LOCAL_WORLD_SIZE": str(self._size),
+        }
+        start_method = multiprocessing.get_start_method(allow_none=True)
+        num_threads = max(1, torch.get_num_threads() // self._size)
+        for rank in range(self._size):
+            own = {**variables, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            arguments = (self._folder, self._attempt, os.getpid(), own, start_method, num_threads)
+            process = fresh_process(run_worker, *arguments, name=f"rank {rank}")
+            try:
+                process.start()
+            except (EOFError, ConnectionError):  # The server was killed.
+                raise RankFailedError(RankFailure(rank)) from None
+            self._processes.append(process)
 
     def _terminate(self) -> None:
         """Send SIGTERM once to each process: it finishes its update and saves, or dies if it is only starting.
 
         A Ctrl-C in a terminal may have reached the processes already.
         """
-        for process in self._started:
-            if process.pid not in self._signalled:
-                self._signalled.add(process.pid)
-                process.terminate()
+        for rank, process in enumerate(self._processes):
+            if rank not in self._signalled:
+                self._signalled.add(rank)
+                send_signal(process, signal.SIGTERM)
 
     def _request_save(self) -> None:
         """Pass SIGUSR1 on to the processes that have started their task; a process that is starting would die of it."""
-        for status in read_statuses(self._folder, self._attempt).values():
+        for rank, status in read_statuses(self._folder, self._attempt).items():
             if not status.is_done:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(status.pid, signal.SIGUSR1)
+                send_signal(self._processes[rank], signal.SIGUSR1)
 
     def _end(self) -> None:
-        """End the remaining processes after a failure. Elastic waits 30 seconds for those that ignore SIGTERM.
-
-        Elastic does not notice that a process has exited with status 0, and would wait for its result for ever.
-        """
+        """End the processes that still run, and kill those that do not do so in time."""
         end_file(self._folder, self._attempt).touch()
-        if not self._done.wait(1.5):
-            self._kill(seconds=2.0)
-        if not self._done.is_set():
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(self._thread.ident or 0), ctypes.py_object(SystemExit)
-            )
-            self._done.wait(2.0)
-
-    def _kill(self, seconds: float) -> None:
-        """Kill the processes, also those that are only starting, until elastic has ended or the time is up."""
-        limit = time.monotonic() + seconds
-        while not self._done.wait(0.05) and time.monotonic() < limit:
-            for process in self._started:
-                process.kill()
-
-    def _first_failure(self) -> RankFailure | None:
-        """Return the process that failed first: the one that the watch detected, else the one that elastic reports."""
-        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
-        failure, error = self._watch.failure, self._error
-        if isinstance(error, ChildFailedError):
-            rank, noticed = error.get_first_failure()
-            if failure is None or (failure.rank == rank and failure.status is None):
-                return RankFailure(rank, noticed.exitcode, failure is not None and failure.is_stopped)
-        return failure
-
-
-@contextlib.contextmanager
-def _quiet_elastic() -> Iterator[None]:
-    """Silence the loggers of elastic and of the spawner: the exception that we raise says more than they do."""
-    loggers = [logging.getLogger(f"torch.{name}") for name in ("distributed.elastic", "multiprocessing.spawn")]
-    levels = [noisy.level for noisy in loggers]
-    for noisy in loggers:
-        noisy.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        for noisy, level in zip(loggers, levels, strict=True):
-            noisy.setLevel(level)
+        limit = time.monotonic() + 1.5
+        while any(exit_status(process) is None for process in self._processes):
+            if time.monotonic() > limit:
+                for process in self._processes:
+                    send_signal(process, signal.SIGKILL)
+            time.sleep(0.02)
 
 
 class RemoteTraceback(Exception):

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import dataclasses
+import gc
+import io
 import json
+import multiprocessing
 import os
 import pickle
 import signal
 import time
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from helios_lite.processes.peers import exit_now, exit_with_parent
 from helios_lite.processes.signals import do_nothing
-from helios_lite.processes.world import PARENT
 
 _ERROR_FILE = "HELIOS_LITE_ERROR_FILE"
 """The environment variable with the file of `leave_error`."""
@@ -47,12 +52,10 @@ class WorkerStatus(NamedTuple):
     """What a worker tells the launching process while it runs.
 
     Attributes:
-        pid: its process.
         is_done: whether it has returned from the task.
         received: the signal after which it has returned.
     """
 
-    pid: int
     is_done: bool = False
     received: int | None = None
 
@@ -72,11 +75,13 @@ class WorkerError(NamedTuple):
 
 
 def error_file(folder: Path, attempt: int, rank: int | str) -> Path:
-    """Return the file in which a rank leaves its error.
-
-    Elastic's own error files hold text and whole seconds only, so the first exception cannot be raised from them.
-    """
+    """Return the file in which a rank leaves its error."""
     return folder / f"{attempt}-{rank}"
+
+
+def result_file(folder: Path, attempt: int) -> Path:
+    """Return the file in which rank 0 leaves its result."""
+    return folder / f"{attempt}.result"
 
 
 def end_file(folder: Path, attempt: int) -> Path:
@@ -90,41 +95,56 @@ def read_statuses(folder: Path, attempt: int) -> dict[int, WorkerStatus]:
     return {int(path.stem.split("-")[1]): WorkerStatus(*json.loads(path.read_bytes())) for path in paths}
 
 
-def run_worker(folder: str, attempt: int, parent: int, num_threads: int, started: None) -> Any:
-    """Run the task of a folder in a process that elastic has started.
+def run_worker(
+    folder: Path, attempt: int, parent: int, variables: Mapping[str, str], start_method: str | None, num_threads: int
+) -> None:
+    """Run the task of a folder in a process that `launch` has started.
 
     Args:
         folder: the folder with the task.
         attempt: how many attempts have failed before.
         parent: the process that has called `launch`.
+        variables: the environment variables of a rank.
+        start_method: how the processes of loaders start, as in the parent.
         num_threads: the number of threads that PyTorch computes with.
-        started: the `StartedProcesses` of the parent, which arrives here as None.
     """
+    os.environ.update(variables)
+    rank = os.environ["RANK"]
+    multiprocessing.set_start_method(start_method, force=True)
     torch.set_num_threads(num_threads)
-    os.environ[PARENT] = str(parent)
-    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(attempt)
-    path, rank = Path(folder), os.environ["RANK"]
-    exit_with_parent(parent, end_file(path, attempt))
-    os.environ[_ERROR_FILE] = str(error_file(path, attempt, rank))
+    exit_with_parent(parent, end_file(folder, attempt))
+    os.environ[_ERROR_FILE] = str(error_file(folder, attempt, rank))
     signal.signal(signal.SIGUSR1, do_nothing)  # From here on the launching process passes it on.
-    _write_status(WorkerStatus(os.getpid()), path, attempt, rank)
+    _write_status(WorkerStatus(), folder, attempt, rank)
     received = None
     try:
         # The folder is private to this user, and made by the process that launched this one. The file is mapped, not
         # read: data takes its memory once for all processes, and what one of them changes is its own copy.
-        function, arguments = torch.load(path / TASK_FILE, mmap=True, weights_only=False)
-        result = function(**arguments)
-    except WorkerInterrupted as interrupted:
-        result, received = Interruption(interrupted.number), interrupted.number
+        function, arguments = torch.load(folder / TASK_FILE, mmap=True, weights_only=False)
+        try:
+            result = function(**arguments)
+        except WorkerInterrupted as interrupted:
+            received = interrupted.number
+            result = Interruption(received)
+        if rank == "0":
+            _write(pickle.dumps(result), result_file(folder, attempt))
     except BaseException as error:
         leave_error(error, traceback.format_exc())
         time.sleep(0.5)  # A killed process must be detected before the processes that fail because of it.
         exit_now(1)  # Also after exit(0), which is a failure here. No thread of the user can delay it.
-    # Elastic now waits for the other processes, and hangs if this one dies meanwhile.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
-    _write_status(WorkerStatus(os.getpid(), True, received), path, attempt, rank)
-    return result
+        signal.signal(number, signal.SIG_IGN)  # The task is done, which a signal to all processes must not change.
+    _write_status(WorkerStatus(True, received), folder, attempt, rank)
+    _end_as_an_interpreter()
+
+
+def _end_as_an_interpreter() -> None:
+    """Do what an interpreter does at its end, which a process of a fork server reaches without one."""
+    atexit._run_exitfuncs()
+    for thing in gc.get_objects():
+        if issubclass(type(thing), io.IOBase):
+            with contextlib.suppress(Exception):  # It is closed.
+                thing.flush()
 
 
 def _write_status(status: WorkerStatus, folder: Path, attempt: int, rank: str) -> None:

@@ -38,16 +38,24 @@ def deadline(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def alive(mark: str) -> dict[int, str]:
-    """The command lines of the processes with this TEST_MARK; the resource tracker stays as long as pytest."""
-    found = {}
+def alive() -> dict[int, str]:
+    """The command lines of the processes with our TEST_MARK, which tests have started, by process.
+
+    Those that stay as long as pytest are not among them: its fork server and resource tracker.
+    """
+    mark, found = f"TEST_MARK={os.environ['TEST_MARK']}".encode(), {}
     for path in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"TEST_MARK={mark}".encode() in (path / "environ").read_bytes():
-                found[int(path.name)] = (path / "cmdline").read_text().replace("\0", " ")
-        except OSError:
-            continue
-    return {pid: command for pid, command in found.items() if command and "resource_tracker" not in command}
+        with contextlib.suppress(OSError):
+            command = (path / "cmdline").read_text().replace("\0", " ")
+            is_server = "forkserver" in command and parent_of(int(path.name)) == os.getpid()
+            if mark in (path / "environ").read_bytes() and not is_server and "resource_tracker" not in command:
+                found[int(path.name)] = command
+    return {pid: command for pid, command in found.items() if command}
+
+
+def parent_of(process: int) -> int:
+    """Return the parent of a process."""
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def run_python(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -110,9 +118,10 @@ def ranks(process: subprocess.Popen[str]) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            parent = (path / "stat").read_text().rpartition(")")[2].split()[1]
-            if int(parent) == process.pid and "spawn_main" in (path / "cmdline").read_text():
-                found.append(int(path.name))
+            if "forkserver" in (path / "cmdline").read_text():
+                server = parent_of(int(path.name))
+                if "forkserver" in Path(f"/proc/{server}/cmdline").read_text() and parent_of(server) == process.pid:
+                    found.append(int(path.name))
     return found
 
 

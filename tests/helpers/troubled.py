@@ -13,7 +13,7 @@ from torch import nn
 
 from helios_lite import DataModule, Trainer
 from helios_lite.processes.worker import WorkerInterrupted
-from helios_lite.processes.world import join_world
+from helios_lite.processes.world import PARENT, join_world
 from helpers import models
 from helpers.compare import saved
 from helpers.models import Plain, Tiny, quiet
@@ -120,7 +120,7 @@ def terminate() -> None:
 
 
 def terminate_parent() -> None:
-    os.kill(os.getppid(), signal.SIGTERM)
+    os.kill(int(os.environ[PARENT]), signal.SIGTERM)
 
 
 def be_interrupted_alone() -> None:

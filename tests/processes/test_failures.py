@@ -3,26 +3,23 @@
 A sample; `python tests/attack.py` does all.
 """
 
-import json
 import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 from helpers import attacked, troubled
 from helpers.attacked import Attack, prepare, verdict
-from helpers.processes import DEADLINE, deadline, launched, run_python, wait_for
+from helpers.processes import DEADLINE, SLOWNESS, deadline, launched, run_python, wait_for
 from helpers.troubled import outcome
 
 from helios_lite.processes import rank_watch
 from helios_lite.processes.launch import launch
-from helios_lite.processes.peers import is_alive
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -54,13 +51,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_trouble_ends_the_run_within_ten_seconds_with_the_error_of_its_rank(
     tmp_path: Path,
     prepared: Path,
-    monkeypatch: pytest.MonkeyPatch,
     place: str,
     trouble: str,
     rank: int,
     num_workers: int,
 ) -> None:
-    monkeypatch.setenv("TEST_MARK", "")  # `verdict` changes it.
     with deadline(60):
         assert verdict(place, trouble, rank, tmp_path / "run", prepared, num_workers) == ""
 
@@ -88,7 +83,6 @@ def test_a_signal_that_ends_one_process_alone_ends_the_others() -> None:
 def test_nothing_waits_for_processes_that_have_all_exited_with_status_0() -> None:
     with deadline(20), pytest.raises(RuntimeError, match=r"ended without an exception \(exit status 0\)"):
         launch(troubled.vanish_together, {}, processes=2, max_restarts=0)
-    assert "elastic" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_a_job_that_is_suspended_as_by_ctrl_z_goes_on_afterwards(tmp_path: Path) -> None:
@@ -125,23 +119,6 @@ def test_processes_that_end_with_status_0_before_their_task_end_the_run(tmp_path
         [sys.executable, program], env=environment, capture_output=True, text=True, timeout=DEADLINE, check=True
     )
     assert re.fullmatch(r"rank [01] ended without an exception \(exit status 0\)\n", done.stdout)
-
-
-def test_a_process_that_has_ended_before_anyone_looked_has_failed(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    started = rank_watch.StartedProcesses()
-    asleep, ended = (
-        context.Process(target=function, args=(started,)) for function in (troubled.sleep, troubled.vanish_as_if_done)
-    )
-    asleep.start()
-    ended.start()
-    ended.join()
-    assert multiprocessing.active_children() == [asleep]
-    watch = rank_watch.RankWatch(tmp_path, 0, 2, started)
-    watch.poll()
-    asleep.kill()
-    asleep.join()
-    assert watch.failure == rank_watch.RankFailure(rank=1, status=0)
 
 
 BROKEN_PIPE = """
@@ -182,27 +159,24 @@ raise SystemExit("end")
 def test_a_worker_ends_with_its_program_however_many_files_are_open() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", MANY_FILES]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=15, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=15 * SLOWNESS, check=False)
     assert done.stderr == "end\n"
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_an_exception_is_the_cause_and_not_the_sigterm_that_ended_the_other_rank(
+def test_a_process_that_was_ended_is_the_cause_and_not_the_exception_of_a_rank_that_has_lost_it(
     tmp_path: Path, order: tuple[int, int]
 ) -> None:
-    failed, terminated = (subprocess.Popen(["sleep", "60"]) for _ in range(2))
-    for rank, process in zip(order, (failed, terminated), strict=True):
-        (tmp_path / f"0-{rank}.status").write_text(json.dumps([process.pid]))
-    watch = rank_watch.RankWatch(tmp_path, 0, 2, rank_watch.StartedProcesses())
-    watch.poll()
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=troubled.sleep) for _ in order]
+    for process in processes:
+        process.start()
+    watch = rank_watch.RankWatch(tmp_path, 0, processes)
+    assert watch.poll()
     assert watch.failure is None
-    (tmp_path / f"0-{order[0]}").write_bytes(b"")
-    failed.kill()
-    terminated.terminate()
-    while is_alive(failed.pid) or is_alive(terminated.pid):
-        time.sleep(0.01)
-    watch.poll()
-    failed.wait()
-    terminated.wait()
-    assert watch.failure is not None
-    assert watch.failure.rank == order[0]
+    (tmp_path / f"0-{order[0]}").write_bytes(b"")  # It has left an exception.
+    for process in processes:
+        process.terminate()
+        process.join()
+    assert not watch.poll()
+    assert watch.failure == rank_watch.RankFailure(order[1], -signal.SIGTERM)

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from helpers.models import Plain, Tiny
 from helpers.processes import DEADLINE, alive, deadline, launched, wait_for
 from helpers.troubled import Early, Troubled, data, outcome, trainer
 from torch import nn
-from torch.distributed.elastic.utils import distributed
 
 from helios_lite import DataModule, FitResult, Model
 from helios_lite.calls.launching import Call, take_final_weights
@@ -35,16 +33,14 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 @pytest.fixture(autouse=True)
-def mark(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A mark in the environment of every process that the test starts; none of them may be left after it."""
-    mark = uuid.uuid4().hex
-    monkeypatch.setenv("TEST_MARK", mark)
-    with deadline(DEADLINE):
-        yield mark
+def nothing_left() -> Iterator[None]:
+    """No process that the test starts may be left after it."""
+    with deadline(120):
+        yield
         limit = time.monotonic() + 10
-        while alive(mark) and time.monotonic() < limit:
+        while alive() and time.monotonic() < limit:
             time.sleep(0.1)
-        left = alive(mark)
+        left = alive()
         for pid in left:
             os.kill(pid, signal.SIGKILL)
     assert left == {}
@@ -160,7 +156,6 @@ CALLBACK_OF_THE_PROGRAM = """
 import json, pathlib
 import torch
 from torch import nn
-from torch.distributed.elastic.utils import distributed
 from torch.utils.data import TensorDataset
 from helios_lite import Callback, DataModule, Model, Split, Trainer
 
@@ -374,6 +369,17 @@ def test_ctrl_c_under_torchrun_saves_and_prints_its_lines_once(tmp_path: Path) -
     require_saved(tmp_path)
 
 
+def test_a_sigterm_to_all_processes_saves_and_ends_all_though_the_fork_server_dies(tmp_path: Path) -> None:
+    """As a scheduler or a container sends it."""
+    process = launched(tmp_path, "--devices", 2, "--pace", 0.05)
+    wait_for(tmp_path / "batches-1", process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 143, errors
+    assert "Traceback" not in errors
+    require_saved(tmp_path)
+
+
 def test_a_second_ctrl_c_ends_all_at_once(tmp_path: Path) -> None:
     process = launched(tmp_path, "--devices", 2, "--asleep")
     wait_for(tmp_path / "trouble", process)
@@ -385,10 +391,10 @@ def test_a_second_ctrl_c_ends_all_at_once(tmp_path: Path) -> None:
     assert process.returncode == -signal.SIGINT, errors
 
 
-def test_processes_whose_parent_was_killed_end_by_themselves(tmp_path: Path, mark: str) -> None:
+def test_processes_whose_parent_was_killed_end_by_themselves(tmp_path: Path) -> None:
     process = launched(tmp_path, "--devices", 2, "--asleep", "--num-workers", 1)
     wait_for(tmp_path / "trouble", process)
-    assert len(alive(mark)) == 5  # A parent, two ranks and their loading processes.
+    assert len(alive()) == 6  # A parent, its fork server, two ranks and their loading processes.
     process.kill()
     process.communicate(timeout=10)
 
@@ -448,15 +454,6 @@ def test_a_network_compiled_by_blocks_learns_the_same_and_its_checkpoint_needs_n
     assert found[0] == pytest.approx(found[1], abs=1e-5)
     loaded = Plain.load_from_checkpoint(result.last_checkpoint)
     assert same(loaded.net.state_dict(), model.net.state_dict())
-
-
-def test_a_port_that_another_program_takes_meanwhile_is_not_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    free_port = distributed.get_free_port
-    with socket.create_server(("localhost", 0)) as other:
-        ports = [other.getsockname()[1]] * 3
-        monkeypatch.setattr(distributed, "get_free_port", lambda: ports.pop() if ports else free_port())
-        result = trainer(None, max_steps=1, devices=2).fit(Plain(), data())
-    assert (result.state.step, ports) == (1, [])
 
 
 def test_the_example_takes_a_number_of_devices(tmp_path: Path) -> None:

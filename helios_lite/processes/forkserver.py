@@ -1,0 +1,103 @@
+"""Starts processes that are as fresh as a new interpreter, but have imported PyTorch already.
+
+They are copies of one process, the "forkserver" of multiprocessing, that has imported it and nothing of the program.
+The server starts with the first of them, and ends with the program.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import multiprocessing
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+PRELOADED = ["helios_lite.processes.forkserver", "torch._dynamo", "helios_lite.training.loop"]
+"""What the server imports: nothing that touches CUDA or starts threads. Every optimizer needs PyTorch's compiler."""
+_RESTORED = "HELIOS_LITE_RESTORED"
+"""The environment variable with those that the server has to restore, as JSON."""
+
+
+def fresh_process(function: Callable[..., object], *arguments: object, name: str) -> BaseProcess:
+    """Return a process that has not been started yet, by the server, or by "spawn" if there cannot be one.
+
+    Args:
+        function, arguments: what it calls.
+        name: its name, for messages.
+    """
+    method = "spawn"
+    if sys.platform == "linux" and _inherited_by_server(os.getpid()) == _inherited():
+        method, name = "forkserver", _Name(name)
+    context: Any = multiprocessing.get_context(method)
+    process: BaseProcess = context.Process(target=function, args=arguments, name=name, daemon=False)
+    return process
+
+
+class _Name(str):
+    """The name of a copy of the server, and the environment variables that it begins with.
+
+    It reads its name before it imports the program. Until then it has the variables of the server.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how the process reads it."""
+        return _name_in_environment, (str(self), dict(os.environ))
+
+
+def _name_in_environment(name: str, variables: Mapping[str, str]) -> str:
+    os.environ.clear()
+    os.environ.update(variables)
+    return name
+
+
+def _inherited() -> Any:
+    """Return what a process inherits from the one that starts it: where it prints, and the rights of new files."""
+    files = [os.stat(path)[:3] if os.path.exists(path) else None for path in ("/dev/fd/1", "/dev/fd/2")]
+    umask = re.search("Umask.*", Path("/proc/self/status").read_text())  # `os.umask` would change it meanwhile.
+    return files, umask and umask[0]
+
+
+@functools.cache
+def _inherited_by_server(process: int) -> Any:
+    """Start the server of this process; return what it inherits, None if the program has or prepares one of its own."""
+    server: Any = forkserver._forkserver
+    # In a process that was forked, the server is that of its parent.
+    if server._forkserver_pid is not None or server._preload_modules != ["__main__"]:
+        return None
+    multiprocessing.set_forkserver_preload(PRELOADED)
+    # It shall find the packages that this process has found, also those beside the program, and none where it happens
+    # to be.
+    path = os.pathsep.join(map(os.path.abspath, sys.path))
+    with _environment({"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}):
+        forkserver.ensure_running()
+    return _inherited()
+
+
+@contextlib.contextmanager
+def _environment(changes: dict[str, str]) -> Iterator[None]:
+    """Context in which variables have other values; the server restores them when it has imported this module."""
+    before = {name: os.environ.get(name) for name in (*changes, _RESTORED)}
+    os.environ.update(changes, **{_RESTORED: json.dumps(before)})
+    try:
+        yield
+    finally:
+        _restore(before)
+
+
+def _restore(before: dict[str, str | None]) -> None:
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+if _RESTORED in os.environ:
+    _restore(json.loads(os.environ[_RESTORED]))

@@ -1,0 +1,140 @@
+"""Launched processes begin as copies of a process that has imported PyTorch, and differ in nothing from new ones."""
+
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from helpers.processes import DEADLINE, deadline
+
+from helios_lite.processes.forkserver import fresh_process
+
+PROGRAM = """
+import atexit, json, multiprocessing, os, pathlib, sys
+START = {name: os.environ.get(name) for name in ("KEPT", "CHANGED", "GONE", "PYTHONPATH", "PYTHONSAFEPATH")}
+torch_was_there = "torch._dynamo" in sys.modules
+from helios_lite.processes.launch import launch
+
+def look(number):
+    import helios_lite, torch
+    sys.modules["__main__"].left_open = open(f"open_{number}", "w")
+    sys.modules["__main__"].left_open.write("all of it")
+    atexit.register(pathlib.Path(f"exit_{number}").touch)
+    os.write(2, b"printed\\n")
+    pathlib.Path(f"new_{number}").touch()
+    return {
+        "package": helios_lite.__file__,
+        "start": START,
+        "torch_was_there": torch_was_there,
+        "folder": os.getcwd(),
+        "threads": torch.get_num_threads(),
+        "start_method": multiprocessing.get_start_method(),
+        "arguments": sys.argv[1:],
+        "rank": os.environ["RANK"],
+        "seed": torch.initial_seed(),
+        "mode": pathlib.Path(f"new_{number}").stat().st_mode & 0o777,
+        "parent": os.getppid() == multiprocessing.parent_process().pid,
+    }
+
+if __name__ == "__main__":
+    os.umask(0o022)
+    found = [launch(look, {"number": 0}, processes=1, max_restarts=0)]
+    os.environ["CHANGED"] = "2"
+    del os.environ["GONE"]
+    os.mkdir("other")
+    os.chdir("other")
+    found.append(launch(look, {"number": 1}, processes=1, max_restarts=0))
+    os.umask(0o077)
+    found.append(launch(look, {"number": 2}, processes=1, max_restarts=0))
+    print(json.dumps([found, {**os.environ}.get("PYTHONPATH"), multiprocessing.get_start_method()]))
+"""
+
+
+def test_launched_processes_are_as_new_interpreters_but_import_nothing_anew(tmp_path: Path) -> None:
+    # Beside the program are the packages; where it is started others have their names.
+    (tmp_path / "program").mkdir()
+    (tmp_path / "program/program.py").write_text(PROGRAM)
+    package = Path(sys.modules["helios_lite"].__file__ or "").parent
+    (tmp_path / "program/helios_lite").symlink_to(package)
+    for name in ("helios_lite", "torch"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong one')")
+    variables = {**os.environ, "KEPT": "1", "CHANGED": "1", "GONE": "1"}
+    variables.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        [sys.executable, "program/program.py", "a", "b"],
+        cwd=tmp_path,
+        env=variables,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "printed\n" * 3
+    (first, second, third), path, method = json.loads(done.stdout)
+    unset = {"PYTHONPATH": None, "PYTHONSAFEPATH": None}
+    assert path is None
+    assert first == {
+        "package": str(tmp_path / "program/helios_lite/__init__.py"),
+        "start": {"KEPT": "1", "CHANGED": "1", "GONE": "1", **unset},
+        "torch_was_there": True,
+        "folder": str(tmp_path),
+        "threads": 1,
+        "start_method": method,
+        "arguments": ["a", "b"],
+        "rank": "0",
+        "seed": first["seed"],
+        "mode": 0o644,
+        "parent": False,
+    }
+    folder = str(tmp_path / "other")
+    assert second == {**first, "start": {"KEPT": "1", "CHANGED": "2", "GONE": None, **unset}, "folder": folder}
+    # Those that begin with other rights of files are no copies.
+    assert third == {**second, "torch_was_there": False, "mode": 0o600, "parent": True}
+    for number, place in enumerate(["", "other", "other"]):
+        assert (tmp_path / place / f"open_{number}").read_text() == "all of it"
+        assert (tmp_path / place / f"exit_{number}").exists()
+
+
+OWN = """
+import multiprocessing, sys
+multiprocessing.set_forkserver_preload(["json.tool"])
+from helios_lite.processes.launch import launch
+
+def imported():
+    return [name in sys.modules for name in ("json.tool", "torch._dynamo")]
+
+if __name__ == "__main__":
+    print(launch(imported, {}, processes=1, max_restarts=0))
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:
+        print(pool.apply(imported))
+"""
+
+
+def test_a_fork_server_that_the_program_prepares_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(OWN)
+    done = subprocess.run(
+        [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE, check=True
+    )
+    assert done.stdout == "[False, False]\n[True, False]\n"
+
+
+def leave(status: int) -> None:
+    raise SystemExit(status)
+
+
+def launch_from_here(status: int) -> None:
+    process = fresh_process(leave, status, name="inner")
+    process.start()
+    process.join()
+    raise SystemExit(process.exitcode)
+
+
+def test_a_process_that_was_forked_launches_as_its_parent_does() -> None:
+    outer = multiprocessing.get_context("fork").Process(target=launch_from_here, args=(7,))
+    with deadline(60):
+        for process in (fresh_process(leave, 7, name="first"), outer):
+            process.start()
+            process.join()
+            assert process.exitcode == 7
