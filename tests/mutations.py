@@ -1301,6 +1301,8 @@ MUTATIONS = [
     Mutation("processes/forkserver.py", 'method, name = "forkserver", _Name(name)', "pass", COPIES),
     Mutation("processes/forkserver.py", '"forkserver", _Name(name)', '"forkserver", name', COPIES),
     Mutation("processes/forkserver.py", "os.environ.clear()", "pass", COPIES),
+    Mutation("processes/forkserver.py", "torch.default_generator.seed()", "pass", COPIES),
+    Mutation("processes/forkserver.py", "numpy.random.seed()", "pass", COPIES),
     Mutation("processes/forkserver.py", '{"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}', "{}", COPIES),
     Mutation("processes/forkserver.py", "    _restore(json.loads(os.environ[_RESTORED]))", "    pass", COPIES),
     Mutation("processes/forkserver.py", "return files, umask and umask[0]", "return None", COPIES),

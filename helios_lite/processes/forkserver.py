@@ -19,21 +19,29 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-PRELOADED = ["helios_lite.processes.forkserver", "torch._dynamo", "helios_lite.training.loop"]
-"""What the server imports: nothing that touches CUDA or starts threads. Every optimizer needs PyTorch's compiler."""
+import torch
+
+PRELOADED = [
+    "helios_lite.processes.forkserver",
+    "torch._dynamo",  # Every optimizer of PyTorch imports its compiler, which takes a second.
+    "helios_lite.training.loop",
+    "helios_lite.tools.audit.processes",
+]
+"""What the server imports: nothing that touches CUDA or starts threads."""
 _RESTORED = "HELIOS_LITE_RESTORED"
 """The environment variable with those that the server has to restore, as JSON."""
 
 
-def fresh_process(function: Callable[..., object], *arguments: object, name: str) -> BaseProcess:
-    """Return a process that has not been started yet, by the server, or by "spawn" if there cannot be one.
+def fresh_process(function: Callable[..., object], *arguments: object, name: str, by_copy: bool = True) -> BaseProcess:
+    """Return a process that has not been started yet.
 
     Args:
         function, arguments: what it calls.
         name: its name, for messages.
+        by_copy: whether it is a copy of the server, if there can be one; otherwise it is a new interpreter.
     """
     method = "spawn"
-    if sys.platform == "linux" and _inherited_by_server(os.getpid()) == _inherited():
+    if by_copy and sys.platform == "linux" and _inherited_by_server(os.getpid()) == _inherited():
         method, name = "forkserver", _Name(name)
     context: Any = multiprocessing.get_context(method)
     process: BaseProcess = context.Process(target=function, args=arguments, name=name, daemon=False)
@@ -41,19 +49,23 @@ def fresh_process(function: Callable[..., object], *arguments: object, name: str
 
 
 class _Name(str):
-    """The name of a copy of the server, and the environment variables that it begins with.
+    """The name of a copy of the server. When it reads its name, before it imports the program, it begins afresh.
 
-    It reads its name before it imports the program. Until then it has the variables of the server.
+    Until then it has the environment variables and the random numbers of the server.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Return how the process reads it."""
-        return _name_in_environment, (str(self), dict(os.environ))
+        return _begin, (str(self), dict(os.environ))
 
 
-def _name_in_environment(name: str, variables: Mapping[str, str]) -> str:
+def _begin(name: str, variables: Mapping[str, str]) -> str:
     os.environ.clear()
     os.environ.update(variables)
+    torch.default_generator.seed()  # That of the module `random` is another one after every fork.
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed()
     return name
 
 

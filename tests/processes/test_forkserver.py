@@ -12,13 +12,16 @@ from helpers.processes import DEADLINE, deadline
 from helios_lite.processes.forkserver import fresh_process
 
 PROGRAM = """
-import atexit, json, multiprocessing, os, pathlib, sys
-START = {name: os.environ.get(name) for name in ("KEPT", "CHANGED", "GONE", "PYTHONPATH", "PYTHONSAFEPATH")}
+import sys
 torch_was_there = "torch._dynamo" in sys.modules
+import atexit, json, multiprocessing, os, pathlib
+import numpy, random, torch
+DRAWN = [random.random(), numpy.random.rand(), torch.rand(()).item()]
+START = {name: os.environ.get(name) for name in ("KEPT", "CHANGED", "GONE", "PYTHONPATH", "PYTHONSAFEPATH")}
 from helios_lite.processes.launch import launch
 
 def look(number):
-    import helios_lite, torch
+    import helios_lite
     sys.modules["__main__"].left_open = open(f"open_{number}", "w")
     sys.modules["__main__"].left_open.write("all of it")
     atexit.register(pathlib.Path(f"exit_{number}").touch)
@@ -27,13 +30,13 @@ def look(number):
     return {
         "package": helios_lite.__file__,
         "start": START,
+        "drawn": DRAWN,
         "torch_was_there": torch_was_there,
         "folder": os.getcwd(),
         "threads": torch.get_num_threads(),
         "start_method": multiprocessing.get_start_method(),
         "arguments": sys.argv[1:],
         "rank": os.environ["RANK"],
-        "seed": torch.initial_seed(),
         "mode": pathlib.Path(f"new_{number}").stat().st_mode & 0o777,
         "parent": os.getppid() == multiprocessing.parent_process().pid,
     }
@@ -73,6 +76,9 @@ def test_launched_processes_are_as_new_interpreters_but_import_nothing_anew(tmp_
     assert done.returncode == 0, done.stderr
     assert done.stderr == "printed\n" * 3
     (first, second, third), path, method = json.loads(done.stdout)
+    for one, two in zip(first.pop("drawn"), second.pop("drawn"), strict=True):
+        assert one != two
+    del third["drawn"]
     unset = {"PYTHONPATH": None, "PYTHONSAFEPATH": None}
     assert path is None
     assert first == {
@@ -84,7 +90,6 @@ def test_launched_processes_are_as_new_interpreters_but_import_nothing_anew(tmp_
         "start_method": method,
         "arguments": ["a", "b"],
         "rank": "0",
-        "seed": first["seed"],
         "mode": 0o644,
         "parent": False,
     }

@@ -7,7 +7,6 @@ import dataclasses
 import multiprocessing
 import os
 import pickle
-import random
 import signal
 import socket
 import threading
@@ -16,17 +15,14 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from helios_lite.checkpoints.naming import find
+from helios_lite.processes.forkserver import fresh_process
 from helios_lite.processes.launch import NO_GUARD_STATUS, NO_GUARD_TEXT
 from helios_lite.tools.audit.record import Record
 from helios_lite.tools.audit.recorder import Enough, Recorder
 from helios_lite.tools.audit.trial import EPOCH_UPDATES, Source, Trial
 from helios_lite.trainer import Trainer
 
-_PRELOADED = ["torch", "torch._dynamo", "helios_lite.training.loop", "helios_lite.tools.audit.processes"]
-"""What trials need not import: every optimizer of PyTorch imports its compiler, which takes a second."""
 _RUN = "run"  # The name of the run folder of a trial.
 _LOCK = threading.Lock()  # Around changes of this process's environment, which a new interpreter inherits.
 
@@ -34,8 +30,8 @@ _LOCK = threading.Lock()  # Around changes of this process's environment, which 
 class Trials:
     """Runs the trials of one audit. Methods may be called by several threads.
 
-    A trial begins in a copy of a process that has imported PyTorch and nothing of the user's program (the "forkserver"
-    of multiprocessing), so that it is as fresh as a new interpreter, but starts in a fraction of its time.
+    A trial begins in a copy of a process that has imported PyTorch and nothing of the user's program, so that it is as
+    fresh as a new interpreter, but starts in a fraction of its time.
 
     Args:
         source: the program.
@@ -94,15 +90,12 @@ class Trials:
     def _start(self, trial: Trial, run_folder: Path, result: Path) -> list[Any]:
         # A started process would start its own (those of loaders) in the way in which it was started.
         method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
-        context = multiprocessing.get_context("spawn" if trial.changes_hash_seed else "forkserver")
         port = _free_port() if trial.processes > 1 else 0
         children: list[Any] = []
         with _LOCK, _hash_seed("271828" if trial.changes_hash_seed else None):
-            if not trial.changes_hash_seed:
-                context.set_forkserver_preload(_PRELOADED)
             for rank in range(trial.processes):
                 arguments = (self._source, trial, run_folder, result, rank, port, method)
-                child = context.Process(target=_run, args=arguments, daemon=False)  # type: ignore[attr-defined]
+                child = fresh_process(_run, *arguments, name="trial", by_copy=not trial.changes_hash_seed)
                 child.start()
                 children.append(child)
         return children
@@ -176,7 +169,6 @@ def run_trial(source: Source, trial: Trial, folder: Path) -> Record:
         trial: what to change.
         folder: where the run folder is; a trial in the same folder resumes.
     """
-    _scatter_unseeded()
     trainer, model, datamodule = source.make()
     recorder = Recorder(trial)
     trainer = dataclasses.replace(trainer, **_options(trainer, trial, folder), callbacks=[*trainer.callbacks, recorder])
@@ -192,13 +184,6 @@ def run_trial(source: Source, trial: Trial, folder: Path) -> Record:
         traceback.print_exc()
         return dataclasses.replace(recorder.record(), error=f"{type(error).__name__}: {error}")
     return recorder.record()
-
-
-def _scatter_unseeded() -> None:
-    """Give the global generators other states than those of other trials, which begin as copies of one process."""
-    number = int.from_bytes(os.urandom(4), "little")
-    random.seed(number)
-    torch.manual_seed(number)
 
 
 def _options(trainer: Trainer, trial: Trial, folder: Path) -> dict[str, Any]:
