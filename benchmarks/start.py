@@ -93,23 +93,27 @@ def started(script: str, processes: int, launcher: tuple[str, ...] = ()) -> Resu
         return {"first": float(report.read_text()) - start, "end": end - start}
 
 
-TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone")
+def by_torchrun(processes: int) -> Result:
+    """As `started`, with the loop by hand in so many processes."""
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone")
+    return started(BY_HAND, processes, torchrun)
 
 
 def figures(runs: Runs) -> list[Figure]:
-    one, two = "one process", "two processes"
-    return [
+    one = "one process"
+    found = [
         Figure(f"{one}: trainer / by hand", "ratio", ratios(runs, one, f"{one} by hand", "first")),
         Figure(f"{one}: trainer - by hand", "ms", differences(runs, one, f"{one} by hand", "first", 1e3)),
         Figure(f"{one}, by hand", "s", each(runs, f"{one} by hand", "first")),
-        Figure(
-            f"{two}: trainer(devices=2) / torchrun", "ratio", ratios(runs, two, f"{two} by hand", "first"), target=1
-        ),
-        Figure(f"{two}, by hand with torchrun", "s", each(runs, f"{two} by hand", "first")),
-        Figure(
-            f"{two}, to the end: trainer(devices=2) / torchrun", "ratio", ratios(runs, two, f"{two} by hand", "end")
-        ),
     ]
+    for several, number in (("two processes", 2), ("eight processes", 8)):
+        by_hand, compared = f"{several} by hand", f"trainer(devices={number}) / torchrun"
+        found += [
+            Figure(f"{several}: {compared}", "ratio", ratios(runs, several, by_hand, "first"), target=1),
+            Figure(f"{several}, by hand with torchrun", "s", each(runs, by_hand, "first")),
+            Figure(f"{several}, to the end: {compared}", "ratio", ratios(runs, several, by_hand, "end")),
+        ]
+    return found
 
 
 QUESTION = Question(
@@ -118,20 +122,24 @@ QUESTION = Question(
     timed="""
     From the start of the command to the first training step of rank 0, and to the end of the command, of a script that
     trains Linear(8, 8) on tensors in memory: `python script.py` with the trainer, which shows what it always shows, and
-    with a loop by hand; and with two processes, `python script.py` with devices=2 and torchrun with a loop by hand.
+    with a loop by hand; and with two and eight processes, `python script.py` with devices=2 or 8 and torchrun with a
+    loop by hand.
     """,
     remains="""
-    One process: importing the package, and setting up a run. Two processes: the program that starts the others imports
-    the package too, and passes the model and the data on in a file; torchrun --standalone waits for a random time of up
-    to 0.3 s before it starts them, as if others could join. At the end the program gets the trained networks: its call
-    of `setup` makes an optimizer, for the first of which PyTorch imports torch._dynamo, in 0.9 s.
+    One process: importing the package, and setting up a run. Several processes: the program that starts the others
+    imports PyTorch and the package, and then their fork server does, once for all of them, whereas each process of
+    torchrun does; torchrun --standalone waits for a random time of up to 0.3 s, as if others could join. At the end the
+    program gets the trained networks: its call of `setup` makes an optimizer, for the first of which PyTorch imports
+    torch._dynamo, in 0.9 s.
     """,
     rounds=5,
     variants={
         "one process": partial(started, TRAINER, 1),
         "one process by hand": partial(started, BY_HAND, 1),
         "two processes": partial(started, TRAINER, 2),
-        "two processes by hand": partial(started, BY_HAND, 2, TORCHRUN),
+        "two processes by hand": partial(by_torchrun, 2),
+        "eight processes": partial(started, TRAINER, 8),
+        "eight processes by hand": partial(by_torchrun, 8),
     },
     figures=figures,
 )

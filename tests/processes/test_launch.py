@@ -338,11 +338,23 @@ def test_a_sigterm_to_the_parent_or_to_one_rank_saves_and_ends_all(
         require_continues(tmp_path, root)
 
 
+class Arriving:
+    """Ends the run when a rank reads it, which has not begun then."""
+
+    def __getstate__(self) -> bool:
+        return True
+
+    def __setstate__(self, state: bool) -> None:
+        if os.environ["RANK"] == "0":
+            troubled.terminate_parent()
+        troubled.sleep()
+
+
 def test_a_sigterm_while_processes_are_starting_ends_them_without_a_restart(tmp_path: Path) -> None:
-    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM))
-    timer.start()
+    model = Troubled(tmp_path)
+    model.arriving = Arriving()  # type: ignore[attr-defined]
     with pytest.raises(SystemExit) as caught:
-        trainer(tmp_path, devices=2, max_restarts=3).fit(Troubled(tmp_path), data())
+        trainer(tmp_path, devices=2, max_restarts=3).fit(model, data())
     assert caught.value.code == 143
     assert not (tmp_path / "batches-0").exists()
 
@@ -406,7 +418,10 @@ def test_launches_at_the_same_time_do_not_meet(tmp_path: Path, root: Path, whole
     folders = [tmp_path / str(number) for number in range(2)]
     for folder in folders:
         folder.mkdir()
-    require_success(*(launched(folder, "--devices", 2) for folder in folders))
+    process = launched(folders[0], "--devices", 2, "--pace", 0.05)
+    wait_for(folders[0] / "batches-1", process)
+    trainer(folders[1], devices=2).fit(Troubled(folders[1]), data())
+    require_success(process)
     assert all(same(outcome(folder), outcome(root)) for folder in folders)
 
 
