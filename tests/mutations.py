@@ -114,6 +114,7 @@ LAUNCHED_REPLAY = (
 HANGS = "processes/test_hangs.py::"
 DIFF = "tools/test_diff.py::test_a_planted_difference_is_named"
 SHARDED = "checkpoints/test_sharded.py::"
+ONE_RANK_CANNOT = "test_a_checkpoint_that_one_rank_alone_cannot_read_is_an_error_on_all"
 STAYS_SHARDED = SHARDED + "test_no_rank_makes_more_than_its_part_of_a_tensor_in_a_save_and_in_a_resume"
 ANY_NUMBER = "test_any_number_of_processes_restores_what_any_other_has_saved_bit_for_bit"
 SHARD_NAMES = "test_the_tensors_are_in_the_shards_once_under_the_names_of_parameters"
@@ -253,8 +254,8 @@ MUTATIONS = [
     ),
     Mutation(
         "checkpoints/folder.py",
-        'newest["config"]["mode"]).load(choice',
-        'newest["config"]["mode"]).load("last"',
+        'newest["config"]["mode"]).candidates(choice',
+        'newest["config"]["mode"]).candidates("last"',
         INITIAL + "test_a_run_folder_gives_its_best_checkpoint",
     ),
     Mutation(
@@ -909,17 +910,19 @@ MUTATIONS = [
         "if False and re.fullmatch",
         SHARDED + HALF_WRITTEN,
     ),
+    Mutation("checkpoints/reading.py", "if all(reasons):", "if error is not None:", SHARDED + ONE_RANK_CANNOT),
+    Mutation("checkpoints/reading.py", "if reason is not None:", "if False:", SHARDED + ONE_RANK_CANNOT),
     # Files, and signals in one process.
     Mutation(
         "checkpoints/folder.py",
-        "content = read(path)\n            except files.NewerFormatError:",
-        "content = read(path)\n            except KeyError:",
+        "raise\n            except (files.CheckpointError, FileNotFoundError) as",
+        "continue\n            except (files.CheckpointError, FileNotFoundError) as",
         NOT_REPLACED + "[auto]",
     ),
     Mutation(
         "checkpoints/folder.py",
-        "read_checkpoint_header(path)\n            except files.NewerFormatError:",
-        "read_checkpoint_header(path)\n            except KeyError:",
+        "raise\n            except (files.CheckpointError, FileNotFoundError):",
+        "continue\n            except (files.CheckpointError, FileNotFoundError):",
         NOT_REPLACED + "[test best]",
     ),
     Mutation("checkpoints/files.py", "damaged = archive.testzip()", "damaged = None", PASS_OVER),

@@ -221,7 +221,7 @@ class CheckpointFolder:
         """Return the content of the newest readable file, whose tensors are not read; None if there is none.
 
         Raises:
-            NewerFormatError: as `load`.
+            NewerFormatError: as `candidates`.
         """
         for path in naming.find(self.folder, self.save_name):
             try:
@@ -247,12 +247,12 @@ class CheckpointFolder:
         ranked = self._ranked()
         return self.folder / ranked[0]["file"] if ranked else None
 
-    def load(self, choice: str, read: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any]] | None:
-        """Read the "best" or the "last" checkpoint by calling `read`; return None if there is none.
+    def candidates(self, choice: str) -> Iterator[Path]:
+        """Yield the checkpoints to read for the "best" or the "last" one, until one of them can be read.
 
-        A file that cannot be read is passed over with a warning that names it: the best file for the newest, and the
-        newest for the next older one. A file that was renamed, so that its name has other counters than its content,
-        is read only if there is no other.
+        The best comes first if it is chosen, then the newest and older ones. A file whose header cannot be read is
+        passed over with a warning that names it. One that was renamed, so that its name has other counters than its
+        content, comes after all others.
 
         Raises:
             NewerFormatError: a file that would be read has a newer format. It is not passed over: a training would
@@ -262,9 +262,9 @@ class CheckpointFolder:
         self._open()
         best = self._best_by_newest() if choice == "best" else None
         renamed = []
-        for path in ([] if best is None else [best]) + naming.find(self.folder, self.save_name):
+        for path in dict.fromkeys(([] if best is None else [best]) + naming.find(self.folder, self.save_name)):
             try:
-                content = read(path)
+                content = read_checkpoint_header(path)
             except files.NewerFormatError:
                 raise
             except (files.CheckpointError, FileNotFoundError) as error:
@@ -272,10 +272,11 @@ class CheckpointFolder:
                 continue
             self._check_owner(path, content)
             if self._is_named_by_content(path, content):
-                return path, content
-            logger.warning("passing over a checkpoint: %s: its name has other counters than its content", path)
-            renamed.append(path)
-        return (renamed[0], read(renamed[0])) if renamed else None
+                yield path
+            else:
+                logger.warning("passing over a checkpoint: %s: its name has other counters than its content", path)
+                renamed.append(path)
+        yield from renamed
 
     def _open(self) -> None:
         """Read the manifest, once; when the folder is locked, also put it in order."""
@@ -398,36 +399,26 @@ class CheckpointFolder:
         return math.inf if entry["score"] is None else self._sign * entry["score"]
 
 
-def read_path(
-    path: Path, choice: str, save_name: str, read: Callable[[Path], dict[str, Any]]
-) -> tuple[Path, dict[str, Any]]:
-    """Read a checkpoint, and return its path and its content.
+def candidates_of_run(path: Path, choice: str, save_name: str) -> Iterator[Path]:
+    """Yield the checkpoints of any run folder, as `CheckpointFolder.candidates`.
 
     Args:
-        path: a checkpoint, or the folder of a run.
-        choice: which checkpoint of a run folder: "best" (the newest if there is no best one) or "last".
-        save_name: the model whose checkpoints are meant if a run folder has those of several.
-        read: reads a checkpoint.
+        path: the folder of a run.
+        choice: "best" (the newest if there is no best one) or "last".
+        save_name: the model whose checkpoints are meant if the folder has those of several.
 
     Raises:
-        FileNotFoundError: the path does not exist, or the run folder has no checkpoint that can be read.
-        CheckpointError, NewerFormatError: the file cannot be read.
-        ValueError: the run folder has checkpoints of several models, and none of them has that `save_name`.
+        NewerFormatError: as `CheckpointFolder.candidates`.
+        ValueError: the folder has checkpoints of several models, and none of them has that `save_name`.
     """
     folder = path / "checkpoints"
-    if not folder.is_dir():
-        return path, read(path)
     names = [save_name] if naming.find(folder, save_name) else naming.save_names(folder)
     if len(names) > 1:
         raise ValueError(f"{path}: has checkpoints of several models ({', '.join(names)}); give the path of one file")
     # The name and the mode are those of the run that wrote the files: characters of its `save_name` may be replaced.
     newest = None if not names else _open(folder, names[0], "min").newest_header()
-    found = None
     if newest is not None:
-        found = _open(folder, newest["save_name"], newest["config"]["mode"]).load(choice, read)
-    if found is None:
-        raise FileNotFoundError(f"{path}: this run folder has no checkpoint that can be read")
-    return found
+        yield from _open(folder, newest["save_name"], newest["config"]["mode"]).candidates(choice)
 
 
 def _open(folder: Path, save_name: str, mode: str) -> CheckpointFolder:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from helios_lite.checkpoints import files, naming
+from helios_lite.processes.world import World
+
+T = TypeVar("T")
 
 
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -24,6 +29,51 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     from helios_lite.checkpoints.sharded import read_full
 
     return read_full(path, device)
+
+
+def read_on_every_rank(
+    path: Path, world: World, device: torch.device, like: Tensor | None, is_needed: Callable[[str], bool]
+) -> dict[str, Any]:
+    """Return the content of a checkpoint. Call on every rank.
+
+    Args:
+        path: a checkpoint, which all ranks must see.
+        world: the ranks.
+        device: the device of the tensors.
+        like: a DTensor of a sharded network: each rank reads its part of what a sharded checkpoint holds, and of a file
+            the tensors that are used. None if no network is sharded: each rank reads all.
+        is_needed: tells by the name of a sharded tensor whether it is read as a part; the others keep their markers.
+
+    Raises:
+        FileNotFoundError, CheckpointError, ValueError, MemoryError: as `read_checkpoint`, if no rank can read it.
+        RuntimeError: one rank cannot read it, and another one can; raised on every rank.
+    """
+    if like is None:
+        return _together(path, world, lambda: read_checkpoint(path, device))
+    if not naming.is_sharded(path):
+        return _together(path, world, lambda: files.read_file(path, mmap=True))
+    from helios_lite.checkpoints.sharded import read_main, read_parts
+
+    content, metadata = _together(path, world, lambda: read_main(path))
+    return _together(path, world, lambda: read_parts(path, content, metadata, like, is_needed))
+
+
+def _together(path: Path, world: World, read: Callable[[], T]) -> T:
+    """Return what `read` returns; raise an error on every rank if it fails on one."""
+    error: Exception | None = None
+    try:
+        value = read()
+    except Exception as raised:
+        error = raised
+    reasons = world.gather(None if error is None else f"{type(error).__name__}: {error}")
+    if all(reasons):
+        assert error is not None
+        raise error
+    for rank, reason in enumerate(reasons):
+        if reason is not None:
+            able = reasons.index(None)
+            raise RuntimeError(f"{path}: rank {rank} cannot read it, but rank {able} can ({reason})") from error
+    return value
 
 
 def read_checkpoint_header(path: Path) -> dict[str, Any]:

@@ -215,36 +215,23 @@ def _shape_and_dtype(metadata: Metadata, name: str) -> tuple[torch.Size, torch.d
     return entry.size, entry.properties.dtype
 
 
-def read_sharded(
-    folder: Path, like: Tensor, world: World, is_needed: Callable[[str], bool] = lambda name: True
+def read_parts(
+    folder: Path, content: dict[str, Any], metadata: Metadata, like: Tensor, is_needed: Callable[[str], bool]
 ) -> dict[str, Any]:
-    """Return the content of a sharded checkpoint with tensors that are sharded. Call on every rank.
-
-    Each rank reads its part of every tensor.
+    """Return the content of a sharded checkpoint with tensors of which each rank has read its part. Call on every rank.
 
     Args:
         folder: the folder; all ranks must see the same.
+        content: the content of `main.pth`.
+        metadata: the metadata of the tensors.
         like: a DTensor; those of the checkpoint get its device mesh and its placements.
-        world: the ranks.
         is_needed: tells by the name of a tensor whether it is read; the others keep their markers.
 
     Raises:
-        FileNotFoundError, CheckpointError: as `read_main`, or a rank has found a damaged tensor.
-        RuntimeError: another rank cannot read the folder, and this one can.
+        CheckpointError: a rank has found a damaged tensor; raised on every rank.
     """
     from torch.distributed.tensor import empty
 
-    failed: Exception | None = None
-    try:
-        content, metadata = read_main(folder)
-    except Exception as error:
-        failed = error
-    errors = world.gather(None if failed is None else f"{type(failed).__name__}: {failed}")
-    if failed is not None:
-        raise failed
-    for rank, reason in enumerate(errors):
-        if reason is not None:
-            raise RuntimeError(f"{folder}: rank {rank} cannot read it, but rank {world.rank} can ({reason})")
     mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
     tensors: dict[str, Any] = {}
     for name in filter(is_needed, marked_names(content)):

@@ -6,20 +6,18 @@ import itertools
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from helios_lite.checkpoints.files import CheckpointError, read_file
-from helios_lite.checkpoints.folder import read_path
-from helios_lite.checkpoints.naming import is_sharded
-from helios_lite.checkpoints.reading import evaluation_state, read_checkpoint
+from helios_lite.checkpoints.files import CheckpointError, NewerFormatError
+from helios_lite.checkpoints.folder import candidates_of_run
+from helios_lite.checkpoints.reading import evaluation_state, read_on_every_rank
 from helios_lite.model import Model
 from helios_lite.model_internals.attributes import stateful_parts
 from helios_lite.object_tables import is_same
-from helios_lite.processes.world import World
 from helios_lite.training.checkpointer import Checkpointer
 from helios_lite.training.monitor import Monitor
 from helios_lite.training.session import Session
@@ -124,8 +122,8 @@ def load_checkpoint(
 ) -> tuple[Path, dict[str, Any]] | None:
     """Read the "best" or "last" checkpoint or that of a path; return None if the run folder has none.
 
-    Call on every rank. Rank 0 chooses; all ranks must be able to read the file. Ranks with sharded networks read their
-    part of a sharded checkpoint together.
+    Call on every rank. Rank 0 chooses, and all ranks read: one that no rank can read is passed over with a warning,
+    unless it is the path. Ranks with sharded networks read their part of a sharded checkpoint together.
 
     Args:
         session: the session, set up.
@@ -133,6 +131,11 @@ def load_checkpoint(
         of_folder: "best" or "last": which checkpoint to read if the path is that of a run folder.
         option: what has been set to the choice, for the error of a path that does not exist.
         for_evaluation: leave the sharded tensors of optimizers unread, if the model does not load its state itself.
+
+    Raises:
+        FileNotFoundError: the path does not exist, or is a run folder without a checkpoint that can be read.
+        CheckpointError: the file cannot be read, or has a newer format.
+        RuntimeError: a rank cannot read the checkpoint, and another one can.
     """
     world, like = session.world, session.context.parallel.sharded_parameter()
     loads_itself = type(session.model).load_state_dict is not Model.load_state_dict
@@ -142,47 +145,32 @@ def load_checkpoint(
     def is_needed(name: str) -> bool:
         return is_all_needed or name.startswith(needed) or not name.startswith("model.")
 
-    def read(path: Path) -> dict[str, Any]:
-        if like is None:
-            return read_checkpoint(path, session.device)
-        if not is_sharded(path):
-            return read_file(path, mmap=True)  # Of each tensor only the part of this rank is used.
-        from helios_lite.checkpoints.sharded import read_sharded
-
-        return read_sharded(path, like, world, is_needed)
-
-    if not world.is_main:
-        return _read_what_rank_0_reads(world, read)
-
-    def read_on_every_rank(path: Path) -> dict[str, Any]:
-        world.broadcast((path, False))
-        return read(path)
-
-    found = None
-    if choice not in ("best", "last"):
-        if not Path(choice).exists():
-            raise FileNotFoundError(f"{option}={str(choice)!r}: there is no such checkpoint or run folder")
-        found = read_path(Path(choice), of_folder, session.model.save_name, read_on_every_rank)
-    elif session.checkpoints is not None:
-        found = session.checkpoints.load(str(choice), read_on_every_rank)
-    world.broadcast((None if found is None else found[0], True))
-    return found
-
-
-def _read_what_rank_0_reads(world: World, read: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any]] | None:
-    """Read checkpoints together with rank 0, until it has chosen one or none; return what it has chosen."""
-    content: dict[str, Any] = {}
-    failed: Exception | None = None
-    while True:
-        path, is_chosen = world.broadcast((Path(), False))
-        if is_chosen and path is not None and failed is not None:
-            raise failed
-        if is_chosen:
-            return None if path is None else (path, content)
+    candidates = _candidates(session, choice, of_folder, option) if world.is_main else iter(())
+    while (path := world.broadcast(next(candidates, None))) is not None:
         try:
-            content, failed = read(path), None
+            return path, read_on_every_rank(path, world, session.device, like, is_needed)
         except (CheckpointError, FileNotFoundError) as error:
-            failed = error  # Rank 0 passes it over as well, or says that only this rank cannot read it.
+            if path == Path(choice) or isinstance(error, NewerFormatError):
+                raise
+            if world.is_main:
+                logger.warning("passing over a checkpoint: %s", error)
+    if choice in ("best", "last"):
+        return None
+    raise FileNotFoundError(f"{choice}: this run folder has no checkpoint that can be read")
+
+
+def _candidates(session: Session, choice: str | os.PathLike[str], of_folder: str, option: str) -> Iterator[Path]:
+    """Yield the checkpoints to read for a choice, until one of them can be read."""
+    path = Path(choice)
+    if choice in ("best", "last"):
+        if session.checkpoints is not None:
+            yield from session.checkpoints.candidates(str(choice))
+    elif not path.exists():
+        raise FileNotFoundError(f"{option}={str(choice)!r}: there is no such checkpoint or run folder")
+    elif (path / "checkpoints").is_dir():
+        yield from candidates_of_run(path, of_folder, session.model.save_name)
+    else:
+        yield path
 
 
 def _compare_hparams(session: Session, path: Path, content: dict[str, Any], *, is_automatic: bool) -> None:

@@ -32,6 +32,12 @@ def save(checkpoints, step, score=None, protect=None, improved=False, **more):
     return checkpoints.save(content(step) | more, epoch=step // 10, step=step, **options)
 
 
+def load(checkpoints, choice):
+    """The checkpoint to read first, and its content; None if there is none."""
+    path = next(checkpoints.candidates(choice), None)
+    return path and (path, files.read_file(path))
+
+
 def steps(folder, save_name="net"):
     return sorted(files.read_file(path)["step"] for path in naming.find(folder, save_name))
 
@@ -155,7 +161,7 @@ def test_a_refused_save_counts_neither_as_newest_nor_as_best(tmp_path):
     with pytest.raises(TypeError):
         save(checkpoints, 3, 0.1, extra=object())
     assert checkpoints.best().name == "net_epoch_0_iter_2.pth"
-    assert checkpoints.load("best", files.read_file)[1]["step"] == 2
+    assert load(checkpoints, "best")[1]["step"] == 2
     save(checkpoints, 4, 0.7)
     assert steps(tmp_path) == [2, 4]
 
@@ -183,7 +189,7 @@ def test_the_best_is_known_to_this_and_to_the_next_run(tmp_path, mode, best):
         save(checkpoints, step, score)
     for each in (checkpoints, opened(tmp_path, mode=mode)):
         assert each.best().name == f"net_epoch_0_iter_{best}.pth"
-        assert each.load("best", files.read_file)[1]["step"] == best
+        assert load(each, "best")[1]["step"] == best
 
 
 def test_without_judged_files_the_best_is_the_newest(tmp_path):
@@ -191,12 +197,12 @@ def test_without_judged_files_the_best_is_the_newest(tmp_path):
     for step in (1, 2):
         save(checkpoints, step)
     assert checkpoints.best() is None
-    assert checkpoints.load("best", files.read_file)[1]["step"] == 2
+    assert load(checkpoints, "best")[1]["step"] == 2
 
 
 @pytest.mark.parametrize("choice", ["best", "last"])
 def test_an_empty_folder_has_nothing_to_load(tmp_path, choice):
-    assert opened(tmp_path / "new" / "folder").load(choice, files.read_file) is None
+    assert load(opened(tmp_path / "new" / "folder"), choice) is None
 
 
 @pytest.mark.parametrize("removed", [False, True])
@@ -209,7 +215,7 @@ def test_a_best_file_that_cannot_be_read_is_passed_over_for_the_newest(tmp_path,
     else:
         best.write_bytes(b"")
     with caplog.at_level(logging.WARNING, "helios_lite"):
-        path, found = checkpoints.load("best", files.read_file)
+        path, found = load(checkpoints, "best")
     assert (path, found["step"]) == (last, 2)
     assert best.name in caplog.text
     assert last.name not in caplog.text
@@ -221,7 +227,7 @@ def test_damaged_files_are_passed_over_for_the_next_older_one_with_warnings_that
     paths[2].write_bytes(paths[2].read_bytes()[:-100])
     paths[1].write_bytes(b"")
     with caplog.at_level(logging.WARNING, "helios_lite"):
-        path, found = checkpoints.load("last", files.read_file)
+        path, found = load(checkpoints, "last")
     assert (path, found["step"]) == (paths[0], 8)
     for record, damaged in zip(caplog.records, paths[:0:-1], strict=True):
         assert record.levelno == logging.WARNING
@@ -231,7 +237,7 @@ def test_damaged_files_are_passed_over_for_the_next_older_one_with_warnings_that
 def test_when_every_file_is_damaged_there_is_nothing_to_load(tmp_path):
     checkpoints = opened(tmp_path)
     save(checkpoints, 1).write_bytes(b"")
-    assert checkpoints.load("last", files.read_file) is None
+    assert load(checkpoints, "last") is None
 
 
 # The manifest is a cache.
@@ -276,9 +282,7 @@ def test_without_kept_best_files_the_best_checkpoint_is_the_best_or_none(tmp_pat
     result = train(tmp_path, SCORES, epochs, keep_best=0)
     assert result.state.best_step == 6
     assert (None if result.best_checkpoint is None else result.best_checkpoint.name) == (best and name(best))
-    path, _ = CheckpointFolder(
-        tmp_path / "run/checkpoints", "scored", mode="min", keep_last=1, keep_best=0, background=False
-    ).load("best", files.read_file)
+    path, _ = load(opened(tmp_path / "run/checkpoints", "scored", keep_best=0), "best")
     assert path.name == name(best or epochs)
 
 
@@ -296,7 +300,7 @@ def test_the_best_checkpoint_does_not_depend_on_the_manifest(tmp_path, manifest,
     elif manifest == "of other scores":
         path.write_text(json.dumps({"checkpoints": [{**each, "score": -each["step"]} for each in entries]}))
     folder = CheckpointFolder(path.parent, "scored", mode="min", keep_last=1, keep_best=1, background=False)
-    assert folder.load("best", files.read_file)[0].name == name(2)
+    assert load(folder, "best")[0].name == name(2)
     if manifest in ("damaged", "folder"):
         assert [str(path) in record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
             True
@@ -395,11 +399,11 @@ def test_entries_of_files_that_never_came_to_be_are_dropped_and_those_of_other_m
     lost = {**entries[0], "file": "net_epoch_0_iter_2.pth", "step": 2}
     path.write_text(json.dumps({"checkpoints": [*entries, other, lost]}))
     before = path.read_bytes()
-    opened(tmp_path).load("last", files.read_file)
+    load(opened(tmp_path), "last")
     assert path.read_bytes() == before
     checkpoints = opened(tmp_path)
     with checkpoints.locked():
-        checkpoints.load("last", files.read_file)
+        load(checkpoints, "last")
     assert json.loads(path.read_text()) == {"checkpoints": [other, *entries]}
 
 

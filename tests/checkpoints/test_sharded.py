@@ -26,7 +26,7 @@ from helios_lite.callbacks import EMA
 from helios_lite.checkpoints import files, naming
 from helios_lite.checkpoints.dcp_metadata import MetadataError, parse_metadata
 from helios_lite.checkpoints.files import CheckpointError
-from helios_lite.checkpoints.reading import read_checkpoint, read_checkpoint_header
+from helios_lite.checkpoints.reading import read_checkpoint, read_checkpoint_header, read_on_every_rank
 from helios_lite.networks.dtensors import full_tensor
 from helios_lite.processes.launch import launch
 from helios_lite.processes.world import World, join_world
@@ -422,6 +422,28 @@ def damaged_newest(root: Path, world: World) -> list[Any]:
 
 def test_all_ranks_pass_over_damaged_folders(result: Results) -> None:
     assert result(damaged_newest, ranks=2) == [([3, 3], 4)] * 2
+
+
+@scenario(ranks=2)
+def reads_where_rank_1_has_no_file(root: Path, world: World) -> list[list[str]]:
+    """The errors of both ranks, of a checkpoint that is whole on rank 0: read in full, and each its part of it."""
+    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (world.size,))
+    part = torch.distributed.tensor.distribute_tensor(torch.zeros(4, 4), mesh)
+    found = []
+    for like in (None, part):
+        for source in (1, 2):
+            path = checkpoint(root, "mixed", source)
+            path = path if world.is_main else path.with_name(f"missing{path.suffix}")
+            with pytest.raises(RuntimeError) as error:
+                read_on_every_rank(path, world, torch.device("cpu"), like, lambda name: True)
+            found.append(world.gather(str(error.value)))
+    return found
+
+
+def test_a_checkpoint_that_one_rank_alone_cannot_read_is_an_error_on_all(result: Results) -> None:
+    result(resumed_by_two, ranks=2)  # Leaves a checkpoint of two processes.
+    for errors in result(reads_where_rank_1_has_no_file, ranks=2):
+        assert all("rank 1 cannot read it, but rank 0 can (FileNotFoundError: " in error for error in errors), errors
 
 
 def flip(path: Path, place: float) -> None:
