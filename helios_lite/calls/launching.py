@@ -238,7 +238,7 @@ def do_as_worker(
             tensors, final, lambda: write_main(to_serializable(main), final), background=False
         )
     elif session.world.is_main:
-        write_file(to_serializable(content), final)
+        write_file(content, final)
     return result
 
 

@@ -26,7 +26,6 @@ from helios_lite.version import __version__
 
 FORMAT_VERSION = 1
 """The version of the layout of a checkpoint's content; a file with a higher one is refused."""
-"""The file in the folder of a sharded checkpoint that holds everything but the sharded tensors."""
 _PLAIN_TYPES = {type(None), bool, int, float, complex, str, torch.Size, torch.dtype, torch.device}
 _TENSOR_TYPES = {torch.Tensor, torch.nn.Parameter}
 # Mappings whose type torch.load(weights_only=True) restores; schedulers count milestones in a Counter.
@@ -48,7 +47,15 @@ def write_file(content: dict[str, Any], path: Path) -> None:
         TypeError: a value is neither a tensor nor plain data; the message says where it is.
         OSError: the disk is full, or the folder is not writable; no partial file is left.
     """
-    content = to_serializable(content)
+    write_serializable(to_serializable(content), path)
+
+
+def write_serializable(content: dict[str, Any], path: Path) -> None:
+    """Write what `to_serializable` has returned, as `write_file`.
+
+    Raises:
+        OSError: as `write_file`.
+    """
     try:
         _write_atomically(path, lambda file: torch.save(content, file))
     except RuntimeError as error:

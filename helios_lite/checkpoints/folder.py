@@ -127,11 +127,11 @@ class CheckpointFolder:
         if self._background:
             content = self._snapshot.copy(content)
             self._thread = threading.Thread(
-                target=self._commit_and_keep_error, args=(plan, lambda: files.write_file(content, plan.path))
+                target=self._commit_and_keep_error, args=(plan, lambda: files.write_serializable(content, plan.path))
             )
             self._thread.start()
         else:
-            self._commit(plan, lambda: files.write_file(content, plan.path))
+            self._commit(plan, lambda: files.write_serializable(content, plan.path))
         return plan.path
 
     def save_sharded(self, content: dict[str, Any], world: World, names: Mapping[str, str], **about: Any) -> Path:

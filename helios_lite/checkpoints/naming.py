@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 MAIN = "main.pth"
+"""The file in the folder of a sharded checkpoint that holds everything but the sharded tensors."""
 COUNTERS = r"_epoch_(\d+)_iter_(\d+)"
 
 

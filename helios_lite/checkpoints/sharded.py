@@ -168,11 +168,15 @@ def _own_group() -> Any:
 def write_main(content: dict[str, Any], folder: Path) -> None:
     """Write `main.pth`, after the other files of a folder; then the folder holds a complete checkpoint.
 
+    Args:
+        content: what `files.to_serializable` has returned.
+        folder: the folder.
+
     Raises:
-        TypeError, OSError: as `files.write_file`.
+        OSError: as `files.write_file`.
     """
     checksum = zlib.crc32((folder / _METADATA).read_bytes())
-    files.write_file({**content, _CHECKSUM: checksum}, folder / naming.MAIN)
+    files.write_serializable({**content, _CHECKSUM: checksum}, folder / naming.MAIN)
 
 
 def read_main(folder: Path) -> tuple[dict[str, Any], Metadata]:
