@@ -163,11 +163,8 @@ class EMA(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the average."""
-        if "averaged" in state_dict:  # Written before there was "evaluation_weights".
-            self.averaged.load_state_dict(state_dict["averaged"])
-        else:
-            self.averaged.module.load_state_dict(state_dict["evaluation_weights"][self.name])
-            self.averaged.n_averaged.copy_(state_dict["num_averaged"])
+        self.averaged.module.load_state_dict(state_dict["evaluation_weights"][self.name])
+        self.averaged.n_averaged.copy_(state_dict["num_averaged"])
         self._step = state_dict["step"]
 
     def _net(self) -> nn.Module:

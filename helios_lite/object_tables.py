@@ -65,18 +65,6 @@ def to_plain_data(value: Any) -> Any:
     return {"class": f"{module}.{kind.__name__}", **arguments}
 
 
-def is_same(earlier: Any, now: Any) -> bool:
-    """Return whether two results of `to_plain_data` describe the same value.
-
-    Checkpoints of earlier versions hold the names of classes only, which are compared with the class of a table.
-    """
-    if isinstance(earlier, list) and isinstance(now, list) and len(earlier) == len(now):
-        return all(map(is_same, earlier, now))
-    if isinstance(earlier, str) and isinstance(now, dict) and "class" in now:
-        return earlier == str(now["class"]).rpartition(".")[2]
-    return str(earlier) == str(now)
-
-
 def _constructor_arguments(value: object) -> dict[str, Any]:
     """Return the arguments with which an object can be made again; raise an exception if they cannot be found."""
     kind, attributes = type(value), vars(value)

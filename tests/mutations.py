@@ -643,12 +643,6 @@ MUTATIONS = [
         "test_options.py::test_the_string_none_stays_a_string_in_a_dict",
     ),
     Mutation(
-        "object_tables.py",
-        'return earlier == str(now["class"]).rpartition(".")[2]',
-        "return False",
-        "test_options.py::test_a_checkpoint_with_the_names_of_classes_resumes_and_shows_no_difference",
-    ),
-    Mutation(
         "trainer.py",
         "return cls(**{**config, **overrides})",
         "return cls.from_config({**config, **overrides})",
@@ -701,7 +695,7 @@ MUTATIONS = [
     ),
     Mutation(
         "training/training_log.py",
-        'self._epoch_totals.load_state_dict(state_dict.get("epoch_totals"))',
+        'self._epoch_totals.load_state_dict(state_dict["epoch_totals"])',
         "pass",
         SAME_MEANS,
     ),
@@ -1051,7 +1045,7 @@ MUTATIONS = [
     ),
     # Learning rates and times of rows.
     Mutation("training/loop.py", "if should_log or not knows_last:", "if should_log:", UNKNOWN_END),
-    Mutation("training/training_log.py", 'self._rates.restore(state_dict.get("rates", {}))', "pass", UNKNOWN_END),
+    Mutation("training/training_log.py", 'self._rates.restore(state_dict["rates"])', "pass", UNKNOWN_END),
     Mutation(
         "training/training_log.py",
         "self._epoch_time = Stopwatch(None)\n        if ends_epoch",
@@ -1082,10 +1076,8 @@ MUTATIONS = [
         "pass",
         TRAINING + "test_the_time_of_an_epoch_leaves_out_validations_and_saves",
     ),
-    Mutation(
-        "training/training_log.py", 'Stopwatch(state_dict.get("row_seconds", 0.0))', "Stopwatch(0.0)", RESUMED_TIMES
-    ),
-    Mutation("training/training_log.py", 'Stopwatch(state_dict.get("epoch_seconds"))', "Stopwatch(0.0)", RESUMED_TIMES),
+    Mutation("training/training_log.py", 'Stopwatch(state_dict["row_seconds"])', "Stopwatch(0.0)", RESUMED_TIMES),
+    Mutation("training/training_log.py", 'Stopwatch(state_dict["epoch_seconds"])', "Stopwatch(0.0)", RESUMED_TIMES),
     # Metrics that are computed from others.
     Mutation(
         "training/hook_dispatch.py",
@@ -1377,12 +1369,6 @@ MUTATIONS = [
     ),
     Mutation("training/checkpointer.py", "if num_saved != world.size:", "if False:", OTHER_SIZE),
     Mutation(
-        "loading/train_data.py",
-        "return [first] + [shared] * (num_ranks - 1)",
-        "return [first] * num_ranks",
-        DISTRIBUTED + "test_with_the_loader_state_of_rank_0_alone_the_others_drop_what_they_have_read",
-    ),
-    Mutation(
         "networks/parallel.py",
         "for net in [*self._replicated, *self._sharded]:\n            for buffer",
         "for net in self._replicated:\n            for buffer",
@@ -1609,7 +1595,7 @@ MUTATIONS = [
     Mutation("calls/evaluate.py", "session.hooks.load_state_dict(", "print(", AVERAGE),
     Mutation(
         "callbacks.py",
-        'self.averaged.load_state_dict(state_dict["averaged"])',
+        'self.averaged.module.load_state_dict(state_dict["evaluation_weights"][self.name])',
         "pass",
         CALLBACKS + "test_an_average_resumes_with_the_same_bits",
     ),
@@ -1637,7 +1623,7 @@ MUTATIONS = [
         GOES_ON,
     ),
     Mutation("training/training_log.py", "keep_end=not goes_on", "keep_end=False", FINISHED),
-    Mutation("training/training_log.py", '{"end": self.end_values} if self.end_values else {}', "{}", FINISHED),
+    Mutation("training/training_log.py", '"end": self.end_values', '"end": {}', FINISHED),
     Mutation(
         "calls/evaluate.py",
         "                stack.enter_context(session.checkpoints.locked())\n",

@@ -108,24 +108,6 @@ def test_before_the_first_update_the_weights_are_validated(tmp_path: Path) -> No
     assert same(model.evaluated[0], torch.load(result.last_checkpoint, weights_only=True)["model"]["net"])
 
 
-def test_an_average_in_the_layout_of_earlier_files_goes_on(tmp_path: Path) -> None:
-    ends = []
-    for is_earlier in (False, True):
-        root = tmp_path / str(is_earlier)
-        path = quiet(root=root, callbacks=[EMA(decay=0.9)], max_steps=4).fit(Tiny(), data()).last_checkpoint
-        content = torch.load(path, weights_only=True)
-        state = content["callbacks"]["EMA"]
-        net = {f"module.{name}": value for name, value in state["evaluation_weights"]["net"].items()}
-        if is_earlier:
-            averaged = {"n_averaged": state["num_averaged"], **net}
-            content["callbacks"]["EMA"] = {"averaged": averaged, "step": state["step"]}
-            torch.save(content, path)
-        ema = EMA(decay=0.9)
-        quiet(root=root, callbacks=[ema], max_steps=6).fit(Tiny(), data())
-        ends.append(ema.state_dict())
-    assert same(*ends)
-
-
 @pytest.mark.parametrize("decay", [-0.1, 1, 2])
 def test_a_wrong_decay_is_an_error(decay: float) -> None:
     with pytest.raises(ValueError, match=f"^decay={decay}"):

@@ -22,7 +22,7 @@ BASES = {
     "Options": {"Trainer"},
     "Callback": {"EMA", "ActivationStatistics", "DeviceMemory", "Profile", "UpdateInspector", "Recorder"},
     "ConfigError": {"ConfigTypeError"},
-    "CheckpointError": {"NewerFormatError"},
+    "CheckpointError": {"OtherFormatError"},
 }
 
 # Who writes the counters of `TrainingState`, if not the loop.

@@ -24,8 +24,8 @@ import torch
 from helios_lite.checkpoints.naming import COUNTERS, is_sharded
 from helios_lite.version import __version__
 
-FORMAT_VERSION = 1
-"""The version of the layout of a checkpoint's content; a file with a higher one is refused."""
+FORMAT_VERSION = 2
+"""The version of the layout of a checkpoint's content; a file with another one is refused."""
 _PLAIN_TYPES = {type(None), bool, int, float, complex, str, torch.Size, torch.dtype, torch.device}
 _TENSOR_TYPES = {torch.Tensor, torch.nn.Parameter}
 # Mappings whose type torch.load(weights_only=True) restores; schedulers count milestones in a Counter.
@@ -36,8 +36,8 @@ class CheckpointError(RuntimeError):
     """A file is not a checkpoint that this version can read; the message names the file and the reason."""
 
 
-class NewerFormatError(CheckpointError):
-    """A file is a checkpoint of a newer format: it is not damaged, and must not be replaced."""
+class OtherFormatError(CheckpointError):
+    """A file is a checkpoint of a newer or an older format: it is not damaged, and must not be replaced."""
 
 
 def write_file(content: dict[str, Any], path: Path) -> None:
@@ -76,7 +76,7 @@ def read_file(path: Path, device: torch.device | str = "cpu", *, mmap: bool = Fa
     Raises:
         FileNotFoundError: the file does not exist.
         CheckpointError: the file is unreadable, damaged, unsafe or foreign.
-        NewerFormatError: the file has a newer format.
+        OtherFormatError: the file has a newer or an older format.
         ValueError: the device cannot be used.
         MemoryError, torch.OutOfMemoryError: the content does not fit.
     """
@@ -95,7 +95,7 @@ def read_header(path: Path) -> dict[str, Any]:
     """Read a checkpoint without its tensors, whose values are not verified: fast for files of any size.
 
     Raises:
-        FileNotFoundError, CheckpointError, NewerFormatError: as `read_file`.
+        FileNotFoundError, CheckpointError, OtherFormatError: as `read_file`.
     """
     with explained(path):
         with zipfile.ZipFile(path) as archive:
@@ -140,11 +140,15 @@ def _checked(path: Path, content: Any) -> dict[str, Any]:
     """Return the content of a file if it is that of a checkpoint whose format is known."""
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise CheckpointError(f"{path}: is not a helios_lite checkpoint")
-    if content["format"] > FORMAT_VERSION:
-        raise NewerFormatError(
-            f"{path}: helios_lite {content.get('version', 'of a later version')} wrote it in format "
-            f"{content['format']}, and helios_lite {__version__} reads formats up to {FORMAT_VERSION}; install a newer "
-            "helios_lite, or choose another file or run_name"
+    if content["format"] != FORMAT_VERSION:
+        is_newer = content["format"] > FORMAT_VERSION
+        way_out = (
+            "install a newer helios_lite" if is_newer else "finish that run with the helios_lite that has begun it"
+        )
+        raise OtherFormatError(
+            f"{path}: {'a newer' if is_newer else 'an older'} helios_lite ({content.get('version', 'unknown')}) wrote "
+            f"it in format {content['format']}, and this one ({__version__}) reads format {FORMAT_VERSION}; {way_out}, "
+            "or choose another file, or start anew under another run_name"
         )
     return content
 

@@ -221,12 +221,12 @@ class CheckpointFolder:
         """Return the content of the newest readable file, whose tensors are not read; None if there is none.
 
         Raises:
-            NewerFormatError: as `candidates`.
+            OtherFormatError: as `candidates`.
         """
         for path in naming.find(self.folder, self.save_name):
             try:
                 content = read_checkpoint_header(path)
-            except files.NewerFormatError:
+            except files.OtherFormatError:
                 raise
             except (files.CheckpointError, FileNotFoundError):
                 continue
@@ -255,8 +255,8 @@ class CheckpointFolder:
         content, comes after all others.
 
         Raises:
-            NewerFormatError: a file that would be read has a newer format. It is not passed over: a training would
-                begin anew, or go back to an older file, and later write over it.
+            OtherFormatError: a file that would be read has a newer or an older format. It is not passed over: a
+                training would begin anew, or go back to another file, and later write over it.
             ValueError: the file belongs to a model with another name that gives the same file names.
         """
         self._open()
@@ -265,7 +265,7 @@ class CheckpointFolder:
         for path in dict.fromkeys(([] if best is None else [best]) + naming.find(self.folder, self.save_name)):
             try:
                 content = read_checkpoint_header(path)
-            except files.NewerFormatError:
+            except files.OtherFormatError:
                 raise
             except (files.CheckpointError, FileNotFoundError) as error:
                 logger.warning("passing over a checkpoint: %s", error)
@@ -408,7 +408,7 @@ def candidates_of_run(path: Path, choice: str, save_name: str) -> Iterator[Path]
         save_name: the model whose checkpoints are meant if the folder has those of several.
 
     Raises:
-        NewerFormatError: as `CheckpointFolder.candidates`.
+        OtherFormatError: as `CheckpointFolder.candidates`.
         ValueError: the folder has checkpoints of several models, and none of them has that `save_name`.
     """
     folder = path / "checkpoints"

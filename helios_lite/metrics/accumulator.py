@@ -164,7 +164,7 @@ class EpochMeans:
     """Merges the totals of the rows of an epoch, so that its metrics are as exact as those of a row."""
 
     def __init__(self) -> None:
-        self._totals: dict[str, Totals] | None = {}  # None if rows of the epoch are unknown.
+        self._totals: dict[str, Totals] = {}
 
     def begin(self) -> None:
         """Begin an epoch."""
@@ -172,28 +172,22 @@ class EpochMeans:
 
     def add(self, totals: Mapping[str, Totals]) -> None:
         """Add the totals of a row, over all ranks. A value that is reduced by "last" is that of a row alone."""
-        if self._totals is None:
-            return
         for name, one in totals.items():
             if one.reduce != "last":
                 self._totals[name] = self._totals[name].merged(one) if name in self._totals else one
 
     def take(self) -> dict[str, float]:
         """Return the metrics of the epoch by the full names of those of its rows, and end it."""
-        totals, self._totals = self._totals or {}, {}
+        totals, self._totals = self._totals, {}
         return {name: one.result() for name, one in totals.items()}
 
-    def state_dict(self) -> dict[str, Any] | None:
-        """Return the totals as plain numbers, None if rows of the epoch are unknown."""
-        if self._totals is None:
-            return None
+    def state_dict(self) -> dict[str, Any]:
+        """Return the totals as plain numbers."""
         return {name: one.state_dict() for name, one in self._totals.items()}
 
-    def load_state_dict(self, state_dict: dict[str, Any] | None) -> None:
-        """Restore what `state_dict` returned. With None (earlier versions) the epoch has none."""
-        self._totals = None
-        if state_dict is not None:
-            self._totals = {name: Totals.of_state(state) for name, state in state_dict.items()}
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self._totals = {name: Totals.of_state(state) for name, state in state_dict.items()}
 
 
 @dataclasses.dataclass(slots=True)

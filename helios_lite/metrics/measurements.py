@@ -180,6 +180,5 @@ class Throughput:
         return {"wait_seconds": self._waited, "samples": self._samples}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned. Files of earlier versions have nothing."""
-        self._waited = state_dict.get("wait_seconds", 0.0)
-        self._samples = state_dict.get("samples", 0)
+        """Restore what `state_dict` returned."""
+        self._waited, self._samples = state_dict["wait_seconds"], state_dict["samples"]

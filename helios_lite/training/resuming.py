@@ -12,12 +12,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from helios_lite.checkpoints.files import CheckpointError, NewerFormatError
+from helios_lite.checkpoints.files import CheckpointError, OtherFormatError
 from helios_lite.checkpoints.folder import candidates_of_run
 from helios_lite.checkpoints.reading import evaluation_state, read_on_every_rank
 from helios_lite.model import Model
 from helios_lite.model_internals.attributes import stateful_parts
-from helios_lite.object_tables import is_same
 from helios_lite.training.checkpointer import Checkpointer
 from helios_lite.training.monitor import Monitor
 from helios_lite.training.session import Session
@@ -134,7 +133,7 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError: the path does not exist, or is a run folder without a checkpoint that can be read.
-        CheckpointError: the file cannot be read, or has a newer format.
+        CheckpointError: the file cannot be read, or has another format.
         RuntimeError: a rank cannot read the checkpoint, and another one can.
     """
     world, like = session.world, session.context.parallel.sharded_parameter()
@@ -150,7 +149,7 @@ def load_checkpoint(
         try:
             return path, read_on_every_rank(path, world, session.device, like, is_needed)
         except (CheckpointError, FileNotFoundError) as error:
-            if path == Path(choice) or isinstance(error, NewerFormatError):
+            if path == Path(choice) or isinstance(error, OtherFormatError):
                 raise
             if world.is_main:
                 logger.warning("passing over a checkpoint: %s", error)
@@ -189,7 +188,7 @@ def _compare_options(session: Session, monitor: Monitor, content: dict[str, Any]
     """Log the options that differ from the checkpoint's; forget what was best if another metric is monitored."""
     now, earlier = session.options.config(), content["config"]
     for name, value in now.items():
-        if not is_same(earlier.get(name), value):
+        if str(earlier.get(name)) != str(value):  # NaN is equal to itself.
             logger.info("%s: %r in the checkpoint, %r now", name, earlier.get(name), value)
     if (earlier.get("monitor"), earlier.get("mode")) != (now["monitor"], now["mode"]):
         logger.warning("something else is monitored now: what was best so far is forgotten")

@@ -245,7 +245,7 @@ class TrainingLog:
     def state_dict(self) -> dict[str, Any]:
         """Return the step of the last row, the number of rows, what the next row needs, and the values of the end."""
         now = time.monotonic()
-        state = {
+        return {
             "flushed_step": self._logged_step,
             "rows": 0 if self._jsonl is None else self._jsonl.rows,
             "row_seconds": self._row_time.seconds(now),
@@ -253,19 +253,18 @@ class TrainingLog:
             "rates": dict(self._rates.used),
             "throughput": self._throughput.state_dict(),
             "epoch_totals": self._epoch_totals.state_dict(),
+            "end": self.end_values,
         }
-        return state | ({"end": self.end_values} if self.end_values else {})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned; `open` then drops the rows that were written later."""
         self._logged_step, self._num_kept_rows = state_dict["flushed_step"], state_dict["rows"]
-        # Files of earlier versions do not have all of these.
-        self._row_time = Stopwatch(state_dict.get("row_seconds", 0.0))
-        self._epoch_time = Stopwatch(state_dict.get("epoch_seconds"))
-        self._rates.restore(state_dict.get("rates", {}))
-        self._throughput.load_state_dict(state_dict.get("throughput", {}))
-        self._epoch_totals.load_state_dict(state_dict.get("epoch_totals"))
-        self.end_values = state_dict.get("end", {})
+        self._row_time = Stopwatch(state_dict["row_seconds"])
+        self._epoch_time = Stopwatch(state_dict["epoch_seconds"])
+        self._rates.restore(state_dict["rates"])
+        self._throughput.load_state_dict(state_dict["throughput"])
+        self._epoch_totals.load_state_dict(state_dict["epoch_totals"])
+        self.end_values = state_dict["end"]
 
     def _checked(self, summary: Summary) -> dict[str, float]:
         """Return the values of a summary; raise a FloatingPointError if one is not finite (`check_finite`)."""

@@ -25,7 +25,6 @@ from torch.utils.data import IterableDataset
 
 from helios_lite import DataModule, Split
 from helios_lite.callbacks import EMA
-from helios_lite.checkpoints.files import write_file
 from helios_lite.checkpoints.reading import read_checkpoint
 from helios_lite.networks.parallel import unwrap_model
 from helios_lite.processes.launch import launch
@@ -940,29 +939,6 @@ def test_the_states_of_loaders_are_not_given_to_another_number_of_ranks(root: Pa
         drawn(copy, 0, max_steps=12)
     quiet(root=copy, max_steps=12).fit(Plain(), data(22))  # A Split has no use for the states.
     assert "ranks: 2 in the checkpoint, 1 now" in (copy / "plain/train.log").read_text(encoding="utf-8")
-
-
-@scenario(ranks=2)
-def resumes_from_the_loader_state_of_rank_0_alone(root: Path, world: World) -> tuple[list[Any], str]:
-    """From a checkpoint as earlier versions wrote them."""
-    folder = root / "drawn-earlier"
-    parts = drawn(folder, world.rank, max_steps=2)
-    if world.is_main:
-        path = folder / "plain/checkpoints/plain_epoch_0_iter_2.pth"
-        content = read_checkpoint(path)
-        del content["data"]["other_ranks"]
-        write_file(content, path)
-    world.barrier()
-    parts += drawn(folder, world.rank, max_steps=4)
-    whole = drawn(root / "drawn-whole", world.rank, max_steps=4)
-    return world.gather((whole, parts)), (folder / "plain/train.log").read_text(encoding="utf-8")
-
-
-def test_with_the_loader_state_of_rank_0_alone_the_others_drop_what_they_have_read(result: Results) -> None:
-    found, log = result(resumes_from_the_loader_state_of_rank_0_alone, ranks=2)
-    for whole, parts in found:
-        assert parts == whole
-    assert "saved the state of a loader on rank 0 only" in log
 
 
 class Evaluated(Plain):

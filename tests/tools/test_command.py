@@ -14,6 +14,7 @@ from helpers.models import Tiny, data, quiet
 
 from helios_lite import __version__
 from helios_lite.__main__ import main
+from helios_lite.checkpoints.files import FORMAT_VERSION
 from helios_lite.tools.plot import _read_curves
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -174,7 +175,7 @@ def test_inspect_refuses_what_is_no_checkpoint(tmp_path, capsys):
     assert "is a folder" in refused(capsys, "inspect", str(tmp_path))
     torch.save({"weight": torch.zeros(3)}, foreign)
     assert refused(capsys, "inspect", str(foreign)) == f"helios-lite: {foreign}: is not a helios_lite checkpoint"
-    torch.save({"format": 1}, foreign)
+    torch.save({"format": FORMAT_VERSION}, foreign)
     assert "is not a helios_lite checkpoint" in refused(capsys, "inspect", str(foreign))
     torch.save(Tiny(), foreign)
     assert "holds more than tensors and plain containers" in refused(capsys, "inspect", str(foreign))

@@ -201,7 +201,7 @@ def test_a_checkpoint_that_would_call_a_function_is_refused(first: Path, tmp_pat
     other = tmp_path / "run"
     shutil.copytree(first, other)
     path = next(other.glob("checkpoints/*_iter_4*"))
-    torch.save({"format": 1, "model": Evil()}, path, pickle_module=pickle)
+    torch.save({"format": files.FORMAT_VERSION, "model": Evil()}, path, pickle_module=pickle)
     status, _ = told(capsys, first, other)
     assert status == 2
     assert not (tmp_path / "called").exists()

@@ -16,8 +16,9 @@ from helpers.models import Tiny, data, quiet
 from helpers.processes import DEADLINE, TESTS, end, finish, killed_and_finished, start, wait_for_step
 from torch.utils.data import Dataset
 
-from helios_lite import Callback, DataModule, Split
+from helios_lite import Callback, DataModule, Split, __version__
 from helios_lite.checkpoints import files, naming
+from helios_lite.checkpoints.files import CheckpointError
 from helios_lite.checkpoints.folder import CheckpointFolder
 
 
@@ -334,13 +335,42 @@ def test_a_checkpoint_of_a_newer_format_is_not_passed_over_or_replaced(tmp_path:
     newest = naming.find(folder, "tiny")[0]
     torch.save({"format": files.FORMAT_VERSION + 1, "version": "9.8"}, newest)
     before = {path: path.read_bytes() for path in folder.glob("*.pth")}
-    message = r"iter_2\.pth: helios_lite 9\.8 wrote it in format 2, .* up to 1; install a newer .* or run_name$"
+    message = r"iter_2\.pth: a newer helios_lite \(9\.8\) wrote it in format 3, .* reads format 2; install a newer "
     task, _, choice = call.rpartition(" ")
     trainer = quiet(max_steps=3, resume="auto" if task else choice, **options)
     run: Any = functools.partial(getattr(trainer, task), checkpoint=choice) if task else trainer.fit
-    with pytest.raises(files.NewerFormatError, match=message):
+    with pytest.raises(files.OtherFormatError, match=message):
         run(Tiny(), data())
     assert {path: path.read_bytes() for path in folder.glob("*.pth")} == before
+
+
+@pytest.mark.parametrize("call", ["auto", "never", "best", "path", "test", "validate", "replay", "init_from", "load"])
+def test_a_run_folder_of_an_older_format_is_refused_in_one_line_and_stays_as_it_was(tmp_path: Path, call: str) -> None:
+    options: dict[str, Any] = {"root": tmp_path, "keep_last": -1, "monitor": "valid/loss", "valid_every_steps": 1}
+    options |= {"async_save": False, "save_every_steps": 1}
+    quiet(max_steps=2, **options).fit(Tiny(), data())
+    run = tmp_path / "tiny"
+    newest, *others = naming.find(run / "checkpoints", "tiny")
+    for path in (newest, *others):
+        torch.save({**files.read_file(path), "format": 1, "version": "0.0.1"}, path)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "train.log"}
+    calls: dict[str, Any] = {
+        "path": lambda: quiet(max_steps=3, resume=newest).fit(Tiny(), data()),
+        "test": lambda: quiet(max_steps=3, **options).test(Tiny(), data()),
+        "validate": lambda: quiet(max_steps=3, **options).validate(Tiny(), data(), checkpoint="last"),
+        "replay": lambda: quiet(max_steps=3, **options).replay(Tiny(), data(), step=3),
+        "init_from": lambda: quiet(max_steps=3, init_from=run).fit(Tiny(), data()),
+        "load": lambda: Tiny.load_from_checkpoint(newest),
+    }
+    fit = lambda: quiet(max_steps=3, resume=call, **options).fit(Tiny(), data())  # noqa: E731
+    with pytest.raises(CheckpointError) as error:
+        calls.get(call, fit)()
+    assert str(error.value) == (
+        f"{newest}: an older helios_lite (0.0.1) wrote it in format 1, and this one ({__version__}) reads format 2; "
+        "finish that run with the helios_lite that has begun it, or choose another file, or start anew under another "
+        "run_name"
+    )
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "train.log"} == before
 
 
 class Malicious:
@@ -365,7 +395,12 @@ def test_a_bad_file_that_was_asked_for_by_path_is_an_error(tmp_path: Path) -> No
 
 def test_the_file_is_the_moment_of_the_save_even_if_the_weights_change_at_once(tmp_path: Path) -> None:
     def saved(background: bool) -> dict[str, Any]:
-        content: dict[str, Any] = {"format": 1, "w": torch.zeros(2_000_000), "n": [torch.ones(2)], "o": {"a": 1}}
+        content: dict[str, Any] = {
+            "format": files.FORMAT_VERSION,
+            "w": torch.zeros(2_000_000),
+            "n": [torch.ones(2)],
+            "o": {"a": 1},
+        }
         folder = CheckpointFolder(
             tmp_path / str(background), "m", mode="min", keep_last=1, keep_best=1, background=background
         )

@@ -1,11 +1,8 @@
 """Resumed equals uninterrupted, bit for bit, wherever a run is cut."""
 
-import json
 import random
-import re
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,7 @@ import numpy
 import pytest
 import torch
 from helpers import resumable
-from helpers.compare import close, same, saved, timeless
+from helpers.compare import same, saved
 from helpers.models import Tiny, data, quiet
 from torch.utils.data import TensorDataset
 
@@ -514,62 +511,3 @@ def test_a_restored_loader_is_not_restored_again_for_the_next_split(tmp_path: Pa
         trainer.fit(resumable.Rich(tmp_path / "indices"), datamodule)
     batches = resumable.read_batches(tmp_path)
     assert [batches[i] for i in range(9)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]] * 3
-
-
-# Run folders that an earlier version has written: each stopped in the middle of an epoch, and as it ends uninterrupted.
-
-STORED = Path(__file__).parents[1] / "data/format_1"
-
-
-def in_order(value: Any) -> Any:
-    """The same with the keys of dicts sorted, as their order in a file is no promise, and without what has changed.
-
-    The rows of that version have the rate of the next update, and those of today the rate that the update used. Its
-    checkpoints have no rates and no pending losses, and it had no metrics over an epoch.
-    """
-    if isinstance(value, dict):
-        is_new = re.compile("train/lr|.*/epoch$|(rates|pending_losses|throughput|epoch_totals)$").match
-        return {key: in_order(value[key]) for key in sorted(value, key=str) if not is_new(str(key))}
-    return [in_order(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-@pytest.fixture(scope="module")
-def compare(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any, Any], bool]:
-    """Bit for bit, if this machine computes the bits of the one that wrote the folders; some CPUs round otherwise."""
-    root = tmp_path_factory.mktemp("fresh")
-    resumable.trainer(root).fit(resumable.Rich(root / "indices"), resumable.data())
-    fresh, stored = in_order(resumable.outcome(root)), in_order(resumable.outcome(STORED / "one_whole"))
-    function = same if same(fresh, stored) else close
-    return lambda a, b: function(in_order(a), in_order(b))
-
-
-def test_a_run_folder_of_format_1_resumes_to_the_same_end(tmp_path: Path, compare: Callable[[Any, Any], bool]) -> None:
-    root = tmp_path / "run"
-    shutil.copytree(STORED / "one_stopped", root)
-    resumable.trainer(root).fit(resumable.Rich(root / "indices"), resumable.data())
-    assert compare(resumable.outcome(root), resumable.outcome(STORED / "one_whole"))
-
-
-def test_a_run_folder_of_two_processes_of_format_1_resumes_to_the_same_end(
-    tmp_path: Path, compare: Callable[[Any, Any], bool]
-) -> None:
-    root = tmp_path / "run"
-    shutil.copytree(STORED / "two_stopped", root)
-    options: dict[str, Any] = {"devices": 2, "accelerator": "cpu", "max_steps": 9, "log_every_steps": 3}
-    quiet(root=root, **options).fit(Tiny(), data(train=23, batch_size=2))
-    parts = ("state", "model", "rng", "data", "callbacks", "metrics")
-    assert compare(saved(root / "tiny", *parts), saved(STORED / "two_whole/tiny", *parts))
-    rows = [(path / "tiny/metrics.jsonl").read_text().splitlines() for path in (root, STORED / "two_whole")]
-    assert compare(*(timeless([json.loads(row) for row in each]) for each in rows))
-
-
-def test_the_best_checkpoint_of_a_run_folder_of_format_1_is_found_and_loaded(tmp_path: Path) -> None:
-    root = tmp_path / "run"
-    shutil.copytree(STORED / "one_stopped", root)
-    datamodule = resumable.data()
-    datamodule.test = datamodule.valid
-    model = resumable.Rich(root / "indices")
-    quiet(root=root, max_epochs=1).test(model, datamodule, checkpoint="best")
-    best = next((root / "rich/checkpoints").glob("rich_epoch_0_iter_2*"))
-    content = torch.load(best, weights_only=True)
-    assert all(same(net.state_dict(), content["model"][f"nets.{i}"]) for i, net in enumerate(model.nets))
