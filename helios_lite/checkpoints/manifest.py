@@ -131,7 +131,7 @@ class Manifest:
 
 def _describe(content: dict[str, Any], name: str) -> Entry:
     """Return the entry of a checkpoint, computed from its content."""
-    state, score = content["state"], content["metrics"]["score"]
+    state, score = content["state"], content["monitor"]["score"]
     is_validated = state["validated_step"] == state["step"]
     if not is_validated or (isinstance(score, float) and math.isnan(score)):
         score = None

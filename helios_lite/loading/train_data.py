@@ -174,11 +174,12 @@ class TrainData:
         own = {} if self._loader is None else self._loader.state_dict()
         return own if self.passes is None else {**own, "passes": self.passes.state_dict()}
 
-    def load_state_dicts(self, by_rank: list[dict[str, Any]]) -> None:
+    def load_ranks(self, by_rank: list[dict[str, Any]], world: World) -> None:
         """Restore the position in the passes, and keep the state of a custom loader for `loader`, which makes it.
 
         Args:
             by_rank: the states of all ranks that have saved.
+            world: the ranks of now.
         """
         self._restored = by_rank
         mine = self._of_this_rank(by_rank)
@@ -204,32 +205,3 @@ class TrainData:
         """End the workers of a pass that goes on in the next epoch."""
         if self.passes is not None:
             self.passes.close()
-
-
-def join_ranks(by_rank: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return what a checkpoint holds of the states of all ranks.
-
-    It is the state of rank 0. If there are several ranks and any of them has a state, the entry "other_ranks" has the
-    list of the others.
-    """
-    first, others = by_rank[0], by_rank[1:]
-    return {**first, "other_ranks": others} if others and any(by_rank) else first
-
-
-def split_ranks(saved: dict[str, Any], num_ranks: int) -> list[dict[str, Any]]:
-    """Return the states of all ranks, by rank, from what a checkpoint holds.
-
-    Args:
-        saved: as `join_ranks` has returned it, or the state of rank 0 alone, as earlier versions have saved it.
-        num_ranks: the number of ranks that have saved.
-    """
-    first = {name: value for name, value in saved.items() if name != "other_ranks"}
-    if "other_ranks" in saved:
-        return [first, *saved["other_ranks"]]
-    if "loader" in first and num_ranks > 1:
-        logger.warning(
-            "the checkpoint is of an earlier version, which saved the state of a loader on rank 0 only: the loaders of "
-            "the other ranks read and drop the finished batches of the epoch instead"
-        )
-    shared = {name: value for name, value in first.items() if name == "passes"}
-    return [first] + [shared] * (num_ranks - 1)

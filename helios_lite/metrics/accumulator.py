@@ -116,6 +116,16 @@ class MetricAccumulator:
         self._read_pending()
         return {name: running.state_dict() for name, running in self._running.items()}
 
+    def load_ranks(self, by_rank: list[dict[str, Any]], world: World) -> None:
+        """Merge the totals that `state_dict` has returned on the ranks into those of the present ranks.
+
+        Args:
+            by_rank: what it has returned, by rank.
+            world: the ranks of now; each takes its part of a larger number.
+        """
+        for state_dict in by_rank[world.rank :: world.size]:
+            self.load_state_dict(state_dict)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Merge the totals that `state_dict` returned into the present ones."""
         self._read_pending()

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -84,17 +84,28 @@ class ScoreTables:
             self.running_losses[name] = total if running is None else running + total.to(running.device)
         self.pending_losses.clear()
 
-    def restore_pending_losses(self, pending: dict[str, Tensor]) -> None:
-        """Add the pending losses of a rank in a checkpoint; the next `reduce_losses` counts them."""
-        for name, loss in pending.items():
-            self.pending_losses[name] = self.pending_losses.get(name, 0.0) + loss
+    def state_dict(self) -> dict[str, Any]:
+        """Return the running losses, which are alike on all ranks, and the pending ones of this rank."""
+        return {
+            "running": {name: loss.cpu() for name, loss in self.running_losses.items()},
+            "pending": {name: loss.cpu() for name, loss in self.pending_losses.items()},
+        }
 
-    def restore_running_losses(self, running: dict[str, Tensor], pending_by_rank: Sequence[dict[str, Tensor]]) -> None:
-        """Restore the running losses; pending ones of any rank get a sum, so that all ranks know of them."""
-        self.running_losses.update(running)
-        for pending in pending_by_rank:
-            for name, loss in pending.items():
+    def load_ranks(self, by_rank: list[dict[str, Any]], world: World) -> None:
+        """Restore what `state_dict` has returned on the ranks.
+
+        A pending loss of any rank gets a sum, so that all ranks know of it; the next `reduce_losses` counts it.
+
+        Args:
+            by_rank: what it has returned, by rank.
+            world: the ranks of now; each takes its part of a larger number.
+        """
+        self.running_losses.update(by_rank[0]["running"])
+        for rank, state in enumerate(by_rank):
+            for name, loss in state["pending"].items():
                 self.running_losses.setdefault(name, torch.zeros_like(loss))
+                if rank % world.size == world.rank:
+                    self.pending_losses[name] = self.pending_losses.get(name, 0.0) + loss
 
 
 class _HasTables(Protocol):

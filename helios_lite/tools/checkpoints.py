@@ -41,7 +41,7 @@ def consolidate(arguments: argparse.Namespace) -> None:
     print(file)
 
 
-_REQUIRED_KEYS = {"version", "save_name", "state", "model", "metrics", "config", "hparams"}
+_REQUIRED_KEYS = {"version", "save_name", "state", "model", "monitor", "metrics", "config", "hparams"}
 
 
 def inspect(arguments: argparse.Namespace) -> None:
@@ -84,7 +84,7 @@ def _facts_table(content: Mapping[str, Any], num_bytes: int) -> Table:
 
 
 def _metrics_table(content: Mapping[str, Any]) -> Table:
-    latest, best = content["metrics"]["latest"], content["metrics"]["best"]
+    latest, best = content["metrics"]["latest"], content["monitor"]["best"]
     rows = []
     for name, value in latest.items():
         # Training metrics are averages over the steps before a row, so they do not belong to the best step.

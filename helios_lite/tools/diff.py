@@ -202,8 +202,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _content_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the names of the states that differ, and how: of the model first, of the counters last."""
-    for part in ("model", "precision", "callbacks", "rng", "data", "state"):
-        left, right = (leaves(content.get(part), part) for content in (a, b))
+    for part in ("model", "precision", "callbacks", "ranks", "state"):
+        left, right = (leaves(_compared(content, part), part) for content in (a, b))
         for (name, value), (other_name, other) in itertools.zip_longest(left, right, fillvalue=("", None)):
             if name != other_name:
                 yield (
@@ -215,6 +215,13 @@ def _content_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator
                 return
             if not is_measured(name) and (description := _difference(value, other)) is not None:
                 yield name, description
+
+
+def _compared(content: Mapping[str, Any], part: str) -> Any:
+    """Return what is compared of a part of a checkpoint: of a rank its RNG and loader, and not the logged values."""
+    if part != "ranks":
+        return content.get(part)
+    return [{name: rank.get(name) for name in ("rng", "data")} for rank in content.get(part, [])]
 
 
 def _difference(a: Any, b: Any) -> str | None:

@@ -243,9 +243,10 @@ class TrainingLog:
             self._log_last(norms_by_parameter("grad_norm", self._networks(), gradients))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the step of the last row, the number of rows, what the next row needs, and the values of the end."""
+        """Return the last values, the step of the last row, the number of rows, what the next needs, and the end."""
         now = time.monotonic()
         return {
+            "latest": self._session.context.latest,
             "flushed_step": self._logged_step,
             "rows": 0 if self._jsonl is None else self._jsonl.rows,
             "row_seconds": self._row_time.seconds(now),
@@ -258,6 +259,7 @@ class TrainingLog:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned; `open` then drops the rows that were written later."""
+        self._session.context.record(state_dict["latest"])
         self._logged_step, self._num_kept_rows = state_dict["flushed_step"], state_dict["rows"]
         self._row_time = Stopwatch(state_dict["row_seconds"])
         self._epoch_time = Stopwatch(state_dict["epoch_seconds"])

@@ -200,7 +200,7 @@ def test_a_sharded_checkpoint_holds_what_a_file_of_one_process_holds(root: Path)
     tied = three["model"]["tied"]
     assert tied["into.weight"].data_ptr() == tied["out.weight"].data_ptr()
     assert tied._metadata == one["model"]["tied"]._metadata
-    assert len(three["rng"]) == 3
+    assert len(three["ranks"]) == 3
 
 
 def test_the_tensors_are_in_the_shards_once_under_the_names_of_parameters(root: Path) -> None:

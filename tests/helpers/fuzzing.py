@@ -420,7 +420,7 @@ def outcome(root: Path) -> dict[str, Any]:
     """Everything that the run has left behind that must not depend on its cuts."""
     rows = [json.loads(line) for line in (root / "fuzzed/metrics.jsonl").read_text().splitlines()]
     batches = {batch: seen for batch, *seen in map(json.loads, (root / "indices").read_text().splitlines())}
-    parts = ("state", "model", "precision", "rng", "data", "callbacks", "metrics")
+    parts = ("state", "model", "precision", "callbacks", "monitor", "metrics", "ranks")
     return {"rows": timeless(rows), "batches": batches, **saved(root / "fuzzed", *parts)}
 
 

@@ -135,7 +135,7 @@ def outcome(root: Path) -> dict[str, Any]:
     """Everything a finished run has left behind that must not depend on its interruptions, or on evaluations of it."""
     rows = [json.loads(line) for line in (root / "rich/metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if row.get("kind") not in ("validate", "test")]
-    content = saved(root / "rich", "state", "model", "rng", "data", "callbacks", "metrics")
+    content = saved(root / "rich", "state", "model", "callbacks", "monitor", "metrics", "ranks")
     return {"rows": timeless(rows), "batches": read_batches(root), **content}
 
 

@@ -151,4 +151,4 @@ def trainer(root: Path | None, **options: Any) -> Trainer:
 
 def outcome(root: Path) -> dict[str, Any]:
     """What a run has left behind that must not depend on who started or stopped it."""
-    return saved(root / "tiny", "state", "model", "rng", "data")
+    return saved(root / "tiny", "state", "model", "ranks")

@@ -116,7 +116,7 @@ def test_a_limited_run_that_is_cut_after_any_update_ends_like_one_that_was_not(
     whole = Seeing()
     steps = quiet(root=tmp_path / "whole", **options).fit(whole, limited_data()).state.step
     assert steps == {1: 6, 2: 4}[window]
-    expected = saved(tmp_path / "whole" / "tiny", "model", "rng", "metrics")
+    expected = saved(tmp_path / "whole" / "tiny", "model", "monitor", "metrics", "ranks")
     for cut in range(1, steps):
         batches = []
         for max_steps in (cut, None):
@@ -125,7 +125,7 @@ def test_a_limited_run_that_is_cut_after_any_update_ends_like_one_that_was_not(
             batches += model.batches
         assert same(batches, whole.batches)
         assert same(weights(model), weights(whole))
-        assert same(saved(tmp_path / str(cut) / "tiny", "model", "rng", "metrics"), expected)
+        assert same(saved(tmp_path / str(cut) / "tiny", "model", "monitor", "metrics", "ranks"), expected)
 
 
 def test_a_limited_epoch_of_a_shuffled_split_has_other_samples_each_time_and_validates_at_its_end() -> None:

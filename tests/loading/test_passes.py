@@ -151,7 +151,7 @@ def test_a_dataset_is_read_once_in_each_pass_in_another_order_whatever_the_epoch
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if name not in ("workers", "worker")])
 def test_a_run_cut_after_any_update_ends_like_one_that_was_not(name: str, tmp_path: Path) -> None:
-    parts = ("state", "model", "rng", "data", "metrics")
+    parts = ("state", "model", "monitor", "metrics", "ranks")
     for window in (1, 2):
         options = {"steps_per_epoch": 4, "accumulation_steps": window, "valid_every_epochs": 0.5, "keep_last": 1}
         whole, _ = fit(SOURCES[name](), tmp_path / f"{window}", max_steps=10, **options)
@@ -173,7 +173,7 @@ def test_with_workers_a_run_cut_inside_an_epoch_and_at_its_end_ends_like_one_tha
         first, _ = fit(SOURCES[name](), root, max_steps=step, steps_per_epoch=4)
         second, _ = fit(SOURCES[name](), root, max_steps=9, steps_per_epoch=4)
         assert first.seen + second.seen == whole.seen
-        assert same(saved(root / "tiny", "model", "rng"), saved(tmp_path / "whole/tiny", "model", "rng"))
+        assert same(saved(root / "tiny", "model", "ranks"), saved(tmp_path / "whole/tiny", "model", "ranks"))
         assert multiprocessing.active_children() == []
 
 

@@ -451,8 +451,8 @@ def tabled_by_two(root: Path, world: World) -> dict[str, Any]:
     parts = tabled(2, (1, 2, 5, 7, 13), root=root / "tabled-parts")
     tabled(2, (5,), root=root / "tabled-by-two-then-one")
     folders = root / "tabled", root / "tabled-parts"
-    metrics = [saved(folder / "plain", "metrics")["metrics"] for folder in folders if world.is_main]
-    return {"whole": world.gather(whole), "parts": parts, "metrics": metrics}
+    ends = [saved(folder / "plain", "monitor", "metrics", "ranks") for folder in folders if world.is_main]
+    return {"whole": world.gather(whole), "parts": parts, "ends": ends}
 
 
 def test_running_losses_are_those_of_one_process_with_the_double_batch(result: Results) -> None:
@@ -468,7 +468,7 @@ def test_running_losses_are_those_of_one_process_with_the_double_batch(result: R
 def test_running_losses_of_a_resumed_run_are_those_of_one_that_was_not_stopped(result: Results) -> None:
     found = result(tabled_by_two, ranks=2)
     assert found["parts"] == found["whole"][0]
-    assert same(*found["metrics"])
+    assert same(*found["ends"])
 
 
 def test_running_losses_of_two_processes_go_on_in_one(root: Path, result: Results) -> None:

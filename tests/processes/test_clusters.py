@@ -20,7 +20,7 @@ from helpers.processes import deadline
 from helios_lite.processes.slurm import first_host, tasks_per_node, world_of_srun
 
 TESTS = Path(__file__).parents[1]
-PARTS = ("state", "model", "rng", "data", "metrics")
+PARTS = ("state", "model", "monitor", "metrics", "ranks")
 
 BLOCKS = re.findall(r"```bash\n(.*?)```", (TESTS.parent / "docs/clusters.md").read_text(), re.DOTALL)
 """The job of the page, and the lines with torchrun that may replace its srun."""

@@ -197,7 +197,7 @@ def test_a_run_in_parts_ends_like_one_that_was_not_stopped(tmp_path: Path) -> No
         for steps in stops:
             options = {"max_steps": steps, "log_every_steps": 2, "monitor": "valid/perplexity"}
             result = quiet(root=tmp_path / name, **options).fit(Random(), data(train=20))
-        content = saved(tmp_path / name / "tiny", "model", "metrics", "state", "rng")
+        content = saved(tmp_path / name / "tiny", "model", "monitor", "metrics", "state", "ranks")
         ends.append((timeless(result.metrics), timeless(read_rows(tmp_path / name)), content))
     assert same(ends[0], ends[1])
 

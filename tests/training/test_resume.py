@@ -197,7 +197,7 @@ def test_a_run_that_a_path_has_begun_goes_on_when_it_is_started_again(
             assert saved(tmp_path / "second/rich", "state")["state"]["step"] == step
     first.unlink()  # It is not needed any more.
     fit(tmp_path / "second", resume=resume)
-    parts = ("state", "model", "rng", "data", "callbacks")
+    parts = ("state", "model", "callbacks", "ranks")
     require_same(tmp_path / "second", {part: uninterrupted[part] for part in parts})
 
 
@@ -233,7 +233,7 @@ def test_going_back_to_the_best_sets_the_newer_checkpoints_and_their_rows_aside(
     assert {path.name: path.read_bytes() for path in (run / "set_aside_1/checkpoints").iterdir()} == newer
     assert (run / "set_aside_1/metrics.jsonl").read_bytes() == rows
     assert result.best_checkpoint == run / "checkpoints/tiny_epoch_2_iter_6.pth"
-    parts = ("state", "model", "rng", "metrics")
+    parts = ("state", "model", "monitor", "metrics", "ranks")
     assert same(saved(run, *parts), saved(whole.last_checkpoint.parents[1], *parts))
     again = quiet(root=tmp_path, run_name="again", max_epochs=4, resume=run / "set_aside_1").fit(Scored(), data())
     assert again.last_checkpoint.name == ended.name  # What was set aside is a run folder.
