@@ -235,7 +235,7 @@ def do_as_worker(
 
         main, tensors = take_sharded(content, {})
         ShardWriter(session.world).write(
-            tensors, final, lambda: write_main(to_serializable(main), final), background=False
+            tensors, final, lambda places: write_main(to_serializable(main), places, final), background=False
         )
     elif session.world.is_main:
         write_file(content, final)

@@ -21,7 +21,7 @@ from helios_lite.checkpoints.snapshot import CpuSnapshot
 from helios_lite.processes.world import World
 
 if TYPE_CHECKING:
-    from helios_lite.checkpoints.sharded import ShardWriter
+    from helios_lite.checkpoints.sharded import Places, ShardWriter
 
 logger = logging.getLogger("helios_lite")
 
@@ -162,9 +162,9 @@ class CheckpointFolder:
         path, temporary = world.broadcast((path, files.temporary_folder(path)))
         self._unfinished = None if plan is None else (plan, temporary)
 
-        def publish() -> None:
+        def publish(places: Places) -> None:
             assert plan is not None
-            write_main(main, temporary)
+            write_main(main, places, temporary)
             self._commit(plan, lambda: files.publish_folder(temporary, path))
 
         self._shards = self._shards or ShardWriter(world)

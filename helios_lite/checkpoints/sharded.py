@@ -1,8 +1,9 @@
 """Checkpoints of sharded tensors, written and read by `torch.distributed.checkpoint` (DCP).
 
-A sharded checkpoint is a folder. `main.pth` is a checkpoint file with a marker in place of every sharded tensor. The
-other files are DCP's: those of each rank with its parts of the tensors, and `.metadata`, which says where each part is.
-The import of DCP takes half a second, so this module is imported where it is used.
+A sharded checkpoint is a folder. `main.pth` is a checkpoint file with a marker in place of every sharded tensor, and
+with the places of these tensors. The other files are DCP's: those of each rank with its parts of the tensors, and
+`.metadata`, which says again where each part is. That file is a pickle, so it is written for DCP's own tools and never
+read. The import of DCP takes half a second, so this module is imported where it is used.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ import io
 import os
 import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -25,20 +25,30 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter, _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from helios_lite.checkpoints import files, naming
-from helios_lite.checkpoints.dcp_metadata import MetadataError, parse_metadata
 from helios_lite.checkpoints.sharded_content import ShardedTensors, marked_names, replace_markers
 from helios_lite.processes.world import World
 
-_METADATA = ".metadata"
-_CHECKSUM = "sharded"
-"""The key in main.pth of the checksum of `.metadata`. The archives in the other files have checksums of their own."""
+Places = dict[str, dict[str, Any]]
+"""Where sharded tensors are, as plain data: by name the "shape", the "dtype" and the "chunks" of a tensor.
+
+A chunk is (offsets in the tensor, shape, name of a file in the folder, first byte, number of bytes) of an archive.
+"""
+_PLACES = "sharded"
+"""The key of the places in main.pth. The archives in the other files have checksums of their own."""
 
 
 class ShardWriter:
@@ -56,13 +66,15 @@ class ShardWriter:
         self._stager: DefaultStager | None = None
         self._saving: Future[Any] | None = None
 
-    def write(self, sharded: ShardedTensors, folder: Path, publish: Callable[[], object], *, background: bool) -> None:
+    def write(
+        self, sharded: ShardedTensors, folder: Path, publish: Callable[[Places], object], *, background: bool
+    ) -> None:
         """Write DTensors into a new folder.
 
         Args:
             sharded: the tensors, with the same names in the same order on every rank.
             folder: the folder; all ranks must see the same.
-            publish: called on rank 0 when the parts of all ranks and `.metadata` are durable.
+            publish: called on rank 0 with the places of the tensors when the parts of all ranks are durable.
             background: copy to CPU memory, and write while the program goes on, until `join`.
 
         Raises:
@@ -103,7 +115,7 @@ class ShardWriter:
 class _FolderWriter(FileSystemWriter):
     """Writes the files of a folder, and calls a function on rank 0 when all of them are durable."""
 
-    def __init__(self, folder: Path, publish: Callable[[], object]) -> None:
+    def __init__(self, folder: Path, publish: Callable[[Places], object]) -> None:
         super().__init__(folder, sync_files=True)
         self._publish = publish
 
@@ -122,11 +134,11 @@ class _FolderWriter(FileSystemWriter):
 
     def finish(self, metadata: Metadata, results: Any) -> None:
         super().finish(metadata, results)
-        self._publish()
+        self._publish(_places(metadata))
 
 
 class _FolderReader(FileSystemReader):
-    """Reads tensors from the files of a folder after comparing their checksums, by metadata that was checked."""
+    """Reads tensors from the files of a folder after comparing their checksums, by metadata made from places."""
 
     def __init__(self, folder: Path, metadata: Metadata) -> None:
         super().__init__(folder)
@@ -138,13 +150,14 @@ class _FolderReader(FileSystemReader):
     def read_data(self, plan: Any, planner: Any) -> Any:
         for index in {item.storage_index: None for item in plan.items}:
             place = self.storage_data[index]
-            with (Path(self.path) / place.relative_path).open("rb") as file:
+            path = Path(self.path) / place.relative_path
+            with files.explained(path), path.open("rb") as file:
                 file.seek(place.offset)
                 # torch.load does not compare the checksums of tensors.
                 with zipfile.ZipFile(io.BytesIO(file.read(place.length))) as archive:
                     damaged = archive.testzip()
-            if damaged is not None:
-                raise zipfile.BadZipFile(f"wrong checksum of {index.fqn}")
+                if damaged is not None:
+                    raise zipfile.BadZipFile(f"wrong checksum of {index.fqn}")
         return super().read_data(plan, planner)
 
 
@@ -165,18 +178,60 @@ def _own_group() -> Any:
     return dist.new_group(backend="gloo")
 
 
-def write_main(content: dict[str, Any], folder: Path) -> None:
+def _places(metadata: Metadata) -> Places:
+    """Return what the metadata of a checkpoint of tensors says, as plain data."""
+    places: Places = {}
+    for name, entry in metadata.state_dict_metadata.items():
+        assert isinstance(entry, TensorStorageMetadata)  # `ShardWriter.write` takes no others.
+        stored = [metadata.storage_data[MetadataIndex(name, chunk.offsets)] for chunk in entry.chunks]
+        places[name] = {
+            "shape": tuple(entry.size),
+            "dtype": entry.properties.dtype,
+            "chunks": [
+                (tuple(chunk.offsets), tuple(chunk.sizes), place.relative_path, place.offset, place.length)
+                for chunk, place in zip(entry.chunks, stored, strict=True)
+            ],
+        }
+    return places
+
+
+def _metadata(places: Places) -> Metadata:
+    """Return the metadata that `_places` has been made of.
+
+    Raises:
+        Exception: the places are not those of whole tensors in files of the folder. A tensor of which a part has no
+            place would keep what was in its memory.
+    """
+    tensors: dict[str, Any] = {}
+    storage = {}
+    for name, entry in places.items():
+        shape, dtype, chunks = torch.Size(entry["shape"]), entry["dtype"], []
+        for offsets, sizes, file, start, length in entry["chunks"]:
+            chunk = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
+            is_inside = all(0 <= a <= a + n <= end for a, n, end in zip(offsets, sizes, shape, strict=True))
+            is_in_file = file == PurePath(file).name and start >= 0 and length >= chunk.sizes.numel() * dtype.itemsize
+            if not is_inside or not is_in_file:
+                raise ValueError(f"a part of {name!r} is outside of the tensor or of the file")
+            chunks.append(chunk)
+            storage[MetadataIndex(name, chunk.offsets)] = _StorageInfo(file, start, length)
+        if sum(chunk.sizes.numel() for chunk in chunks) != shape.numel():
+            raise ValueError(f"the parts of {name!r} are not the whole tensor")
+        tensors[name] = TensorStorageMetadata(TensorProperties(dtype), shape, chunks)
+    return Metadata(tensors, storage_data=storage)
+
+
+def write_main(content: dict[str, Any], places: Places, folder: Path) -> None:
     """Write `main.pth`, after the other files of a folder; then the folder holds a complete checkpoint.
 
     Args:
         content: what `files.to_serializable` has returned.
+        places: the places of the sharded tensors.
         folder: the folder.
 
     Raises:
         OSError: as `files.write_file`.
     """
-    checksum = zlib.crc32((folder / _METADATA).read_bytes())
-    files.write_serializable({**content, _CHECKSUM: checksum}, folder / naming.MAIN)
+    files.write_serializable({**content, _PLACES: places}, folder / naming.MAIN)
 
 
 def read_main(folder: Path) -> tuple[dict[str, Any], Metadata]:
@@ -184,22 +239,16 @@ def read_main(folder: Path) -> tuple[dict[str, Any], Metadata]:
 
     Raises:
         FileNotFoundError: the folder does not exist.
-        CheckpointError: a file is missing, damaged, too short, unsafe or of a newer format.
+        CheckpointError: a file is missing, damaged, too short, unsafe or of another format.
     """
     if not folder.is_dir():
         raise FileNotFoundError(2, os.strerror(2), str(folder))
-    for name in (naming.MAIN, _METADATA):
-        if not (folder / name).is_file():
-            raise files.CheckpointError(f"{folder}: {name} is missing")
-    content = files.read_file(folder / naming.MAIN)
-    with files.explained(folder / _METADATA):
-        data = (folder / _METADATA).read_bytes()
-        try:
-            metadata = parse_metadata(data)
-        except MetadataError as error:
-            raise files.CheckpointError(f"{folder / _METADATA}: is not read, because {error}") from error
-    if content.pop(_CHECKSUM, None) != zlib.crc32(data):
-        raise files.CheckpointError(f"{folder / _METADATA}: it is damaged (wrong checksum)")
+    main = folder / naming.MAIN
+    if not main.is_file():
+        raise files.CheckpointError(f"{folder}: {naming.MAIN} is missing")
+    content = files.read_file(main)
+    with files.explained(main):
+        metadata = _metadata(content.pop(_PLACES))
     ends: dict[str, int] = {}
     for place in metadata.storage_data.values():
         ends[place.relative_path] = max(ends.get(place.relative_path, 0), place.offset + place.length)
@@ -215,7 +264,7 @@ def read_main(folder: Path) -> tuple[dict[str, Any], Metadata]:
 
 def _shape_and_dtype(metadata: Metadata, name: str) -> tuple[torch.Size, torch.dtype]:
     entry = metadata.state_dict_metadata[name]
-    assert isinstance(entry, TensorStorageMetadata)  # `parse_metadata` takes no others.
+    assert isinstance(entry, TensorStorageMetadata)  # `_metadata` makes no others.
     return entry.size, entry.properties.dtype
 
 
@@ -241,7 +290,7 @@ def read_parts(
     for name in filter(is_needed, marked_names(content)):
         shape, dtype = _shape_and_dtype(metadata, name)
         tensors[name] = empty(*shape, dtype=dtype, device_mesh=mesh, placements=placements)
-    with files.explained(folder / _METADATA), _first_failure():
+    with files.explained(folder / naming.MAIN), _first_failure():
         load(
             tensors,
             storage_reader=_FolderReader(folder, metadata),
@@ -262,7 +311,7 @@ def read_full(folder: Path, device: torch.device | str) -> dict[str, Any]:
     for name in marked_names(content):
         shape, dtype = _shape_and_dtype(metadata, name)
         tensors[name] = torch.empty(shape, dtype=dtype, device=device)
-    with warnings.catch_warnings(), files.explained(folder / _METADATA), _first_failure():
+    with warnings.catch_warnings(), files.explained(folder / naming.MAIN), _first_failure():
         warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)  # That is what is meant.
         load(
             tensors,

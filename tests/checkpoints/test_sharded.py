@@ -17,16 +17,15 @@ from helpers.models import Plain, data, quiet
 from helpers.processes import deadline
 from helpers.scenarios import Results, scenario
 from torch import nn
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from helios_lite import Model
 from helios_lite.callbacks import EMA
 from helios_lite.checkpoints import files, naming
-from helios_lite.checkpoints.dcp_metadata import MetadataError, parse_metadata
 from helios_lite.checkpoints.files import CheckpointError
 from helios_lite.checkpoints.reading import read_checkpoint, read_checkpoint_header, read_on_every_rank
+from helios_lite.checkpoints.sharded import read_main
 from helios_lite.networks.dtensors import full_tensor
 from helios_lite.processes.launch import launch
 from helios_lite.processes.world import World, join_world
@@ -204,7 +203,7 @@ def test_a_sharded_checkpoint_holds_what_a_file_of_one_process_holds(root: Path)
 
 
 def test_the_tensors_are_in_the_shards_once_under_the_names_of_parameters(root: Path) -> None:
-    names = parse_metadata((checkpoint(root, "mixed", 3) / ".metadata").read_bytes()).state_dict_metadata
+    names = torch.load(checkpoint(root, "mixed", 3) / "main.pth", weights_only=True)["sharded"]
     tied = {f"model.tied.{name}" for name in ("into.weight", "into.bias", "out.bias")}
     assert tied | {"model.optimizers.0.state.tied.out.bias.exp_avg_sq"} <= set(names)
     assert "model.optimizers.1.state.net.2.bias.momentum_buffer" in names
@@ -460,7 +459,7 @@ def folder(root: Path, tmp_path: Path) -> Path:
     return tmp_path / "checkpoints/mixed_epoch_0_iter_3"
 
 
-@pytest.mark.parametrize("name", ["main.pth", ".metadata", "__1_0.distcp"])
+@pytest.mark.parametrize("name", ["main.pth", "__1_0.distcp"])
 def test_a_missing_file_is_noticed(folder: Path, name: str) -> None:
     (folder / name).unlink()
     for read in (read_checkpoint, read_checkpoint_header):
@@ -468,7 +467,7 @@ def test_a_missing_file_is_noticed(folder: Path, name: str) -> None:
             read(folder)
 
 
-@pytest.mark.parametrize("name", ["main.pth", ".metadata", "__1_0.distcp"])
+@pytest.mark.parametrize("name", ["main.pth", "__1_0.distcp"])
 def test_a_truncated_file_is_noticed(folder: Path, name: str) -> None:
     size = (folder / name).stat().st_size
     for length in (0, size // 2, size - 1):
@@ -478,7 +477,7 @@ def test_a_truncated_file_is_noticed(folder: Path, name: str) -> None:
                 read(folder)
 
 
-@pytest.mark.parametrize("name", ["main.pth", ".metadata", "__1_0.distcp"])
+@pytest.mark.parametrize("name", ["main.pth", "__1_0.distcp"])
 def test_a_flipped_bit_is_noticed_or_changes_nothing(folder: Path, name: str) -> None:
     """An archive has some bytes that mean nothing, such as dates."""
     before, content = read_checkpoint(folder)["model"], (folder / name).read_bytes()
@@ -490,7 +489,7 @@ def test_a_flipped_bit_is_noticed_or_changes_nothing(folder: Path, name: str) ->
         except CheckpointError:
             noticed += 1
         (folder / name).write_bytes(content)
-    assert noticed > (18 if name == ".metadata" else 3)
+    assert noticed > 3
 
 
 def test_a_flipped_bit_of_a_tensor_is_noticed(folder: Path) -> None:
@@ -502,19 +501,6 @@ def test_a_flipped_bit_of_a_tensor_is_noticed(folder: Path) -> None:
         read_checkpoint(folder)
 
 
-def test_metadata_that_was_exchanged_is_noticed(folder: Path) -> None:
-    def exchange(metadata: Any) -> None:
-        """Let two states of the same size change places."""
-        places = metadata.storage_data
-        first, second = ([index for index in places if index.fqn.endswith(name)] for name in ("exp_avg", "exp_avg_sq"))
-        for a, b in zip(first, second, strict=True):
-            places[a], places[b] = places[b], places[a]
-
-    (folder / ".metadata").write_bytes(altered(folder, exchange))
-    with pytest.raises(CheckpointError, match=r"\.metadata: it is damaged \(wrong checksum\)"):
-        read_checkpoint(folder)
-
-
 class Malicious:
     def __init__(self, victim: Path) -> None:
         self.victim = victim
@@ -523,62 +509,99 @@ class Malicious:
         return os.mkdir, (str(self.victim),)
 
 
-def test_metadata_that_would_call_a_function_is_refused(folder: Path, tmp_path: Path, caplog: Any) -> None:
-    with (folder / ".metadata").open("wb") as file:
-        pickle.dump(Malicious(tmp_path / "victim"), file)
-    with pytest.raises(CheckpointError, match=r"\.metadata: is not read, because it names posix\.mkdir"):
-        read_checkpoint(folder)
+def test_metadata_of_dcp_has_no_effect_whatever_it_holds(root: Path, folder: Path, tmp_path: Path, caplog: Any) -> None:
+    metadata, before = folder / ".metadata", read_checkpoint(folder)
+    other = (checkpoint(root, "own", 3) / ".metadata").read_bytes()
+    metadata.unlink()
+    assert same(read_checkpoint(folder), before)
+    for content in (b"", b"garbage", other, pickle.dumps(Malicious(tmp_path / "victim"))):
+        metadata.write_bytes(content)
+        assert same(read_checkpoint(folder), before)
+        assert same(read_checkpoint_header(folder)["state"], before["state"])
     run = quiet(max_steps=4, root=tmp_path.parent, run_name=tmp_path.name)
     assert run.fit(Mixed(), data(40, batch_size=6)).state.step == 4
-    assert "passing over a checkpoint" in caplog.text
+    assert f"continuing from {folder}" in caplog.text
+    assert "passing over" not in caplog.text
     assert not (tmp_path / "victim").exists()
 
 
-@pytest.mark.parametrize(
-    "name", ["builtins.eval", "torch.load", "torch.serialization.load", "torch.Tensor", "os.system"]
-)
-def test_metadata_may_name_nothing_but_classes_of_metadata(name: str) -> None:
-    module, _, attribute = name.rpartition(".")
-    with pytest.raises(MetadataError, match=rf"names {name}"):
-        parse_metadata(f"c{module}\n{attribute}\n.".encode())
-
-
-def altered(folder: Path, change: Any) -> bytes:
-    metadata = pickle.loads((folder / ".metadata").read_bytes())
-    change(metadata)
-    return pickle.dumps(metadata)
-
-
-def add_bytes(metadata: Any) -> None:
-    metadata.state_dict_metadata["model.extra"] = BytesStorageMetadata()
-
-
-def lead_out(metadata: Any) -> None:
-    next(iter(metadata.storage_data.values())).relative_path = "../../secret"
-
-
-def be_negative(metadata: Any) -> None:
-    next(iter(metadata.storage_data.values())).offset = -1
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (add_bytes, "'model.extra' is not a tensor"),
-        (lead_out, "'../../secret' is not in a file"),
-        (be_negative, "place"),
-    ],
-)
-def test_metadata_of_anything_but_tensors_in_the_folder_is_refused(folder: Path, change: Any, reason: str) -> None:
-    with pytest.raises(MetadataError, match=reason):
-        parse_metadata(altered(folder, change))
-
-
-def test_what_is_read_of_metadata_is_what_was_written(folder: Path) -> None:
-    data = (folder / ".metadata").read_bytes()
-    found, written = parse_metadata(data), pickle.loads(data)
+def test_places_are_those_of_the_metadata_of_dcp(folder: Path) -> None:
+    _, found = read_main(folder)
+    written = pickle.loads((folder / ".metadata").read_bytes())
     assert found.state_dict_metadata == written.state_dict_metadata
     assert found.storage_data == written.storage_data
+
+
+def lead_out(places: Any) -> None:
+    offsets, sizes, _, *rest = places["chunks"][0]
+    places["chunks"][0] = (offsets, sizes, "../mixed_epoch_0_iter_3/__0_0.distcp", *rest)
+
+
+def begin_before_the_file(places: Any) -> None:
+    *rest, _, length = places["chunks"][0]
+    places["chunks"][0] = (*rest, -1, length)
+
+
+def begin_before_the_tensor(places: Any) -> None:
+    (_, *offsets), *rest = places["chunks"][-1]
+    places["chunks"][-1] = ((-1, *offsets), *rest)
+
+
+def reach_beyond_the_tensor(places: Any) -> None:
+    (first, *offsets), *rest = places["chunks"][-1]
+    places["chunks"][-1] = ((first + 1, *offsets), *rest)
+
+
+def claim_a_size_that_the_file_does_not_have(places: Any) -> None:
+    places["shape"] = (10**15, *places["shape"][1:])
+    _, sizes, *rest = places["chunks"][0]
+    places["chunks"] = [((0,) * len(sizes), places["shape"], *rest)]
+
+
+def forget_a_part(places: Any) -> None:
+    del places["chunks"][-1]
+
+
+def have_no_dtype(places: Any) -> None:
+    places["dtype"] = "float32"
+
+
+def be_numbers(places: Any) -> None:
+    places["chunks"] = [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lead_out,
+        begin_before_the_file,
+        begin_before_the_tensor,
+        reach_beyond_the_tensor,
+        claim_a_size_that_the_file_does_not_have,
+        forget_a_part,
+        have_no_dtype,
+        be_numbers,
+    ],
+)
+def test_places_of_anything_but_whole_tensors_in_the_folder_are_refused(folder: Path, change: Any) -> None:
+    content = torch.load(folder / "main.pth", weights_only=True)
+    change(content["sharded"]["model.net.0.weight"])
+    torch.save(content, folder / "main.pth")
+    for read in (read_checkpoint, read_checkpoint_header):
+        with pytest.raises(CheckpointError, match=r"mixed_epoch_0_iter_3/main\.pth: it is damaged"):
+            read(folder)
+
+
+@pytest.mark.parametrize("places", [None, [], {}, {"model.net.0.weight": None}, "missing"])
+def test_a_folder_without_places_is_refused(folder: Path, places: Any) -> None:
+    content = torch.load(folder / "main.pth", weights_only=True)
+    content["sharded"] = places
+    if places == "missing":
+        del content["sharded"]
+    torch.save(content, folder / "main.pth")
+    for read in (read_checkpoint, read_checkpoint_header):
+        with pytest.raises(CheckpointError, match="mixed_epoch_0_iter_3"):
+            read(folder)
 
 
 # Killed at any moment.
