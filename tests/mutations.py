@@ -606,9 +606,9 @@ MUTATIONS = [
         PASSES + "test_the_option_may_be_set_and_changed_at_a_resume",
     ),
     Mutation(
-        "training/loop.py",
-        "window_start = passes.updates - 1",
-        "pass",
+        "loading/train_data.py",
+        "updates - 1, self._passes.steps_per_epoch",
+        "window_start, self._passes.steps_per_epoch",
         PASSES + "test_a_fraction_of_such_an_epoch_is_one_of_its_updates",
     ),
     Mutation(

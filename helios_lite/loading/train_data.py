@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import logging
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,8 +19,6 @@ from helios_lite.processes import rng
 from helios_lite.processes.world import World
 from helios_lite.state import TrainingState
 
-logger = logging.getLogger("helios_lite")
-
 
 class PassReader:
     """Reads a split pass after pass, and gives epochs of `steps_per_epoch` updates.
@@ -33,11 +31,12 @@ class PassReader:
         window: batches per accumulation window.
 
     Attributes:
+        steps_per_epoch: as given.
         updates: the updates of the present epoch. At a boundary they are finished, as is all that is counted here.
     """
 
     def __init__(self, steps_per_epoch: int, window: int) -> None:
-        self._steps_per_epoch, self._window = steps_per_epoch, window
+        self.steps_per_epoch, self._window = steps_per_epoch, window
         self._loader: Loader | None = None
         self._batches: Iterator[Batch] = iter(())
         self.updates = 0
@@ -90,7 +89,7 @@ class PassReader:
         return loader.epoch(self._pass, **position, window=self._window).batches
 
     def _rest_of_epoch(self, loader: Loader) -> Iterator[Batch]:
-        while self.updates < self._steps_per_epoch:
+        while self.updates < self.steps_per_epoch:
             batch = next(self._batches, None)
             if batch is None:  # A new pass has a batch, or its loader raises an error.
                 self._pass, self._pass_batches, self._pass_samples = self._pass + 1, 0, 0
@@ -100,7 +99,7 @@ class PassReader:
             data, size, samples, loss_weight, completes_update, _ = batch
             self._pass_samples += samples
             self.updates += completes_update
-            yield data, size, samples, loss_weight, completes_update, self.updates == self._steps_per_epoch
+            yield data, size, samples, loss_weight, completes_update, self.updates == self.steps_per_epoch
 
 
 class TrainData:
@@ -115,7 +114,6 @@ class TrainData:
         epoch_batches: number of batches in the present epoch, None if unknown. With `steps_per_epoch` it is the most
             that there can be, as the last window of a pass may be shorter.
         knows_last_batch: whether the last batch of the present epoch is known to be the last.
-        passes: reads the split with `steps_per_epoch`, otherwise None.
     """
 
     def __init__(self, datamodule: DataModule, options: Options, world: World) -> None:
@@ -126,9 +124,9 @@ class TrainData:
         self.knows_last_batch = False
         self._loader: Loader | None = None
         self._restored: list[dict[str, Any]] = []
-        self.passes: PassReader | None = None
+        self._passes: PassReader | None = None
         if options.steps_per_epoch is not None:
-            self.passes = PassReader(options.steps_per_epoch, self._window)
+            self._passes = PassReader(options.steps_per_epoch, self._window)
             self.epoch_batches, self.knows_last_batch = options.steps_per_epoch * self._window, True
 
     def loader(self) -> Loader:
@@ -151,8 +149,8 @@ class TrainData:
 
     def rest_of_epoch(self, state: TrainingState) -> Iterator[Batch]:
         """Return the batches of the present epoch that are not finished."""
-        if self.passes is not None:
-            return self.passes.rest_of_epoch(self.loader(), state)
+        if self._passes is not None:
+            return self._passes.rest_of_epoch(self.loader(), state)
         loader = self.loader()
         batches, length = loader.epoch(
             0 if self._repeats else state.epoch,
@@ -166,13 +164,28 @@ class TrainData:
 
     def indices(self, state: TrainingState) -> Tensor | None:
         """Return the indices of the samples in the batch that has begun, None if the split has no indices."""
-        num_finished = state.epoch_batch if self.passes is None else self.passes.num_begun() - 1
+        num_finished = state.epoch_batch if self._passes is None else self._passes.num_begun() - 1
         return self._loader.indices_after(num_finished) if isinstance(self._loader, SplitLoader) else None
+
+    def position(self, state: TrainingState, window_start: int) -> tuple[TrainingState, int, int | None]:
+        """Return counters, the last boundary and the length of the epoch, by which a part of the epoch is measured.
+
+        They are what is given and `epoch_batches`; with `steps_per_epoch` all three count updates in place of batches,
+        because the number of batches is not known.
+
+        Args:
+            state: the counters at a boundary.
+            window_start: `epoch_batch` at the boundary before it.
+        """
+        if self._passes is None:
+            return state, window_start, self.epoch_batches
+        updates = self._passes.updates
+        return dataclasses.replace(state, epoch_batch=updates), updates - 1, self._passes.steps_per_epoch
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a custom loader has on this rank, if any, and the position in the passes."""
         own = {} if self._loader is None else self._loader.state_dict()
-        return own if self.passes is None else {**own, "passes": self.passes.state_dict()}
+        return own if self._passes is None else {**own, "passes": self._passes.state_dict()}
 
     def load_ranks(self, by_rank: list[dict[str, Any]], world: World) -> None:
         """Restore the position in the passes, and keep the state of a custom loader for `loader`, which makes it.
@@ -183,8 +196,8 @@ class TrainData:
         """
         self._restored = by_rank
         mine = self._of_this_rank(by_rank)
-        if self.passes is not None and "passes" in mine:
-            self.passes.load_state_dict(mine["passes"])
+        if self._passes is not None and "passes" in mine:
+            self._passes.load_state_dict(mine["passes"])
 
     def _of_this_rank(self, by_rank: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the state of this rank; if another number of ranks has saved, that of rank 0."""
@@ -203,5 +216,5 @@ class TrainData:
 
     def close(self) -> None:
         """End the workers of a pass that goes on in the next epoch."""
-        if self.passes is not None:
-            self.passes.close()
+        if self._passes is not None:
+            self._passes.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import logging
 from collections.abc import Iterator
 
@@ -258,11 +257,7 @@ class Training:
         """Return whether a validation is due at this boundary; `window_start` is `epoch_batch` at the previous one."""
         if not self.valid_loaders or self.options.fast_dev_run:
             return bool(self.valid_loaders) and self.state.validated_step is None
-        state, epoch_batches = self.state, self.train_data.epoch_batches
-        if (passes := self.train_data.passes) is not None:
-            # A fraction of these epochs is one of their updates, because the number of their batches is not known.
-            state, epoch_batches = dataclasses.replace(state, epoch_batch=passes.updates), self.options.steps_per_epoch
-            window_start = passes.updates - 1
+        state, window_start, epoch_batches = self.train_data.position(self.state, window_start)
         return due.validation_due(
             state,
             self.options,
