@@ -1866,7 +1866,7 @@ MUTATIONS = [
     Mutation("calls/replay.py", "inspector.unwrap()", "pass", REPLAYED_AGAIN),
     Mutation("calls/update_inspector.py", "        self._write_back(after)\n", "", REPLAYED),
     Mutation("loading/split_loader.py", "batches - self._num_finished", "batches + 1 - self._num_finished", REPLAYED),
-    Mutation("loading/train_data.py", "self.passes.num_begun() - 1", "self.passes.num_begun()", REPLAYED_STREAM),
+    Mutation("loading/train_data.py", "self._passes.num_begun() - 1", "self._passes.num_begun()", REPLAYED_STREAM),
     Mutation("model_internals/step_tap.py", "return self._probed is None and bool(", "return bool(", PROBED),
     Mutation("model_internals/step_tap.py", "if self._probe_runs_backward:", "if False:", PROBED),
     Mutation("model_internals/step_tap.py", 'args[1] if len(args) > 1 else "mean"', '"mean"', TAPPED),
