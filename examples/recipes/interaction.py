@@ -66,4 +66,4 @@ for name, limits in (("whole", [60]), ("cut", [23, 60])):
         trainer = Trainer(run_name=name, max_steps=steps, steps_per_epoch=20, progress=False, log_level="quiet")
         result = trainer.fit(Agent(walks), DataModule(train=walks))
     ends.append((result.metrics["train/return/epoch"], walks.position.tolist()))
-print(f"mean return {ends[0][0]:.2f}, equal after a resume: {ends[0] == ends[1]}")
+print(f"mean return above 2.5: {ends[0][0] > 2.5}, equal after a resume: {ends[0] == ends[1]}")
