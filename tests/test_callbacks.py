@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers.compare import same, weights
 from helpers.models import Tiny, data, quiet
+from helpers.rows import read_rows
 from torch import nn
 
 from helios_lite import Callback, DataModule
@@ -131,7 +132,7 @@ def test_activations_are_measured_at_log_points_only(tmp_path: Path) -> None:
     quiet(max_steps=6, root=tmp_path, log_every_steps=3, callbacks=[ActivationStatistics(["probe", "net.0"])]).fit(
         model, data(train=40)
     )
-    rows = [json.loads(line) for line in (tmp_path / "tiny/metrics.jsonl").read_text().splitlines()]
+    rows = read_rows(tmp_path / "tiny")
     found = {row["step"]: row for row in rows if "train/loss" in row}
     assert set(found) == {3, 6}
     for row in found.values():

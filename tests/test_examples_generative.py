@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from helpers import scripts
+from helpers.rows import read_rows
 
 from helios_lite.tools.command import main
 
@@ -28,8 +29,7 @@ def run(folder, line):
 
 def rows(folder, metric):
     """Return the values of a metric in the order logged."""
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [row[metric] for row in map(json.loads, lines) if metric in row]
+    return [row[metric] for row in read_rows(folder) if metric in row]
 
 
 def written(output):

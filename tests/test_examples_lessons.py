@@ -1,7 +1,6 @@
 """The examples that teach one thing each, run as a user runs them but with little to do."""
 
 import importlib.util
-import json
 import math
 import re
 import runpy
@@ -13,6 +12,7 @@ import torch
 from helpers import scripts
 from helpers.compare import same, weights
 from helpers.models import quiet
+from helpers.rows import read_rows
 
 from helios_lite import DataModule, Split
 
@@ -75,7 +75,7 @@ def test_tlm_guesses_better_with_the_source_sentence(translated):
 def test_the_perplexity_of_tlm_is_exactly_that_of_the_mean_loss_of_all_words(translated):
     folder, _ = translated
     for name in ("tlm-with-source", "tlm-without-source"):
-        rows = [json.loads(line) for line in (folder / "out" / name / "metrics.jsonl").read_text().splitlines()]
+        rows = read_rows(folder / "out" / name)
         validations = [row for row in rows if "valid/loss" in row]
         assert len(validations) == 3
         for row in validations:

@@ -12,6 +12,7 @@ import time
 import pytest
 import torch
 from helpers.models import Tiny, data, quiet
+from helpers.rows import read_rows
 from helpers.scripts import DEADLINE
 
 from helios_lite.loggers import JsonlLogger, Logger, MLflowLogger, TensorBoardLogger, WandbLogger
@@ -342,7 +343,7 @@ def killed(folder, logger):
 
 def rows(folder, name="train/loss"):
     """What metrics.jsonl says."""
-    found = [json.loads(line) for line in (folder / "tiny/metrics.jsonl").read_text().splitlines()]
+    found = read_rows(folder / "tiny")
     return [(row["step"], row[name]) for row in found if name in row]
 
 

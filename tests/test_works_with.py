@@ -1,6 +1,5 @@
 """What people bring along works, and a run with it that is stopped inside an epoch ends with the same bits."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from helpers.compare import same, timeless, weights
 from helpers.models import Tiny, quiet
+from helpers.rows import read_rows
 from torch import nn
 from torch.optim import lr_scheduler
 from torch.optim.swa_utils import AveragedModel
@@ -196,7 +196,7 @@ def test_metrics_of_torchmetrics_as_attributes(tmp_path: Path) -> None:
 
     model = require_exact(tmp_path, Measured, monitor="valid/accuracy", mode="max")
     index, _ = DATA[:]
-    rows = [json.loads(row) for row in (tmp_path / "whole/words/metrics.jsonl").read_text().splitlines()]
+    rows = read_rows(tmp_path / "whole/words")
     found = [row["valid/accuracy"] for row in rows if "valid/accuracy" in row]
     assert len(found) == 2
     with torch.no_grad():

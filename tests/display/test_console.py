@@ -19,6 +19,7 @@ import pytest
 import torch
 from helpers import scripts
 from helpers.clock import Time
+from helpers.rows import read_rows
 from rich.console import Console
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -532,8 +533,7 @@ def test_train_log_has_a_row_a_second_at_most_and_metrics_jsonl_has_all(tmp_path
     trainer.fit(Steady(), DataModule(train=split))
     text = (tmp_path / "small" / "train.log").read_text()
     assert re.findall(r"DEBUG step (\d+), epoch 0: train/loss=", text) == ["1", "4", "7"]
-    rows = (tmp_path / "small" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(row)["step"] for row in rows] == list(range(1, 9))
+    assert [row["step"] for row in read_rows(tmp_path / "small")] == list(range(1, 9))
 
 
 def test_train_log_has_evaluations(tmp_path):

@@ -1,7 +1,6 @@
 """What a training leaves behind: lines, means over an epoch, its speed, and the result as text."""
 
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ import torch
 from helpers.clock import Time
 from helpers.compare import timeless
 from helpers.models import Indices, Tiny, data, quiet
+from helpers.rows import read_rows
 
 from helios_lite import DataModule, FitResult, Split, TrainingState
 from helios_lite.callbacks import DeviceMemory
@@ -106,14 +106,10 @@ class Reductions(Tiny):
         self.log("wide", value.mean(), reduce=("std", "min", "max", "sum"))
 
 
-def rows(root: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (root / "tiny/metrics.jsonl").read_text().splitlines()]
-
-
 def test_the_last_row_of_an_epoch_has_its_exact_means(tmp_path: Path) -> None:
     model = Reductions()
     quiet(max_epochs=2, log_every_steps=2, root=tmp_path).fit(model, data(train=18))
-    found = [row for row in rows(tmp_path) if "train/index/epoch" in row]
+    found = [row for row in read_rows(tmp_path / "tiny") if "train/index/epoch" in row]
     assert [row["step"] for row in found] == [5, 10]
     for epoch, row in enumerate(found):
         indices = torch.tensor(model.seen[18 * epoch : 18 * (epoch + 1)]).double()
@@ -132,7 +128,8 @@ def test_a_resume_inside_an_epoch_gives_the_same_means(tmp_path: Path) -> None:
             options = {"max_steps": steps, "log_every_steps": 2, "valid_every_epochs": None}
             quiet(root=tmp_path / name, **options).fit(Reductions(), data(train=18))
     whole, cut = (
-        [row for row in timeless(rows(tmp_path / name)) if row.get("kind") != "end"] for name in ("whole", "cut")
+        [row for row in timeless(read_rows(tmp_path / name / "tiny")) if row.get("kind") != "end"]
+        for name in ("whole", "cut")
     )
     assert whole == cut
     assert sum("train/loss/epoch" in row for row in whole) == 2
@@ -175,7 +172,7 @@ def test_the_wait_for_data_and_the_samples_per_second_are_those_since_the_last_r
 
 def test_every_row_of_a_training_has_its_speed(tmp_path: Path) -> None:
     quiet(max_epochs=1, log_every_steps=2, root=tmp_path).fit(Tiny(), data(train=20))
-    found = [row for row in rows(tmp_path) if "train/lr" in row]
+    found = [row for row in read_rows(tmp_path / "tiny") if "train/lr" in row]
     assert [row["step"] for row in found] == [2, 4, 5]
     for row in found:
         assert 0 <= row["train/data_wait"] <= 1
@@ -184,12 +181,12 @@ def test_every_row_of_a_training_has_its_speed(tmp_path: Path) -> None:
 
 def test_rows_have_the_peak_memory_of_a_device_that_counts_it(tmp_path: Path, monkeypatch: Any) -> None:
     quiet(max_epochs=1, root=tmp_path / "cpu").fit(Tiny(), data())
-    assert not any("train/memory_mib" in row for row in rows(tmp_path / "cpu"))
+    assert not any("train/memory_mib" in row for row in read_rows(tmp_path / "cpu" / "tiny"))
     monkeypatch.setattr(torch.cpu, "max_memory_allocated", lambda device: 3 * 2**19, raising=False)
     quiet(max_epochs=1, root=tmp_path / "counts").fit(Tiny(), data())
-    assert all(row["train/memory_mib"] == 1.5 for row in rows(tmp_path / "counts") if "train/lr" in row)
+    assert all(row["train/memory_mib"] == 1.5 for row in read_rows(tmp_path / "counts" / "tiny") if "train/lr" in row)
     quiet(max_epochs=1, root=tmp_path / "more", callbacks=[DeviceMemory()]).fit(Tiny(), data())
-    assert all(row["train/memory_mib"] > 50 for row in rows(tmp_path / "more") if "train/lr" in row)
+    assert all(row["train/memory_mib"] > 50 for row in read_rows(tmp_path / "more" / "tiny") if "train/lr" in row)
 
 
 # The result.
@@ -217,4 +214,4 @@ def test_the_speed_of_a_dataset_that_is_slow_is_seen(tmp_path: Path) -> None:
 
     split = Split(Slow(8), batch_size=4)
     quiet(max_epochs=1, log_every_steps=1, root=tmp_path).fit(Tiny(), DataModule(train=split))
-    assert all(row["train/data_wait"] > 0 for row in rows(tmp_path) if "train/lr" in row)
+    assert all(row["train/data_wait"] > 0 for row in read_rows(tmp_path / "tiny") if "train/lr" in row)

@@ -22,6 +22,7 @@ from helios_lite import Callback, DataModule, Model, Split
 from helios_lite.callbacks import EMA
 from helpers.compare import same, saved, timeless
 from helpers.models import quiet
+from helpers.rows import read_rows
 from helpers.scripts import SLOWNESS
 
 TRAINING_HOOKS = [
@@ -418,7 +419,7 @@ def _start_and_kill(case: Case, root: Path, cut: Cut) -> None:
 
 def outcome(root: Path) -> dict[str, Any]:
     """Everything that the run has left behind that must not depend on its cuts."""
-    rows = [json.loads(line) for line in (root / "fuzzed/metrics.jsonl").read_text().splitlines()]
+    rows = read_rows(root / "fuzzed")
     batches = {batch: seen for batch, *seen in map(json.loads, (root / "indices").read_text().splitlines())}
     parts = ("state", "model", "precision", "callbacks", "monitor", "metrics", "ranks")
     return {"rows": timeless(rows), "batches": batches, **saved(root / "fuzzed", *parts)}

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from helios_lite import Callback, DataModule, Model, Split, Trainer
 from helpers.compare import saved, timeless
 from helpers.models import quiet
+from helpers.rows import read_rows
 
 
 class Augmented(Dataset):
@@ -133,7 +134,7 @@ def trainer(root: Path, talk: bool = False, **options: Any) -> Trainer:
 
 def outcome(root: Path) -> dict[str, Any]:
     """Everything a finished run has left behind that must not depend on its interruptions, or on evaluations of it."""
-    rows = [json.loads(line) for line in (root / "rich/metrics.jsonl").read_text().splitlines()]
+    rows = read_rows(root / "rich")
     rows = [row for row in rows if row.get("kind") not in ("validate", "test")]
     content = saved(root / "rich", "state", "model", "callbacks", "monitor", "metrics", "ranks")
     return {"rows": timeless(rows), "batches": read_batches(root), **content}

@@ -1,6 +1,5 @@
 """The metric "train/lr": the rate with which the update of a row was made, whoever sets it and whenever."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.models import Indices, Tiny, data, quiet
+from helpers.rows import read_rows
 from torch.utils.data import DataLoader
 
 from helios_lite import DataModule
@@ -45,7 +45,7 @@ class Replaced(Recorded):
 
 def rates(folder: Path) -> dict[int, Any]:
     """The rates in the rows, by step."""
-    rows = [json.loads(line) for line in (folder / "tiny/metrics.jsonl").read_text().splitlines()]
+    rows = read_rows(folder / "tiny")
     return {row["step"]: row["train/lr"] for row in rows if "train/lr" in row}
 
 
@@ -81,7 +81,7 @@ def test_several_optimizers_and_groups_have_rates_of_their_own(tmp_path: Path) -
                 self.other.param_groups[0]["lr"] /= 2
 
     quiet(max_epochs=1, log_every_steps=1, root=tmp_path).fit(Several(), data(train=16))
-    rows = [json.loads(line) for line in (tmp_path / "tiny/metrics.jsonl").read_text().splitlines()]
+    rows = read_rows(tmp_path / "tiny")
     names = ["train/lr/optimizer", "train/lr/other/0", "train/lr/other/1"]
     found = [[row[name] for name in names] for row in rows if names[0] in row]
     assert found == [[pytest.approx(0.01 * 0.97**i), 0.5 / 2 ** (i // 2), 0.25] for i in range(4)]
@@ -154,7 +154,7 @@ def test_a_custom_loader_whose_end_is_not_known_has_the_same_rows(
     for name, stops in (("whole", ()), ("parts", (2, 3, 4))):
         for limit in [*({"max_steps": step} for step in stops), {"max_epochs": 2}]:
             quiet(log_every_steps=log_every_steps, root=tmp_path / name, **limit).fit(Recorded(), DataModule(loader))
-        rows = [json.loads(line) for line in (tmp_path / name / "tiny/metrics.jsonl").read_text().splitlines()]
+        rows = read_rows(tmp_path / name / "tiny")
         found = {row["step"]: row["train/lr"] for row in rows if "train/lr" in row}
         assert list(found) == [step for step in range(1, 7) if step % log_every_steps == 0 or step in (3, 6)]
         assert found == {step: pytest.approx(0.01 * 0.97 ** (step - 1), rel=1e-12) for step in found}

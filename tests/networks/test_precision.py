@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from helpers.compare import same, timeless, weights
 from helpers.models import Tiny, data, quiet
+from helpers.rows import read_rows
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -133,7 +133,7 @@ def test_limits_and_log_points_count_the_updates_that_took_place(tmp_path: Path)
     result = quiet(max_steps=12, precision="fp16", root=tmp_path, **options).fit(model, split(1))
     assert result.state.step == 12
     assert result.state.batch == 12 + result.state.skipped_steps < 20
-    rows = [json.loads(row) for row in (tmp_path / "regression/metrics.jsonl").read_text().splitlines()]
+    rows = read_rows(tmp_path / "regression")
     assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
     files = [path.stem.rpartition("_")[2] for path in (tmp_path / "regression/checkpoints").glob("*.pth")]
     assert sorted(files, key=int) == ["2", "4", "6", "8", "10", "12"]
@@ -251,7 +251,7 @@ def test_norms_are_those_of_a_loop_by_hand(tmp_path: Path, accumulation: int, pr
     options: dict[str, Any] = {"log_grad_norm": "per-parameter", "log_param_norm": "per-parameter"}
     options |= {"accumulation_steps": accumulation, "precision": precision, "clip_norm": 0.1, "log_every_steps": 2}
     quiet(max_epochs=2, root=tmp_path, **options).fit(Regression(), split(4 // accumulation))
-    rows = [json.loads(row) for row in (tmp_path / "regression/metrics.jsonl").read_text().splitlines()]
+    rows = read_rows(tmp_path / "regression")
     found = {row["step"]: row for row in rows if "train/loss" in row}
 
     net = make(1, 3, 8, 1)

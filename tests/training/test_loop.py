@@ -1,6 +1,5 @@
 """The loop: limits, validation, verdicts, errors, and bitwise equality with a loop written by hand."""
 
-import json
 import math
 import os
 import re
@@ -14,6 +13,7 @@ import torch
 from helpers.compare import same, saved, timeless, weights
 from helpers.models import Indices, Tiny, data, quiet
 from helpers.processes import run_python
+from helpers.rows import read_rows
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -417,13 +417,9 @@ def test_a_missing_path_or_split_is_an_error(tmp_path: Path) -> None:
 # Metrics.
 
 
-def read_rows(root: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (root / "tiny/metrics.jsonl").read_text().splitlines()]
-
-
 def test_rows_are_written_at_log_points_validations_and_epoch_ends(tmp_path: Path) -> None:
     quiet(max_epochs=2, log_every_steps=2, root=tmp_path).fit(Tiny(), data(train=20))
-    rows = read_rows(tmp_path)
+    rows = read_rows(tmp_path / "tiny")
     assert [(row["step"], row["epoch"], "train/loss" in row, "valid/loss" in row) for row in rows] == [
         (2, 0, True, False),
         (4, 0, True, False),
@@ -457,7 +453,7 @@ class Paced(Tiny):
 def test_the_time_of_an_epoch_leaves_out_validations_and_saves(tmp_path: Path) -> None:
     options = {"valid_every_steps": 2, "save_every_steps": 2, "sanity_batches": 0, "log_every_steps": 1}
     quiet(max_epochs=1, root=tmp_path, **options).fit(Paced(), data(train=20, valid=4))
-    rows = [row for row in read_rows(tmp_path) if "train/loss" in row]
+    rows = [row for row in read_rows(tmp_path / "tiny") if "train/loss" in row]
     assert rows[-1]["train/epoch_seconds"] >= 0.3
     assert rows[-1]["seconds"] >= rows[-1]["train/epoch_seconds"] + 0.4
     assert rows[-1]["train/epoch_seconds"] <= sum(row["train/step_seconds"] for row in rows)
@@ -466,7 +462,7 @@ def test_the_time_of_an_epoch_leaves_out_validations_and_saves(tmp_path: Path) -
 def test_the_times_of_a_resumed_row_and_epoch_have_what_was_done_before(tmp_path: Path) -> None:
     for steps in (3, 5):
         quiet(max_steps=steps, root=tmp_path).fit(Paced(), data(train=20))
-    (row,) = [row for row in read_rows(tmp_path) if "train/loss" in row]
+    (row,) = [row for row in read_rows(tmp_path / "tiny") if "train/loss" in row]
     assert row["train/epoch_seconds"] >= 0.3
     assert 5 * row["train/step_seconds"] >= 0.3
 
@@ -506,7 +502,7 @@ def test_several_reductions_of_one_value_are_metrics_of_their_own_also_after_a_r
         for steps in stops:
             trainer = quiet(max_steps=steps, log_every_steps=3, root=tmp_path / name)
             result = trainer.fit(Spread(at_once=at_once), data(train=20))
-        ends.append((timeless(result.metrics), timeless(read_rows(tmp_path / name))))
+        ends.append((timeless(result.metrics), timeless(read_rows(tmp_path / name / "tiny"))))
     assert {"train/largest", "train/largest/std", "train/largest/max"} <= ends[0][0].keys()
     assert same(ends[1], ends[0])
     assert same(ends[2], ends[0])
@@ -557,13 +553,9 @@ def test_check_finite_can_be_turned_off(tmp_path: Path) -> None:
     assert math.isnan(result.metrics["train/regret"])
 
 
-def rows_of(root: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (root / "tiny/metrics.jsonl").read_text().splitlines()]
-
-
 def test_metrics_at_a_stop_between_log_points_are_in_the_result_and_in_a_row_of_their_own(tmp_path: Path) -> None:
     result = quiet(max_steps=1, root=tmp_path).fit(Tiny(), data(train=20))
-    (row,) = rows_of(tmp_path)
+    (row,) = read_rows(tmp_path / "tiny")
     assert (row["step"], row["kind"], row["train/loss"]) == (1, "end", result.metrics["train/loss"])
 
 
@@ -579,7 +571,7 @@ class Closing(Tiny):
 
 def test_what_is_logged_at_the_end_of_a_training_reaches_the_rows_and_the_result(tmp_path: Path) -> None:
     result = quiet(max_epochs=2, log_every_steps=2, root=tmp_path).fit(Closing(), data(train=20))
-    rows = rows_of(tmp_path)
+    rows = read_rows(tmp_path / "tiny")
     assert [row["train/epochs"] for row in rows if "train/epochs" in row] == [1, 2]
     assert rows[-1].pop("seconds") == result.state.seconds
     assert rows[-1] == {"step": 10, "kind": "end", "epoch": 2, "train/epochs": 2, "train/whole": 40}
@@ -595,7 +587,7 @@ def test_a_training_that_goes_on_after_its_end_is_like_one_that_never_ended(tmp_
             options = {"max_epochs": 2, "log_every_steps": 3, **limit}
             results[name] = quiet(root=tmp_path / name, **options).fit(model, data(train=20))
             model.seen = model.seen[-40:]
-    whole, cut = (timeless(rows_of(tmp_path / name)) for name in results)
+    whole, cut = (timeless(read_rows(tmp_path / name / "tiny")) for name in results)
     assert [row.get("kind") for row in whole] == [None] * 7 + ["end"]
     assert ["train/whole" in row for row in cut] == [False] * 7 + [True]
     for row in (whole[-1], cut[-1]):
@@ -635,7 +627,7 @@ def test_evaluations_append_rows_with_the_step_of_their_checkpoint(tmp_path: Pat
     first = next((tmp_path / "tiny/checkpoints").glob("*epoch_1*"))
     found = [trainer.test(model, data(), checkpoint=first), trainer.validate(model, data(), checkpoint="last")]
     trainer.test(model, data(), checkpoint=None)
-    rows = [row for row in rows_of(tmp_path) if "kind" in row]
+    rows = [row for row in read_rows(tmp_path / "tiny") if "kind" in row]
     assert [(row["step"], row["epoch"], row["kind"], row["checkpoint"]) for row in rows] == [
         (0, 0, "test", None),
         (3, 1, "test", first.name),
@@ -655,10 +647,10 @@ def test_a_resume_keeps_the_rows_of_evaluations_up_to_its_step(tmp_path: Path) -
         trainer.test(Tiny(), data(), checkpoint=path)
     second.unlink()
     quiet(max_epochs=3, root=tmp_path).fit(Tiny(), data())
-    rows = rows_of(tmp_path)
+    rows = read_rows(tmp_path / "tiny")
     assert [row["checkpoint"] for row in rows if "kind" in row] == [first.name]
     trained = [row for row in rows if "kind" not in row]
-    assert timeless(trained) == timeless(rows_of(tmp_path / "whole"))
+    assert timeless(trained) == timeless(read_rows(tmp_path / "whole" / "tiny"))
     assert not (tmp_path / "tiny/metrics.jsonl.damaged").exists()
 
 
@@ -680,7 +672,7 @@ def test_an_evaluation_beside_a_running_training_writes_no_row_and_says_so(
     assert "valid/loss" in model.other.stdout
     warning = "WARNING no row of this validate is written to metrics.jsonl and the loggers: "
     assert model.other.stderr.startswith(f"{warning}{tmp_path / 'tiny/checkpoints'}: process {os.getpid()} is running")
-    assert all("kind" not in row for row in rows_of(tmp_path))
+    assert all("kind" not in row for row in read_rows(tmp_path / "tiny"))
 
 
 EVALUATION = f"""

@@ -1,6 +1,5 @@
 """Metrics that a model and callbacks compute from the reduced ones."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import torch
 from helpers.compare import same, saved, timeless, weights
 from helpers.models import Indices, Tiny, data, quiet
+from helpers.rows import read_rows
 
 from helios_lite import Callback, DataModule, Split
 
@@ -55,15 +55,11 @@ class Kept:
         self.rows.append(metrics)
 
 
-def read_rows(root: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (root / "tiny/metrics.jsonl").read_text().splitlines()]
-
-
 def test_what_is_added_is_monitored_and_is_wherever_metrics_are(tmp_path: Path) -> None:
     model, kept = Perplexed(), Kept()
     options = {"monitor": "valid/perplexity", "log_every_steps": 2, "loggers": [kept], "root": tmp_path}
     result = quiet(max_epochs=2, **options).fit(model, data(train=20))
-    written = read_rows(tmp_path)
+    written = read_rows(tmp_path / "tiny")
     assert [row["step"] for row in written] == [2, 4, 5, 5, 6, 8, 10, 10]
     for rows in (written, kept.rows):
         for row in rows:
@@ -97,7 +93,7 @@ def test_a_row_has_its_learning_rate_but_no_time_and_a_validation_all_splits_at_
 def test_values_that_no_row_holds_are_completed_in_the_result(tmp_path: Path) -> None:
     model = Perplexed()
     result = quiet(max_steps=1, root=tmp_path).fit(model, data(train=20))
-    (row,) = read_rows(tmp_path)
+    (row,) = read_rows(tmp_path / "tiny")
     assert row["kind"] == "end"
     assert row["train/perplexity"] == math.exp(row["train/loss"])
     assert result.metrics["train/perplexity"] == math.exp(result.metrics["train/loss"])
@@ -161,7 +157,8 @@ def test_a_value_that_is_not_finite_does_not_end_the_run(tmp_path: Path) -> None
 
     result = quiet(max_epochs=1, root=tmp_path).fit(Overflowing(), data())
     assert result.metrics["train/perplexity"] == math.inf
-    assert [row[name] for row in read_rows(tmp_path) for name in row if name.endswith("perplexity")] == [None, None]
+    rows = read_rows(tmp_path / "tiny")
+    assert [row[name] for row in rows for name in row if name.endswith("perplexity")] == [None, None]
 
 
 @pytest.mark.parametrize("phase", ["train", "valid"])
@@ -198,7 +195,7 @@ def test_a_run_in_parts_ends_like_one_that_was_not_stopped(tmp_path: Path) -> No
             options = {"max_steps": steps, "log_every_steps": 2, "monitor": "valid/perplexity"}
             result = quiet(root=tmp_path / name, **options).fit(Random(), data(train=20))
         content = saved(tmp_path / name / "tiny", "model", "monitor", "metrics", "state", "ranks")
-        ends.append((timeless(result.metrics), timeless(read_rows(tmp_path / name)), content))
+        ends.append((timeless(result.metrics), timeless(read_rows(tmp_path / name / "tiny")), content))
     assert same(ends[0], ends[1])
 
 
