@@ -138,7 +138,12 @@ class UpdateInspector(Callback):
     def __init__(self, step: int, started_at: int, checks_finite: bool) -> None:
         self._step, self._started_at, self._checks_finite = step, started_at, checks_finite
         self._training: Training | None = None
-        self._tap: StepTap | None = None
+        self._tap = StepTap(
+            train_step=self._train_step,
+            on_loss=self._note_loss,
+            on_log=self._note_log,
+            before_step=self._note_step,
+        )
         self._num_done = 0  # Updates before the present batch.
         self._parts: list[_Part] = []
         self._before: list[Tensor] = []
@@ -155,20 +160,13 @@ class UpdateInspector(Callback):
 
     def unwrap(self) -> None:
         """Give the model back as it was before `on_training_start`."""
-        if self._tap is not None:
-            self._tap.remove()
+        self._tap.remove()
 
     # Hooks.
 
     def on_training_start(self) -> None:
         """Begin to see what the model calls."""
-        self._tap = StepTap(
-            self.model,
-            train_step=self._train_step,
-            on_loss=self._note_loss,
-            on_log=self._note_log,
-            before_step=self._note_step,
-        )
+        self._tap.attach(self.model)
 
     def on_training_batch_start(self, state: TrainingState) -> None:
         """Begin to record, if the update to inspect begins."""
@@ -181,7 +179,6 @@ class UpdateInspector(Callback):
             self._before = [value.detach().clone() for value in self._values()]
             for name, net in named_networks(self.model).items():
                 self._names.update((id(p), f"{name}.{path}") for path, p in unwrap_model(net).named_parameters())
-            assert self._tap is not None
             self._tap.watch_optimizers()
         precision.add_gradient_report(self._note_gradients)
 
@@ -200,7 +197,6 @@ class UpdateInspector(Callback):
     # What the model and its optimizers call.
 
     def _train_step(self, batch: Any, state: TrainingState) -> None:
-        assert self._tap is not None
         assert self._training is not None
         if self._records:
             context, indices = self.model._context, self._training.train_data.indices(state)
@@ -283,7 +279,6 @@ class UpdateInspector(Callback):
 
     def _find_first_not_finite(self, state: TrainingState) -> str | None:
         """Compute the update again, and return the first module that is not finite. Call on every rank."""
-        assert self._tap is not None
         self._write_back(self._before)
         finder, networks = NotFiniteFinder(), named_networks(self.model)
         with (
@@ -321,7 +316,6 @@ class UpdateInspector(Callback):
 
     def _evaluated(self, batches: list[Any], part: _Part, state: TrainingState) -> list[float]:
         """Return the loss of each batch in evaluation mode, without gradients."""
-        assert self._tap is not None
         modes = [(module, module.training) for net in named_networks(self.model).values() for module in net.modules()]
         try:
             with self._tap.probing() as losses, torch.no_grad():

@@ -26,7 +26,6 @@ class StepTap:
     can be tapped, and nothing of it is in the loop of a training that is not.
 
     Args:
-        model: the model, which is set up.
         train_step: is called in place of that of the model, which it calls as `StepTap.train_step`.
         on_loss: is called with each loss before its gradients are computed.
         on_log: is called with the name, the value and the reduction of each value that is logged.
@@ -35,21 +34,27 @@ class StepTap:
 
     def __init__(
         self,
-        model: Any,
         *,
         train_step: Callable[[Any, TrainingState], None],
         on_loss: Callable[[Loss], None],
         on_log: Callable[[str, Tensor | float, Any], None],
         before_step: Callable[[str, Optimizer], None],
     ) -> None:
-        self._model, self._on_loss, self._on_log, self._before = model, on_loss, on_log, before_step
-        self._originals = {name: getattr(model, name) for name in _CALLS}
-        self._of_model = {name: vars(model)[name] for name in _CALLS if name in vars(model)}
+        self._on_loss, self._on_log, self._before = on_loss, on_log, before_step
+        self._wrappers = dict(zip(_CALLS, (train_step, self._backward, self._optimizer_step, self._log), strict=True))
+        self._model: Any = None
+        self._originals: dict[str, Callable[..., Any]] = {}
+        self._of_model: dict[str, Any] = {}  # What the model had among its own attributes.
         self._handles: list[RemovableHandle] = []
         self._probed: list[Loss] | None = None  # The losses of a probe.
         self._probe_runs_backward = False
-        wrappers = (train_step, self._backward, self._optimizer_step, self._log)
-        vars(model).update(zip(_CALLS, wrappers, strict=True))
+
+    def attach(self, model: Any) -> None:
+        """See the calls of a model, which is set up, until `remove`."""
+        self._model = model
+        self._originals = {name: getattr(model, name) for name in _CALLS}
+        self._of_model = {name: vars(model)[name] for name in _CALLS if name in vars(model)}
+        vars(model).update(self._wrappers)
 
     def watch_optimizers(self) -> None:
         """Watch the optimizers that the model has now, also where a program calls their `step` itself."""
@@ -58,9 +63,10 @@ class StepTap:
 
     def remove(self) -> None:
         """Give the model back what it had, and its optimizers too."""
-        for name in _CALLS:
+        for name in self._originals:
             vars(self._model).pop(name, None)
-        vars(self._model).update(self._of_model)
+        if self._of_model:
+            vars(self._model).update(self._of_model)
         for handle in self._handles:
             handle.remove()
 

@@ -35,7 +35,6 @@ class Tapping(Callback):
 
     def on_training_start(self) -> None:
         self.tap = StepTap(
-            self.model,
             train_step=self.train_step,
             on_loss=self.losses.append,
             on_log=lambda name, value, reduce: self.logged.append(
@@ -43,6 +42,7 @@ class Tapping(Callback):
             ),
             before_step=lambda name, optimizer: self.steps.append((name, learning_rates(optimizer))),
         )
+        self.tap.attach(self.model)
         self.tap.watch_optimizers()
 
     def train_step(self, batch: Any, state: Any) -> None:

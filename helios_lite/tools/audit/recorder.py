@@ -51,12 +51,17 @@ class Recorder(Callback):
         self._not_finite_batch = ""
         self._held_out: Any = None  # A batch of samples that are not trained on.
         self._held_out_losses: list[float] = []
-        self._tap: StepTap | None = None
         self._initial: list[tuple[Tensor, Tensor]] = []  # What is written back, and its values.
         self._modes = ModeWatch()
         self._frozen, self._moved = dict[str, str](), list[str]()
         self._optimizers = OptimizerWatch(trial.records_gradients)
         self._reader: SampleReader | None = None
+        self._tap = StepTap(
+            train_step=self._train_step,
+            on_loss=self._losses.append,
+            on_log=self._note_log,
+            before_step=self._optimizers.note_step,
+        )
 
     def record(self) -> Record:
         """Return what has been recorded."""
@@ -86,17 +91,10 @@ class Recorder(Callback):
             self._held_out = (data.train.collate_fn or default_collate)([data.train.dataset[i] for i in indices])
         change_splits(data, self._trial)
         vars(self.model).update(valid_step=self._valid_step(self.model.valid_step))
-        self._tap = StepTap(
-            self.model,
-            train_step=self._train_step,
-            on_loss=self._losses.append,
-            on_log=self._note_log,
-            before_step=self._optimizers.note_step,
-        )
+        self._tap.attach(self.model)
 
     def on_training_start(self) -> None:
         """Begin to record."""
-        assert self._tap is not None
         model, trial = self.model, self._trial
         self._tap.watch_optimizers()
         networks = {name: unwrap_model(net) for name, net in named_networks(model).items()}
@@ -156,7 +154,6 @@ class Recorder(Callback):
     # What the model calls.
 
     def _train_step(self, batch: Any, state: TrainingState) -> None:
-        assert self._tap is not None
         trial = self._trial
         if trial.records_bits:
             self._batches.append(digest(batch))
@@ -187,7 +184,6 @@ class Recorder(Callback):
 
     def _probe(self, batch: Any, state: TrainingState) -> list[Loss]:
         """Return the losses of a batch, and update nothing."""
-        assert self._tap is not None
         with self._tap.probing() as losses:
             self._tap.train_step(batch, state)
         return losses
