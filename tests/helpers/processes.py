@@ -5,7 +5,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,10 +71,11 @@ def start(
     return scripts.start(*program, **pipes, start_new_session=True, new_interpreter=new_interpreter)
 
 
-def launched(*arguments: object, by: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+def launched(*arguments: object, by: tuple[str, ...] = (), new_interpreter: bool = False) -> subprocess.Popen[str]:
     """Start launched.py in a process group of its own."""
-    command = [sys.executable, *by, str(TESTS / "launched.py"), *map(str, arguments)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    program = (*by, TESTS / "launched.py", *arguments)
+    options = {"stderr": subprocess.PIPE, "start_new_session": True}
+    return scripts.start(*program, **options, new_interpreter=new_interpreter)
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import scripts
 from helpers.compare import same, saved, timeless
 from helpers.models import Tiny, data, quiet
 from helpers.processes import deadline
@@ -240,19 +241,17 @@ def test_sigusr1_outside_of_the_training_does_nothing_in_any_call(
     devices: str, calls: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "calls.py").write_text(EVERY_CALL)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
-    command = [sys.executable, "calls.py", devices, *calls]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    path = {"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
+    done = scripts.run("calls.py", devices, *calls, cwd=tmp_path, env=path)
     assert done.stdout.split() == calls
 
 
 def test_a_launched_training_passes_sigusr1_on(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(TRAIN)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]), "PACE": "0.05"}
+    environment = {"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]), "PACE": "0.05"}
     environment["OPTIONS"] = repr({"devices": 2, "keep_last": -1})
     with deadline(60):
-        run = subprocess.Popen([sys.executable, "train.py"], cwd=tmp_path, env=environment)
+        run = scripts.start("train.py", cwd=tmp_path, env=environment)
         while not (tmp_path / "pid_0").exists():
             time.sleep(0.02)
         os.kill(run.pid, signal.SIGUSR1)

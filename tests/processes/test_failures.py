@@ -7,13 +7,12 @@ import multiprocessing
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from helpers import attacked, troubled
+from helpers import attacked, scripts, troubled
 from helpers.attacked import Attack, prepare, verdict
 from helpers.processes import DEADLINE, SLOWNESS, deadline, launched, run_python, wait_for
 from helpers.troubled import outcome
@@ -114,10 +113,7 @@ if __name__ == "__main__":
 def test_processes_that_end_with_status_0_before_their_task_end_the_run(tmp_path: Path) -> None:
     program = tmp_path / "vanishing.py"
     program.write_text(VANISHING)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(
-        [sys.executable, program], env=environment, capture_output=True, text=True, timeout=DEADLINE, check=True
-    )
+    done = scripts.run(program, env={"PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
     assert re.fullmatch(r"rank [01] ended without an exception \(exit status 0\)\n", done.stdout)
 
 
@@ -157,9 +153,8 @@ raise SystemExit("end")
 
 
 def test_a_worker_ends_with_its_program_however_many_files_are_open() -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-c", MANY_FILES]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=15 * SLOWNESS, check=False)
+    path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = scripts.run("-c", MANY_FILES, env=path, timeout=15 * SLOWNESS, check=False)
     assert done.stderr == "end\n"
 
 

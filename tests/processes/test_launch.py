@@ -7,7 +7,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import troubled
+from helpers import scripts, troubled
 from helpers.compare import same, weights
 from helpers.models import Plain, Tiny
 from helpers.processes import DEADLINE, alive, deadline, launched, wait_for
@@ -184,10 +183,7 @@ if __name__ == "__main__":
 
 def test_the_config_of_a_run_names_a_class_of_the_program_as_one_process_does(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(CALLBACK_OF_THE_PROGRAM)
-    done = subprocess.run(
-        [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE
-    )
-    assert done.returncode == 0, done.stderr
+    scripts.run("program.py", cwd=tmp_path)
 
 
 def test_taking_over_what_other_processes_have_trained_uses_no_random_numbers_of_the_caller(tmp_path: Path) -> None:
@@ -360,7 +356,7 @@ def test_a_sigterm_while_processes_are_starting_ends_them_without_a_restart(tmp_
 
 
 def test_ctrl_c_saves_and_ends_all(tmp_path: Path, root: Path, whole: tuple[Model, FitResult]) -> None:
-    process = launched(tmp_path, "--devices", 2, "--pace", 0.05)
+    process = launched(tmp_path, "--devices", 2, "--pace", 0.05, new_interpreter=True)
     wait_for(tmp_path / "batches-1", process)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=DEADLINE)
@@ -406,7 +402,7 @@ def test_a_second_ctrl_c_ends_all_at_once(tmp_path: Path) -> None:
 def test_processes_whose_parent_was_killed_end_by_themselves(tmp_path: Path) -> None:
     process = launched(tmp_path, "--devices", 2, "--asleep", "--num-workers", 1)
     wait_for(tmp_path / "trouble", process)
-    assert len(alive()) == 6  # A parent, its fork server, two ranks and their loading processes.
+    assert len(alive()) == 5  # The fork server of the program, two ranks and their loading processes.
     process.kill()
     process.communicate(timeout=10)
 
@@ -472,7 +468,5 @@ def test_a_network_compiled_by_blocks_learns_the_same_and_its_checkpoint_needs_n
 
 
 def test_the_example_takes_a_number_of_devices(tmp_path: Path) -> None:
-    command = [sys.executable, str(EXAMPLES / "digits.py"), "--devices", "2", "--epochs", "1"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE)
-    assert done.returncode == 0, done.stderr
+    done = scripts.run(EXAMPLES / "digits.py", "--devices", 2, "--epochs", 1, cwd=tmp_path)
     assert re.search(r"^test accuracy 0\.\d+ with ", done.stdout, re.MULTILINE)
