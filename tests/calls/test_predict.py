@@ -232,7 +232,7 @@ def test_launched_processes_write_the_file_of_one_process(tmp_path: Path, ended:
     model = Noisy()
     for devices in (1, 2):
         path = tmp_path / f"{devices}.pth"
-        quiet(devices=devices, accelerator="cpu").write_predictions(model, predict_split(22, shuffle=True), path)
+        quiet(devices=devices, accelerator="cpu").write_predictions(model, predict_split(21, shuffle=True), path)
     one, two = (torch.load(tmp_path / f"{devices}.pth", weights_only=True) for devices in (1, 2))
     assert same(one, two)
     assert not model.net.training  # It was set up here too.
