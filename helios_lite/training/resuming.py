@@ -188,7 +188,7 @@ def _compare_options(session: Session, monitor: Monitor, content: dict[str, Any]
     """Log the options that differ from the checkpoint's; forget what was best if another metric is monitored."""
     now, earlier = session.options.config(), content["config"]
     for name, value in now.items():
-        if str(earlier.get(name)) != str(value):  # NaN is equal to itself.
+        if not _is_equal(earlier.get(name), value):
             logger.info("%s: %r in the checkpoint, %r now", name, earlier.get(name), value)
     if (earlier.get("monitor"), earlier.get("mode")) != (now["monitor"], now["mode"]):
         logger.warning("something else is monitored now: what was best so far is forgotten")
