@@ -1328,6 +1328,18 @@ MUTATIONS = [
         DISTRIBUTED + "test_a_signal_that_comes_during_an_exchange_is_not_lost",
     ),
     Mutation(
+        "training/stopping.py",
+        "self._session.options, self._clock.shared_seconds)",
+        "self._session.options, self._state.seconds)",
+        DISTRIBUTED + "test_ranks_whose_clocks_differ_stop_and_save_together",
+    ),
+    Mutation(
+        "training/checkpointer.py",
+        "self._saved_seconds = (state.step, state.epoch), self._clock.shared_seconds",
+        "self._saved_seconds = (state.step, state.epoch), state.seconds",
+        DISTRIBUTED + "test_ranks_whose_clocks_differ_stop_and_save_together",
+    ),
+    Mutation(
         "training/session.py",
         "self.context.parallel.reshard()",
         "pass",

@@ -89,7 +89,7 @@ class Checkpointer:
         session, state = self._session, self._state
         if session.checkpoints is None or self._saved_at == (state.step, state.epoch):
             return False
-        due = save_due(state, session.options, state.seconds - self._saved_seconds)
+        due = save_due(state, session.options, self._clock.shared_seconds - self._saved_seconds)
         if state.validated_step == state.step:
             kept = session.world.is_main and session.checkpoints.would_be_kept(*self._monitor.current())
             due = session.world.broadcast(due or kept)
@@ -122,7 +122,7 @@ class Checkpointer:
             elif session.world.is_main:
                 self.last_checkpoint = session.checkpoints.save(content, **about)
             logger.debug("saved %s", self.last_checkpoint)
-            self._saved_at, self._saved_seconds = (state.step, state.epoch), state.seconds
+            self._saved_at, self._saved_seconds = (state.step, state.epoch), self._clock.shared_seconds
 
     def _content(self) -> dict[str, Any]:
         """Return the content of a checkpoint. Call on every rank."""
@@ -150,7 +150,8 @@ class Checkpointer:
                 "checkpoint does not have keeps those of a new run, so the bits differ from those of %d",
                 len(ranks), world.size, len(ranks),
             )  # fmt: skip
-        self._saved_at, self._saved_seconds = (self._state.step, self._state.epoch), self._state.seconds
+        self._clock.restart()
+        self._saved_at, self._saved_seconds = (self._state.step, self._state.epoch), self._clock.shared_seconds
         self.resumed_from = self.last_checkpoint = path
 
     def restore_rng(self) -> None:

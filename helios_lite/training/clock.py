@@ -12,19 +12,23 @@ class Clock:
 
     Attributes:
         now: the time of the last `tick`, as `time.monotonic`.
+        shared_seconds: the seconds that were shared last. What the ranks decide by the time, they decide by these,
+            because every rank counts the time since then by itself.
     """
 
     def __init__(self, state: TrainingState) -> None:
         self._state = state
         self.now = time.monotonic()
+        self.shared_seconds = state.seconds
 
     def restart(self) -> None:
-        """Count from now on, without the time since the last `tick`."""
+        """Count from now on, without the time since the last `tick`. The counters of all ranks are the same."""
         self.now = time.monotonic()
+        self.shared_seconds = self._state.seconds
 
-    def set(self, seconds: float) -> None:
-        """Set `state.seconds`: to the largest of all ranks."""
-        self._state.seconds = seconds
+    def share(self, seconds: float) -> None:
+        """Set `state.seconds` on all ranks: to the largest of all."""
+        self._state.seconds = self.shared_seconds = seconds
 
     def tick(self) -> None:
         """Add the time since the last call to `state.seconds`."""

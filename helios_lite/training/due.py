@@ -97,10 +97,15 @@ def next_due(step: int, *periods: int | None, limit: int | None) -> float:
     return min([*steps, *([] if limit is None else [limit])], default=math.inf)
 
 
-def limit_reached(state: TrainingState, options: Options) -> str | None:
+def limit_reached(state: TrainingState, options: Options, seconds: float) -> str | None:
     """Return the option that ends the run at these counters, None if training continues.
 
     It depends on the counters and the present options only, so that a finished run continues if its limit was raised.
+
+    Args:
+        state: the counters.
+        options: the trainer.
+        seconds: the seconds of training that all ranks agree on.
     """
     if options.fast_dev_run:
         return "fast_dev_run" if state.step > 0 else None
@@ -108,7 +113,7 @@ def limit_reached(state: TrainingState, options: Options) -> str | None:
         return "max_epochs"
     if options.max_steps is not None and state.step >= options.max_steps:
         return "max_steps"
-    if options.max_minutes is not None and state.seconds >= 60 * options.max_minutes:
+    if options.max_minutes is not None and seconds >= 60 * options.max_minutes:
         return "max_minutes"
     if options.patience is not None and state.early_stop_count >= options.patience:
         return "patience"

@@ -56,13 +56,14 @@ class StopCoordinator:
             self._save_requested |= shutdown.take_save_request()
             if self._uses_time:
                 self._clock.tick()
+                self._clock.share(state.seconds)
         else:
             if not now and not self.polls_model and state.step < self._next_sync_step:
                 return
             self._clock.tick()
             own = [self._is_requested, shutdown.received or 0, shutdown.take_save_request(), state.seconds]
             requested, number, save_requested, seconds = world.all_reduce_max(own, self._session.device)
-            self._clock.set(seconds)
+            self._clock.share(seconds)
             is_requested, signal = bool(requested), Signals(int(number)) if number else None
             self._save_requested |= bool(save_requested)
             seconds_per_step = (state.seconds - self._synced_seconds) / max(1, state.step - self._synced_step)
@@ -79,7 +80,7 @@ class StopCoordinator:
 
     def limit_reached(self) -> str | None:
         """Return the option that ends the run at the present counters, None if training continues."""
-        return limit_reached(self._state, self._session.options)
+        return limit_reached(self._state, self._session.options, self._clock.shared_seconds)
 
     def stop_reason(self) -> str | None:
         """Return why the run stops at this boundary, None if training continues.

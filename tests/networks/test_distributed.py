@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from helpers.clock import Time
 from helpers.compare import close, same, saved, timeless, weights
 from helpers.models import Indices, Plain, Tiny, data, quiet
 from helpers.processes import deadline
@@ -30,6 +31,7 @@ from helios_lite.networks.parallel import unwrap_model
 from helios_lite.processes.launch import launch
 from helios_lite.processes.world import World, join_world
 from helios_lite.samplers import BucketBatchSampler
+from helios_lite.training import clock
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -1115,6 +1117,48 @@ def test_a_signal_that_comes_during_an_exchange_is_not_lost(result: Results) -> 
     assert first == second
     assert first[0] == "exit 143"
     assert first[1] < 10
+
+
+# Clocks that differ.
+
+
+class Passing(Plain):
+    """Says how much time passes on its rank: in every step, and before every save."""
+
+    def __init__(self, time: Time, in_step: float, before_save: float = 0.0) -> None:
+        super().__init__()
+        self.time, self.in_step, self.before_save = time, in_step, before_save
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        super().train_step(batch, state)
+        self.time.now += self.in_step
+
+    def should_save_checkpoint(self) -> bool:
+        self.time.now += self.before_save
+        return True
+
+
+@scenario(ranks=2)
+def uneven_clocks(root: Path, world: World) -> tuple[list[int], list[int], int]:
+    """Between two exchanges a limit is reached on rank 0 alone; a checkpoint is older on rank 0 than on rank 1."""
+    time, clock.time = clock.time, Time()
+    try:
+        model = Passing(clock.time, in_step=(0.12, 0.1)[world.rank])
+        limited = quiet(max_minutes=0.92 / 60, max_steps=50, log_every_steps=1).fit(model, data(train=400))
+        model = Passing(clock.time, in_step=1.0, before_save=(0.0, 0.3)[world.rank])
+        options = {"max_steps": 4, "save_every_minutes": 1.15 / 60, "save_every_epochs": None, "keep_last": -1}
+        saved = quiet(root=root / "uneven-clocks", valid_every_epochs=None, **options).fit(model, data(train=40))
+    finally:
+        clock.time = time
+    files = list((root / "uneven-clocks" / "plain" / "checkpoints").glob("*.pth"))
+    return world.gather(limited.state.step), world.gather(saved.state.step), len(files)
+
+
+def test_ranks_whose_clocks_differ_stop_and_save_together(result: Results) -> None:
+    stopped, ended, num_files = result(uneven_clocks, ranks=2)
+    assert stopped == [9, 9]
+    assert ended == [4, 4]
+    assert num_files == 3  # After steps 2, 3 and 4.
 
 
 # A forward pass without a backward pass, and splits of different sizes.

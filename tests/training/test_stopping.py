@@ -240,18 +240,18 @@ def test_save_due(counters, seconds_since, options, due):
 def test_each_limit_ends_the_run_when_the_counter_gets_there_or_beyond(limit, value, below, reached):
     options = Trainer(**{limit: value})
     beyond = {name: count + 1 for name, count in reached.items()}
-    assert limit_reached(TrainingState(**below), options) is None
-    assert limit_reached(TrainingState(**reached), options) == limit
-    assert limit_reached(TrainingState(**beyond), options) == limit
+    assert limit_reached(TrainingState(**below), options, below.get("seconds", 0.0)) is None
+    assert limit_reached(TrainingState(**reached), options, reached.get("seconds", 0.0)) == limit
+    assert limit_reached(TrainingState(**beyond), options, beyond.get("seconds", 0.0)) == limit
 
 
 def test_a_run_whose_limit_was_raised_goes_on():
     finished = TrainingState(epoch=3, early_stop_count=2)
-    assert limit_reached(finished, Trainer(max_epochs=3, patience=2)) == "max_epochs"
-    assert limit_reached(finished, Trainer(max_epochs=4, patience=2)) == "patience"
-    assert limit_reached(finished, Trainer(max_epochs=4, patience=3)) is None
+    assert limit_reached(finished, Trainer(max_epochs=3, patience=2), 0.0) == "max_epochs"
+    assert limit_reached(finished, Trainer(max_epochs=4, patience=2), 0.0) == "patience"
+    assert limit_reached(finished, Trainer(max_epochs=4, patience=3), 0.0) is None
 
 
 def test_without_a_limit_nothing_ends_the_run():
     state = TrainingState(epoch=10**6, step=10**9, seconds=1e9, early_stop_count=10**6)
-    assert limit_reached(state, Trainer()) is None
+    assert limit_reached(state, Trainer(), state.seconds) is None
