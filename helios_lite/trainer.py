@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @option_class
-@dataclasses.dataclass(kw_only=True, repr=False)  # Its own, since editors show no inherited constructor.
+@dataclasses.dataclass(kw_only=True, repr=False, eq=False)  # Its own, since editors show no inherited constructor.
 class Trainer(Options):
     """Trains, tests and uses models. It holds the options of a run (see `Options`), never its state."""
 

@@ -578,7 +578,9 @@ MUTATIONS = [
         '"gradient_clip_val": "clip_norms"',
         "test_options.py::test_what_other_trainers_call_an_option_is_answered_with_what_there_is",
     ),
-    Mutation("trainer.py", "@dataclasses.dataclass(kw_only=True, repr=False)  # Its own", "# Not its own", EDITOR),
+    Mutation(
+        "trainer.py", "@dataclasses.dataclass(kw_only=True, repr=False, eq=False)  # Its own", "# Not its own", EDITOR
+    ),
     Mutation("data.py", '    """Use a new random order in every epoch."""\n', "", EDITOR),
     # Epochs of a fixed number of updates.
     Mutation(
