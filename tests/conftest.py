@@ -1,6 +1,9 @@
 import os
 import time
 import uuid
+from pathlib import Path
+
+import pytest
 
 # Of all processes that tests start; before the first of them, since those of a fork server show what it began with.
 os.environ["TEST_MARK"] = uuid.uuid4().hex
@@ -14,3 +17,33 @@ os.environ["TEST_IMPORT_SECONDS"] = str(time.monotonic() - started)
 # Networks this small only wait for their threads, here and in the programs that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+
+# The files that take longest, which start first, so that no process of pytest is left with one while others have ended.
+LONGEST = [
+    "tools/test_audit",
+    "processes/test_launch",
+    "processes/test_failures",
+    "processes/test_clusters",
+    "networks/test_distributed",
+    "processes/test_hangs",
+    "networks/test_sharded_networks",
+    "checkpoints/test_sharded",
+    "test_examples_generative",
+    "training/test_interrupts",
+    "test_docs",
+    "display/test_console",
+    "processes/test_forkserver",
+    "calls/test_predict",
+    "test_examples",
+    "test_examples_lessons",
+    "tools/test_command",
+    "training/test_resume",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(Path(__file__).parent).with_suffix("").as_posix()
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
