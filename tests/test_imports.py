@@ -9,6 +9,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from helpers import scripts
+
 import helios_lite
 
 FOLDER = Path(helios_lite.__file__).parent
@@ -128,3 +130,9 @@ def test_nothing_is_imported_but_the_standard_library_and_the_declared_packages(
     for file, (_, outside) in IMPORTS.items():
         packages = set() if file in STANDARD_LIBRARY_ONLY else {"torch", "tqdm", "rich", "numpy"}
         assert outside - sys.stdlib_module_names <= packages | OPTIONAL.get(file, set()), file
+
+
+def test_importing_the_package_does_not_import_what_only_some_programs_need():
+    program = "import sys, helios_lite; print(*sys.modules)"
+    imported = scripts.run("-c", program, new_interpreter=True).stdout.split()
+    assert {"tomllib", "matplotlib", "helios_lite.config", "helios_lite.schedules"} & set(imported) == set()

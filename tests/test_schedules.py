@@ -3,8 +3,6 @@
 import copy
 import math
 import pickle
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -188,8 +186,3 @@ def test_a_resumed_run_has_the_learning_rates_of_one_that_was_not_stopped(name: 
 def test_a_wrong_argument_is_an_error_that_names_it(make: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make(optimizer(1.0))
-
-
-def test_importing_the_package_does_not_import_the_schedules() -> None:
-    program = "import sys, helios_lite; assert 'helios_lite.schedules' not in sys.modules"
-    subprocess.run([sys.executable, "-c", program], check=True)

@@ -2,12 +2,11 @@
 
 import itertools
 import random
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from helpers import scripts
 
 from helios_lite.checkpoints.files import to_serializable
 from helios_lite.processes import rng
@@ -147,7 +146,7 @@ import torch.utils.data
 for name in [name for name in sys.modules if name.split(".")[0] == "numpy"]:
     del sys.modules[name]
 import helios_lite
-from helios_lite.runtime import rng
+from helios_lite.processes import rng
 cpu = torch.device("cpu")
 rng.seed_all(1)
 with rng.fork_rng(cpu):
@@ -155,5 +154,5 @@ with rng.fork_rng(cpu):
 rng.set_state(state | {"numpy": ["MT19937", torch.zeros(624), 0, 0, 0.0]}, cpu)
 print(sorted(state), "numpy" in sys.modules)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = scripts.run("-c", script, new_interpreter=True)
     assert (done.stdout, done.stderr) == ("['random', 'torch'] False\n", "")

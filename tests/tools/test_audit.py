@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import os
 import re
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import scripts
 from helpers.planted import ERRORS
 from helpers.right_programs import RIGHT, Classifier, blobs, splits, trainer
 
@@ -293,8 +293,5 @@ def test_a_script_without_a_main_guard_is_told_so(tmp_path: Path) -> None:
         "from helios_lite.tools.audit import audit\nfrom helpers.right_programs import RIGHT\n"
         'print(audit(RIGHT["classifier"], ["parameters"], seconds=30)[0].text)\n'
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    result = subprocess.run(
-        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=100, check=True
-    )
+    result = scripts.run(script, env={"PYTHONPATH": os.pathsep.join(sys.path)})
     assert 'if __name__ == "__main__":' in result.stdout
