@@ -209,7 +209,7 @@ MUTATIONS = [
     Mutation(
         "training/training_log.py",
         'state_dict["flushed_step"], state_dict["rows"]',
-        'state_dict["flushed_step"], 10**9',
+        'state_dict["flushed_step"], 0',
         RESUME + "test_a_crash_between_checkpoints_repeats_what_was_lost",
     ),
     Mutation("training/resuming.py", "if found and is_automatic and", "if False and", OTHER_HPARAMS),
@@ -902,6 +902,18 @@ MUTATIONS = [
         "if path.is_dir() and re.fullmatch",
         "if False and re.fullmatch",
         SHARDED + HALF_WRITTEN,
+    ),
+    Mutation(
+        "checkpoints/sharded.py",
+        "place.offset, place.length)",
+        "0, place.length)",
+        SHARDED + "test_places_are_those_of_the_metadata_of_dcp",
+    ),
+    Mutation(
+        "checkpoints/sharded.py",
+        "if name not in metadata.state_dict_metadata:",
+        "if False:",
+        SHARDED + "test_a_folder_without_places_is_refused",
     ),
     Mutation("checkpoints/reading.py", "if all(reasons):", "if error is not None:", SHARDED + ONE_RANK_CANNOT),
     Mutation("checkpoints/reading.py", "if reason is not None:", "if False:", SHARDED + ONE_RANK_CANNOT),
