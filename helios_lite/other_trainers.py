@@ -31,7 +31,7 @@ ELSEWHERE = {
     "terminate_on_nan": "check_finite",
     "track_grad_norm": "log_grad_norm=True",
     "use_distributed_sampler": "nothing: a Split is divided among the processes",
-    "val_check_interval": "valid_every_epochs=0.25 for a part of an epoch, or valid_every_steps, a number of updates",
+    "val_check_interval": "valid_every_epochs=0.25 for a part of an epoch, or valid_every_steps, a number of steps",
     # The Trainer of transformers
     "bf16": "precision='bf16'",
     "data_seed": "seed",

@@ -51,7 +51,7 @@ def _inspect(session: Session, shutdown: GracefulShutdown, *, step: int, inspect
     finally:
         inspector.unwrap()
     if inspector.result is None:
-        raise ValueError(f"step={step}: the run ends after update {training.state.step}")
+        raise ValueError(f"step={step}: the run ends after step {training.state.step}")
     return inspector.result
 
 

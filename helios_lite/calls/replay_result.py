@@ -69,7 +69,7 @@ class Replay:
 
     def __str__(self) -> str:
         """Return a short table."""
-        lines = [f"update {self.step} in epoch {self.epoch}, replayed from update {self.started_at} on"]
+        lines = [f"step {self.step} in epoch {self.epoch}, replayed from step {self.started_at} on"]
         for batch in self.batches:
             where = f"rank {batch.rank}: " if len({each.rank for each in self.batches}) > 1 else ""
             weight = "" if batch.weight is None else f" (weight {batch.weight:g})"

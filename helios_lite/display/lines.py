@@ -12,7 +12,7 @@ _MOST_VALUES = 6  # More metrics than these are in metrics.jsonl, but not in a l
 
 
 def log_line(state: TrainingState, options: Options, values: Mapping[str, float], done: float | None) -> str:
-    """Return the line of a log point: the counters, the metrics, the speed, and when the run will end.
+    """Return the line of a row: the counters, the metrics, the speed, and when the run will end.
 
     Args:
         state: the counters.

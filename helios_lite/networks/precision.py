@@ -175,7 +175,7 @@ class Precision:
             self.last_loss = None
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped and not stepped else 0
         if self._skipped_in_a_row == _MAX_SKIPPED_IN_A_ROW:
-            raise FloatingPointError(f"gradients were not finite in {_MAX_SKIPPED_IN_A_ROW} updates in a row")
+            raise FloatingPointError(f"gradients were not finite in {_MAX_SKIPPED_IN_A_ROW} steps in a row")
         return stepped or not skipped, skipped
 
     def state_dict(self) -> dict[str, Any]:

@@ -107,7 +107,7 @@ class GracefulShutdown:
         if self.received is not None:  # The first is the cause: after Ctrl-C the launching process sends SIGTERM.
             return
         if self._announces:
-            os.write(2, b"finishing the update and saving; Ctrl-C ends at once\n")  # print is not safe in a handler.
+            os.write(2, b"finishing the step and saving; Ctrl-C ends at once\n")  # print is not safe in a handler.
         self.receive(signal.Signals(number))
         self._phase.value = RECEIVED
 

@@ -136,10 +136,10 @@ def _add_commands_of_files(add: Callable[..., argparse.ArgumentParser]) -> None:
     command.add_argument("--checkpoint", default="best", help=checkpoint_help)
     command.add_argument("--output", type=Path, default="predictions.pth", help="default: %(default)s")
 
-    command = add(replay, "compute one update of a run again, and show it", _OVERRIDES)
+    command = add(replay, "compute one step of a run again, and show it", _OVERRIDES)
     command.usage = "%(prog)s [-h] --step STEP FILE [--table.key VALUE ...]"
     command.add_argument("file", metavar="FILE", type=Path, help="the TOML file")
-    command.add_argument("--step", type=int, required=True, help="the number of the update, from 1")
+    command.add_argument("--step", type=int, required=True, help="the number of the step, from 1")
 
     command = add(audit, "look for errors of the program of a TOML file that raise none", _OVERRIDES)
     command.usage = "%(prog)s [-h] [--only NAME[,NAME]] [--devices N] [--json] FILE [--table.key VALUE ...]"

@@ -159,7 +159,7 @@ def _samples(config: Mapping[str, Any], start: int, end: int) -> str:
         part = order[update * window * batch : min((update + 1) * window, num_batches) * batch]
         indices += [int(index) for index in part]
     shown = ", ".join(map(str, indices[:_MOST_SHOWN])) + (", ..." if len(indices) > _MOST_SHOWN else "")
-    which = f"update {end}" if end == start + 1 else f"updates {start + 1} to {end}"
+    which = f"step {end}" if end == start + 1 else f"steps {start + 1} to {end}"
     return f"{which} of A read the samples {shown} of its train split"
 
 

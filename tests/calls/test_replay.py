@@ -176,7 +176,7 @@ def test_a_stream_and_epochs_of_some_steps_are_replayed_too(tmp_path: Path) -> N
 
 
 def test_what_cannot_be_replayed_is_said(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^step=49: the run ends after update 48$"):
+    with pytest.raises(ValueError, match=r"^step=49: the run ends after step 48$"):
         trainer(run).replay(Dropped(), data(), 49)
     with pytest.raises(FileNotFoundError, match=r"^step=1: there is no run to replay in .*dropped$"):
         trainer(tmp_path).replay(Dropped(), data(), 1)
@@ -195,8 +195,8 @@ def test_the_command_shows_an_update(tmp_path: Path, monkeypatch: pytest.MonkeyP
     capsys.readouterr()
     main(["replay", "run.toml", "--step", "3"])
     shown = capsys.readouterr().out
-    assert shown.startswith("update 3 in epoch ")
+    assert shown.startswith("step 3 in epoch ")
     assert "learning rate optimizer: 0.0098" in shown
     with pytest.raises(SystemExit):
         main(["replay", "run.toml", "--step", "9"])
-    assert "step=9: the run ends after update 4" in capsys.readouterr().err
+    assert "step=9: the run ends after step 4" in capsys.readouterr().err

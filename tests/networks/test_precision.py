@@ -140,7 +140,7 @@ def test_limits_and_log_points_count_the_updates_that_took_place(tmp_path: Path)
 
 
 def test_gradients_that_are_never_finite_end_the_run() -> None:
-    with pytest.raises(FloatingPointError, match="gradients were not finite in 100 updates in a row"):
+    with pytest.raises(FloatingPointError, match="gradients were not finite in 100 steps in a row"):
         quiet(max_steps=3, precision="fp16").fit(Regression(bad=tuple(range(1000))), split())
 
 

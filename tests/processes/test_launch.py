@@ -305,7 +305,7 @@ def require_saved(folder: Path) -> None:
 
 def require_one_line_each(errors: str) -> None:
     """One process says that the run is about to stop, and one that it has stopped because of Ctrl-C."""
-    assert errors.count("finishing the update and saving; Ctrl-C ends at once\n") == 1, errors
+    assert errors.count("finishing the step and saving; Ctrl-C ends at once\n") == 1, errors
     assert re.findall(r"(\w+): stopped at step", errors) == ["SIGINT"], errors
 
 

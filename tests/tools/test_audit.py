@@ -117,10 +117,10 @@ def test_the_other_relations_break_too(make: Any, relation: str) -> None:
 
 def test_what_differs_first_is_named() -> None:
     for name, relation, text in (
-        ("same_noise", "workers", "with 2 workers update 2 differs: its batch is another one"),
-        ("counter_not_saved", "resume", "update 4 differs: the loss is "),
-        ("scheduled_twice", "accumulation", "update 1 has the learning rate [0.0099], otherwise [0.01]"),
-        ("batch_of_rank_0", "devices", "with 2 processes the gradient of update 1 differs: by "),
+        ("same_noise", "workers", "with 2 workers step 2 differs: its batch is another one"),
+        ("counter_not_saved", "resume", "step 4 differs: the loss is "),
+        ("scheduled_twice", "accumulation", "step 1 has the learning rate [0.0099], otherwise [0.01]"),
+        ("batch_of_rank_0", "devices", "with 2 processes the gradient of step 1 differs: by "),
         ("half_optimized", "parameters", "net.0.weight, net.0.bias are in no optimizer, though they get gradients"),
         ("frozen_in_training_mode", "modes", "net.0.1 is frozen, but in training mode in train_step"),
         ("one_nan", "finite", "1 samples of train are not finite (part 0): indices 37"),
@@ -281,7 +281,7 @@ def test_the_command_prints_a_table_or_json_and_says_by_its_status_whether_all_h
         ("accumulation", "breaks"),
     ]
     main(["audit", file, "--only", "resume"])
-    assert "crashes after the updates 3 and 8 of 10" in " ".join(capsys.readouterr().out.split())
+    assert "crashes after the steps 3 and 8 of 10" in " ".join(capsys.readouterr().out.split())
     with pytest.raises(SystemExit) as caught:
         main(["audit", file, "--only", "nothing"])
     assert caught.value.code == 2

@@ -152,7 +152,7 @@ def test_the_update_that_read_another_sample_is_the_one_that_is_named(first: Pat
     order = torch.randperm(16, generator=torch.Generator().manual_seed(seed_of_epoch_0())).tolist()
     update = order.index(7) // 4 + 1
     samples = ", ".join(map(str, order[4 * update - 4 : 4 * update]))
-    assert f"update {update} of A read the samples {samples} of its train split" in text
+    assert f"step {update} of A read the samples {samples} of its train split" in text
 
 
 def seed_of_epoch_0() -> int:

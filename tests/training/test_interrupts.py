@@ -94,7 +94,7 @@ def test_a_sigterm_after_ctrl_c_changes_nothing(
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         quiet(max_epochs=3, callbacks=[Signal(signal.SIGINT), Signal(signal.SIGTERM)]).fit(Tiny(), data())
-    assert capfd.readouterr().err.count("finishing the update") == 1
+    assert capfd.readouterr().err.count("finishing the step") == 1
     assert caplog.messages[-1] == "SIGINT: stopped at step 2"
 
 

@@ -17,7 +17,7 @@ def base(trials: Trials) -> Record:
     """Return the record of the program as it is; `NotApplicable` if it does not train."""
     record = trials.kept(BASE).checked("the training itself", NotApplicable)
     if not record.updates:
-        raise NotApplicable("the training makes no update")
+        raise NotApplicable("the training makes no step")
     return record
 
 
@@ -26,7 +26,7 @@ def check_repeat(trials: Trials) -> str:
     expected = base(trials)
     _compare(expected, trials.run(BASE), "in the second process")
     _compare(expected, trials.run(_base_with(changes_hash_seed=True)), "with other hashes of strings")
-    return f"{len(expected.updates)} updates in several processes, one of them with other hashes of strings"
+    return f"{len(expected.updates)} steps in several processes, one of them with other hashes of strings"
 
 
 def check_resume(trials: Trials) -> str:
@@ -36,17 +36,17 @@ def check_resume(trials: Trials) -> str:
     total = len(expected.updates)
     cuts = [cut for cut in (3, 8) if cut < total]
     if not cuts:
-        raise NotApplicable(f"the training ends after {total} updates")
+        raise NotApplicable(f"the training ends after {total} steps")
     parts = []
     for i, end in enumerate([*cuts, None]):
         part = trials.run(_base_with(options=saving, ends_after=end), folder="cut")
         parts.append(part.checked(f"{'the resume after' if i else 'the training before'} the crash"))
     for cut, part in zip(cuts, parts[1:], strict=True):
         if part.updates and part.first_update != cut + 1:
-            raise Break(f"the resume after update {cut} went on with update {part.first_update}")
+            raise Break(f"the resume after step {cut} went on with step {part.first_update}")
     joined = Record(updates=[update for part in parts for update in part.updates])
-    _compare(expected, joined, f"after a resume (crashes after the updates {' and '.join(map(str, cuts))})")
-    return f"crashes after the updates {' and '.join(map(str, cuts))} of {total}, then a resume"
+    _compare(expected, joined, f"after a resume (crashes after the steps {' and '.join(map(str, cuts))})")
+    return f"crashes after the steps {' and '.join(map(str, cuts))} of {total}, then a resume"
 
 
 def check_workers(trials: Trials) -> str:
@@ -74,8 +74,8 @@ def check_validation(trials: Trials) -> str:
     for i, (a, b) in enumerate(zip(often.updates, never.updates, strict=False)):
         if repr(a.rates) != repr(b.rates) and (i == 0 or often.updates[i - 1].losses == never.updates[i - 1].losses):
             raise NotApplicable("the learning rate depends on the validations")
-    _compare(never, often, "with a validation after every update")
-    return f"{len(never.updates)} updates with {len(often.validations)} validations, and without any"
+    _compare(never, often, "with a validation after every step")
+    return f"{len(never.updates)} steps with {len(often.validations)} validations, and without any"
 
 
 def _base_with(**changes: Any) -> Trial:
@@ -94,9 +94,9 @@ def _compare(expected: Record, found: Record, when: str) -> None:
     found.checked(f"{when} the training")
     for i, (a, b) in enumerate(zip(expected.updates, found.updates, strict=False)):
         if (difference := _difference(a, b)) is not None:
-            raise Break(f"{when} update {i + 1} differs: {difference}")
+            raise Break(f"{when} step {i + 1} differs: {difference}")
     if len(expected.updates) != len(found.updates):
-        raise Break(f"{when} there are {len(found.updates)} updates, otherwise {len(expected.updates)}")
+        raise Break(f"{when} there are {len(found.updates)} steps, otherwise {len(expected.updates)}")
     for i, (before, after) in enumerate(zip(expected.validations, found.validations, strict=False)):
         if len(expected.validations) == len(found.validations) and _measured(before) != _measured(after):
             names = [name for name in before if before[name] != after.get(name)]

@@ -23,7 +23,7 @@ def check_parameters(trials: Trials) -> str:
         ],
         "in no optimizer": [name for name, (n, has, *_) in trained.items() if n == 0 and not has],
         "in more than one place of the optimizers": [name for name, (n, *_) in trained.items() if n > 1],
-        "without a gradient in all updates": [name for name, (n, has, *_) in trained.items() if n and not has],
+        "without a gradient in all steps": [name for name, (n, has, *_) in trained.items() if n and not has],
         "with gradients that are all zero": [
             name for name, (n, has, nonzero, _) in trained.items() if n and has and not nonzero
         ],

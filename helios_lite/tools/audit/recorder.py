@@ -158,7 +158,7 @@ class Recorder(Callback):
         if trial.records_bits:
             self._batches.append(digest(batch))
             if not self._not_finite_batch and (place := place_not_finite(batch)) is not None:
-                self._not_finite_batch = f"{place} of the batch of update {state.step + 1}"
+                self._not_finite_batch = f"{place} of the batch of step {state.step + 1}"
         if trial.is_evaluating:
             for net in named_networks(self.model).values():
                 net.eval()

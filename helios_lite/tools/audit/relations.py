@@ -68,7 +68,7 @@ RELATIONS = (
     Relation(
         "resume",
         "a training that crashes and resumes ends with the bits of one that did not",
-        "a checkpoint holds all that the next update depends on",
+        "a checkpoint holds all that the next step depends on",
         "",
         "a counter, a hidden state or an average in a plain attribute, gradients that are not cleared (zero_grad), a "
         "generator of one's own, weights that are tied before a load and not after it",

@@ -60,7 +60,7 @@ def check_accumulation(trials: Trials) -> str:
     large = _gradients(trials, facts, f"a batch of {size * window}", size * window, 1)
     small = _gradients(trials, facts, f"{window} micro-batches of {size}", size, window)
     _compare_gradients(large, small, f"with {window} micro-batches of {size} for a batch of {size * window}", facts)
-    return f"gradients of {len(large.updates)} updates: one batch of {size * window}, {window} of {size}"
+    return f"gradients of {len(large.updates)} steps: one batch of {size * window}, {window} of {size}"
 
 
 def check_devices(trials: Trials) -> str:
@@ -76,7 +76,7 @@ def check_devices(trials: Trials) -> str:
     one = _gradients(trials, facts, f"one process, {size * number}", size * number, 1, options)
     several = _gradients(trials, facts, f"{number} processes, {size}", size, 1, options, number)
     _compare_gradients(one, several, f"with {number} processes", facts)
-    return f"gradients of {len(one.updates)} updates: batches of {size * number}, or of {size} in {number} processes"
+    return f"gradients of {len(one.updates)} steps: batches of {size * number}, or of {size} in {number} processes"
 
 
 def _gradients(
@@ -110,11 +110,11 @@ def _compare_gradients(expected: Record, found: Record, when: str, facts: Facts)
         return
     for i, (a, b) in enumerate(zip(expected.updates, found.updates, strict=False)):
         if repr(a.rates) != repr(b.rates):
-            raise Break(f"{when} update {i + 1} has the learning rate {b.rates[:1]}, otherwise {a.rates[:1]}")
+            raise Break(f"{when} step {i + 1} has the learning rate {b.rates[:1]}, otherwise {a.rates[:1]}")
         if (difference := _largest_difference(a.gradients, b.gradients)) is not None:
-            raise Break(f"{when} the gradient of update {i + 1} differs: {difference}")
+            raise Break(f"{when} the gradient of step {i + 1} differs: {difference}")
     if len(expected.updates) != len(found.updates):
-        raise Break(f"{when} the epoch has {len(found.updates)} updates, otherwise {len(expected.updates)}")
+        raise Break(f"{when} the epoch has {len(found.updates)} steps, otherwise {len(expected.updates)}")
 
 
 def _largest_difference(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float = TOLERANCE) -> str | None:
@@ -262,7 +262,7 @@ def check_loss_scale(trials: Trials) -> str:
         trial = Trial(updates=1, loss_scale=scale, records_gradients=True, is_evaluating=True)
         record = trials.run(trial).checked(f"the training with the scale {scale:g}", NotApplicable)
         if not record.updates:
-            raise NotApplicable(f"with the scale {scale:g} there is no update")
+            raise NotApplicable(f"with the scale {scale:g} there is no step")
         records.append(record)
     a, b = (record.updates[0].gradients for record in records)
     if (difference := _largest_difference(a, b, SCALE_TOLERANCE)) is not None:
@@ -277,7 +277,7 @@ def check_overfit(trials: Trials) -> str:
     trial = Trial(150, options, WITHOUT_WORKERS, is_evaluating=True, ends_when=has_halved)
     losses = trials.run(trial).checked("with one batch the training").mean_losses()
     first, last = losses[0], _last_loss(losses)
-    what = f"the loss of one batch went from {first:.4g} to {last:.4g} in {len(losses)} updates"
+    what = f"the loss of one batch went from {first:.4g} to {last:.4g} in {len(losses)} steps"
     if last >= first - 0.01 * abs(first):
         raise Break(what)
     if last > first - 0.1 * abs(first):
@@ -306,7 +306,7 @@ def check_pairing(trials: Trials) -> str:
     first, last = _both_ends(losses)
     before, best = held_out[0], min(held_out)
     what = (
-        f"in {len(losses)} updates the loss went from {first:.4g} to {last:.4g}, that of samples that were not trained "
+        f"in {len(losses)} steps the loss went from {first:.4g} to {last:.4g}, that of samples that were not trained "
         f"on from {before:.4g} to {best:.4g} at best"
     )
     if first - last < 0.3 * abs(first) or len(held_out) < 4:
