@@ -91,7 +91,7 @@ LAUNCH = "processes/test_launch.py::"
 GROUP_SIGTERM = LAUNCH + "test_a_sigterm_to_all_processes_saves_and_ends_all_though_the_fork_server_dies"
 SERVER = "processes/test_forkserver.py::"
 COPIES = SERVER + "test_launched_processes_are_as_new_interpreters_but_import_nothing_anew"
-OWN_SERVER = SERVER + "test_a_fork_server_that_the_program_prepares_is_left_alone"
+OWN_SERVER = SERVER + "test_a_fork_server_of_the_program_is_left_alone"
 FORKED = SERVER + "test_a_process_that_was_forked_launches_as_its_parent_does"
 TROUBLE = LAUNCH + "test_the_trouble_of_one_rank_ends_all_within_ten_seconds_and_reaches_the_caller"
 FAILURES = "processes/test_failures.py::test_trouble_ends_the_run_within_ten_seconds_with_the_error_of_its_rank"
@@ -1322,7 +1322,8 @@ MUTATIONS = [
     Mutation("processes/worker.py", "atexit._run_exitfuncs()", "pass", COPIES),
     Mutation("processes/worker.py", "thing.flush()", "pass", COPIES),
     Mutation("processes/forkserver.py", 'server._preload_modules != ["__main__"]', "False", OWN_SERVER),
-    Mutation("processes/forkserver.py", "server._forkserver_pid is not None or", "", FORKED),
+    Mutation("processes/forkserver.py", "_inherited_by_server(os.getpid())", "_inherited_by_server(0)", FORKED),
+    Mutation("processes/forkserver.py", "server._forkserver_pid is not None or", "", OWN_SERVER),
     Mutation(
         "processes/launch.py",
         "break  # The signal",

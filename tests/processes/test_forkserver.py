@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from helpers import scripts
 from helpers.processes import DEADLINE, deadline
 
 from helios_lite.processes.forkserver import fresh_process
@@ -51,7 +53,9 @@ if __name__ == "__main__":
     found.append(launch(look, {"number": 1}, processes=1, max_restarts=0))
     os.umask(0o077)
     found.append(launch(look, {"number": 2}, processes=1, max_restarts=0))
-    print(json.dumps([found, {**os.environ}.get("PYTHONPATH"), multiprocessing.get_start_method()]))
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:  # Of the program itself.
+        paths = [os.getenv("PYTHONPATH"), *pool.map(os.getenv, ["PYTHONPATH", "PYTHONSAFEPATH"])]
+    print(json.dumps([found, paths, multiprocessing.get_start_method()]))
 """
 
 
@@ -75,12 +79,12 @@ def test_launched_processes_are_as_new_interpreters_but_import_nothing_anew(tmp_
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == "printed\n" * 3
-    (first, second, third), path, method = json.loads(done.stdout)
+    (first, second, third), paths, method = json.loads(done.stdout)
     for one, two in zip(first.pop("drawn"), second.pop("drawn"), strict=True):
         assert one != two
     del third["drawn"]
     unset = {"PYTHONPATH": None, "PYTHONSAFEPATH": None}
-    assert path is None
+    assert paths == [None, None, None]
     assert first == {
         "package": str(tmp_path / "program/helios_lite/__init__.py"),
         "start": {"KEPT": "1", "CHANGED": "1", "GONE": "1", **unset},
@@ -103,26 +107,29 @@ def test_launched_processes_are_as_new_interpreters_but_import_nothing_anew(tmp_
 
 
 OWN = """
-import multiprocessing, sys
-multiprocessing.set_forkserver_preload(["json.tool"])
+import multiprocessing, os, sys
 from helios_lite.processes.launch import launch
 
-def imported():
-    return [name in sys.modules for name in ("json.tool", "torch._dynamo")]
+def look():
+    return "json.tool" in sys.modules, os.getppid() == multiprocessing.parent_process().pid
 
 if __name__ == "__main__":
-    print(launch(imported, {}, processes=1, max_restarts=0))
-    with multiprocessing.get_context("forkserver").Pool(1) as pool:
-        print(pool.apply(imported))
+    context = multiprocessing.get_context("forkserver")
+    if sys.argv[1] == "prepared":
+        context.set_forkserver_preload(["json.tool"])
+    else:
+        context.Pool(1)
+    print(launch(look, {}, processes=1, max_restarts=0))
+    with context.Pool(1) as pool:
+        print(pool.apply(look))
 """
 
 
-def test_a_fork_server_that_the_program_prepares_is_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("server", ["prepared", "started"])
+def test_a_fork_server_of_the_program_is_left_alone(tmp_path: Path, server: str) -> None:
     (tmp_path / "program.py").write_text(OWN)
-    done = subprocess.run(
-        [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=DEADLINE, check=True
-    )
-    assert done.stdout == "[False, False]\n[True, False]\n"
+    done = scripts.run("program.py", server, cwd=tmp_path)
+    assert done.stdout == f"(False, True)\n({server == 'prepared'}, False)\n"
 
 
 def leave(status: int) -> None:
