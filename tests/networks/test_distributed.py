@@ -1144,10 +1144,11 @@ def uneven_clocks(root: Path, world: World) -> tuple[list[int], list[int], int]:
     time, clock.time = clock.time, Time()
     try:
         model = Passing(clock.time, in_step=(0.12, 0.1)[world.rank])
-        limited = quiet(max_minutes=0.92 / 60, max_steps=50, log_every_steps=1).fit(model, data(train=400))
+        options = {"log_every_steps": 1, "valid_every_epochs": None, "hang_minutes": 0.5}
+        limited = quiet(max_minutes=0.92 / 60, max_steps=50, **options).fit(model, data(train=400))
         model = Passing(clock.time, in_step=1.0, before_save=(0.0, 0.3)[world.rank])
-        options = {"max_steps": 4, "save_every_minutes": 1.15 / 60, "save_every_epochs": None, "keep_last": -1}
-        saved = quiet(root=root / "uneven-clocks", valid_every_epochs=None, **options).fit(model, data(train=40))
+        options |= {"max_steps": 4, "save_every_minutes": 1.15 / 60, "save_every_epochs": None, "keep_last": -1}
+        saved = quiet(root=root / "uneven-clocks", **options).fit(model, data(train=40))
     finally:
         clock.time = time
     files = list((root / "uneven-clocks" / "plain" / "checkpoints").glob("*.pth"))
