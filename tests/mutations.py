@@ -88,7 +88,7 @@ NOT_REPLACED = INTERRUPTS + "test_a_checkpoint_of_a_newer_format_is_not_passed_o
 PASSES = "loading/test_passes.py::"
 FOLDER = "checkpoints/test_folder.py::"
 LAUNCH = "processes/test_launch.py::"
-GROUP_SIGTERM = LAUNCH + "test_a_sigterm_to_all_processes_saves_and_ends_all_though_the_fork_server_dies"
+SERVER_DIES = LAUNCH + "test_the_death_of_the_fork_server_changes_nothing"
 SERVER = "processes/test_forkserver.py::"
 COPIES = SERVER + "test_launched_processes_are_as_new_interpreters_but_import_nothing_anew"
 OWN_SERVER = SERVER + "test_a_fork_server_of_the_program_is_left_alone"
@@ -1292,9 +1292,9 @@ MUTATIONS = [
         "processes/rank_watch.py",
         "None if status == UNKNOWN and is_alive(process.pid or 0) else status",
         "status",
-        GROUP_SIGTERM,
+        SERVER_DIES,
     ),
-    Mutation("processes/rank_watch.py", "not in (0, UNKNOWN)", "!= 0", GROUP_SIGTERM),
+    Mutation("processes/rank_watch.py", "not in (0, UNKNOWN)", "!= 0", SERVER_DIES),
     Mutation("processes/rank_watch.py", "self.received = signal.Signals(status.received)", "pass", ALONE),
     Mutation(
         "processes/rank_watch.py",
@@ -1315,15 +1315,22 @@ MUTATIONS = [
     Mutation("processes/forkserver.py", "os.environ.clear()", "pass", COPIES),
     Mutation("processes/forkserver.py", "torch.default_generator.seed()", "pass", COPIES),
     Mutation("processes/forkserver.py", "numpy.random.seed()", "pass", COPIES),
+    Mutation("processes/forkserver.py", "if not is_alive(_server._forkserver_pid):", "if False:", COPIES),
+    Mutation(
+        "processes/rank_watch.py",
+        "if exit_status(process) is None:",
+        "if process.exitcode is None:",
+        LAUNCH + "test_a_sigterm_to_all_processes_saves_and_ends_all_though_the_fork_server_dies",
+    ),
     Mutation("processes/forkserver.py", '{"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}', "{}", COPIES),
     Mutation("processes/forkserver.py", "    _restore(json.loads(os.environ[_RESTORED]))", "    pass", COPIES),
     Mutation("processes/forkserver.py", "return files, umask and umask[0]", "return None", COPIES),
     Mutation("processes/worker.py", "multiprocessing.set_start_method(start_method, force=True)", "pass", COPIES),
     Mutation("processes/worker.py", "atexit._run_exitfuncs()", "pass", COPIES),
     Mutation("processes/worker.py", "thing.flush()", "pass", COPIES),
-    Mutation("processes/forkserver.py", 'server._preload_modules != ["__main__"]', "False", OWN_SERVER),
+    Mutation("processes/forkserver.py", '_server._preload_modules != ["__main__"]', "False", OWN_SERVER),
     Mutation("processes/forkserver.py", "_inherited_by_server(os.getpid())", "_inherited_by_server(0)", FORKED),
-    Mutation("processes/forkserver.py", "server._forkserver_pid is not None or", "", OWN_SERVER),
+    Mutation("processes/forkserver.py", "_server._forkserver_pid is not None or", "", OWN_SERVER),
     Mutation(
         "processes/launch.py",
         "break  # The signal",

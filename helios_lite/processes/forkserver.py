@@ -21,6 +21,8 @@ from typing import Any
 
 import torch
 
+from helios_lite.processes.peers import is_alive
+
 PRELOADED = [
     "helios_lite.processes.forkserver",
     "torch._dynamo",  # Every optimizer of PyTorch imports its compiler, which takes a second.
@@ -28,6 +30,7 @@ PRELOADED = [
     "helios_lite.tools.audit.processes",
 ]
 """What the server imports: nothing that touches CUDA or starts threads."""
+_server: Any = forkserver._forkserver
 _RESTORED = "HELIOS_LITE_RESTORED"
 """The environment variable with those that the server has to restore, as JSON."""
 
@@ -42,6 +45,8 @@ def fresh_process(function: Callable[..., object], *arguments: object, name: str
     """
     method = "spawn"
     if by_copy and sys.platform == "linux" and _inherited_by_server(os.getpid()) == _inherited():
+        if not is_alive(_server._forkserver_pid):  # Somebody has killed it.
+            _start_server()
         method, name = "forkserver", _Name(name)
     context: Any = multiprocessing.get_context(method)
     process: BaseProcess = context.Process(target=function, args=arguments, name=name, daemon=False)
@@ -79,17 +84,20 @@ def _inherited() -> Any:
 @functools.cache
 def _inherited_by_server(process: int) -> Any:
     """Start the server of this process; return what it inherits, None if the program has or prepares one of its own."""
-    server: Any = forkserver._forkserver
     # In a process that was forked, the server is that of its parent.
-    if server._forkserver_pid is not None or server._preload_modules != ["__main__"]:
+    if _server._forkserver_pid is not None or _server._preload_modules != ["__main__"]:
         return None
     multiprocessing.set_forkserver_preload(PRELOADED)
+    _start_server()
+    return _inherited()
+
+
+def _start_server() -> None:
     # It shall find the packages that this process has found, also those beside the program, and none where it happens
     # to be.
     path = os.pathsep.join(map(os.path.abspath, sys.path))
     with _environment({"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}):
         forkserver.ensure_running()
-    return _inherited()
 
 
 @contextlib.contextmanager

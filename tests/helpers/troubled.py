@@ -66,7 +66,7 @@ class Troubled(Tiny):
             (self.notes / "trouble").touch()
             self.trouble()
         elif self.asleep:
-            time.sleep(60)
+            sleep()
 
 
 class Early(Plain):
@@ -123,6 +123,11 @@ def terminate_parent() -> None:
     os.kill(int(os.environ[PARENT]), signal.SIGTERM)
 
 
+def kill_server() -> None:
+    """A process of a fork server has it for its parent."""
+    os.kill(os.getppid(), signal.SIGKILL)
+
+
 def be_interrupted_alone() -> None:
     """Rank 0 has ended after a signal of which the others know nothing."""
     world = join_world("cpu")
@@ -138,7 +143,7 @@ def vanish_together() -> None:
 
 
 def sleep(*arguments: object) -> None:
-    time.sleep(60)
+    time.sleep(1000)
 
 
 def data(batch_size: int = 2, **options: Any) -> DataModule:

@@ -16,7 +16,7 @@ from helios_lite.processes.forkserver import fresh_process
 PROGRAM = """
 import sys
 torch_was_there = "torch._dynamo" in sys.modules
-import atexit, json, multiprocessing, os, pathlib
+import atexit, json, multiprocessing, os, pathlib, signal
 import numpy, random, torch
 DRAWN = [random.random(), numpy.random.rand(), torch.rand(()).item()]
 START = {name: os.environ.get(name) for name in ("KEPT", "CHANGED", "GONE", "PYTHONPATH", "PYTHONSAFEPATH")}
@@ -46,6 +46,9 @@ def look(number):
 if __name__ == "__main__":
     os.umask(0o022)
     found = [launch(look, {"number": 0}, processes=1, max_restarts=0)]
+    server = multiprocessing.forkserver._forkserver._forkserver_pid
+    os.kill(server, signal.SIGKILL)
+    os.waitid(os.P_PID, server, os.WEXITED | os.WNOWAIT)
     os.environ["CHANGED"] = "2"
     del os.environ["GONE"]
     os.mkdir("other")
@@ -60,6 +63,7 @@ if __name__ == "__main__":
 
 
 def test_launched_processes_are_as_new_interpreters_but_import_nothing_anew(tmp_path: Path) -> None:
+    """Also after the process was killed that they begin as copies of."""
     # Beside the program are the packages; where it is started others have their names.
     (tmp_path / "program").mkdir()
     (tmp_path / "program/program.py").write_text(PROGRAM)

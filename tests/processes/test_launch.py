@@ -268,6 +268,14 @@ def test_a_killed_rank_starts_all_again_and_the_end_is_the_same(
     assert same(weights(model), weights(whole[0]))
 
 
+def test_the_death_of_the_fork_server_changes_nothing(
+    tmp_path: Path, root: Path, whole: tuple[Model, FitResult]
+) -> None:
+    trainer(tmp_path, devices=2).fit(Troubled(tmp_path, troubled.kill_server), data())
+    assert (tmp_path / "trouble").exists()
+    assert same(outcome(tmp_path), outcome(root))
+
+
 # What cannot be sent.
 
 
