@@ -75,7 +75,7 @@ class _Fork(subprocess.Popen):  # type: ignore[type-arg]
         folder = str(given["cwd"] or os.getcwd())
         request = json.dumps([given["args"], folder, given["env"], given["start_new_session"]]).encode()
         streams = [given["p2cread"], given["c2pwrite"], given["errwrite"]]
-        self._status, theirs = socket.socketpair()
+        self._status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # Keeps messages apart.
         fds = [number if fd == -1 else fd for number, fd in enumerate(streams)]
         socket.send_fds(_server(), [request], [*fds, theirs.fileno()])
         theirs.close()
@@ -186,7 +186,7 @@ def _become(command: list[str], folder: str, environment: dict[str, str], new_se
 def _output(fd: int, errors: str) -> io.TextIOWrapper:
     is_unbuffered = os.environ.get("PYTHONUNBUFFERED", "") != ""
     file = open(fd, "wb", buffering=0 if is_unbuffered else -1, closefd=False)  # noqa: SIM115
-    is_by_line = fd == 2 or os.isatty(fd)
+    is_by_line = not is_unbuffered and (fd == 2 or os.isatty(fd))
     return io.TextIOWrapper(file, errors=errors, line_buffering=is_by_line, write_through=is_unbuffered)
 
 
