@@ -129,7 +129,7 @@ def test_what_differs_first_is_named() -> None:
 
 
 def number_of_updates(finding: Finding) -> int:
-    return int(re.search(r"in (\d+) updates", finding.text)[1])
+    return int(re.search(r"in (\d+) steps", finding.text)[1])
 
 
 def test_a_training_that_only_has_to_learn_ends_when_it_has() -> None:
