@@ -46,6 +46,7 @@ class Mutation:
 
 RESUME = "training/test_resume.py::"
 ANY_CUT = RESUME + "test_a_run_cut_after_any_update_ends_like_one_that_was_not"
+BEST_METRICS = RESUME + "test_the_metrics_of_the_best_validation_survive_a_resume"
 WORKERS = RESUME + "test_the_number_of_workers_may_change_at_a_resume"
 OTHER_HPARAMS = RESUME + "test_a_model_with_other_hparams_does_not_become_the_one_in_the_run_folder"
 SAME_HPARAMS = RESUME + "test_hparams_that_are_equal_stay_equal_when_they_are_saved_and_loaded"
@@ -202,7 +203,9 @@ MUTATIONS = [
     ),
     Mutation("loading/train_data.py", "samples=state.epoch_samples", "samples=0", ANY_CUT),
     Mutation("metrics/accumulator.py", "self.load_state_dict(state_dict)", "pass", ANY_CUT),
-    Mutation("training/monitor.py", 'state_dict["best"], state_dict["history"]', '{}, state_dict["history"]', ANY_CUT),
+    Mutation(
+        "training/monitor.py", 'state_dict["best"], state_dict["history"]', '{}, state_dict["history"]', BEST_METRICS
+    ),
     Mutation("training/monitor.py", 'state_dict["best"], state_dict["history"]', 'state_dict["best"], []', ANY_CUT),
     Mutation("training/training_log.py", 'self._session.context.record(state_dict["latest"])', "pass", ANY_CUT),
     Mutation("training/hook_dispatch.py", "callbacks[name].load_state_dict(state)", "pass", ANY_CUT),

@@ -95,6 +95,24 @@ def test_a_run_cut_after_any_update_ends_like_one_that_was_not(
     require_same(tmp_path, uninterrupted)
 
 
+class Numbered(Tiny):
+    """The score of a validation is its number."""
+
+    def on_validation_start(self, validation_cycle: int) -> None:
+        self.cycle = validation_cycle
+
+    def valid_step(self, batch: Any, step: int) -> None:
+        self.log("score", self.cycle)
+
+
+@pytest.mark.parametrize(("mode", "best"), [("min", 1.0), ("max", 3.0)])
+def test_the_metrics_of_the_best_validation_survive_a_resume(mode: str, best: float, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"root": tmp_path, "monitor": "valid/score", "mode": mode}
+    quiet(max_epochs=1, **options).fit(Numbered(), data())
+    result = quiet(max_epochs=3, **options).fit(Numbered(), data())
+    assert result.best_metrics["valid/score"] == result.state.best_score == best
+
+
 @pytest.mark.parametrize("async_save", [False, True])
 def test_a_run_cut_after_every_update_ends_like_one_that_was_not(
     tmp_path: Path, uninterrupted: dict[str, Any], async_save: bool
