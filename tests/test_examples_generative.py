@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 import signal
 import struct
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers import scripts
+from helpers.processes import kill_group
 from helpers.rows import read_rows
 
 from helios_lite.tools.command import main
@@ -119,7 +119,7 @@ def test_char_lm_sharded_and_killed_goes_on_with_one_process_and_becomes_one_fil
         training = scripts.start(*command, cwd=tmp_path, stdout=output, stderr=output, start_new_session=True)
     while training.poll() is None and not first.exists():
         time.sleep(0.02)
-    os.killpg(training.pid, signal.SIGKILL)
+    kill_group(training.pid)
     assert training.wait() == -signal.SIGKILL, (tmp_path / "output").read_text()
 
     goes_on = run(tmp_path, f"char_lm.py {' '.join(arguments)} --batch-size 8")

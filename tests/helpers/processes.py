@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from helios_lite.processes.peers import is_alive
 from helpers import resumable, scripts
 from helpers.scripts import DEADLINE, SLOWNESS
 
@@ -55,6 +56,20 @@ def alive() -> dict[int, str]:
 def parent_of(process: int) -> int:
     """Return the parent of a process."""
     return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def kill_group(group: int) -> None:
+    """Kill all processes of a group, and wait until they have ended: until then they hold their locks."""
+    members = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _group_of(pid) == group]
+    os.killpg(group, signal.SIGKILL)
+    while any(map(is_alive, members)):
+        time.sleep(0.01)
+
+
+def _group_of(process: int) -> int | None:
+    with contextlib.suppress(ProcessLookupError):
+        return os.getpgid(process)
+    return None
 
 
 def run_python(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
