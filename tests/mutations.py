@@ -944,6 +944,12 @@ MUTATIONS = [
         "checkpoints/files.py",
         "map_location=device, weights_only=True",
         "map_location=device, weights_only=False",
+        "checkpoints/test_files.py::test_code_in_a_file_is_never_run",
+    ),
+    Mutation(
+        "checkpoints/files.py",
+        'map_location="cpu", weights_only=True',
+        'map_location="cpu", weights_only=False',
         PASS_OVER,
     ),
     Mutation(
@@ -1033,7 +1039,7 @@ MUTATIONS = [
     Mutation(
         "checkpoints/files.py",
         "    check_device(device)\n    with explained(path):\n",
-        "",
+        "    with explained(path):\n",
         "test_model.py::test_a_device_that_is_not_there_is_not_told_as_a_damaged_file",
     ),
     Mutation(
