@@ -1,6 +1,6 @@
 """Break the package in small ways, each alone, and see the test fail that is to notice.
 
-    python tests/mutations.py                 # all: some ten minutes
+    python tests/mutations.py                 # all: more than an hour
     python tests/mutations.py -k precision    # those whose file, text or test has this word in it
     python tests/mutations.py --dry-run       # which of them no longer apply, in no time
 
