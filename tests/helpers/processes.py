@@ -43,12 +43,17 @@ def alive() -> dict[int, str]:
 
     Those that stay as long as pytest are not among them: its fork server and resource tracker.
     """
+
+    def is_marked(file: Path) -> bool:
+        return file.is_symlink() and os.environ["TEST_MARK"] in os.readlink(file)
+
     mark, found = f"TEST_MARK={os.environ['TEST_MARK']}".encode(), {}
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             command = (path / "cmdline").read_text().replace("\0", " ")
+            is_ours = mark in (path / "environ").read_bytes() or is_marked(path / f"fd/{scripts.MARK}")
             is_server = "forkserver" in command and parent_of(int(path.name)) == os.getpid()
-            if mark in (path / "environ").read_bytes() and not is_server and "resource_tracker" not in command:
+            if is_ours and not is_server and "resource_tracker" not in command:
                 found[int(path.name)] = command
     return {pid: command for pid, command in found.items() if command}
 
@@ -130,14 +135,9 @@ def finish(root: Path, *options: str) -> str:
 
 def ranks(process: subprocess.Popen[str]) -> list[int]:
     """Return the processes that a training has launched, none if it trains in its own."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if "forkserver" in (path / "cmdline").read_text():
-                server = parent_of(int(path.name))
-                if "forkserver" in Path(f"/proc/{server}/cmdline").read_text() and parent_of(server) == process.pid:
-                    found.append(int(path.name))
-    return found
+    started = alive()
+    servers = [pid for pid in started if parent_of(pid) == process.pid]
+    return [pid for pid in started if parent_of(pid) in servers]
 
 
 def kill_one_or_all(process: subprocess.Popen[str], chance: random.Random) -> bool:

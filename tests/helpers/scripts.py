@@ -9,13 +9,15 @@ PyTorch imported, and modules are not torn down at its end. Where that matters, 
 from __future__ import annotations
 
 import atexit
+import fcntl
 import functools
 import gc
 import inspect
 import io
 import json
-import multiprocessing
+import multiprocessing.util
 import os
+import re
 import runpy
 import selectors
 import signal
@@ -24,6 +26,7 @@ import subprocess
 import sys
 import threading
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +36,16 @@ DEADLINE = 120.0 * SLOWNESS
 LARGEST_REQUEST = 200_000
 PRELOADED = ("torch._dynamo", "numpy", "helios_lite.training.loop", "helios_lite.tools.command")
 _lock = threading.Lock()
+MARK = 400
+"""What programs have started by a fork has an open file of this number, which has the name of TEST_MARK."""
+_is_program = __name__ == "__main__"
+_own_server: list[socket.socket] = []
+"""That of this program, until it has become something else."""
+
+
+HANDLERS = {
+    number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+}
 
 
 def start(*program: object, new_interpreter: bool = False, **options: Any) -> subprocess.Popen[str]:
@@ -46,9 +59,7 @@ def start(*program: object, new_interpreter: bool = False, **options: Any) -> su
     environment = {**os.environ, **options.pop("env", {})}
     options["env"] = {name: value for name, value in environment.items() if value is not None}
     command = [str(part) for part in program]
-    if new_interpreter:
-        return subprocess.Popen([sys.executable, *command], text=True, **options)
-    return _Fork(command, text=True, **options)
+    return (subprocess.Popen if new_interpreter else _Program)([sys.executable, *command], text=True, **options)
 
 
 def run(
@@ -67,17 +78,24 @@ def run(
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
-class _Fork(subprocess.Popen):  # type: ignore[type-arg]
-    """A Popen whose process is started and waited for by the server."""
+class _Program(subprocess.Popen):  # type: ignore[type-arg]
+    """A Popen whose process is forked and waited for by the server, if it runs Python and asks for nothing special."""
+
+    _status: socket.socket | None = None
 
     def _execute_child(self, *arguments: Any) -> None:
         given = inspect.signature(super()._execute_child).bind(*arguments).arguments
-        folder = str(given["cwd"] or os.getcwd())
-        request = json.dumps([given["args"], folder, given["env"], given["start_new_session"]]).encode()
+        args = [given["args"]] if isinstance(given["args"], str) else [os.fspath(part) for part in given["args"]]
+        asks_for_more = [given["preexec_fn"], given["shell"], not given["close_fds"], given["executable"]]
+        server = None if any(asks_for_more) or not _is_understood(args) else _server()
+        if server is None:
+            super()._execute_child(*arguments)
+            return
         streams = [given["p2cread"], given["c2pwrite"], given["errwrite"]]
+        fds = {number: number if fd == -1 else fd for number, fd in enumerate(streams)}
+        fds |= {fd: fd for fd in given["pass_fds"]}
         self._status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # Keeps messages apart.
-        fds = [number if fd == -1 else fd for number, fd in enumerate(streams)]
-        socket.send_fds(_server(), [request], [*fds, theirs.fileno()])
+        _send(server, args, fds, theirs, given["cwd"], given["env"], given["start_new_session"])
         theirs.close()
         self.pid = int(self._status.recv(16))
         self._child_created = True
@@ -85,22 +103,49 @@ class _Fork(subprocess.Popen):  # type: ignore[type-arg]
         self._close_pipe_fds(*(given[end] for end in ends))
 
     def _try_wait(self, flags: int) -> tuple[int, int]:
+        if self._status is None:
+            return super()._try_wait(flags)  # type: ignore[misc,no-any-return]
         self._status.setblocking(flags != os.WNOHANG)
         try:
-            status = int(self._status.recv(16))
+            status = int(self._status.recv(16) or 0)  # Nothing if the server was killed.
         except BlockingIOError:
             return 0, 0
         self._status.close()
         return self.pid, status
 
-    def _internal_poll(self, _deadstate: int | None = None) -> int | None:
+    def _internal_poll(self, *arguments: Any, **options: Any) -> int | None:
+        if self._status is None:
+            return super()._internal_poll(*arguments, **options)  # type: ignore[misc,no-any-return]
         try:
             return self._wait(timeout=0)
         except subprocess.TimeoutExpired:
             return None
 
 
-def _server() -> socket.socket:
+def _is_understood(args: list[str]) -> bool:
+    rest = args[2:] if args[1:2] == ["-u"] else args[1:]
+    return args[0] == sys.executable and (rest[:1] in (["-m"], ["-c"], ["-"]) or not rest[0].startswith("-"))
+
+
+def _send(
+    server: socket.socket,
+    args: list[str],
+    fds: dict[int, int],
+    status: socket.socket | None = None,
+    folder: Any = None,
+    environment: Any = None,
+    new_session: bool = False,
+) -> None:
+    """Ask a server for a process with these files by number; without `status` it becomes that process itself."""
+    umask = int(re.findall(r"Umask:\s*(\d+)", Path("/proc/self/status").read_text())[0], 8)
+    request = [args[1:], str(folder or os.getcwd()), {**(environment or os.environ)}, new_session, umask, [*fds]]
+    own = [] if status is None else [status.fileno()]
+    socket.send_fds(server, [json.dumps([status is not None, *request]).encode()], [*fds.values(), *own])
+
+
+def _server() -> socket.socket | None:
+    if _is_program:
+        return _own_server[0] if _own_server else None
     with _lock:
         return _started_server()
 
@@ -124,7 +169,7 @@ def _started_server() -> socket.socket:
 # In the server.
 
 
-def _serve(requests: socket.socket) -> list[str]:
+def _serve(requests: socket.socket, is_of_program: bool = False) -> list[str]:
     """Fork for every request until there is nobody left to ask; return the command in the fork."""
     selector = selectors.DefaultSelector()
     selector.register(requests, selectors.EVENT_READ)
@@ -136,18 +181,22 @@ def _serve(requests: socket.socket) -> list[str]:
                 selector.unregister(key.fd)
                 _close(key)
                 continue
-            request, fds, *_ = socket.recv_fds(requests, LARGEST_REQUEST, 4)
-            if not request:
+            message, fds, *_ = socket.recv_fds(requests, LARGEST_REQUEST, 20)
+            if not message:
                 for other in [each for each in selector.get_map().values() if each.data is not None]:
-                    os.kill(other.data[0], signal.SIGKILL)
+                    if not is_of_program:
+                        os.kill(other.data[0], signal.SIGKILL)
                 os._exit(0)
-            pid = os.fork()
+            is_fork, *request = json.loads(message)
+            status = socket.socket(fileno=fds.pop()) if is_fork else None
+            pid = os.fork() if is_fork else 0
             if pid == 0:
                 for other in selector.get_map().values():
                     _close(other)
                 selector.close()
-                return _become(*json.loads(request), fds)
-            status = socket.socket(fileno=fds.pop())
+                if status is not None:
+                    status.close()
+                return _become(*request, fds, is_of_program)
             for fd in fds:
                 os.close(fd)
             status.send(b"%d" % pid)
@@ -162,18 +211,48 @@ def _close(key: selectors.SelectorKey) -> None:
         key.data[1].close()
 
 
-def _become(command: list[str], folder: str, environment: dict[str, str], new_session: bool, fds: list[int]) -> Any:
-    """Make this fork what a new process is, and return its command."""
+def _become(
+    command: list[str],
+    folder: str,
+    environment: dict[str, str],
+    new_session: bool,
+    umask: int,
+    numbers: list[int],
+    fds: list[int],
+    is_of_program: bool,
+) -> list[str]:
+    """Make this process what a new one is, and return its command."""
     if new_session:
         os.setsid()
-    for number, fd in enumerate(fds[:3]):
+    fds = [_moved(fd) for fd in fds]
+    for number, fd in zip(numbers, fds, strict=True):
         os.dup2(fd, number)
-    for fd in fds:
         os.close(fd)
+    if is_of_program:
+        for number, handler in HANDLERS.items():
+            signal.signal(number, handler)
+        os.dup2(os.memfd_create(environment["TEST_MARK"]), MARK)
+    else:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if pid == 0:
+            ours.close()
+            for number in HANDLERS:
+                signal.signal(number, signal.SIG_IGN)
+            for number in range(3):
+                os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            return _serve(theirs, is_of_program=True)
+        theirs.close()
+        _own_server.append(ours)
+        multiprocessing.util.spawnv_passfds = functools.partial(_spawn, pid, multiprocessing.util.spawnv_passfds)
     os.chdir(folder)
+    os.umask(umask)
     multiprocessing.process.ORIGINAL_DIR = folder  # type: ignore[attr-defined]
     os.environ.clear()
     os.environ.update(environment)
+    if command[0] == "-u":
+        command = command[1:]
+        os.environ["PYTHONUNBUFFERED"] = "1"
     sys.path[:0] = [os.path.abspath(path) for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
     sys.stdin = sys.__stdin__ = open(0, closefd=False)  # noqa: SIM115
     sys.stdout = sys.__stdout__ = _output(1, "strict")
@@ -181,6 +260,23 @@ def _become(command: list[str], folder: str, environment: dict[str, str], new_se
     sys.modules["torch"].seed()  # A new interpreter draws other numbers than the one before it.
     sys.modules["numpy"].random.seed()
     return command
+
+
+def _moved(fd: int) -> int:
+    """Return a copy of a file, whose number is none that a program was promised."""
+    moved = fcntl.fcntl(fd, fcntl.F_DUPFD, 500)
+    os.close(fd)
+    return moved
+
+
+def _spawn(server: int, real: Callable[..., int], path: Any, args: list[Any], fds: Any) -> int:
+    """What starts a process for multiprocessing, in a program: let its server be the fork server."""
+    args = [os.fsdecode(part) for part in args]
+    if not _own_server or not _is_understood(args) or "multiprocessing.forkserver" not in args[-1]:
+        return real(path, args, fds)
+    _send(_own_server[0], args, {fd: fd for fd in (0, 1, 2, *fds)})
+    _own_server.pop().close()
+    return server
 
 
 def _output(fd: int, errors: str) -> io.TextIOWrapper:
@@ -241,6 +337,7 @@ def _execute(command: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    subprocess.Popen = _Program  # type: ignore[misc]
     preload, sys.path[0] = sys.argv[2], ""
     own = sys.path[1:]
     sys.path[:] = [*filter(None, preload.split(os.pathsep)), *own]

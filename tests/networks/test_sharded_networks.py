@@ -2,16 +2,15 @@
 
 import copy
 import dataclasses
-import os
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers import scripts
 from helpers.compare import close, same, weights
 from helpers.models import Indices, data, quiet
 from helpers.processes import deadline
@@ -423,12 +422,11 @@ def test_shards_of_each_of_two_machines_are_replicated_and_do_what_one_process_d
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{free.getsockname()[1]}"
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "2"]
+    torchrun = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "2"]
     torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "x", "--local-addr", "127.0.0.1"]
-    command = [*torchrun, str(TESTS / "hybrid.py"), str(tmp_path), str(checkpoint)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    agents = [subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE) for _ in range(2)]
-    errors = [agent.communicate(timeout=120)[1].decode() for agent in agents]
+    command = [*torchrun, TESTS / "hybrid.py", tmp_path, checkpoint]
+    agents = [scripts.start(*command, cwd=tmp_path, stderr=subprocess.PIPE) for _ in range(2)]
+    errors = [agent.communicate(timeout=120)[1] for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], errors
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     assert {str(each["mesh"]) for each in found} == {str(([[0, 1], [2, 3]], ["R", "S(0)"]))}
