@@ -9,8 +9,10 @@ apply" and wants an update here. The exit status is 0 only if every change was c
 """
 
 import argparse
+import compileall
 import dataclasses
 import os
+import py_compile
 import shutil
 import signal
 import subprocess
@@ -824,7 +826,7 @@ MUTATIONS = [
         "processes/hang_watch.py",
         "frames = frames[: frames.index(ours[-1]) + 1]",
         "pass",
-        HANGS + "test_the_rank_that_the_others_wait_for_is_named_and_a_restart_helps",
+        HANGS + "test_ranks_that_a_program_starts_with_torch_elastic_are_told_apart",
     ),
     Mutation(
         "loading/workers.py",
@@ -1267,7 +1269,7 @@ MUTATIONS = [
         CANNOT_BE_SENT,
     ),
     # Several processes: one of them fails.
-    Mutation("processes/worker.py", "exit_now(1)", "raise", TROUBLE + "[leave-train_step-True-SystemExit-0]"),
+    Mutation("processes/worker.py", "exit_now(1)", "raise", TROUBLE),
     Mutation("processes/worker.py", "time.sleep(0.5)", "pass", TROUBLE),
     Mutation("processes/launch.py", "if not error_file(folder, attempt, failure.rank).exists():", "if False:", TROUBLE),
     Mutation(
@@ -1329,7 +1331,7 @@ MUTATIONS = [
         "processes/rank_watch.py",
         "if exit_status(process) is None:",
         "if process.exitcode is None:",
-        LAUNCH + "test_a_sigterm_to_all_processes_saves_and_ends_all_though_the_fork_server_dies",
+        LAUNCH + "test_a_sigterm_to_the_parent_or_to_one_rank_saves_and_ends_all",
     ),
     Mutation("processes/forkserver.py", '{"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}', "{}", COPIES),
     Mutation("processes/forkserver.py", "    _restore(json.loads(os.environ[_RESTORED]))", "    pass", COPIES),
@@ -1978,6 +1980,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
         copy = Path(folder) / "repository"
         shutil.copytree(REPOSITORY, copy, ignore=shutil.ignore_patterns(".git", "__pycache__", "*.egg-info", "runs"))
+        # A change of the source is noticed whenever it was made.
+        compileall.compile_dir(copy, quiet=1, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
         if not arguments.dry_run:
             status, output = pytest(copy, sorted({mutation.test for mutation in chosen}))
             if status != 0:

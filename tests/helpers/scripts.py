@@ -124,7 +124,11 @@ class _Program(subprocess.Popen):  # type: ignore[type-arg]
 
 def _is_understood(args: list[str]) -> bool:
     rest = args[2:] if args[1:2] == ["-u"] else args[1:]
-    return args[0] == sys.executable and (rest[:1] in (["-m"], ["-c"], ["-"]) or not rest[0].startswith("-"))
+    return (
+        args[0] == sys.executable
+        and rest != []
+        and (rest[:1] in (["-m"], ["-c"], ["-"]) or not rest[0].startswith("-"))
+    )
 
 
 def _send(

@@ -1,8 +1,11 @@
 """A model that gets into trouble on rank 1 when it is told to, and what its training leaves behind."""
 
+import ctypes
 import os
 import signal
+import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -110,6 +113,29 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def fail_beside_a_thread() -> None:
+    threading.Thread(target=sleep).start()
+    fail()
+
+
+# While a process is traced, only the one that traces it is told of its end.
+TRACE = """
+import ctypes, sys, time
+assert ctypes.CDLL(None).ptrace(0x4206, int(sys.argv[1]), None, None) == 0  # PTRACE_SEIZE
+print(flush=True)
+time.sleep(0.3)
+"""
+
+
+def die_slowly() -> None:
+    """Others see the end of the connections first, as while a driver still frees the memory of a device."""
+    ctypes.CDLL(None).prctl(0x59616D61, -1, 0, 0, 0)  # PR_SET_PTRACER
+    process = subprocess.Popen([sys.executable, "-c", TRACE, str(os.getpid())], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.read(1)
+    die()
+
+
 def die_once() -> None:
     if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         die()
@@ -126,6 +152,11 @@ def terminate_parent() -> None:
 def kill_server() -> None:
     """A process of a fork server has it for its parent."""
     os.kill(os.getppid(), signal.SIGKILL)
+
+
+def kill_server_and_terminate_parent() -> None:
+    kill_server()
+    terminate_parent()
 
 
 def be_interrupted_alone() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch._dynamo
 import torch.distributed
+from helpers import scripts
 from helpers.models import Indices, Tiny, data, quiet
 from helpers.processes import deadline
 
@@ -259,6 +260,34 @@ def test_a_rank_that_was_stopped_is_named_under_torchrun(tmp_path: Path) -> None
         run.stderr.close()
         assert run.wait() == 1
     assert "it was stopped (SIGSTOP)" in said
+    assert re.search(r"rank 0 \(process \d+ on .*\) waits in ", said)
+
+
+ELASTIC = """
+import sys, time
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from helpers.models import Tiny, data, quiet
+
+class Sleeping(Tiny):
+    def train_step(self, batch, state):
+        super().train_step(batch, state)
+        if state.step == 2 and self.global_rank == 1:
+            time.sleep(1000)
+
+def train():
+    quiet(max_epochs=1, root="runs", accelerator="cpu", hang_minutes=0.05).fit(Sleeping(), data(train=40, batch_size=2))
+
+config = LaunchConfig(1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0, start_method="fork")
+elastic_launch(config, train)()
+"""
+
+
+def test_ranks_that_a_program_starts_with_torch_elastic_are_told_apart(tmp_path: Path) -> None:
+    """All of them stand in a function of torch.distributed, which has called theirs."""
+    (tmp_path / "train.py").write_text(ELASTIC)
+    path = {"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
+    said = scripts.run("train.py", cwd=tmp_path, env=path, check=False).stderr
+    assert re.search(r"rank 1 \(process \d+ on .*\) stands in train_step \(", said)
     assert re.search(r"rank 0 \(process \d+ on .*\) waits in ", said)
 
 

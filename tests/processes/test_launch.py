@@ -230,9 +230,11 @@ def test_a_result_is_not_lost_if_the_model_cannot_be_set_up_in_the_calling_proce
         (troubled.fail, "train_step", True, ValueError, "enough of this"),
         (troubled.fail, "valid_step", True, ValueError, "enough of this"),
         (troubled.fail, "setup", False, ValueError, "enough of this"),
+        (troubled.fail_beside_a_thread, "train_step", True, ValueError, "enough of this"),
         (troubled.fail_oddly, "train_step", False, RuntimeError, "Odd: enough of this"),
         (troubled.leave, "train_step", True, SystemExit, "0"),
         (troubled.die, "train_step", False, RuntimeError, "rank 1 was killed by SIGKILL (exit status -9)"),
+        (troubled.die_slowly, "train_step", False, RuntimeError, "rank 1 was killed by SIGKILL (exit status -9)"),
         (troubled.vanish, "train_step", False, RuntimeError, "rank 1 ended without an exception (exit status 3)"),
         (
             troubled.vanish_as_if_done,
@@ -325,7 +327,9 @@ def require_continues(folder: Path, root: Path) -> None:
         assert (folder / f"batches-{rank}").read_text() == (root / f"batches-{rank}").read_text()
 
 
-@pytest.mark.parametrize("trouble", [troubled.terminate_parent, troubled.terminate])
+@pytest.mark.parametrize(
+    "trouble", [troubled.terminate_parent, troubled.kill_server_and_terminate_parent, troubled.terminate]
+)
 def test_a_sigterm_to_the_parent_or_to_one_rank_saves_and_ends_all(
     tmp_path: Path, root: Path, whole: tuple[Model, FitResult], trouble: Callable[[], None]
 ) -> None:
