@@ -1,6 +1,6 @@
 """Answer every question, write RESULTS.md and the table of README.md: python -m benchmarks [NAME ...]
 
-With names only those are measured anew; the others keep the figures of their json.
+With names only those are measured anew; the others keep their sections of RESULTS.md.
 """
 
 import importlib
@@ -32,23 +32,29 @@ and ends with the same weights, in rounds that take turns, in a fresh process ea
 """
 
 
-def figures(question: Question, measure: bool) -> list[Figure] | Exception:
+def figures(question: Question) -> list[Figure] | Exception:
     try:
-        return question.answer() if measure else question.known()
+        return question.answer()
     except RuntimeError as error:  # The other questions can still be answered.
         print(error, file=sys.stderr)
         return error
 
 
 def main(*names: str) -> int:
-    questions = [importlib.import_module(f"benchmarks.{name}").QUESTION for name in NAMES]
-    answers = [figures(question, not names or question.name in names) for question in questions]
-    sections = [question.section(answer) for question, answer in zip(questions, answers, strict=True)]
+    known = {part.split("\n", 1)[0]: f"## {part}" for part in readme.RESULTS.read_text().split("\n## ")[1:]}
+    sections, is_complete = [], True
+    for name in NAMES:
+        question: Question = importlib.import_module(f"benchmarks.{name}").QUESTION
+        if names and name not in names:
+            sections.append(known[question.title].rstrip() + "\n")
+            continue
+        answer = figures(question)
+        is_complete &= not isinstance(answer, Exception)
+        sections.append(question.section(answer))
     readme.RESULTS.write_text("\n".join([HEAD, *sections]))
-    if any(isinstance(answer, Exception) for answer in answers):
-        return 1
-    readme.write()
-    return 0
+    if is_complete:
+        readme.write()
+    return 0 if is_complete else 1
 
 
 if __name__ == "__main__":

@@ -105,14 +105,6 @@ class Question:
         file.write_text(json.dumps(content, indent=1) + "\n")
         return figures
 
-    def known(self) -> list[Figure]:
-        """Return the figures of the last answer; a RuntimeError if there is none."""
-        file = self._file()
-        if not file.exists():
-            raise RuntimeError(f"{self.name} has no figures yet")
-        content = json.loads(file.read_text())
-        return [Figure(**figure) for figure in content["figures"]]
-
     def section(self, figures: list[Figure] | Exception) -> str:
         """Return what RESULTS.md says of it."""
         if isinstance(figures, Exception):
