@@ -4,6 +4,7 @@ Each rule is checked over the syntax tree of every file of the package.
 """
 
 import ast
+import functools
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +12,6 @@ from pathlib import Path
 import helios_lite
 
 FOLDER = Path(helios_lite.__file__).parent
-TREES = {
-    path.relative_to(FOLDER).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in FOLDER.rglob("*.py")
-}
-CLASSES = {node.name: node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
 
 # The classes that others may inherit from: hooks, options, what users inherit from as well, errors.
 BASES = {
@@ -35,6 +32,20 @@ COUNTERS = {
 
 READ_FIRST = ["model.py", "hooks.py", "data.py", "trainer.py", "training/loop.py"]
 MAX_LINES_READ_FIRST = 1000
+
+
+@functools.cache
+def trees() -> dict[str, ast.Module]:
+    """Return the syntax tree of every file of the package, by its path."""
+    paths = FOLDER.rglob("*.py")
+    return {path.relative_to(FOLDER).as_posix(): ast.parse(path.read_text(encoding="utf-8")) for path in paths}
+
+
+@functools.cache
+def classes() -> dict[str, ast.ClassDef]:
+    """Return the classes of the package by name."""
+    nodes = (node for tree in trees().values() for node in ast.walk(tree))
+    return {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
 
 
 def targets(node: ast.AST) -> Iterator[ast.Attribute]:
@@ -75,15 +86,15 @@ def lines_of_code(tree: ast.Module) -> int:
 
 
 def test_a_class_inherits_from_no_other_of_the_package_but_hooks_options_callbacks_and_errors() -> None:
-    for name, node in CLASSES.items():
+    for name, node in classes().items():
         bases = {ast.unparse(base).split(".")[-1].split("[")[0] for base in node.bases}
-        for base in bases & CLASSES.keys():
+        for base in bases & classes().keys():
             assert name in BASES.get(base, set()), f"{name} inherits from {base}"
 
 
 def test_all_attributes_of_a_class_are_made_in_its_init() -> None:
-    for name, node in CLASSES.items():
-        inherited = set().union(*(own_attributes(CLASSES.get(ast.unparse(base), node)) for base in node.bases))
+    for name, node in classes().items():
+        inherited = set().union(*(own_attributes(classes().get(ast.unparse(base), node)) for base in node.bases))
         made = own_attributes(node, "__init__", "__new__") | inherited
         assert own_attributes(node) - inherited - made == set(), name
 
@@ -91,12 +102,12 @@ def test_all_attributes_of_a_class_are_made_in_its_init() -> None:
 def test_no_attribute_is_assigned_outside_of_its_class() -> None:
     """The counters of `TrainingState` are a record: each is written by the one file that is named."""
     owners = defaultdict(set)
-    for name, node in CLASSES.items():
+    for name, node in classes().items():
         is_tuple = "NamedTuple" in map(ast.unparse, node.bases)  # Cannot be assigned to at all.
         if name != "TrainingState" and not is_tuple:
             for attribute in own_attributes(node):
                 owners[attribute].add(name)
-    for file, tree in TREES.items():
+    for file, tree in trees().items():
         for target in targets(tree):
             owner = ast.unparse(target.value)
             if owner in ("self", "cls") or owner.startswith("torch."):
@@ -116,4 +127,4 @@ def test_an_assignment_from_outside_is_seen_in_every_form() -> None:
 
 
 def test_what_must_be_read_to_understand_a_training_is_small() -> None:
-    assert sum(lines_of_code(TREES[file]) for file in READ_FIRST) < MAX_LINES_READ_FIRST
+    assert sum(lines_of_code(trees()[file]) for file in READ_FIRST) < MAX_LINES_READ_FIRST

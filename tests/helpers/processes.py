@@ -91,11 +91,11 @@ def start(
     return scripts.start(*program, **pipes, start_new_session=True, new_interpreter=new_interpreter)
 
 
-def launched(*arguments: object, by: tuple[str, ...] = (), new_interpreter: bool = False) -> subprocess.Popen[str]:
+def launched(*arguments: object, by: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     """Start launched.py in a process group of its own."""
     program = (*by, TESTS / "launched.py", *arguments)
     options = {"stderr": subprocess.PIPE, "start_new_session": True}
-    return scripts.start(*program, **options, new_interpreter=new_interpreter)
+    return scripts.start(*program, **options)
 
 
 def wait_for(path: Path, process: subprocess.Popen[str]) -> None:

@@ -247,10 +247,10 @@ quiet(max_epochs=1, root="runs", accelerator="cpu", hang_minutes=0.15).fit(Stopp
 
 def test_a_rank_that_was_stopped_is_named_under_torchrun(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(STOPPED)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path]), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
+    path = {"PYTHONPATH": os.pathsep.join([str(TESTS), *sys.path])}
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
     with deadline(100):
-        run = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+        run = scripts.start(*command, cwd=tmp_path, env=path, stderr=subprocess.PIPE)
         assert run.stderr is not None
         said = ""
         for line in run.stderr:

@@ -368,7 +368,7 @@ def test_a_sigterm_while_processes_are_starting_ends_them_without_a_restart(tmp_
 
 
 def test_ctrl_c_saves_and_ends_all(tmp_path: Path, root: Path, whole: tuple[Model, FitResult]) -> None:
-    process = launched(tmp_path, "--devices", 2, "--pace", 0.05, new_interpreter=True)
+    process = launched(tmp_path, "--devices", 2, "--pace", 0.05)
     wait_for(tmp_path / "batches-1", process)
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=DEADLINE)
