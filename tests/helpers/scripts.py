@@ -1,9 +1,10 @@
 """Programs in processes of their own, which start at once: each is a fork of a server that has imported PyTorch.
 
-Every process of pytest has one server, which ends with it. A program behaves as under a new interpreter. It has its own
-process, arguments, environment, `sys.path`, standard streams and `__main__`, and an exit status as every program. These
-differ: its parent is the server, its entries in /proc show the command and the environment of the server, it finds
-PyTorch imported, and modules are not torn down at its end. Where that matters, ask for a `new_interpreter`.
+All processes of one pytest share a server, which ends with the last of them. A program behaves as under a new
+interpreter. It has its own process, arguments, environment, `sys.path`, standard streams and `__main__`, and an exit
+status as every program. These differ: its parent is the server, its entries in /proc show the command and the
+environment of the server, it finds PyTorch imported, and modules are not torn down at its end. Where that matters, ask
+for a `new_interpreter`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import threading
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 SLOWNESS = max(1.0, float(os.environ.get("TEST_IMPORT_SECONDS", "1")) / 1.5)
 """How much longer this machine needs for the import of PyTorch than limits are made for, as it is just now."""
@@ -156,41 +157,68 @@ def _server() -> socket.socket | None:
 
 @functools.cache
 def _started_server() -> socket.socket:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TEST_MARK")}
-    command = [sys.executable, __file__, str(theirs.fileno()), os.environ.get("PYTHONPATH", "")]
-    server = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()], start_new_session=True)
-    theirs.close()
-
-    def end() -> None:
-        ours.close()
-        server.wait()
-
-    atexit.register(end)
+    address = f"\0tests of {os.getppid() if 'PYTEST_XDIST_WORKER' in os.environ else os.getpid()}"
+    listener, ours = (socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2))
+    with listener:
+        try:
+            listener.bind(address)
+        except OSError:
+            pass  # Another process of this pytest was earlier.
+        else:
+            listener.listen()
+            environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "TEST_MARK")}
+            command = [sys.executable, __file__, str(listener.fileno()), os.environ.get("PYTHONPATH", "")]
+            server = subprocess.Popen(command, env=environment, pass_fds=[listener.fileno()], start_new_session=True)
+            server.returncode = 0  # Nobody waits for it.
+    ours.connect(address)
+    atexit.register(ours.close)
     return ours
 
 
 # In the server.
 
 
+class _Forked(NamedTuple):
+    """A process that was forked, where its status is sent, and who has asked for it."""
+
+    pid: int
+    status: socket.socket
+    asked_by: socket.socket
+
+
 def _serve(requests: socket.socket, is_of_program: bool = False) -> list[str]:
-    """Fork for every request until there is nobody left to ask; return the command in the fork."""
+    """Fork for every request until there is nobody left to ask; return the command in the fork.
+
+    Args:
+        requests: the connection to the program; of all processes of pytest, what they connect to.
+        is_of_program: which of these it is.
+    """
     selector = selectors.DefaultSelector()
     selector.register(requests, selectors.EVENT_READ)
+    num_asking = int(is_of_program)
     while True:
         for key, _ in selector.select():
-            if key.data is not None:
-                pid, status = key.data
-                status.send(b"%d" % os.waitpid(pid, 0)[1])
+            if isinstance(key.data, _Forked):
+                key.data.status.send(b"%d" % os.waitpid(key.data.pid, 0)[1])
                 selector.unregister(key.fd)
                 _close(key)
                 continue
-            message, fds, *_ = socket.recv_fds(requests, LARGEST_REQUEST, 20)
+            asking: socket.socket = key.fileobj  # type: ignore[assignment]
+            if asking is requests and not is_of_program:
+                selector.register(requests.accept()[0], selectors.EVENT_READ)
+                num_asking += 1
+                continue
+            message, fds, *_ = socket.recv_fds(asking, LARGEST_REQUEST, 20)
             if not message:
-                for other in [each for each in selector.get_map().values() if each.data is not None]:
-                    if not is_of_program:
-                        os.kill(other.data[0], signal.SIGKILL)
-                os._exit(0)
+                for other in selector.get_map().values():
+                    if isinstance(other.data, _Forked) and other.data.asked_by is asking and not is_of_program:
+                        os.kill(other.data.pid, signal.SIGKILL)
+                selector.unregister(asking)
+                asking.close()
+                num_asking -= 1
+                if num_asking == 0:
+                    os._exit(0)
+                continue
             is_fork, *request = json.loads(message)
             status = socket.socket(fileno=fds.pop()) if is_fork else None
             pid = os.fork() if is_fork else 0
@@ -204,15 +232,15 @@ def _serve(requests: socket.socket, is_of_program: bool = False) -> list[str]:
             for fd in fds:
                 os.close(fd)
             status.send(b"%d" % pid)
-            selector.register(os.pidfd_open(pid), selectors.EVENT_READ, (pid, status))
+            selector.register(os.pidfd_open(pid), selectors.EVENT_READ, _Forked(pid, status, asking))
 
 
 def _close(key: selectors.SelectorKey) -> None:
-    if key.data is None:
-        key.fileobj.close()  # type: ignore[union-attr]
-    else:
+    if isinstance(key.data, _Forked):
         os.close(key.fd)
-        key.data[1].close()
+        key.data.status.close()
+    else:
+        key.fileobj.close()  # type: ignore[union-attr]
 
 
 def _become(
