@@ -82,9 +82,7 @@ def test_a_program_runs_and_prints_what_the_page_says(
     program, printed = PROGRAMS[name]
     if name.startswith("audit"):  # It starts processes, which import it.
         (tmp_path / "program.py").write_text(program, encoding="utf-8")
-        environment = {"PYTHONDONTWRITEBYTECODE": "1"}
-        is_first = name == "audit-1"  # Is run as a user runs it.
-        output = scripts.run("program.py", cwd=tmp_path, env=environment, new_interpreter=is_first).stdout
+        output = scripts.run("program.py", cwd=tmp_path, env={"PYTHONDONTWRITEBYTECODE": "1"}).stdout
     else:
         run(program, tmp_path, monkeypatch)
         output = capsys.readouterr().out

@@ -10,6 +10,7 @@ for a `new_interpreter`.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import fcntl
 import functools
 import gc
@@ -36,6 +37,7 @@ SLOWNESS = max(1.0, float(os.environ.get("TEST_IMPORT_SECONDS", "1")) / 1.5)
 DEADLINE = 120.0 * SLOWNESS
 LARGEST_REQUEST = 200_000
 PRELOADED = ("torch._dynamo", "numpy", "helios_lite.training.loop", "helios_lite.tools.command")
+PRELOADED_IF_INSTALLED = ("mlflow", "wandb")
 _lock = threading.Lock()
 MARK = 400
 """What programs have started by a fork has an open file of this number, which has the name of TEST_MARK."""
@@ -375,6 +377,9 @@ if __name__ == "__main__":
     sys.path[:] = [*filter(None, preload.split(os.pathsep)), *own]
     for each in PRELOADED:
         __import__(each)
+    for each in PRELOADED_IF_INSTALLED:
+        with contextlib.suppress(ImportError):
+            __import__(each)
     sys.path[:] = own
     gc.freeze()
     _run(_serve(socket.socket(fileno=int(sys.argv[1]))))
