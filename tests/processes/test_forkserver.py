@@ -19,7 +19,7 @@ torch_was_there = "torch._dynamo" in sys.modules
 import atexit, json, multiprocessing, os, pathlib, signal
 import numpy, random, torch
 DRAWN = [random.random(), numpy.random.rand(), torch.rand(()).item()]
-START = {name: os.environ.get(name) for name in ("KEPT", "CHANGED", "GONE", "PYTHONPATH", "PYTHONSAFEPATH")}
+START = {name: os.environ.get(name) for name in ("KEPT", "CHANGED", "GONE", "LATE", "PYTHONPATH", "PYTHONSAFEPATH")}
 from helios_lite.processes.launch import launch
 
 def look(number):
@@ -53,8 +53,12 @@ if __name__ == "__main__":
     del os.environ["GONE"]
     os.mkdir("other")
     os.chdir("other")
+    os.environ["LATE"] = "1"
     found.append(launch(look, {"number": 1}, processes=1, max_restarts=0))
-    found[-1]["drawn"] += launch(look, {"number": 1}, processes=1, max_restarts=0)["drawn"]
+    del os.environ["LATE"]  # The server still has it.
+    again = launch(look, {"number": 1}, processes=1, max_restarts=0)
+    found[-1]["drawn"] += again["drawn"]
+    found[-1]["start again"] = again["start"]
     os.umask(0o077)
     found.append(launch(look, {"number": 2}, processes=1, max_restarts=0))
     with multiprocessing.get_context("forkserver").Pool(1) as pool:  # Of the program itself.
@@ -91,7 +95,7 @@ def test_launched_processes_are_as_new_interpreters_but_import_nothing_anew(tmp_
     assert paths == [None, None, None]
     assert first == {
         "package": str(tmp_path / "program/helios_lite/__init__.py"),
-        "start": {"KEPT": "1", "CHANGED": "1", "GONE": "1", **unset},
+        "start": {"KEPT": "1", "CHANGED": "1", "GONE": "1", "LATE": None, **unset},
         "torch_was_there": True,
         "folder": str(tmp_path),
         "threads": 1,
@@ -102,9 +106,11 @@ def test_launched_processes_are_as_new_interpreters_but_import_nothing_anew(tmp_
         "parent": False,
     }
     folder = str(tmp_path / "other")
-    assert second == {**first, "start": {"KEPT": "1", "CHANGED": "2", "GONE": None, **unset}, "folder": folder}
+    start = {"KEPT": "1", "CHANGED": "2", "GONE": None, "LATE": None, **unset}
+    assert second.pop("start again") == start
+    assert second == {**first, "start": {**start, "LATE": "1"}, "folder": folder}
     # Those that begin with other rights of files are no copies.
-    assert third == {**second, "torch_was_there": False, "mode": 0o600, "parent": True}
+    assert third == {**second, "start": start, "torch_was_there": False, "mode": 0o600, "parent": True}
     for number, place in enumerate(["", "other", "other"]):
         assert (tmp_path / place / f"open_{number}").read_text() == "all of it"
         assert (tmp_path / place / f"exit_{number}").exists()
