@@ -15,6 +15,7 @@ from helios_lite.arguments import integer, require, require_kind
 from helios_lite.data import DataModule
 from helios_lite.hooks import Hooks
 from helios_lite.model import Model
+from helios_lite.model_internals.attributes import named_networks
 from helios_lite.networks.dtensors import is_dtensor, load_any_placement
 from helios_lite.networks.fsdp import has_shards, reshard, shards_of
 from helios_lite.networks.parallel import unwrap_model
@@ -62,6 +63,18 @@ class Callback(Hooks):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned; called only if a checkpoint holds a state of this callback."""
 
+    def forget_state(self) -> None:
+        """Called when the model gets weights from a checkpoint that has no state of this callback."""
+
+    def on_exception(self, error: BaseException) -> None:
+        """Called when an exception, Ctrl-C or a signal ends the call, on the ranks where it does.
+
+        Undo here what is undone otherwise in a hook that is not reached then.
+
+        Args:
+            error: the exception, a KeyboardInterrupt or SystemExit after a signal.
+        """
+
     def _attach(self, model: Model, datamodule: DataModule) -> None:
         """Use the model and the data of a run; raise an error that names a period that is not an int of at least 1."""
         self.model, self.datamodule = model, datamodule
@@ -72,8 +85,9 @@ class Callback(Hooks):
 class EMA(Callback):
     """Keeps an exponential moving average of a network's weights, and uses it in validations, tests and predictions.
 
-    Based on `torch.optim.swa_utils.AveragedModel`. Training continues with the weights themselves, which are not
-    changed. The average begins with the weights after the first update; before it, evaluations use the weights. The
+    Training continues with the weights themselves, which are not changed. The average begins with the weights after the
+    first update; before it, evaluations use the weights. Parameters and buffers of floating-point numbers are averaged,
+    in fp32 if their format is smaller; what else there is, such as ids and counters, is that of the network. The
     average is in the `callbacks` part of checkpoints, and a test and `Model.load_from_checkpoint` give the network its
     average, with which it was validated. `averaged.module` is a copy of the network that has it. Of a sharded network
     every rank averages its own shards, and `averaged.module` has no forward pass. Runs on every rank.
@@ -94,31 +108,29 @@ class EMA(Callback):
         if not 0 <= decay < 1:
             raise ValueError(f"decay={decay!r}: must be at least 0 and below 1")
         self.decay, self.name = decay, name
-        self._step = 0
+        self._step = self._num_averaged = 0
         self._is_sharded = False
+        self._averaged_model: Model | None = None  # Of which the average is.
+        self._kept: list[tuple[Tensor, Tensor]] = []  # Pairs of a tensor of the network and its value, in evaluations.
 
     def setup(self, fast_init: bool = False) -> None:
-        """Copy the network. A test after a training in the same process keeps the average."""
-        from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+        """Copy the network. A test of the same model after its training in this process keeps the average."""
+        from torch.optim.swa_utils import AveragedModel
 
         net = self._net()
-        if fast_init and self.averaged is not None:
+        if fast_init and self.averaged is not None and self._averaged_model is self.model:
             self.averaged.to(self.model.device)
             return
-        average_alike = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
-
-        def average(averaged: Sequence[Tensor], current: Sequence[Tensor], num_averaged: Any) -> None:
-            for kind in (True, False):  # One operation cannot take both shards and buffers, which are not sharded.
-                pairs = [pair for pair in zip(averaged, current, strict=True) if is_dtensor(pair[0]) is kind]
-                if pairs:
-                    average_alike(*map(list, zip(*pairs, strict=True)), num_averaged)
-
+        self._averaged_model = self.model
         self._is_sharded = has_shards(net)
         source = shards_of(net) if self._is_sharded else net
-        self.averaged = AveragedModel(source, multi_avg_fn=average, use_buffers=True)
+        self.averaged = AveragedModel(source)
+        for tensor in _tensors(self.averaged.module):
+            if tensor.is_floating_point() and torch.finfo(tensor.dtype).bits < 32:
+                tensor.data = tensor.data.float()
         if self._is_sharded:
             load_any_placement(self.averaged.module)
-        self._step = 0
+        self._step = self._num_averaged = 0
 
     def on_training_batch_end(self, state: TrainingState, should_log: bool = False) -> None:
         """Update the average, if the optimizer has made an update."""
@@ -127,61 +139,105 @@ class EMA(Callback):
             net = self._net()
             if self._is_sharded:
                 reshard(net)
-            self.averaged.update_parameters(net)
+            self._update(net)
 
     def on_validation_start(self, validation_cycle: int) -> None:
         """Put the average in place of the weights."""
-        self._swap()
+        self._put_in_place()
 
     def on_validation_end(self, validation_cycle: int) -> None:
         """Put the weights back."""
-        self._swap()
+        self._put_back()
 
     def on_testing_start(self) -> None:
         """Put the average in place of the weights."""
-        self._swap()
+        self._put_in_place()
 
     def on_testing_end(self) -> None:
         """Put the weights back."""
-        self._swap()
+        self._put_back()
 
     def on_predicting_start(self) -> None:
         """Put the average in place of the weights."""
-        self._swap()
+        self._put_in_place()
 
     def on_predicting_end(self) -> None:
         """Put the weights back."""
-        self._swap()
+        self._put_back()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average."""
         return {
             "evaluation_weights": {self.name: self.averaged.module.state_dict()},
-            "num_averaged": self.averaged.n_averaged,
+            "num_averaged": self._num_averaged,
             "step": self._step,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the average."""
         self.averaged.module.load_state_dict(state_dict["evaluation_weights"][self.name])
-        self.averaged.n_averaged.copy_(state_dict["num_averaged"])
+        self._num_averaged = int(state_dict["num_averaged"])
         self._step = state_dict["step"]
 
-    def _net(self) -> nn.Module:
-        return unwrap_model(getattr(self.model, self.name))
+    def forget_state(self) -> None:
+        """Forget the average: the model has weights of which there is none, such as those of another training."""
+        self._step = 0
 
-    def _swap(self) -> None:
+    def on_exception(self, error: BaseException) -> None:
+        """Put the weights back if an evaluation has ended before its end."""
+        self._put_back()
+
+    def _net(self) -> nn.Module:
+        networks = named_networks(self.model)
+        if self.name not in networks:
+            raise ValueError(
+                f"EMA: {type(self.model).__name__} has no network {self.name!r}; name one of those that it has, as in "
+                f"EMA(name={next(iter(networks), 'net')!r}): {', '.join(networks) or 'none'}"
+            )
+        return unwrap_model(networks[self.name])
+
+    @torch.no_grad()
+    def _update(self, net: nn.Module) -> None:
+        is_first = self._num_averaged == 0
+        averaged, current = [], []
+        for mean, value in zip(_tensors(self.averaged.module), _tensors(net), strict=True):
+            if is_first or not mean.is_floating_point():
+                mean.copy_(value)
+            else:
+                averaged.append(mean)
+                current.append(value.to(mean.dtype))
+        for kind in (True, False):  # One operation cannot take both shards and buffers, which are not sharded.
+            chosen = [i for i, mean in enumerate(averaged) if is_dtensor(mean) is kind]
+            if chosen:
+                torch._foreach_lerp_([averaged[i] for i in chosen], [current[i] for i in chosen], 1 - self.decay)
+        self._num_averaged += 1
+
+    @torch.no_grad()
+    def _put_in_place(self) -> None:
+        """Put the average in place of the weights, and keep them."""
         if self._step == 0:
             return  # There is no average yet, but only a copy of the weights that `Model.setup` made.
-        net, average = self._net(), self.averaged.module
-        pairs = zip([*net.parameters(), *net.buffers()], [*average.parameters(), *average.buffers()], strict=True)
-        for mine, averaged in pairs:
+        for mine, mean in zip(_tensors(self._net()), _tensors(self.averaged.module), strict=True):
             if is_dtensor(mine):  # FSDP gathers from the memory of the shard that it has made, so the values move.
-                kept = mine.detach().clone()
-                mine.copy_(averaged)
-                averaged.copy_(kept)
+                self._kept.append((mine, mine.detach().clone()))
+                mine.copy_(mean)
             else:
-                mine.data, averaged.data = averaged.data, mine.data
+                self._kept.append((mine, mine.data))
+                mine.data = mean.data.to(mine.dtype)
+
+    @torch.no_grad()
+    def _put_back(self) -> None:
+        """Put the weights back, if the average is in their place."""
+        for mine, value in self._kept:
+            if is_dtensor(mine):
+                mine.copy_(value)
+            else:
+                mine.data = value
+        self._kept.clear()
+
+
+def _tensors(net: nn.Module) -> list[Tensor]:
+    return [*net.parameters(), *net.buffers()]
 
 
 class ActivationStatistics(Callback):
@@ -228,6 +284,10 @@ class ActivationStatistics(Callback):
         """Remove the hooks."""
         self._remove()
 
+    def on_exception(self, error: BaseException) -> None:
+        """Remove the hooks."""
+        self._remove()
+
     def _remove(self) -> None:
         for handle in self._handles:
             handle.remove()
@@ -242,7 +302,7 @@ class ActivationStatistics(Callback):
             if isinstance(output, Tensor):
                 values = output.detach().float()
                 self.model.log(f"activation/{path}/mean", values.mean())
-                self.model.log(f"activation/{path}/std", values.std())
+                self.model.log(f"activation/{path}/std", values.std() if values.numel() > 1 else 0.0)
                 self.model.log(f"activation/{path}/zeros", (values == 0).float().mean())
 
         return hook

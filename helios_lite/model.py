@@ -21,6 +21,7 @@ from helios_lite.model_internals.checks import check_is_no_module
 from helios_lite.model_internals.inference import load_for_inference, predict_with_only_network
 from helios_lite.model_internals.run_context import RunContext
 from helios_lite.model_internals.summary import num_parameters, parameter_table
+from helios_lite.nested import count_samples
 from helios_lite.networks.dtensors import gathered_to_rank_0
 from helios_lite.state import TrainingState
 
@@ -75,6 +76,10 @@ class Model(Hooks, abc.ABC):
         self._context = context
         self.hparams = self.hparams if hparams is None else hparams
         self._tables.clear()
+
+    def _forget_modes(self) -> None:
+        """Forget the modes of modules that `setup` is about to replace."""
+        self._modes = Modes()
 
     # The run.
 
@@ -278,6 +283,20 @@ class Model(Hooks, abc.ABC):
     def autocast(self) -> contextlib.AbstractContextManager[None]:
         """Return the context of the forward pass, which applies the trainer's `precision`."""
         return self._context.precision.autocast()
+
+    def count_samples(self, batch: Any) -> int:
+        """Return the number of samples in a batch of a loader that does not know it.
+
+        A Split knows it, and so does a DataLoader with PyTorch's batch sampler. The default is the first dimension that
+        all tensors of the batch have. Means, sums of weights and the position in the data are computed from it.
+
+        Args:
+            batch: a batch as the loader gives it, on the CPU.
+
+        Raises:
+            ValueError: the tensors have different first dimensions, or the batch is an object that is not known.
+        """
+        return count_samples(batch)
 
     def batch_to_device(self, batch: Any, phase: str) -> Any:
         """Move a batch to the device: tensors, other objects with `.to`, and both in containers of any nesting.

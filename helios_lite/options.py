@@ -5,7 +5,7 @@
 import dataclasses
 import os
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from helios_lite.arguments import (
     Rule,
@@ -255,8 +255,36 @@ class Options:
     print_banner: bool = True
     """Whether to print the banner, the table of parameters and the final table."""
 
+    _used_by: ClassVar[str | None] = None  # The running call; an instance has its own meanwhile.
+
     def __post_init__(self) -> None:
         self.check()
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set an option, which takes effect in the next call.
+
+        Raises:
+            AttributeError: a call of the trainer is running. It has begun with its options, and would use some of the
+                new values and not others.
+        """
+        if self._used_by is not None:
+            raise AttributeError(
+                f"{name}: cannot be set while {self._used_by} is running; set it before. To end a training from a "
+                "hook, override Model.should_training_stop; optimizer_step has an own clip_norm"
+            )
+        super().__setattr__(name, value)
+
+    def begin_use(self, call: str) -> None:
+        """Refuse to set options until `end_use`.
+
+        Args:
+            call: what is running, for the error.
+        """
+        vars(self)["_used_by"] = call
+
+    def end_use(self) -> None:
+        """Let options be set again."""
+        vars(self).pop("_used_by", None)
 
     def __repr__(self) -> str:
         """Return the call that makes such a trainer: the options that differ from their defaults."""

@@ -93,6 +93,24 @@ FOLDER = "checkpoints/test_folder.py::"
 LAUNCH = "processes/test_launch.py::"
 SERVER_DIES = LAUNCH + "test_the_death_of_the_fork_server_changes_nothing"
 SERVER = "processes/test_forkserver.py::"
+WINDOWS = "training/test_windows.py::"
+LEFT_OUT = WINDOWS + "test_a_window_whose_last_batch_does_not_step_is_dropped"
+MIXED = WINDOWS + "test_losses_with_a_weight_and_without_are_an_error_in_an_update_of_several_batches"
+NO_ITEMS = WINDOWS + "test_a_loss_over_no_items_counts_nothing_and_a_window_of_them_is_no_update"
+LEAVES = "calls/test_leaves_nothing_behind.py::"
+LEAVES_SUCCESS = LEAVES + "test_nothing_is_left_after_success"
+LEAVES_ENDED = LEAVES + "test_nothing_is_left_after_an_exception_in_any_hook"
+EPOCH_VALUES = "training/test_epoch_values.py::"
+START_VALUES = EPOCH_VALUES + "test_values_of_the_start_count_once_over_a_resume"
+EVALUATION_FAILS = "test_callbacks.py::test_an_exception_in_an_evaluation_leaves_the_weights_and_modes_of_the_training"
+OTHER_AVERAGE = "test_callbacks.py::test_the_average_of_one_model_is_not_that_of_another"
+SINGLE = "test_callbacks.py::test_a_single_activation_has_no_deviation_and_an_exception_removes_the_hooks"
+TOLD = "loading/test_loaders.py::test_a_dataset_of_a_split_is_told_every_epoch"
+NUM_SAMPLES = (
+    "loading/test_loaders.py::test_a_batch_whose_number_of_samples_is_not_known_is_an_error_that_says_what_to_override"
+)
+KNOWN_SAMPLES = "loading/test_loaders.py::test_a_split_and_a_stock_dataloader_know_the_number_of_samples"
+SCORES = "training/test_loop.py::test_a_score_that_is_not_finite_is_no_improvement_and_is_warned_of_once"
 COPIES = SERVER + "test_launched_processes_are_as_new_interpreters_but_import_nothing_anew"
 OWN_SERVER = SERVER + "test_a_fork_server_of_the_program_is_left_alone"
 FORKED = SERVER + "test_a_process_that_was_forked_launches_as_its_parent_does"
@@ -485,7 +503,7 @@ MUTATIONS = [
     ),
     Mutation(
         "callbacks.py",
-        'self.averaged.n_averaged.copy_(state_dict["num_averaged"])',
+        'self._num_averaged = int(state_dict["num_averaged"])',
         "pass",
         CALLBACKS + "test_an_average_resumes_with_the_same_bits",
     ),
@@ -715,8 +733,8 @@ MUTATIONS = [
         MISTAKES + "test_what_setup_has_put_in_evaluation_mode_stays_in_it",
     ),
     Mutation(
-        "training/loop.py",
-        "precision.clear_gradients()",
+        "networks/precision.py",
+        "_clear_gradients(self._optimizers)",
         "pass",
         MISTAKES + "test_a_window_begins_without_gradients_that_another_loss_has_left",
     ),
@@ -1386,7 +1404,7 @@ MUTATIONS = [
     ),
     # Several processes: what they compute.
     Mutation("networks/precision.py", "return weight / self._world.size", "return weight", LIKE_ONE),
-    Mutation("loading/split_loader.py", "size * self._num_averaged / total", "size / total", LIKE_ONE),
+    Mutation("loading/split_loader.py", "size * self._num_averaged / max", "size / max", LIKE_ONE),
     Mutation(
         "training/loop.py",
         "parallel.set_requires_gradient_sync(completes_update)",
@@ -1507,13 +1525,194 @@ MUTATIONS = [
         "is_hybrid=False",
         NETWORKS + "test_shards_of_each_of_two_machines_are_replicated_and_do_what_one_process_does",
     ),
-    Mutation("callbacks.py", "if is_dtensor(mine):", "if False:", AVERAGE_OF_SHARDS),
+    Mutation("callbacks.py", "if is_dtensor(mine):  # FSDP", "if False:  # FSDP", AVERAGE_OF_SHARDS),
     Mutation("callbacks.py", "                reshard(net)", "                pass", AVERAGE_OF_SHARDS),
+    # Windows.
+    Mutation("networks/precision.py", "_clear_gradients([*self._trained, *self._optimizers])", "pass", LEFT_OUT),
+    Mutation("networks/precision.py", "return self._makes_steps is True", "return False", LEFT_OUT),
+    Mutation("training/loop.py", "self.state.skipped_steps += window.is_skipped", "pass", LEFT_OUT),
+    Mutation("training/loop.py", "self.has_left_out = True", "pass", LEFT_OUT),
+    Mutation(
+        "networks/precision.py",
+        "self._only, self._growth = _NO_OPTIMIZER, 2",
+        "pass",
+        MISTAKES + "test_a_window_begins_without_gradients_that_another_loss_has_left",
+    ),
+    Mutation(
+        "networks/precision.py",
+        "return state if self._makes_steps is None else",
+        "return state if True else",
+        WINDOWS + "test_a_run_cut_after_any_window_equals_one_that_was_not",
+    ),
+    Mutation(
+        "networks/precision.py",
+        "if self._makes_steps is None and self.last_loss is not None:",
+        "if False:",
+        WINDOWS + "test_a_first_window_that_does_not_step_leaves_nothing_behind",
+    ),
+    Mutation(
+        "networks/precision.py",
+        "if self._not_stepped_in_a_row == _MAX_SKIPPED_IN_A_ROW:",
+        "if False:",
+        WINDOWS + "test_a_model_that_never_steps_is_an_error_in_the_end",
+    ),
+    Mutation("networks/precision.py", "if self._is_weighted not in (None, weight is not None):", "if False:", MIXED),
+    Mutation("networks/precision.py", "if self._world.size == 1 and _is_known_zero(weight):", "if False:", NO_ITEMS),
+    Mutation(
+        "networks/precision.py",
+        'state["stage"] = OptState.READY',
+        "pass",
+        WINDOWS + "test_fp16_takes_two_steps_of_one_optimizer_in_a_window",
+    ),
+    Mutation(
+        "loading/iterable_loader.py",
+        "size / max(total, 1)",
+        "size / total",
+        WINDOWS + "test_an_empty_batch_counts_nothing",
+    ),
+    # What a call leaves behind.
+    Mutation("calls/launching.py", "with rng.callers_rng(), here(call)", "with here(call)", LEAVES_SUCCESS),
+    Mutation("calls/predict.py", "with rng.callers_rng():", "if True:", LEAVES_SUCCESS),
+    Mutation(
+        "display/console.py",
+        '    with fork_rng(torch.device("cpu")):\n        from rich.console import Console\n        from rich.panel',
+        "    if True:\n        from rich.console import Console\n        from rich.panel",
+        LEAVES + "test_what_is_shown_draws_no_random_number",
+    ),
+    Mutation("processes/hang_watch.py", "            self._thread.join()", "            pass", LEAVES_ENDED),
+    Mutation("loading/batches.py", "        _end_workers(iterator)\n        raise", "        raise", LEAVES_ENDED),
+    Mutation("loading/train_data.py", "            self._loader.close()\n", "            pass\n", LEAVES_ENDED),
+    Mutation("training/hook_dispatch.py", "callback.on_exception(error)", "pass", EVALUATION_FAILS),
+    Mutation(
+        "training/evaluator.py", "        model.train()\n        for module", "        for module", EVALUATION_FAILS
+    ),
+    # The rows of epochs.
+    Mutation(
+        "training/loop.py",
+        "self.log.write_epoch_end()",
+        "pass",
+        EPOCH_VALUES + "test_a_value_of_the_end_of_an_epoch_is_in_a_row_of_that_epoch",
+    ),
+    Mutation("training/loop.py", "self.log.dropped(state.epoch_batch > 0)", "self.log.dropped(False)", START_VALUES),
+    Mutation(
+        "training/loop.py",
+        "self.checkpointer.resumed_from is not None):\n            self.hooks",
+        "False):\n            self.hooks",
+        START_VALUES,
+    ),
+    Mutation("training/checkpointer.py", "self._session.metrics.reset()", "pass", START_VALUES),
+    # Averages.
+    Mutation(
+        "callbacks.py",
+        "if is_first or not mean.is_floating_point():",
+        "if is_first:",
+        CALLBACKS + "test_an_average_has_the_mean_of_floating_point_values_and_a_copy_of_all_others",
+    ),
+    Mutation(
+        "callbacks.py",
+        "tensor.data = tensor.data.float()",
+        "pass",
+        CALLBACKS + "test_an_average_of_small_floating_point_numbers_moves_and_resumes",
+    ),
+    Mutation("callbacks.py", "and self._averaged_model is self.model", "", OTHER_AVERAGE),
+    Mutation("training/hook_dispatch.py", "callbacks[name].forget_state()", "pass", OTHER_AVERAGE),
+    # What loaders know.
+    Mutation("loading/split_loader.py", "seeding.set_epoch(self.source.dataset, epoch)", "pass", TOLD),
+    Mutation("loading/seeding.py", "if self._tells_epochs and epoch != self._epoch:", "if False:", TOLD),
+    Mutation(
+        "loading/seeding.py",
+        '*(["dataset", "datasets"] if for_training',
+        '*(["dataset"] if for_training',
+        "loading/test_loaders.py::test_set_epoch_reaches_the_datasets_of_a_dataloader",
+    ),
+    Mutation("nested.py", "if len(sizes) > 1:", "if False:", NUM_SAMPLES),
+    Mutation(
+        "loading/iterable_loader.py",
+        "return self._count(batch) if known is None else known, batch",
+        "return self._count(batch), batch",
+        KNOWN_SAMPLES,
+    ),
+    Mutation(
+        "loading/iterable_loader.py",
+        "return len(samples), self._collate(samples)",
+        "return 1, self._collate(samples)",
+        KNOWN_SAMPLES,
+    ),
+    Mutation(
+        "loading/iterable_loader.py",
+        "self._stateful = source.dataset if is_read_here else iterable",
+        "self._stateful = iterable",
+        "loading/test_loaders.py::test_the_state_of_a_stream_in_a_split_is_used_to_go_on",
+    ),
+    Mutation(
+        "loading/iterable_loader.py",
+        "len({*digests}) == 1:",
+        "False:",
+        "loading/test_loaders.py::test_a_stream_that_its_workers_do_not_divide_gets_one_warning",
+    ),
+    Mutation(
+        "loading/iterable_loader.py",
+        "len({*of_ranks}) == 1:",
+        "False:",
+        "networks/test_distributed.py::test_a_stream_that_ranks_do_not_divide_is_an_error",
+    ),
+    Mutation(
+        "loading/split_loader.py",
+        "self._length = len(self.source.dataset)",
+        "pass",
+        "loading/test_loaders.py::test_a_dataset_that_has_grown_is_read_to_its_end_in_the_next_epoch",
+    ),
+    Mutation(
+        "loading/split_loader.py",
+        "torch.where(subset_indices < 0, subset_indices + len(whole), subset_indices)",
+        "subset_indices",
+        "loading/test_loaders.py::test_negative_indices_of_subsets_count_from_the_end",
+    ),
+    Mutation(
+        "metrics/accumulator.py",
+        "not value >= self.low and self.low == self.low:",
+        "not value >= self.low:",
+        "metrics/test_accumulator.py::test_a_nan_stays_in_an_extreme_wherever_it_comes",
+    ),
+    Mutation(
+        "metrics/measurements.py",
+        "math.nan if rate is None else float(rate)",
+        "float(rate)",
+        "metrics/test_learning_rates.py::test_an_optimizer_that_chooses_its_rate_has_none_to_log",
+    ),
+    Mutation(
+        "training/session.py",
+        "            model._forget_modes()\n",
+        "",
+        MISTAKES + "test_what_setup_puts_in_evaluation_mode_stays_in_it_in_a_second_fit_too",
+    ),
+    Mutation("callbacks.py", "values.std() if values.numel() > 1 else 0.0", "values.std()", SINGLE),
+    Mutation(
+        "callbacks.py",
+        '"""Remove the hooks."""\n        self._remove()\n\n    def _remove',
+        '"""Remove the hooks."""\n\n    def _remove',
+        SINGLE,
+    ),
+    # Options and scores.
+    Mutation(
+        "options.py",
+        "if self._used_by is not None:",
+        "if False:",
+        "test_options.py::test_an_option_that_is_set_while_the_trainer_runs_is_an_error_and_has_no_effect",
+    ),
+    Mutation(
+        "calls/launching.py",
+        "call.options.end_use()",
+        "pass",
+        "test_options.py::test_an_option_can_be_set_between_two_calls_and_is_checked_then",
+    ),
+    Mutation("training/due.py", "if not math.isfinite(score):", "if False:", SCORES),
+    Mutation("training/monitor.py", "self._has_warned = True", "pass", SCORES),
     # From a loss to an update.
     Mutation(
         "networks/precision.py",
-        "if not self._optimizers or optimizer is not self._optimizers[-1]:",
-        "if optimizer is not (self._optimizers or [None])[-1]:",
+        'if not hasattr(optimizer, "param_groups"):',
+        "if False:",
         "training/test_likely_mistakes.py::test_optimizer_step_wants_an_optimizer",
     ),
     Mutation("networks/precision.py", "self._report_gradients(optimizer, parameters, norm)", "pass", NORMS),
@@ -1530,33 +1729,38 @@ MUTATIONS = [
         "        scaler.unscale_(optimizer)\n",
         PRECISION + "test_fp16_is_the_loop_by_hand_with_a_grad_scaler",
     ),
-    Mutation("networks/precision.py", "if stepped or skipped:", "if False:", TWO_OPTIMIZERS),
     Mutation(
         "networks/precision.py",
-        "        optimizer.step()\n        self._has_stepped = True\n",
-        "        optimizer.step()\n        self._has_stepped = True\n        scaler and scaler.update()\n",
+        "if self.scaler is not None:\n                self.scaler.update()",
+        "if False:\n                pass",
         TWO_OPTIMIZERS,
     ),
     Mutation(
         "networks/precision.py",
-        "return {} if self.scaler is None else self.scaler.state_dict()",
-        "return {}",
+        "        self.num_steps += self._growth\n        return True\n",
+        "        self.num_steps += self._growth\n        self.scaler and self.scaler.update()\n        return True\n",
+        TWO_OPTIMIZERS,
+    ),
+    Mutation(
+        "networks/precision.py",
+        "state = {} if self.scaler is None else self.scaler.state_dict()",
+        "state = {}",
         PRECISION + "test_an_interrupted_run_with_two_optimizers_ends_with_the_same_bits",
     ),
     Mutation(
         "networks/precision.py", "elif not self._clip_and_step(", "elif False and self._clip_and_step(", NOT_FINITE
     ),
-    Mutation("training/loop.py", "step -= not updated", "pass", NOT_FINITE),
+    Mutation("training/loop.py", "step -= not is_update", "pass", NOT_FINITE),
     Mutation(
         "training/loop.py",
-        "should_log = should_log and (updated or is_last)",
+        "should_log = should_log and (is_update or is_last)",
         "pass",
         PRECISION + "test_limits_and_log_points_count_the_updates_that_took_place",
     ),
     Mutation(
         "networks/precision.py",
-        "== _MAX_SKIPPED_IN_A_ROW:",
-        "== -1:",
+        "if self._skipped_in_a_row == _MAX_SKIPPED_IN_A_ROW:",
+        "if False:",
         PRECISION + "test_gradients_that_are_never_finite_end_the_run",
     ),
     Mutation(
@@ -1579,7 +1783,7 @@ MUTATIONS = [
     ),
     Mutation(
         "networks/precision.py",
-        "        if skipped:\n            self.last_loss = None\n",
+        "        if has_skipped:\n            self.last_loss = None\n",
         "",
         PRECISION + "test_the_loss_of_an_update_that_fp16_skips_is_not_judged",
     ),
@@ -1635,7 +1839,7 @@ MUTATIONS = [
     # Callbacks.
     Mutation(
         "callbacks.py",
-        '"""Put the weights back."""\n        self._swap()\n\n    def on_testing_start',
+        '"""Put the weights back."""\n        self._put_back()\n\n    def on_testing_start',
         '"""Put the weights back."""\n\n    def on_testing_start',
         AVERAGE,
     ),
@@ -1821,7 +2025,7 @@ MUTATIONS = [
     ),
     Mutation(
         "callbacks.py",
-        '"""Put the average in place of the weights."""\n        self._swap()\n\n    def on_predicting_end',
+        '"""Put the average in place of the weights."""\n        self._put_in_place()\n\n    def on_predicting_end',
         '"""Put the average in place of the weights."""\n\n    def on_predicting_end',
         PREDICTION + "test_averaged_weights_predict_as_they_are_tested",
     ),

@@ -11,7 +11,7 @@ from helpers.models import Tiny, data, quiet
 from helpers.rows import read_rows
 from torch import nn
 
-from helios_lite import Callback, DataModule
+from helios_lite import Callback, DataModule, Model
 from helios_lite.callbacks import EMA, ActivationStatistics, DeviceMemory, Profile
 
 
@@ -146,6 +146,31 @@ def test_activations_are_measured_at_log_points_only(tmp_path: Path) -> None:
 def test_activations_of_a_module_that_is_not_there_are_an_error_that_names_it() -> None:
     with pytest.raises(AttributeError, match="7"):
         quiet(max_epochs=1, callbacks=[ActivationStatistics(["net.7"])]).fit(Tiny(), data())
+
+
+class Single(Tiny):
+    """Has modules with one output, and fails in its second step."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.net = self.parallelize(nn.Sequential(nn.Linear(3, 1)))
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1)
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        loss = self.net(batch[1]).mean()
+        if state.step == 1:
+            raise KeyError("step")
+        self.backward(loss)
+        self.optimizer_step(self.optimizer)
+
+
+def test_a_single_activation_has_no_deviation_and_an_exception_removes_the_hooks(tmp_path: Path) -> None:
+    model = Single()
+    options: dict[str, Any] = {"callbacks": [ActivationStatistics(["net.0"])], "log_every_steps": 1, "max_epochs": 1}
+    with pytest.raises(KeyError, match="step"):
+        quiet(root=tmp_path, **options).fit(model, data(train=2, batch_size=1))
+    (row,) = [json.loads(line) for line in (tmp_path / "tiny/metrics.jsonl").read_text().splitlines()]
+    assert row["train/activation/net.0/std"] == 0.0
+    assert len(model.net[0]._forward_hooks) == 0
 
 
 def test_memory_is_that_of_the_process() -> None:
@@ -297,3 +322,128 @@ def test_a_callback_has_the_data_of_the_run_before_its_setup() -> None:
     lengths: list[tuple[int, str]] = []
     quiet(max_epochs=1, callbacks=[Counting()]).fit(Tiny(), Late())
     assert lengths == [(7, "tiny")]
+
+
+# What is averaged, and when.
+
+
+class Buffers(nn.Module):
+    """A network with everything that a network can hold."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(4, dtype=dtype))
+        self.register_buffer("ids", torch.arange(64))
+        self.register_buffer("seen", torch.tensor(0))
+        self.register_buffer("mask", torch.tensor([True, False]))
+        self.register_buffer("mean", torch.zeros(2, dtype=torch.float64))
+
+    def forward(self) -> torch.Tensor:
+        return self.weight.float().sum()
+
+
+class Counting(Model):
+    """Adds 1 to the weight, the counter and the mean in every update."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32, name: str = "net") -> None:
+        super().__init__("counting")
+        self.dtype, self.name = dtype, name
+
+    def setup(self, fast_init: bool = False) -> None:
+        net = self.parallelize(Buffers(self.dtype))
+        setattr(self, self.name, net)
+        if not fast_init:
+            self.optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        net = getattr(self, self.name)
+        self.backward(-net())
+        self.optimizer_step(self.optimizer)
+        net.seen += 1
+        net.mean += 1
+
+    def valid_step(self, batch: Any, step: int) -> None:
+        net = getattr(self, self.name)
+        self.log("weight", net.weight[0])
+        self.log("seen", net.seen)
+        self.log("mean", net.mean[0])
+        assert torch.equal(net.ids, torch.arange(64))
+
+
+def test_an_average_has_the_mean_of_floating_point_values_and_a_copy_of_all_others(tmp_path: Path) -> None:
+    model, ema = Counting(), EMA(decay=0.5)
+    run = quiet(root=tmp_path, callbacks=[ema], max_steps=3, sanity_batches=0)
+    result = run.fit(model, data(train=12))
+    assert (result.metrics["valid/weight"], result.metrics["valid/mean"], result.metrics["valid/seen"]) == (
+        2.25,
+        2.25,
+        3,
+    )
+    assert model.net.seen == 3
+    loaded = Counting.load_from_checkpoint(result.last_checkpoint)
+    assert torch.equal(loaded.net.ids, torch.arange(64))
+    assert loaded.net.weight.tolist() == [2.25] * 4
+    assert loaded.net.seen == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_average_of_small_floating_point_numbers_moves_and_resumes(dtype: torch.dtype, tmp_path: Path) -> None:
+    """In bf16, 1 - 0.999 of the difference would be rounded away."""
+    options: dict[str, Any] = {"sanity_batches": 0, "valid_every_epochs": 1, "log_every_steps": 1}
+    expected, weight = 1.0, 1.0
+    for weight in range(2, 41):
+        expected += (weight - expected) * 0.001
+    for cut in (None, 20):
+        root = tmp_path / str(cut)
+        for steps in filter(None, (cut, 40)):
+            ema = EMA(decay=0.999)
+            model = Counting(dtype)
+            result = quiet(root=root, callbacks=[ema], max_steps=steps, **options).fit(model, data(train=160))
+        assert ema.averaged.module.weight.dtype is torch.float32
+        assert ema.averaged.module.weight[0].item() == pytest.approx(expected, rel=1e-6)
+        assert model.net.weight.dtype is dtype
+        assert model.net.weight[0].item() == 40.0
+        assert result.metrics["valid/weight"] == torch.tensor(expected).to(dtype).item()
+
+
+def test_a_network_that_is_not_there_is_an_error_with_those_that_are() -> None:
+    with pytest.raises(ValueError, match=r"Counting has no network 'net'.*EMA\(name='encoder'\): encoder"):
+        quiet(max_steps=1, callbacks=[EMA()]).fit(Counting(name="encoder"), data())
+
+
+class Failing(Noting):
+    """Its validations fail, if `fails`."""
+
+    fails = True
+
+    def valid_step(self, batch: Any, step: int) -> None:
+        super().valid_step(batch, step)
+        if self.fails:
+            raise KeyError("metric")
+
+
+@pytest.mark.parametrize("call", ["fit", "validate"])
+def test_an_exception_in_an_evaluation_leaves_the_weights_and_modes_of_the_training(call: str) -> None:
+    model, ema = Failing(), EMA(decay=0.5)
+    run = quiet(callbacks=[ema], max_epochs=1, sanity_batches=0)
+    if call == "validate":
+        model.fails = False
+        run.fit(model, data())
+        model.fails = True
+    with pytest.raises(KeyError, match="metric"):
+        getattr(run, call)(model, data(), *([None] if call == "validate" else []))
+    assert same(weights(model)["net"], model.trained[-1][1])
+    if call == "fit":
+        assert model.net.training
+
+
+def test_the_average_of_one_model_is_not_that_of_another(tmp_path: Path) -> None:
+    run = quiet(callbacks=[EMA(decay=0.5)], max_epochs=1, sanity_batches=0, root=tmp_path)
+    run.fit(Noting(), data())
+    other = Noting()
+    run.test(other, data(), checkpoint=None)
+    assert same(other.evaluated[-1], weights(other)["net"])
+    trained = quiet(max_epochs=2, root=tmp_path / "without").fit(Noting(), data())
+    run.test(other, data(), checkpoint=trained.last_checkpoint)
+    assert same(other.evaluated[-1], weights(other)["net"])
+    assert same(other.evaluated[-1], torch.load(trained.last_checkpoint, weights_only=True)["model"]["net"])

@@ -1,6 +1,7 @@
 """The options of a Trainer: what is refused, by which name, and what a checkpoint keeps of them."""
 
 import ast
+import contextlib
 import dataclasses
 import inspect
 import json
@@ -8,12 +9,12 @@ import math
 import pkgutil
 import re
 from pathlib import Path
-from typing import Literal, get_origin
+from typing import Any, Literal, get_origin
 
 import numpy as np
 import pytest
 import torch
-from helpers.models import Tiny, data
+from helpers.models import Tiny, data, quiet
 
 import helios_lite
 from helios_lite import Callback, Split, Trainer
@@ -753,3 +754,51 @@ def test_the_public_names():
 @pytest.mark.parametrize("name", helios_lite.__all__)
 def test_a_public_name_is_there(name):
     assert hasattr(helios_lite, name)
+
+
+# Options during a run.
+
+
+OTHERS = {"max_epochs": 7, "max_steps": 5, "clip_norm": 1.0, "log_every_steps": 3, "patience": 2}
+OTHERS |= {"max_minutes": 2.0, "min_delta": 0.5, "valid_every_epochs": 2, "valid_every_steps": 2, "run_name": "other"}
+
+
+@pytest.mark.parametrize("hook", ["setup", "on_training_start", "train_step", "valid_step", "on_training_end"])
+def test_an_option_that_is_set_while_the_trainer_runs_is_an_error_and_has_no_effect(hook: str) -> None:
+    tried = []
+
+    class Setting(Tiny):
+        pass
+
+    def method(self: Any, *arguments: Any, **options: Any) -> None:
+        getattr(Tiny, hook)(self, *arguments, **options)
+        for field in dataclasses.fields(Trainer):
+            with pytest.raises(AttributeError, match=rf"^{field.name}: cannot be set while Trainer.fit of 'tiny'"):
+                setattr(self.trainer, field.name, OTHERS.get(field.name, getattr(self.trainer, field.name)))
+            tried.append(field.name)
+        with pytest.raises(AttributeError, match=r"^should_stop: cannot be set .* override Model.should_training_stop"):
+            self.trainer.should_stop = True
+
+    setattr(Setting, hook, method)
+    trainer = quiet(max_epochs=2)
+    before = trainer.config()
+    assert trainer.fit(Setting(), data()).state.epoch == 2
+    assert trainer.config() == before
+    assert len({*tried}) == len(dataclasses.fields(Trainer))
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_an_option_can_be_set_between_two_calls_and_is_checked_then(fails: bool) -> None:
+    class Failing(Tiny):
+        def on_training_end(self) -> None:
+            if fails:
+                raise KeyError("end")
+
+    trainer = quiet(max_epochs=1)
+    with pytest.raises(KeyError) if fails else contextlib.nullcontext():
+        trainer.fit(Failing(), data())
+    trainer.max_epochs = 2
+    assert trainer.fit(Tiny(), data()).state.epoch == 2
+    trainer.max_epochs = -5
+    with pytest.raises(ValueError, match="max_epochs=-5"):
+        trainer.fit(Tiny(), data())

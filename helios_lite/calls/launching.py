@@ -94,9 +94,11 @@ def alone(call: Call) -> Iterator[None]:
             f"{call}: {first[0]} is running in this process, whose random numbers, gradient mode and signal "
             "handlers it uses; wait until it has ended, or start another process"
         )
+    call.options.begin_use(str(call))
     try:
         yield
     finally:
+        call.options.end_use()
         del _running[process]
 
 
@@ -109,9 +111,9 @@ def run(call: Call, work: Callable[[Session, GracefulShutdown], Result]) -> Resu
             function at the top level of a module, or a `functools.partial` of one.
     """
     if call.processes == 1:
-        with here(call) as (session, shutdown):
+        with rng.callers_rng(), here(call) as (session, shutdown):
             return work(session, shutdown)
-    with launched(call) as final:
+    with rng.callers_rng(), launched(call) as final:
         result: Result = launch(
             do_as_worker,
             {**call.arguments(work), "final": final},

@@ -20,8 +20,8 @@ from helios_lite.calls.launching import Call, do_as_worker, here, launched, prep
 from helios_lite.calls.prediction_output import OutputWriter, take_in_turn, write_outputs
 from helios_lite.data import DataModule
 from helios_lite.loading.batches import Loader
-from helios_lite.loading.loaders import make_loader
 from helios_lite.loading.split_loader import SplitLoader
+from helios_lite.processes import rng
 from helios_lite.processes.devices import DeviceMover
 from helios_lite.processes.launch import launched_beside
 from helios_lite.processes.signals import GracefulShutdown
@@ -111,9 +111,10 @@ def _run(session: Session, checkpoint: Checkpoint, *, gathers: bool = False) -> 
         gathers: yield the predictions of all ranks on rank 0, and nothing on the others.
     """
     model, parallel, hooks = session.model, session.context.parallel, session.hooks
-    session.setup(fast_init=True)
-    loader = make_loader(_source(session.datamodule), "predict", session.options.seed, session.world)
-    path, _ = load_for_evaluation(session, checkpoint)
+    with rng.callers_rng():
+        session.setup(fast_init=True)
+        loader = session.loader(_source(session.datamodule), "predict")
+        path, _ = load_for_evaluation(session, checkpoint)
     logger.debug("predict%s", "" if path is None else f" of {path.name}")
     model.eval()
     with parallel.uneven_forward(), session.context.refuse_log():

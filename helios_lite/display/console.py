@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from helios_lite.options import Options
+from helios_lite.processes.rng import fork_rng
 from helios_lite.state import FitResult
 from helios_lite.version import __version__
 
@@ -30,17 +31,19 @@ def banner_text(run: str, device: torch.device, processes: int, options: Options
 
 def show_banner(text: str) -> None:
     """Print the banner in a frame."""
-    from rich.console import Console
-    from rich.panel import Panel
+    with fork_rng(torch.device("cpu")):
+        from rich.console import Console
+        from rich.panel import Panel
 
-    Console().print(Panel.fit(text, border_style="dim"), highlight=False, markup=False)
+        Console().print(Panel.fit(text, border_style="dim"), highlight=False, markup=False)
 
 
 def show_table(table: Table) -> None:
     """Print a table."""
-    from rich.console import Console
+    with fork_rng(torch.device("cpu")):
+        from rich.console import Console
 
-    Console().print(table)
+        Console().print(table)
 
 
 def result_table(result: FitResult, monitor: str | Sequence[str] | None, history: Sequence[float]) -> Table:

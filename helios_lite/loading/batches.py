@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, NamedTuple, Protocol
 
+from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from helios_lite.data import Split
@@ -61,6 +63,9 @@ class Loader(Protocol):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore it; takes effect at the next `epoch`."""
 
+    def close(self) -> None:
+        """End the epoch that is read, and the workers of a Split."""
+
 
 def limited(num_batches: int, limit: int | float | None) -> int:
     """Return how many of so many batches a limit leaves: a number, a part (a float; at least one batch), or all."""
@@ -71,10 +76,31 @@ def limited(num_batches: int, limit: int | float | None) -> int:
     return min(limit, num_batches)
 
 
-def incomplete_error(phase: str, iterator: Iterator[Any], given: int, length: int, start: str) -> RuntimeError:
-    """Return the error of an iterator that ended early. Python takes a StopIteration for the end of any iterator."""
+@contextlib.contextmanager
+def ending_workers(iterator: Iterator[Any]) -> Iterator[None]:
+    """Context in which an iterator is read: an exception ends its workers, which its traceback would keep alive."""
+    try:
+        yield
+    except GeneratorExit:
+        raise  # Workers that persist are used in the next epoch.
+    except BaseException:
+        _end_workers(iterator)
+        raise
+
+
+def end_persistent_workers(loader: DataLoader[Any]) -> None:
+    """End the workers of a DataLoader that it keeps for its next epoch."""
+    _end_workers(loader._iterator)
+    loader._iterator = None
+
+
+def _end_workers(iterator: Any) -> None:
     if isinstance(iterator, _MultiProcessingDataLoaderIter):
-        iterator._shutdown_workers()  # The StopIteration keeps it alive, in a cycle.
+        iterator._shutdown_workers()
+
+
+def incomplete_error(phase: str, given: int, length: int, start: str) -> RuntimeError:
+    """Return the error of an iterator that ended early. Python takes a StopIteration for the end of any iterator."""
     return RuntimeError(
         f"the {phase} split gave {given} of {length} batches{start}: its dataset or collate_fn raised StopIteration"
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
+import io
 import itertools
 import logging
+import pickle
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import torch
@@ -20,11 +22,21 @@ from torch.utils.data import (
     SequentialSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
+    default_collate,
 )
 
 from helios_lite.data import Split
 from helios_lite.loading import seeding
-from helios_lite.loading.batches import Batch, EpochBatches, dataloader_options, incomplete_error, limited
+from helios_lite.loading.batches import (
+    Batch,
+    EpochBatches,
+    dataloader_options,
+    end_persistent_workers,
+    ending_workers,
+    incomplete_error,
+    limited,
+)
+from helios_lite.nested import leaves
 from helios_lite.processes import rng
 from helios_lite.processes.world import World
 
@@ -40,11 +52,24 @@ class IterableLoader:
     """
 
     def __init__(
-        self, source: Any, iterable: Any, phase: str, seed: int, world: World, limit: int | float | None
+        self,
+        source: Any,
+        iterable: Any,
+        phase: str,
+        seed: int,
+        world: World,
+        limit: int | float | None,
+        count: Callable[[Any], int],
     ) -> None:
         self.source = source
         self._world = world
         self._iterable = iterable
+        self._count = count
+        self._is_split = isinstance(source, Split)
+        # What has the position: the loader, or the dataset of a Split that is read in this process.
+        is_read_here = self._is_split and source.num_workers == 0 and hasattr(source.dataset, "load_state_dict")
+        self._stateful = source.dataset if is_read_here else iterable
+        self._is_compared = False  # Whether ranks and workers were found to read different samples.
         self._phase = phase
         self._seed = seed
         self._state_to_load: Any = None
@@ -55,6 +80,7 @@ class IterableLoader:
                 "begins: use steps_per_epoch in place of limit_train_batches or overfit_batches"
             )
         self.marks_last = _has_exact_length(iterable)
+        self._open: Generator[Batch] | None = None
         self._is_exhausted = False  # The source has ended, though its last batches may still be in use.
 
     def epoch(self, epoch: int, *, samples: int = 0, batches: int = 0, window: int = 1) -> EpochBatches:
@@ -83,17 +109,18 @@ class IterableLoader:
             for _ in itertools.islice(iterator, batches):
                 pass
         remaining = None if length is None else max(0, limited(length, self._limit) - batches)
-        return EpochBatches(self._batches(iterator, batches, remaining, min(window, sys.maxsize)), remaining)
+        self._open = self._batches(iterator, batches, remaining, min(window, sys.maxsize))
+        return EpochBatches(self._open, remaining)
 
     def takes_state(self) -> bool:
         """Return whether the loader has a `load_state_dict`."""
-        return hasattr(self._iterable, "load_state_dict")
+        return hasattr(self._stateful, "load_state_dict")
 
     def state_dict(self) -> dict[str, Any]:
         """Return the loader's own state, if it has one."""
-        if not hasattr(self._iterable, "state_dict"):
+        if not hasattr(self._stateful, "state_dict"):
             return {}
-        state = self._iterable.state_dict() if self._state_to_load is None else self._state_to_load
+        state = self._stateful.state_dict() if self._state_to_load is None else self._state_to_load
         return {"loader": state, "exhausted": self._is_exhausted}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -102,44 +129,89 @@ class IterableLoader:
             self._state_to_load = state_dict["loader"]
             self._is_exhausted = state_dict.get("exhausted", False)
 
+    def close(self) -> None:
+        """End the epoch that is read, and the workers of a Split; a loader of the user keeps those that persist."""
+        if self._open is not None:
+            self._open.close()
+        if self._is_split:
+            end_persistent_workers(self._iterable)
+
     def _load_state(self) -> None:
         if self._state_to_load is not None:
-            self._iterable.load_state_dict(self._state_to_load)
+            self._stateful.load_state_dict(self._state_to_load)
             self._state_to_load = None
 
-    def _batches(self, iterator: Iterator[Any], start: int, remaining: int | None, window: int) -> Iterator[Batch]:
-        source = iterator
-        if self._limit is not None:
-            most = max(0, int(self._limit) - start) if remaining is None else remaining
-            source = itertools.islice(iterator, min(most, sys.maxsize))
-        # Otherwise the length may be wrong: no batch has `is_last`, and the epoch ends where the iterator ends.
-        last = remaining if self.marks_last else None
-        num_ranks = self._world.size
-        number = 0
-        if window == 1:
-            for number, data in enumerate(source, 1):
-                size = batch_size(data)
-                yield data, size, size * num_ranks, 1.0, True, number == last
-            self._is_exhausted = True
-        # An iterator that has ended is not asked again: some begin anew then.
-        while not self._is_exhausted and (batches := list(itertools.islice(source, window))):
-            self._is_exhausted = len(batches) < window
-            if self._is_exhausted:  # Before the window is used.
-                self._require_all(iterator, number + len(batches), last, start)
-            sizes = [batch_size(data) for data in batches]
-            total = sum(sizes)
-            for i, (data, size) in enumerate(zip(batches, sizes, strict=True), 1):
-                number += 1
-                yield data, size, size * num_ranks, size / total, i == len(batches), number == last
-        self._require_all(iterator, number, last, start)
-        if start == number == 0:
-            raise ValueError(f"the {self._phase} split gave no batch (an iterator can be used for one epoch only)")
+    def _batches(self, iterator: Iterator[Any], start: int, remaining: int | None, window: int) -> Generator[Batch]:
+        with ending_workers(iterator):
+            source = self._compared(iterator) if self._is_split and not self._is_compared else iterator
+            if self._limit is not None:
+                most = max(0, int(self._limit) - start) if remaining is None else remaining
+                source = itertools.islice(source, min(most, sys.maxsize))
+            # Otherwise the length may be wrong: no batch has `is_last`, and the epoch ends where the iterator ends.
+            last = remaining if self.marks_last else None
+            num_ranks = self._world.size
+            number = 0
+            if window == 1:
+                for number, data in enumerate(source, 1):
+                    size, data = self._counted(data, start + number - 1)
+                    yield data, size, size * num_ranks, 1.0, True, number == last
+                self._is_exhausted = True
+            # An iterator that has ended is not asked again: some begin anew then.
+            while not self._is_exhausted and (batches := list(itertools.islice(source, window))):
+                self._is_exhausted = len(batches) < window
+                if self._is_exhausted:  # Before the window is used.
+                    self._require_all(number + len(batches), last, start)
+                counted = [self._counted(data, start + number + i) for i, data in enumerate(batches)]
+                total = sum(size for size, _ in counted)
+                for i, (size, data) in enumerate(counted, 1):
+                    number += 1
+                    yield data, size, size * num_ranks, size / max(total, 1), i == len(batches), number == last
+            self._require_all(number, last, start)
+            if start == number == 0:
+                raise ValueError(f"the {self._phase} split gave no batch (an iterator can be used for one epoch only)")
 
-    def _require_all(self, iterator: Iterator[Any], given: int, length: int | None, start: int) -> None:
+    def _compared(self, iterator: Iterator[Any]) -> Iterator[Any]:
+        """Yield the batches of a stream, after a look at the first ones. Call on every rank.
+
+        Raises:
+            ValueError: all ranks read the same samples.
+        """
+        num_workers = self.source.num_workers
+        first = list(itertools.islice(iterator, max(1, num_workers)))
+        digests = [_digest(batch) for batch in first]
+        self._is_compared = True
+        if num_workers > 1 and len(first) == num_workers and None not in digests and len({*digests}) == 1:
+            logger.warning(
+                "the %s split is a stream of which all %d workers read the same samples, so that each comes %d times: "
+                "divide them in __iter__ of %s, as in itertools.islice(samples, info.id, None, info.num_workers) with "
+                "info = torch.utils.data.get_worker_info(); or use num_workers=1",
+                self._phase, num_workers, num_workers, type(self.source.dataset).__name__,
+            )  # fmt: skip
+        if self._world.size > 1:
+            of_ranks = self._world.gather(digests[0] if digests else None)
+            if None not in of_ranks and len({*of_ranks}) == 1:
+                raise ValueError(
+                    f"the {self._phase} split is a stream of which all {self._world.size} ranks read the same samples: "
+                    f"divide them in __iter__ of {type(self.source.dataset).__name__}, as in itertools.islice(samples, "
+                    "rank, None, num_ranks) with rank = torch.distributed.get_rank() and num_ranks = "
+                    "torch.distributed.get_world_size(); a DataLoader in place of the Split is not compared"
+                )
+        yield from first
+        yield from iterator
+
+    def _counted(self, batch: Any, number: int) -> tuple[int, Any]:
+        """Return the number of samples in a batch, and the batch; `number` is its place in the epoch, from 0."""
+        if self._is_split:
+            size, batch = batch
+            return size, batch
+        known = _size_by_sampler(self._iterable, number)
+        return self._count(batch) if known is None else known, batch
+
+    def _require_all(self, given: int, length: int | None, start: int) -> None:
         """Raise a RuntimeError if an epoch of a known length has ended early."""
         if length is not None and given < length:
             where = f" from batch {start} on" if start > 0 else ""
-            raise incomplete_error(self._phase, iterator, given, length, where)
+            raise incomplete_error(self._phase, given, length, where)
 
 
 def _has_exact_length(loader: Any) -> bool:
@@ -151,6 +223,28 @@ def _has_exact_length(loader: Any) -> bool:
     return type(loader.batch_sampler) in (BatchSampler, type(None)) and type(loader.sampler) in _SIZED_SAMPLERS
 
 
+def _digest(batch: Any) -> bytes | None:
+    """Return what tells a batch from others, None if it cannot be told."""
+    file = io.BytesIO()
+    try:
+        pickle.Pickler(file).dump([leaf.numpy() if isinstance(leaf, Tensor) else leaf for _, leaf in leaves(batch)])
+    except Exception:  # Objects may not be pickled, or in no way that is the same again.
+        return None
+    return hashlib.blake2b(file.getvalue()).digest()
+
+
+def _size_by_sampler(loader: Any, number: int) -> int | None:
+    """Return the number of samples in a batch of a DataLoader whose sampler and batch sampler are PyTorch's own."""
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return None
+    if type(loader.batch_sampler) is not BatchSampler or type(loader.sampler) not in _SIZED_SAMPLERS:
+        return None
+    size: int = loader.batch_sampler.batch_size
+    sampler: Any = loader.sampler
+    left = len(sampler) - number * size
+    return min(size, left) if left > 0 else None
+
+
 def stock_loader(split: Split) -> DataLoader[Any]:
     """Return the DataLoader of a Split of an IterableDataset."""
     options = dataloader_options(split)
@@ -160,54 +254,23 @@ def stock_loader(split: Split) -> DataLoader[Any]:
         split.dataset,
         batch_size=split.batch_size,
         drop_last=split.drop_last,
-        collate_fn=None if split.collate_fn is None else _Collate(split.collate_fn),
+        collate_fn=_Collate(default_collate if split.collate_fn is None else split.collate_fn),
         generator=torch.Generator(),
         **options,
     )
 
 
 class _Collate:
-    """A collate function whose StopIteration is an error and not the end of an IterableDataset."""
+    """Returns the number of samples, and what a collate function makes of them.
+
+    A StopIteration of that function is an error, and not the end of an IterableDataset.
+    """
 
     def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
         self._collate = collate
 
     def __call__(self, samples: list[Any]) -> Any:
         try:
-            return self._collate(samples)
+            return len(samples), self._collate(samples)
         except StopIteration as error:
             raise RuntimeError("collate_fn raised StopIteration") from error
-
-
-def batch_size(batch: Any) -> int:
-    """Return the number of samples in a nested batch.
-
-    This is the leading dimension of the first tensor, else the length of the first list without tensors, else 1.
-    """
-    if type(batch) in (list, tuple) and batch and type(batch[0]) is Tensor and batch[0].ndim > 0:
-        return batch[0].shape[0]  # What most loaders yield; `len` is a function in Python.
-    leaves = list(_leaves(batch))
-    for leaf in leaves:
-        if isinstance(leaf, Tensor):
-            return leaf.shape[0] if leaf.ndim > 0 else 1
-    return max(1, next((len(leaf) for leaf in leaves if isinstance(leaf, list | tuple)), 1))
-
-
-def _leaves(batch: Any) -> Iterator[Any]:
-    """Yield the tensors of a nested batch, and the lists that hold neither tensors nor containers."""
-    if isinstance(batch, Mapping):
-        parts = list(batch.values())
-    elif isinstance(batch, list | tuple):
-        parts = list(batch)
-    elif dataclasses.is_dataclass(batch):
-        parts = [getattr(batch, field.name) for field in dataclasses.fields(batch)]
-    else:
-        yield batch
-        return
-    nested = [
-        part for part in parts if isinstance(part, Tensor | Mapping | list | tuple) or dataclasses.is_dataclass(part)
-    ]
-    if not nested and parts:
-        yield tuple(parts)
-    for part in nested:
-        yield from _leaves(part)

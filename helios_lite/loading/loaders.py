@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
@@ -13,6 +13,7 @@ from helios_lite.loading import seeding
 from helios_lite.loading.batches import Loader
 from helios_lite.loading.iterable_loader import IterableLoader, stock_loader
 from helios_lite.loading.split_loader import SplitLoader
+from helios_lite.nested import count_samples
 from helios_lite.processes.world import World
 
 logger = logging.getLogger("helios_lite")
@@ -25,6 +26,7 @@ def make_loader(
     world: World = World(),  # noqa: B008 (frozen)
     limit: int | float | None = None,
     in_order: bool = False,
+    count: Callable[[Any], int] = count_samples,
 ) -> Loader:
     """Return the loader of a split.
 
@@ -37,6 +39,7 @@ def make_loader(
         world: the ranks.
         limit: the number of batches of all ranks per epoch, or the part of them (a float), from the start of its order.
         in_order: leave the samples of a Split unshuffled.
+        count: returns the number of samples in a batch of a loader that does not know it.
 
     Raises:
         TypeError: the source is none of these.
@@ -45,7 +48,7 @@ def make_loader(
     check_split(source, phase)
     if isinstance(source, Split):
         if isinstance(source.dataset, IterableDataset):
-            return IterableLoader(source, stock_loader(source), phase, seed, world, limit)
+            return IterableLoader(source, stock_loader(source), phase, seed, world, limit, count)
         return SplitLoader(source, phase, seed, world, limit, in_order)
     if world.size > 1 and _reads_all_samples(source):
         raise ValueError(
@@ -54,7 +57,7 @@ def make_loader(
         )
     if phase == "train" and isinstance(source, DataLoader) and source.persistent_workers:
         _warn_of_hidden_epoch(source.dataset)
-    return IterableLoader(source, source, phase, seed, world, limit)
+    return IterableLoader(source, source, phase, seed, world, limit, count)
 
 
 def check_splits(datamodule: DataModule) -> None:

@@ -23,22 +23,24 @@ class EpochBatchSampler:
     """The batch sampler of a DataLoader that lives for many epochs, as its workers may do.
 
     Args:
-        with_seed: yield (seed, indices) for a `SeededDataset`. The seed is sent with the indices, so that a worker that
-            outlives an epoch knows the epoch of each batch.
+        with_seed: yield (seed, epoch, indices) for a `SeededDataset`. They are sent with the indices, so that a worker
+            that outlives an epoch knows the epoch of each batch.
     """
 
     def __init__(self, with_seed: bool) -> None:
         self._with_seed = with_seed
         self._order: SizedBatches | None = None
-        self._seed = 0
+        self._seed = self._epoch = 0
 
-    def set_epoch_order(self, order: SizedBatches, seed: int) -> None:
-        """Set the batches of the next epoch, and the seed of its samples."""
-        self._order, self._seed = order, seed
+    def set_epoch_order(self, order: SizedBatches, seed: int, epoch: int) -> None:
+        """Set the batches of the next epoch, the seed of its samples, and its number."""
+        self._order, self._seed, self._epoch = order, seed, epoch
 
     def __iter__(self) -> Iterator[Any]:
         assert self._order is not None
-        return ((self._seed, indices) for indices in self._order) if self._with_seed else iter(self._order)
+        if not self._with_seed:
+            return iter(self._order)
+        return ((self._seed, self._epoch, indices) for indices in self._order)
 
     def __len__(self) -> int:
         return 0 if self._order is None else len(self._order)
@@ -48,27 +50,46 @@ class SeededDataset(Dataset[Any]):
     """Returns collated batches of a dataset.
 
     Each sample is read with RNG states seeded from its index; the batch is collated with RNG states seeded from the
-    first index.
+    first index. A worker tells the dataset the epoch of the batches that it reads.
 
     Args:
         dataset: a map-style dataset.
         collate: makes a batch from a list of samples; PyTorch's `default_collate` if None.
+        seeds: whether RNG states are seeded at all.
+        tells_epochs: whether the dataset is told the epoch; in the training process the loader has told it.
     """
 
-    def __init__(self, dataset: Dataset[Any], collate: Callable[[list[Any]], Any] | None) -> None:
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        collate: Callable[[list[Any]], Any] | None,
+        seeds: bool = True,
+        tells_epochs: bool = False,
+    ) -> None:
         self._dataset = dataset
         self._collate = collate
+        self._seeds, self._tells_epochs = seeds, tells_epochs
+        self._epoch: int | None = None  # That a worker has told the dataset last.
         self._reads_batches = callable(getattr(base_dataset(dataset), "__getitems__", None))
 
-    def __getitems__(self, seed_and_indices: tuple[int, list[int]]) -> Any:
-        seed, indices = seed_and_indices
+    def __getitems__(self, position: tuple[int, int, list[int]]) -> Any:
+        seed, epoch, indices = position
         if get_worker_info() is not None:
+            if self._tells_epochs and epoch != self._epoch:
+                set_epoch(self._dataset, epoch)
+                self._epoch = epoch
+            return self._fetch(seed, indices)
+        if not self._seeds:
             return self._fetch(seed, indices)
         # In the training process the RNG states belong to the training. Restoring them once per batch is enough.
         with rng.fork_rng(torch.device("cpu")):
             return self._fetch(seed, indices)
 
     def _fetch(self, seed: int, indices: list[int]) -> Any:
+        if not self._seeds:
+            reads = getattr(self._dataset, "__getitems__", None) if self._reads_batches else None
+            samples = [self._dataset[index] for index in indices] if reads is None else reads(indices)
+            return (self._collate or default_collate)(samples)
         if self._reads_batches:
             rng.seed_cpu(rng.derive_seed(seed, int(indices[0])))
             samples = self._dataset.__getitems__(indices)  # type: ignore[attr-defined]
@@ -95,7 +116,7 @@ def set_epoch_and_seed(source: Any, epoch: int, seed: int, for_training: bool) -
 
     An evaluation has no epoch, and its dataset may be the training's, so only generators are seeded then.
     """
-    for part in _parts(source, "sampler", "batch_sampler", *(["dataset"] if for_training else [])):
+    for part in _parts(source, "sampler", "batch_sampler", *(["dataset", "datasets"] if for_training else [])):
         if for_training and callable(getattr(part, "set_epoch", None)):
             part.set_epoch(epoch)
         if isinstance(getattr(part, "generator", 0), torch.Generator | None):
@@ -104,11 +125,21 @@ def set_epoch_and_seed(source: Any, epoch: int, seed: int, for_training: bool) -
 
 def has_set_epoch(dataset: Any) -> bool:
     """Return whether a dataset, or one that it is made of, has a `set_epoch`."""
-    return any(callable(getattr(part, "set_epoch", None)) for part in _parts(dataset, "dataset"))
+    return any(callable(getattr(part, "set_epoch", None)) for part in _parts(dataset, "dataset", "datasets"))
+
+
+def set_epoch(dataset: Any, epoch: int) -> None:
+    """Call `set_epoch` of a dataset and of those that it is made of, where they have one."""
+    for part in _parts(dataset, "dataset", "datasets"):
+        if callable(getattr(part, "set_epoch", None)):
+            part.set_epoch(epoch)
 
 
 def _parts(source: Any, *names: str) -> Iterator[Any]:
-    """Yield an object and, recursively, the values of its attributes of these names, each object once."""
+    """Yield an object and, recursively, the values of its attributes of these names, each object once.
+
+    Of a list or a tuple it is the items.
+    """
     pending, seen = [source], list[Any]()
     while pending:
         part = pending.pop()
@@ -116,4 +147,4 @@ def _parts(source: Any, *names: str) -> Iterator[Any]:
             continue
         seen.append(part)
         yield part
-        pending += [getattr(part, name, None) for name in names]
+        pending += part if isinstance(part, list | tuple) else [getattr(part, name, None) for name in names]

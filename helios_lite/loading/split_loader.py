@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import torch
@@ -12,7 +12,15 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from helios_lite.data import ArrayDict, Split
 from helios_lite.loading import sample_order, seeding
-from helios_lite.loading.batches import Batch, EpochBatches, dataloader_options, incomplete_error, limited
+from helios_lite.loading.batches import (
+    Batch,
+    EpochBatches,
+    dataloader_options,
+    end_persistent_workers,
+    ending_workers,
+    incomplete_error,
+    limited,
+)
 from helios_lite.processes import rng
 from helios_lite.processes.world import World
 
@@ -34,6 +42,7 @@ class SplitLoader:
         self._seed = seed
         self._order: sample_order.BatchOrder | None = None
         self._num_finished = 0  # Batches before those of the order.
+        self._open: Generator[Batch] | None = None
         self._length = len(split.dataset)
         if self._length == 0:
             raise ValueError(f"the {phase} split is empty")
@@ -41,14 +50,18 @@ class SplitLoader:
         base = seeding.base_dataset(split.dataset)
         may_be_random = type(base) not in (TensorDataset, ArrayDict) or split.collate_fn is not None
         is_seeded = split.seed_samples and may_be_random
-        self._sampler = seeding.EpochBatchSampler(with_seed=is_seeded)
+        self._tells_epochs = self._is_training and seeding.has_set_epoch(split.dataset)
+        is_wrapped = is_seeded or self._tells_epochs
+        self._sampler = seeding.EpochBatchSampler(with_seed=is_wrapped)
         self._gather = _Gather.of(split)
         # A private generator: without it every new iterator would use the training's RNG state.
         self._generator = torch.Generator()
         self._loader: DataLoader[Any] = DataLoader(
-            seeding.SeededDataset(split.dataset, split.collate_fn) if is_seeded else split.dataset,
+            seeding.SeededDataset(split.dataset, split.collate_fn, is_seeded, self._tells_epochs)
+            if is_wrapped
+            else split.dataset,
             batch_sampler=self._sampler,
-            collate_fn=_identity if is_seeded else split.collate_fn,
+            collate_fn=_identity if is_wrapped else split.collate_fn,
             generator=self._generator,
             **dataloader_options(split),
         )
@@ -56,14 +69,19 @@ class SplitLoader:
     def epoch(self, epoch: int, *, samples: int = 0, batches: int = 0, window: int = 1) -> EpochBatches:
         """Return the rest of an epoch; `samples` is the position."""
         seed = rng.derive_seed(self._seed, epoch)
+        if samples == 0:
+            self._length = len(self.source.dataset)  # It may have grown since the last epoch.
+        if self._tells_epochs:
+            seeding.set_epoch(self.source.dataset, epoch)
         order = self._batch_order(epoch, seed, samples)
         if len(order) == 0 and samples == 0 and (self._is_training or self._world.size == 1):
             why = "drop_last leaves nothing" if self.source.drop_last else "there is none for every process"
             raise ValueError(f"the {self._phase} split has no batch: of {self._length} samples {why}")
         self._generator.manual_seed(seed)
-        self._sampler.set_epoch_order(order, seed)
+        self._sampler.set_epoch_order(order, seed, epoch)
         self._order, self._num_finished = order, batches
-        return EpochBatches(self._batches(order, window, samples), len(order))
+        self._open = self._batches(order, window, samples)
+        return EpochBatches(self._open, len(order))
 
     def indices(self) -> Iterator[Tensor]:
         """Yield the indices of the samples in each batch of the last `epoch`, as int64 tensors."""
@@ -85,6 +103,12 @@ class SplitLoader:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Do nothing."""
 
+    def close(self) -> None:
+        """End the epoch that is read, and all workers."""
+        if self._open is not None:
+            self._open.close()
+        end_persistent_workers(self._loader)
+
     def _batch_order(self, epoch: int, seed: int, start: int) -> sample_order.BatchOrder:
         split, world = self.source, self._world
         if split.batch_sampler is not None:
@@ -104,24 +128,23 @@ class SplitLoader:
         part = sample_order.contiguous_part(order, world)
         return sample_order.BatchPlan(part, start, split.batch_size, split.drop_last, World())
 
-    def _batches(self, order: sample_order.BatchOrder, window: int, start: int) -> Iterator[Batch]:
+    def _batches(self, order: sample_order.BatchOrder, window: int, start: int) -> Generator[Batch]:
         length = len(order)
         total = 0
         i = -1
         iterator = iter(self._loader if self._gather is None else self._gather.batches(order))
-        for i, data in enumerate(iterator):
-            size, samples = order.size(i), order.samples(i)
-            if window == 1:
-                total = samples
-            elif i % window == 0:
-                total = sum(order.samples(j) for j in range(i, min(i + window, length)))
-            is_last = i + 1 == length
-            loss_weight = size * self._num_averaged / total
-            yield data, size, samples, loss_weight, is_last or (i + 1) % window == 0, is_last
-        if i + 1 < length:
-            raise incomplete_error(
-                self._phase, iterator, i + 1, length, f" from sample {start} on" if start > 0 else ""
-            )
+        with ending_workers(iterator):
+            for i, data in enumerate(iterator):
+                size, samples = order.size(i), order.samples(i)
+                if window == 1:
+                    total = samples
+                elif i % window == 0:
+                    total = sum(order.samples(j) for j in range(i, min(i + window, length)))
+                is_last = i + 1 == length
+                loss_weight = size * self._num_averaged / max(total, 1)
+                yield data, size, samples, loss_weight, is_last or (i + 1) % window == 0, is_last
+            if i + 1 < length:
+                raise incomplete_error(self._phase, i + 1, length, f" from sample {start} on" if start > 0 else "")
 
 
 class _Gather:
@@ -135,7 +158,10 @@ class _Gather:
         """Return the gather of a split, None if it needs a DataLoader."""
         dataset, indices = split.dataset, None
         while type(dataset) is Subset:
+            whole: Any = dataset.dataset
             subset_indices = torch.as_tensor(dataset.indices)
+            # Python counts negative indices from the end, and `index_select` does not.
+            subset_indices = torch.where(subset_indices < 0, subset_indices + len(whole), subset_indices)
             indices = subset_indices if indices is None else subset_indices[indices]
             dataset = dataset.dataset
         if split.num_workers > 0 or split.collate_fn is not None or split.pin_memory:

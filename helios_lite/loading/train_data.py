@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ class TrainData:
         datamodule: the data.
         options: the trainer.
         world: the ranks.
+        count: returns the number of samples in a batch of a loader that does not know it.
 
     Attributes:
         epoch_batches: number of batches in the present epoch, None if unknown. With `steps_per_epoch` it is the most
@@ -34,8 +35,8 @@ class TrainData:
         knows_last_batch: whether the last batch of the present epoch is known to be the last.
     """
 
-    def __init__(self, datamodule: DataModule, options: Options, world: World) -> None:
-        self._datamodule, self._options, self._world = datamodule, options, world
+    def __init__(self, datamodule: DataModule, options: Options, world: World, count: Callable[[Any], int]) -> None:
+        self._datamodule, self._options, self._world, self._count = datamodule, options, world, count
         self._window = options.accumulation_steps
         self._repeats = options.overfit_batches is not None  # Every epoch has the batches of the first, unshuffled.
         self.epoch_batches: int | None = None
@@ -58,7 +59,7 @@ class TrainData:
             raise ValueError("the datamodule has no train split")
         if self._loader is None or self._loader.source is not source:
             seed, limit = self._options.seed, self._options.limit_of("train")
-            self._loader = make_loader(source, "train", seed, self._world, limit, in_order=self._repeats)
+            self._loader = make_loader(source, "train", seed, self._world, limit, self._repeats, self._count)
             if self._loader.takes_state():
                 self._check_number_of_ranks()
             self._loader.load_state_dict(self._of_this_rank(self._restored))
@@ -133,7 +134,9 @@ class TrainData:
             )
 
     def close(self) -> None:
-        """End the workers of a pass that goes on in the next epoch."""
+        """End the epoch, or the pass, that is read, and the workers of the split."""
+        if self._loader is not None:
+            self._loader.close()
         if self._passes is not None:
             self._passes.close()
 

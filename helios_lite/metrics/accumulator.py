@@ -244,9 +244,10 @@ class Totals:
             return
         self.sum += value
         self.last = value
-        if reduce == "min" and not value >= self.low:
+        # A NaN stays: it is not equal to itself.
+        if reduce == "min" and not value >= self.low and self.low == self.low:
             self.low = value
-        elif reduce == "max" and not value <= self.high:
+        elif reduce == "max" and not value <= self.high and self.high == self.high:
             self.high = value
         if value - value != 0.0 and step < self.first_not_finite:  # NaN or infinite.
             self.first_not_finite = step

@@ -76,8 +76,9 @@ class LearningRates:
 
 
 def learning_rates(optimizer: Optimizer) -> list[float]:
-    """Return the present learning rate of each parameter group, NaN for one that has none."""
-    return [float(group.get("lr", math.nan)) for group in optimizer.param_groups]
+    """Return the present learning rate of each parameter group, NaN for one that has none, or chooses it itself."""
+    rates = [group.get("lr") for group in optimizer.param_groups]
+    return [math.nan if rate is None else float(rate) for rate in rates]
 
 
 def before_steps(optimizers: Mapping[str, Optimizer], call: Callable[[str, Optimizer], None]) -> list[RemovableHandle]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
 from helios_lite.arguments import require_kind
@@ -18,8 +19,29 @@ from helios_lite.processes.world import World
 _AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _MAX_SKIPPED_IN_A_ROW = 100
 """Updates in a row that may be skipped: the loss scale has then fallen from 2**16 to 2**-84."""
+_MIXED = (
+    "backward: losses with a weight and losses without one are in the same update, whose mean is not defined; give all "
+    "of them a weight (that of a mean over samples is their number), or add them up and call backward once"
+)
 GradientReport = Callable[[Optimizer, list[Tensor], Tensor], None]
 """Takes an optimizer, its parameters (which have gradients) and the 2-norm of these gradients before clipping."""
+
+
+_NO_OPTIMIZER = "none yet, or several"
+
+
+class Window(NamedTuple):
+    """What an accumulation window was.
+
+    Attributes:
+        is_update: whether it was an update, also that of a model that does not use `optimizer_step`.
+        is_skipped: whether an optimizer was skipped, or all were.
+        is_left_out: whether the model has not called `optimizer_step`, or no loss has reached its parameters.
+    """
+
+    is_update: bool
+    is_skipped: bool
+    is_left_out: bool = False
 
 
 class Precision:
@@ -33,9 +55,10 @@ class Precision:
 
     Attributes:
         scaler: scales the losses of fp16, so that small gradients do not underflow; None for other formats.
-        last_loss: the last loss passed to `backward`, whose graph has been freed; None after an update that fp16 has
-            skipped.
-        has_several_optimizers: whether `step` was called for more than one optimizer.
+        last_loss: the last loss passed to `backward`, whose graph has been freed; None after one of weight 0, and after
+            an update that fp16 has skipped.
+        num_steps: grows with every step of an optimizer: by one if it is the only optimizer, in fp32 or bf16. A window
+            in which it has not grown by one is closed by `close_window`.
     """
 
     def __init__(
@@ -53,15 +76,24 @@ class Precision:
         self.last_loss: Tensor | None = None
         self._loss_weight = 1.0
         self._is_first_micro_batch = self._is_last_micro_batch = True
+        self._is_part = world.size > 1  # Of an update: others are computed from other micro-batches, or on other ranks.
         self._report_gradients: GradientReport | None = None
         # The weight of the last backward, the optimizers that have counted it, and the weight of each in this window.
         self._weight: Tensor | float | None = None
         self._counted: set[int] = set()
         self._totals: dict[int, Tensor | float] = {}
-        self._has_stepped = self._has_skipped = False  # Any optimizer, in this window.
-        self._optimizers: list[Optimizer] = []  # The last one is the one that stepped last.
-        self.has_several_optimizers = False
-        self._skipped_in_a_row = 0
+        # Whether the losses since the last step have weights, and those of each optimizer in this window.
+        self._is_weighted: bool | None = None
+        self._are_weighted: dict[int, bool] = {}
+        self.num_steps, self._growth = 0, 1 if self.scaler is None else 2
+        self._has_skipped = False  # Any optimizer, in this window, because its gradients were not finite.
+        self._optimizers: list[Optimizer] = []
+        self._only: object = _NO_OPTIMIZER
+        # Whether the model steps with `step`; unknown until it does, or a parameter changes without it.
+        self._makes_steps: bool | None = None
+        self._trained: list[Optimizer] = []
+        self._versions: list[int] = []
+        self._not_stepped_in_a_row = self._skipped_in_a_row = 0
 
     def begin_micro_batch(
         self, loss_weight: float, completes_update: bool, report_gradients: GradientReport | None = None
@@ -75,6 +107,7 @@ class Precision:
         """
         self._loss_weight = loss_weight
         self._is_first_micro_batch, self._is_last_micro_batch = self._is_last_micro_batch, completes_update
+        self._is_part = not (self._is_first_micro_batch and completes_update and self._world.size == 1)
         self._report_gradients = report_gradients
 
     def add_gradient_report(self, report: GradientReport) -> None:
@@ -90,7 +123,7 @@ class Precision:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the last loss, which is not a leaf and cannot be copied. To detach it would cost every step."""
-        return {**vars(self), "last_loss": None, "_optimizers": [], "has_several_optimizers": False}
+        return {**vars(self), "last_loss": None, "_optimizers": [], "_only": _NO_OPTIMIZER, "_trained": []}
 
     def forget_loss(self) -> None:
         """Forget the last loss, which has been checked."""
@@ -108,13 +141,19 @@ class Precision:
             if self._weight is not None and not self._counted:
                 raise RuntimeError("backward(weight=...): the optimizer_step of the previous one is missing")
             self._counted.clear()
+            if self._world.size == 1 and _is_known_zero(weight):
+                self._weight, self.last_loss = weight, None
+                return  # The mean over no items may not be finite, and neither are gradients of it times 0.
         self._weight = weight
         self.last_loss = loss
-        if weight is None:
-            if self._loss_weight != 1.0:
+        if self._is_part:
+            if self._is_weighted not in (None, weight is not None):
+                raise RuntimeError(_MIXED)
+            self._is_weighted = weight is not None
+            if weight is not None:  # In an update of one batch it would be multiplied and divided again.
+                loss = loss * weight
+            elif self._loss_weight != 1.0:
                 loss = loss * self._loss_weight
-        elif not self._is_single_batch_window():  # There the weight would be multiplied and divided again.
-            loss = loss * weight
         if self.scaler is not None:
             loss = self.scaler.scale(loss)
         try:
@@ -125,10 +164,12 @@ class Precision:
 
     def step(self, optimizer: Optimizer, scheduler: Any, clip_norm: float | None) -> bool:
         """Update the parameters if the window is complete; see `Model.optimizer_step`."""
-        if not self._optimizers or optimizer is not self._optimizers[-1]:
+        if optimizer is not self._only:
             self._note(optimizer)
         if self._weight is not None:
             self._add_weight(optimizer)
+        if self._is_weighted is not None:
+            self._note_weighting(optimizer)
         if not self._is_last_micro_batch:
             return False
         limit = self._clip_norm if clip_norm is None else clip_norm
@@ -137,9 +178,10 @@ class Precision:
         if (not first or first[0].grad is None) and not _has_gradients(optimizer):
             if not _step_without_gradients(optimizer):
                 return False
-            self._has_stepped = True
+            self.num_steps += self._growth
         elif limit is None and total is None and self._report_gradients is None and self.scaler is None:
             optimizer.step()
+            self.num_steps += self._growth
         elif not self._clip_and_step(optimizer, limit, total):
             optimizer.zero_grad(set_to_none=True)
             return False
@@ -148,50 +190,85 @@ class Precision:
         optimizer.zero_grad(set_to_none=True)
         return True
 
-    def clear_gradients(self) -> None:
-        """Clear what a loss has left in the parameters of an optimizer that had stepped before, at the end of a window.
+    def set_optimizers(self, optimizers: Sequence[Optimizer]) -> None:
+        """Take the optimizers of the model, whose gradients a window without a step leaves behind."""
+        self._trained = [*optimizers]
+        self._versions = _versions(self._trained)
 
-        A resumed run does not have these gradients either.
-        """
-        for optimizer in self._optimizers:
-            optimizer.zero_grad(set_to_none=True)
+    def close_window(self, num_steps: int) -> Window:
+        """End a window in which not just the only optimizer has stepped, in fp32 or bf16.
 
-    def close_window(self) -> tuple[bool, bool]:
-        """End a window of fp16 after all optimizers have stepped: adapt the scale of the next losses.
+        What a loss has left in the parameters of an optimizer that has stepped before, or in a window that has ended
+        before its optimizers have stepped, is cleared. A resumed run does not have these gradients either. The scale of
+        the next losses of fp16 is adapted.
 
-        Returns:
-            Whether it was an update (also that of a model that does not use `optimizer_step`), and whether an
-            optimizer was skipped because its gradients were not finite.
+        Args:
+            num_steps: what `num_steps` was before the window.
 
         Raises:
             FloatingPointError: gradients were not finite for so many windows in a row that no scale will help.
+            RuntimeError: the losses of so many windows were passed to `backward`, and no optimizer has stepped in any.
         """
-        assert self.scaler is not None
-        stepped, skipped = self._has_stepped, self._has_skipped
-        self._has_stepped = self._has_skipped = False
-        if stepped or skipped:
-            self.scaler.update()
-        if skipped:
+        has_stepped, has_skipped = self.num_steps != num_steps, self._has_skipped
+        self._has_skipped = False
+        if has_stepped or has_skipped:
+            if self.scaler is not None:
+                self.scaler.update()
+            if len(self._optimizers) > 1:
+                _clear_gradients(self._optimizers)
+        elif self._is_left_out():
+            _clear_gradients([*self._trained, *self._optimizers])
+            self._forget_weights()
+            return Window(is_update=False, is_skipped=True, is_left_out=True)
+        if has_skipped:
             self.last_loss = None
-        self._skipped_in_a_row = self._skipped_in_a_row + 1 if skipped and not stepped else 0
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if has_skipped and not has_stepped else 0
         if self._skipped_in_a_row == _MAX_SKIPPED_IN_A_ROW:
             raise FloatingPointError(f"gradients were not finite in {_MAX_SKIPPED_IN_A_ROW} steps in a row")
-        return stepped or not skipped, skipped
+        return Window(has_stepped or not has_skipped, has_skipped)
+
+    def _is_left_out(self) -> bool:
+        """Return whether the model computes updates with `step`, but not in the window that ends."""
+        if self._makes_steps is None and self.last_loss is not None:
+            if self._versions != _versions(self._trained):
+                self._makes_steps = False  # It calls the method of the optimizer itself.
+                return False
+            self._not_stepped_in_a_row += 1
+            if self._not_stepped_in_a_row == _MAX_SKIPPED_IN_A_ROW:
+                raise RuntimeError(
+                    f"no optimizer has stepped in {_MAX_SKIPPED_IN_A_ROW} accumulation windows: "
+                    "train_step does not call optimizer_step(optimizer)"
+                )
+            return True
+        return self._makes_steps is True
+
+    def _forget_weights(self) -> None:
+        self._weight = self._is_weighted = None
+        self._counted.clear()
+        self._totals.clear()
+        self._are_weighted.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the scaler: tensors and plain containers."""
-        return {} if self.scaler is None else self.scaler.state_dict()
+        """Return the state of the scaler and what is known of the model: tensors and plain containers."""
+        state = {} if self.scaler is None else self.scaler.state_dict()
+        return state if self._makes_steps is None else {**state, "makes_steps": self._makes_steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the state of the scaler; without effect if the format was or is not fp16."""
-        if self.scaler is not None and state_dict:
-            self.scaler.load_state_dict(state_dict)
+        """Restore what `state_dict` returned; that of the scaler without effect if the format was or is not fp16."""
+        state = dict(state_dict)
+        self._makes_steps = state.pop("makes_steps", None)
+        if self.scaler is not None and state:
+            self.scaler.load_state_dict(state)
 
     def _note(self, optimizer: Optimizer) -> None:
         if not hasattr(optimizer, "param_groups"):
             raise TypeError(f"optimizer_step: needs an optimizer, not a {type(optimizer).__name__}")
-        self._optimizers = [*(each for each in self._optimizers if each is not optimizer), optimizer]
-        self.has_several_optimizers = len(self._optimizers) > 1
+        self._makes_steps = True
+        if not any(each is optimizer for each in self._optimizers):
+            self._optimizers.append(optimizer)
+        self._only = optimizer
+        if len(self._optimizers) > 1:
+            self._only, self._growth = _NO_OPTIMIZER, 2
 
     def _clip_and_step(self, optimizer: Optimizer, limit: float | None, total: Tensor | float | None) -> bool:
         """Unscale, divide by the weight, report, clip, step, in this order; return whether parameters changed."""
@@ -201,7 +278,13 @@ class Precision:
             return False
         gradients = [p.grad for p in parameters if p.grad is not None]
         if total is not None:
-            torch._foreach_div_(gradients, self._mean_weight(total))
+            weight = self._mean_weight(total)
+            if _is_known_zero(weight):
+                return False
+            # Without any item there is nothing to divide, which a device must not be asked about.
+            torch._foreach_div_(
+                gradients, torch.where(weight == 0, 1, weight) if isinstance(weight, Tensor) else weight
+            )
         if limit is not None or self._report_gradients is not None:
             norm = full_tensor(nn.utils.get_total_norm(gradients))
             if self._report_gradients is not None:
@@ -209,24 +292,36 @@ class Precision:
             if limit is not None:
                 nn.utils.clip_grads_with_norm_(parameters, limit, norm)
         optimizer.step()
-        self._has_stepped = True
+        self.num_steps += self._growth
         return True
 
     def _unscale(self, scaler: torch.amp.GradScaler, optimizer: Optimizer) -> bool:
         """Divide gradients by the scale, and return whether they are finite. DDP and FSDP2 make all ranks agree."""
+        state = scaler._per_optimizer_states[id(optimizer)]
+        earlier = state["found_inf_per_device"]  # Of its step before in this window.
+        state["stage"] = OptState.READY
         scaler.unscale_(optimizer)
-        return not any(flag.item() for flag in scaler._found_inf_per_device(optimizer).values())
+        found = state["found_inf_per_device"]
+        is_finite = not any(flag.item() for flag in found.values())
+        state["found_inf_per_device"] = found | {d: torch.maximum(flag, found[d]) for d, flag in earlier.items()}
+        return is_finite
 
     def _add_weight(self, optimizer: Optimizer) -> None:
         """Add the weight of the last backward to the optimizer's weight in this window."""
         assert self._weight is not None
         if id(optimizer) not in self._counted:
             self._counted.add(id(optimizer))
-            if not self._is_single_batch_window():
+            if self._is_part:
                 self._totals[id(optimizer)] = self._totals.get(id(optimizer), 0.0) + self._weight
 
-    def _is_single_batch_window(self) -> bool:
-        return self._is_first_micro_batch and self._is_last_micro_batch and self._world.size == 1
+    def _note_weighting(self, optimizer: Optimizer) -> None:
+        """Require that all losses of a window have a weight, or none, for each optimizer."""
+        assert self._is_weighted is not None
+        if self._are_weighted.setdefault(id(optimizer), self._is_weighted) != self._is_weighted:
+            raise RuntimeError(_MIXED)
+        self._is_weighted = None
+        if self._is_last_micro_batch:
+            self._are_weighted.clear()
 
     def _mean_weight(self, total: Tensor | float) -> Tensor | float:
         """Return the weight of the window over all ranks, divided by their number, as their gradients are."""
@@ -235,6 +330,21 @@ class Precision:
         weight = torch.as_tensor(total, dtype=torch.float32, device=self._device).clone()
         dist.all_reduce(weight)
         return weight / self._world.size
+
+
+def _is_known_zero(weight: Tensor | float) -> bool:
+    """Return whether a weight is 0, if it can be read without waiting for a device."""
+    return weight.is_cpu and weight.item() == 0 if isinstance(weight, Tensor) else weight == 0
+
+
+def _clear_gradients(optimizers: Iterable[Optimizer]) -> None:
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=True)
+
+
+def _versions(optimizers: Iterable[Optimizer]) -> list[int]:
+    """Return how often each parameter has changed in place."""
+    return [p._version for each in optimizers for group in each.param_groups for p in group["params"]]
 
 
 def _has_gradients(optimizer: Optimizer) -> bool:

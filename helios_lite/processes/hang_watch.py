@@ -69,6 +69,7 @@ class HangWatch:
     def __init__(self, seconds: float | None, fail: Callable[[Exception, str], object] = lambda *_: None) -> None:
         self._seconds, self._fail = seconds, fail
         self._done = threading.Event()
+        self._thread: threading.Thread | None = None
         self._world = World()
         self._folder: Path | None = None
         self._progress: Callable[[], float] = lambda: 0
@@ -81,6 +82,8 @@ class HangWatch:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._done.set()
+        if self._thread is not None:
+            self._thread.join()
 
     def start(self, world: World, folder: Path | None, progress: Callable[[], float]) -> None:
         """Watch from now on. Call on every rank.
@@ -94,7 +97,8 @@ class HangWatch:
             return
         self._world, self._folder, self._progress = world, folder, progress
         self._peers = world.gather((socket.gethostname(), os.getpid()))
-        threading.Thread(target=self._watch, args=(self._seconds,), name="hang_watch", daemon=True).start()
+        self._thread = threading.Thread(target=self._watch, args=(self._seconds,), name="hang_watch", daemon=True)
+        self._thread.start()
 
     def _watch(self, seconds: float) -> None:
         moved, seen = time.monotonic(), self._progress()

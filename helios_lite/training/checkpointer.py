@@ -140,6 +140,7 @@ class Checkpointer:
     def load(self, path: Path, content: dict[str, Any]) -> None:
         """Continue from a checkpoint with that content. Call on every rank."""
         world, ranks = self._session.world, content["ranks"]
+        self._session.metrics.reset()  # What `setup` has logged is in the checkpoint.
         for name, part in self.parts.items():
             part.load_state_dict(content[name])
         for name, rank_part in self.per_rank.items():

@@ -32,9 +32,9 @@ def monitored_score(metrics: Mapping[str, float], monitor: str | Sequence[str]) 
 def has_improved(score: float, best: float | None, mode: str, min_delta: float) -> bool:
     """Return whether `score` is better than `best` by more than `min_delta`.
 
-    NaN is never better; any number is better than None.
+    NaN and the infinities are never better; any other number is better than None.
     """
-    if math.isnan(score):
+    if not math.isfinite(score):
         return False
     if best is None:
         return True

@@ -101,9 +101,14 @@ def _inert(session: Session) -> Iterator[None]:
     """Context of an evaluation: on exit it restores the modes of modules and the training's metrics as well."""
     model, context = session.model, session.context
     modes = [(module, module.training) for net in networks(model) for module in net.modules()]
-    with evaluation_mode(session), context.parallel.uneven_forward():  # Every validation gets the same random numbers.
-        yield
-    model.train()
-    for module, training in modes:  # A part that the user had frozen stays in the mode it had.
-        module.training = training
-    context.begin_phase("train", session.metrics)
+    try:
+        with (
+            evaluation_mode(session),
+            context.parallel.uneven_forward(),
+        ):  # Each validation has the same random numbers.
+            yield
+    finally:
+        model.train()
+        for module, training in modes:  # A part that the user had frozen stays in the mode it had.
+            module.training = training
+        context.begin_phase("train", session.metrics)

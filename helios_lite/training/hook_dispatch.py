@@ -48,6 +48,14 @@ class HookDispatcher:
         for listener in listeners:
             getattr(listener, hook)(*arguments)
 
+    def report_exception(self, error: BaseException) -> None:
+        """Tell every callback of the exception that ends the call. What they raise must not hide it, and is logged."""
+        for callback in self._callbacks:
+            try:
+                callback.on_exception(error)
+            except Exception:
+                logger.exception("one more error in %s.on_exception", type(callback).__name__)
+
     def process_metrics(self, phase: str, metrics: dict[str, float]) -> dict[str, float]:
         """Return metrics together with those that `process_metrics` adds. Call on every rank.
 
@@ -85,13 +93,15 @@ class HookDispatcher:
         return {name: callback.state_dict() for name, callback in self._named_callbacks().items()}
 
     def load_state_dict(self, state_dict: dict[str, Any], warn_unknown: bool = True) -> None:
-        """Restore the states of the callbacks.
+        """Restore the states of the callbacks; those without a state forget theirs.
 
         Args:
             state_dict: states by name.
             warn_unknown: log a warning for each state whose callback this run does not have.
         """
         callbacks = self._named_callbacks()
+        for name in callbacks.keys() - state_dict.keys():
+            callbacks[name].forget_state()
         for name, state in state_dict.items():
             if name in callbacks:
                 callbacks[name].load_state_dict(state)

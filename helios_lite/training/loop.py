@@ -37,8 +37,9 @@ class Training:
         self.options, self.model, self.hooks = session.options, session.model, session.hooks
         self.valid_loaders: dict[str, Loader] = {}
         self.state = TrainingState()
+        self.has_left_out = False
         self.clock = Clock(self.state)
-        self.train_data = TrainData(session.datamodule, session.options, session.world)
+        self.train_data = TrainData(session.datamodule, session.options, session.world, session.model.count_samples)
         self.evaluator = Evaluator(session)
         self.monitor = Monitor(session, self.state)
         self.log = TrainingLog(session, self.state, self.clock)
@@ -100,7 +101,8 @@ class Training:
 
     def start(self) -> None:
         """Switch to training."""
-        self.hooks.call("on_training_start")
+        with self.log.dropped(self.checkpointer.resumed_from is not None):
+            self.hooks.call("on_training_start")
         self.model.train()
         self.clock.restart()
         self.log.restart()
@@ -127,7 +129,8 @@ class Training:
         state = self.state
         if state.epoch_batch == 0:
             self.checkpointer.restore_rng()
-        self.hooks.call("on_training_epoch_start", state.epoch + 1)
+        with self.log.dropped(state.epoch_batch > 0):  # A resumed run has the values of this epoch's start.
+            self.hooks.call("on_training_epoch_start", state.epoch + 1)
         parts = self.session.check_checkpoint_holds_all()
         self.log.begin_epoch(parts)
         batches = self.log.timed(self.train_data.rest_of_epoch(state))
@@ -150,7 +153,7 @@ class Training:
         begin_batch, needs_transfer = context.begin_batch, self.session.needs_transfer
         is_distributed = self.session.world.size > 1
         accumulates = is_distributed or options.accumulation_steps > 1
-        logs_gradients, scales_loss = options.log_grad_norm is not False, precision.scaler is not None
+        logs_gradients, num_steps = options.log_grad_norm is not False, precision.num_steps
         log_every_steps, polls_model = options.log_every_steps, stop.polls_model
         has_batch_hooks = self.hooks.is_overridden("on_training_batch_start", "on_training_batch_end")
         knows_last = self.train_data.knows_last_batch  # Otherwise a row may follow any update.
@@ -176,13 +179,11 @@ class Training:
             state.epoch_batch += 1
             state.epoch_samples += samples
             if completes_update:
-                if precision.has_several_optimizers:
-                    precision.clear_gradients()
-                if scales_loss:
-                    updated, skipped = precision.close_window()
-                    state.skipped_steps += skipped
-                    step -= not updated
-                    should_log = should_log and (updated or is_last)
+                if precision.num_steps != num_steps + 1:  # Not one step of the only optimizer, in fp32 or bf16.
+                    is_update = self.close_window(num_steps)
+                    step -= not is_update
+                    should_log = should_log and (is_update or is_last)
+                num_steps = precision.num_steps
                 state.step = step
             if has_batch_hooks or loss_items or (should_log and is_distributed):
                 self.hooks.call("on_training_batch_end", state, should_log)
@@ -209,6 +210,19 @@ class Training:
             window_start, next_check = state.epoch_batch, stop.next_check()
         return window_start, None
 
+    def close_window(self, num_steps: int) -> bool:
+        """End a window in which other optimizers have stepped than the only one; return whether it was an update."""
+        window = self.session.context.precision.close_window(num_steps)
+        self.state.skipped_steps += window.is_skipped
+        if window.is_left_out and not self.has_left_out:
+            self.has_left_out = True
+            logger.warning(
+                "no optimizer has stepped after batch %d (train_step has not reached optimizer_step, or no loss has "
+                "reached its parameters): the gradients are dropped, and the step is counted in skipped_steps",
+                self.state.batch,
+            )
+        return window.is_update
+
     def write_row(self, *, ends_epoch: bool) -> None:
         """Write and show the metrics since the last row, if there is anything new. Call on every rank."""
         values = self.log.write_row(ends_epoch=ends_epoch)
@@ -223,7 +237,10 @@ class Training:
         if self.validation_due(window_start, epoch_complete=True):
             self.validate()
         self.report.show_epoch(self.log.epoch_means)
+        self.session.context.begin_phase("train", self.session.metrics)
         self.hooks.call("on_training_epoch_end", state.epoch + 1)
+        if self.hooks.is_overridden("on_training_epoch_end"):
+            self.log.write_epoch_end()
         state.epoch += 1
         state.epoch_batch = state.epoch_samples = 0
         self.stop.poll_model()

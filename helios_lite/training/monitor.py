@@ -33,6 +33,7 @@ class Monitor:
         self.history: list[float] = []
         self.best_metrics: dict[str, float] = {}
         self._score: float | None = None  # Of the last validation.
+        self._has_warned = False  # Of a score that is not finite.
 
     def check(self, values: dict[str, float]) -> tuple[float | None, bool]:
         """Return the monitored value of a validation, and whether it is better than the best so far.
@@ -44,8 +45,9 @@ class Monitor:
         if options.monitor is None:
             return None, True
         score = monitored_score(values, options.monitor)
-        if math.isnan(score):
-            logger.warning("monitor=%r is NaN at step %d: no improvement", options.monitor, self._state.step)
+        if not math.isfinite(score) and not self._has_warned:
+            self._has_warned = True
+            logger.warning("monitor=%r is %s at step %d: no improvement", options.monitor, score, self._state.step)
         return score, has_improved(score, self._state.best_score, options.mode, options.min_delta)
 
     def update(self, values: dict[str, float]) -> None:
@@ -69,7 +71,7 @@ class Monitor:
         """Return the score of the present weights, and whether they are the best; (None, False) if not validated."""
         if self._state.validated_step != self._state.step:
             return None, False
-        score = None if self._score is None or math.isnan(self._score) else self._score
+        score = None if self._score is None or not math.isfinite(self._score) else self._score
         return score, self._state.best_step == self._state.step
 
     def reset(self) -> None:

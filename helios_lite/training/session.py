@@ -74,6 +74,7 @@ class Session:
         self.progress = Progress(options.progress and is_seen)
         self.prints = options.print_banner and is_seen
         self.metrics = MetricAccumulator(self.device)
+        self._loaders: list[Loader] = []
         self.was_set_up = model._context.is_set_up
         self.context = self._make_context()
         overrides_transfer = type(model).batch_to_device is not Model.batch_to_device
@@ -102,6 +103,7 @@ class Session:
             for net in networks(model):
                 net.to(self.device)
         else:
+            model._forget_modes()
             model.setup(fast_init=fast_init)
             check_no_method_is_hidden(model, Model)
             parts = self.check_checkpoint_holds_all()
@@ -146,7 +148,19 @@ class Session:
         """Return the loaders of the "valid" or "test" split, by the prefix of their metrics; none without a split."""
         parts = split_parts(self.datamodule, phase)
         limit = self.options.limit_of(phase)
-        return {name: make_loader(part, name, self.options.seed, self.world, limit) for name, part in parts.items()}
+        return {name: self.loader(part, name, limit) for name, part in parts.items()}
+
+    def loader(self, source: Any, name: str, limit: int | float | None = None) -> Loader:
+        """Return the loader of a part of a split, whose workers end with the session."""
+        seed, count = self.options.seed, self.model.count_samples
+        loader = make_loader(source, name, seed, self.world, limit, count=count)
+        self._loaders.append(loader)
+        return loader
+
+    def close(self) -> None:
+        """End the workers of all loaders."""
+        for loader in self._loaders:
+            loader.close()
 
     def _make_context(self) -> RunContext:
         options = self.options
@@ -203,6 +217,7 @@ def open_session(
         stack.enter_context(cleanup(datamodule.teardown))
         session = Session(options, model, datamodule)
         stack.callback(lambda: model._context.end_run())
+        stack.callback(session.close)
         if is_training and session.world.is_main and session.checkpoints is not None:
             stack.enter_context(session.checkpoints.locked())
         log = RunLog(
@@ -218,4 +233,8 @@ def open_session(
         if session.world.is_main and not data_is_prepared:
             datamodule.prepare_data()
         session.world.barrier()  # The other ranks wait for the data.
-        yield session
+        try:
+            yield session
+        except BaseException as error:
+            session.hooks.report_exception(error)
+            raise

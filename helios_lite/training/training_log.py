@@ -94,6 +94,7 @@ class TrainingLog:
         """Note the optimizers among the stateful parts of the model, which may have replaced them."""
         self._optimizers = {name: part for name, part in parts if isinstance(part, Optimizer)}
         self._rates.set_optimizers(self._optimizers)
+        self._session.context.precision.set_optimizers([*self._optimizers.values()])
         self.epoch_means = {}
         if self._state.epoch_batch == 0:
             self._epoch_time = Stopwatch(0.0, time.monotonic())
@@ -162,6 +163,23 @@ class TrainingLog:
         if values:
             self.write(values)
         return values
+
+    def write_epoch_end(self) -> None:
+        """Write a row with what `on_training_epoch_end` has logged, if it has. Call on every rank."""
+        values = self.compute().values
+        if values:
+            self._session.metrics.reset()
+            self._clock.tick()
+            self.write(self._session.hooks.process_metrics("train", values))
+
+    @contextlib.contextmanager
+    def dropped(self, is_repeated: bool) -> Iterator[None]:
+        """A context around a hook, whose values are dropped if it is called again by a run that was resumed."""
+        context = self._session.context
+        if is_repeated:
+            context.begin_phase("train", MetricAccumulator(self._session.device))
+        yield
+        context.begin_phase("train", self._session.metrics)
 
     def _take_values(self) -> dict[str, float]:
         """Return the training metrics since the last row, and begin the next one. Call on every rank."""

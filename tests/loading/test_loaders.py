@@ -4,6 +4,8 @@ import itertools
 import math
 import random
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from helpers.batches import named
 from helpers.models import Stream
 from torch.utils.data import (
     BatchSampler,
+    ConcatDataset,
     DataLoader,
     Dataset,
     DistributedSampler,
@@ -837,3 +840,195 @@ def test_an_iterator_that_begins_anew_after_its_end_gives_one_epoch(window):
 
     batches = itertools.islice(make_loader(Restarting(), "train", 0).epoch(0, window=window).batches, 10)
     assert flat(plain(batches)) == [1, 2, 3]
+
+
+# The epoch of a dataset.
+
+
+class Curriculum(Dataset):
+    """Sample i is (the epoch that it was told, i)."""
+
+    def __init__(self, length: int = 4) -> None:
+        self.length, self.epoch = length, -1
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.tensor([self.epoch, index])
+
+
+MADE_OF = {
+    "itself": Curriculum,
+    "subset": lambda: Subset(Curriculum(8), range(4)),
+    "several": lambda: ConcatDataset([Curriculum(1), Subset(Curriculum(5), [4, 2, 0])]),
+}
+WORKERS = [{}, {"num_workers": 1}, {"num_workers": 2, "persistent_workers": True}]
+
+
+@pytest.mark.parametrize("seed_samples", [True, False])
+@pytest.mark.parametrize("options", WORKERS)
+@pytest.mark.parametrize("kind", MADE_OF)
+def test_a_dataset_of_a_split_is_told_every_epoch(kind: str, options: dict[str, Any], seed_samples: bool) -> None:
+    split = Split(MADE_OF[kind](), 2, shuffle=True, seed_samples=seed_samples, **options)
+    loader = make_loader(split, "train", 0)
+    for epoch in (0, 1, 2):
+        assert [batch.data[:, 0].tolist() for batch in named(loader.epoch(epoch).batches)] == [[epoch] * 2] * 2
+    resumed = make_loader(Split(MADE_OF[kind](), 2, seed_samples=seed_samples, **options), "train", 0)
+    assert [batch.data[:, 0].tolist() for batch in named(resumed.epoch(5, samples=2).batches)] == [[5] * 2]
+
+
+@pytest.mark.parametrize("kind", MADE_OF)
+def test_set_epoch_reaches_the_datasets_of_a_dataloader(kind: str) -> None:
+    loader = make_loader(DataLoader(MADE_OF[kind](), 4), "train", 0)
+    assert [next(loader.epoch(epoch).batches)[0][:, 0].tolist() for epoch in (0, 3)] == [[0] * 4, [3] * 4]
+
+
+def test_an_evaluation_does_not_tell_the_dataset_an_epoch() -> None:
+    loader = make_loader(Split(Curriculum(), 2), "valid", 0)
+    assert [batch.data[0, 0].item() for batch in named(loader.epoch(0).batches)] == [-1, -1]
+
+
+# The number of samples in a batch.
+
+
+class Graphs:
+    """A batch of graphs, as an object that only its user knows."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@pytest.mark.parametrize(
+    ("batch", "size"),
+    [
+        (torch.zeros(3, 5), 3),
+        ([torch.zeros(3, 5), torch.zeros(3)], 3),
+        ({"x": torch.zeros(3, 2), "nested": {"y": [torch.zeros(3)]}, "scale": torch.tensor(1.0)}, 3),
+        ([torch.zeros(0, 5), torch.zeros(0)], 0),
+        (["a", "b"], 2),
+        (7, 1),
+    ],
+)
+def test_the_number_of_samples_is_the_first_dimension_that_all_tensors_have(batch: Any, size: int) -> None:
+    (found,) = named(make_loader([batch], "train", 0).epoch(0).batches)
+    assert found.size == size
+
+
+@pytest.mark.parametrize(
+    ("batch", "what"),
+    [
+        ({"class_weights": torch.ones(5), "x": torch.zeros(2, 2)}, "first dimensions 2, 5"),
+        (([torch.zeros(3, 8, 8)], [{"boxes": torch.zeros(2, 4)}]), "first dimensions 2, 3"),
+        (Graphs(2), "a batch is a Graphs"),
+    ],
+)
+def test_a_batch_whose_number_of_samples_is_not_known_is_an_error_that_says_what_to_override(
+    batch: Any, what: str
+) -> None:
+    loader = make_loader([batch], "train", 0)
+    with pytest.raises(ValueError, match=rf"{what}.*override Model\.count_samples\(batch\), or use a Split"):
+        next(loader.epoch(0).batches)
+    counted = make_loader([batch], "train", 0, count=lambda batch: 2)
+    assert [batch.size for batch in named(counted.epoch(0).batches)] == [2]
+
+
+def collate_graphs(samples: list[Any]) -> Graphs:
+    return Graphs(len(samples))
+
+
+class Numbers(IterableDataset):
+    """A stream of 5 samples."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(5))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: DataLoader(range(5), 2, shuffle=True, collate_fn=collate_graphs),
+        lambda: Split(Indices(5), 2, collate_fn=collate_graphs),
+        lambda: Split(Numbers(), 2, collate_fn=collate_graphs),
+        lambda: Split(Numbers(), 2, collate_fn=collate_graphs, num_workers=1),
+    ],
+)
+@pytest.mark.parametrize("window", [1, 2])
+def test_a_split_and_a_stock_dataloader_know_the_number_of_samples(make: Any, window: int) -> None:
+    batches = [*named(make_loader(make(), "train", 0).epoch(0, window=window).batches)]
+    assert [(batch.size, batch.data.number) for batch in batches] == [(2, 2), (2, 2), (1, 1)]
+
+
+# Streams.
+
+
+class StatefulStream(Numbers):
+    """Goes on from its own state, and counts how many samples it has given in all."""
+
+    given = 0
+
+    def __init__(self) -> None:
+        self.position = 0
+
+    def __iter__(self) -> Iterator[int]:
+        while self.position < 5:
+            self.position += 1
+            StatefulStream.given += 1
+            yield self.position - 1
+        self.position = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.position = state_dict["position"]
+
+
+def test_the_state_of_a_stream_in_a_split_is_used_to_go_on() -> None:
+    first = make_loader(Split(StatefulStream(), 1), "train", 0)
+    batches = first.epoch(0).batches
+    assert [next(batches)[0].item() for _ in range(2)] == [0, 1]
+    second = make_loader(Split(StatefulStream(), 1), "train", 0)
+    second.load_state_dict(first.state_dict())
+    StatefulStream.given = 0
+    assert [batch[0].item() for batch in second.epoch(0, batches=2).batches] == [2, 3, 4]
+    assert StatefulStream.given == 3
+    assert [batch[0].item() for batch in second.epoch(1).batches] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(("make", "divides"), [(Numbers, False), (lambda: Stream(8), True)])
+def test_a_stream_that_its_workers_do_not_divide_gets_one_warning(make: Any, divides: bool, caplog: Any) -> None:
+    loader = make_loader(Split(make(), 2, num_workers=2), "train", 0)
+    for epoch in (0, 1):
+        list(loader.epoch(epoch).batches)
+    said = [record.getMessage() for record in caplog.records]
+    if divides:
+        assert said == []
+    else:
+        (text,) = said
+        assert "so that each comes 2 times" in text
+        assert "torch.utils.data.get_worker_info()" in text
+
+
+# A dataset that changes.
+
+
+@pytest.mark.parametrize("options", [{}, {"num_workers": 1}])
+def test_a_dataset_that_has_grown_is_read_to_its_end_in_the_next_epoch(options: dict[str, Any]) -> None:
+    dataset = Indices(3)
+    loader = make_loader(Split(dataset, 2, shuffle=True, **options), "train", 0)
+    for epoch, length in enumerate((3, 5, 4)):
+        dataset.length = length
+        read = [index for batch in named(loader.epoch(epoch).batches) for index in batch.data.tolist()]
+        assert sorted(read) == [*range(length)]
+
+
+def test_negative_indices_of_subsets_count_from_the_end() -> None:
+    numbers = TensorDataset(torch.arange(10))
+    part = Subset(Subset(numbers, [-1, 0, -3, 5]), [-1, 0, 2])
+    batches = [batch.data[0].tolist() for batch in named(make_loader(Split(part, 2), "train", 0).epoch(0).batches)]
+    assert batches == [[5, 9], [7]]
+    assert [part[i][0].item() for i in range(3)] == [5, 9, 7]

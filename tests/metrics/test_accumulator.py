@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from helios_lite.checkpoints.files import to_serializable
-from helios_lite.metrics.accumulator import MetricAccumulator
+from helios_lite.metrics.accumulator import MetricAccumulator, Reduce
 
 REDUCES = ["mean", "sum", "min", "max", "last", "std"]
 SIZES = [1, 2, 100, 3000]
@@ -264,3 +264,18 @@ def test_a_count_of_several_numbers_is_an_error_where_it_is_logged():
     """A mask in place of its sum must not fail some steps later, at the log point, without the metric's name."""
     with pytest.raises(ValueError, match="'m'"):
         MetricAccumulator(torch.device("cpu")).update("m", 1.0, torch.ones(2))
+
+
+@pytest.mark.parametrize("reduce", ["min", "max"])
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("cut", [None, 1, 2])
+def test_a_nan_stays_in_an_extreme_wherever_it_comes(reduce: Reduce, place: int, cut: int | None) -> None:
+    values = [3.0, 5.0]
+    values.insert(place, math.nan)
+    metrics = MetricAccumulator(torch.device("cpu"))
+    for i, value in enumerate(values):
+        if i == cut:
+            state, metrics = metrics.state_dict(), MetricAccumulator(torch.device("cpu"))
+            metrics.load_state_dict(state)
+        metrics.update("x", value, 1, reduce)
+    assert math.isnan(metrics.compute().values["x"])

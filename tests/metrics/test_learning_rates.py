@@ -1,5 +1,6 @@
 """The metric "train/lr": the rate with which the update of a row was made, whoever sets it and whenever."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -159,3 +160,27 @@ def test_a_custom_loader_whose_end_is_not_known_has_the_same_rows(
         assert list(found) == [step for step in range(1, 7) if step % log_every_steps == 0 or step in (3, 6)]
         assert found == {step: pytest.approx(0.01 * 0.97 ** (step - 1), rel=1e-12) for step in found}
         assert [row["step"] for row in rows if "train/epoch_seconds" in row] == [3, 6]
+
+
+class Choosing(torch.optim.SGD):
+    """Chooses its rates itself, as Adafactor does."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, lr=0.1)
+        self.param_groups[0]["lr"] = None
+
+    def step(self, closure: Any = None) -> None:
+        with torch.no_grad():
+            for parameter in self.param_groups[0]["params"]:
+                parameter -= 0.1 * parameter.grad
+
+
+def test_an_optimizer_that_chooses_its_rate_has_none_to_log(tmp_path: Path) -> None:
+    class Model(Tiny):
+        def setup(self, fast_init: bool = False) -> None:
+            super().setup(fast_init)
+            self.optimizer, self.scheduler = Choosing(self.net.parameters()), None
+
+    result = quiet(root=tmp_path, max_epochs=1, log_every_steps=1).fit(Model(), data())
+    assert math.isnan(result.metrics["train/lr"])
+    assert result.state.step == 3

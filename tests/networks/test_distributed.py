@@ -1199,3 +1199,40 @@ def test_a_rank_without_a_batch_of_one_of_several_splits_is_idle(result: Results
     metrics = result(validation_splits_of_eight_and_one, ranks=2)
     assert metrics["valid/large/index"] == 3.5
     assert metrics["valid/small/index"] == 0
+
+
+# Streams.
+
+
+class Numbers(IterableDataset):
+    """A stream of 12 samples, which may be divided among the ranks."""
+
+    def __init__(self, is_divided: bool) -> None:
+        self.is_divided = is_divided
+
+    def __iter__(self) -> Iterator[Any]:
+        rank, size = (dist.get_rank(), dist.get_world_size()) if self.is_divided else (0, 1)
+        return ((i, torch.full((3,), i / 12)) for i in range(rank, 12, size))
+
+
+@scenario(ranks=2)
+def trained_on_streams(root: Path, world: World) -> dict[str, str]:
+    """What a training and an evaluation on streams end with."""
+    found = {}
+    for name in ("divided", "train", "valid"):
+        splits = {part: Split(Numbers(name != part), batch_size=2) for part in ("train", "valid")}
+        try:
+            model = Plain()
+            quiet(max_epochs=1, sanity_batches=0).fit(model, DataModule(**splits))
+            found[name] = str(sorted(index for part in world.gather(model.validated) for index in part))
+        except ValueError as error:
+            found[name] = str(error)
+    return found
+
+
+def test_a_stream_that_ranks_do_not_divide_is_an_error(result: Results) -> None:
+    found = result(trained_on_streams, ranks=2)
+    assert found["divided"] == str([*range(12)])
+    for name in ("train", "valid"):
+        assert found[name].startswith(f"the {name} split is a stream of which all 2 ranks read the same samples")
+        assert "torch.distributed.get_rank()" in found[name]

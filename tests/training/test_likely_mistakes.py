@@ -88,11 +88,6 @@ class NoBackward(Tiny):
         self.log("loss", self.net(batch[1]).mean())
 
 
-class NoStep(Tiny):
-    def train_step(self, batch: Any, state: Any) -> None:
-        self.backward(self.net(batch[1]).mean())
-
-
 class ByHand(Tiny):
     def train_step(self, batch: Any, state: Any) -> None:
         self.net(batch[1]).mean().backward()
@@ -112,7 +107,6 @@ class NoOptimizer(Tiny):
     ("model", "missing"),
     [
         (NoBackward(), "backward(loss) and optimizer_step(optimizer)"),
-        (NoStep(), "optimizer_step(optimizer)"),
         (ByHand(), None),
         (NoOptimizer(), None),
         (Tiny(), None),
@@ -254,3 +248,31 @@ def test_a_window_begins_without_gradients_that_another_loss_has_left(tmp_path: 
         resumed = Leaking()
         quiet(max_steps=steps, root=tmp_path / "cut").fit(resumed, parts)
     assert same(weights(resumed), weights(model))
+
+
+class Learning(Tiny):
+    """Learns from a teacher that setup has put in evaluation mode."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup(fast_init)
+        self.teacher = nn.Sequential(nn.Linear(3, 1), nn.BatchNorm1d(1)).requires_grad_(False).eval()
+        self.modes: set[bool] = set()
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        self.modes |= {module.training for module in self.teacher.modules()}
+        super().train_step(batch, state)
+
+
+@pytest.mark.parametrize("between", ["test", "validate", "predict"])
+def test_what_setup_puts_in_evaluation_mode_stays_in_it_in_a_second_fit_too(between: str) -> None:
+    class Model(Learning):
+        def predict_step(self, batch: Any, step: int) -> Any:
+            return self.net(batch[1])
+
+    model, trainer = Model(), quiet(max_epochs=1)
+    trainer.fit(model, data())
+    found = getattr(trainer, between)(model, data(), checkpoint=None)
+    assert between != "predict" or len([*found]) > 0
+    trainer.fit(model, data())
+    assert model.modes == {False}
+    assert model.net.training

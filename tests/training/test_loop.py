@@ -6,7 +6,7 @@ import re
 import time
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -274,6 +274,19 @@ def test_patience_counts_validations_without_improvement(
     result = trainer.fit(Scripted(*scores), DataModule(*[Split(Indices(4), batch_size=4)] * 2))
     assert (result.state.best_step, result.state.step) == (best_step, steps)
     assert result.best_metrics["valid/score"] == result.state.best_score == scores[best_step - 1]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_a_score_that_is_not_finite_is_no_improvement_and_is_warned_of_once(
+    bad: float, mode: Literal["min", "max"], caplog: pytest.LogCaptureFixture
+) -> None:
+    scores = [bad, 1.0, bad, bad]
+    trainer = quiet(max_epochs=4, monitor="valid/score", mode=mode)
+    result = trainer.fit(Scripted(*scores), DataModule(*[Split(Indices(4), batch_size=4)] * 2))
+    assert (result.state.best_step, result.state.best_score, result.state.early_stop_count) == (2, 1.0, 2)
+    said = [record.getMessage() for record in caplog.records if "no improvement" in record.getMessage()]
+    assert said == [f"monitor='valid/score' is {bad} at step {said[0].split()[-3][:-1]}: no improvement"]
 
 
 def test_several_monitors_are_summed() -> None:
@@ -574,7 +587,7 @@ def test_what_is_logged_at_the_end_of_a_training_reaches_the_rows_and_the_result
     rows = read_rows(tmp_path / "tiny")
     assert [row["train/epochs"] for row in rows if "train/epochs" in row] == [1, 2]
     assert rows[-1].pop("seconds") == result.state.seconds
-    assert rows[-1] == {"step": 10, "kind": "end", "epoch": 2, "train/epochs": 2, "train/whole": 40}
+    assert rows[-1] == {"step": 10, "kind": "end", "epoch": 2, "train/whole": 40}
     assert (result.metrics["train/epochs"], result.metrics["train/whole"]) == (2, 40)
 
 
@@ -588,8 +601,8 @@ def test_a_training_that_goes_on_after_its_end_is_like_one_that_never_ended(tmp_
             results[name] = quiet(root=tmp_path / name, **options).fit(model, data(train=20))
             model.seen = model.seen[-40:]
     whole, cut = (timeless(read_rows(tmp_path / name / "tiny")) for name in results)
-    assert [row.get("kind") for row in whole] == [None] * 7 + ["end"]
-    assert ["train/whole" in row for row in cut] == [False] * 7 + [True]
+    assert [row.get("kind") for row in whole] == [None] * 9 + ["end"]
+    assert ["train/whole" in row for row in cut] == [False] * 9 + [True]
     for row in (whole[-1], cut[-1]):
         del row["train/whole"]  # How much this process has seen.
     assert cut == whole

@@ -33,10 +33,13 @@ NAN, INF = math.nan, math.inf
         (1.25, 2.0, "min", 0.5, True),
         (2.5, 2.0, "max", 0.5, False),
         (2.75, 2.0, "max", 0.5, True),
-        # Any number beats None, NaN beats nothing.
+        # Any finite number beats None, NaN and the infinities beat nothing.
         (5.0, None, "min", 1.0, True),
         (0.0, None, "max", 1.0, True),
-        (INF, None, "min", 0.0, True),
+        (INF, None, "min", 0.0, False),
+        (-INF, None, "min", 0.0, False),
+        (-INF, 1.0, "min", 0.0, False),
+        (INF, 1.0, "max", 0.0, False),
         (1.0, INF, "min", 0.0, True),
         (INF, INF, "min", 0.0, False),
         (NAN, None, "min", 0.0, False),
