@@ -311,6 +311,14 @@ class Options:
             require(name, getattr(self, name), rule)
         if self.init_parts is not None and self.init_from is None:
             raise ValueError(f"init_parts={shown(self.init_parts)}: must be None without init_from")
+        if self.deterministic and self.benchmark:
+            raise ValueError("deterministic: excludes benchmark, which chooses other algorithms in every run")
+        indices = self.devices if isinstance(self.devices, list | tuple) else ()
+        if self.accelerator == "cpu" and [*indices] != [*range(len(indices))]:
+            raise ValueError(
+                f"devices={shown(self.devices)}: CPUs have no numbers; write devices={len(indices)} for so many "
+                "processes, or another accelerator"
+            )
         for name, others in _EXCLUDED.items():
             for other in others:
                 if getattr(self, name) is not None and getattr(self, other) is not None:

@@ -1693,6 +1693,43 @@ MUTATIONS = [
         '"""Remove the hooks."""\n\n    def _remove',
         SINGLE,
     ),
+    # What has no effect.
+    Mutation(
+        "model_internals/run_context.py",
+        "self._logged.add(full_name)",
+        "pass",
+        MISTAKES + "test_a_name_with_the_phase_in_it_is_named_once",
+    ),
+    Mutation(
+        "training/training_log.py",
+        "if unused and self._optimizers and not",
+        "if False and not",
+        MISTAKES + "test_options_that_a_model_does_not_use_are_named_at_the_first_row",
+    ),
+    Mutation(
+        "training/training_log.py",
+        "not is_waiting and part.last_epoch == 0",
+        "part.last_epoch == 0",
+        MISTAKES + "test_a_scheduler_that_is_never_stepped_is_named_once",
+    ),
+    Mutation(
+        "training/loop.py",
+        "if state.epoch == 0:",
+        "if True:",
+        MISTAKES + "test_a_scheduler_that_is_never_stepped_is_named_once",
+    ),
+    Mutation(
+        "options.py",
+        "if self.deterministic and self.benchmark:",
+        "if False:",
+        MISTAKES + "test_options_that_contradict_each_other_are_an_error",
+    ),
+    Mutation(
+        "options.py",
+        '== "cpu" and [*indices] != [*range(len(indices))]:',
+        '== "cpu" and False:',
+        MISTAKES + "test_options_that_contradict_each_other_are_an_error",
+    ),
     # Options and scores.
     Mutation(
         "options.py",

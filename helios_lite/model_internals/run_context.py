@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,6 +18,8 @@ from helios_lite.networks.precision import Precision
 from helios_lite.options import Options
 from helios_lite.processes.devices import DeviceMover
 from helios_lite.processes.world import World
+
+logger = logging.getLogger("helios_lite")
 
 
 class RunContext:
@@ -48,6 +51,7 @@ class RunContext:
         self.latest: dict[str, float] = {}
         self.shown: list[str] = []
         self.is_set_up = False
+        self._logged: set[str] = set()  # Full names of what has been logged.
         self._num_begun = 0  # Batches, in trainings and in evaluations.
         self._is_callers_turn = False
         self._phase = "train"
@@ -112,6 +116,13 @@ class RunContext:
             )
         weight = self._batch_size if weight is None else weight
         full_name = f"{self._phase}/{name}"
+        if full_name not in self._logged:
+            self._logged.add(full_name)
+            if name.startswith(f"{self._phase}/"):
+                logger.warning(
+                    "log(%r): the phase is put before the name, which makes %r; write log(%r)",
+                    name, full_name, name.removeprefix(f"{self._phase}/"),
+                )  # fmt: skip
         if isinstance(reduce, str):
             self.metrics.update(full_name, value, weight, reduce, self._step)
         else:

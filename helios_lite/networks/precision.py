@@ -190,6 +190,11 @@ class Precision:
         optimizer.zero_grad(set_to_none=True)
         return True
 
+    @property
+    def makes_steps(self) -> bool:
+        """Whether the model computes its updates with `step`, as far as is known."""
+        return bool(self._makes_steps)
+
     def set_optimizers(self, optimizers: Sequence[Optimizer]) -> None:
         """Take the optimizers of the model, whose gradients a window without a step leaves behind."""
         self._trained = [*optimizers]

@@ -241,6 +241,8 @@ class Training:
         self.hooks.call("on_training_epoch_end", state.epoch + 1)
         if self.hooks.is_overridden("on_training_epoch_end"):
             self.log.write_epoch_end()
+        if state.epoch == 0:
+            self.log.warn_of_schedulers()
         state.epoch += 1
         state.epoch_batch = state.epoch_samples = 0
         self.stop.poll_model()

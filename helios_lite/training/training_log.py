@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from helios_lite.checkpoints.files import write_json
 from helios_lite.loading.batches import Batch
@@ -22,7 +23,7 @@ from helios_lite.metrics.measurements import (
     peak_memory_mib,
 )
 from helios_lite.metrics.rows import JsonlLogger
-from helios_lite.model_internals.attributes import named_networks
+from helios_lite.model_internals.attributes import named_networks, stateful_parts
 from helios_lite.state import TrainingState
 from helios_lite.training.cleanup import cleanup
 from helios_lite.training.clock import Clock, Stopwatch
@@ -192,8 +193,10 @@ class TrainingLog:
         seconds = self._row_time.seconds(self._clock.now)
         assert seconds is not None
         self._row_time = Stopwatch(0.0, self._clock.now)
-        if self._logged_step == 0 and not self._rates.used:
-            self._warn_of_no_update()
+        if self._logged_step == 0 and self._session.world.is_main:
+            if not self._rates.used:
+                self._warn_of_no_update()
+            self._warn_of_options_without_effect()
         values = self._session.hooks.process_metrics("train", summary.values | self._rates.take())
         values |= self._throughput.take(seconds, state.step - self._logged_step)
         if (peak := peak_memory_mib(self._session.device)) is not None:
@@ -206,7 +209,7 @@ class TrainingLog:
         """Say at the first row what is missing in `train_step`, if it has optimizers and none of them has stepped."""
         optimizers = self._optimizers.values()
         has_stepped = any(len(optimizer.state) > 0 for optimizer in optimizers) or self._state.skipped_steps > 0
-        if not optimizers or has_stepped or not self._session.world.is_main:
+        if not optimizers or has_stepped:
             return
         has_gradients = any(
             p.grad is not None for each in optimizers for group in each.param_groups for p in group["params"]
@@ -215,6 +218,31 @@ class TrainingLog:
         logger.warning(
             "no optimizer has changed a parameter up to step %d: train_step does not call %s", self._state.step, missing
         )
+
+    def _warn_of_options_without_effect(self) -> None:
+        """Say at the first row which options a model does not use that computes its updates itself."""
+        options = self._session.options
+        wanted = {"accumulation_steps": options.accumulation_steps > 1, "clip_norm": options.clip_norm is not None}
+        unused = [name for name, is_wanted in wanted.items() if is_wanted]
+        if unused and self._optimizers and not self._session.context.precision.makes_steps:
+            logger.warning(
+                "%s: without effect, because train_step does not call optimizer_step; write self.backward(loss) and "
+                "self.optimizer_step(optimizer) in place of loss.backward() and optimizer.step()",
+                " and ".join(unused),
+            )
+
+    def warn_of_schedulers(self) -> None:
+        """Say at the end of the first epoch which schedulers of the model have never been stepped."""
+        if not self._session.world.is_main or self._state.step == 0:
+            return
+        for name, part in stateful_parts(self._session.model):
+            is_waiting = isinstance(part, ReduceLROnPlateau)
+            if isinstance(part, LRScheduler) and not is_waiting and part.last_epoch == 0:
+                logger.warning(
+                    "%s has not been stepped in the first epoch: pass it on, optimizer_step(optimizer, scheduler), or "
+                    "call its step() in on_training_epoch_end",
+                    name,
+                )
 
     def write(self, values: dict[str, float]) -> None:
         """Send a row of metrics to metrics.jsonl and the loggers. Rank 0 does it."""

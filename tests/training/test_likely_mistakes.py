@@ -276,3 +276,90 @@ def test_what_setup_puts_in_evaluation_mode_stays_in_it_in_a_second_fit_too(betw
     trainer.fit(model, data())
     assert model.modes == {False}
     assert model.net.training
+
+
+# What has no effect.
+
+
+class WithPhase(Tiny):
+    def train_step(self, batch: Any, state: Any) -> None:
+        super().train_step(batch, state)
+        self.log("train/other", 1.0)
+
+    def valid_step(self, batch: Any, step: int) -> None:
+        self.log("valid/accuracy", 1.0)
+        self.log("validity", 1.0)
+
+
+def test_a_name_with_the_phase_in_it_is_named_once(warnings: Any) -> None:
+    result = quiet(max_epochs=2, log_every_steps=1).fit(WithPhase(), data())
+    assert {"train/train/other", "valid/valid/accuracy", "valid/validity"} <= result.metrics.keys()
+    assert warnings() == [
+        "log('valid/accuracy'): the phase is put before the name, which makes 'valid/valid/accuracy'; "
+        "write log('accuracy')",
+        "log('train/other'): the phase is put before the name, which makes 'train/train/other'; write log('other')",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"accumulation_steps": 2}, "accumulation_steps"),
+        ({"clip_norm": 1.0}, "clip_norm"),
+        ({"accumulation_steps": 2, "clip_norm": 1.0}, "accumulation_steps and clip_norm"),
+        ({}, None),
+    ],
+)
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_options_that_a_model_does_not_use_are_named_at_the_first_row(
+    by_hand: bool, options: dict[str, Any], named: str | None, warnings: Any
+) -> None:
+    quiet(max_epochs=2, log_every_steps=1, **options).fit(ByHand() if by_hand else Tiny(), data())
+    said = [text for text in warnings() if "effect" in text]
+    if not by_hand or named is None:
+        assert said == []
+    else:
+        (text,) = said
+        assert text.startswith(f"{named}: without effect, because train_step does not call optimizer_step")
+
+
+class Unstepped(Tiny):
+    """Its schedulers are stepped, or not, as it is told."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way = way
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup(fast_init)
+        self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(self.optimizer)
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        self.backward(self.net(batch[1]).mean())
+        self.optimizer_step(self.optimizer, self.scheduler if self.way == "step" else None)
+
+    def on_training_epoch_end(self, current_epoch: int) -> None:
+        if self.way == "epoch":
+            self.scheduler.step()
+
+
+@pytest.mark.parametrize("way", ["step", "epoch", "never"])
+def test_a_scheduler_that_is_never_stepped_is_named_once(way: str, warnings: Any) -> None:
+    quiet(max_epochs=3).fit(Unstepped(way), data())
+    said = warnings()
+    assert [text.split(" has not been stepped in the first epoch")[0] for text in said] == (
+        ["scheduler"] if way == "never" else []
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"deterministic": True, "benchmark": True}, "^deterministic: excludes benchmark"),
+        ({"accelerator": "cpu", "devices": [1]}, r"^devices=\[1\]: CPUs have no numbers; write devices=1"),
+        ({"accelerator": "cpu", "devices": [1, 0]}, r"^devices=\[1, 0\]: CPUs have no numbers; write devices=2"),
+    ],
+)
+def test_options_that_contradict_each_other_are_an_error(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        quiet(max_epochs=1, **options)

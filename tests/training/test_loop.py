@@ -751,7 +751,7 @@ def test_global_flags_are_as_they_were() -> None:
     assert flags == [True]
     assert not torch.are_deterministic_algorithms_enabled()
     with pytest.raises(NotImplementedError, match="has no train_step"):
-        quiet(max_epochs=1, deterministic=True, benchmark=True).fit(OnlySetup("only"), data())
+        quiet(max_epochs=1, deterministic=True).fit(OnlySetup("only"), data())
     assert not torch.are_deterministic_algorithms_enabled()
     assert not torch.backends.cudnn.benchmark
 
