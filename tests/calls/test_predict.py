@@ -230,12 +230,12 @@ def ended() -> Iterator[None]:
 
 def test_launched_processes_write_the_file_of_one_process(tmp_path: Path, ended: None) -> None:
     model = Noisy()
-    for devices in (1, 2):
+    for devices in (2, 1):
         path = tmp_path / f"{devices}.pth"
         quiet(devices=devices, accelerator="cpu").write_predictions(model, predict_split(21, shuffle=True), path)
+        assert not model.net.training  # It was set up here too.
     one, two = (torch.load(tmp_path / f"{devices}.pth", weights_only=True) for devices in (1, 2))
     assert same(one, two)
-    assert not model.net.training  # It was set up here too.
 
 
 class Counted(Dataset):
