@@ -125,9 +125,7 @@ class EMA(Callback):
         self._is_sharded = has_shards(net)
         source = shards_of(net) if self._is_sharded else net
         self.averaged = AveragedModel(source)
-        for tensor in _tensors(self.averaged.module):
-            if tensor.is_floating_point() and torch.finfo(tensor.dtype).bits < 32:
-                tensor.data = tensor.data.float()
+        _widen(self.averaged.module)
         if self._is_sharded:
             load_any_placement(self.averaged.module)
         self._step = self._num_averaged = 0
@@ -234,6 +232,23 @@ class EMA(Callback):
             else:
                 mine.data = value
         self._kept.clear()
+
+
+def _widen(net: nn.Module) -> None:
+    """Replace the floating-point parameters and buffers of a network that have fewer bits than 32."""
+    wide: dict[int, Any] = {}  # By the tensor that is replaced, since a network may have one at several places.
+    for module in net.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and _is_narrow(parameter):
+                made = nn.Parameter(parameter.detach().float(), parameter.requires_grad)
+                module._parameters[name] = wide.setdefault(id(parameter), made)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and _is_narrow(buffer):
+                module._buffers[name] = wide.setdefault(id(buffer), buffer.float())
+
+
+def _is_narrow(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and torch.finfo(tensor.dtype).bits < 32
 
 
 def _tensors(net: nn.Module) -> list[Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
+from types import NoneType
 from typing import Any
 
 from torch import Tensor
@@ -48,38 +49,34 @@ def count_samples(batch: Any) -> int:
         if all(type(part) is Tensor and part.ndim > 0 and part.shape[0] == size for part in batch):
             return size  # type: ignore[return-value]
     parts = [*_parts_of_batch(batch)]
-    tensors = [part for part in parts if isinstance(part, Tensor)]
-    sizes = sorted({tensor.shape[0] for tensor in tensors if tensor.ndim > 0})
+    arrays = [part for part in parts if hasattr(part, "shape")]  # Tensors, and those of numpy.
+    sizes = sorted({array.shape[0] for array in arrays if len(array.shape) > 0})
     if len(sizes) > 1:
         raise ValueError(f"tensors of a batch have the first dimensions {', '.join(map(str, sizes))}{_COUNT}")
-    if tensors:
+    if arrays:
         return sizes[0] if sizes else 1
     for part in parts:
-        if not isinstance(part, list | str | bytes | int | float | complex):
+        if not isinstance(part, list | range | str | bytes | int | float | complex | NoneType):
             raise ValueError(f"a batch is a {type(part).__name__}{_COUNT}")
-    return next((len(part) for part in parts if isinstance(part, list)), 1)
+    return next((len(part) for part in parts if isinstance(part, list | range)), 1)
 
 
 def _parts_of_batch(batch: Any) -> Iterator[Any]:
-    """Yield the tensors of a batch, the lists of it that hold neither tensors nor containers, and other objects."""
+    """Yield what the containers of a batch hold; a list that holds no containers or arrays as it is."""
     if isinstance(batch, Mapping):
         parts = list(batch.values())
     elif isinstance(batch, list | tuple):
         parts = list(batch)
-    elif _is_dataclass(batch):
+        if parts and all(isinstance(part, str | bytes | int | float | complex | NoneType) for part in parts):
+            yield parts
+            return
+    elif dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         parts = [getattr(batch, field.name) for field in dataclasses.fields(batch)]
     else:
         yield batch
         return
-    nested = [part for part in parts if isinstance(part, Tensor | Mapping | list | tuple) or _is_dataclass(part)]
-    if not nested and parts:
-        yield parts
-    for part in nested:
+    for part in parts:
         yield from _parts_of_batch(part)
-
-
-def _is_dataclass(value: Any) -> bool:
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
 def rebuilt(value: Any, parts: Iterable[Any]) -> Any:

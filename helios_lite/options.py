@@ -274,6 +274,10 @@ class Options:
             )
         super().__setattr__(name, value)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the running call, which is not that of a copy."""
+        return {name: value for name, value in vars(self).items() if name != "_used_by"}
+
     def begin_use(self, call: str) -> None:
         """Refuse to set options until `end_use`.
 

@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import copy
 import dataclasses
 import inspect
 import json
@@ -802,3 +803,14 @@ def test_an_option_can_be_set_between_two_calls_and_is_checked_then(fails: bool)
     trainer.max_epochs = -5
     with pytest.raises(ValueError, match="max_epochs=-5"):
         trainer.fit(Tiny(), data())
+
+
+def test_a_copy_of_a_trainer_that_runs_can_be_changed() -> None:
+    class Copying(Tiny):
+        def on_training_start(self) -> None:
+            copied.append(copy.deepcopy(self.trainer))
+
+    copied: list[Any] = []
+    quiet(max_epochs=1).fit(Copying(), data())
+    copied[0].max_epochs = 3
+    assert copied[0].max_epochs == 3

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import weakref
+from collections.abc import Generator, Iterator
 from fractions import Fraction
 from typing import Any, NamedTuple, Protocol
 
@@ -77,26 +78,35 @@ def limited(num_batches: int, limit: int | float | None) -> int:
 
 
 @contextlib.contextmanager
-def ending_workers(iterator: Iterator[Any]) -> Iterator[None]:
-    """Context in which an iterator is read: an exception ends its workers, which its traceback would keep alive."""
+def ending_workers(loader: Any, iterator: Iterator[Any]) -> Iterator[None]:
+    """Context in which an iterator of a loader is read: an exception ends its workers.
+
+    Otherwise they would live as long as the traceback, which keeps the iterator.
+    """
     try:
         yield
     except GeneratorExit:
         raise  # Workers that persist are used in the next epoch.
     except BaseException:
-        _end_workers(iterator)
+        if isinstance(iterator, _MultiProcessingDataLoaderIter):
+            iterator._shutdown_workers()
+            if loader._iterator is iterator:
+                loader._iterator = None  # The next epoch starts others.
         raise
 
 
 def end_persistent_workers(loader: DataLoader[Any]) -> None:
     """End the workers of a DataLoader that it keeps for its next epoch."""
-    _end_workers(loader._iterator)
-    loader._iterator = None
+    if isinstance(loader._iterator, _MultiProcessingDataLoaderIter):
+        loader._iterator._shutdown_workers()
+        loader._iterator = None
 
 
-def _end_workers(iterator: Any) -> None:
-    if isinstance(iterator, _MultiProcessingDataLoaderIter):
-        iterator._shutdown_workers()
+def close_generator(reference: weakref.ref[Generator[Batch]] | None) -> None:
+    """Close a generator of batches, if it still exists."""
+    generator = None if reference is None else reference()
+    if generator is not None:
+        generator.close()
 
 
 def incomplete_error(phase: str, given: int, length: int, start: str) -> RuntimeError:

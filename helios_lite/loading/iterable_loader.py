@@ -8,6 +8,7 @@ import itertools
 import logging
 import pickle
 import sys
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
@@ -30,6 +31,7 @@ from helios_lite.loading import seeding
 from helios_lite.loading.batches import (
     Batch,
     EpochBatches,
+    close_generator,
     dataloader_options,
     end_persistent_workers,
     ending_workers,
@@ -67,8 +69,10 @@ class IterableLoader:
         self._count = count
         self._is_split = isinstance(source, Split)
         # What has the position: the loader, or the dataset of a Split that is read in this process.
-        is_read_here = self._is_split and source.num_workers == 0 and hasattr(source.dataset, "load_state_dict")
-        self._stateful = source.dataset if is_read_here else iterable
+        # A limit says where an epoch begins, which a state does not.
+        has_state = self._is_split and source.num_workers == 0 and hasattr(source.dataset, "load_state_dict")
+        self._is_read_here = has_state and (limit is None or phase != "train")
+        self._stateful = source.dataset if self._is_read_here else iterable
         self._is_compared = False  # Whether ranks and workers were found to read different samples.
         self._phase = phase
         self._seed = seed
@@ -80,7 +84,7 @@ class IterableLoader:
                 "begins: use steps_per_epoch in place of limit_train_batches or overfit_batches"
             )
         self.marks_last = _has_exact_length(iterable)
-        self._open: Generator[Batch] | None = None
+        self._open: weakref.ref[Generator[Batch]] | None = None  # Its workers end with the epoch.
         self._is_exhausted = False  # The source has ended, though its last batches may still be in use.
 
     def epoch(self, epoch: int, *, samples: int = 0, batches: int = 0, window: int = 1) -> EpochBatches:
@@ -109,8 +113,9 @@ class IterableLoader:
             for _ in itertools.islice(iterator, batches):
                 pass
         remaining = None if length is None else max(0, limited(length, self._limit) - batches)
-        self._open = self._batches(iterator, batches, remaining, min(window, sys.maxsize))
-        return EpochBatches(self._open, remaining)
+        read = self._batches(iterator, batches, remaining, min(window, sys.maxsize))
+        self._open = weakref.ref(read)
+        return EpochBatches(read, remaining)
 
     def takes_state(self) -> bool:
         """Return whether the loader has a `load_state_dict`."""
@@ -131,8 +136,7 @@ class IterableLoader:
 
     def close(self) -> None:
         """End the epoch that is read, and the workers of a Split; a loader of the user keeps those that persist."""
-        if self._open is not None:
-            self._open.close()
+        close_generator(self._open)
         if self._is_split:
             end_persistent_workers(self._iterable)
 
@@ -142,8 +146,9 @@ class IterableLoader:
             self._state_to_load = None
 
     def _batches(self, iterator: Iterator[Any], start: int, remaining: int | None, window: int) -> Generator[Batch]:
-        with ending_workers(iterator):
-            source = self._compared(iterator) if self._is_split and not self._is_compared else iterator
+        with ending_workers(self._iterable, iterator):
+            is_compared = self._is_compared or not self._is_split or start > 0
+            source = iterator if is_compared else self._compared(iterator)
             if self._limit is not None:
                 most = max(0, int(self._limit) - start) if remaining is None else remaining
                 source = itertools.islice(source, min(most, sys.maxsize))
@@ -154,6 +159,7 @@ class IterableLoader:
             if window == 1:
                 for number, data in enumerate(source, 1):
                     size, data = self._counted(data, start + number - 1)
+                    self._is_exhausted = self._is_last_of_stream(size)
                     yield data, size, size * num_ranks, 1.0, True, number == last
                 self._is_exhausted = True
             # An iterator that has ended is not asked again: some begin anew then.
@@ -162,6 +168,7 @@ class IterableLoader:
                 if self._is_exhausted:  # Before the window is used.
                     self._require_all(number + len(batches), last, start)
                 counted = [self._counted(data, start + number + i) for i, data in enumerate(batches)]
+                self._is_exhausted |= self._is_last_of_stream(counted[-1][0])
                 total = sum(size for size, _ in counted)
                 for i, (size, data) in enumerate(counted, 1):
                     number += 1
@@ -169,6 +176,10 @@ class IterableLoader:
             self._require_all(number, last, start)
             if start == number == 0:
                 raise ValueError(f"the {self._phase} split gave no batch (an iterator can be used for one epoch only)")
+
+    def _is_last_of_stream(self, size: int) -> bool:
+        """Return whether a dataset has come to its end while it made a batch of that size; its state says so not."""
+        return self._is_read_here and size < self.source.batch_size
 
     def _compared(self, iterator: Iterator[Any]) -> Iterator[Any]:
         """Yield the batches of a stream, after a look at the first ones. Call on every rank.

@@ -138,13 +138,15 @@ def set_epoch(dataset: Any, epoch: int) -> None:
 def _parts(source: Any, *names: str) -> Iterator[Any]:
     """Yield an object and, recursively, the values of its attributes of these names, each object once.
 
-    Of a list or a tuple it is the items.
+    Only that of "datasets" may be a list or a tuple of objects.
     """
-    pending, seen = [source], list[Any]()
+    pending, seen = [source], set[int]()
     while pending:
         part = pending.pop()
-        if part is None or any(part is other for other in seen):
+        if part is None or id(part) in seen:
             continue
-        seen.append(part)
+        seen.add(id(part))
         yield part
-        pending += part if isinstance(part, list | tuple) else [getattr(part, name, None) for name in names]
+        for name in names:
+            value = getattr(part, name, None)
+            pending += value if name == "datasets" and isinstance(value, list | tuple) else [value]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ from helios_lite.loading import sample_order, seeding
 from helios_lite.loading.batches import (
     Batch,
     EpochBatches,
+    close_generator,
     dataloader_options,
     end_persistent_workers,
     ending_workers,
@@ -42,7 +44,7 @@ class SplitLoader:
         self._seed = seed
         self._order: sample_order.BatchOrder | None = None
         self._num_finished = 0  # Batches before those of the order.
-        self._open: Generator[Batch] | None = None
+        self._open: weakref.ref[Generator[Batch]] | None = None  # Its workers end with the epoch.
         self._length = len(split.dataset)
         if self._length == 0:
             raise ValueError(f"the {phase} split is empty")
@@ -69,10 +71,10 @@ class SplitLoader:
     def epoch(self, epoch: int, *, samples: int = 0, batches: int = 0, window: int = 1) -> EpochBatches:
         """Return the rest of an epoch; `samples` is the position."""
         seed = rng.derive_seed(self._seed, epoch)
-        if samples == 0:
-            self._length = len(self.source.dataset)  # It may have grown since the last epoch.
         if self._tells_epochs:
             seeding.set_epoch(self.source.dataset, epoch)
+        if samples == 0 or self._tells_epochs:
+            self._length = len(self.source.dataset)  # It may have changed since the last epoch.
         order = self._batch_order(epoch, seed, samples)
         if len(order) == 0 and samples == 0 and (self._is_training or self._world.size == 1):
             why = "drop_last leaves nothing" if self.source.drop_last else "there is none for every process"
@@ -80,8 +82,9 @@ class SplitLoader:
         self._generator.manual_seed(seed)
         self._sampler.set_epoch_order(order, seed, epoch)
         self._order, self._num_finished = order, batches
-        self._open = self._batches(order, window, samples)
-        return EpochBatches(self._open, len(order))
+        read = self._batches(order, window, samples)
+        self._open = weakref.ref(read)
+        return EpochBatches(read, len(order))
 
     def indices(self) -> Iterator[Tensor]:
         """Yield the indices of the samples in each batch of the last `epoch`, as int64 tensors."""
@@ -105,8 +108,7 @@ class SplitLoader:
 
     def close(self) -> None:
         """End the epoch that is read, and all workers."""
-        if self._open is not None:
-            self._open.close()
+        close_generator(self._open)
         end_persistent_workers(self._loader)
 
     def _batch_order(self, epoch: int, seed: int, start: int) -> sample_order.BatchOrder:
@@ -133,7 +135,7 @@ class SplitLoader:
         total = 0
         i = -1
         iterator = iter(self._loader if self._gather is None else self._gather.batches(order))
-        with ending_workers(iterator):
+        with ending_workers(self._loader, iterator):
             for i, data in enumerate(iterator):
                 size, samples = order.size(i), order.samples(i)
                 if window == 1:

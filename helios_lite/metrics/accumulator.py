@@ -37,6 +37,11 @@ class MetricAccumulator:
         # Values that are still on the device, in order: running totals, value, weight, step.
         self._pending: list[tuple[Totals, Tensor | float, Tensor | float, int]] = []
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has been logged."""
+        return not self._running
+
     def update(
         self, name: str, value: Tensor | float, weight: Tensor | float, reduce: Reduce = "mean", step: int = 0
     ) -> None:

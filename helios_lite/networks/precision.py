@@ -92,7 +92,7 @@ class Precision:
         # Whether the model steps with `step`; unknown until it does, or a parameter changes without it.
         self._makes_steps: bool | None = None
         self._trained: list[Optimizer] = []
-        self._versions: list[int] = []
+        self._before: list[tuple[int, float]] = []
         self._not_stepped_in_a_row = self._skipped_in_a_row = 0
 
     def begin_micro_batch(
@@ -141,15 +141,16 @@ class Precision:
             if self._weight is not None and not self._counted:
                 raise RuntimeError("backward(weight=...): the optimizer_step of the previous one is missing")
             self._counted.clear()
-            if self._world.size == 1 and _is_known_zero(weight):
-                self._weight, self.last_loss = weight, None
-                return  # The mean over no items may not be finite, and neither are gradients of it times 0.
         self._weight = weight
         self.last_loss = loss
         if self._is_part:
             if self._is_weighted not in (None, weight is not None):
                 raise RuntimeError(_MIXED)
             self._is_weighted = weight is not None
+        if weight is not None and self._world.size == 1 and _is_known_zero(weight):
+            self.last_loss = None
+            return  # The mean over no items may not be finite, and neither are gradients of it times 0.
+        if self._is_part:
             if weight is not None:  # In an update of one batch it would be multiplied and divided again.
                 loss = loss * weight
             elif self._loss_weight != 1.0:
@@ -198,7 +199,11 @@ class Precision:
     def set_optimizers(self, optimizers: Sequence[Optimizer]) -> None:
         """Take the optimizers of the model, whose gradients a window without a step leaves behind."""
         self._trained = [*optimizers]
-        self._versions = _versions(self._trained)
+        if self._makes_steps is None:
+            if self._trained:
+                self._before = _fingerprints(self._trained)
+            else:
+                self._makes_steps = False  # What updates the parameters is not known.
 
     def close_window(self, num_steps: int) -> Window:
         """End a window in which not just the only optimizer has stepped, in fp32 or bf16.
@@ -224,7 +229,9 @@ class Precision:
         elif self._is_left_out():
             _clear_gradients([*self._trained, *self._optimizers])
             self._forget_weights()
-            return Window(is_update=False, is_skipped=True, is_left_out=True)
+            # Other ranks may have stepped, and all count alike.
+            is_alone = self._world.size == 1
+            return Window(is_update=not is_alone, is_skipped=is_alone, is_left_out=True)
         if has_skipped:
             self.last_loss = None
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if has_skipped and not has_stepped else 0
@@ -235,7 +242,7 @@ class Precision:
     def _is_left_out(self) -> bool:
         """Return whether the model computes updates with `step`, but not in the window that ends."""
         if self._makes_steps is None and self.last_loss is not None:
-            if self._versions != _versions(self._trained):
+            if self._before != _fingerprints(self._trained) or not any(map(_has_gradients, self._trained)):
                 self._makes_steps = False  # It calls the method of the optimizer itself.
                 return False
             self._not_stepped_in_a_row += 1
@@ -347,9 +354,10 @@ def _clear_gradients(optimizers: Iterable[Optimizer]) -> None:
         optimizer.zero_grad(set_to_none=True)
 
 
-def _versions(optimizers: Iterable[Optimizer]) -> list[int]:
-    """Return how often each parameter has changed in place."""
-    return [p._version for each in optimizers for group in each.param_groups for p in group["params"]]
+def _fingerprints(optimizers: Iterable[Optimizer]) -> list[tuple[int, float]]:
+    """Return what tells whether parameters have changed: how often each has in place, and the sum of each."""
+    parameters = [p for each in optimizers for group in each.param_groups for p in group["params"]]
+    return [(p._version, float(full_tensor(p.detach()).double().sum())) for p in parameters]
 
 
 def _has_gradients(optimizer: Optimizer) -> bool:

@@ -80,23 +80,23 @@ def set_state(state: dict[str, Any], device: torch.device) -> None:
 @contextlib.contextmanager
 def callers_rng() -> Iterator[None]:
     """Context of a call of a trainer, after which the generators are as its caller had them: those of torch on every
-    device, of random, and of numpy. One that has come into being meanwhile is seeded from the operating system.
+    device, of random, and of numpy. If devices or numpy were not used before, they begin as they would have done.
     """
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     module: Any = None if accelerator is None else torch.get_device_module(accelerator)
     was_used = module is not None and getattr(module, "is_initialized", lambda: True)()
     states = [module.get_rng_state(i) for i in range(module.device_count())] if was_used else []
     had_numpy = "numpy" in sys.modules
-    with fork_rng(torch.device("cpu")):
-        try:
+    try:
+        with fork_rng(torch.device("cpu")):
             yield
-        finally:
-            for i, state in enumerate(states):
-                module.set_rng_state(state, i)
-            if module is not None and not was_used:
-                module.seed_all()
-            if "numpy" in sys.modules and not had_numpy:
-                sys.modules["numpy"].random.seed()
+    finally:
+        for i, state in enumerate(states):
+            module.set_rng_state(state, i)
+        if module is not None and not was_used and hasattr(module, "manual_seed_all"):
+            module.manual_seed_all(torch.initial_seed())  # `torch.manual_seed` seeds devices that are used later.
+        if "numpy" in sys.modules and not had_numpy:
+            sys.modules["numpy"].random.seed()
 
 
 @contextlib.contextmanager

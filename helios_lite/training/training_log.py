@@ -152,7 +152,8 @@ class TrainingLog:
             ends_epoch: whether the epoch has ended. Its last row has its time, and every metric over the whole epoch as
                 "<name>/epoch"; if that row was written before the end was known, these have a row of their own.
         """
-        values = {} if self._state.step == self._logged_step else self._take_values()
+        is_left = ends_epoch and not self._session.metrics.is_empty  # Of windows that were no updates.
+        values = self._take_values() if self._state.step != self._logged_step or is_left else {}
         if ends_epoch and not values:
             self._clock.tick()
         if ends_epoch and (seconds := self._epoch_time.seconds(self._clock.now)) is not None:
@@ -171,7 +172,7 @@ class TrainingLog:
         if values:
             self._session.metrics.reset()
             self._clock.tick()
-            self.write(self._session.hooks.process_metrics("train", values))
+            self.write(values)
 
     @contextlib.contextmanager
     def dropped(self, is_repeated: bool) -> Iterator[None]:
@@ -198,7 +199,8 @@ class TrainingLog:
                 self._warn_of_no_update()
             self._warn_of_options_without_effect()
         values = self._session.hooks.process_metrics("train", summary.values | self._rates.take())
-        values |= self._throughput.take(seconds, state.step - self._logged_step)
+        if state.step != self._logged_step:
+            values |= self._throughput.take(seconds, state.step - self._logged_step)
         if (peak := peak_memory_mib(self._session.device)) is not None:
             values.setdefault("train/memory_mib", peak)  # The callback DeviceMemory has that of all ranks.
         self._session.metrics.reset()

@@ -50,13 +50,15 @@ FOR_CALLERS = {
     "load_from_checkpoint", "trained_state_dict",
 }  # fmt: skip
 
+FOR_LOADERS = {"count_samples"}  # Of users; a Split knows it.
+
 METHODS = {
     "AttackedModel": [
         *HOOKS,
         *(
             name
             for name, method in vars(Model).items()
-            if callable(method) and not name.startswith("_") and name not in {*FOR_CALLERS, *HOOKS}
+            if callable(method) and not name.startswith("_") and name not in {*FOR_CALLERS, *HOOKS, *FOR_LOADERS}
         ),
     ],
     "AttackedData": ["setup", "teardown"],  # `prepare_data` runs before there are ranks.

@@ -1,7 +1,10 @@
 """Loaders: order and randomness are functions of (seed, epoch, index), and any position can be jumped to."""
 
+import gc
 import itertools
 import math
+import multiprocessing
+import os
 import random
 import re
 from collections.abc import Iterator
@@ -27,6 +30,7 @@ from torch.utils.data import (
 )
 
 from helios_lite import Split
+from helios_lite.loading import seeding
 from helios_lite.loading.loaders import make_loader
 from helios_lite.processes.world import World
 from helios_lite.samplers import BucketBatchSampler
@@ -1032,3 +1036,95 @@ def test_negative_indices_of_subsets_count_from_the_end() -> None:
     batches = [batch.data[0].tolist() for batch in named(make_loader(Split(part, 2), "train", 0).epoch(0).batches)]
     assert batches == [[5, 9], [7]]
     assert [part[i][0].item() for i in range(3)] == [5, 9, 7]
+
+
+class Growing(Curriculum):
+    """Has two samples more in every epoch."""
+
+    def __len__(self) -> int:
+        return 2 * (self.epoch + 1)
+
+
+def test_the_length_is_that_of_the_epoch_that_the_dataset_was_told_also_when_it_is_resumed() -> None:
+    dataset = Growing()
+    dataset.epoch = 0
+    for samples in (0, 2):
+        loader = make_loader(Split(dataset, 2), "train", 0)
+        dataset.epoch = 0
+        read = [batch.data[:, 1].tolist() for batch in named(loader.epoch(3, samples=samples).batches)]
+        assert read == [[0, 1], [2, 3], [4, 5], [6, 7]][samples // 2 :]
+
+
+@pytest.mark.parametrize("window", [1, 3])
+def test_a_stream_that_has_ended_in_a_partial_batch_is_not_read_again_after_a_resume(window: int) -> None:
+    first = make_loader(Split(StatefulStream(), 2), "train", 0)
+    batches = first.epoch(0, window=window).batches
+    assert [next(batches)[0].tolist() for _ in range(3)] == [[0, 1], [2, 3], [4]]
+    second = make_loader(Split(StatefulStream(), 2), "train", 0)
+    second.load_state_dict(first.state_dict())
+    assert [*second.epoch(0, batches=3, window=window).batches] == []
+    assert [batch[0].tolist() for batch in second.epoch(1, window=window).batches] == [[0, 1], [2, 3], [4]]
+
+
+def test_a_stream_with_a_state_may_be_limited() -> None:
+    loader = make_loader(Split(StatefulStream(), 2), "train", 0, limit=1)
+    assert [batch[0].tolist() for batch in loader.epoch(0).batches] == [[0, 1]]
+
+
+class FailsOnce(Indices):
+    """Fails at its fourth sample, if there is no file yet that says so."""
+
+    def __getitem__(self, index):
+        if index == 3 and not os.path.exists(self.trace):
+            open(self.trace, "w").close()
+            raise ValueError("once")
+        return int(index)
+
+
+@pytest.mark.parametrize("is_split", [True, False])
+def test_a_loader_with_workers_that_persist_is_usable_after_an_error(is_split: bool, tmp_path: Any) -> None:
+    dataset = FailsOnce(8)
+    dataset.trace = str(tmp_path / "failed")
+    options = {"num_workers": 1, "persistent_workers": True}
+    source = Split(dataset, 2, **options) if is_split else DataLoader(dataset, 2, **options)
+    loader = make_loader(source, "train", 0)
+    with pytest.raises(ValueError, match="once"):
+        list(loader.epoch(0).batches)
+    assert sorted(i for batch in named(loader.epoch(1).batches) for i in batch.data.tolist()) == [*range(8)]
+
+
+@pytest.mark.parametrize("is_split", [True, False])
+def test_workers_end_with_their_epoch(is_split: bool) -> None:
+    source = Split(Indices(4), 2, num_workers=1) if is_split else DataLoader(Indices(4), 2, num_workers=1)
+    loader = make_loader(source, "train", 0)
+    batches = loader.epoch(0).batches
+    next(batches)
+    assert len(multiprocessing.active_children()) == 1
+    del batches
+    gc.collect()
+    assert multiprocessing.active_children() == []
+
+
+def test_a_list_of_many_samples_or_indices_is_not_searched_for_datasets() -> None:
+    class Counting(list):
+        def __iter__(self):
+            raise AssertionError("it is read item by item")
+
+    split = Split(Indices(9), 2, sampler=range(9))
+    split.dataset.dataset = Counting(range(5))
+    assert not seeding.has_set_epoch(split.dataset)
+
+
+@pytest.mark.parametrize(
+    ("batch", "size"),
+    [
+        ({"x": np.zeros((8, 3)), "y": np.zeros(8)}, 8),
+        ((np.zeros((8, 3)), np.zeros(8)), 8),
+        (None, 1),
+        (range(4), 4),
+        ({"text": "abc", "number": 3}, 1),
+    ],
+)
+def test_the_number_of_samples_of_batches_without_tensors(batch: Any, size: int) -> None:
+    (found,) = named(make_loader([batch], "train", 0).epoch(0).batches)
+    assert found.size == size

@@ -1236,3 +1236,26 @@ def test_a_stream_that_ranks_do_not_divide_is_an_error(result: Results) -> None:
     for name in ("train", "valid"):
         assert found[name].startswith(f"the {name} split is a stream of which all 2 ranks read the same samples")
         assert "torch.distributed.get_rank()" in found[name]
+
+
+# A window that only some ranks leave out.
+
+
+class LeavesOut(Plain):
+    """Rank 1 does not reach `optimizer_step` in its third batch."""
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        if state.batch == 2 and self.global_rank == 1:
+            self.backward(self.net(batch[1]).mean())
+            return
+        super().train_step(batch, state)
+
+
+@scenario(ranks=2)
+def left_out_by_one(root: Path, world: World) -> list[Any]:
+    result = quiet(max_epochs=2, log_every_steps=100, valid_every_epochs=None).fit(LeavesOut(), data(train=16))
+    return world.gather((result.state.step, result.state.skipped_steps, result.state.batch))
+
+
+def test_ranks_count_alike_when_only_some_of_them_step(result: Results) -> None:
+    assert result(left_out_by_one, ranks=2) == [(4, 0, 4)] * 2

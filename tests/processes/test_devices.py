@@ -6,7 +6,7 @@ from collections import OrderedDict, defaultdict, namedtuple
 import pytest
 import torch
 
-from helios_lite.loading.iterable_loader import batch_size
+from helios_lite.nested import count_samples
 from helios_lite.processes.devices import DeviceMover
 
 META = torch.device("meta")
@@ -43,7 +43,7 @@ FIVE = torch.zeros(5, 2)
     [
         (FIVE, 5),
         (torch.tensor(1.0), 1),
-        ((FIVE, torch.zeros(3)), 5),
+        ((FIVE, torch.zeros(5, 3)), 5),
         ({"a": {"b": [FIVE]}}, 5),
         (Pair(FIVE, 1), 5),
         (Record(FIVE), 5),
@@ -57,12 +57,11 @@ FIVE = torch.zeros(5, 2)
         ({"names": ["a", "b", "c"]}, 3),
         ("abc", 1),
         (7, 1),
-        pytest.param(object(), 1, id="object"),
     ],
     ids=lambda value: str(value)[:30].partition("\n")[0],
 )
-def test_the_batch_size_is_that_of_the_first_tensor_or_else_the_first_length(batch, size):
-    assert batch_size(batch) == size
+def test_the_number_of_samples_is_that_of_all_tensors_or_else_the_first_length(batch, size):
+    assert count_samples(batch) == size
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Accumulation windows: each begins without gradients, and one in which no optimizer has stepped is no update."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -203,3 +204,75 @@ def test_an_empty_batch_counts_nothing() -> None:
         model = Careful()
         quiet(max_epochs=1, accumulation_steps=window).fit(model, DataModule(train=Loader()))
         assert model.nets[0].weight.item() == (-1.0 if window == 1 else 0.0)
+
+
+# What counts as a step, and as weighted.
+
+
+class Own:
+    """An optimizer that is none of PyTorch's."""
+
+    def __init__(self, parameters: Any, in_place: bool) -> None:
+        self.parameters, self.in_place = [*parameters], in_place
+
+    def step(self) -> None:
+        for p in self.parameters:
+            if self.in_place:
+                with torch.no_grad():
+                    p -= p.grad
+            else:
+                p.data = p.data - p.grad
+            p.grad = None
+
+
+@pytest.mark.parametrize("has_other", [True, False])
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_model_with_an_optimizer_of_its_own_makes_updates(in_place: bool, has_other: bool) -> None:
+    class Model(Linear):
+        def setup(self, fast_init: bool = False) -> None:
+            super().setup(fast_init)
+            self.own = Own(self.nets[0].parameters(), in_place)
+            if not has_other:
+                del self.optimizers
+
+        def train_step(self, batch: Any, state: Any) -> None:
+            self.backward(self.nets[0](batch[0]).mean())
+            self.own.step()
+
+    model = Model()
+    result = fit(model, [1, 2], 1, max_epochs=None, max_steps=3)
+    assert (result.state.step, result.state.skipped_steps, model.nets[0].weight.item()) == (3, 0, -4.0)
+
+
+def test_a_weight_of_0_is_a_weight() -> None:
+    for weights in ((0.0, None), (None, 0.0)):
+        with pytest.raises(RuntimeError, match="losses with a weight and losses without one"):
+            fit(Weighted(*weights), [1, 1], 2)
+
+    class Changing(Linear):
+        def train_step(self, batch: Any, state: Any) -> None:
+            weight = [3.0, 0.0, None, None][state.batch]
+            self.backward(self.nets[0](batch[0]).mean(), weight)
+            self.optimizer_step(self.optimizers[0])
+
+    model = Changing()
+    fit(model, [1, 2, 4, 8], 2)
+    assert model.nets[0].weight.item() == -7.0
+
+
+@pytest.mark.parametrize("has_hook", [True, False])
+def test_what_a_dropped_last_window_has_logged_is_of_its_epoch(has_hook: bool, tmp_path: Path) -> None:
+    class Model(Linear):
+        def train_step(self, batch: Any, state: Any) -> None:
+            self.log("number", float(state.batch + 1))
+            super().train_step(batch, state)
+
+    class Hooked(Model):
+        def on_training_epoch_end(self, current_epoch: int) -> None:
+            self.log("own", 1.0)
+
+    model = Hooked() if has_hook else Model()
+    fit(model, [1, -1], 1, max_epochs=2, log_every_steps=1, root=tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "linear/metrics.jsonl").read_text().splitlines()]
+    assert [row["train/number/epoch"] for row in rows if "train/number/epoch" in row] == [1.5, 3.5]
+    assert [row["train/number"] for row in rows if "train/number" in row] == [1.0, 2.0, 3.0, 4.0]
