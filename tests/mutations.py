@@ -1557,7 +1557,12 @@ MUTATIONS = [
         WINDOWS + "test_a_model_that_never_steps_is_an_error_in_the_end",
     ),
     Mutation("networks/precision.py", "if self._is_weighted not in (None, weight is not None):", "if False:", MIXED),
-    Mutation("networks/precision.py", "if self._world.size == 1 and _is_known_zero(weight):", "if False:", NO_ITEMS),
+    Mutation(
+        "networks/precision.py",
+        "if weight is not None and self._world.size == 1 and _is_known_zero(weight):",
+        "if False:",
+        NO_ITEMS,
+    ),
     Mutation(
         "networks/precision.py",
         'state["stage"] = OptState.READY',
@@ -1580,7 +1585,7 @@ MUTATIONS = [
         LEAVES + "test_what_is_shown_draws_no_random_number",
     ),
     Mutation("processes/hang_watch.py", "            self._thread.join()", "            pass", LEAVES_ENDED),
-    Mutation("loading/batches.py", "        _end_workers(iterator)\n        raise", "        raise", LEAVES_ENDED),
+    Mutation("loading/batches.py", "            iterator._shutdown_workers()\n", "            pass\n", LEAVES_ENDED),
     Mutation("loading/train_data.py", "            self._loader.close()\n", "            pass\n", LEAVES_ENDED),
     Mutation("training/hook_dispatch.py", "callback.on_exception(error)", "pass", EVALUATION_FAILS),
     Mutation(
@@ -1610,7 +1615,7 @@ MUTATIONS = [
     ),
     Mutation(
         "callbacks.py",
-        "tensor.data = tensor.data.float()",
+        "_widen(self.averaged.module)",
         "pass",
         CALLBACKS + "test_an_average_of_small_floating_point_numbers_moves_and_resumes",
     ),
@@ -1640,7 +1645,7 @@ MUTATIONS = [
     ),
     Mutation(
         "loading/iterable_loader.py",
-        "self._stateful = source.dataset if is_read_here else iterable",
+        "self._stateful = source.dataset if self._is_read_here else iterable",
         "self._stateful = iterable",
         "loading/test_loaders.py::test_the_state_of_a_stream_in_a_split_is_used_to_go_on",
     ),
@@ -1693,6 +1698,67 @@ MUTATIONS = [
         '"""Remove the hooks."""\n\n    def _remove',
         SINGLE,
     ),
+    # What a reading has found.
+    Mutation(
+        "loading/seeding.py",
+        'name == "datasets" and isinstance(value, list | tuple)',
+        "isinstance(value, list | tuple)",
+        "loading/test_loaders.py::test_a_list_of_many_samples_or_indices_is_not_searched_for_datasets",
+    ),
+    Mutation(
+        "loading/split_loader.py",
+        "if samples == 0 or self._tells_epochs:",
+        "if samples == 0:",
+        "loading/test_loaders.py::test_the_length_is_that_of_the_epoch_that_the_dataset_was_told_also_when_it_is_resumed",
+    ),
+    Mutation(
+        "loading/iterable_loader.py",
+        "return self._is_read_here and size < self.source.batch_size",
+        "return False",
+        "loading/test_loaders.py::test_a_stream_that_has_ended_in_a_partial_batch_is_not_read_again_after_a_resume",
+    ),
+    Mutation(
+        "loading/iterable_loader.py",
+        'has_state and (limit is None or phase != "train")',
+        "has_state",
+        "loading/test_loaders.py::test_a_stream_with_a_state_may_be_limited",
+    ),
+    Mutation(
+        "loading/batches.py",
+        "loader._iterator = None  # The next epoch starts others.",
+        "pass",
+        "loading/test_loaders.py::test_a_loader_with_workers_that_persist_is_usable_after_an_error",
+    ),
+    Mutation(
+        "options.py",
+        'if name != "_used_by"}',
+        "}",
+        "test_options.py::test_a_copy_of_a_trainer_that_runs_can_be_changed",
+    ),
+    Mutation(
+        "networks/precision.py",
+        "self._makes_steps = False  # What updates the parameters is not known.",
+        "pass",
+        WINDOWS + "test_a_model_with_an_optimizer_of_its_own_makes_updates",
+    ),
+    Mutation(
+        "networks/precision.py",
+        "if self._before != _fingerprints(self._trained) or not any(map(_has_gradients, self._trained)):",
+        "if False:",
+        WINDOWS + "test_a_model_with_an_optimizer_of_its_own_makes_updates",
+    ),
+    Mutation(
+        "networks/precision.py",
+        "is_alone = self._world.size == 1",
+        "is_alone = True",
+        "networks/test_distributed.py::test_ranks_count_alike_when_only_some_of_them_step",
+    ),
+    Mutation(
+        "training/training_log.py",
+        "is_left = ends_epoch and not self._session.metrics.is_empty",
+        "is_left = False",
+        WINDOWS + "test_what_a_dropped_last_window_has_logged_is_of_its_epoch",
+    ),
     # What has no effect.
     Mutation(
         "model_internals/run_context.py",
@@ -1708,8 +1774,8 @@ MUTATIONS = [
     ),
     Mutation(
         "training/training_log.py",
-        "not is_waiting and part.last_epoch == 0",
-        "part.last_epoch == 0",
+        "not is_waiting and getattr",
+        "getattr",
         MISTAKES + "test_a_scheduler_that_is_never_stepped_is_named_once",
     ),
     Mutation(

@@ -239,7 +239,7 @@ class TrainingLog:
             return
         for name, part in stateful_parts(self._session.model):
             is_waiting = isinstance(part, ReduceLROnPlateau)
-            if isinstance(part, LRScheduler) and not is_waiting and part.last_epoch == 0:
+            if isinstance(part, LRScheduler) and not is_waiting and getattr(part, "last_epoch", None) == 0:
                 logger.warning(
                     "%s has not been stepped in the first epoch: pass it on, optimizer_step(optimizer, scheduler), or "
                     "call its step() in on_training_epoch_end",

@@ -252,7 +252,10 @@ def test_norms_are_those_of_a_loop_by_hand(tmp_path: Path, accumulation: int, pr
     options |= {"accumulation_steps": accumulation, "precision": precision, "clip_norm": 0.1, "log_every_steps": 2}
     quiet(max_epochs=2, root=tmp_path, **options).fit(Regression(), split(4 // accumulation))
     rows = read_rows(tmp_path / "regression")
-    found = {row["step"]: row for row in rows if "train/loss" in row}
+    found: dict[int, Any] = {}
+    for row in rows:  # After an update that was left out at the end of an epoch, a second row has the same step.
+        if "train/loss" in row:
+            found.setdefault(row["step"], row)
 
     net = make(1, 3, 8, 1)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
