@@ -105,6 +105,8 @@ START_VALUES = EPOCH_VALUES + "test_values_of_the_start_count_once_over_a_resume
 EVALUATION_FAILS = "test_callbacks.py::test_an_exception_in_an_evaluation_leaves_the_weights_and_modes_of_the_training"
 OTHER_AVERAGE = "test_callbacks.py::test_the_average_of_one_model_is_not_that_of_another"
 SINGLE = "test_callbacks.py::test_a_single_activation_has_no_deviation_and_an_exception_removes_the_hooks"
+OF_OPTIMIZER = "test_works_with.py::test_what_was_validated_with_the_weights_of_an_optimizer_is_tested_and_loaded"
+UNCHANGED_BY = "test_works_with.py::test_validations_and_saves_do_not_change_a_training_with_such_an_optimizer"
 TOLD = "loading/test_loaders.py::test_a_dataset_of_a_split_is_told_every_epoch"
 NUM_SAMPLES = (
     "loading/test_loaders.py::test_a_batch_whose_number_of_samples_is_not_known_is_an_error_that_says_what_to_override"
@@ -1536,7 +1538,7 @@ MUTATIONS = [
         "networks/precision.py",
         "self._only, self._growth = _NO_OPTIMIZER, 2",
         "pass",
-        MISTAKES + "test_a_window_begins_without_gradients_that_another_loss_has_left",
+        WINDOWS + "test_optimizers_that_take_turns_do_not_use_what_the_loss_of_the_other_has_left",
     ),
     Mutation(
         "networks/precision.py",
@@ -1585,7 +1587,12 @@ MUTATIONS = [
         LEAVES + "test_what_is_shown_draws_no_random_number",
     ),
     Mutation("processes/hang_watch.py", "            self._thread.join()", "            pass", LEAVES_ENDED),
-    Mutation("loading/batches.py", "            iterator._shutdown_workers()\n", "            pass\n", LEAVES_ENDED),
+    Mutation(
+        "loading/batches.py",
+        "            iterator._shutdown_workers()\n",
+        "            pass\n",
+        LEAVES + "test_no_worker_is_left_after_an_exception_of_the_data",
+    ),
     Mutation("loading/train_data.py", "            self._loader.close()\n", "            pass\n", LEAVES_ENDED),
     Mutation("training/hook_dispatch.py", "callback.on_exception(error)", "pass", EVALUATION_FAILS),
     Mutation(
@@ -1758,6 +1765,18 @@ MUTATIONS = [
         "is_left = ends_epoch and not self._session.metrics.is_empty",
         "is_left = False",
         WINDOWS + "test_what_a_dropped_last_window_has_logged_is_of_its_epoch",
+    ),
+    # Optimizers with weights for evaluations.
+    Mutation(
+        "model_internals/evaluation_weights.py", "                p.copy_(value)", "                pass", UNCHANGED_BY
+    ),
+    Mutation("checkpoints/reading.py", 'state.update(content.get("evaluation_weights", {}))', "pass", OF_OPTIMIZER),
+    Mutation("calls/evaluate.py", "    expect_evaluation_weights(model)\n", "", OF_OPTIMIZER),
+    Mutation(
+        "training/evaluator.py",
+        "with _inert(session) if self._in_training else",
+        "with _inert(session) if True else",
+        OF_OPTIMIZER,
     ),
     # What has no effect.
     Mutation(

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers.compare import same, timeless, weights
-from helpers.models import Tiny, quiet
+from helpers.models import Tiny, data, quiet
 from helpers.rows import read_rows
 from torch import nn
 from torch.optim import lr_scheduler
@@ -255,3 +255,74 @@ def test_the_stateful_loader_of_torchdata(tmp_path: Path, caplog: pytest.LogCapt
     loaders = pytest.importorskip("torchdata.stateful_dataloader")
     require_exact(tmp_path, Words, lambda: DataModule(loaders.StatefulDataLoader(DATA, batch_size=4, shuffle=True)))
     assert "reading and dropping" not in caplog.text
+
+
+# Optimizers that evaluate other weights than they train.
+
+
+class Averaging(torch.optim.SGD):
+    """Evaluates the mean of all weights so far, by the methods that schedule-free optimizers have."""
+
+    is_training = True
+
+    def step(self, closure: Any = None) -> None:
+        assert self.is_training
+        super().step(closure)
+        for p in self.param_groups[0]["params"]:
+            state = self.state[p]
+            state["number"] = state.get("number", 0) + 1
+            state["mean"] = (
+                state.get("mean", torch.zeros_like(p)) + (p - state.get("mean", 0)).detach() / state["number"]
+            )
+
+    @torch.no_grad()
+    def eval(self) -> None:
+        if self.is_training:
+            self.is_training = False
+            for p in self.param_groups[0]["params"]:
+                p.lerp_(self.state[p].get("mean", p), 0.7)
+
+    @torch.no_grad()
+    def train(self) -> None:
+        if not self.is_training:
+            self.is_training = True
+            for p in self.param_groups[0]["params"]:
+                p.lerp_(self.state[p].get("mean", p), 1 - 1 / 0.3)
+
+
+class Averaged(Tiny):
+    def setup(self, fast_init: bool = False) -> None:
+        self.net = self.parallelize(nn.Linear(3, 1))
+        if not fast_init:
+            self.optimizer, self.scheduler = Averaging(self.net.parameters(), lr=0.1), None
+
+
+def test_what_was_validated_with_the_weights_of_an_optimizer_is_tested_and_loaded(tmp_path: Path) -> None:
+    datamodule = data(train=16, valid=5)
+    model, trainer = Averaged(), quiet(root=tmp_path, max_epochs=3)
+    result = trainer.fit(model, datamodule)
+    validated = result.metrics["valid/loss"]
+    content = torch.load(result.last_checkpoint, weights_only=True)
+    assert not same(content["evaluation_weights"]["net"], content["model"]["net"])
+    for tested in (model, Averaged(), model):
+        assert trainer.test(tested, datamodule)["test/loss"] == validated
+        assert same(weights(tested)["net"], content["evaluation_weights"]["net"])
+    loaded = Averaged.load_from_checkpoint(result.last_checkpoint)
+    assert same(loaded.net.state_dict(), content["evaluation_weights"]["net"])
+
+
+def test_validations_and_saves_do_not_change_a_training_with_such_an_optimizer(tmp_path: Path) -> None:
+    found = []
+    for valid_every_steps, save_every_steps in ((None, None), (1, None), (2, 1)):
+        options: dict[str, Any] = {"valid_every_steps": valid_every_steps, "save_every_steps": save_every_steps}
+        model = Averaged()
+        root = tmp_path / str(len(found))
+        quiet(root=root, max_steps=9, sanity_batches=0, valid_every_epochs=None, **options).fit(model, data(train=16))
+        found.append(weights(model)["net"])
+    for steps in (4, 9):
+        model = Averaged()
+        quiet(root=tmp_path / "cut", max_steps=steps, valid_every_steps=2, valid_every_epochs=None).fit(
+            model, data(train=16)
+        )
+    found.append(weights(model)["net"])
+    assert all(same(each, found[0]) for each in found)

@@ -11,6 +11,7 @@ from helios_lite.checkpoints.reading import evaluation_state
 from helios_lite.display import console
 from helios_lite.display.lines import with_limits
 from helios_lite.metrics.rows import append_evaluation
+from helios_lite.model_internals.evaluation_weights import expect_evaluation_weights
 from helios_lite.processes.signals import GracefulShutdown
 from helios_lite.state import TrainingState
 from helios_lite.training.evaluator import Evaluator
@@ -39,7 +40,7 @@ def evaluate(
         if not loaders:
             raise ValueError(f"the datamodule has no {phase} split")
         path, state = load_for_evaluation(session, checkpoint)
-        metrics = Evaluator(session).evaluate(phase, loaders, cycle=1)
+        metrics = Evaluator(session, in_training=False).evaluate(phase, loaders, cycle=1)
         session.context.record(metrics)
         model.eval()
         session.progress.close()
@@ -66,6 +67,7 @@ def load_for_evaluation(session: Session, choice: str | os.PathLike[str] | None)
         return None, state
     path, content = found
     state.load_state_dict(content["state"])
+    expect_evaluation_weights(model)
     # Averaged weights are tested as they were validated, also without the callback that has averaged them.
     model.load_state_dict(evaluation_state(content), fast_init=True)
     session.hooks.load_state_dict(content["callbacks"], warn_unknown=False)

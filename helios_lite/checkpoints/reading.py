@@ -94,9 +94,11 @@ def read_checkpoint_header(path: Path) -> dict[str, Any]:
 def evaluation_state(content: dict[str, Any]) -> dict[str, Any]:
     """Return the model's state in a checkpoint, with the weights that evaluations use.
 
-    The state of a callback that averages weights has them under "evaluation_weights", by the name of the network.
+    The state of a callback that averages weights has them under "evaluation_weights", by the name of the network. Those
+    of optimizers that evaluate other weights than they train are under this key of the checkpoint itself.
     """
     state = dict(content["model"])
+    state.update(content.get("evaluation_weights", {}))
     for callback in content.get("callbacks", {}).values():
         weights = callback.get("evaluation_weights", {}) if isinstance(callback, dict) else {}
         state.update((name, weights[name]) for name in weights if name in state)

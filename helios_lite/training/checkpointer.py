@@ -13,6 +13,7 @@ from helios_lite.checkpoints.sharded_content import state_names
 from helios_lite.loading.train_data import TrainData
 from helios_lite.model import Model
 from helios_lite.model_internals.attributes import stateful_parts
+from helios_lite.model_internals.evaluation_weights import evaluation_state_of
 from helios_lite.processes import rng
 from helios_lite.processes.world import World
 from helios_lite.state import TrainingState
@@ -132,6 +133,7 @@ class Checkpointer:
             "version": __version__,
             "save_name": session.model.save_name,
             **{name: part.state_dict() for name, part in self.parts.items()},
+            "evaluation_weights": evaluation_state_of(session.model),
             "ranks": session.world.gather({name: part.state_dict() for name, part in self.per_rank.items()}),
             "config": session.options.config(),
             "hparams": session.model.hparams,

@@ -12,6 +12,7 @@ import torch
 from helios_lite.loading.batches import Loader
 from helios_lite.metrics.accumulator import MetricAccumulator
 from helios_lite.model_internals.attributes import networks
+from helios_lite.model_internals.evaluation_weights import evaluation_weights
 from helios_lite.processes import rng
 from helios_lite.processes.devices import cudnn_benchmark
 from helios_lite.training.session import Session
@@ -20,10 +21,16 @@ logger = logging.getLogger("helios_lite")
 
 
 class Evaluator:
-    """Evaluates a split. The state of a training is left bit for bit as it was."""
+    """Evaluates a split. The state of a training is left bit for bit as it was.
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    Args:
+        session: the session.
+        in_training: whether it is that of a training, which goes on afterwards; otherwise the model stays in evaluation
+            mode.
+    """
+
+    def __init__(self, session: Session, *, in_training: bool) -> None:
+        self._session, self._in_training = session, in_training
 
     def evaluate(
         self, phase: str, loaders: dict[str, Loader], cycle: int, limit: int | None = None
@@ -41,7 +48,7 @@ class Evaluator:
         name = "on_testing" if testing else "on_validation"
         arguments = () if testing else (cycle,)
         metrics = MetricAccumulator(session.device)
-        with _inert(session):
+        with _inert(session) if self._in_training else evaluation_mode(session), context.parallel.uneven_forward():
             context.begin_phase(phase, metrics)
             model.eval()
             session.hooks.call(f"{name}_start", *arguments)
@@ -102,10 +109,7 @@ def _inert(session: Session) -> Iterator[None]:
     model, context = session.model, session.context
     modes = [(module, module.training) for net in networks(model) for module in net.modules()]
     try:
-        with (
-            evaluation_mode(session),
-            context.parallel.uneven_forward(),
-        ):  # Each validation has the same random numbers.
+        with evaluation_weights(model), evaluation_mode(session):  # Each validation has the same random numbers.
             yield
     finally:
         model.train()

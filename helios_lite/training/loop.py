@@ -40,7 +40,7 @@ class Training:
         self.has_left_out = False
         self.clock = Clock(self.state)
         self.train_data = TrainData(session.datamodule, session.options, session.world, session.model.count_samples)
-        self.evaluator = Evaluator(session)
+        self.evaluator = Evaluator(session, in_training=True)
         self.monitor = Monitor(session, self.state)
         self.log = TrainingLog(session, self.state, self.clock)
         self.report = TrainingReport(session, self.state, self.clock)

@@ -19,6 +19,7 @@ import torch
 from helpers.compare import same
 from helpers.models import HOOKS, Indices, Tiny
 from helpers.processes import deadline
+from rich.console import Console
 
 from helios_lite import Callback, DataModule, Split, Trainer
 from helios_lite.callbacks import EMA
@@ -249,9 +250,43 @@ def test_trials_of_a_random_search_differ() -> None:
     assert len({*drawn}) == 9
 
 
+class FailingData(Indices):
+    def __getitem__(self, index: int) -> Any:
+        if index == 5:
+            fail()
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize("part", ["train", "valid", "test"])
+@pytest.mark.parametrize("persistent", [True, False])
+def test_no_worker_is_left_after_an_exception_of_the_data(part: str, persistent: bool, run: Path) -> None:
+    splits = {"train": make_data().train, "valid": make_data().valid}
+    splits[part] = Split(FailingData(8), batch_size=2, num_workers=1, persistent_workers=persistent)
+    trainer = Trainer(root=None, max_epochs=1, sanity_batches=0, progress=False, print_banner=False)
+    before = _children()
+    with pytest.raises(ValueError, match="enough of this") as caught:
+        trainer.test(Drawing(), DataModule(**splits), None) if part == "test" else trainer.fit(
+            Drawing(), DataModule(**splits)
+        )
+    assert _children() == before
+    assert caught.tb is not None  # It still has the frames.
+
+
 @pytest.mark.parametrize("shown", [True, False])
-def test_what_is_shown_draws_no_random_number(shown: bool, run: Path, tmp_path: Path) -> None:
-    """A training that uses `random` is the same with the banner, the tables and the bars."""
+def test_what_is_shown_draws_no_random_number(
+    shown: bool, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training that uses `random` is the same with the banner, the tables and the bars.
+
+    Whether rich draws numbers for its styles depends on its version.
+    """
+    before = Console.print
+
+    def drawing(self: Console, *arguments: Any, **options: Any) -> None:
+        draw()
+        before(self, *arguments, **options)
+
+    monkeypatch.setattr(Console, "print", drawing)
 
     class Noting(Drawing):
         def __init__(self) -> None:

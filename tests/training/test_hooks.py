@@ -237,7 +237,6 @@ TESTING = [
     "on_testing_batch_end(0)",
     "on_testing_end",
     "process_metrics(test)",
-    "train",
     "eval",
 ]
 

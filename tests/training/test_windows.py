@@ -84,14 +84,33 @@ def test_a_bad_batch_inside_of_a_window_leaves_the_others() -> None:
     assert (result.state.step, result.state.skipped_steps) == (2, 0)
 
 
-def test_a_run_cut_after_any_window_equals_one_that_was_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", ["return", "backward"])
+def test_a_run_cut_after_any_window_equals_one_that_was_not(way: str, tmp_path: Path) -> None:
     values, parts = [1.0, 2, 4, -1, 8, 16, -1, -1, 64, 128], ("state", "model", "precision", "metrics", "ranks")
-    fit(Linear("backward"), values, 2, root=tmp_path / "whole", log_every_steps=1)
+    fit(Linear(way), values, 2, root=tmp_path / "whole", log_every_steps=1)
     for step in (1, 2):
-        fit(Linear("backward"), values, 2, root=tmp_path / str(step), log_every_steps=1, max_steps=step)
-        fit(Linear("backward"), values, 2, root=tmp_path / str(step), log_every_steps=1)
+        fit(Linear(way), values, 2, root=tmp_path / str(step), log_every_steps=1, max_steps=step)
+        fit(Linear(way), values, 2, root=tmp_path / str(step), log_every_steps=1)
         whole, cut = (saved(tmp_path / name / "linear", *parts) for name in ("whole", str(step)))
         assert same(whole, cut)
+
+
+def test_optimizers_that_take_turns_do_not_use_what_the_loss_of_the_other_has_left() -> None:
+    """The second one's loss passes through the parameters of the first."""
+
+    class Turns(Linear):
+        def train_step(self, batch: Any, state: Any) -> None:
+            first, second = self.nets
+            if state.batch % 2 == 0:
+                self.backward(first(batch[0]).mean())
+                self.optimizer_step(self.optimizers[0])
+            else:
+                self.backward((first(batch[0]) + second(batch[0])).mean())
+                self.optimizer_step(self.optimizers[1])
+
+    model = Turns(num_optimizers=2)
+    fit(model, [1, 2, 4, 8, 16, 32], 1)
+    assert [net.weight.item() for net in model.nets] == [-(1 + 4 + 16), -(2 + 8 + 32)]
 
 
 class ByHand(Linear):
