@@ -1586,7 +1586,6 @@ MUTATIONS = [
         "    if True:\n        from rich.console import Console\n        from rich.panel",
         LEAVES + "test_what_is_shown_draws_no_random_number",
     ),
-    Mutation("processes/hang_watch.py", "            self._thread.join()", "            pass", LEAVES_ENDED),
     Mutation(
         "loading/batches.py",
         "            iterator._shutdown_workers()\n",
@@ -1741,12 +1740,6 @@ MUTATIONS = [
         'if name != "_used_by"}',
         "}",
         "test_options.py::test_a_copy_of_a_trainer_that_runs_can_be_changed",
-    ),
-    Mutation(
-        "networks/precision.py",
-        "self._makes_steps = False  # What updates the parameters is not known.",
-        "pass",
-        WINDOWS + "test_a_model_with_an_optimizer_of_its_own_makes_updates",
     ),
     Mutation(
         "networks/precision.py",

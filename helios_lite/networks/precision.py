@@ -200,10 +200,7 @@ class Precision:
         """Take the optimizers of the model, whose gradients a window without a step leaves behind."""
         self._trained = [*optimizers]
         if self._makes_steps is None:
-            if self._trained:
-                self._before = _fingerprints(self._trained)
-            else:
-                self._makes_steps = False  # What updates the parameters is not known.
+            self._before = _fingerprints(self._trained)
 
     def close_window(self, num_steps: int) -> Window:
         """End a window in which not just the only optimizer has stepped, in fp32 or bf16.
@@ -243,7 +240,7 @@ class Precision:
         """Return whether the model computes updates with `step`, but not in the window that ends."""
         if self._makes_steps is None and self.last_loss is not None:
             if self._before != _fingerprints(self._trained) or not any(map(_has_gradients, self._trained)):
-                self._makes_steps = False  # It calls the method of the optimizer itself.
+                self._makes_steps = False  # It calls the method of an optimizer itself, or something else steps.
                 return False
             self._not_stepped_in_a_row += 1
             if self._not_stepped_in_a_row == _MAX_SKIPPED_IN_A_ROW:
