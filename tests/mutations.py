@@ -1595,9 +1595,11 @@ MUTATIONS = [
     Mutation("loading/train_data.py", "            self._loader.close()\n", "            pass\n", LEAVES_ENDED),
     Mutation("training/hook_dispatch.py", "callback.on_exception(error)", "pass", EVALUATION_FAILS),
     Mutation(
-        "training/evaluator.py", "        model.train()\n        for module", "        for module", EVALUATION_FAILS
+        "training/evaluator.py",
+        "    finally:\n        model.train()\n",
+        "    except ZeroDivisionError:\n        model.train()\n",
+        EVALUATION_FAILS,
     ),
-    # The rows of epochs.
     Mutation(
         "training/loop.py",
         "self.log.write_epoch_end()",

@@ -438,12 +438,14 @@ def test_an_exception_in_an_evaluation_leaves_the_weights_and_modes_of_the_train
 
 
 def test_the_average_of_one_model_is_not_that_of_another(tmp_path: Path) -> None:
+    trained = quiet(max_epochs=2, root=tmp_path / "without").fit(Noting(), data())
     run = quiet(callbacks=[EMA(decay=0.5)], max_epochs=1, sanity_batches=0, root=tmp_path)
-    run.fit(Noting(), data())
-    other = Noting()
+    first, other = Noting(), Noting()
+    run.fit(first, data())
+    for model in (first, other):
+        run.test(model, data(), checkpoint=trained.last_checkpoint)
+        assert same(model.evaluated[-1], weights(model)["net"])
+        assert same(model.evaluated[-1], torch.load(trained.last_checkpoint, weights_only=True)["model"]["net"])
+    run.fit(first, data())
     run.test(other, data(), checkpoint=None)
     assert same(other.evaluated[-1], weights(other)["net"])
-    trained = quiet(max_epochs=2, root=tmp_path / "without").fit(Noting(), data())
-    run.test(other, data(), checkpoint=trained.last_checkpoint)
-    assert same(other.evaluated[-1], weights(other)["net"])
-    assert same(other.evaluated[-1], torch.load(trained.last_checkpoint, weights_only=True)["model"]["net"])

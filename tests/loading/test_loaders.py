@@ -1046,11 +1046,10 @@ class Growing(Curriculum):
 
 
 def test_the_length_is_that_of_the_epoch_that_the_dataset_was_told_also_when_it_is_resumed() -> None:
-    dataset = Growing()
-    dataset.epoch = 0
     for samples in (0, 2):
-        loader = make_loader(Split(dataset, 2), "train", 0)
+        dataset = Growing()
         dataset.epoch = 0
+        loader = make_loader(Split(dataset, 2), "train", 0)
         read = [batch.data[:, 1].tolist() for batch in named(loader.epoch(3, samples=samples).batches)]
         assert read == [[0, 1], [2, 3], [4, 5], [6, 7]][samples // 2 :]
 

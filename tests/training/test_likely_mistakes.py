@@ -269,7 +269,7 @@ def test_what_setup_puts_in_evaluation_mode_stays_in_it_in_a_second_fit_too(betw
         def predict_step(self, batch: Any, step: int) -> Any:
             return self.net(batch[1])
 
-    model, trainer = Model(), quiet(max_epochs=1)
+    model, trainer = Model(), quiet(max_epochs=1, sanity_batches=0)
     trainer.fit(model, data())
     found = getattr(trainer, between)(model, data(), checkpoint=None)
     assert between != "predict" or len([*found]) > 0
