@@ -184,10 +184,15 @@ def call(name: str, folder: Path, *callbacks: Callback) -> BaseException | None:
 
 @pytest.fixture(autouse=True)
 def handler() -> Iterator[None]:
-    """A program that handles SIGTERM, which would end it otherwise; a training handles it itself."""
-    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    """A program that handles SIGTERM, which would end it otherwise; a training handles it itself.
+
+    Tests that a shell has started in the background ignore SIGINT.
+    """
+    handlers = {signal.SIGTERM: lambda number, frame: sys.exit(128 + number), signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="module")
