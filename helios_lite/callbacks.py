@@ -215,12 +215,15 @@ class EMA(Callback):
         """Put the average in place of the weights, and keep them."""
         if self._step == 0:
             return  # There is no average yet, but only a copy of the weights that `Model.setup` made.
+        # Another average of the network may be in place already; what is put back are the weights.
+        averages = [each for each in self.trainer.callbacks if isinstance(each, EMA) and each is not self]
+        weights = {id(tensor): value for each in averages for tensor, value in each._kept}
         for mine, mean in zip(_tensors(self._net()), _tensors(self.averaged.module), strict=True):
             if is_dtensor(mine):  # FSDP gathers from the memory of the shard that it has made, so the values move.
-                self._kept.append((mine, mine.detach().clone()))
+                self._kept.append((mine, weights.get(id(mine), mine.detach().clone())))
                 mine.copy_(mean)
             else:
-                self._kept.append((mine, mine.data))
+                self._kept.append((mine, weights.get(id(mine), mine.data)))
                 mine.data = mean.data.to(mine.dtype)
 
     @torch.no_grad()

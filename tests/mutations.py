@@ -1629,6 +1629,12 @@ MUTATIONS = [
     ),
     Mutation("callbacks.py", "and self._averaged_model is self.model", "", OTHER_AVERAGE),
     Mutation("training/hook_dispatch.py", "callbacks[name].forget_state()", "pass", OTHER_AVERAGE),
+    Mutation(
+        "callbacks.py",
+        "weights.get(id(mine), mine.data)",
+        "mine.data",
+        CALLBACKS + "test_two_averages_of_one_network_leave_the_training_as_it_is_without",
+    ),
     # What loaders know.
     Mutation("loading/split_loader.py", "seeding.set_epoch(self.source.dataset, epoch)", "pass", TOLD),
     Mutation("loading/seeding.py", "if self._tells_epochs and epoch != self._epoch:", "if False:", TOLD),

@@ -449,3 +449,14 @@ def test_the_average_of_one_model_is_not_that_of_another(tmp_path: Path) -> None
     run.fit(first, data())
     run.test(other, data(), checkpoint=None)
     assert same(other.evaluated[-1], weights(other)["net"])
+
+
+def test_two_averages_of_one_network_leave_the_training_as_it_is_without() -> None:
+    found = []
+    for callbacks in ([], [EMA(decay=0.5), EMA(decay=0.9)]):
+        model = Noting()
+        run = quiet(callbacks=callbacks, **OPTIONS)
+        run.fit(model, data(valid=4))
+        run.validate(model, data(valid=4), checkpoint=None)
+        found.append((model.trained, weights(model)["net"]))
+    assert same(*found)
