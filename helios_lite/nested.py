@@ -46,7 +46,10 @@ def count_samples(batch: Any) -> int:
     """
     if type(batch) in (list, tuple) and batch:  # What most loaders yield.
         size = batch[0].shape[0] if type(batch[0]) is Tensor and batch[0].ndim > 0 else None
-        if all(type(part) is Tensor and part.ndim > 0 and part.shape[0] == size for part in batch):
+        for part in batch:
+            if type(part) is not Tensor or part.ndim == 0 or part.shape[0] != size:
+                break
+        else:
             return size  # type: ignore[return-value]
     parts = [*_parts_of_batch(batch)]
     arrays = [part for part in parts if hasattr(part, "shape")]  # Tensors, and those of numpy.

@@ -68,6 +68,7 @@ class IterableLoader:
         self._iterable = iterable
         self._count = count
         self._is_split = isinstance(source, Split)
+        self._knows_sizes = self._is_split or _size_by_sampler(iterable, 0) is not None
         # What has the position: the loader, or the dataset of a Split that is read in this process.
         # A limit says where an epoch begins, which a state does not.
         has_state = self._is_split and source.num_workers == 0 and hasattr(source.dataset, "load_state_dict")
@@ -156,7 +157,13 @@ class IterableLoader:
             last = remaining if self.marks_last else None
             num_ranks = self._world.size
             number = 0
-            if window == 1:
+            if window == 1 and not self._knows_sizes:
+                count = self._count
+                for number, data in enumerate(source, 1):
+                    size = count(data)
+                    yield data, size, size * num_ranks, 1.0, True, number == last
+                self._is_exhausted = True
+            elif window == 1:
                 for number, data in enumerate(source, 1):
                     size, data = self._counted(data, start + number - 1)
                     self._is_exhausted = self._is_last_of_stream(size)
