@@ -16,6 +16,7 @@ from helios_lite.arguments import check_save_name, require_kind, require_path
 from helios_lite.hooks import Hooks
 from helios_lite.metrics import score_tables
 from helios_lite.metrics.accumulator import Reduce
+from helios_lite.metrics.metric_objects import MetricObject
 from helios_lite.model_internals.attributes import Modes, load_parts, named_networks, networks, stateful_parts
 from helios_lite.model_internals.checks import check_is_no_module
 from helios_lite.model_internals.inference import load_for_inference, predict_with_only_network
@@ -342,7 +343,7 @@ class Model(Hooks, abc.ABC):
     def log(
         self,
         name: str,
-        value: Tensor | float,
+        value: Tensor | float | MetricObject,
         count: Tensor | float | None = None,
         reduce: Reduce | Sequence[Reduce] = "mean",
         bar: bool = False,
@@ -351,7 +352,10 @@ class Model(Hooks, abc.ABC):
 
         Args:
             name: the name without the phase: "loss" becomes "train/loss", "valid/loss" or "test/loss".
-            value: a number or a tensor of one element.
+            value: a number or a tensor of one element; or a metric object of torchmetrics, torcheval or your own, with
+                `update`, `compute` and `reset`. Such an object is computed over the row of metrics, in training also
+                over the epoch, or over the evaluation, and over all ranks, and is reset then. It must be an attribute
+                of the model if it is logged in training. A dict that it computes gives "<name>/<key>".
             count: the number of items of which the value is the mean, its weight in "mean" and "std"; the number of
                 samples in the batch if None.
             reduce: how the values since the last logging step, or of an evaluation, are reduced over batches and
@@ -361,7 +365,8 @@ class Model(Hooks, abc.ABC):
 
         Raises:
             RuntimeError: no Trainer is running the model.
-            TypeError, ValueError: the value is not one number, or `reduce` is unknown or differs from an earlier call.
+            TypeError, ValueError: the value is not one number, or `reduce` is unknown, differs from an earlier call or
+                is given with a metric object; later: ranks have a metric object without a `merge_state`.
         """
         self._context.log(name, value, count, reduce, bar)
 

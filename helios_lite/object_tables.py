@@ -194,10 +194,22 @@ def build(
 def _parameters(target: Callable[..., Any], key: str) -> Mapping[str, inspect.Parameter]:
     try:
         return inspect.signature(target, eval_str=True).parameters
-    except NameError:  # A name in an annotation is imported for type checkers only.
-        return inspect.signature(target).parameters
+    except NameError:  # A name in an annotation is imported for type checkers only: the others are checked.
+        return {name: _evaluated(target, each) for name, each in inspect.signature(target).parameters.items()}
     except ValueError as error:  # A class or function in C may have none.
         raise ConfigError(f"{key}: {error}") from error
+
+
+def _evaluated(target: Callable[..., Any], parameter: inspect.Parameter) -> inspect.Parameter:
+    """Return a parameter with its annotation evaluated, without one if it cannot be."""
+    function = inspect.unwrap(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
+    annotation: Any = parameter.annotation
+    if isinstance(annotation, str):
+        try:
+            annotation = eval(annotation, getattr(function, "__globals__", {}))
+        except Exception:
+            annotation = inspect.Parameter.empty
+    return parameter.replace(annotation=annotation)
 
 
 def _convert(value: Any, annotation: Any, key: str) -> Any:

@@ -54,6 +54,9 @@ OTHER_HPARAMS = RESUME + "test_a_model_with_other_hparams_does_not_become_the_on
 SAME_HPARAMS = RESUME + "test_hparams_that_are_equal_stay_equal_when_they_are_saved_and_loaded"
 DIFFERENT_HPARAMS = RESUME + "test_hparams_of_another_value_differ"
 GOING_BACK = RESUME + "test_going_back_to_the_best_sets_the_newer_checkpoints_and_their_rows_aside"
+ENDS = "training/test_ends.py::"
+OBJECTS = "metrics/test_metric_objects.py::"
+DISTRIBUTED_OBJECTS = "networks/test_distributed.py::test_two_ranks_compute_what_one_computes_over_the_samples_of_both"
 INITIAL = "training/test_initial_weights.py::"
 LIMITS = "loading/test_limits.py::"
 FIRST_BATCHES = LIMITS + "test_a_limited_epoch_has_the_first_batches"
@@ -267,8 +270,8 @@ MUTATIONS = [
     ),
     Mutation(
         "training/resuming.py",
-        'if choice == "best" and content',
-        "if False and content",
+        'if choice == "best" and not is_best(session',
+        "if False and not is_best(session",
         RESUME + "test_a_best_checkpoint_that_is_not_there_is_an_error",
     ),
     Mutation(
@@ -320,7 +323,7 @@ MUTATIONS = [
         "if True:\n            return self",
         WORKERS,
     ),
-    Mutation("loading/seeding.py", "rng.seed_cpu(rng.derive_seed(seed, int(index)))", "pass", WORKERS),
+    Mutation("loading/seeding.py", "rng.seed_cpu(_seed_of_sample(seed, index))", "pass", WORKERS),
     Mutation("processes/rng.py", 'sys.modules["numpy"].random.seed(seed & 0xFFFFFFFF)', "pass", WORKERS),
     # Learning rates.
     Mutation("schedules.py", "(update + 1) / warmup_steps if", "update / warmup_steps if", FORMULA),
@@ -659,8 +662,8 @@ MUTATIONS = [
     ),
     Mutation(
         "object_tables.py",
-        "except Exception:",
-        "except (KeyError, TypeError):",
+        "except Exception:  # A class of the user",
+        "except (KeyError, TypeError):  # A class of the user",
         "test_options.py::test_an_object_whose_arguments_cannot_be_read_is_told_by_its_name_and_must_be_passed",
     ),
     Mutation(
@@ -722,7 +725,7 @@ MUTATIONS = [
     ),
     Mutation(
         "training/training_log.py",
-        'self._epoch_totals.load_state_dict(state_dict["epoch_totals"])',
+        'self._epoch_totals.load_state_dict(state_dict["epoch_totals"], metric_objects(self._session.model))',
         "pass",
         SAME_MEANS,
     ),
@@ -736,7 +739,7 @@ MUTATIONS = [
     ),
     Mutation(
         "networks/precision.py",
-        "_clear_gradients(self._optimizers)",
+        "_clear_gradients(self._noted())",
         "pass",
         MISTAKES + "test_a_window_begins_without_gradients_that_another_loss_has_left",
     ),
@@ -1160,8 +1163,8 @@ MUTATIONS = [
     ),
     Mutation(
         "training/training_log.py",
-        'self._session.hooks.process_metrics("train", summary.values | self._rates.take())',
-        "summary.values | self._rates.take()",
+        'self._session.hooks.process_metrics("train", _completed(summary.values, self._rates.take()))',
+        "_completed(summary.values, self._rates.take())",
         ADDED_EVERYWHERE,
     ),
     Mutation(
@@ -1187,7 +1190,7 @@ MUTATIONS = [
     ),
     Mutation(
         "metrics/score_tables.py",
-        "value.to(torch.promote_types(value.dtype, torch.float32))",
+        'value.to(torch.float32 if value.device.type == "mps" else torch.float64)',
         "value",
         "test_model.py::test_running_losses_are_up_to_date_after_every_batch_and_summed_in_full_precision",
     ),
@@ -1530,13 +1533,13 @@ MUTATIONS = [
     Mutation("callbacks.py", "if is_dtensor(mine):  # FSDP", "if False:  # FSDP", AVERAGE_OF_SHARDS),
     Mutation("callbacks.py", "                reshard(net)", "                pass", AVERAGE_OF_SHARDS),
     # Windows.
-    Mutation("networks/precision.py", "_clear_gradients([*self._trained, *self._optimizers])", "pass", LEFT_OUT),
+    Mutation("networks/precision.py", "_clear_gradients([*self._trained, *self._noted()])", "pass", LEFT_OUT),
     Mutation("networks/precision.py", "return self._makes_steps is True", "return False", LEFT_OUT),
     Mutation("training/loop.py", "self.state.skipped_steps += window.is_skipped", "pass", LEFT_OUT),
     Mutation("training/loop.py", "self.has_left_out = True", "pass", LEFT_OUT),
     Mutation(
         "networks/precision.py",
-        "self._only, self._growth = _NO_OPTIMIZER, 2",
+        "self._growth = 2 if self._has_several else self._growth",
         "pass",
         WINDOWS + "test_optimizers_that_take_turns_do_not_use_what_the_loss_of_the_other_has_left",
     ),
@@ -1873,10 +1876,10 @@ MUTATIONS = [
     Mutation(
         "networks/precision.py", "elif not self._clip_and_step(", "elif False and self._clip_and_step(", NOT_FINITE
     ),
-    Mutation("training/loop.py", "step -= not is_update", "pass", NOT_FINITE),
+    Mutation("training/loop.py", "step -= 1", "pass", NOT_FINITE),
     Mutation(
         "training/loop.py",
-        "should_log = should_log and (is_update or is_last)",
+        "should_log = should_log and is_last",
         "pass",
         PRECISION + "test_limits_and_log_points_count_the_updates_that_took_place",
     ),
@@ -2250,6 +2253,383 @@ MUTATIONS = [
     ),
     Mutation("calls/update_inspector.py", "elif tensor.requires_grad:", "elif False:", NOT_FINITE_MODULE),
     Mutation("training/training_log.py", 'f"{name} is not finite at step {step}" + hint', 'f"{name}" + hint', POISONED),
+    # Metric objects.
+    Mutation(
+        "metrics/accumulator.py",
+        "if is_metric_object(value):",
+        "if False:",
+        OBJECTS + "test_each_split_has_its_own_value_of_an_object_that_they_share",
+    ),
+    Mutation(
+        "metrics/accumulator.py",
+        'if reduce != "mean":',
+        "if False:",
+        OBJECTS + "test_what_cannot_be_logged_is_an_error_that_names_it",
+    ),
+    Mutation(
+        "metrics/accumulator.py",
+        "if name in self._running or self.objects.get(name, metric) is not metric:",
+        "if False:",
+        OBJECTS + "test_what_cannot_be_logged_is_an_error_that_names_it",
+    ),
+    Mutation(
+        "metrics/accumulator.py",
+        "            if name in self.objects:",
+        "            if False:",
+        OBJECTS + "test_what_cannot_be_logged_is_an_error_that_names_it",
+    ),
+    Mutation(
+        "metrics/accumulator.py",
+        "        for metric in originals.values():\n            metric.reset()\n",
+        "",
+        OBJECTS + "test_each_split_has_its_own_value_of_an_object_that_they_share",
+    ),
+    Mutation(
+        "metrics/accumulator.py",
+        "        for metric in objects.values():\n            metric.reset()\n",
+        "",
+        OBJECTS + "test_an_object_is_computed_over_the_row_the_epoch_and_the_evaluation",
+    ),
+    Mutation(
+        "metrics/accumulator.py",
+        "objects = _merged_objects([(rank[1], rank[2]) for rank in gathered])",
+        "pass",
+        DISTRIBUTED_OBJECTS,
+    ),
+    Mutation(
+        "metrics/accumulator.py",
+        "bad |= {each: self._steps.get(name, 0) for each, value in computed.items() if not math.isfinite(value)}",
+        "pass",
+        OBJECTS + "test_a_value_that_is_not_finite_ends_the_training",
+    ),
+    Mutation(
+        "metrics/accumulator.py",
+        "merged=self._with_row(name, earlier, row)",
+        "merged=row",
+        OBJECTS + "test_an_object_is_computed_over_the_row_the_epoch_and_the_evaluation",
+    ),
+    Mutation(
+        "metrics/accumulator.py",
+        'metric_objects.restore(merged, saved["state"])',
+        "pass",
+        OBJECTS + "test_a_run_that_is_cut_inside_a_row_has_the_same_rows",
+    ),
+    Mutation(
+        "metrics/accumulator.py",
+        "            self._not_merged.add(name)",
+        "            pass",
+        OBJECTS + "test_an_object_that_cannot_be_merged_has_no_value_over_the_epoch",
+    ),
+    Mutation("metrics/metric_objects.py", "module.distributed_available_fn = _never", "pass", DISTRIBUTED_OBJECTS),
+    Mutation(
+        "metrics/metric_objects.py",
+        "module._computed = None",
+        "pass",
+        OBJECTS + "test_an_object_is_computed_over_the_row_the_epoch_and_the_evaluation",
+    ),
+    Mutation(
+        "metrics/metric_objects.py",
+        "            each.metric_state  # noqa",
+        "            pass  # noqa",
+        OBJECTS + "test_a_run_that_is_cut_inside_a_row_has_the_same_rows",
+    ),
+    Mutation(
+        "metrics/metric_objects.py",
+        'each._update_count = saved["updates"]',
+        "pass",
+        OBJECTS + "test_a_copy_of_what_was_seen_is_not_changed_by_the_next_update",
+    ),
+    Mutation(
+        "metrics/metric_objects.py",
+        "return [_detached(item) for item in value]",
+        "return value",
+        OBJECTS + "test_a_copy_of_what_was_seen_is_not_changed_by_the_next_update",
+    ),
+    Mutation(
+        "metrics/metric_objects.py",
+        "    if not isinstance(part, nn.Module) or is_metric_object(part):",
+        "    if not isinstance(part, nn.Module):",
+        OBJECTS + "test_metric_objects_are_no_networks",
+    ),
+    Mutation(
+        "metrics/metric_objects.py",
+        "return not children or any(map(is_network, children))",
+        "return True",
+        OBJECTS + "test_metric_objects_are_no_networks",
+    ),
+    Mutation(
+        "metrics/metric_objects.py",
+        "return not isinstance(value, nn.Module) or _is_of_torchmetrics(value) or _is_frozen(value)",
+        "return True",
+        OBJECTS + "test_metric_objects_are_no_networks",
+    ),
+    Mutation(
+        "metrics/metric_objects.py",
+        "if isinstance(value, Tensor) and value.numel() != 1:",
+        "if False:",
+        OBJECTS + "test_what_cannot_be_logged_is_an_error_that_names_it",
+    ),
+    Mutation(
+        "metrics/metric_objects.py",
+        '            yield from metric_objects_in(f"{name}.{child_name}", child)',
+        "            pass",
+        OBJECTS + "test_what_nobody_logs_is_kept_in_checkpoints_too",
+    ),
+    Mutation(
+        "training/checkpointer.py",
+        "            if id(metric) not in names:",
+        "            if False:",
+        OBJECTS + "test_what_cannot_be_logged_is_an_error_that_names_it",
+    ),
+    Mutation(
+        "training/checkpointer.py",
+        "                restore(metric, states[0])",
+        "                pass",
+        OBJECTS + "test_what_nobody_logs_is_kept_in_checkpoints_too",
+    ),
+    Mutation(
+        "training/checkpointer.py",
+        "                self._session.metrics.update(full_name, objects[name], 1)",
+        "                pass",
+        OBJECTS + "test_a_run_that_is_cut_inside_a_row_has_the_same_rows",
+    ),
+    Mutation(
+        "training/evaluator.py",
+        "                metrics.detach_objects()",
+        "                pass",
+        OBJECTS + "test_each_split_has_its_own_value_of_an_object_that_they_share",
+    ),
+    Mutation(
+        "training/evaluator.py",
+        "                restore(metric, state)",
+        "                pass",
+        OBJECTS + "test_an_object_is_computed_over_the_row_the_epoch_and_the_evaluation",
+    ),
+    Mutation(
+        "training/evaluator.py",
+        "    for metric in logged:  # The validation may use those that the next row of the training has begun.\n        metric.reset()\n",
+        "",
+        OBJECTS + "test_an_object_is_computed_over_the_row_the_epoch_and_the_evaluation",
+    ),
+    Mutation(
+        "training/evaluator.py",
+        "        logged = [metric for metric, _ in before]  # It may be done again.\n",
+        "",
+        ENDS + "test_metric_objects_forget_what_a_validation_had_seen_that_an_error_ended",
+    ),
+    # The end of a run.
+    Mutation(
+        "training/loop.py",
+        "is_due = bool(self.valid_loaders) and state.validated_step != state.step > 0",
+        "is_due = False",
+        ENDS + "test_final_weights_are_validated_where_no_validation_was_due",
+    ),
+    Mutation(
+        "training/loop.py",
+        "is_due = bool(self.valid_loaders) and state.validated_step != state.step > 0",
+        "is_due = bool(self.valid_loaders)",
+        ENDS + "test_nothing_is_validated_twice_or_against_the_options",
+    ),
+    Mutation(
+        "training/loop.py",
+        "            self.checkpointer.record_final_score()\n",
+        "",
+        ENDS + "test_final_weights_are_validated_where_no_validation_was_due",
+    ),
+    Mutation(
+        "training/loop.py",
+        "        self.checkpointer.forget_final_score()\n",
+        "",
+        ENDS + "test_the_best_checkpoint_is_kept_when_the_final_weights_are_better_and_the_run_goes_on",
+    ),
+    Mutation(
+        "training/loop.py",
+        "        values = self.log.read_end()\n",
+        "        values = None\n",
+        ENDS + "test_a_start_that_finds_the_run_finished_has_the_same_result_and_validates_nothing",
+    ),
+    Mutation(
+        "training/loop.py",
+        'logger.info("this run %s", title)\n                self.end()',
+        'logger.info("this run %s", title)',
+        ENDS + "test_a_kill_after_the_last_checkpoint_loses_no_row_and_no_result",
+    ),
+    Mutation(
+        "checkpoints/folder.py",
+        'is_final = last is not None and last["step"] == state.get("step")',
+        "is_final = False",
+        ENDS + "test_resuming_from_the_best_takes_final_weights_that_are_the_best",
+    ),
+    Mutation(
+        "training/resuming.py",
+        "return session.world.broadcast(was_final) or",
+        "return",
+        ENDS + "test_resuming_from_the_best_takes_final_weights_that_are_the_best",
+    ),
+    Mutation(
+        "training/training_log.py",
+        "            self._session.context.record(end)\n",
+        "",
+        ENDS + "test_a_start_that_finds_the_run_finished_has_the_same_result_and_validates_nothing",
+    ),
+    # An error between two updates.
+    Mutation(
+        "training/loop.py",
+        "            if is_between and self.session.world.size == 1:",
+        "            if False:",
+        ENDS + "test_a_sample_that_cannot_be_read_loses_no_update",
+    ),
+    Mutation(
+        "training/loop.py",
+        "            if is_between and self.session.world.size == 1:",
+        "            if True:",
+        ENDS + "test_what_an_error_inside_of_an_update_leaves_behind_is_not_saved",
+    ),
+    Mutation(
+        "training/loop.py",
+        "self.log.loading_failed and self.train_data.is_at_boundary(self.state)",
+        "self.log.loading_failed",
+        ENDS + "test_the_first_part_of_an_accumulation_window_is_not_saved",
+    ),
+    Mutation(
+        "training/loop.py",
+        "        self.session.hooks.report_exception(error)  # Averaged weights are put back.\n",
+        "",
+        ENDS + "test_an_error_in_a_validation_loses_no_update_and_the_validation_is_done_again",
+    ),
+    Mutation(
+        "training/hook_dispatch.py",
+        "        self._reported = error\n",
+        "",
+        ENDS + "test_callbacks_are_told_of_an_error_once",
+    ),
+    Mutation(
+        "training/loop.py",
+        "        self.checkpointer.restore_rng()\n        self.validate(ends_epoch=False)",
+        "        self.validate(ends_epoch=False)",
+        ENDS + "test_an_error_in_a_validation_loses_no_update_and_the_validation_is_done_again",
+    ),
+    Mutation(
+        "training/loop.py",
+        "            self.monitor.begin(ends_epoch=ends_epoch)\n",
+        "",
+        ENDS + "test_an_error_in_a_validation_loses_no_update_and_the_validation_is_done_again",
+    ),
+    Mutation(
+        "training/loop.py",
+        "reason = None if self.monitor.has_begun else self.stop.limit_reached()",
+        "reason = self.stop.limit_reached()",
+        ENDS + "test_a_validation_that_an_error_ended_at_the_last_step_is_no_validation_of_the_end",
+    ),
+    Mutation(
+        "training/checkpointer.py",
+        "is_whole = not self._monitor.has_begun",
+        "is_whole = True",
+        ENDS + "test_a_validation_that_is_done_again_keeps_its_best_checkpoint",
+    ),
+    Mutation(
+        "training/loop.py",
+        "        except Exception as other:\n",
+        "        except ZeroDivisionError as other:\n",
+        ENDS + "test_an_error_while_saving_after_an_error_hides_nothing",
+    ),
+    # Others.
+    Mutation(
+        "training/hook_dispatch.py",
+        "        if name in ROW_COLUMNS:",
+        "        if False:",
+        "training/test_process_metrics.py::test_a_name_that_every_row_has_is_an_error",
+    ),
+    Mutation(
+        "training/training_log.py",
+        "return values | {name: value for name, value in measured.items() if name not in values}",
+        "return values | measured",
+        "training/test_process_metrics.py::test_what_the_model_logs_under_the_name_of_something_measured_stays",
+    ),
+    Mutation(
+        "training/training_log.py",
+        'values.setdefault("train/epoch_seconds", seconds)',
+        'values["train/epoch_seconds"] = seconds',
+        "training/test_process_metrics.py::test_what_the_model_logs_under_the_name_of_something_measured_stays",
+    ),
+    Mutation(
+        "networks/precision.py",
+        "self._optimizers.append(weakref.ref(optimizer))",
+        "self._optimizers.append(lambda: optimizer)",
+        PRECISION + "test_optimizers_that_are_made_in_a_step_end_with_it",
+    ),
+    Mutation(
+        "training/loop.py",
+        "                        next_check = step  # It counts on an update per window.\n",
+        "",
+        PRECISION + "test_parts_of_an_epoch_are_counted_in_batches_also_where_updates_are_left_out",
+    ),
+    Mutation(
+        "training/loop.py",
+        "self.train_data.batches_per_position))",
+        "1))",
+        PRECISION + "test_parts_of_an_epoch_are_counted_in_batches_also_where_updates_are_left_out",
+    ),
+    Mutation(
+        "metrics/score_tables.py",
+        '"mps" else torch.float64',
+        '"mps" else torch.float32',
+        "networks/test_distributed.py::test_running_losses_keep_the_digits_of_a_long_sum",
+    ),
+    Mutation(
+        "metrics/score_tables.py",
+        "                if missing := sorted(known - losses.keys() - names):",
+        "                if missing := []:",
+        "networks/test_distributed.py::test_losses_in_the_table_of_one_rank_only_are_an_error_on_all",
+    ),
+    Mutation(
+        "loading/seeding.py",
+        "return rng.derive_seed(seed, int(index.index), 2, index.number)",
+        "return rng.derive_seed(seed, int(index.index))",
+        "loading/test_loaders.py::test_copies_of_a_sample_in_an_epoch_have_random_numbers_of_their_own",
+    ),
+    Mutation(
+        "loading/seeding.py",
+        "self._dataset.__getitems__(plain(indices))",
+        "self._dataset.__getitems__(indices)",
+        "loading/test_loaders.py::test_a_dataset_that_reads_lists_gets_the_plain_indices_of_copies",
+    ),
+    Mutation(
+        "loading/train_data.py",
+        "            loader.load_state_dict(self._of_this_rank(self._restored))\n",
+        "",
+        RESUME + "test_a_loader_is_restored_once_and_it_is_the_one_that_was_saved",
+    ),
+    Mutation(
+        "loading/iterable_loader.py",
+        'if kind in ("valid", "test") and limit is None and _length(iterable) is None:',
+        "if False:",
+        "loading/test_loaders.py::test_an_evaluation_of_unknown_length_says_how_to_limit_it",
+    ),
+    Mutation(
+        "calls/evaluate.py",
+        'if choice == "best" and not is_best(session, path, content["state"]) and state.best_step is not None:',
+        "if False:",
+        MISTAKES + "test_a_best_checkpoint_that_was_not_kept_is_named",
+    ),
+    Mutation(
+        "training/loop.py",
+        "if self.session.was_set_up and self.checkpointer.resumed_from is None and self.options.init_from is None:",
+        "if False:",
+        MISTAKES + "test_a_second_training_of_a_model_says_that_its_weights_are_replaced",
+    ),
+    Mutation(
+        "object_tables.py",
+        "return {name: _evaluated(target, each) for name, each in inspect.signature(target).parameters.items()}",
+        "return inspect.signature(target).parameters",
+        "test_config.py::test_annotations_that_cannot_be_resolved_are_not_judged_and_the_others_are",
+    ),
+    Mutation(
+        "metrics/rows.py",
+        "        if rows is not None:\n            self._open(rows",
+        "        if True:\n            self._open(rows or 0",
+        "test_loggers.py::test_a_file_that_a_user_names_is_opened_when_there_is_something_to_write",
+    ),
 ]
 
 

@@ -323,9 +323,11 @@ def test_any_argument_is_accepted_by_a_constructor_that_takes_any(write):
     assert model.options == {"anything": [1, "two"]}
 
 
-def test_annotations_that_cannot_be_resolved_are_not_judged(write):
-    _, model, _ = load(write('class = "project.Unresolved"\nwidth = "wide"'))
+def test_annotations_that_cannot_be_resolved_are_not_judged_and_the_others_are(write):
+    _, model, _ = load(write('class = "project.Unresolved"\nwidth = 9\nnothing = "anything"'))
     assert type(model).__name__ == "Unresolved"
+    with pytest.raises(ConfigError, match=r"^model\.width='wide': must be an int"):
+        load(write('class = "project.Unresolved"\nwidth = "wide"'))
 
 
 def test_an_error_of_a_constructor_stays_what_it_is_with_a_note(write):

@@ -40,9 +40,24 @@ def read(path):
 
 
 def test_a_new_file_is_empty(path):
-    logger = JsonlLogger(path)
+    logger = JsonlLogger(path, rows=0)
     logger.close()
     assert (read(path), logger.rows) == ([], 0)
+
+
+def test_a_file_that_a_user_names_is_opened_when_there_is_something_to_write(path):
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    before = path.read_bytes()
+    logger = JsonlLogger(str(path))
+    logger.close()
+    assert path.read_bytes() == before
+    logger.rewind(2)  # A training that goes on from step 2.
+    logger.log_metrics({"train/loss": 0.5}, 4)
+    logger.close()
+    assert (read(path), logger.rows) == ([{"step": 1}, {"step": 2}, {"step": 4, "train/loss": 0.5}], 3)
+    logger.log_metrics({"test/loss": 0.5}, 4)  # A test after it.
+    logger.close()
+    assert read(path)[2:] == [{"step": 4, "train/loss": 0.5}, {"step": 4, "test/loss": 0.5}]
 
 
 def test_a_row_is_one_object_with_its_step_first(path):
@@ -156,7 +171,7 @@ def test_a_resume_says_how_many_rows_it_found_and_goes_on(tmp_path, caplog):
     caplog.clear()
     assert quiet(max_steps=4, **options).fit(Tiny(), data()).state.step == 4
     assert f"{path}: expected {len(lines)} rows up to step 3 and found {len(lines) - 1}, with 1 lines" in caplog.text
-    assert [row["step"] for row in read(path)] == [1, 3, 3, 4]
+    assert [row["step"] for row in read(path)] == [1, 3, 3, 4, 4]
 
 
 @pytest.mark.parametrize("asked", [1, 2, 3, 100])
@@ -181,7 +196,7 @@ def test_rows_of_evaluations_stay_up_to_the_step_and_the_row_of_the_end_goes(pat
     logger.log_end({"train/loss": 7.0}, 3)
     logger.close()
     for step in (3, 1):
-        append_evaluation(path, {"test/loss": math.nan}, step, kind="test", checkpoint=f"{step}.pth")
+        append_evaluation(path, {"test/loss": math.nan}, step, kind="test", checkpoint=f"{step}.pth", limit=None)
     end = {"step": 3, "kind": "end", "train/loss": 7.0}
     tested = [{"step": step, "kind": "test", "checkpoint": f"{step}.pth", "test/loss": None} for step in (3, 1)]
     assert read(path) == [*ROWS, end, *tested]
@@ -200,12 +215,13 @@ def test_rows_of_evaluations_stay_up_to_the_step_and_the_row_of_the_end_goes(pat
 
 def test_the_row_of_an_evaluation_is_no_part_of_an_unfinished_line(path):
     path.write_text('{"step": 1}\n{"step": 2, "train/lo')
-    append_evaluation(path, {"test/loss": 0.5}, 1, kind="test", checkpoint=None)
-    assert read(path) == [{"step": 1}, {"step": 1, "kind": "test", "checkpoint": None, "test/loss": 0.5}]
+    append_evaluation(path, {"test/loss": 0.5}, 1, kind="test", checkpoint=None, limit=0.5)
+    row = {"step": 1, "kind": "test", "checkpoint": None, "limit": 0.5, "test/loss": 0.5}
+    assert read(path) == [{"step": 1}, row]
 
 
 def test_the_configuration_is_not_a_row(path):
-    logger = JsonlLogger(path)
+    logger = JsonlLogger(path, rows=0)
     logger.log_config({"seed": 0})
     logger.close()
     assert (read(path), logger.rows) == ([], 0)
@@ -288,6 +304,7 @@ def test_a_logger_is_told_how_the_training_ended(how, raised, status, tmp_path):
         ("rewind", start),
         ("log_config", 4),
         ("log_metrics", 4, *row),
+        ("log_metrics", 4, "valid/loss"),
         ("log_status", "finished"),
         ("close",),
     ]
@@ -303,7 +320,7 @@ def test_a_logger_gets_what_is_logged_at_the_end(tmp_path):
     logger = Noting()
     quiet(max_steps=2, loggers=[logger]).fit(Closing(), data(train=40))
     assert logger.calls[2:] == [
-        ("log_metrics", 2, "train/loss", "train/whole"),
+        ("log_metrics", 2, "train/loss", "train/whole", "valid/loss"),
         ("log_status", "finished"),
         ("close",),
     ]

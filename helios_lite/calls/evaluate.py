@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 from helios_lite.checkpoints.reading import evaluation_state
 from helios_lite.display import console
@@ -15,7 +16,7 @@ from helios_lite.model_internals.evaluation_weights import expect_evaluation_wei
 from helios_lite.processes.signals import GracefulShutdown
 from helios_lite.state import TrainingState
 from helios_lite.training.evaluator import Evaluator
-from helios_lite.training.resuming import load_checkpoint
+from helios_lite.training.resuming import is_best, load_checkpoint
 from helios_lite.training.run_loggers import RunLoggers
 from helios_lite.training.session import Session
 
@@ -67,6 +68,11 @@ def load_for_evaluation(session: Session, choice: str | os.PathLike[str] | None)
         return None, state
     path, content = found
     state.load_state_dict(content["state"])
+    if choice == "best" and not is_best(session, path, content["state"]) and state.best_step is not None:
+        logger.warning(
+            'checkpoint="best": that of step %d was not kept (keep_best=%d); %s is used in its place',
+            state.best_step, session.options.keep_best, path.name,
+        )  # fmt: skip
     expect_evaluation_weights(model)
     # Averaged weights are tested as they were validated, also without the callback that has averaged them.
     model.load_state_dict(evaluation_state(content), fast_init=True)
@@ -87,7 +93,9 @@ def _write_row(
             try:
                 stack.enter_context(session.checkpoints.locked())
                 checkpoint = None if path is None else path.name
-                append_evaluation(session.folder / "metrics.jsonl", row, step, kind=kind, checkpoint=checkpoint)
+                limit = session.options.limit_of(phase)
+                about: dict[str, Any] = {"kind": kind, "checkpoint": checkpoint, "limit": limit}
+                append_evaluation(session.folder / "metrics.jsonl", row, step, **about)
             except (OSError, RuntimeError) as error:
                 logger.warning("no row of this %s is written to metrics.jsonl and the loggers: %s", kind, error)
                 return

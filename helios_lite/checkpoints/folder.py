@@ -195,6 +195,29 @@ class CheckpointFolder:
         better = [entry for entry in self._ranked() if entry is self._last_improved() or self._rank(entry) <= rank]
         return len(better) < self._keep_best
 
+    def set_score(self, path: Path, score: float | None, improved: bool) -> None:
+        """Set the score of a file that has been written, if it is one of this folder. Nothing is deleted.
+
+        Args:
+            path: the file.
+            score: the monitored value of its weights, None if there is none.
+            improved: whether their validation was the best so far.
+        """
+        self._open()
+        changed = [
+            {**entry, "score": score, "improved": improved} if self.folder / entry["file"] == path else entry
+            for entry in self._entries
+        ]
+        if changed != self._entries:
+            self._entries = changed
+            self._manifest.write(changed)
+
+    def is_best(self, path: Path) -> bool:
+        """Return whether the last validation that was the best so far is that of a file."""
+        self._open()
+        last = self._last_improved()
+        return last is not None and self.folder / last["file"] == path
+
     def forget_scores(self) -> None:
         """Forget all scores and improvements, because another metric is monitored from now on."""
         self._open()
@@ -294,7 +317,12 @@ class CheckpointFolder:
         if newest is None:
             return None
         state = newest.get("state")
-        return self.best(state.get("best_step") if isinstance(state, dict) else None)
+        if not isinstance(state, dict):
+            return self.best()
+        # The final weights of a run may have been validated after they had been written.
+        last = self._last_improved()
+        is_final = last is not None and last["step"] == state.get("step")
+        return self.best(state.get("step" if is_final else "best_step"))
 
     def _is_readable(self, path: Path) -> bool:
         try:

@@ -87,6 +87,9 @@ class IterableLoader:
         self.marks_last = _has_exact_length(iterable)
         self._open: weakref.ref[Generator[Batch]] | None = None  # Its workers end with the epoch.
         self._is_exhausted = False  # The source has ended, though its last batches may still be in use.
+        kind = phase.split("/")[0]
+        if kind in ("valid", "test") and limit is None and _length(iterable) is None:
+            logger.info("%s: has no length; if it never ends, set limit_%s_batches", phase, kind)
 
     def epoch(self, epoch: int, *, samples: int = 0, batches: int = 0, window: int = 1) -> EpochBatches:
         """Return the rest of an epoch: from the restored state, or after reading and dropping `batches`."""
@@ -100,10 +103,7 @@ class IterableLoader:
             self._load_state()
         seeding.set_epoch_and_seed(self._iterable, epoch, rng.derive_seed(self._seed, epoch), self._phase == "train")
         self._load_state()
-        try:
-            length = len(self._iterable)
-        except TypeError:  # Every DataLoader has a __len__, but its dataset may not.
-            length = None
+        length = _length(self._iterable)
         if length is None and isinstance(self._limit, float):
             raise ValueError(f"the {self._phase} split has no length: limit it to a number of batches, not to a part")
         if length == 0:
@@ -230,6 +230,13 @@ class IterableLoader:
         if length is not None and given < length:
             where = f" from batch {start} on" if start > 0 else ""
             raise incomplete_error(self._phase, given, length, where)
+
+
+def _length(iterable: Any) -> int | None:
+    try:
+        return len(iterable)
+    except TypeError:  # Every DataLoader has a __len__, but its dataset may not.
+        return None
 
 
 def _has_exact_length(loader: Any) -> bool:

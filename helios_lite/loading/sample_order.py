@@ -130,6 +130,8 @@ class BatchPlan:
     def tensors(self) -> Iterator[Tensor]:
         """Yield the indices of each batch of this rank as an int64 tensor."""
         order = self._order
+        if isinstance(order, list):
+            order = torch.as_tensor(seeding.plain(order))
         return self._cut(torch.arange(order.start, order.stop) if isinstance(order, range) else torch.as_tensor(order))
 
     def _cut(self, order: Any) -> Iterator[Any]:
@@ -181,7 +183,7 @@ class DealtBatches:
 
     def tensors(self) -> Iterator[Tensor]:
         """Yield the indices of each batch of this rank as an int64 tensor."""
-        return map(torch.as_tensor, self._own)
+        return (torch.as_tensor(seeding.plain(batch)) for batch in self._own)
 
 
 def _halved(batches: list[Sequence[int]], count: int) -> list[list[int]]:

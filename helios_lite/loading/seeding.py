@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.utils.data import Dataset, Subset, default_collate, get_worker_info
@@ -17,6 +17,32 @@ class SizedBatches(Protocol):
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[list[int]]: ...
+
+
+class Copy(NamedTuple):
+    """An index that a sampler has drawn before in this epoch, and how often."""
+
+    index: Any
+    number: int
+
+
+def with_copies(drawn: Iterable[Any], count: dict[int, int]) -> list[Any]:
+    """Return indices, those that were drawn before as a `Copy`, whose random numbers are others.
+
+    Args:
+        drawn: what a sampler yields.
+        count: how often each index was drawn before; it is brought up to date.
+    """
+    indices: list[Any] = []
+    for index in drawn:
+        number = count[int(index)] = count.get(int(index), -1) + 1
+        indices.append(Copy(index, number) if number > 0 else index)
+    return indices
+
+
+def plain(indices: Iterable[Any]) -> list[Any]:
+    """Return indices as a sampler has drawn them."""
+    return [index.index if isinstance(index, Copy) else index for index in indices]
 
 
 class EpochBatchSampler:
@@ -91,17 +117,23 @@ class SeededDataset(Dataset[Any]):
             samples = [self._dataset[index] for index in indices] if reads is None else reads(indices)
             return (self._collate or default_collate)(samples)
         if self._reads_batches:
-            rng.seed_cpu(rng.derive_seed(seed, int(indices[0])))
-            samples = self._dataset.__getitems__(indices)  # type: ignore[attr-defined]
+            rng.seed_cpu(_seed_of_sample(seed, indices[0]))
+            samples = self._dataset.__getitems__(plain(indices))  # type: ignore[attr-defined]
         else:
             samples = []
             for index in indices:
-                rng.seed_cpu(rng.derive_seed(seed, int(index)))
-                samples.append(self._dataset[index])
+                rng.seed_cpu(_seed_of_sample(seed, index))
+                samples.append(self._dataset[index.index if isinstance(index, Copy) else index])
         if self._collate is None:
             return default_collate(samples)
-        rng.seed_cpu(rng.derive_seed(seed, int(indices[0]), 1))
+        rng.seed_cpu(rng.derive_seed(seed, int(plain(indices[:1])[0]), 1))
         return self._collate(samples)
+
+
+def _seed_of_sample(seed: int, index: Any) -> int:
+    if isinstance(index, Copy):
+        return rng.derive_seed(seed, int(index.index), 2, index.number)
+    return rng.derive_seed(seed, int(index))
 
 
 def base_dataset(dataset: Dataset[Any]) -> Dataset[Any]:

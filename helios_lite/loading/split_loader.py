@@ -51,7 +51,7 @@ class SplitLoader:
         # Tensors and arrays use no random numbers, so their samples need no seed.
         base = seeding.base_dataset(split.dataset)
         may_be_random = type(base) not in (TensorDataset, ArrayDict) or split.collate_fn is not None
-        is_seeded = split.seed_samples and may_be_random
+        self._is_seeded = is_seeded = split.seed_samples and may_be_random
         self._tells_epochs = self._is_training and seeding.has_set_epoch(split.dataset)
         is_wrapped = is_seeded or self._tells_epochs
         self._sampler = seeding.EpochBatchSampler(with_seed=is_wrapped)
@@ -115,11 +115,16 @@ class SplitLoader:
         split, world = self.source, self._world
         if split.batch_sampler is not None:
             all_batches = sample_order.sample_all(split.batch_sampler, epoch, seed, self._is_training, self._length)
+            if self._is_seeded:
+                count: dict[int, int] = {}
+                all_batches = [seeding.with_copies(batch, count) for batch in all_batches]
             batches = iter(all_batches[: limited(-(-len(all_batches) // world.size), self._limit) * world.size])
             while start > 0:
                 start -= len(next(batches, range(start)))
             return sample_order.DealtBatches(list(batches), world, for_training=self._is_training)
         order = sample_order.epoch_order(self._length, self._shuffle, split.sampler, epoch, seed, self._is_training)
+        if self._is_seeded and split.sampler is not None:
+            order = seeding.with_copies(order, {})
         assert split.batch_size is not None  # Split requires it without a batch_sampler.
         if self._limit is not None:  # By samples, so that the last window of a limited epoch gets its weights too.
             global_batch_size = split.batch_size * world.size

@@ -62,15 +62,16 @@ class TrainData:
             self._loader = make_loader(source, "train", seed, self._world, limit, self._repeats, self._count)
             if self._loader.takes_state():
                 self._check_number_of_ranks()
-            self._loader.load_state_dict(self._of_this_rank(self._restored))
-            self._restored = []
         return self._loader
 
     def rest_of_epoch(self, state: TrainingState) -> Iterator[Batch]:
         """Return the batches of the present epoch that are not finished."""
-        if self._passes is not None:
-            return self._passes.rest_of_epoch(self.loader(), state)
         loader = self.loader()
+        if self._restored:  # Only now, since a hook may have put another split in place, as it has when this was saved.
+            loader.load_state_dict(self._of_this_rank(self._restored))
+            self._restored = []
+        if self._passes is not None:
+            return self._passes.rest_of_epoch(loader, state)
         batches, length = loader.epoch(
             0 if self._repeats else state.epoch,
             samples=state.epoch_samples,
@@ -101,9 +102,21 @@ class TrainData:
         updates = self._passes.updates
         return dataclasses.replace(state, epoch_batch=updates), updates - 1, self._passes.steps_per_epoch
 
+    @property
+    def batches_per_position(self) -> int:
+        """How much of what `position` counts an accumulation window has, at most."""
+        return self._window if self._passes is None else 1
+
+    def is_at_boundary(self, state: TrainingState) -> bool:
+        """Return whether no accumulation window has begun; called while no batch is in use."""
+        finished = state.epoch_batch if self._passes is None else self._passes.num_begun()
+        return finished % self._window == 0
+
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a custom loader has on this rank, if any, and the position in the passes."""
         own = {} if self._loader is None else self._loader.state_dict()
+        if self._restored:  # No epoch has begun since.
+            own = {name: state for name, state in self._of_this_rank(self._restored).items() if name != "passes"}
         return own if self._passes is None else {**own, "passes": self._passes.state_dict()}
 
     def load_ranks(self, by_rank: list[dict[str, Any]], world: World) -> None:

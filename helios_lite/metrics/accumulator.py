@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -16,8 +17,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from helios_lite.metrics import metric_objects
+from helios_lite.metrics.metric_objects import MetricObject, is_metric_object
 from helios_lite.processes.world import World
 
+logger = logging.getLogger("helios_lite")
 Reduce = Literal["mean", "sum", "min", "max", "last", "std"]
 _MAX_PENDING = 4096  # Values on the device; when there are more, they are read before the logging step.
 _NEVER = math.inf  # The step at which a metric became not finite, for a metric that has always been finite.
@@ -28,10 +32,15 @@ class MetricAccumulator:
 
     Args:
         device: where the model computes; values on other accelerators are moved there.
+
+    Attributes:
+        objects: the metric objects that have been logged, by full name. They have seen what is to be reduced.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.objects: dict[str, MetricObject] = {}
+        self._steps: dict[str, int] = {}  # At which each object was logged last.
         self._running: dict[str, Totals] = {}
         self._dtype = torch.float32 if device.type == "mps" else torch.float64
         # Values that are still on the device, in order: running totals, value, weight, step.
@@ -40,16 +49,21 @@ class MetricAccumulator:
     @property
     def is_empty(self) -> bool:
         """Whether nothing has been logged."""
-        return not self._running
+        return not self._running and not self.objects
 
     def update(
-        self, name: str, value: Tensor | float, weight: Tensor | float, reduce: Reduce = "mean", step: int = 0
+        self,
+        name: str,
+        value: Tensor | float | MetricObject,
+        weight: Tensor | float,
+        reduce: Reduce = "mean",
+        step: int = 0,
     ) -> None:
         """Add one value.
 
         Args:
             name: full name, such as "train/loss".
-            value: a number or a tensor of one element, of any dtype and device.
+            value: a number or a tensor of one element, of any dtype and device; or a metric object.
             weight: the number of samples (or tokens) of which the value is the mean; used by "mean" and "std".
             reduce: "mean" and "std" (of the population) are weighted; "sum", "min", "max" and "last" are not.
             step: the optimizer update in progress, reported if the value is not finite.
@@ -59,14 +73,22 @@ class MetricAccumulator:
             TypeError: the value or the weight is no number, such as None.
         """
         try:
-            value = self._number(name, value) if isinstance(value, Tensor) else float(value)
+            value = self._number(name, value) if isinstance(value, Tensor) else float(value)  # type: ignore[arg-type]
             weight = self._number(name, weight) if isinstance(weight, Tensor) else float(weight)
         except (TypeError, ValueError) as error:
+            if is_metric_object(value):
+                self._add_object(name, value, reduce, step)  # type: ignore[arg-type]
+                return
             if str(error).startswith("log("):  # A tensor has several elements.
                 raise
             raise TypeError(f"log({name!r}): {error}") from None
         running = self._running.get(name)
         if running is None:
+            if name in self.objects:
+                raise ValueError(
+                    f"log({name!r}): a metric object was logged with this name, and its value is computed from it; "
+                    "log this number with another name, or not at all"
+                )
             if reduce not in _RESULT:
                 raise ValueError(f"log({name!r}): reduce={reduce!r} must be one of {', '.join(_RESULT)}")
             running = self._running[name] = Totals(reduce)
@@ -78,6 +100,21 @@ class MetricAccumulator:
             self._pending.append((running, value, weight, step))
             if len(self._pending) == _MAX_PENDING:
                 self._read_pending()
+
+    def _add_object(self, name: str, metric: MetricObject, reduce: Reduce, step: int) -> None:
+        if reduce != "mean":
+            raise ValueError(f"log({name!r}): reduce={reduce!r} is for numbers; a metric object reduces by itself")
+        if name in self._running or self.objects.get(name, metric) is not metric:
+            raise ValueError(f"log({name!r}): was something else before; give each metric object a name of its own")
+        self.objects[name], self._steps[name] = metric, step
+
+    def detach_objects(self) -> None:
+        """Keep what the metric objects have seen so far in copies, and reset them."""
+        originals, self.objects = self.objects, {}
+        for name, metric in originals.items():
+            self.objects[name] = metric_objects.copied_metric(metric)
+        for metric in originals.values():
+            metric.reset()
 
     def compute(
         self,
@@ -99,22 +136,32 @@ class MetricAccumulator:
 
         Raises:
             ValueError: ranks that had batches logged different names; raised on every rank.
+            TypeError: a metric object cannot be merged over ranks.
         """
         loss_is_finite = self._read_pending(loss)
         totals = {name: copy.copy(running) for name, running in self._running.items()}
+        objects = dict(self.objects)
         if world.size > 1:
-            gathered = world.gather(((totals, is_idle), loss_is_finite))
-            totals = _merged([rank for rank, _ in gathered])
-            loss_is_finite = all(is_finite for _, is_finite in gathered)
+            objects = {name: metric_objects.portable(name, metric) for name, metric in objects.items()}
+            gathered = world.gather((totals, objects, is_idle, loss_is_finite))
+            totals = _merged([(rank[0], rank[2]) for rank in gathered])
+            objects = _merged_objects([(rank[1], rank[2]) for rank in gathered])
+            loss_is_finite = all(rank[3] for rank in gathered)
         values = {name: one.result() for name, one in totals.items()}
         bad = {name: int(one.first_not_finite) for name, one in totals.items() if one.first_not_finite != _NEVER}
+        for name, metric in objects.items():
+            values |= (computed := metric_objects.values_of(name, metric))
+            bad |= {each: self._steps.get(name, 0) for each, value in computed.items() if not math.isfinite(value)}
         first_not_finite = min(bad.items(), key=lambda item: item[1]) if bad else None
-        return Summary(values, totals, first_not_finite, loss_is_finite)
+        return Summary(values, totals, objects, first_not_finite, loss_is_finite)
 
     def reset(self) -> None:
-        """Forget all values and names."""
+        """Forget all values and names, and reset the metric objects."""
         self._running.clear()
         self._pending.clear()
+        objects, self.objects = self.objects, {}
+        for metric in objects.values():
+            metric.reset()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the running totals as plain numbers."""
@@ -165,12 +212,14 @@ class Summary(NamedTuple):
     Attributes:
         values: the reduced metrics by full name.
         totals: the totals from which they were reduced, by full name.
+        objects: the metric objects that have computed the others, by full name.
         first_not_finite: the name and step of the first value that was NaN or infinite, None if all were finite.
         loss_is_finite: whether the loss that was passed to `compute` is finite on all ranks.
     """
 
     values: dict[str, float]
     totals: dict[str, Totals]
+    objects: dict[str, Any]
     first_not_finite: tuple[str, int] | None
     loss_is_finite: bool
 
@@ -180,29 +229,97 @@ class EpochMeans:
 
     def __init__(self) -> None:
         self._totals: dict[str, Totals] = {}
+        self._objects: dict[str, _EpochObject] = {}
+        self._not_merged: set[str] = set()  # Full names that a warning has named.
 
     def begin(self) -> None:
         """Begin an epoch."""
-        self._totals = {}
+        self._totals, self._objects = {}, {}
 
-    def add(self, totals: Mapping[str, Totals]) -> None:
-        """Add the totals of a row, over all ranks. A value that is reduced by "last" is that of a row alone."""
-        for name, one in totals.items():
+    def add(self, summary: Summary, logged: Mapping[str, MetricObject]) -> None:
+        """Add a row, over all ranks. A value that is reduced by "last" is that of a row alone.
+
+        Args:
+            summary: the values of the row.
+            logged: the metric objects of this rank that were logged, by full name.
+        """
+        for name, one in summary.totals.items():
             if one.reduce != "last":
                 self._totals[name] = self._totals[name].merged(one) if name in self._totals else one
+        for name, metric in summary.objects.items():
+            row, earlier = metric_objects.copied_metric(metric), self._objects.get(name)
+            if earlier is None:
+                self._objects[name] = _EpochObject(logged.get(name), row, 1)
+            elif earlier.merged is not None:
+                self._objects[name] = earlier._replace(
+                    merged=self._with_row(name, earlier, row), num_rows=earlier.num_rows + 1
+                )
+
+    def _with_row(self, name: str, earlier: _EpochObject, row: Any) -> Any:
+        try:
+            return metric_objects.merged_pair(name, earlier.merged, row, earlier.num_rows + 1)
+        except TypeError as error:
+            if name not in self._not_merged:
+                self._not_merged.add(name)
+                logger.warning("%s; there is no value over the epoch", error)
+            return None
 
     def take(self) -> dict[str, float]:
         """Return the metrics of the epoch by the full names of those of its rows, and end it."""
-        totals, self._totals = self._totals, {}
-        return {name: one.result() for name, one in totals.items()}
+        values = {name: one.result() for name, one in self._totals.items()}
+        for name, one in self._objects.items():
+            if one.merged is not None:
+                values |= metric_objects.values_of(name, one.merged)
+        self.begin()
+        return values
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the totals as plain numbers."""
-        return {name: one.state_dict() for name, one in self._totals.items()}
+    def state_dict(self, names: Mapping[int, str]) -> dict[str, Any]:
+        """Return the totals as plain numbers, and what the metric objects have seen.
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        self._totals = {name: Totals.of_state(state) for name, state in state_dict.items()}
+        Args:
+            names: under which attribute the model has a metric object, by its id.
+        """
+        objects = {
+            name: {
+                "attribute": names[id(one.logged)],
+                "rows": one.num_rows,
+                "state": None if one.merged is None else metric_objects.state_of(one.merged),
+            }
+            for name, one in self._objects.items()
+            if one.logged is not None
+        }
+        return {"totals": {name: one.state_dict() for name, one in self._totals.items()}, "objects": objects}
+
+    def load_state_dict(self, state_dict: dict[str, Any], attributes: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned.
+
+        Args:
+            state_dict: the state.
+            attributes: the metric objects of the model.
+        """
+        self._totals = {name: Totals.of_state(state) for name, state in state_dict["totals"].items()}
+        self._objects = {}
+        for name, saved in state_dict["objects"].items():
+            logged = attributes.get(saved["attribute"])
+            if logged is not None:
+                merged = None if saved["state"] is None else metric_objects.copied_metric(logged)
+                if merged is not None:
+                    metric_objects.restore(merged, saved["state"])
+                self._objects[name] = _EpochObject(logged, merged, saved["rows"])
+
+
+class _EpochObject(NamedTuple):
+    """What a metric object has seen in an epoch.
+
+    Attributes:
+        logged: the object itself; None on a rank that has not logged it.
+        merged: a copy that has seen the rows of the epoch on all ranks; None if they cannot be merged.
+        num_rows: the number of rows.
+    """
+
+    logged: MetricObject | None
+    merged: Any
+    num_rows: int
 
 
 @dataclasses.dataclass(slots=True)
@@ -334,3 +451,20 @@ def _merged(by_rank: list[tuple[dict[str, Totals], bool]]) -> dict[str, Totals]:
         for name, one in totals.items():
             merged[name] = merged[name].merged(one) if name in merged else one
     return merged
+
+
+def _merged_objects(by_rank: list[tuple[dict[str, Any], bool]]) -> dict[str, Any]:
+    """Return the metric objects of all ranks together, as `_merged` does with totals."""
+    known = {name: None for objects, _ in by_rank for name in objects}
+    for rank, (objects, is_idle) in enumerate(by_rank):
+        if not is_idle and (missing := sorted(known.keys() - objects.keys())):
+            raise ValueError(f"metrics differ among the ranks: rank {rank} did not log {missing}")
+    try:
+        return {
+            name: metric_objects.merged(name, [objects[name] for objects, _ in by_rank if name in objects])
+            for name in known
+        }
+    except TypeError as error:
+        raise TypeError(
+            f"{error}, which several ranks need; call its compute() in a hook at the end and log what it returns"
+        ) from None

@@ -144,9 +144,14 @@ def norms_by_parameter(
 
 
 class Throughput:
-    """Counts what the speed since the last row of metrics needs."""
+    """Counts what the speed since the last row of metrics needs.
+
+    Attributes:
+        loading_failed: whether the last batch could not be loaded.
+    """
 
     def __init__(self) -> None:
+        self.loading_failed = False
         self._waited = 0.0  # Seconds.
         self._samples = 0  # Of all ranks.
 
@@ -154,11 +159,15 @@ class Throughput:
         """Yield batches; count their samples, and the time that each is waited for."""
         clock = time.perf_counter
         started = clock()
-        for batch in batches:
-            self._waited += clock() - started
-            self._samples += batch[2]
-            yield batch
-            started = clock()
+        try:
+            for batch in batches:
+                self._waited += clock() - started
+                self._samples += batch[2]
+                yield batch
+                started = clock()
+        except Exception:
+            self.loading_failed = True
+            raise
 
     def take(self, seconds: float, steps: int) -> dict[str, float]:
         """Return the metrics of a row by full name, and begin the next one.

@@ -9,9 +9,12 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 logger = logging.getLogger("helios_lite")
+
+ROW_COLUMNS = ("step", "kind", "epoch", "seconds", "checkpoint", "limit")
+"""What the rows of metrics.jsonl have beside the metrics."""
 
 
 class JsonlLogger:
@@ -27,10 +30,15 @@ class JsonlLogger:
 
     Attributes:
         rows: how many rows the file has, without those of other kinds.
+        end: the values of the row of kind "end" that has stayed, None if there is none.
     """
 
-    def __init__(self, path: Path, rows: int = 0, step: int | None = None, *, keep_end: bool = False) -> None:
-        """Open the file, and leave in it the rows up to a checkpoint.
+    def __init__(
+        self, path: str | os.PathLike[str], rows: int | None = None, step: int | None = None, *, keep_end: bool = False
+    ) -> None:
+        """Open the file and leave in it the rows up to a checkpoint, if their number is given.
+
+        Otherwise it is opened when there is something to write, and a training leaves the rows up to its start in it.
 
         Args:
             path: the file, made if missing.
@@ -43,16 +51,29 @@ class JsonlLogger:
         Raises:
             OSError: the file cannot be opened or written; the message names it.
         """
-        self._file = path.open("a+b")
+        self.path = Path(path)
+        self.rows = 0
+        self.end: dict[str, float] | None = None
+        self._file: BinaryIO | None = None
+        if rows is not None:
+            self._open(rows, step, keep_end)
+
+    def _open(self, rows: int | None, step: int | None, keep_end: bool) -> BinaryIO:
+        """Open the file, cut it, and return it; `rows` is None for as many as it has."""
+        self.close()
+        self._file = self.path.open("a+b")
         self._file.seek(0)
         lines = self._file.readlines()
         kinds = [_kind_of_row(line, math.inf if step is None else step) for line in lines]
+        rows = kinds.count("train") if rows is None else rows
         self.rows = min(rows, kinds.count("train"))
         kept, num_trained = [], 0
         for line, kind in zip(lines, kinds, strict=True):
             num_trained += kind == "train"
             if (kind == "train" and num_trained <= rows) or kind == "evaluation" or (kind == "end" and keep_end):
                 kept.append(line)
+                if kind == "end":
+                    self.end = _values(line)
         num_found = self.rows if step is None else num_trained
         is_regular = [kind for kind in kinds if kind not in ("evaluation", "end")][:rows] == ["train"] * rows
         is_expected = rows == 0 or (is_regular and num_found == rows)
@@ -60,10 +81,16 @@ class JsonlLogger:
             # Cut in place: a kill at this moment must not lose the rows that stay. An unfinished line is no row.
             self._file.truncate(sum(map(len, kept)))
         else:
-            self._replace(path, kept, is_damaged=not is_expected)
+            self._file = self._replaced(self._file, kept, is_damaged=not is_expected)
         if not is_expected:
             text = "%s: expected %d rows up to step %s and found %d, with %d lines that are no rows; %d rows stay"
-            logger.warning(text, path, rows, "?" if step is None else step, num_found, kinds.count(None), self.rows)
+            count = (rows, "?" if step is None else step, num_found, kinds.count(None), self.rows)
+            logger.warning(text, self.path, *count)
+        return self._file
+
+    def rewind(self, step: int) -> None:
+        """Remove the rows after a step, because those updates are done again."""
+        self._open(None, step, keep_end=False)
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Do nothing: `config.json` in the run folder holds it."""
@@ -79,25 +106,35 @@ class JsonlLogger:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
     def _append(self, line: bytes) -> None:
-        self._file.write(line)
-        self._file.flush()
+        file = self._open(None, None, keep_end=True) if self._file is None else self._file
+        file.write(line)
+        file.flush()
 
-    def _replace(self, path: Path, lines: list[bytes], *, is_damaged: bool) -> None:
+    def _replaced(self, file: BinaryIO, lines: list[bytes], *, is_damaged: bool) -> BinaryIO:
         """Write the lines to a new file that takes the place of the file; a copy of a damaged one stays beside it."""
+        path = self.path
         if is_damaged:
             shutil.copyfile(path, path.with_name(f"{path.name}.damaged"))
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         temporary.write_bytes(b"".join(lines))
         temporary.replace(path)
-        self._file.close()
-        self._file = path.open("a+b")
+        file.close()
+        return path.open("a+b")
 
 
 def append_evaluation(
-    path: Path, metrics: Mapping[str, float], step: int, *, kind: str, checkpoint: str | None
+    path: Path,
+    metrics: Mapping[str, float],
+    step: int,
+    *,
+    kind: str,
+    checkpoint: str | None,
+    limit: int | float | None,
 ) -> None:
     """Append the row of a call of `validate` or `test` to a file of metrics. No training may be writing to it.
 
@@ -107,6 +144,7 @@ def append_evaluation(
         step: the step of the evaluated checkpoint.
         kind: "validate" or "test".
         checkpoint: the name of the evaluated file, None if no file was.
+        limit: the number or part of the batches that were evaluated, None for all, of which the row says nothing.
 
     Raises:
         OSError: the file cannot be written.
@@ -115,12 +153,19 @@ def append_evaluation(
         file.seek(0)
         # A kill may have left an unfinished line, which is no row; the new row must not become a part of it.
         file.truncate(sum(len(line) for line in file if line.endswith(b"\n")))
-        file.write(_line(metrics, step, kind=kind, checkpoint=checkpoint))
+        limited = {} if limit is None else {"limit": limit}
+        file.write(_line(metrics, step, kind=kind, checkpoint=checkpoint, **limited))
 
 
-def _line(metrics: Mapping[str, float], step: int, **extra: str | None) -> bytes:
+def _line(metrics: Mapping[str, float], step: int, **extra: str | float | None) -> bytes:
     row = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
     return (json.dumps({"step": step, **extra, **row}) + "\n").encode()
+
+
+def _values(line: bytes) -> dict[str, float]:
+    """Return the metrics in a row; null, which may have been infinite, is NaN."""
+    row = json.loads(line)
+    return {name: math.nan if row[name] is None else row[name] for name in row if name not in ("step", "kind")}
 
 
 def _kind_of_row(line: bytes, latest_step: float) -> Literal["train", "evaluation", "end", "later"] | None:

@@ -63,20 +63,30 @@ class ScoreTables:
             if loss is None:
                 raise TypeError(f"_loss_items[{name!r}] is None: assign the loss in train_step, or leave the name out")
             value = torch.as_tensor(loss).detach()
-            value = value.to(torch.promote_types(value.dtype, torch.float32))  # Sums in half precision lose digits.
+            # A long sum loses digits in fp32. MPS has no fp64.
+            value = value.to(torch.float32 if value.device.type == "mps" else torch.float64)
             self.pending_losses[name] = self.pending_losses.get(name, 0.0) + (value if share == 1.0 else value * share)
 
     def reduce_losses(self, world: World) -> None:
         """Add the pending losses of all ranks to `running_losses`. Call on every rank.
 
-        Several ranks communicate once, unless this rank has no sum at all.
+        Several ranks communicate once.
+
+        Raises:
+            ValueError: a rank has no loss of a name that others have; raised on every rank.
         """
         totals = self.pending_losses
         if world.size > 1:
-            if not self.pending_losses and not self.running_losses:
-                return
             totals = {}
-            for losses in world.gather({name: loss.cpu() for name, loss in self.pending_losses.items()}):
+            pending = {name: loss.cpu() for name, loss in self.pending_losses.items()}
+            gathered = world.gather((pending, {*self.running_losses}))
+            known = {name for losses, _ in gathered for name in losses}
+            for rank, (losses, names) in enumerate(gathered):
+                if missing := sorted(known - losses.keys() - names):
+                    raise ValueError(
+                        f"_loss_items differ among the ranks: rank {rank} has not filled {missing}; fill the same "
+                        "names on every rank, with a loss of 0 where there is none"
+                    )
                 for name, loss in losses.items():
                     totals[name] = totals.get(name, 0.0) + loss
         for name, total in totals.items():

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from helios_lite.metrics.metric_objects import is_network, metric_objects_in
+
 _ATOMS = frozenset(
     {type, bool, int, float, complex, str, bytes, NoneType, Tensor, nn.Parameter, torch.device, torch.dtype}
 )
@@ -54,12 +56,22 @@ def stateful_parts(owner: object) -> Iterator[tuple[str, Any]]:
 
 def named_networks(owner: object) -> dict[str, nn.Module]:
     """Return the attributes that are networks, by name."""
-    return {name: part for name, part in stateful_parts(owner) if isinstance(part, nn.Module)}
+    return {name: part for name, part in stateful_parts(owner) if is_network(part)}
 
 
 def networks(owner: object) -> list[nn.Module]:
     """Return the attributes that are networks."""
     return [*named_networks(owner).values()]
+
+
+def metric_objects(owner: object) -> dict[str, Any]:
+    """Return the attributes that are metric objects, and those that networks have, by name."""
+    return {name: each for path, part in stateful_parts(owner) for name, each in metric_objects_in(path, part)}
+
+
+def metric_names(owner: object) -> dict[int, str]:
+    """Return the names of the metric objects by their ids."""
+    return {id(metric): name for name, metric in metric_objects(owner).items()}
 
 
 def load_parts(owner: str, parts: dict[str, Any], state_dict: dict[str, Any], *, networks_only: bool) -> None:
@@ -75,7 +87,7 @@ def load_parts(owner: str, parts: dict[str, Any], state_dict: dict[str, Any], *,
         KeyError: a part has no saved state, or (unless `networks_only`) a saved state has no part.
     """
     if networks_only:
-        parts = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+        parts = {name: part for name, part in parts.items() if is_network(part)}
     missing = [name for name in parts if name not in state_dict]
     unknown = [] if networks_only else [name for name in state_dict if name not in parts]
     if missing or unknown:

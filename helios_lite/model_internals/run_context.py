@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from helios_lite.metrics.accumulator import MetricAccumulator, Reduce, named_reductions
+from helios_lite.metrics.metric_objects import MetricObject
 from helios_lite.metrics.score_tables import ScoreTables
 from helios_lite.networks.parallel import ParallelStrategy
 from helios_lite.networks.precision import Precision
@@ -104,7 +105,7 @@ class RunContext:
     def log(
         self,
         name: str,
-        value: Tensor | float,
+        value: Tensor | float | MetricObject,
         weight: Tensor | float | None,
         reduce: Reduce | Sequence[Reduce],
         bar: bool = False,

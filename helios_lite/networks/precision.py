@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -87,8 +88,9 @@ class Precision:
         self._are_weighted: dict[int, bool] = {}
         self.num_steps, self._growth = 0, 1 if self.scaler is None else 2
         self._has_skipped = False  # Any optimizer, in this window, because its gradients were not finite.
-        self._optimizers: list[Optimizer] = []
+        self._optimizers: list[weakref.ref[Optimizer]] = []  # One that is made in a step ends with it.
         self._only: object = _NO_OPTIMIZER
+        self._has_several = False
         # Whether the model steps with `step`; unknown until it does, or a parameter changes without it.
         self._makes_steps: bool | None = None
         self._trained: list[Optimizer] = []
@@ -222,9 +224,9 @@ class Precision:
             if self.scaler is not None:
                 self.scaler.update()
             if len(self._optimizers) > 1:
-                _clear_gradients(self._optimizers)
+                _clear_gradients(self._noted())
         elif self._is_left_out():
-            _clear_gradients([*self._trained, *self._optimizers])
+            _clear_gradients([*self._trained, *self._noted()])
             self._forget_weights()
             # Other ranks may have stepped, and all count alike.
             is_alone = self._world.size == 1
@@ -273,11 +275,15 @@ class Precision:
         if not hasattr(optimizer, "param_groups"):
             raise TypeError(f"optimizer_step: needs an optimizer, not a {type(optimizer).__name__}")
         self._makes_steps = True
-        if not any(each is optimizer for each in self._optimizers):
-            self._optimizers.append(optimizer)
-        self._only = optimizer
-        if len(self._optimizers) > 1:
-            self._only, self._growth = _NO_OPTIMIZER, 2
+        self._optimizers = [ref for ref in self._optimizers if ref() not in (None, optimizer)]
+        self._optimizers.append(weakref.ref(optimizer))
+        self._has_several |= len(self._optimizers) > 1
+        self._only = _NO_OPTIMIZER if self._has_several else optimizer
+        self._growth = 2 if self._has_several else self._growth
+
+    def _noted(self) -> list[Optimizer]:
+        """Return the optimizers that have stepped and still exist."""
+        return [optimizer for ref in self._optimizers if (optimizer := ref()) is not None]
 
     def _clip_and_step(self, optimizer: Optimizer, limit: float | None, total: Tensor | float | None) -> bool:
         """Unscale, divide by the weight, report, clip, step, in this order; return whether parameters changed."""

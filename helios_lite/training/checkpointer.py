@@ -11,8 +11,9 @@ import torch
 from helios_lite.checkpoints.files import FORMAT_VERSION
 from helios_lite.checkpoints.sharded_content import state_names
 from helios_lite.loading.train_data import TrainData
+from helios_lite.metrics.metric_objects import copied_metric, merged, restore, state_of
 from helios_lite.model import Model
-from helios_lite.model_internals.attributes import stateful_parts
+from helios_lite.model_internals.attributes import metric_names, metric_objects, stateful_parts
 from helios_lite.model_internals.evaluation_weights import evaluation_state_of
 from helios_lite.processes import rng
 from helios_lite.processes.world import World
@@ -79,6 +80,7 @@ class Checkpointer:
             "data": data,
             "pending": session.metrics,
             "losses": session.model._tables,
+            "metric_objects": _MetricObjects(session),
         }
         self.last_checkpoint: Path | None = None
         self.resumed_from: Path | None = None
@@ -125,6 +127,20 @@ class Checkpointer:
             logger.debug("saved %s", self.last_checkpoint)
             self._saved_at, self._saved_seconds = (state.step, state.epoch), self._clock.shared_seconds
 
+    def record_final_score(self) -> None:
+        """Note the score of the last checkpoint, which was validated after it had been written. Rank 0 does it."""
+        checkpoints, path = self._session.checkpoints, self.last_checkpoint
+        if checkpoints is not None and path is not None and self._session.world.is_main:
+            checkpoints.set_score(path, *self._monitor.current())
+
+    def forget_final_score(self) -> None:
+        """Forget what an earlier start noted so, when training goes on from there. Rank 0 does it."""
+        checkpoints, path, state = self._session.checkpoints, self.resumed_from, self._state
+        if checkpoints is None or path is None or state.validated_step == state.step:
+            return
+        if self._session.world.is_main:
+            checkpoints.set_score(path, None, improved=False)
+
     def _content(self) -> dict[str, Any]:
         """Return the content of a checkpoint. Call on every rank."""
         session = self._session
@@ -154,12 +170,19 @@ class Checkpointer:
                 len(ranks), world.size, len(ranks),
             )  # fmt: skip
         self._clock.restart()
-        self._saved_at, self._saved_seconds = (self._state.step, self._state.epoch), self._clock.shared_seconds
+        # What an error has ended comes first, and may make a better checkpoint of this one.
+        is_whole = not self._monitor.has_begun
+        self._saved_at = (self._state.step, self._state.epoch) if is_whole else None
+        self._saved_seconds = self._clock.shared_seconds
         self.resumed_from = self.last_checkpoint = path
 
     def restore_rng(self) -> None:
         """Set the RNG states of this rank to those of the checkpoint; without effect after the first call."""
         self._rng.restore()
+
+    def hold_rng(self) -> None:
+        """Let the next `restore_rng` set the present RNG states of this rank."""
+        self._rng.hold()
 
 
 class _RngState:
@@ -181,8 +204,57 @@ class _RngState:
         """Keep the states of this rank for `restore`, if the checkpoint has this rank."""
         self._loaded = by_rank[world.rank] if world.rank < len(by_rank) else None
 
+    def hold(self) -> None:
+        """Keep the present states for `restore`."""
+        self._loaded = self.state_dict()
+
     def restore(self) -> None:
         """Set the states that were kept, if there are any, and forget them."""
         if self._loaded is not None:
             rng.set_state(self._loaded, self._device)
             self._loaded = None
+
+
+class _MetricObjects:
+    """The metric objects of the model: what each has seen on this rank, and which of them the next row has.
+
+    Args:
+        session: the session.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what they have seen, by attribute, and the attributes of those in the next row, by full name.
+
+        Raises:
+            ValueError: one that was logged is no attribute of the model.
+        """
+        names, logged = metric_names(self._session.model), self._session.metrics.objects
+        for name, metric in logged.items():
+            if id(metric) not in names:
+                raise ValueError(
+                    f"log({name!r}): the {type(metric).__name__} must be an attribute of the model, or of one of its "
+                    "networks, and have state_dict and load_state_dict, so that checkpoints hold what it has seen"
+                )
+        return {
+            "states": {name: state_of(metric) for name, metric in metric_objects(self._session.model).items()},
+            "logged": {name: names[id(metric)] for name, metric in logged.items()},
+        }
+
+    def load_ranks(self, by_rank: list[dict[str, Any]], world: World) -> None:
+        """Restore the states of this rank; of a larger number of ranks it takes its part, merged."""
+        objects = metric_objects(self._session.model)
+        for name, metric in objects.items():
+            states = [rank["states"][name] for rank in by_rank[world.rank :: world.size] if name in rank["states"]]
+            if states:
+                restore(metric, states[0])
+            if len(states) > 1:
+                copies = [copied_metric(metric) for _ in states]
+                for copied, state in zip(copies, states, strict=True):
+                    restore(copied, state)
+                restore(metric, state_of(merged(name, copies)))
+        for full_name, name in {k: v for rank in by_rank for k, v in rank["logged"].items()}.items():
+            if name in objects:
+                self._session.metrics.update(full_name, objects[name], 1)

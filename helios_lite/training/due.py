@@ -62,12 +62,21 @@ def validation_due(
         return False
     if every_epochs >= 1:
         return epoch_complete and (state.epoch + 1) % int(every_epochs) == 0
+    part = part_of_epoch(every_epochs, epoch_batches)
+    return state.epoch_batch // part > window_start // part
+
+
+def part_of_epoch(every_epochs: float, epoch_batches: int | None) -> Fraction:
+    """Return the number of batches after which `valid_every_epochs`, a part of an epoch, asks for a validation.
+
+    Raises:
+        ValueError: the number of batches in the epoch is unknown.
+    """
     if epoch_batches is None:
         raise ValueError(f"valid_every_epochs={every_epochs!r} needs a train split whose length is known")
     # Rational arithmetic is exact: 1/3 of an epoch of 10 batches must not drift by rounding.
     # A fraction below a billionth would become 0; it is below a batch, and so due at every boundary, as it is.
-    part = (Fraction(every_epochs).limit_denominator(10**9) or Fraction(every_epochs)) * epoch_batches
-    return state.epoch_batch // part > window_start // part
+    return (Fraction(every_epochs).limit_denominator(10**9) or Fraction(every_epochs)) * epoch_batches
 
 
 def save_due(state: TrainingState, options: Options, seconds_since: float) -> bool:

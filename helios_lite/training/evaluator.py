@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 import logging
 from collections.abc import Iterator
@@ -11,7 +12,8 @@ import torch
 
 from helios_lite.loading.batches import Loader
 from helios_lite.metrics.accumulator import MetricAccumulator
-from helios_lite.model_internals.attributes import networks
+from helios_lite.metrics.metric_objects import restore, state_of
+from helios_lite.model_internals.attributes import metric_objects, networks
 from helios_lite.model_internals.evaluation_weights import evaluation_weights
 from helios_lite.processes import rng
 from helios_lite.processes.devices import cudnn_benchmark
@@ -62,6 +64,7 @@ class Evaluator:
             for score_name, score in (model._test_scores if testing else model._val_scores).items():
                 metrics.update(f"{phase}/{score_name}", score, 1)
             values = metrics.compute(session.world, is_idle=is_idle).values
+            metrics.reset()
             return session.hooks.process_metrics(phase, values)
 
     def _run_batches(
@@ -87,6 +90,8 @@ class Evaluator:
                 session.progress.update(done)
             session.progress.finish()
             is_idle |= done == 0
+            if len(loaders) > 1:  # A metric object that several of them share has a value for each.
+                metrics.detach_objects()
         return is_idle
 
 
@@ -107,12 +112,22 @@ def evaluation_mode(session: Session, *indices: int) -> Iterator[None]:
 def _inert(session: Session) -> Iterator[None]:
     """Context of an evaluation: on exit it restores the modes of modules and the training's metrics as well."""
     model, context = session.model, session.context
+    before = [(metric, copy.deepcopy(state_of(metric))) for metric in metric_objects(model).values()]
+    logged = [*session.metrics.objects.values()]
+    for metric in logged:  # The validation may use those that the next row of the training has begun.
+        metric.reset()
     modes = [(module, module.training) for net in networks(model) for module in net.modules()]
     try:
         with evaluation_weights(model), evaluation_mode(session):  # Each validation has the same random numbers.
             yield
+    except BaseException:
+        logged = [metric for metric, _ in before]  # It may be done again.
+        raise
     finally:
         model.train()
         for module, training in modes:  # A part that the user had frozen stays in the mode it had.
             module.training = training
+        for metric, state in before:
+            if any(metric is each for each in logged):
+                restore(metric, state)
         context.begin_phase("train", session.metrics)

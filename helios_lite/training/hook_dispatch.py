@@ -12,6 +12,7 @@ from torch import Tensor
 from helios_lite.callbacks import Callback
 from helios_lite.data import DataModule
 from helios_lite.hooks import Hooks
+from helios_lite.metrics.rows import ROW_COLUMNS
 from helios_lite.model import Model
 from helios_lite.options import Options
 
@@ -40,6 +41,7 @@ class HookDispatcher:
         self._model, self._datamodule, self._options = model, datamodule, options
         self._adds_metrics = False  # Whether the model or a callback overrides `process_metrics`.
         self._has_periods = False  # Whether a callback wants some updates or epochs only.
+        self._reported: BaseException | None = None
         self._update = self._epoch = 0  # Numbers of those that have begun, from 1; kept only if `_has_periods`.
 
     def call(self, hook: str, *arguments: Any) -> None:
@@ -49,7 +51,10 @@ class HookDispatcher:
             getattr(listener, hook)(*arguments)
 
     def report_exception(self, error: BaseException) -> None:
-        """Tell every callback of the exception that ends the call. What they raise must not hide it, and is logged."""
+        """Tell every callback of the exception that ends the call, once. What they raise is logged."""
+        if error is self._reported:
+            return
+        self._reported = error
         for callback in self._callbacks:
             try:
                 callback.on_exception(error)
@@ -61,6 +66,7 @@ class HookDispatcher:
 
         Raises:
             TypeError: what a hook returned is not a dict of numbers by name.
+            ValueError: it has a name that is a column of every row.
         """
         if not self._adds_metrics:
             return metrics
@@ -144,6 +150,8 @@ def _checked_metrics(metrics: Any, where: str) -> dict[str, float]:
     for name, value in metrics.items():
         if not isinstance(name, str):
             raise TypeError(f"{where} returned the name {name!r}: must be a str, such as 'valid/perplexity'")
+        if name in ROW_COLUMNS:
+            raise ValueError(f"{where} returned {name!r}, which every row has already: choose another name")
         is_one_number = value.numel() == 1 and not value.is_complex() if isinstance(value, Tensor) else False
         if not is_one_number and not isinstance(value, Real):
             raise TypeError(f"{where} returned {name!r}: {value!r}: must be a number or a tensor of one element")

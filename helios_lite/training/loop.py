@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import math
 from collections.abc import Iterator
 
 from helios_lite.checkpoints.files import to_serializable
@@ -54,15 +55,19 @@ class Training:
             if reason is not None:
                 title = f"had finished ({reason}): nothing left to train"
                 logger.info("this run %s", title)
+                self.end()
             else:
                 self.check_validation()
                 with self.shutdown:
                     self.start()
-                    while reason is None:
-                        # The batches are passed on and not kept here, so that their workers end with the epoch.
-                        window_start, reason = self.run_batches(self.start_epoch())
-                        if reason is None:
-                            reason = self.end_epoch(window_start)
+                    with self.saved_on_error():
+                        if self.monitor.has_begun and not self.monitor.ends_epoch:
+                            reason = self.validate_again()
+                        while reason is None:
+                            # The batches are passed on and not kept here, so that their workers end with the epoch.
+                            window_start, reason = self.run_batches(self.start_epoch())
+                            if reason is None:
+                                reason = self.end_epoch(window_start)
                     self.finish(reason)
                 title = f"stopped by {reason}"
                 logger.debug("%s at step %d", title, self.state.step)
@@ -81,8 +86,15 @@ class Training:
             self.valid_loaders.clear()
         resume(self.session, self.checkpointer, self.monitor)
         initialize(self.session, self.checkpointer.resumed_from)
+        if self.session.was_set_up and self.checkpointer.resumed_from is None and self.options.init_from is None:
+            logger.warning(
+                "%s: has been set up before; setup has made its networks anew, so the weights that it had are "
+                "replaced. To start from trained weights, set init_from to their checkpoint",
+                self.model.save_name,
+            )
         self.train_data.loader()  # Raises if there is no train split, before anything is shown.
-        reason = self.stop.limit_reached()
+        # A validation that an error has ended in an earlier start comes before anything else.
+        reason = None if self.monitor.has_begun else self.stop.limit_reached()
         if text := limits_text(self.options, *self.phases()):
             logger.info("%s", text)
         self.log.open(goes_on=reason is None)
@@ -101,14 +113,58 @@ class Training:
 
     def start(self) -> None:
         """Switch to training."""
+        self.checkpointer.forget_final_score()
         with self.log.dropped(self.checkpointer.resumed_from is not None):
             self.hooks.call("on_training_start")
         self.model.train()
         self.clock.restart()
         self.log.restart()
 
+    def validate_again(self) -> str | None:
+        """Do the validation that an error has ended inside an epoch; return why the run stops, None if it does not.
+
+        One at the end of an epoch comes when the epoch, whose batches are finished, ends again.
+        """
+        self.checkpointer.restore_rng()
+        self.validate(ends_epoch=False)
+        self.checkpointer.hold_rng()
+        return self.stop_or_save()
+
+    @contextlib.contextmanager
+    def saved_on_error(self) -> Iterator[None]:
+        """A context that saves the finished updates when an error comes between two of them, in a run of one process.
+
+        That is, when a batch cannot be loaded, and in a validation. What an error in a step or in another hook has left
+        behind is not a state of the training, and is not saved.
+        """
+        try:
+            yield
+        except Exception as error:
+            is_between = self.monitor.has_begun or (
+                self.log.loading_failed and self.train_data.is_at_boundary(self.state)
+            )
+            if is_between and self.session.world.size == 1:
+                self.save_after_error(error)
+            raise
+
+    def save_after_error(self, error: Exception) -> None:
+        """Save the finished updates, and say where they are and which error has ended the run."""
+        if self.session.checkpoints is None:
+            return
+        self.session.hooks.report_exception(error)  # Averaged weights are put back.
+        try:
+            self.checkpointer.save()
+            self.session.checkpoints.join()
+        except Exception as other:
+            logger.warning("the state after step %d could not be saved: %s", self.state.step, other)
+        else:
+            logger.warning(
+                "%s after step %d: saved %s; run again to go on from there",
+                type(error).__name__, self.state.step, self.checkpointer.last_checkpoint,
+            )  # fmt: skip
+
     def finish(self, reason: str) -> None:
-        """Save the last checkpoint, wait until it is durable, and write what has been logged since the last row."""
+        """Save the last checkpoint and wait until it is durable; unless the run goes on later, end it."""
         if reason != "interrupted":
             with self.log.ending():
                 self.hooks.call("on_training_end")
@@ -116,13 +172,33 @@ class Training:
         if self.session.checkpoints is not None:
             self.session.checkpoints.join()
         if reason != "interrupted":
-            self.report.describe_row(self.log.write_end())
+            self.end()
         # What rank 0 has written exists before any rank ends, and none waits for one that a signal has ended.
         self.stop.sync(now=True)
         if self.shutdown.received is not None and self.session.world.is_main:
             path = self.checkpointer.last_checkpoint
             saved = "" if path is None else f", saved {path}; run again to resume"
             logger.warning("%s: stopped at step %d%s", self.shutdown.received.name, self.state.step, saved)
+
+    def end(self) -> None:
+        """Validate the final weights if no validation was due after the last update, and write the last row.
+
+        The last checkpoint holds nothing of this validation, because a training that goes on from there has never had
+        it. A start that finds the training finished reads the row, or does the same again if a kill came first.
+        """
+        state = self.state
+        is_due = bool(self.valid_loaders) and state.validated_step != state.step > 0
+        values = self.log.read_end()
+        if values is None:
+            values = self.log.unwritten()
+            if is_due:
+                values |= self.evaluator.evaluate("valid", self.valid_loaders, state.validation_cycle + 1)
+            self.clock.tick()
+            self.log.write_end(values)
+            self.report.describe_row(values)
+        if is_due:
+            self.compare(values)
+            self.checkpointer.record_final_score()
 
     def start_epoch(self) -> Iterator[Batch]:
         """Return the batches of the epoch that are not finished."""
@@ -158,7 +234,7 @@ class Training:
         has_batch_hooks = self.hooks.is_overridden("on_training_batch_start", "on_training_batch_end")
         knows_last = self.train_data.knows_last_batch  # Otherwise a row may follow any update.
         loss_items = model._loss_items  # The default batch hooks matter only to a model that fills this table.
-        window_start, next_check = state.epoch_batch, stop.next_check()
+        window_start, next_check = state.epoch_batch, self.next_check()
 
         for data, size, samples, loss_weight, completes_update, is_last in batches:
             step = state.step + 1
@@ -181,8 +257,10 @@ class Training:
             if completes_update:
                 if precision.num_steps != num_steps + 1:  # Not one step of the only optimizer, in fp32 or bf16.
                     is_update = self.close_window(num_steps)
-                    step -= not is_update
-                    should_log = should_log and (is_update or is_last)
+                    if not is_update:
+                        step -= 1
+                        should_log = should_log and is_last
+                        next_check = step  # It counts on an update per window.
                 num_steps = precision.num_steps
                 state.step = step
             if has_batch_hooks or loss_items or (should_log and is_distributed):
@@ -204,11 +282,21 @@ class Training:
             if is_last and stop.reason is None:
                 break  # What is due at this step is due at the end of the epoch.
             if self.validation_due(window_start, epoch_complete=False):
-                self.validate()
+                self.validate(ends_epoch=False)
             if (reason := self.stop_or_save()) is not None:
                 return window_start, reason
-            window_start, next_check = state.epoch_batch, stop.next_check()
+            window_start, next_check = state.epoch_batch, self.next_check()
         return window_start, None
+
+    def next_check(self) -> float:
+        """Return the next update at which something may be due, if every window until then is an update."""
+        options, due_step = self.options, self.stop.next_check()
+        if options.valid_every_epochs is None or options.valid_every_epochs >= 1 or not self.valid_loaders:
+            return due_step
+        state, _, epoch_batches = self.train_data.position(self.state, 0)
+        part = due.part_of_epoch(options.valid_every_epochs, epoch_batches)
+        left = math.ceil(part * (state.epoch_batch // part + 1)) - state.epoch_batch
+        return min(due_step, state.step + max(1, left // self.train_data.batches_per_position))
 
     def close_window(self, num_steps: int) -> bool:
         """End a window in which other optimizers have stepped than the only one; return whether it was an update."""
@@ -234,8 +322,8 @@ class Training:
         state = self.state
         self.session.progress.finish()
         self.write_row(ends_epoch=True)
-        if self.validation_due(window_start, epoch_complete=True):
-            self.validate()
+        if self.monitor.has_begun or self.validation_due(window_start, epoch_complete=True):
+            self.validate(ends_epoch=True)
         self.report.show_epoch(self.log.epoch_means)
         self.session.context.begin_phase("train", self.session.metrics)
         self.hooks.call("on_training_epoch_end", state.epoch + 1)
@@ -285,19 +373,24 @@ class Training:
             epoch_complete=epoch_complete,
         )
 
-    def validate(self) -> None:
+    def validate(self, *, ends_epoch: bool) -> None:
         """Run a validation cycle, and compare it with the best so far."""
-        state = self.state
         with self.log.paused():
-            values = self.evaluator.evaluate("valid", self.valid_loaders, state.validation_cycle + 1)
-            state.validation_cycle += 1
-            state.validated_step = state.step
+            self.monitor.begin(ends_epoch=ends_epoch)
+            values = self.evaluator.evaluate("valid", self.valid_loaders, self.state.validation_cycle + 1)
             self.clock.tick()
             self.log.write(values)
-            self.monitor.update(values)
-            self.report.show_validation(values, is_best=state.best_step == state.step)
+            self.compare(values)
             self.stop.poll_model()
             self.stop.sync(now=True)
+
+    def compare(self, values: dict[str, float]) -> None:
+        """Count a validation, compare it with the best so far, and show it."""
+        state = self.state
+        state.validation_cycle += 1
+        state.validated_step = state.step
+        self.monitor.update(values)
+        self.report.show_validation(values, is_best=state.best_step == state.step)
 
     def result(self, reason: str, title: str) -> FitResult:
         """Return what `fit` returns, and show it. Call on every rank."""

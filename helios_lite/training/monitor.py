@@ -24,6 +24,8 @@ class Monitor:
         enabled: whether validations are compared at all.
         history: the monitored value of every validation.
         best_metrics: the last value of every metric at the best validation, by full name.
+        has_begun: whether a validation has begun and not ended, because an error has ended it.
+        ends_epoch: whether that validation was the one at the end of an epoch.
     """
 
     def __init__(self, session: Session, state: TrainingState) -> None:
@@ -32,6 +34,7 @@ class Monitor:
         self.enabled = session.options.monitor is not None or self.custom
         self.history: list[float] = []
         self.best_metrics: dict[str, float] = {}
+        self.has_begun = self.ends_epoch = False
         self._score: float | None = None  # Of the last validation.
         self._has_warned = False  # Of a score that is not finite.
 
@@ -50,9 +53,14 @@ class Monitor:
             logger.warning("monitor=%r is %s at step %d: no improvement", options.monitor, score, self._state.step)
         return score, has_improved(score, self._state.best_score, options.mode, options.min_delta)
 
+    def begin(self, *, ends_epoch: bool) -> None:
+        """Note that a validation begins. A checkpoint that is saved before its end says that it is still due."""
+        self.has_begun, self.ends_epoch = True, ends_epoch
+
     def update(self, values: dict[str, float]) -> None:
         """Compare a validation with the best so far, and ask the model for its decision. Call on every rank."""
         session, state = self._session, self._state
+        self.has_begun = self.ends_epoch = False
         self._score, improved = self.check(values)
         session.context.set_improved(improved)
         if self._score is not None:
@@ -81,10 +89,12 @@ class Monitor:
         self.best_metrics, self.history = {}, []
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best metrics, the history and the last score."""
-        return {"best": self.best_metrics, "history": self.history, "score": self._score}
+        """Return the best metrics, the history, the last score, and whether a validation is still due."""
+        state = {"best": self.best_metrics, "history": self.history, "score": self._score}
+        return {**state, "due": self.has_begun, "ends_epoch": self.ends_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.best_metrics, self.history = state_dict["best"], state_dict["history"]
         self._score = state_dict["score"]
+        self.has_begun, self.ends_epoch = state_dict["due"], state_dict["ends_epoch"]

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from helios_lite.checkpoints.files import CheckpointError, OtherFormatError
 from helios_lite.checkpoints.folder import candidates_of_run
 from helios_lite.checkpoints.reading import evaluation_state, read_on_every_rank
 from helios_lite.model import Model
-from helios_lite.model_internals.attributes import stateful_parts
+from helios_lite.model_internals.attributes import named_networks, stateful_parts
 from helios_lite.training.checkpointer import Checkpointer
 from helios_lite.training.monitor import Monitor
 from helios_lite.training.session import Session
@@ -51,7 +51,7 @@ def resume(session: Session, checkpointer: Checkpointer, monitor: Monitor) -> No
     path, content = found
     if choice == "never":
         raise FileExistsError(f'resume="never", but there is {path}; choose another run_name')
-    if choice == "best" and content["state"]["best_step"] != content["state"]["step"]:
+    if choice == "best" and not is_best(session, path, content["state"]):
         raise ValueError(
             f'resume="best": {path.parent} has no best checkpoint. Either no validation was compared (monitor), or '
             "the file was not kept (keep_best) or cannot be read"
@@ -70,6 +70,13 @@ def resume(session: Session, checkpointer: Checkpointer, monitor: Monitor) -> No
     _compare_options(session, monitor, content)
     if choice == "best":
         _set_aside_newer(session, path, step)
+
+
+def is_best(session: Session, path: Path, state: dict[str, Any]) -> bool:
+    """Return whether a checkpoint of the run folder is the best one. Call on every rank."""
+    checkpoints = session.checkpoints
+    was_final = session.world.is_main and checkpoints is not None and checkpoints.is_best(path)
+    return session.world.broadcast(was_final) or state["best_step"] == state["step"]
 
 
 def _resume_choice(session: Session) -> str | Path:
@@ -138,7 +145,7 @@ def load_checkpoint(
     """
     world, like = session.world, session.context.parallel.sharded_parameter()
     loads_itself = type(session.model).load_state_dict is not Model.load_state_dict
-    needed = tuple(f"model.{name}." for name, part in stateful_parts(session.model) if isinstance(part, nn.Module))
+    needed = tuple(f"model.{name}." for name in named_networks(session.model))
     is_all_needed = not for_evaluation or loads_itself
 
     def is_needed(name: str) -> bool:
@@ -272,7 +279,7 @@ def initialize(session: Session, resumed_from: Path | None) -> None:
 def _load_parts(model: Model, path: Path, content: dict[str, Any], chosen: Any) -> list[str]:
     """Load parts of a model by name; return the names of those that were loaded."""
     parts, saved = dict(stateful_parts(model)), content["model"]
-    networks = [name for name, part in parts.items() if isinstance(part, nn.Module)]
+    networks = [*named_networks(model)]
     wanted = networks if chosen is None else list(parts) if chosen == "all" else list(chosen)
     names = [name for name in wanted if name in parts and name in saved]
     is_exact = chosen is not None and chosen != "all"

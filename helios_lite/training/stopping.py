@@ -94,8 +94,7 @@ class StopCoordinator:
     def next_check(self) -> float:
         """Return the next update at which something may be due: an exchange, a validation, a checkpoint, the end."""
         options, step = self._session.options, self._state.step
-        validates_within_epoch = options.valid_every_epochs is not None and options.valid_every_epochs < 1
-        if self._uses_time or validates_within_epoch or options.fast_dev_run or self.polls_model:
+        if self._uses_time or options.fast_dev_run or self.polls_model:
             return step + 1
         due = next_due(step, options.valid_every_steps, options.save_every_steps, limit=options.max_steps)
         return due if self._session.world.size == 1 else min(due, self._next_sync_step)

@@ -23,7 +23,7 @@ from helios_lite.metrics.measurements import (
     peak_memory_mib,
 )
 from helios_lite.metrics.rows import JsonlLogger
-from helios_lite.model_internals.attributes import named_networks, stateful_parts
+from helios_lite.model_internals.attributes import metric_names, metric_objects, named_networks, stateful_parts
 from helios_lite.state import TrainingState
 from helios_lite.training.cleanup import cleanup
 from helios_lite.training.clock import Clock, Stopwatch
@@ -105,6 +105,11 @@ class TrainingLog:
         """Return the rest of an epoch, which measures how long its batches take."""
         return self._throughput.timed(batches)
 
+    @property
+    def loading_failed(self) -> bool:
+        """Whether the last batch could not be loaded."""
+        return self._throughput.loading_failed
+
     def watch_learning_rates(self) -> None:
         """Note the learning rates that the next update uses, for the row that is written after it."""
         self._rates.watch()
@@ -157,7 +162,7 @@ class TrainingLog:
         if ends_epoch and not values:
             self._clock.tick()
         if ends_epoch and (seconds := self._epoch_time.seconds(self._clock.now)) is not None:
-            values["train/epoch_seconds"] = seconds
+            values.setdefault("train/epoch_seconds", seconds)
             self._epoch_time = Stopwatch(None)
         if ends_epoch and (means := self._epoch_totals.take()):
             self.epoch_means = means
@@ -189,7 +194,7 @@ class TrainingLog:
         if norms := self._session.options.log_param_norm:
             self._log_last(parameter_norms(self._networks(), of_each=norms == "per-parameter"))
         summary = self.compute()
-        self._epoch_totals.add(summary.totals)
+        self._epoch_totals.add(summary, self._session.metrics.objects)
         self._clock.tick()
         seconds = self._row_time.seconds(self._clock.now)
         assert seconds is not None
@@ -198,9 +203,10 @@ class TrainingLog:
             if not self._rates.used:
                 self._warn_of_no_update()
             self._warn_of_options_without_effect()
-        values = self._session.hooks.process_metrics("train", summary.values | self._rates.take())
+        # What the model logs under the name of something measured stays.
+        values = self._session.hooks.process_metrics("train", _completed(summary.values, self._rates.take()))
         if state.step != self._logged_step:
-            values |= self._throughput.take(seconds, state.step - self._logged_step)
+            values = _completed(values, self._throughput.take(seconds, state.step - self._logged_step))
         if (peak := peak_memory_mib(self._session.device)) is not None:
             values.setdefault("train/memory_mib", peak)  # The callback DeviceMemory has that of all ranks.
         self._session.metrics.reset()
@@ -266,13 +272,21 @@ class TrainingLog:
         self._session.context.begin_phase("train", self._session.metrics)
         self.end_values = self._checked(metrics.compute(self._session.world))
 
-    def write_end(self) -> dict[str, float]:
-        """Write a row with all that has been logged since the last one, and return it. Call on every rank.
+    def read_end(self) -> dict[str, float] | None:
+        """Return the row that `write_end` has written in an earlier start, None if it has not. Call on every rank."""
+        end = self._session.world.broadcast(None if self._jsonl is None else self._jsonl.end)
+        if end is not None:
+            self._has_end = True
+            end = {name: value for name, value in end.items() if name not in self._row({})}
+            self._session.context.record(end)
+        return end
 
-        It comes after the last save. The checkpoint holds these values too, and a training that goes on from it writes
-        them with its next row.
+    def write_end(self, values: dict[str, float]) -> None:
+        """Write the last row: what has been logged since the one before, and the validation of the final weights.
+
+        It comes after the last save. The checkpoint holds what had been logged too, and a training that goes on from it
+        writes that with its next row. Call on every rank.
         """
-        values = self.unwritten()
         self._has_end = True
         if values:
             self._session.context.record(values)
@@ -280,7 +294,6 @@ class TrainingLog:
             if self._jsonl is not None:
                 self._jsonl.log_end(row, self._state.step)
             self._loggers.log_metrics(row, self._state.step)
-        return values
 
     def report_gradients(self, optimizer: Optimizer, parameters: list[Tensor], norm: Tensor) -> None:
         """Log the 2-norm of an optimizer's gradients, and with "per-parameter" of each. Call on every rank."""
@@ -301,7 +314,7 @@ class TrainingLog:
             "epoch_seconds": self._epoch_time.seconds(now),
             "rates": dict(self._rates.used),
             "throughput": self._throughput.state_dict(),
-            "epoch_totals": self._epoch_totals.state_dict(),
+            "epoch_totals": self._epoch_totals.state_dict(metric_names(self._session.model)),
             "end": self.end_values,
         }
 
@@ -313,7 +326,7 @@ class TrainingLog:
         self._epoch_time = Stopwatch(state_dict["epoch_seconds"])
         self._rates.restore(state_dict["rates"])
         self._throughput.load_state_dict(state_dict["throughput"])
-        self._epoch_totals.load_state_dict(state_dict["epoch_totals"])
+        self._epoch_totals.load_state_dict(state_dict["epoch_totals"], metric_objects(self._session.model))
         self.end_values = state_dict["end"]
 
     def _checked(self, summary: Summary) -> dict[str, float]:
@@ -338,3 +351,8 @@ class TrainingLog:
     def _log_last(self, norms: Mapping[str, Tensor]) -> None:
         for name, norm in norms.items():
             self._session.context.log(name, norm, 1, "last")
+
+
+def _completed(values: dict[str, float], measured: dict[str, float]) -> dict[str, float]:
+    """Return values, followed by those of what was measured that they do not have."""
+    return values | {name: value for name, value in measured.items() if name not in values}

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy
 import torch
+import torchmetrics
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, WeightedRandomSampler
 
@@ -23,6 +24,7 @@ from helios_lite.callbacks import EMA
 from helpers.compare import same, saved, timeless
 from helpers.models import quiet
 from helpers.rows import read_rows
+from helpers.scored import Ratio
 from helpers.scripts import SLOWNESS
 
 TRAINING_HOOKS = [
@@ -46,9 +48,10 @@ class Cut:
     """How one start of a run ends.
 
     Attributes:
-        how: "limit" (`max_steps`), "raise", "terminate" (SIGTERM) or "kill" (SIGKILL, of a process of its own).
+        how: "limit" (`max_steps`), "raise", "read" (a sample that cannot be read), "terminate" (SIGTERM) or "kill"
+            (SIGKILL, of a process of its own).
         hook: where an exception is raised or the signal is sent.
-        count: in which call of the hook; the step of a limit.
+        count: in which call of the hook; the step of a limit; the number of samples that a worker can read.
         seconds: when the process is killed, from its first step on.
         num_workers: of this start.
     """
@@ -136,8 +139,9 @@ def make_case(seed: int, number: int, kills: bool = True, workers: bool = True) 
         "per_epoch": choice([None, "step", "plateau"]),
         "second": choice([True, False]),
         "weighted": choice([True, False]),
+        "score": choice([None, None, "own", "torchmetrics", "collection"]),
     }
-    hows = ["limit", "limit", "raise", "raise", "raise", "terminate"] + ["kill"] * kills
+    hows = ["limit", "limit", "raise", "raise", "raise", "read", "terminate"] + ["kill"] * kills
     cuts = []
     for _ in range(chance.randint(1, 4)):
         how = choice(hows)
@@ -154,6 +158,8 @@ class CutError(Exception):
 class Noisy(Dataset):
     """Sample i is (i, a vector that depends on i and, if wanted, on draws from torch, random and numpy)."""
 
+    left: int | None = None  # The number of samples that can be read until there is an error.
+
     def __init__(self, length: int, is_random: bool = True) -> None:
         self.length, self.is_random = length, is_random
 
@@ -161,6 +167,10 @@ class Noisy(Dataset):
         return self.length
 
     def __getitem__(self, index: int) -> tuple[int, torch.Tensor]:
+        if self.left is not None:
+            self.left -= 1
+            if self.left == 0:
+                raise CutError(f"sample {index}")
         x = torch.tensor([index % 5, index % 3, 1.0]) / 3
         if self.is_random:
             x += torch.rand(3) + torch.tensor([random.random(), numpy.random.rand(), 0.0]).float()
@@ -212,7 +222,14 @@ class StatefulLoader:
 
 
 def make_data(
-    kind: str, length: int, batch_size: int, drop_last: bool, valid: str, persistent: bool, num_workers: int
+    kind: str,
+    length: int,
+    batch_size: int,
+    drop_last: bool,
+    valid: str,
+    persistent: bool,
+    num_workers: int,
+    left: int | None,
 ) -> DataModule:
     """Return the data of a case.
 
@@ -224,8 +241,10 @@ def make_data(
         valid: "none", "one" or "dict": the validation splits.
         persistent: whether workers live for the whole run.
         num_workers: of the train split.
+        left: the number of samples that can be read in training.
     """
     samples = Noisy(length)
+    samples.left = left
     workers = {"num_workers": num_workers, "persistent_workers": persistent and num_workers > 0}
     train: Any
     if kind == "iterable":
@@ -248,6 +267,15 @@ def make_data(
     return DataModule(train, {"none": None, "one": one, "dict": {"a": one, "b": Split(Noisy(3), 3)}}[valid])
 
 
+SCORES: dict[str, Any] = {
+    "own": Ratio,
+    "torchmetrics": torchmetrics.classification.BinaryAUROC,
+    "collection": lambda: torchmetrics.MetricCollection(
+        {"mean": torchmetrics.classification.BinaryAccuracy(), "f1": torchmetrics.classification.BinaryF1Score()}
+    ),
+}
+
+
 class Fuzzed(Model):
     """A network with what the case asks for; it writes the indices of every batch to a file."""
 
@@ -263,6 +291,7 @@ class Fuzzed(Model):
         per_epoch: str | None,
         second: bool,
         weighted: bool,
+        score: str | None,
     ) -> None:
         super().__init__("fuzzed")
         self.indices, self.total_steps, self.cutter = indices, total_steps, Cutter(None)
@@ -276,6 +305,8 @@ class Fuzzed(Model):
         layers = [*norm, nn.Linear(3, 4), nn.Dropout(choices["dropout"]), nn.Tanh(), nn.Linear(4, 1)]
         self.net = self.parallelize(nn.Sequential(*layers))
         self.other = self.parallelize(nn.Linear(3, 1)) if choices["second"] else None
+        name = choices["score"]
+        self.scores = [] if name is None else [SCORES[name](), SCORES[name]()]
         if fast_init:
             return
         make = {"Adam": torch.optim.Adam, "SGD": torch.optim.SGD}[choices["optimizer"]]
@@ -310,12 +341,18 @@ class Fuzzed(Model):
             self.backward(difference)
             self.optimizer_step(self.optimizers[1], clip_norm=0.5)
             self.log("difference", difference, reduce="std")
+        if self.scores:
+            self.scores[0].update(index.int() % 2, index.int() % 3 % 2)
+            self.log("score", self.scores[0])
         self.log("loss", loss, count=weight)
         self.log("noise", torch.rand(()) + random.random() + numpy.random.rand(), reduce="sum")
 
     def valid_step(self, batch: Any, step: int) -> None:
         self.cutter.cut("valid_step")
         self.log("loss", (self.net(batch[1]) - 1).square().mean() + torch.rand(()))
+        for score in self.scores[-1 - step % 2 :][:1]:  # Once the own one, once that of the training.
+            score.update(batch[0].int() % 2, batch[0].int() % 3 % 2)
+            self.log(f"score{step % 2}", score)
 
     def on_training_epoch_end(self, current_epoch: int) -> None:
         if self.choices["per_epoch"] == "step":
@@ -386,7 +423,8 @@ def start(case: Case, root: Path, cut: Cut | None = None, started: Any = None) -
     model = Fuzzed(root / "indices", total_steps=500, **case.model)
     model.cutter, model.in_training = Cutter(cut, started), False
     callbacks = [*([EMA(0.8)] if case.ema else []), Counter(), model.cutter]
-    data = make_data(**case.data, num_workers=0 if cut is None else cut.num_workers)
+    left = cut.count if cut is not None and cut.how == "read" else None
+    data = make_data(**case.data, num_workers=0 if cut is None else cut.num_workers, left=left)
     return quiet(root=root, callbacks=callbacks, accelerator="cpu", **options).fit(model, data).stop_reason
 
 

@@ -186,7 +186,8 @@ def test_a_sanity_validation_and_a_dev_run_use_fewer_batches_than_the_limit() ->
     quiet(max_steps=1, limit_valid_batches=2, sanity_batches=1, valid_every_epochs=None, valid_every_steps=9).fit(
         model, limited_data()
     )
-    assert model.validated == [0, 1, 0, 1]
+    assert model.validated[:4] == [0, 1, 0, 1]
+    assert len(model.validated) == 4 + 7  # The final weights, with two batches of each part.
     model = Tiny()
     assert (
         quiet(fast_dev_run=True, limit_train_batches=3, limit_valid_batches=2).fit(model, limited_data()).state.step

@@ -1129,3 +1129,70 @@ def test_a_list_of_many_samples_or_indices_is_not_searched_for_datasets() -> Non
 def test_the_number_of_samples_of_batches_without_tensors(batch: Any, size: int) -> None:
     (found,) = named(make_loader([batch], "train", 0).epoch(0).batches)
     assert found.size == size
+
+
+class Copied(Dataset):
+    """Samples with a random number each."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> tuple[int, float]:
+        return index, float(torch.rand(1))
+
+
+class CopiedLists(Copied):
+    def __getitems__(self, indices: list[int]) -> list[tuple[int, float]]:
+        assert all(type(index) is int for index in indices)
+        return [(index, float(torch.rand(1))) for index in indices]
+
+
+DRAWN = [3, 1, 3, 3, 0, 1, 5, 3]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("way", ["sampler", "batch_sampler"])
+def test_copies_of_a_sample_in_an_epoch_have_random_numbers_of_their_own(way: str, num_workers: int) -> None:
+    """The first has those of a sample that comes once; where an epoch begins and on how many ranks changes none."""
+
+    def read(drawn: list[int], world: World | None = None, **position: int) -> list[tuple[int, float]]:
+        batches = [drawn[i : i + 2] for i in range(0, len(drawn), 2)]
+        order: Any = {"sampler": drawn, "batch_size": 2} if way == "sampler" else {"batch_sampler": batches}
+        loader = make_loader(Split(Copied(), num_workers=num_workers, **order), "train", 7, world or World())
+        found = []
+        for batch in named(loader.epoch(0, **position).batches):
+            found += zip(batch.data[0].tolist(), batch.data[1].tolist(), strict=True)
+        loader.close()
+        return found
+
+    found = read(DRAWN)
+    assert [index for index, _ in found] == DRAWN
+    assert len({value for _, value in found}) == len(DRAWN)
+    once = dict(read([0, 1, 2, 3, 4, 5]))
+    firsts = dict(reversed(found))
+    assert firsts == {index: once[index] for index in firsts}
+    assert read(DRAWN, samples=4, batches=2) == found[4:]
+    by_two = [read(DRAWN, World(rank=rank, size=2, local_size=2)) for rank in range(2)]
+    assert sorted(by_two[0] + by_two[1]) == sorted(found)
+
+
+def test_a_dataset_that_reads_lists_gets_the_plain_indices_of_copies() -> None:
+    loader = make_loader(Split(CopiedLists(), batch_size=2, sampler=DRAWN), "train", 7)
+    batches = [batch.data for batch in named(loader.epoch(0).batches)]
+    assert [index for batch in batches for index in batch[0].tolist()] == DRAWN
+    assert len({value for batch in batches for value in batch[1].tolist()}) == len(DRAWN)
+    assert [index.tolist() for index in loader.indices()] == [[3, 1], [3, 3], [0, 1], [5, 3]]
+
+
+@pytest.mark.parametrize("phase", ["valid", "test", "valid/clean", "train", "predict"])
+@pytest.mark.parametrize("limit", [None, 2])
+def test_an_evaluation_of_unknown_length_says_how_to_limit_it(
+    phase: str, limit: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "helios_lite")
+    make_loader(itertools.count(), phase, 0, World(), limit)
+    make_loader([torch.zeros(1)], phase, 0, World(), limit)
+    kind = phase.split("/")[0]
+    text = f"{phase}: has no length; if it never ends, set limit_{kind}_batches"
+    is_said = kind in ("valid", "test") and limit is None
+    assert [record.getMessage() for record in caplog.records] == ([text] if is_said else [])

@@ -13,13 +13,16 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+import torchmetrics
 from helpers.clock import Time
 from helpers.compare import close, same, saved, timeless, weights
 from helpers.models import Indices, Plain, Tiny, data, quiet
 from helpers.processes import deadline
 from helpers.replayed import Digests, Dropped, digest, digests, trainer
 from helpers.replayed import data as replayed_data
+from helpers.rows import read_rows
 from helpers.scenarios import Results, scenario
+from helpers.scored import KINDS, NoMerge, Scored, With, by_hand, only
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.utils.data import IterableDataset
@@ -27,6 +30,7 @@ from torch.utils.data import IterableDataset
 from helios_lite import DataModule, Split
 from helios_lite.callbacks import EMA
 from helios_lite.checkpoints.reading import read_checkpoint
+from helios_lite.metrics.score_tables import ScoreTables
 from helios_lite.networks.parallel import unwrap_model
 from helios_lite.processes.launch import launch
 from helios_lite.processes.world import World, join_world
@@ -414,6 +418,7 @@ class Tabled(Plain):
     def __init__(self) -> None:
         super().__init__()
         self.sums: list[tuple[Any, dict[str, float]]] = []
+        self.has_ended = False
 
     def train_step(self, batch: Any, state: Any) -> None:
         index, x = batch
@@ -432,8 +437,12 @@ class Tabled(Plain):
         self.note(f"cycle {validation_cycle}")
         super().on_validation_end(validation_cycle)
 
+    def on_training_end(self) -> None:
+        self.has_ended = True  # What follows is the validation of the final weights.
+
     def note(self, when: Any) -> None:
-        self.sums.append((when, {name: float(value) for name, value in self._running_losses.items()}))
+        if not self.has_ended:
+            self.sums.append((when, {name: float(value) for name, value in self._running_losses.items()}))
 
 
 def tabled(batch_size: int, stops: tuple[int, ...] = (13,), root: Path | None = None) -> list[Any]:
@@ -1261,3 +1270,87 @@ def left_out_by_one(root: Path, world: World) -> list[Any]:
 
 def test_ranks_count_alike_when_only_some_of_them_step(result: Results) -> None:
     assert result(left_out_by_one, ranks=2) == [(4, 0, 4)] * 2
+
+
+@scenario(ranks=2)
+def losses_on_one_rank(root: Path, world: World) -> list[str]:
+    class OnOne(Plain):
+        def train_step(self, batch: Any, state: Any) -> None:
+            super().train_step(batch, state)
+            if self.global_rank == 0:
+                self._loss_items["extra"] = torch.ones(())
+
+    try:
+        quiet(max_steps=4, log_every_steps=2).fit(OnOne(), data(16))
+    except ValueError as error:
+        return world.gather(str(error))
+    return []
+
+
+def test_losses_in_the_table_of_one_rank_only_are_an_error_on_all(result: Results) -> None:
+    text = (
+        "_loss_items differ among the ranks: rank 1 has not filled ['extra']; fill the same names on every rank, with "
+        "a loss of 0 where there is none"
+    )
+    assert result(losses_on_one_rank, ranks=2) == [text] * 2
+
+
+def test_running_losses_keep_the_digits_of_a_long_sum() -> None:
+    tables = ScoreTables()
+    for _ in range(100_000):
+        tables.loss_items["loss"] = torch.tensor(0.01, dtype=torch.float32)
+        tables.add_losses(1.0)
+        tables.reduce_losses(World())
+    expected = 100_000 * float(torch.tensor(0.01))
+    assert float(tables.running_losses["loss"]) == pytest.approx(expected, rel=1e-9)
+
+
+# Metric objects.
+
+
+@scenario(ranks=2)
+def scored_by_two(root: Path, world: World) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for kind in KINDS:
+        folder = root / f"scored-{kind}"
+        options = {"log_every_steps": 2, "sanity_batches": 0, "root": folder}
+        for max_steps in (1, 6):
+            model = Scored(kind)
+            # Of the three samples of a validation, one rank has two and the other one; a batch has one.
+            quiet(max_steps=max_steps, **options).fit(model, data(train=24, valid=3, batch_size=4))
+        found[kind] = timeless(read_rows(folder / "plain")) if world.is_main else None
+    lonely = DataModule(valid=Split(Indices(1), 4))  # The other rank has no sample.
+    found["lonely"] = world.gather(quiet(max_epochs=1).validate(Scored(), lonely, checkpoint=None))
+    for name, metric in (("unmerged", NoMerge()), ("pearson", torchmetrics.PearsonCorrCoef())):
+        try:
+            quiet(max_epochs=1).validate(With(metric), data(), checkpoint=None)
+        except TypeError as error:
+            found[name] = str(error)
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_ranks_compute_what_one_computes_over_the_samples_of_both(
+    kind: str, result: Results, tmp_path: Path
+) -> None:
+    found = result(scored_by_two, ranks=2)[kind]
+    options = {"log_every_steps": 2, "sanity_batches": 0, "root": tmp_path}
+    for max_steps in (1, 6):
+        quiet(max_steps=max_steps, **options).fit(Scored(kind), data(train=24, valid=3, batch_size=8))
+    expected = timeless(read_rows(tmp_path / "plain"))
+    assert [sorted(row) for row in found] == [sorted(row) for row in expected]
+    for row, other in zip(found, expected, strict=True):
+        assert only(row, "train/score") == pytest.approx(only(other, "train/score"), rel=1e-6)
+        assert only(row, "valid/score") == pytest.approx(only(other, "valid/score"), rel=1e-6)
+    assert sum("train/score" in str(row) for row in found) >= 3
+
+
+def test_a_rank_without_samples_has_the_value_of_the_others(result: Results) -> None:
+    assert result(scored_by_two, ranks=2)["lonely"] == [by_hand("f1", [0], "valid/score")] * 2
+
+
+@pytest.mark.parametrize("name", ["unmerged", "pearson"])
+def test_an_object_that_ranks_cannot_merge_is_an_error_with_the_remedy(name: str, result: Results) -> None:
+    message = result(scored_by_two, ranks=2)[name]
+    assert message.startswith("log('valid/score'): a ")
+    assert "call its compute() in a hook at the end" in message

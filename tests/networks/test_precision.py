@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -139,12 +140,47 @@ def test_limits_and_log_points_count_the_updates_that_took_place(tmp_path: Path)
     assert sorted(files, key=int) == ["2", "4", "6", "8", "10", "12"]
 
 
+@pytest.mark.parametrize("accumulation_steps", [1, 2])
+def test_parts_of_an_epoch_are_counted_in_batches_also_where_updates_are_left_out(accumulation_steps: int) -> None:
+    class Noted(Regression):
+        def on_training_batch_end(self, state: Any, should_log: bool = False) -> None:
+            self.num_batches = state.batch
+
+        def valid_step(self, batch: Any, step: int) -> None:
+            validated.append(self.num_batches)
+
+    validated: list[int] = []
+    options = {"valid_every_epochs": 0.3, "sanity_batches": 0, "accumulation_steps": accumulation_steps}
+    datamodule = split(1)
+    datamodule.valid = Split(TensorDataset(DATA), batch_size=len(DATA))
+    result = quiet(max_epochs=2, precision="fp16", **options).fit(Noted(bad=(3, 5, 8)), datamodule)
+    assert result.state.skipped_steps >= 3
+    assert validated == [6, 12, 18, 26, 32, 38, 40]  # The last are those of the end.
+
+
 def test_gradients_that_are_never_finite_end_the_run() -> None:
     with pytest.raises(FloatingPointError, match="gradients were not finite in 100 steps in a row"):
         quiet(max_steps=3, precision="fp16").fit(Regression(bad=tuple(range(1000))), split())
 
 
-# Two optimizers.
+# Several optimizers.
+
+
+def test_optimizers_that_are_made_in_a_step_end_with_it() -> None:
+    class Inner(Tiny):
+        def train_step(self, batch: Any, state: Any) -> None:
+            super().train_step(batch, state)
+            inner = nn.Linear(3, 1)
+            optimizer = torch.optim.SGD(inner.parameters(), lr=0.1)
+            made.append(weakref.ref(optimizer))
+            self.backward(inner(batch[1]).mean())
+            assert self.optimizer_step(optimizer)
+            alive.append(sum(ref() is not None for ref in made))
+
+    made: list[Any] = []
+    alive: list[int] = []
+    quiet(max_steps=6, valid_every_epochs=None).fit(Inner(), data(train=40))
+    assert alive == [1, 2, 2, 2, 2, 2] or alive == [1] * 6  # That of the step before may not be collected yet.
 
 
 class Adversaries(Model):

@@ -147,6 +147,8 @@ def test_a_step_run_that_validates_and_saves_inside_the_epoch(tmp_path: Path) ->
         "on_training_end",
         *SAVE,
         "process_metrics(train)",  # For what was logged since the last row.
+        *validation(2),
+        "have_metrics_improved",
         "data.teardown",
     ]
 

@@ -363,3 +363,40 @@ def test_a_scheduler_that_is_never_stepped_is_named_once(way: str, warnings: Any
 def test_options_that_contradict_each_other_are_an_error(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         quiet(max_epochs=1, **options)
+
+
+# Weights.
+
+
+@pytest.mark.parametrize("root", [None, "runs"])
+def test_a_second_training_of_a_model_says_that_its_weights_are_replaced(
+    root: str | None, tmp_path: Path, warnings: Any
+) -> None:
+    text = (
+        "tiny: has been set up before; setup has made its networks anew, so the weights that it had are replaced. To "
+        "start from trained weights, set init_from to their checkpoint"
+    )
+    where = None if root is None else tmp_path / root
+    model = Tiny()
+    result = quiet(max_epochs=1, root=where).fit(model, data())
+    assert warnings() == []
+    quiet(max_epochs=2, root=where).fit(model, data())
+    assert warnings() == ([text] if root is None else [])  # It goes on from its checkpoint.
+    if root is not None:
+        quiet(max_epochs=1, root=where, run_name="other", init_from=result.last_checkpoint).fit(model, data())
+        assert warnings() == []
+        quiet(max_epochs=1, root=where, run_name="third").fit(model, data())
+        assert warnings() == [text]
+
+
+@pytest.mark.parametrize("keep_best", [0, 1])
+def test_a_best_checkpoint_that_was_not_kept_is_named(keep_best: int, tmp_path: Path, warnings: Any) -> None:
+    class Worse(Tiny):
+        def valid_step(self, batch: Any, step: int) -> None:
+            self.log("score", float(len(self.seen)))
+
+    trainer = quiet(max_epochs=3, root=tmp_path, keep_best=keep_best, monitor="valid/score")
+    trainer.fit(Worse(), data())
+    trainer.test(Worse(), data(), checkpoint="best")
+    text = 'checkpoint="best": that of step 3 was not kept (keep_best=0); tiny_epoch_3_iter_9.pth is used in its place'
+    assert warnings() == ([text] if keep_best == 0 else [])

@@ -215,9 +215,9 @@ def test_root_none_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     [
         ({}, [5, 10]),
         ({"valid_every_epochs": 2}, [10]),
-        ({"valid_every_epochs": 0.4}, [2, 4, 7, 9]),
+        ({"valid_every_epochs": 0.4}, [2, 4, 7, 9, 10]),  # The final weights are validated too.
         ({"valid_every_epochs": 0.2}, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]),
-        ({"valid_every_epochs": None, "valid_every_steps": 4}, [4, 8]),
+        ({"valid_every_epochs": None, "valid_every_steps": 4}, [4, 8, 10]),
         ({"valid_every_epochs": 1, "valid_every_steps": 5}, [5, 10]),
         ({"valid_every_epochs": 1, "valid_every_steps": 3}, [3, 5, 6, 9, 10]),
         ({"valid_every_epochs": 0.5, "accumulation_steps": 2}, [2, 3, 5, 6]),
@@ -569,6 +569,7 @@ def test_check_finite_can_be_turned_off(tmp_path: Path) -> None:
 def test_metrics_at_a_stop_between_log_points_are_in_the_result_and_in_a_row_of_their_own(tmp_path: Path) -> None:
     result = quiet(max_steps=1, root=tmp_path).fit(Tiny(), data(train=20))
     (row,) = read_rows(tmp_path / "tiny")
+    assert row["valid/loss"] == result.metrics["valid/loss"]
     assert (row["step"], row["kind"], row["train/loss"]) == (1, "end", result.metrics["train/loss"])
 
 

@@ -97,7 +97,7 @@ def test_values_that_no_row_holds_are_completed_in_the_result(tmp_path: Path) ->
     assert row["kind"] == "end"
     assert row["train/perplexity"] == math.exp(row["train/loss"])
     assert result.metrics["train/perplexity"] == math.exp(result.metrics["train/loss"])
-    assert [phase for phase, _ in model.calls] == ["valid", "train"]
+    assert [phase for phase, _ in model.calls] == ["valid", "train", "valid"]
 
 
 def test_callbacks_see_what_was_added_before_and_change_nothing_but_by_what_they_return() -> None:
@@ -204,3 +204,28 @@ def test_random_numbers_of_evaluations_do_not_change_the_training() -> None:
     for model in models:
         quiet(max_epochs=2, valid_every_steps=1).fit(model, data())
     assert same(*map(weights, models))
+
+
+@pytest.mark.parametrize("name", ["step", "epoch", "seconds", "kind", "checkpoint", "limit"])
+def test_a_name_that_every_row_has_is_an_error(name: str) -> None:
+    class Named(Tiny):
+        def process_metrics(self, phase: str, metrics: Mapping[str, float]) -> dict[str, float]:
+            return {name: 7.0}
+
+    with pytest.raises(ValueError, match=f"^Named.process_metrics returned '{name}', which every row has already"):
+        quiet(max_epochs=1).fit(Named(), data())
+
+
+def test_what_the_model_logs_under_the_name_of_something_measured_stays(tmp_path: Path) -> None:
+    own = ["lr", "step_seconds", "samples_per_second", "data_wait", "compute_seconds", "epoch_seconds"]
+
+    class Own(Tiny):
+        def train_step(self, batch: object, state: object) -> None:
+            super().train_step(batch, state)
+            for name in own:
+                self.log(name, 7.0)
+
+    result = quiet(max_epochs=1, log_every_steps=1, root=tmp_path).fit(Own(), data())
+    rows = [row for row in read_rows(tmp_path / "tiny") if "train/loss" in row]
+    assert [[row[f"train/{name}"] for name in own] for row in rows] == [[7.0] * len(own)] * 3
+    assert [result.metrics[f"train/{name}"] for name in own] == [7.0] * len(own)

@@ -510,7 +510,8 @@ class Stateful(list[Any]):
         self.position = state["position"]
 
 
-def test_a_restored_loader_is_not_restored_again_for_the_next_split(tmp_path: Path) -> None:
+@pytest.mark.parametrize("first_stop", [2, 5])  # In the first epoch, and in the second, whose split a hook assigns.
+def test_a_loader_is_restored_once_and_it_is_the_one_that_was_saved(first_stop: int, tmp_path: Path) -> None:
     class Changing(DataModule):
         def setup(self) -> None:
             batches = list(torch.utils.data.DataLoader(resumable.Augmented(12), batch_size=4))
@@ -521,7 +522,7 @@ def test_a_restored_loader_is_not_restored_again_for_the_next_split(tmp_path: Pa
         def on_training_epoch_start(self, current_epoch: int) -> None:
             datamodule.train = datamodule.splits[current_epoch - 1]
 
-    for max_steps in (2, 9):
+    for max_steps in (first_stop, 9):
         datamodule = Changing()
         options = {"valid_every_epochs": None, "monitor": None, "patience": None, "accumulation_steps": 1}
         trainer = resumable.trainer(tmp_path, max_steps=max_steps, **options)
