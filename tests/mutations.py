@@ -2630,6 +2630,12 @@ MUTATIONS = [
         "        if True:\n            self._open(rows or 0",
         "test_loggers.py::test_a_file_that_a_user_names_is_opened_when_there_is_something_to_write",
     ),
+    Mutation(
+        "training/training_log.py",
+        "num_rows = 0 if resumed_from is None or resumed_from.resolve().parent != own else self._num_kept_rows",
+        "num_rows = self._num_kept_rows",
+        "test_loggers.py::test_a_run_that_goes_on_from_another_folder_has_rows_of_its_own",
+    ),
 ]
 
 

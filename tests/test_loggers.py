@@ -174,6 +174,18 @@ def test_a_resume_says_how_many_rows_it_found_and_goes_on(tmp_path, caplog):
     assert [row["step"] for row in read(path)] == [1, 3, 3, 4, 4]
 
 
+def test_a_run_that_goes_on_from_another_folder_has_rows_of_its_own(tmp_path, caplog):
+    options = {"root": tmp_path, "log_every_steps": 1}
+    first = quiet(max_steps=3, **options).fit(Tiny(), data(train=40)).last_checkpoint
+    for max_steps in (4, 6):  # The second start goes on from its own checkpoint.
+        quiet(max_steps=max_steps, run_name="second", resume=first, **options).fit(Tiny(), data(train=40))
+    rows = read(tmp_path / "second/metrics.jsonl")
+    assert [row["step"] for row in rows if "train/loss" in row] == [4, 5, 6]
+    assert [row["step"] for row in read(tmp_path / "tiny/metrics.jsonl") if "train/loss" in row] == [1, 2, 3]
+    assert "expected" not in caplog.text
+    assert not (tmp_path / "second/metrics.jsonl.damaged").exists()
+
+
 @pytest.mark.parametrize("asked", [1, 2, 3, 100])
 def test_a_last_line_that_a_kill_left_unfinished_is_cut(path, asked):
     """A row that was never finished is no row, even if more rows are asked for than the file has."""

@@ -97,7 +97,7 @@ class Training:
         reason = None if self.monitor.has_begun else self.stop.limit_reached()
         if text := limits_text(self.options, *self.phases()):
             logger.info("%s", text)
-        self.log.open(goes_on=reason is None)
+        self.log.open(goes_on=reason is None, resumed_from=self.checkpointer.resumed_from)
         self.report.open()
         return reason
 

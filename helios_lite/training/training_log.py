@@ -6,6 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -69,11 +70,12 @@ class TrainingLog:
     def __exit__(self, *error: Any) -> bool | None:
         return self._stack.__exit__(*error)
 
-    def open(self, *, goes_on: bool) -> None:
+    def open(self, *, goes_on: bool, resumed_from: Path | None) -> None:
         """Write the configuration, open metrics.jsonl and start the loggers. Rank 0 does it.
 
         Args:
             goes_on: whether there is something left to train.
+            resumed_from: the checkpoint from which the run goes on. The rows of another run are in its own folder.
         """
         session = self._session
         if not session.world.is_main:
@@ -81,7 +83,9 @@ class TrainingLog:
         if session.folder is not None:
             write_json(describe_run(session), session.folder / "config.json")
             path = session.folder / "metrics.jsonl"
-            self._jsonl = JsonlLogger(path, self._num_kept_rows, self._state.step, keep_end=not goes_on)
+            own = (session.folder / "checkpoints").resolve()
+            num_rows = 0 if resumed_from is None or resumed_from.resolve().parent != own else self._num_kept_rows
+            self._jsonl = JsonlLogger(path, num_rows, self._state.step, keep_end=not goes_on)
             self._stack.enter_context(cleanup(self._jsonl.close))
         self._loggers.start({**session.options.config(), "hparams": session.model.hparams}, self._state.step)
 
