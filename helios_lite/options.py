@@ -169,7 +169,7 @@ class Options:
     """After how many minutes without a new batch the run is ended as hanging: each rank writes the stacks of its
     threads to the folder "hangs" of the run, the ranks that the others wait for are named on stderr, and the processes
     exit with status 1, so that `max_restarts` helps. It must be longer than the longest `setup`, save and compilation.
-    "auto" is 30 under torchrun and srun, and None otherwise, which watches nothing."""
+    "auto" is 30 for several processes, and None for one, which watches nothing."""
 
     # Numerics
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"

@@ -2636,6 +2636,30 @@ MUTATIONS = [
         "num_rows = self._num_kept_rows",
         "test_loggers.py::test_a_run_that_goes_on_from_another_folder_has_rows_of_its_own",
     ),
+    Mutation(
+        "metrics/accumulator.py",
+        'if one.reduce == "last":\n            one.last = _last',
+        "if False:\n            one.last = _last",
+        "networks/test_distributed.py::test_the_last_value_of_several_ranks_is_that_of_one",
+    ),
+    Mutation(
+        "calls/predict.py",
+        "map(torch.clone, loader.indices())",
+        "loader.indices()",
+        "calls/test_predict.py::test_the_indices_of_a_batch_are_no_part_of_those_of_the_epoch",
+    ),
+    Mutation(
+        "processes/slurm.py",
+        "* _STEPS_PER_JOB",
+        "",
+        "processes/test_clusters.py::test_steps_of_jobs_that_run_at_the_same_time_have_ports_of_their_own",
+    ),
+    Mutation(
+        "processes/hang_watch.py",
+        "return 30 * 60.0 if is_launched() else None",
+        "return None",
+        "processes/test_hangs.py::test_auto_watches_several_processes_only",
+    ),
 ]
 
 

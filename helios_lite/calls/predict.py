@@ -150,7 +150,8 @@ def _predictions(session: Session, loader: Loader) -> Iterator[_Prediction]:
     model, world, progress = session.model, session.world, session.progress
     to_cpu = DeviceMover(torch.device("cpu"))
     batches, length = loader.epoch(0)
-    indices = loader.indices() if isinstance(loader, SplitLoader) else itertools.repeat(None)
+    # Copies: what is sent from rank to rank would be the order of the whole epoch, of which these are parts.
+    indices = map(torch.clone, loader.indices()) if isinstance(loader, SplitLoader) else itertools.repeat(None)
     progress.start("predict", length)
     for i in range(1 if session.options.fast_dev_run else sys.maxsize):
         step = i * world.size + world.rank

@@ -335,6 +335,7 @@ class Totals:
         low: the least v, for "min" only.
         high: the largest v, for "max" only.
         last: the last v.
+        last_weight: its w, for "last" only.
         first_not_finite: step of the first v that was NaN or infinite.
         is_restored: whether all values are from a checkpoint. Not a part of it.
     """
@@ -347,6 +348,7 @@ class Totals:
     low: float = math.inf
     high: float = -math.inf
     last: float = 0.0
+    last_weight: float = 0.0
     first_not_finite: float = _NEVER
     is_restored: bool = False
 
@@ -371,6 +373,8 @@ class Totals:
             self.low = value
         elif reduce == "max" and not value <= self.high and self.high == self.high:
             self.high = value
+        elif reduce == "last":
+            self.last_weight = weight
         if value - value != 0.0 and step < self.first_not_finite:  # NaN or infinite.
             self.first_not_finite = step
 
@@ -397,6 +401,7 @@ class Totals:
             low=a.low if not b.low < a.low and b.low == b.low else b.low,
             high=a.high if not b.high > a.high and b.high == b.high else b.high,
             last=b.last,
+            last_weight=b.last_weight,
             first_not_finite=min(a.first_not_finite, b.first_not_finite),
             is_restored=a.is_restored and b.is_restored,
         )
@@ -450,7 +455,18 @@ def _merged(by_rank: list[tuple[dict[str, Totals], bool]]) -> dict[str, Totals]:
             raise ValueError(f"metrics differ among the ranks: rank {rank} did not log {missing}")
         for name, one in totals.items():
             merged[name] = merged[name].merged(one) if name in merged else one
+    for name, one in merged.items():
+        if one.reduce == "last":
+            one.last = _last_of_all([totals[name] for totals, _ in by_rank if name in totals])
     return merged
+
+
+def _last_of_all(ranks: list[Totals]) -> float:
+    """Return the last value in one process: the mean over the parts that the ranks have of the last batch."""
+    weight = sum(one.last_weight for one in ranks)
+    if weight == 0 or all(one.last == ranks[-1].last for one in ranks):
+        return ranks[-1].last
+    return sum(one.last_weight * one.last for one in ranks) / weight
 
 
 def _merged_objects(by_rank: list[tuple[dict[str, Any], bool]]) -> dict[str, Any]:

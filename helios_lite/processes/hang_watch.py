@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Self
 import torch
 
 from helios_lite.processes.peers import exit_now, process_state
-from helios_lite.processes.world import PARENT, World, is_launched
+from helios_lite.processes.world import World, is_launched
 
 _SECONDS_FOR_FILES = 5.0
 """How long a rank waits for its own files, on a file system that may be stuck, and then for those of the others."""
@@ -48,9 +48,9 @@ class Stand(NamedTuple):
 
 
 def hang_seconds(minutes: float | str | None) -> float | None:
-    """Return the seconds of the option `hang_minutes`: "auto" is 30 minutes for a process of torchrun or srun."""
+    """Return the seconds of the option `hang_minutes`: "auto" is 30 minutes for one of several processes."""
     if minutes == "auto":
-        return 30 * 60.0 if is_launched() and PARENT not in os.environ else None
+        return 30 * 60.0 if is_launched() else None
     return None if minutes is None else 60.0 * float(minutes)
 
 

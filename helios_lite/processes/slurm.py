@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 logger = logging.getLogger("helios_lite")
-_FIRST_PORT, _NUM_PORTS = 15_000, 20_000
+_FIRST_PORT, _NUM_PORTS, _STEPS_PER_JOB = 15_000, 20_000, 50
 
 
 def adopt_world_of_srun(devices: int | str | Sequence[int]) -> None:
@@ -57,14 +57,15 @@ def world_of_srun(variables: Mapping[str, str]) -> dict[str, str]:
     """
     try:
         node = int(variables["SLURM_NODEID"])
-        step = int(variables["SLURM_JOB_ID"]) + int(variables.get("SLURM_STEP_ID", "0"))
+        # Other numbers for the steps of jobs that run at the same time, which have numbers in a row.
+        place = int(variables["SLURM_JOB_ID"]) * _STEPS_PER_JOB + int(variables.get("SLURM_STEP_ID", "0"))
         world = {
             "RANK": variables["SLURM_PROCID"],
             "WORLD_SIZE": variables["SLURM_STEP_NUM_TASKS"],
             "LOCAL_RANK": variables["SLURM_LOCALID"],
             "LOCAL_WORLD_SIZE": str(tasks_per_node(variables["SLURM_STEP_TASKS_PER_NODE"])[node]),
             "MASTER_ADDR": first_host(variables["SLURM_STEP_NODELIST"]),
-            "MASTER_PORT": str(_FIRST_PORT + step % _NUM_PORTS),
+            "MASTER_PORT": str(_FIRST_PORT + place % _NUM_PORTS),
         }
     except (KeyError, ValueError, IndexError) as error:
         raise RuntimeError(

@@ -12,7 +12,7 @@ from helpers.compare import same
 from helpers.models import Indices, Plain, Tiny, data, quiet
 from helpers.processes import deadline
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from helios_lite import DataModule, Split
 from helios_lite.callbacks import EMA, Callback
@@ -52,6 +52,13 @@ def test_indices_are_those_of_the_dataset_and_predict_goes_before_test() -> None
     found = list(quiet().predict(Noisy(), datamodule))
     assert [indices.tolist() for indices, _ in found] == [[7, 2, 9, 0], [1]]
     assert [output["index"].tolist() for _, output in found] == [[7, 2, 9, 0], [1]]
+
+
+def test_the_indices_of_a_batch_are_no_part_of_those_of_the_epoch() -> None:
+    datamodule = DataModule(predict=Split(TensorDataset(torch.rand(50, 3)), batch_size=8))
+    found = [indices for indices, _ in quiet(max_epochs=1).predict(Tiny(), datamodule, checkpoint=None)]
+    assert torch.cat(found).tolist() == list(range(50))
+    assert [indices.untyped_storage().nbytes() for indices in found] == [64] * 6 + [16]
 
 
 def test_nothing_of_a_prediction_is_seen_by_the_code_between_its_outputs() -> None:

@@ -30,6 +30,7 @@ from torch.utils.data import IterableDataset
 from helios_lite import DataModule, Split
 from helios_lite.callbacks import EMA
 from helios_lite.checkpoints.reading import read_checkpoint
+from helios_lite.metrics.measurements import is_measured
 from helios_lite.metrics.score_tables import ScoreTables
 from helios_lite.networks.parallel import unwrap_model
 from helios_lite.processes.launch import launch
@@ -1303,6 +1304,35 @@ def test_running_losses_keep_the_digits_of_a_long_sum() -> None:
         tables.reduce_losses(World())
     expected = 100_000 * float(torch.tensor(0.01))
     assert float(tables.running_losses["loss"]) == pytest.approx(expected, rel=1e-9)
+
+
+@scenario(ranks=2)
+def last_values_of_two(root: Path, world: World) -> Any:
+    return last_values(batch_size=2)
+
+
+def last_values(batch_size: int) -> Any:
+    """The last batch of the training has a sample less on the last rank."""
+
+    class Last(Plain):
+        def train_step(self, batch: Any, state: Any) -> None:
+            super().train_step(batch, state)
+            self.log("index", batch[0].double().mean(), reduce="last")
+            self.log("step", float(state.step), reduce="last")
+            self.log("both", batch[0].double().mean(), reduce=("last", "mean"))
+
+        def valid_step(self, batch: Any, step: int) -> None:
+            self.log("index", batch[0].double().mean(), reduce="last")
+
+    datamodule = DataModule(train=Split(Indices(7), batch_size=batch_size), valid=Split(Indices(1), batch_size=4))
+    metrics = quiet(max_epochs=1).fit(Last(), datamodule).metrics
+    return {name: value for name, value in metrics.items() if not is_measured(name)}
+
+
+def test_the_last_value_of_several_ranks_is_that_of_one(result: Results) -> None:
+    expected = last_values(batch_size=4)
+    assert expected["train/index"] == 5.0
+    assert close(result(last_values_of_two, ranks=2), expected)
 
 
 # Metric objects.

@@ -303,11 +303,17 @@ def test_the_world_is_that_of_the_variables_of_srun() -> None:
         "LOCAL_RANK": "1",
         "LOCAL_WORLD_SIZE": "3",
         "MASTER_ADDR": "node3",
-        "MASTER_PORT": str(15_000 + 123_458 % 20_000),
+        "MASTER_PORT": str(15_000 + (123_456 * 50 + 2) % 20_000),
     }
     assert world_of_srun(VARIABLES) == world
     given = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
     assert world_of_srun({**VARIABLES, **given}) == {**world, **given}
+
+
+def test_steps_of_jobs_that_run_at_the_same_time_have_ports_of_their_own() -> None:
+    steps = [(job, step) for job in range(123_456, 123_656) for step in range(50)]
+    variables = [{**VARIABLES, "SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)} for job, step in steps]
+    assert len({world_of_srun(each)["MASTER_PORT"] for each in variables}) == len(steps)
 
 
 @pytest.mark.parametrize("missing", sorted(VARIABLES.keys() - {"SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS"}))

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import scripts
-from helpers.compare import same, saved, timeless, weights
+from helpers.compare import same, saved, timeless
 from helpers.models import Indices, Tiny, data, quiet
 from helpers.rows import read_rows
 from helpers.scored import Ratio
@@ -333,9 +333,8 @@ def test_callbacks_are_told_of_an_error_once(tmp_path: Path) -> None:
     model = Sensitive()
     model.where, model.at = "valid_step", 1
     with pytest.raises(OSError, match="broken") as caught:
-        quiet(max_epochs=1, root=tmp_path, callbacks=[Told()]).fit(model, data())
+        quiet(max_epochs=1, root=tmp_path, callbacks=[Told()], sanity_batches=0).fit(model, data())
     assert told == [caught.value]
-    assert same(weights(model)["net"], weights(model)["net"])
 
 
 class ScoredOnce(Sensitive):
