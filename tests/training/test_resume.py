@@ -495,7 +495,7 @@ def test_hparams_of_another_value_differ(saved: Any, now: Any) -> None:
 class Stateful(list[Any]):
     """A list of batches that remembers how far it was read."""
 
-    position = 0
+    position = num_loaded = 0
 
     def __iter__(self) -> Any:
         while self.position < len(self):
@@ -508,6 +508,7 @@ class Stateful(list[Any]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.position = state["position"]
+        self.num_loaded += 1
 
 
 @pytest.mark.parametrize("first_stop", [2, 5])  # In the first epoch, and in the second, whose split a hook assigns.
@@ -530,3 +531,4 @@ def test_a_loader_is_restored_once_and_it_is_the_one_that_was_saved(first_stop: 
         trainer.fit(resumable.Rich(tmp_path / "indices"), datamodule)
     batches = resumable.read_batches(tmp_path)
     assert [batches[i] for i in range(9)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]] * 3
+    assert [split.num_loaded for split in datamodule.splits] == {2: [1, 0, 0], 5: [0, 1, 0]}[first_stop]
