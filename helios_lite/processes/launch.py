@@ -203,10 +203,13 @@ class WorkerGroup:
                 send_signal(process, signal.SIGTERM)
 
     def _request_save(self) -> None:
-        """Pass SIGUSR1 on to the processes that have started their task; a process that is starting would die of it."""
-        for rank, status in read_statuses(self._folder, self._attempt).items():
-            if not status.is_done:
-                send_signal(self._processes[rank], signal.SIGUSR1)
+        """Pass SIGUSR1 on to a process that has started its task; one that is starting would die of it.
+
+        The ranks share it. Two of them might learn of it at different steps, and save twice.
+        """
+        running = [rank for rank, status in read_statuses(self._folder, self._attempt).items() if not status.is_done]
+        if running:
+            send_signal(self._processes[min(running)], signal.SIGUSR1)
 
     def _end(self) -> None:
         """End the processes that still run, and kill those that do not do so in time."""

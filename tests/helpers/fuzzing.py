@@ -417,6 +417,7 @@ def start(case: Case, root: Path, cut: Cut | None = None, started: Any = None) -
     """Start the run of a case, or resume it; return why it stopped."""
     root.mkdir(exist_ok=True)
     warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+    warnings.filterwarnings("ignore", "No (positive|negative) samples in targets", UserWarning)
     options = dict(case.options)
     if cut is not None and cut.how == "limit":
         options["max_steps"] = min(cut.count, options["max_steps"] or cut.count)
