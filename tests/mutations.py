@@ -834,7 +834,7 @@ MUTATIONS = [
     ),
     Mutation(
         "processes/launch.py",
-        "send_signal(self._processes[rank], signal.SIGUSR1)",
+        "send_signal(self._processes[min(running)], signal.SIGUSR1)",
         "pass",
         CLUSTERS + "test_a_launched_training_passes_sigusr1_on",
     ),
