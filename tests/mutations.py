@@ -2001,7 +2001,12 @@ MUTATIONS = [
         GOES_ON,
     ),
     Mutation("training/training_log.py", "keep_end=not goes_on", "keep_end=False", FINISHED),
-    Mutation("training/training_log.py", '"end": self.end_values', '"end": {}', FINISHED),
+    Mutation(
+        "training/training_log.py",
+        '"end": self.end_values',
+        '"end": {}',
+        ENDS + "test_a_kill_after_the_last_checkpoint_loses_no_row_and_no_result",
+    ),
     Mutation(
         "calls/evaluate.py",
         "                stack.enter_context(session.checkpoints.locked())\n",
@@ -2331,7 +2336,7 @@ MUTATIONS = [
         "metrics/metric_objects.py",
         "            each.metric_state  # noqa",
         "            pass  # noqa",
-        OBJECTS + "test_a_run_that_is_cut_inside_a_row_has_the_same_rows",
+        OBJECTS + "test_what_nobody_logs_is_kept_in_checkpoints_too",
     ),
     Mutation(
         "metrics/metric_objects.py",

@@ -87,16 +87,19 @@ def test_what_nobody_logs_is_kept_in_checkpoints_too(tmp_path: Path) -> None:
         def setup(self, fast_init: bool = False) -> None:
             super().setup(fast_init)
             self.inside = nn.ModuleDict({"mean": torchmetrics.MeanMetric()})
+            self.group = KINDS["group"]()
 
         def train_step(self, batch: Any, state: Any) -> None:
             super().train_step(batch, state)
             self.inside["mean"].update(batch[0].float())
+            self.group.update(batch[0].float())
 
     quiet(max_steps=2, root=tmp_path).fit(first := Kept(), data(train=40))
     quiet(max_steps=3, root=tmp_path).fit(second := Kept(), data(train=40))
-    expected = torch.tensor([*itertools.chain(*first.seen, *second.seen)]).float().mean()
-    assert second.inside["mean"].compute() == pytest.approx(float(expected))
-    assert list(metric_objects(second)) == ["inside.mean"]
+    expected = torch.tensor([*itertools.chain(*first.seen, *second.seen)]).float()
+    assert second.inside["mean"].compute() == pytest.approx(float(expected.mean()))
+    assert second.group.compute() == {"once": expected.sum(), "twice": 2 * expected.sum()}
+    assert list(metric_objects(second)) == ["inside.mean", "group"]
 
 
 def test_an_object_that_cannot_be_merged_has_no_value_over_the_epoch(caplog: pytest.LogCaptureFixture) -> None:
