@@ -2334,12 +2334,6 @@ MUTATIONS = [
     ),
     Mutation(
         "metrics/metric_objects.py",
-        "            each.metric_state  # noqa",
-        "            pass  # noqa",
-        OBJECTS + "test_what_nobody_logs_is_kept_in_checkpoints_too",
-    ),
-    Mutation(
-        "metrics/metric_objects.py",
         'each._update_count = saved["updates"]',
         "pass",
         OBJECTS + "test_a_copy_of_what_was_seen_is_not_changed_by_the_next_update",

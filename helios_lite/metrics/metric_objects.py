@@ -158,11 +158,11 @@ def restore(metric: Any, state: dict[str, Any]) -> None:
 
 def _stateful_metrics(metric: nn.Module) -> list[tuple[str, Any]]:
     """Return the metrics of torchmetrics that a metric consists of, itself included, and that have states."""
-    found = [(path, each) for path, each in metric.named_modules() if _is_of_torchmetrics(each)]
-    for _, each in found:
-        if isinstance(each, nn.ModuleDict):
-            each.metric_state  # noqa: B018  # A collection updates one metric of several alike, until it is read.
-    return [(path, each) for path, each in found if not isinstance(each, nn.ModuleDict) and each.metric_state]
+    return [
+        (path, each)
+        for path, each in metric.named_modules()
+        if _is_of_torchmetrics(each) and not isinstance(each, nn.ModuleDict) and each.metric_state
+    ]
 
 
 def _is_of_torchmetrics(value: Any) -> bool:
