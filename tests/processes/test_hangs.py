@@ -133,9 +133,9 @@ PLACES: dict[Callable[[Path], None], str | None] = {
 def run_into(function: Callable[[Path], None], root: Path) -> None:
     """Run a function in a forked process whose stderr is a file."""
     gc.disable()  # What other tests have left behind, such as process groups, must not end in this process.
-    stderr = os.open(f"{root}.txt", os.O_CREAT | os.O_WRONLY)
+    stderr = os.open(f"{root}.txt", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(stderr, 2)
-    sys.stderr = sys.__stderr__ = os.fdopen(2, "w")  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = os.fdopen(2, "w", buffering=1)  # type: ignore[misc]
     function(root)
 
 
@@ -162,8 +162,8 @@ def ended(tmp_path_factory: Any) -> dict[Callable[[Path], None], tuple[int | Non
 @pytest.mark.parametrize("function", [function for function, place in PLACES.items() if place is not None])
 def test_the_line_that_hangs_is_named_and_the_run_fails(function: Any, ended: Any) -> None:
     status, said, root = ended[function]
-    assert status == 1
-    assert re.search(rf"^no progress for 3 seconds \(hang_minutes\); .*{root}/tiny/hangs\n", said, re.MULTILINE)
+    assert status == 1, said
+    assert re.search(rf"^no progress for 3 seconds \(hang_minutes\); .*{root}/tiny/hangs\n", said, re.MULTILINE), said
     assert re.search(rf"^  rank 0 \(process \d+ on .*\) stands in {PLACES[function]}", said, re.MULTILINE), said
     stacks = (root / "tiny/hangs/rank_0.txt").read_text()
     assert stacks.startswith("rank 0, process ")
