@@ -103,6 +103,7 @@ class CheckpointFolder:
         score: float | None,
         improved: bool,
         protect: Path | None,
+        deletes: bool = True,
     ) -> Path:
         """Write a checkpoint, then delete the files that are neither among the newest nor among the best.
 
@@ -114,6 +115,7 @@ class CheckpointFolder:
             score: the monitored value of exactly these weights, None if there is none.
             improved: whether a validation of exactly these weights was the best so far.
             protect: a file that is not deleted: the one that this run was resumed from.
+            deletes: whether any is deleted.
 
         Returns:
             The path of the file. When written in the background, it is durable after `join`.
@@ -123,7 +125,7 @@ class CheckpointFolder:
         """
         self.join()
         content = files.to_serializable(content)
-        plan = self._plan(False, epoch, step, append_metadata, score, improved, protect)
+        plan = self._plan(False, epoch, step, append_metadata, score, improved, protect, deletes)
         if self._background:
             content = self._snapshot.copy(content)
             self._thread = threading.Thread(
@@ -195,19 +197,31 @@ class CheckpointFolder:
         better = [entry for entry in self._ranked() if entry is self._last_improved() or self._rank(entry) <= rank]
         return len(better) < self._keep_best
 
-    def set_score(self, path: Path, score: float | None, improved: bool) -> None:
-        """Set the score of a file that has been written, if it is one of this folder. Nothing is deleted.
+    def set_final_score(self, path: Path, score: float | None, improved: bool) -> None:
+        """Note the score of the file of the end of a run, which was validated after it had been written.
+
+        Nothing is deleted, since a run that goes on has never had that validation.
 
         Args:
-            path: the file.
+            path: the file; without effect if it is none of this folder.
             score: the monitored value of its weights, None if there is none.
             improved: whether their validation was the best so far.
         """
+        self._set(path, {"score": score, "improved": improved, "final": True})
+
+    def forget_final_score(self, path: Path) -> None:
+        """Forget what `set_final_score` has noted, because the run goes on from there."""
+        self._set(path, {"score": None, "improved": False, "final": False})
+
+    def final_decision(self, path: Path) -> bool | None:
+        """Return whether the final validation of a file was noted to be the best so far, None if none was noted."""
         self._open()
-        changed = [
-            {**entry, "score": score, "improved": improved} if self.folder / entry["file"] == path else entry
-            for entry in self._entries
-        ]
+        entry = next((each for each in self._entries if self.folder / each["file"] == path), {})
+        return bool(entry["improved"]) if entry.get("final") is True else None
+
+    def _set(self, path: Path, values: Entry) -> None:
+        self._open()
+        changed = [{**entry, **values} if self.folder / entry["file"] == path else entry for entry in self._entries]
         if changed != self._entries:
             self._entries = changed
             self._manifest.write(changed)
@@ -358,6 +372,7 @@ class CheckpointFolder:
         score: float | None,
         improved: bool,
         protect: Path | None,
+        deletes: bool = True,
     ) -> _Save:
         """Return the name of the next checkpoint, and the entries that are kept after it."""
         self._open()
@@ -366,7 +381,7 @@ class CheckpointFolder:
         before = [entry for entry in self._entries if entry["file"] != name]
         before.append({"file": name, "epoch": epoch, "step": step, "score": score, "improved": improved})
         self._entries = before
-        kept = before if self._keep_last < 0 else before[-max(1, self._keep_last) :]
+        kept = before if self._keep_last < 0 or not deletes else before[-max(1, self._keep_last) :]
         kept = kept + self._ranked()[: None if self._keep_best < 0 else self._keep_best]
         is_here = protect is not None and protect.parent.resolve() == self.folder.resolve()
         safe = self._manifest.found - {name} | ({protect.name} if protect is not None and is_here else set())

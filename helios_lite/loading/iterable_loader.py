@@ -38,7 +38,7 @@ from helios_lite.loading.batches import (
     incomplete_error,
     limited,
 )
-from helios_lite.nested import leaves
+from helios_lite.nested import count_samples, leaves
 from helios_lite.processes import rng
 from helios_lite.processes.world import World
 
@@ -158,9 +158,16 @@ class IterableLoader:
             num_ranks = self._world.size
             number = 0
             if window == 1 and not self._knows_sizes:
-                count = self._count
+                kind: type | None = None
+                size = -1
                 for number, data in enumerate(source, 1):
-                    size = count(data)
+                    # What most loaders yield is looked at as a whole only if its first tensor has another length.
+                    try:
+                        is_alike = type(data) is kind and data[0].shape[0] == size  # type: ignore[index]
+                    except (AttributeError, IndexError):
+                        is_alike = False
+                    if not is_alike:
+                        size, kind = self._count(data), _kind_to_count(data, self._count)
                     yield data, size, size * num_ranks, 1.0, True, number == last
                 self._is_exhausted = True
             elif window == 1:
@@ -256,6 +263,12 @@ def _digest(batch: Any) -> bytes | None:
     except Exception:  # Objects may not be pickled, or in no way that is the same again.
         return None
     return hashlib.blake2b(file.getvalue()).digest()
+
+
+def _kind_to_count(batch: Any, count: Callable[[Any], int]) -> type | None:
+    """Return the type of a batch whose number of samples the length of its first tensor tells; otherwise None."""
+    is_flat = type(batch) in (list, tuple) and all(type(part) is Tensor and part.ndim > 0 for part in batch)
+    return type(batch) if is_flat and batch and count is count_samples else None
 
 
 def _size_by_sampler(loader: Any, number: int) -> int | None:

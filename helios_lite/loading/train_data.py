@@ -108,7 +108,12 @@ class TrainData:
         return self._window if self._passes is None else 1
 
     def is_at_boundary(self, state: TrainingState) -> bool:
-        """Return whether no accumulation window has begun; called while no batch is in use."""
+        """Return whether no accumulation window has begun; called while no batch is in use.
+
+        It is unknown of a loader with a state of its own, which has read what could not be given.
+        """
+        if self._loader is not None and self._loader.takes_state():
+            return False
         finished = state.epoch_batch if self._passes is None else self._passes.num_begun()
         return finished % self._window == 0
 

@@ -32,15 +32,16 @@ class MetricAccumulator:
 
     Args:
         device: where the model computes; values on other accelerators are moved there.
+        is_held: returns whether checkpoints hold what a metric object has seen; None if they need not.
 
     Attributes:
         objects: the metric objects that have been logged, by full name. They have seen what is to be reduced.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, is_held: Callable[[object], bool] | None = None) -> None:
         self.device = device
+        self._is_held = is_held
         self.objects: dict[str, MetricObject] = {}
-        self._steps: dict[str, int] = {}  # At which each object was logged last.
         self._running: dict[str, Totals] = {}
         self._dtype = torch.float32 if device.type == "mps" else torch.float64
         # Values that are still on the device, in order: running totals, value, weight, step.
@@ -77,7 +78,7 @@ class MetricAccumulator:
             weight = self._number(name, weight) if isinstance(weight, Tensor) else float(weight)
         except (TypeError, ValueError) as error:
             if is_metric_object(value):
-                self._add_object(name, value, reduce, step)  # type: ignore[arg-type]
+                self._add_object(name, value, reduce)  # type: ignore[arg-type]
                 return
             if str(error).startswith("log("):  # A tensor has several elements.
                 raise
@@ -101,12 +102,17 @@ class MetricAccumulator:
             if len(self._pending) == _MAX_PENDING:
                 self._read_pending()
 
-    def _add_object(self, name: str, metric: MetricObject, reduce: Reduce, step: int) -> None:
+    def _add_object(self, name: str, metric: MetricObject, reduce: Reduce) -> None:
         if reduce != "mean":
             raise ValueError(f"log({name!r}): reduce={reduce!r} is for numbers; a metric object reduces by itself")
         if name in self._running or self.objects.get(name, metric) is not metric:
             raise ValueError(f"log({name!r}): was something else before; give each metric object a name of its own")
-        self.objects[name], self._steps[name] = metric, step
+        if name not in self.objects and self._is_held is not None and not self._is_held(metric):
+            raise ValueError(
+                f"log({name!r}): the {type(metric).__name__} must be an attribute of the model, or of one of its "
+                "networks, and have state_dict and load_state_dict, so that checkpoints hold what it has seen"
+            )
+        self.objects[name] = metric
 
     def detach_objects(self) -> None:
         """Keep what the metric objects have seen so far in copies, and reset them."""
@@ -122,6 +128,7 @@ class MetricAccumulator:
         *,
         is_idle: bool = False,
         loss: Tensor | None = None,
+        with_objects: bool = True,
     ) -> Summary:
         """Return the value of every metric over all ranks, without changing it. Call on every rank.
 
@@ -133,6 +140,7 @@ class MetricAccumulator:
             world: the ranks.
             is_idle: whether this rank had no batch, so that names logged by others may be missing here.
             loss: a tensor of one element, read together with the metrics, but not a metric itself.
+            with_objects: whether to return the metric objects too; they have not computed their values yet.
 
         Raises:
             ValueError: ranks that had batches logged different names; raised on every rank.
@@ -140,7 +148,7 @@ class MetricAccumulator:
         """
         loss_is_finite = self._read_pending(loss)
         totals = {name: copy.copy(running) for name, running in self._running.items()}
-        objects = dict(self.objects)
+        objects = dict(self.objects) if with_objects else {}
         if world.size > 1:
             objects = {name: metric_objects.portable(name, metric) for name, metric in objects.items()}
             gathered = world.gather((totals, objects, is_idle, loss_is_finite))
@@ -149,9 +157,6 @@ class MetricAccumulator:
             loss_is_finite = all(rank[3] for rank in gathered)
         values = {name: one.result() for name, one in totals.items()}
         bad = {name: int(one.first_not_finite) for name, one in totals.items() if one.first_not_finite != _NEVER}
-        for name, metric in objects.items():
-            values |= (computed := metric_objects.values_of(name, metric))
-            bad |= {each: self._steps.get(name, 0) for each, value in computed.items() if not math.isfinite(value)}
         first_not_finite = min(bad.items(), key=lambda item: item[1]) if bad else None
         return Summary(values, totals, objects, first_not_finite, loss_is_finite)
 
@@ -210,9 +215,9 @@ class Summary(NamedTuple):
     """Metrics over all ranks.
 
     Attributes:
-        values: the reduced metrics by full name.
+        values: the reduced metrics by full name, without those of metric objects.
         totals: the totals from which they were reduced, by full name.
-        objects: the metric objects that have computed the others, by full name.
+        objects: the metric objects, merged over the ranks, by full name.
         first_not_finite: the name and step of the first value that was NaN or infinite, None if all were finite.
         loss_is_finite: whether the loss that was passed to `compute` is finite on all ranks.
     """
@@ -230,7 +235,8 @@ class EpochMeans:
     def __init__(self) -> None:
         self._totals: dict[str, Totals] = {}
         self._objects: dict[str, _EpochObject] = {}
-        self._not_merged: set[str] = set()  # Full names that a warning has named.
+        self._not_merged: set[str] = set()  # Full names that a warning has named; below too.
+        self._not_computed: set[str] = set()
 
     def begin(self) -> None:
         """Begin an epoch."""
@@ -267,10 +273,25 @@ class EpochMeans:
     def take(self) -> dict[str, float]:
         """Return the metrics of the epoch by the full names of those of its rows, and end it."""
         values = {name: one.result() for name, one in self._totals.items()}
-        for name, one in self._objects.items():
-            if one.merged is not None:
-                values |= metric_objects.values_of(name, one.merged)
+        values |= self.computed({name: one.merged for name, one in self._objects.items() if one.merged is not None})
         self.begin()
+        return values
+
+    def computed(self, objects: Mapping[str, Any]) -> dict[str, float]:
+        """Return what metric objects compute, by full name, without those that cannot, which a warning names once.
+
+        A few samples, or those of one class, may not be enough for a value.
+        """
+        values: dict[str, float] = {}
+        for name, metric in objects.items():
+            try:
+                values |= metric_objects.values_of(name, metric)
+            except Exception as error:
+                if isinstance(error, ValueError) and str(error).startswith("log("):  # It never returns a number.
+                    raise
+                if name not in self._not_computed:
+                    self._not_computed.add(name)
+                    logger.warning("log(%r): no value in this row, because compute() raised: %s", name, error)
         return values
 
     def state_dict(self, names: Mapping[int, str]) -> dict[str, Any]:
@@ -286,7 +307,7 @@ class EpochMeans:
                 "state": None if one.merged is None else metric_objects.state_of(one.merged),
             }
             for name, one in self._objects.items()
-            if one.logged is not None
+            if id(one.logged) in names  # Otherwise another has taken its place.
         }
         return {"totals": {name: one.state_dict() for name, one in self._totals.items()}, "objects": objects}
 
@@ -457,7 +478,8 @@ def _merged(by_rank: list[tuple[dict[str, Totals], bool]]) -> dict[str, Totals]:
             merged[name] = merged[name].merged(one) if name in merged else one
     for name, one in merged.items():
         if one.reduce == "last":
-            one.last = _last_of_all([totals[name] for totals, _ in by_rank if name in totals])
+            last = _last_of_all([totals[name] for totals, _ in by_rank if name in totals])
+            merged[name] = dataclasses.replace(one, last=last)
     return merged
 
 

@@ -1,13 +1,14 @@
 """Objects that compute a metric, such as those of torchmetrics and torcheval: `update`, `compute` and `reset`.
 
 Those of torchmetrics are modules whose states are no part of their `state_dict`, and whose `compute` communicates. They
-are known by their property `metric_state`. All others are asked for `state_dict` and, to merge them, for torcheval's
-`merge_state`.
+are known by their property `metric_state`, also inside of other modules. All others are asked for `state_dict` and, to
+merge them, for torcheval's `merge_state`.
 """
 
 from __future__ import annotations
 
 import copy
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -25,17 +26,26 @@ class MetricObject(Protocol):
 
 def is_metric_object(value: Any) -> bool:
     """Return whether an object (not a class) has `update`, `compute` and `reset`, and is no network that is trained."""
-    if isinstance(value, type) or not all(
-        callable(getattr(value, name, None)) for name in MetricObject.__annotations__
-    ):
+    methods = MetricObject.__annotations__
+    if isinstance(value, type) or not all(callable(getattr(value, name, None)) for name in methods):
         return False
-    return not isinstance(value, nn.Module) or _is_of_torchmetrics(value) or _is_frozen(value)
+    return not isinstance(value, nn.Module) or is_of_torchmetrics(value) or _is_frozen(value)
+
+
+def is_of_torchmetrics(value: Any) -> bool:
+    """Return whether an object is a metric, a wrapper or a collection of torchmetrics."""
+    return isinstance(value, nn.Module) and hasattr(type(value), "metric_state")
 
 
 def is_network(part: Any) -> bool:
-    """Return whether a part of a model is a module, and neither a metric object nor a container of metric objects."""
-    if not isinstance(part, nn.Module) or is_metric_object(part):
+    """Return whether a part of a model is a module, and neither a metric object nor a container of metric objects.
+
+    A module with a state that can be loaded is a network, whatever its methods are.
+    """
+    if not isinstance(part, nn.Module) or is_of_torchmetrics(part):
         return False
+    if is_metric_object(part):
+        return len(part.state_dict()) > 0
     children = [*part.children()] if isinstance(part, nn.ModuleDict | nn.ModuleList) else []
     return not children or any(map(is_network, children))
 
@@ -56,9 +66,8 @@ def values_of(name: str, metric: Any) -> dict[str, float]:
     except Exception as error:
         error.add_note(f"raised by compute() of what was logged as {name!r}")
         raise
-    values = (
-        {f"{name}/{key}": value for key, value in result.items()} if isinstance(result, Mapping) else {name: result}
-    )
+    is_dict = isinstance(result, Mapping)
+    values = {f"{name}/{key}": value for key, value in result.items()} if is_dict else {name: result}
     for each, value in values.items():
         if isinstance(value, Tensor) and value.numel() != 1:
             raise ValueError(
@@ -104,10 +113,11 @@ def merged_pair(name: str, earlier: Any, later: Any, number: int) -> Any:
         TypeError: they cannot be merged.
     """
     try:
-        if not _is_of_torchmetrics(earlier):
+        pairs = [*zip(_metrics_in(earlier), _metrics_in(later), strict=True)]
+        if not is_of_torchmetrics(earlier) and (not pairs or hasattr(earlier, "merge_state")):
             earlier.merge_state([later])
             return earlier
-        for (_, before), (_, after) in zip(_stateful_metrics(earlier), _stateful_metrics(later), strict=True):
+        for (_, before), (_, after) in pairs:
             # torchmetrics means it for one batch after what has been before: `after` is the new one.
             num_updates = before.update_count + after.update_count
             after._update_count = number
@@ -121,59 +131,80 @@ def merged_pair(name: str, earlier: Any, later: Any, number: int) -> Any:
 
 
 def copied_metric(metric: Any) -> Any:
-    """Return a copy of a metric object, which does not communicate."""
-    copied = copy.deepcopy(metric)
-    if _is_of_torchmetrics(copied):
-        for module in copied.modules():
-            if hasattr(module, "distributed_available_fn"):
-                module.distributed_available_fn = _never
-                module._computed = None  # It is kept until the next update, and a merge is none.
+    """Return a copy of a metric object, which does not communicate and has no graph."""
+    modules = [*metric.modules()] if isinstance(metric, nn.Module) else [metric]
+    # Only leaves of a graph can be copied; what a step has computed may be kept as it is.
+    kept = [tensor for module in modules for tensor in _tensors(getattr(module, "__dict__", {}))]
+    copied = copy.deepcopy(metric, {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf})
+    copies: Any = copied.modules() if isinstance(copied, nn.Module) else ()
+    for module in copies:
+        if is_of_torchmetrics(module) and hasattr(module, "distributed_available_fn"):
+            module.distributed_available_fn = _never
+            module._computed = None  # It is kept until the next update, and a merge is none.
     return copied
 
 
 def state_of(metric: Any) -> dict[str, Any]:
     """Return what a metric object has seen: tensors and plain containers."""
-    if not _is_of_torchmetrics(metric):
-        return {"state": metric.state_dict()}
-    states = {
-        path: {"updates": each.update_count, "states": {k: _detached(v) for k, v in each.metric_state.items()}}
-        for path, each in _stateful_metrics(metric)
+    state = {} if is_of_torchmetrics(metric) else {"own": _detached(metric.state_dict())}
+    return state | {
+        "metrics": {
+            path: {
+                "updates": each.update_count,
+                "states": {name: _detached(value) for name, value in each.metric_state.items()},
+            }
+            for path, each in _metrics_in(metric)
+        }
     }
-    return {"metrics": states}
+
+
+def has_seen(state: dict[str, Any]) -> bool:
+    """Return whether a metric object of torchmetrics had seen anything when `state_of` returned this."""
+    return any(each["updates"] > 0 for each in state["metrics"].values())
 
 
 def restore(metric: Any, state: dict[str, Any]) -> None:
     """Set what a metric object has seen, as `state_of` has returned it."""
-    metric.reset()
-    if not _is_of_torchmetrics(metric):
-        metric.load_state_dict(state["state"])
-        return
-    for path, each in _stateful_metrics(metric):
+    if "own" in state:
+        metric.load_state_dict(state["own"])
+    for path, each in _metrics_in(metric):
         if path in state["metrics"]:
             saved = state["metrics"][path]
+            each.reset()
             for name, value in saved["states"].items():
                 setattr(each, name, _moved(value, each.device))
             each._update_count = saved["updates"]
 
 
-def _stateful_metrics(metric: nn.Module) -> list[tuple[str, Any]]:
-    """Return the metrics of torchmetrics that a metric consists of, itself included, and that have states."""
+def _metrics_in(metric: Any) -> list[tuple[str, Any]]:
+    """Return the metrics of torchmetrics that a metric object consists of, itself included, that have states.
+
+    Collections and wrappers have those of others.
+    """
+    modules = metric.named_modules() if isinstance(metric, nn.Module) else ()
     return [
         (path, each)
-        for path, each in metric.named_modules()
-        if _is_of_torchmetrics(each) and not isinstance(each, nn.ModuleDict) and each.metric_state
+        for path, each in modules
+        if is_of_torchmetrics(each) and vars(each).keys() & each.metric_state.keys()
     ]
-
-
-def _is_of_torchmetrics(value: Any) -> bool:
-    return isinstance(value, nn.Module) and hasattr(type(value), "metric_state")
 
 
 def _is_frozen(net: nn.Module) -> bool:
     return not any(p.requires_grad for p in net.parameters())
 
 
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from (tensor for item in value.values() for tensor in _tensors(item))
+    elif isinstance(value, list | tuple | deque):
+        yield from (tensor for item in value for tensor in _tensors(item))
+
+
 def _detached(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _detached(item) for name, item in value.items()}
     if isinstance(value, list):  # A new list, since `reset` clears the old one.
         return [_detached(item) for item in value]
     return value.detach() if isinstance(value, Tensor) else value

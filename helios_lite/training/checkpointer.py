@@ -11,9 +11,16 @@ import torch
 from helios_lite.checkpoints.files import FORMAT_VERSION
 from helios_lite.checkpoints.sharded_content import state_names
 from helios_lite.loading.train_data import TrainData
-from helios_lite.metrics.metric_objects import copied_metric, merged, restore, state_of
+from helios_lite.metrics.metric_objects import (
+    copied_metric,
+    has_seen,
+    is_of_torchmetrics,
+    merged,
+    restore,
+    state_of,
+)
 from helios_lite.model import Model
-from helios_lite.model_internals.attributes import metric_names, metric_objects, stateful_parts
+from helios_lite.model_internals.attributes import metric_objects, stateful_parts
 from helios_lite.model_internals.evaluation_weights import evaluation_state_of
 from helios_lite.processes import rng
 from helios_lite.processes.world import World
@@ -100,14 +107,18 @@ class Checkpointer:
             due = session.world.broadcast(session.model.should_save_checkpoint())
         return due
 
-    def save(self) -> None:
-        """Save the current state. Call on every rank."""
+    def save(self, *, deletes: bool = True) -> None:
+        """Save the current state. Call on every rank.
+
+        Args:
+            deletes: whether checkpoints that are not to be kept are deleted.
+        """
         session, state = self._session, self._state
         if session.checkpoints is None:
             return
         with self._log.paused():
             session.check_checkpoint_holds_all()
-            self._log.compute()  # Raises if a logged value is not finite: such a state is not saved.
+            self._log.compute(with_objects=False)  # Raises if a logged value is not finite: such a state is not saved.
             self._clock.tick()
             content = self._content()
             score, improved = self._monitor.current()
@@ -118,6 +129,7 @@ class Checkpointer:
                 "score": score,
                 "improved": improved,
                 "protect": self.resumed_from,
+                "deletes": deletes,
             }
             if session.context.parallel.sharded_parameter() is not None:
                 names = state_names(stateful_parts(session.model))
@@ -131,7 +143,18 @@ class Checkpointer:
         """Note the score of the last checkpoint, which was validated after it had been written. Rank 0 does it."""
         checkpoints, path = self._session.checkpoints, self.last_checkpoint
         if checkpoints is not None and path is not None and self._session.world.is_main:
-            checkpoints.set_score(path, *self._monitor.current())
+            checkpoints.set_final_score(path, *self._monitor.current())
+
+    def decided(self) -> bool | None:
+        """Return whether an earlier start has found the final weights to be the best, None if none has compared them.
+
+        Call on every rank.
+        """
+        session, path = self._session, self.last_checkpoint
+        found = None
+        if session.world.is_main and session.checkpoints is not None and path is not None:
+            found = session.checkpoints.final_decision(path)
+        return session.world.broadcast(found)
 
     def forget_final_score(self) -> None:
         """Forget what an earlier start noted so, when training goes on from there. Rank 0 does it."""
@@ -139,7 +162,7 @@ class Checkpointer:
         if checkpoints is None or path is None or state.validated_step == state.step:
             return
         if self._session.world.is_main:
-            checkpoints.set_score(path, None, improved=False)
+            checkpoints.forget_final_score(path)
 
     def _content(self) -> dict[str, Any]:
         """Return the content of a checkpoint. Call on every rank."""
@@ -228,33 +251,42 @@ class _MetricObjects:
     def state_dict(self) -> dict[str, Any]:
         """Return what they have seen, by attribute, and the attributes of those in the next row, by full name.
 
-        Raises:
-            ValueError: one that was logged is no attribute of the model.
+        Objects of torchmetrics are all there, because the model's state does not have what they have seen. Others are
+        there if they are logged: that state is of rank 0, and ranks have seen different samples.
         """
-        names, logged = metric_names(self._session.model), self._session.metrics.objects
-        for name, metric in logged.items():
-            if id(metric) not in names:
-                raise ValueError(
-                    f"log({name!r}): the {type(metric).__name__} must be an attribute of the model, or of one of its "
-                    "networks, and have state_dict and load_state_dict, so that checkpoints hold what it has seen"
-                )
+        logged = self._session.metrics.objects
+        objects = {
+            name: metric
+            for name, metric in metric_objects(self._session.model).items()
+            if is_of_torchmetrics(metric) or any(metric is each for each in logged.values())
+        }
+        names = {id(metric): name for name, metric in objects.items()}
         return {
-            "states": {name: state_of(metric) for name, metric in metric_objects(self._session.model).items()},
-            "logged": {name: names[id(metric)] for name, metric in logged.items()},
+            "states": {name: state_of(metric) for name, metric in objects.items()},
+            # Without those that others have replaced meanwhile.
+            "logged": {name: names[id(metric)] for name, metric in logged.items() if id(metric) in names},
         }
 
     def load_ranks(self, by_rank: list[dict[str, Any]], world: World) -> None:
         """Restore the states of this rank; of a larger number of ranks it takes its part, merged."""
         objects = metric_objects(self._session.model)
+        logged = {full_name: name for rank in by_rank for full_name, name in rank["logged"].items()}
         for name, metric in objects.items():
             states = [rank["states"][name] for rank in by_rank[world.rank :: world.size] if name in rank["states"]]
             if states:
                 restore(metric, states[0])
-            if len(states) > 1:
-                copies = [copied_metric(metric) for _ in states]
-                for copied, state in zip(copies, states, strict=True):
-                    restore(copied, state)
-                restore(metric, state_of(merged(name, copies)))
-        for full_name, name in {k: v for rank in by_rank for k, v in rank["logged"].items()}.items():
+            seen = [state for state in states if name in logged.values() or has_seen(state)]
+            if len(seen) > 1:
+                self._merge(name, metric, seen)
+        for full_name, name in logged.items():
             if name in objects:
                 self._session.metrics.update(full_name, objects[name], 1)
+
+    def _merge(self, name: str, metric: Any, states: list[dict[str, Any]]) -> None:
+        copies = [copied_metric(metric) for _ in states]
+        for copied, state in zip(copies, states, strict=True):
+            restore(copied, state)
+        try:
+            restore(metric, state_of(merged(name, copies)))
+        except TypeError as error:
+            logger.warning("%s: goes on with what one of %d ranks had seen (%s)", name, len(states), error)

@@ -12,7 +12,7 @@ import torch
 
 from helios_lite.loading.batches import Loader
 from helios_lite.metrics.accumulator import MetricAccumulator
-from helios_lite.metrics.metric_objects import restore, state_of
+from helios_lite.metrics.metric_objects import restore, state_of, values_of
 from helios_lite.model_internals.attributes import metric_objects, networks
 from helios_lite.model_internals.evaluation_weights import evaluation_weights
 from helios_lite.processes import rng
@@ -53,18 +53,23 @@ class Evaluator:
         with _inert(session) if self._in_training else evaluation_mode(session), context.parallel.uneven_forward():
             context.begin_phase(phase, metrics)
             model.eval()
-            session.hooks.call(f"{name}_start", *arguments)
-            context.parallel.finish_forward()
-            context.parallel.share_buffers()  # Once more, since the hooks may have put averaged weights in place.
-            is_idle = self._run_batches(phase, loaders, limit, metrics)
-            context.parallel.finish_forward()  # What a hook sends between ranks needs all of them.
-            context.begin_phase(phase, metrics)
-            session.hooks.call(f"{name}_end", *arguments)
-            context.parallel.finish_forward()
-            for score_name, score in (model._test_scores if testing else model._val_scores).items():
-                metrics.update(f"{phase}/{score_name}", score, 1)
-            values = metrics.compute(session.world, is_idle=is_idle).values
-            metrics.reset()
+            try:
+                session.hooks.call(f"{name}_start", *arguments)
+                context.parallel.finish_forward()
+                context.parallel.share_buffers()  # Once more, since the hooks may have put averaged weights in place.
+                is_idle = self._run_batches(phase, loaders, limit, metrics)
+                context.parallel.finish_forward()  # What a hook sends between ranks needs all of them.
+                context.begin_phase(phase, metrics)
+                session.hooks.call(f"{name}_end", *arguments)
+                context.parallel.finish_forward()
+                for score_name, score in (model._test_scores if testing else model._val_scores).items():
+                    metrics.update(f"{phase}/{score_name}", score, 1)
+                summary = metrics.compute(session.world, is_idle=is_idle)
+                values = dict(summary.values)
+                for metric_name, metric in summary.objects.items():
+                    values |= values_of(metric_name, metric)
+            finally:
+                metrics.reset()  # Those of the next evaluation begin anew.
             return session.hooks.process_metrics(phase, values)
 
     def _run_batches(

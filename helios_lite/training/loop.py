@@ -8,11 +8,14 @@ import logging
 import math
 from collections.abc import Iterator
 
+from torch import Tensor
+
 from helios_lite.checkpoints.files import to_serializable
 from helios_lite.display import console
 from helios_lite.display.lines import limits_text, with_limits
 from helios_lite.loading.batches import Batch, Loader
 from helios_lite.loading.train_data import TrainData
+from helios_lite.model_internals.attributes import networks
 from helios_lite.processes.peers import watch_peers
 from helios_lite.processes.signals import GracefulShutdown
 from helios_lite.state import FitResult, TrainingState
@@ -38,9 +41,10 @@ class Training:
         self.options, self.model, self.hooks = session.options, session.model, session.hooks
         self.valid_loaders: dict[str, Loader] = {}
         self.state = TrainingState()
+        self.start_batch = 0
         self.has_left_out = False
         self.clock = Clock(self.state)
-        self.train_data = TrainData(session.datamodule, session.options, session.world, session.model.count_samples)
+        self.train_data = TrainData(session.datamodule, session.options, session.world, session.count_samples)
         self.evaluator = Evaluator(session, in_training=True)
         self.monitor = Monitor(session, self.state)
         self.log = TrainingLog(session, self.state, self.clock)
@@ -85,6 +89,9 @@ class Training:
         if not self.validates():
             self.valid_loaders.clear()
         resume(self.session, self.checkpointer, self.monitor)
+        if not self.valid_loaders:
+            self.monitor.drop()
+        self.start_batch = self.state.batch
         initialize(self.session, self.checkpointer.resumed_from)
         if self.session.was_set_up and self.checkpointer.resumed_from is None and self.options.init_from is None:
             logger.warning(
@@ -143,7 +150,7 @@ class Training:
             is_between = self.monitor.has_begun or (
                 self.log.loading_failed and self.train_data.is_at_boundary(self.state)
             )
-            if is_between and self.session.world.size == 1:
+            if is_between and self.session.world.size == 1 and self.state.batch > self.start_batch:
                 self.save_after_error(error)
             raise
 
@@ -152,8 +159,12 @@ class Training:
         if self.session.checkpoints is None:
             return
         self.session.hooks.report_exception(error)  # Averaged weights are put back.
+        tensors = (tensor for net in networks(self.model) for tensor in net.state_dict().values())
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors if isinstance(tensor, Tensor)):
+            logger.warning("the state after step %d is not saved: a weight is not finite", self.state.step)
+            return
         try:
-            self.checkpointer.save()
+            self.checkpointer.save(deletes=False)
             self.session.checkpoints.join()
         except Exception as other:
             logger.warning("the state after step %d could not be saved: %s", self.state.step, other)
@@ -188,17 +199,32 @@ class Training:
         """
         state = self.state
         is_due = bool(self.valid_loaders) and state.validated_step != state.step > 0
-        values = self.log.read_end()
-        if values is None:
-            values = self.log.unwritten()
+        values, decided = self.log.read_end(), None
+        has_validated = values is not None and any(name.startswith("valid/") for name in values)
+        if values is None or (is_due and not has_validated):
+            values = self.log.unwritten() if values is None else values
             if is_due:
-                values |= self.evaluator.evaluate("valid", self.valid_loaders, state.validation_cycle + 1)
+                values |= self.validate_at_end()
             self.clock.tick()
             self.log.write_end(values)
             self.report.describe_row(values)
+        elif is_due:
+            decided = self.checkpointer.decided()
         if is_due:
-            self.compare(values)
+            self.compare(values, decided=decided)
             self.checkpointer.record_final_score()
+
+    def validate_at_end(self) -> dict[str, float]:
+        """Return the metrics of the final weights."""
+        try:
+            return self.evaluator.evaluate("valid", self.valid_loaders, self.state.validation_cycle + 1)
+        except Exception as error:
+            saved = self.checkpointer.last_checkpoint
+            error.add_note(
+                "raised in the validation of the final weights, which comes after on_training_end; the training has "
+                f"finished{'' if saved is None else f' and is saved in {saved}'}"
+            )
+            raise
 
     def start_epoch(self) -> Iterator[Batch]:
         """Return the batches of the epoch that are not finished."""
@@ -255,13 +281,14 @@ class Training:
             state.epoch_batch += 1
             state.epoch_samples += samples
             if completes_update:
-                if precision.num_steps != num_steps + 1:  # Not one step of the only optimizer, in fp32 or bf16.
-                    is_update = self.close_window(num_steps)
+                num_steps += 1
+                if precision.num_steps != num_steps:  # Not one step of the only optimizer, in fp32 or bf16.
+                    is_update = self.close_window(num_steps - 1)
                     if not is_update:
                         step -= 1
                         should_log = should_log and is_last
                         next_check = step  # It counts on an update per window.
-                num_steps = precision.num_steps
+                    num_steps = precision.num_steps
                 state.step = step
             if has_batch_hooks or loss_items or (should_log and is_distributed):
                 self.hooks.call("on_training_batch_end", state, should_log)
@@ -384,12 +411,12 @@ class Training:
             self.stop.poll_model()
             self.stop.sync(now=True)
 
-    def compare(self, values: dict[str, float]) -> None:
+    def compare(self, values: dict[str, float], *, decided: bool | None = None) -> None:
         """Count a validation, compare it with the best so far, and show it."""
         state = self.state
         state.validation_cycle += 1
         state.validated_step = state.step
-        self.monitor.update(values)
+        self.monitor.update(values, decided=decided)
         self.report.show_validation(values, is_best=state.best_step == state.step)
 
     def result(self, reason: str, title: str) -> FitResult:

@@ -57,16 +57,25 @@ class Monitor:
         """Note that a validation begins. A checkpoint that is saved before its end says that it is still due."""
         self.has_begun, self.ends_epoch = True, ends_epoch
 
-    def update(self, values: dict[str, float]) -> None:
-        """Compare a validation with the best so far, and ask the model for its decision. Call on every rank."""
+    def drop(self) -> None:
+        """Forget that a validation has begun, because none is wanted any more."""
+        self.has_begun = self.ends_epoch = False
+
+    def update(self, values: dict[str, float], *, decided: bool | None = None) -> None:
+        """Compare a validation with the best so far, and ask the model for its decision. Call on every rank.
+
+        Args:
+            values: the metrics of the validation.
+            decided: what an earlier start has decided, None if this is the first time.
+        """
         session, state = self._session, self._state
         self.has_begun = self.ends_epoch = False
         self._score, improved = self.check(values)
         session.context.set_improved(improved)
         if self._score is not None:
             self.history.append(self._score)
-        improved = session.model.have_metrics_improved()
-        if self.custom:
+        improved = session.model.have_metrics_improved() if decided is None else decided
+        if self.custom and decided is None:
             improved = session.world.broadcast(improved)
         if not improved:
             state.early_stop_count += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,13 @@ from helios_lite.loading.batches import Loader
 from helios_lite.loading.loaders import check_splits, make_loader, split_parts
 from helios_lite.metrics.accumulator import MetricAccumulator
 from helios_lite.model import Model
-from helios_lite.model_internals.attributes import named_networks, networks, stateful_parts, trained_in_evaluation_mode
+from helios_lite.model_internals.attributes import (
+    metric_names,
+    named_networks,
+    networks,
+    stateful_parts,
+    trained_in_evaluation_mode,
+)
 from helios_lite.model_internals.checks import (
     check_hidden_parts,
     check_names,
@@ -26,6 +32,7 @@ from helios_lite.model_internals.checks import (
     misspelt_hooks,
 )
 from helios_lite.model_internals.run_context import RunContext
+from helios_lite.nested import count_samples
 from helios_lite.networks.parallel import ParallelStrategy
 from helios_lite.networks.precision import Precision
 from helios_lite.options import Options
@@ -73,7 +80,7 @@ class Session:
         is_seen = self.world.is_main and options.log_level != "quiet"
         self.progress = Progress(options.progress and is_seen)
         self.prints = options.print_banner and is_seen
-        self.metrics = MetricAccumulator(self.device)
+        self.metrics = MetricAccumulator(self.device, is_held=lambda metric: id(metric) in metric_names(model))
         self._loaders: list[Loader] = []
         self.was_set_up = model._context.is_set_up
         self.context = self._make_context()
@@ -144,6 +151,12 @@ class Session:
         check_trained(self.model, parts)
         return parts
 
+    @property
+    def count_samples(self) -> Callable[[Any], int]:
+        """The function that counts the samples in a batch: the model's, if it overrides `Model.count_samples`."""
+        is_own = type(self.model).count_samples is not Model.count_samples
+        return self.model.count_samples if is_own else count_samples
+
     def loaders(self, phase: str) -> dict[str, Loader]:
         """Return the loaders of the "valid" or "test" split, by the prefix of their metrics; none without a split."""
         parts = split_parts(self.datamodule, phase)
@@ -152,13 +165,14 @@ class Session:
 
     def loader(self, source: Any, name: str, limit: int | float | None = None) -> Loader:
         """Return the loader of a part of a split, whose workers end with the session."""
-        seed, count = self.options.seed, self.model.count_samples
+        seed, count = self.options.seed, self.count_samples
         loader = make_loader(source, name, seed, self.world, limit, count=count)
         self._loaders.append(loader)
         return loader
 
     def close(self) -> None:
-        """End the workers of all loaders."""
+        """End the workers of all loaders, and reset the metric objects of a row that was not written."""
+        self.metrics.reset()
         for loader in self._loaders:
             loader.close()
 

@@ -129,21 +129,25 @@ class TrainingLog:
         self._row_time.start(now)
         self._epoch_time.start(now)
 
-    def compute(self) -> Summary:
-        """Return the training metrics since the last row. Call on every rank.
+    def compute(self, *, with_objects: bool = True) -> Summary:
+        """Return the training metrics since the last row, with the values of metric objects. Call on every rank.
+
+        Args:
+            with_objects: whether those are computed.
 
         Raises:
-            FloatingPointError: a value, or the loss passed to `backward` last, was not finite (`check_finite`); the
-                message has its name and step.
+            FloatingPointError: a logged number, or the loss passed to `backward` last, was not finite
+                (`check_finite`); the message has its name and step.
         """
         session = self._session
         checks = session.options.check_finite
-        summary = session.metrics.compute(session.world, loss=session.context.precision.last_loss if checks else None)
+        loss = session.context.precision.last_loss if checks else None
+        summary = session.metrics.compute(session.world, loss=loss, with_objects=with_objects)
         session.context.precision.forget_loss()
         self._checked(summary)
         if not summary.loss_is_finite:
             raise self._not_finite("the loss passed to backward", self._state.step)
-        return summary
+        return summary._replace(values=summary.values | self._epoch_totals.computed(summary.objects))
 
     def unwritten(self) -> dict[str, float]:
         """Return the training metrics that no row has, with those of `on_training_end`. Call on every rank."""
@@ -274,7 +278,8 @@ class TrainingLog:
         self._session.context.begin_phase("train", metrics)
         yield
         self._session.context.begin_phase("train", self._session.metrics)
-        self.end_values = self._checked(metrics.compute(self._session.world))
+        summary = metrics.compute(self._session.world)
+        self.end_values = self._checked(summary) | self._epoch_totals.computed(summary.objects)
 
     def read_end(self) -> dict[str, float] | None:
         """Return the row that `write_end` has written in an earlier start, None if it has not. Call on every rank."""

@@ -1196,3 +1196,33 @@ def test_an_evaluation_of_unknown_length_says_how_to_limit_it(
     text = f"{phase}: has no length; if it never ends, set limit_{kind}_batches"
     is_said = kind in ("valid", "test") and limit is None
     assert [record.getMessage() for record in caplog.records] == ([text] if is_said else [])
+
+
+def test_batches_of_a_list_are_counted_one_by_one() -> None:
+    """Those like the one before are not looked at as a whole, and there may be others in between."""
+    ones = [[torch.ones(n, 2), torch.ones(n)] for n in (4, 4, 3, 3, 5)]
+    others: list[Any] = [
+        [],
+        [7],
+        (torch.ones(2),),
+        {"x": torch.ones(6, 1)},
+        [torch.ones(4), [torch.ones(4)]],
+        torch.ones(8),
+    ]
+    batches = [*ones, *itertools.chain(*((other, ones[0]) for other in others))]
+    found = [batch.size for batch in named(make_loader(batches, "train", 0).epoch(0).batches)]
+    assert found == [4, 4, 3, 3, 5, 1, 4, 1, 4, 2, 4, 6, 4, 4, 4, 8, 4]
+    with pytest.raises(ValueError, match="tensors of a batch have the first dimensions 3, 4"):
+        named(make_loader([ones[0], [torch.ones(3), torch.ones(4)]], "train", 0).epoch(0).batches)
+
+
+def test_a_count_of_the_models_own_is_asked_for_every_batch() -> None:
+    counted = []
+
+    def count(batch: Any) -> int:
+        counted.append(len(counted))
+        return len(counted)
+
+    batches = [[torch.ones(4), torch.ones(4)] for _ in range(3)]
+    loader = make_loader(batches, "train", 0, World(), count=count)
+    assert [batch.size for batch in named(loader.epoch(0).batches)] == [1, 2, 3]

@@ -140,6 +140,10 @@ def log_twice(model: Any, first: Any, second: Any) -> None:
     model.log("m", second)
 
 
+class NoState(NoMerge):
+    state_dict = None  # type: ignore[assignment]
+
+
 def log_unheld(model: Any) -> None:
     unheld = torchmetrics.MeanMetric()
     unheld.update(1.0)
@@ -157,6 +161,7 @@ def log_unheld(model: Any) -> None:
             lambda model: model.log("m", model.matrix),
             r"^log\('train/m'\): compute\(\) of BinaryConfusionMatrix must ret",
         ),
+        (lambda model: model.log("m", NoState()), r"^log\('train/m'\): the NoState must be an attribute"),
         (log_unheld, r"^log\('train/m'\): the MeanMetric must be an attribute of the model"),
     ],
 )
@@ -165,14 +170,166 @@ def test_what_cannot_be_logged_is_an_error_that_names_it(call: Any, match: str, 
         quiet(max_steps=1, root=tmp_path).fit(Wrong(call), data(train=40))
 
 
-def test_a_value_that_is_not_finite_ends_the_training() -> None:
-    class Undefined(Scored):
+class Few(Scored):
+    """Has objects that need more than the samples of some rows."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup(fast_init)
+        self.r2 = torchmetrics.R2Score()
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        super().train_step(batch, state)
+        self.score.below = torch.tensor(math.nan if state.step == 2 else 1.0)
+        self.r2.update(batch[1][:, 0], batch[1][:, 1])
+        self.log("r2", self.r2)
+
+
+def test_what_too_few_samples_do_not_give_is_missing_or_null_and_ends_nothing(tmp_path: Path, caplog: Any) -> None:
+    """A row has three updates of one sample each, the last has one; a save comes inside of rows."""
+    options = {"max_steps": 10, "log_every_steps": 3, "valid_every_epochs": None, "save_every_steps": 1}
+    result = quiet(root=tmp_path, **options).fit(Few("own"), data(train=40, batch_size=1))
+    rows = read_rows(tmp_path / "plain")
+    assert [row["step"] for row in rows] == [3, 6, 9, 10]
+    assert ["train/r2" in row for row in rows] == [True, True, True, False]
+    assert [row["train/score"] is None for row in rows] == [True, False, False, False]
+    assert "train/loss" in result.metrics
+    texts = [record.getMessage() for record in caplog.records if "r2" in record.getMessage()]
+    assert len(texts) == 1
+    assert texts[0].startswith("log('train/r2'): no value in this row, because compute() raised: Needs at least two")
+
+
+def test_an_evaluation_whose_object_cannot_be_computed_is_an_error() -> None:
+    with pytest.raises(ValueError, match="Needs at least two samples") as caught:
+        quiet(max_epochs=1).validate(With(torchmetrics.R2Score()), data(valid=1), checkpoint=None)
+    assert caught.value.__notes__ == ["raised by compute() of what was logged as 'valid/score'"]
+
+
+def test_what_a_step_has_computed_with_a_graph_can_be_seen_by_an_object() -> None:
+    class Attached(Scored):
+        def train_step(self, batch: Any, state: Any) -> None:
+            Plain.train_step(self, batch, state)
+            self.score.update(self.net(batch[1])[:, 0].sigmoid(), batch[0].int() % 2)
+            self.log("score", self.score)
+
+    result = quiet(max_epochs=2, log_every_steps=2).fit(Attached("lists"), data(train=40, batch_size=10))
+    assert 0.0 <= result.metrics["train/score/epoch"] <= 1.0
+
+
+class Holder(nn.Module):
+    """A module of our own with metrics of torchmetrics inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torchmetrics.SumMetric()
+
+    def update(self, values: torch.Tensor) -> None:
+        self.inner.update(values)
+
+    def compute(self) -> dict[str, Any]:
+        return {"sum": self.inner.compute()}
+
+    def reset(self) -> None:
+        self.inner.reset()
+
+
+class Held(Plain):
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup(fast_init)
+        self.score = Holder()
+        self.classes = torchmetrics.ClasswiseWrapper(torchmetrics.classification.MulticlassAccuracy(2, average=None))
+        self.tracked = torchmetrics.MetricTracker(torchmetrics.SumMetric(), maximize=True)
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        super().train_step(batch, state)
+        self.score.update(batch[0].float())
+        self.log("score", self.score)
+        self.classes.update(batch[0] % 3 % 2, batch[0] % 2)
+        self.log("classes", self.classes)
+
+    def valid_step(self, batch: Any, step: int) -> None:
+        self.score.update(batch[0].float())
+        self.log("score", self.score)
+
+
+def test_modules_and_wrappers_with_metrics_inside_are_seen_through(tmp_path: Path) -> None:
+    options = {"log_every_steps": 4, "valid_every_steps": 2, "sanity_batches": 0}
+    ends = []
+    for name, stops in (("whole", (8,)), ("cut", (1, 3, 8))):
+        for max_steps in stops:
+            model = Held()
+            quiet(max_steps=max_steps, root=tmp_path / name, **options).fit(model, data(train=32))
+        rows = [row for row in timeless(read_rows(tmp_path / name / "plain")) if "kind" not in row]
+        ends.append([only(row, "train/") for row in rows])
+    assert ends[0] == ends[1]
+    sums = [row["train/score/sum"] for row in ends[0] if "train/score/sum" in row]
+    assert sum(sums) == sum(range(32))
+    assert [name for name in ends[0][-2] if "classes" in name] == [
+        f"train/classes/multiclassaccuracy_{i}{ending}" for ending in ("", "/epoch") for i in range(2)
+    ]
+
+
+def test_what_an_error_leaves_in_an_object_is_not_counted_later() -> None:
+    class Failing(Scored):
+        def __init__(self) -> None:
+            super().__init__("sum")
+            self.made, self.fails = KINDS["sum"](), True
+
+        def setup(self, fast_init: bool = False) -> None:
+            Plain.setup(self, fast_init)
+            self.score, self.parts = self.made, {"valid": self.made}
+
+        def fail(self) -> None:
+            if self.fails:
+                raise OSError("once")
+
         def train_step(self, batch: Any, state: Any) -> None:
             super().train_step(batch, state)
-            self.score.below = torch.tensor(math.nan if state.step == 2 else 1.0)
+            self.fail()
 
-    with pytest.raises(FloatingPointError, match=r"^train/score is not finite at step 3"):
-        quiet(max_steps=9, log_every_steps=3).fit(Undefined("own"), data(train=40))
+        def valid_step(self, batch: Any, step: int) -> None:
+            super().valid_step(batch, step)
+            self.fail()
+
+    model = Failing()
+    for call in (
+        lambda: quiet(max_epochs=1, sanity_batches=0).fit(model, data(valid=9)),
+        lambda: quiet(max_epochs=1).validate(model, data(valid=9), checkpoint=None),
+    ):
+        model.fails = True
+        with pytest.raises(OSError, match="once"):
+            call()
+        model.fails = False
+        metrics = quiet(max_epochs=1).validate(model, data(valid=9), checkpoint=None)
+        assert metrics == {"valid/score": 36.0}
+
+
+def test_a_module_with_a_state_is_loaded_as_a_network_whatever_its_methods(tmp_path: Path) -> None:
+    class Normalizer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(()))
+
+        def update(self, values: torch.Tensor) -> None:
+            self.mean.copy_(values.mean())
+
+        def compute(self) -> torch.Tensor:
+            return self.mean
+
+        def reset(self) -> None:
+            self.mean.zero_()
+
+    class Normalized(Plain):
+        def setup(self, fast_init: bool = False) -> None:
+            super().setup(fast_init)
+            self.norm = Normalizer()
+
+        def train_step(self, batch: Any, state: Any) -> None:
+            super().train_step(batch, state)
+            self.norm.update(batch[0].float())
+
+    result = quiet(max_epochs=1, root=tmp_path).fit(model := Normalized(), data())
+    assert model.norm.mean > 0
+    assert Normalized.load_from_checkpoint(result.last_checkpoint).norm.mean == model.norm.mean
 
 
 def test_metric_objects_are_no_networks() -> None:

@@ -388,3 +388,131 @@ def test_a_validation_that_is_done_again_keeps_its_best_checkpoint(tmp_path: Pat
         with_errors(tmp_path, model)
     (entry,) = json.loads((tmp_path / "tiny/checkpoints/manifest.json").read_text())["checkpoints"]
     assert (entry["step"], entry["improved"]) == (4, True)
+
+
+def test_nothing_is_deleted_for_what_is_saved_after_an_error(tmp_path: Path) -> None:
+    with_errors(tmp_path, Sensitive(), max_steps=2)
+    model = Sensitive()
+    model.where, model.at = "valid_step", 1
+    with pytest.raises(OSError, match="broken in valid_step"):
+        with_errors(tmp_path, model)
+    steps = [int(path.stem.rpartition("_")[2]) for path in (tmp_path / "tiny/checkpoints").glob("*.pth")]
+    assert sorted(steps) == [2, 4]
+
+
+def test_weights_that_are_not_finite_are_not_saved_after_an_error(tmp_path: Path, caplog: Any) -> None:
+    class Exploded(Sensitive):
+        def on_training_batch_end(self, state: Any, should_log: bool = False) -> None:
+            super().on_training_batch_end(state, should_log)
+            if state.step == 4:
+                self.net[0].weight.data[0, 0] = math.inf
+
+    model = Exploded()
+    model.where, model.at = "valid_step", 1
+    with pytest.raises(OSError, match="broken in valid_step"):
+        with_errors(tmp_path, model)
+    assert step_of_newest(tmp_path) is None
+    assert "the state after step 4 is not saved: a weight is not finite" in caplog.text
+
+
+def test_a_start_that_has_trained_nothing_saves_nothing(tmp_path: Path) -> None:
+    """The first batch may show a mistake in the data or the model, which is then made anew."""
+    train = Breaking(20)
+    for folder, steps in (("new", 0), ("resumed", 2)):
+        train.broken = -1
+        options: dict[str, Any] = {"root": tmp_path / folder, "valid_every_epochs": None}
+        if steps:
+            quiet(max_steps=steps, **options).fit(Sensitive(), DataModule(Split(train, 4)))
+        before = {path.name: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pth")}
+        train.broken = 4 * steps
+        with pytest.raises(OSError, match="cannot be read"):
+            quiet(max_steps=9, **options).fit(Sensitive(), DataModule(Split(train, 4)))
+        assert {path.name: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pth")} == before
+
+
+def test_a_loader_with_a_state_is_not_saved_beyond_what_it_has_given(tmp_path: Path) -> None:
+    class Reading:
+        def __init__(self, batches: list[Any]) -> None:
+            self.batches, self.position = batches, 0
+
+        def __len__(self) -> int:
+            return len(self.batches)
+
+        def __iter__(self) -> Any:
+            while self.position < len(self):
+                self.position += 1
+                if self.position == 4 and broken:
+                    raise OSError("cannot be read")
+                yield self.batches[self.position - 1]
+            self.position = 0
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"position": self.position}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.position = state["position"]
+
+    index, x = next(iter(torch.utils.data.DataLoader(Indices(24), 24)))
+    seen: list[list[int]] = []
+    for broken in (True, False):
+        batches = Reading([(index[i : i + 4], x[i : i + 4]) for i in range(0, 24, 4)])
+        model = Sensitive()
+        trainer = quiet(max_epochs=1, root=tmp_path, save_every_steps=2)
+        if broken:
+            with pytest.raises(OSError, match="cannot be read"):
+                trainer.fit(model, DataModule(batches))
+        else:
+            trainer.fit(model, DataModule(batches))
+        seen.append(model.seen)
+    assert seen == [list(range(12)), list(range(8, 24))]
+
+
+def test_a_finished_run_is_validated_when_it_is_asked_for_later(tmp_path: Path) -> None:
+    off = {"valid_every_epochs": None, "valid_every_steps": None, "monitor": None}
+    quiet(max_steps=11, root=tmp_path, **{**OPTIONS, **off}).fit(Ended(), data(train=20))
+    model = Ended()
+    result = quiet(max_steps=11, root=tmp_path, **OPTIONS).fit(model, data(train=20))
+    assert (model.seen, result.state.best_step, result.metrics["train/end"]) == ([], 11, 1.0)
+    assert quiet(max_steps=11, root=tmp_path, **OPTIONS).fit(Ended(), data(train=20)).metrics == result.metrics
+
+
+def test_a_validation_that_fails_can_be_turned_off(tmp_path: Path) -> None:
+    model = Sensitive()
+    model.where, model.at = "valid_step", 1
+    with pytest.raises(OSError, match="broken in valid_step"):
+        with_errors(tmp_path, model)
+    off = {"valid_every_epochs": None, "valid_every_steps": None, "monitor": None}
+    model = Sensitive()
+    assert with_errors(tmp_path, model, **off).state.validation_cycle == 0
+    assert (model.validated, len(model.seen)) == ([], 11 * 4)
+
+
+def test_what_a_model_has_decided_of_the_final_weights_is_not_asked_again(tmp_path: Path) -> None:
+    class Deciding(Validated):
+        def have_metrics_improved(self) -> bool:
+            asked.append(1)
+            return len(asked) == 1
+
+    asked: list[int] = []
+    options = {**OPTIONS, "monitor": None, "max_steps": 11}
+    first = quiet(root=tmp_path, **options).fit(Deciding(), data(train=20))
+    assert (first.state.best_step, len(asked)) == (4, 5)
+    asked.clear()
+    assert plain(quiet(root=tmp_path, **options).fit(Deciding(), data(train=20))) == plain(first)
+
+
+def test_an_error_in_the_validation_of_the_end_says_that_the_training_has_finished(tmp_path: Path) -> None:
+    class Released(Validated):
+        def on_training_end(self) -> None:
+            self.has_ended = True
+
+        def valid_step(self, batch: Any, step: int) -> None:
+            if getattr(self, "has_ended", False):
+                raise AttributeError("the teacher is gone")
+            super().valid_step(batch, step)
+
+    with pytest.raises(AttributeError, match="the teacher is gone") as caught:
+        quiet(max_steps=11, root=tmp_path, **OPTIONS).fit(Released(), data(train=20))
+    (note,) = [note for note in caught.value.__notes__ if "final weights" in note]
+    path = tmp_path / "tiny/checkpoints/tiny_epoch_2_iter_11.pth"
+    assert note.endswith(f"the training has finished and is saved in {path}")
