@@ -11,10 +11,25 @@ from helios_lite.callbacks import EMA
 from helios_lite.loggers import JsonlLogger, Logger
 
 
+class Largest:
+    def __init__(self) -> None:
+        self.largest = 0.0
+
+    def update(self, value: float) -> None:
+        self.largest = max(self.largest, value)
+
+    def compute(self) -> float:
+        return self.largest
+
+    def reset(self) -> None:
+        self.largest = 0.0
+
+
 class Linear(Model):
     def setup(self, fast_init: bool = False) -> None:
         self.net = self.parallelize(nn.Linear(3, 1))
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1)
+        self.metric = Largest()
 
     def train_step(self, batch: tuple[Tensor, ...], state: TrainingState) -> None:
         (x,) = batch
@@ -26,6 +41,8 @@ class Linear(Model):
         self.log("loss", loss, reduce="median")  # type: ignore[arg-type]
         self.log("spread", loss, reduce=("std", "max"), bar=True)
         self.log("spread", loss, reduce=("std", "median"))  # type: ignore[arg-type]
+        self.log("metric", self.metric)
+        self.log("metric", self.net)  # type: ignore[arg-type]
 
 
 class Silent:

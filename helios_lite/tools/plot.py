@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from helios_lite.arguments import did_you_mean
+from helios_lite.metrics.rows import ROW_COLUMNS
 from helios_lite.tools.usage import UsageError
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def _points(path: Path) -> Iterator[tuple[str, int, float]]:
             continue
         row = json.loads(line)
         for name, value in row.items():
-            if name not in ("step", "epoch", "seconds", "kind", "checkpoint"):
+            if name not in ROW_COLUMNS:
                 yield name, row["step"], math.nan if value is None else value
 
 

@@ -57,10 +57,12 @@ def resume(session: Session, checkpointer: Checkpointer, monitor: Monitor) -> No
             "the file was not kept (keep_best) or cannot be read"
         )
     if isinstance(choice, Path):
-        newest = None if session.checkpoints is None else session.checkpoints.newest()
-        if newest is not None and not newest.samefile(path):
+        checkpoints = session.checkpoints
+        newest = checkpoints.newest() if session.world.is_main and checkpoints is not None else None
+        other = session.world.broadcast(None if newest is None or newest.samefile(path) else newest)
+        if other is not None:
             raise ValueError(
-                f"resume={str(choice)!r}: the run folder has {newest}; choose another run_name, or "
+                f"resume={str(choice)!r}: the run folder has {other}; choose another run_name, or "
                 'resume="auto" to continue from that file'
             )
     _compare_hparams(session, path, content, is_automatic=not isinstance(choice, Path))

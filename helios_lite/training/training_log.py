@@ -165,8 +165,10 @@ class TrainingLog:
             ends_epoch: whether the epoch has ended. Its last row has its time, and every metric over the whole epoch as
                 "<name>/epoch"; if that row was written before the end was known, these have a row of their own.
         """
-        is_left = ends_epoch and not self._session.metrics.is_empty  # Of windows that were no updates.
-        values = self._take_values() if self._state.step != self._logged_step or is_left else {}
+        has_updates = self._state.step != self._logged_step
+        if ends_epoch and not has_updates:  # Windows that were no updates may have left something, on any rank.
+            has_updates = any(self._session.world.gather(not self._session.metrics.is_empty))
+        values = self._take_values() if has_updates else {}
         if ends_epoch and not values:
             self._clock.tick()
         if ends_epoch and (seconds := self._epoch_time.seconds(self._clock.now)) is not None:

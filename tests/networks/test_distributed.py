@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torchmetrics
 from helpers.clock import Time
+from helpers.collectives import first_difference, where_they_part
 from helpers.compare import close, same, saved, timeless, weights
 from helpers.models import Indices, Plain, Tiny, data, quiet
 from helpers.processes import deadline
@@ -1333,6 +1334,28 @@ def test_the_last_value_of_several_ranks_is_that_of_one(result: Results) -> None
     expected = last_values(batch_size=4)
     assert expected["train/index"] == 5.0
     assert close(result(last_values_of_two, ranks=2), expected)
+
+
+# The collectives of a run.
+
+
+@scenario(ranks=(2, 3))
+def collectives_of_random_runs(root: Path, world: World) -> list[str]:
+    first = 100 * world.size
+    return first_difference(0, range(first, first + 4), root / f"collectives-{world.size}", world)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_whose_clocks_differ_call_the_same_collectives_in_the_same_order(ranks: int, result: Results) -> None:
+    assert result(collectives_of_random_runs, ranks=ranks) == []
+
+
+def test_a_collective_that_one_rank_calls_otherwise_is_found() -> None:
+    calls = [f"all_reduce < place:{i}" for i in range(10)]
+    assert where_they_part([calls, calls]) is None
+    assert where_they_part([calls, calls[:9]]) == "collective 9: all_reduce < place:9 | nothing"
+    assert where_they_part([calls[1:], calls]) == "collective 0: all_reduce < place:1 | all_reduce < place:0"
+    assert where_they_part([calls[1:], calls[1:]]) == "only 9 collectives"
 
 
 # Metric objects.

@@ -203,7 +203,7 @@ def test_plot_draws_evaluations_at_their_step(toy_run):
     for checkpoint in (first, "last"):
         quiet(root=toy_run.parent, max_epochs=3).test(Tiny(), data(), checkpoint=checkpoint)
     with (toy_run / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 1, "kind": "test", "checkpoint": null, "test/loss": 0.5}\n')
+        file.write('{"step": 1, "kind": "test", "checkpoint": null, "limit": 2, "test/loss": 0.5}\n')
     curves = _read_curves(toy_run)
     assert all("/" in name for name in curves)
     assert [step for step, _ in curves["test/loss"]] == [1, 9, 9]
