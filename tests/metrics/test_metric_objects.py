@@ -345,7 +345,10 @@ def test_metric_objects_are_no_networks() -> None:
     model.own = nn.Linear(1, 1)
     for name in ("update", "compute", "reset"):
         setattr(model.own, name, lambda: None)
+    model.kept = torchmetrics.MeanMetric()
+    model.kept.persistent(True)
     assert list(named_networks(model)) == ["net", "own"]
+    assert list(metric_objects(model)) == ["score", "parts.valid", "more.0", "kept"]
 
 
 def test_a_copy_of_what_was_seen_is_not_changed_by_the_next_update() -> None:
