@@ -2687,7 +2687,7 @@ MUTATIONS = [
         "training/checkpointer.py",
         "self._log.compute(with_objects=False)",
         "self._log.compute()",
-        OBJECTS + "test_what_too_few_samples_do_not_give_is_missing_or_null_and_ends_nothing",
+        OBJECTS + "test_an_object_is_computed_for_rows_and_not_for_checkpoints",
     ),
     Mutation(
         "training/evaluator.py",

@@ -198,6 +198,18 @@ def test_what_too_few_samples_do_not_give_is_missing_or_null_and_ends_nothing(tm
     assert texts[0].startswith("log('train/r2'): no value in this row, because compute() raised: Needs at least two")
 
 
+def test_an_object_is_computed_for_rows_and_not_for_checkpoints(tmp_path: Path) -> None:
+    class Counting(Scored):
+        def setup(self, fast_init: bool = False) -> None:
+            super().setup(fast_init)
+            self.score.compute = lambda: computed.append(1) or 0.5
+
+    computed: list[int] = []
+    options = {"max_steps": 6, "log_every_steps": 3, "valid_every_epochs": None, "save_every_steps": 1}
+    quiet(root=tmp_path, **options).fit(Counting("own"), data(train=40))
+    assert len(computed) == 2
+
+
 def test_an_evaluation_whose_object_cannot_be_computed_is_an_error() -> None:
     with pytest.raises(ValueError, match="Needs at least two samples") as caught:
         quiet(max_epochs=1).validate(With(torchmetrics.R2Score()), data(valid=1), checkpoint=None)
@@ -362,5 +374,6 @@ def test_a_copy_of_what_was_seen_is_not_changed_by_the_next_update() -> None:
         metric.reset()
         metric.update(*seen_by(kind, torch.arange(3)))
         other = copy.deepcopy(metric)
+        other.compute()  # Those of torchmetrics keep the result.
         restore(other, state)
         assert other.compute() == expected, kind
