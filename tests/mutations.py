@@ -2761,6 +2761,12 @@ MUTATIONS = [
         "if is_flat and batch else None",
         "loading/test_loaders.py::test_a_count_of_the_models_own_is_asked_for_every_batch",
     ),
+    Mutation(
+        "loading/iterable_loader.py",
+        "            self._is_exhausted = True\n            self._require_all",
+        "            self._require_all",
+        ENDS + "test_an_epoch_of_a_loader_with_a_state_is_not_begun_again_after_its_validation_failed",
+    ),
 ]
 
 

@@ -187,6 +187,7 @@ class IterableLoader:
                 for i, (size, data) in enumerate(counted, 1):
                     number += 1
                     yield data, size, size * num_ranks, size / max(total, 1), i == len(batches), number == last
+            self._is_exhausted = True
             self._require_all(number, last, start)
             if start == number == 0:
                 raise ValueError(f"the {self._phase} split gave no batch (an iterator can be used for one epoch only)")

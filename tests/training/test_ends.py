@@ -1,5 +1,6 @@
 """How a run ends: the validation of its final weights, its last row, and what an error leaves behind."""
 
+import contextlib
 import json
 import math
 import signal
@@ -465,6 +466,39 @@ def test_a_loader_with_a_state_is_not_saved_beyond_what_it_has_given(tmp_path: P
             trainer.fit(model, DataModule(batches))
         seen.append(model.seen)
     assert seen == [list(range(12)), list(range(8, 24))]
+
+
+@pytest.mark.parametrize("accumulation_steps", [1, 2, 3])
+def test_an_epoch_of_a_loader_with_a_state_is_not_begun_again_after_its_validation_failed(
+    accumulation_steps: int, tmp_path: Path
+) -> None:
+    """Its last window may be as long as the others, so that only one more look shows that it has ended."""
+
+    class Counting:
+        def __init__(self) -> None:
+            self.position = 0
+
+        def __iter__(self) -> Any:
+            while self.position < 3:
+                self.position += 1
+                yield torch.tensor([self.position]), torch.ones(1, 3) * self.position
+            self.position = 0
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"position": self.position}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.position = state["position"]
+
+    seen = []
+    for where in ("valid_step", ""):
+        model = Sensitive()
+        model.where, model.at = where, 2
+        trainer = quiet(max_epochs=2, root=tmp_path, sanity_batches=0, accumulation_steps=accumulation_steps)
+        with pytest.raises(OSError, match="broken") if where else contextlib.nullcontext():
+            trainer.fit(model, DataModule(Counting(), Split(Indices(5), 4)))
+        seen.append(model.seen)
+    assert seen == [[1, 2, 3], [1, 2, 3]]
 
 
 def test_a_finished_run_is_validated_when_it_is_asked_for_later(tmp_path: Path) -> None:
