@@ -1766,8 +1766,8 @@ MUTATIONS = [
     ),
     Mutation(
         "training/training_log.py",
-        "is_left = ends_epoch and not self._session.metrics.is_empty",
-        "is_left = False",
+        "has_updates = any(self._session.world.gather(not self._session.metrics.is_empty))",
+        "pass",
         WINDOWS + "test_what_a_dropped_last_window_has_logged_is_of_its_epoch",
     ),
     # Optimizers with weights for evaluations.
@@ -2437,8 +2437,8 @@ MUTATIONS = [
     ),
     Mutation(
         "training/loop.py",
-        "        values, decided = self.log.read_end(), None\n",
-        "        values, decided = None, None\n",
+        "        values = self.log.read_end()\n",
+        "        values = None\n",
         ENDS + "test_a_start_that_finds_the_run_finished_has_the_same_result_and_validates_nothing",
     ),
     Mutation(
@@ -2727,8 +2727,8 @@ MUTATIONS = [
     ),
     Mutation(
         "training/loop.py",
-        "if values is None or (is_due and not has_validated):",
-        "if values is None:",
+        "if values is not None and (has_validated or not is_due):",
+        "if values is not None:",
         ENDS + "test_a_finished_run_is_validated_when_it_is_asked_for_later",
     ),
     Mutation(
@@ -2739,8 +2739,8 @@ MUTATIONS = [
     ),
     Mutation(
         "training/loop.py",
-        "            decided = self.checkpointer.decided()\n",
-        "            pass\n",
+        "self.compare(values, decided=self.checkpointer.decided())",
+        "self.compare(values)",
         ENDS + "test_what_a_model_has_decided_of_the_final_weights_is_not_asked_again",
     ),
     Mutation(

@@ -19,15 +19,23 @@ from torch import Tensor, nn
 class MetricObject(Protocol):
     """What `Model.log` takes in place of a number: `compute` returns one, or a dict of them."""
 
-    update: Callable[..., Any]
-    compute: Callable[..., Any]
-    reset: Callable[..., Any]
+    @property
+    def update(self) -> Callable[..., Any]:
+        """Takes samples."""
+
+    @property
+    def compute(self) -> Callable[..., Any]:
+        """Returns the value of what was seen since the last `reset`."""
+
+    @property
+    def reset(self) -> Callable[..., Any]:
+        """Forgets what was seen."""
 
 
 def is_metric_object(value: Any) -> bool:
     """Return whether an object (not a class) has `update`, `compute` and `reset`, and is no network that is trained."""
-    methods = MetricObject.__annotations__
-    if isinstance(value, type) or not all(callable(getattr(value, name, None)) for name in methods):
+    methods = (getattr(value, name, None) for name in ("update", "compute", "reset"))
+    if isinstance(value, type) or not all(map(callable, methods)):
         return False
     return not isinstance(value, nn.Module) or is_of_torchmetrics(value) or _is_frozen(value)
 

@@ -199,19 +199,21 @@ class Training:
         """
         state = self.state
         is_due = bool(self.valid_loaders) and state.validated_step != state.step > 0
-        values, decided = self.log.read_end(), None
+        values = self.log.read_end()
         has_validated = values is not None and any(name.startswith("valid/") for name in values)
-        if values is None or (is_due and not has_validated):
-            values = self.log.unwritten() if values is None else values
+        if values is not None and (has_validated or not is_due):
             if is_due:
-                values |= self.validate_at_end()
-            self.clock.tick()
-            self.log.write_end(values)
-            self.report.describe_row(values)
-        elif is_due:
-            decided = self.checkpointer.decided()
+                self.compare(values, decided=self.checkpointer.decided())
+            return
+        values = self.log.unwritten() if values is None else values
         if is_due:
-            self.compare(values, decided=decided)
+            values |= self.validate_at_end()
+        self.clock.tick()
+        self.log.write_end(values)
+        self.report.describe_row(values)
+        if is_due:
+            self.compare(values)
+            self.report.show_validation(values, is_best=state.best_step == state.step)
             self.checkpointer.record_final_score()
 
     def validate_at_end(self) -> dict[str, float]:
@@ -408,16 +410,15 @@ class Training:
             self.clock.tick()
             self.log.write(values)
             self.compare(values)
+            self.report.show_validation(values, is_best=self.state.best_step == self.state.step)
             self.stop.poll_model()
             self.stop.sync(now=True)
 
     def compare(self, values: dict[str, float], *, decided: bool | None = None) -> None:
-        """Count a validation, compare it with the best so far, and show it."""
-        state = self.state
-        state.validation_cycle += 1
-        state.validated_step = state.step
+        """Count a validation, and compare it with the best so far."""
+        self.state.validation_cycle += 1
+        self.state.validated_step = self.state.step
         self.monitor.update(values, decided=decided)
-        self.report.show_validation(values, is_best=state.best_step == state.step)
 
     def result(self, reason: str, title: str) -> FitResult:
         """Return what `fit` returns, and show it. Call on every rank."""

@@ -28,6 +28,7 @@ import subprocess
 import sys
 import threading
 import types
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +43,7 @@ _lock = threading.Lock()
 MARK = 400
 """What programs have started by a fork has an open file of this number, which has the name of TEST_MARK."""
 _is_program = __name__ == "__main__"
+os.environ.setdefault("TEST_MARK", uuid.uuid4().hex)  # Set by pytest's configuration, but for programs of their own.
 _own_server: list[socket.socket] = []
 """That of this program, until it has become something else."""
 

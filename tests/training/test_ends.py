@@ -73,12 +73,16 @@ def test_nothing_is_validated_twice_or_against_the_options(options: dict[str, An
     assert result.state.validation_cycle == cycles
 
 
-def test_a_start_that_finds_the_run_finished_has_the_same_result_and_validates_nothing(tmp_path: Path) -> None:
-    trainer = quiet(max_steps=11, root=tmp_path, **OPTIONS)
+def test_a_start_that_finds_the_run_finished_has_the_same_result_and_validates_nothing(
+    tmp_path: Path, capsys: Any
+) -> None:
+    trainer = quiet(max_steps=11, root=tmp_path, **OPTIONS, progress=True)
     first = trainer.fit(Validated(), data(train=20))
     rows = (tmp_path / "tiny/metrics.jsonl").read_bytes()
+    assert capsys.readouterr().err.count("step 11/11 | valid") == 1
     model = Validated()
     second = trainer.fit(model, data(train=20))
+    assert "valid" not in capsys.readouterr().err
     assert plain(second) == plain(first)
     assert (model.validated, model.seen) == ([], [])
     assert (tmp_path / "tiny/metrics.jsonl").read_bytes() == rows
