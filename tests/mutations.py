@@ -2767,6 +2767,12 @@ MUTATIONS = [
         "            self._require_all",
         ENDS + "test_an_epoch_of_a_loader_with_a_state_is_not_begun_again_after_its_validation_failed",
     ),
+    Mutation(
+        "training/loop.py",
+        "stop.reason is None or stop.limit_reached() is not None",
+        "stop.reason is None",
+        ENDS + "test_a_signal_at_the_last_step_leaves_nothing_of_the_last_epoch_out",
+    ),
 ]
 
 

@@ -308,8 +308,8 @@ class Training:
             if step < next_check and not is_last and (is_distributed or not shutdown.is_pending):
                 continue
             stop.sync()
-            if is_last and stop.reason is None:
-                break  # What is due at this step is due at the end of the epoch.
+            if is_last and (stop.reason is None or stop.limit_reached() is not None):
+                break  # What is due at this step is due at the end of the epoch, which a signal must not leave out.
             if self.validation_due(window_start, epoch_complete=False):
                 self.validate(ends_epoch=False)
             if (reason := self.stop_or_save()) is not None:

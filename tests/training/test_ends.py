@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,32 @@ def test_a_kill_after_the_last_checkpoint_loses_no_row_and_no_result(where: str,
     found = [timeless(read_rows(tmp_path / name / "tiny")) for name in ("whole", "cut")]
     assert found[0] == found[1]
     assert found[0][-1]["train/end"] == 1.0
+
+
+@pytest.mark.parametrize("limit", [{"max_steps": 10}, {"max_epochs": 2}])
+def test_a_signal_at_the_last_step_leaves_nothing_of_the_last_epoch_out(limit: dict[str, int], tmp_path: Path) -> None:
+    class Signalled(Validated):
+        def train_step(self, batch: Any, state: Any) -> None:
+            super().train_step(batch, state)
+            if self.is_cut and state.step == 9:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        def on_training_epoch_end(self, current_epoch: int) -> None:
+            self.log("ended", float(current_epoch))
+
+    ends = []
+    for is_cut in (False, True):
+        model = Signalled()
+        model.is_cut = is_cut
+        with contextlib.suppress(SystemExit):
+            quiet(root=tmp_path / str(is_cut), **OPTIONS, **limit).fit(model, data(train=20))
+        model = Signalled()
+        model.is_cut = False
+        result = quiet(root=tmp_path / str(is_cut), **OPTIONS, **limit).fit(model, data(train=20))
+        rows = timeless(read_rows(tmp_path / str(is_cut) / "tiny"))
+        ends.append((plain(result)[:3], rows, saved(tmp_path / str(is_cut) / "tiny", "state", "model", "ranks")))
+    assert same(ends[0], ends[1])
+    assert [row["train/ended"] for row in ends[1][1] if "train/ended" in row] == [1.0, 2.0]
 
 
 # An error.
