@@ -18,7 +18,6 @@ from helios_lite.model import Model
 from helios_lite.model_internals.attributes import named_networks
 from helios_lite.networks.dtensors import is_dtensor, load_any_placement
 from helios_lite.networks.fsdp import has_shards, reshard, shards_of
-from helios_lite.networks.parallel import unwrap_model
 from helios_lite.options import Options
 from helios_lite.state import TrainingState
 
@@ -192,7 +191,7 @@ class EMA(Callback):
                 f"EMA: {type(self.model).__name__} has no network {self.name!r}; name one of those that it has, as in "
                 f"EMA(name={next(iter(networks), 'net')!r}): {', '.join(networks) or 'none'}"
             )
-        return unwrap_model(networks[self.name])
+        return networks[self.name]
 
     @torch.no_grad()
     def _update(self, net: nn.Module) -> None:
@@ -313,7 +312,8 @@ class ActivationStatistics(Callback):
 
     def _find(self, path: str) -> nn.Module:
         name, _, rest = path.partition(".")
-        return unwrap_model(getattr(self.model, name)).get_submodule(rest)
+        net: nn.Module = getattr(self.model, name)
+        return net.get_submodule(rest)
 
     def _measure(self, path: str) -> Any:
         def hook(module: nn.Module, arguments: Any, output: Any) -> None:

@@ -260,9 +260,10 @@ class Model(Hooks, abc.ABC):
     def parallelize(self, net: Net, blocks: tuple[type[nn.Module], ...] = ()) -> Net:
         """Move a network to the device, compile it (`compile=True`), and span it over the processes.
 
-        Call it in `setup` on every rank, before the network's optimizer is made. With several processes and
-        `strategy="ddp"` the result is a DistributedDataParallel that has the attributes of the network; with "fsdp" and
-        "hsdp" it is the same network, sharded by FSDP2. A single process gets the network itself.
+        Call it in `setup` on every rank, before the network's optimizer is made. It returns the network itself. With
+        several processes and `strategy="ddp"` each has a replica, with the values of rank 0, and the gradients are
+        averaged over the ranks at the end of every backward pass, whatever has called the network. With "fsdp" and
+        "hsdp" the network is sharded by FSDP2.
 
         A network made under `torch.device("meta")` is initialized here, by the method `reset_parameters` of each module
         that has parameters or buffers of its own. Under "fsdp" and "hsdp" it never exists as a whole.
@@ -274,7 +275,9 @@ class Model(Hooks, abc.ABC):
                 (`checkpoint_activations=True`) one by one.
 
         Raises:
-            ValueError: a module on the meta device has no `reset_parameters`, or one that leaves a tensor unfilled.
+            ValueError: a module on the meta device has no `reset_parameters`, or one that leaves a tensor unfilled; or,
+                with several processes, the ranks have made different networks, a parameter has no shape yet, or belongs
+                to another network that is sharded.
         """
         require_kind("net", net, nn.Module, "an nn.Module")
         if not isinstance(blocks, tuple) or not all(isinstance(block, type) for block in blocks):

@@ -58,6 +58,7 @@ ENDS = "training/test_ends.py::"
 OBJECTS = "metrics/test_metric_objects.py::"
 DISTRIBUTED_OBJECTS = "networks/test_distributed.py::test_two_ranks_compute_what_one_computes_over_the_samples_of_both"
 INITIAL = "training/test_initial_weights.py::"
+SITUATIONS = "networks/test_situations.py::"
 LIMITS = "loading/test_limits.py::"
 FIRST_BATCHES = LIMITS + "test_a_limited_epoch_has_the_first_batches"
 LAST_WINDOW = LIMITS + "test_the_last_window_of_a_limited_epoch_is_complete"
@@ -809,12 +810,6 @@ MUTATIONS = [
         "display/test_lines.py::test_rows_have_the_peak_memory_of_a_device_that_counts_it",
     ),
     Mutation(
-        "networks/parallel.py",
-        "return self.module[index]",
-        "raise TypeError(index)",
-        "networks/test_distributed.py::test_a_replicated_network_is_indexed_as_the_network_inside",
-    ),
-    Mutation(
         "training/resuming.py",
         ', option="init_from"',
         "",
@@ -1397,7 +1392,7 @@ MUTATIONS = [
     ),
     Mutation(
         "training/session.py",
-        "self.context.parallel.reshard()",
+        "self.context.parallel.refresh()",
         "pass",
         DISTRIBUTED + "test_a_sharded_network_is_saved_after_a_forward_pass_without_a_backward_pass",
     ),
@@ -1412,7 +1407,7 @@ MUTATIONS = [
     Mutation("loading/split_loader.py", "size * self._num_averaged / max", "size / max", LIKE_ONE),
     Mutation(
         "training/loop.py",
-        "parallel.set_requires_gradient_sync(completes_update)",
+        "parallel.begin_micro_batch(completes_update)",
         "pass",
         DISTRIBUTED + "test_gradients_are_reduced_once_per_accumulation_window",
     ),
@@ -1441,8 +1436,8 @@ MUTATIONS = [
     Mutation("training/checkpointer.py", "if len(ranks) != world.size:", "if False:", OTHER_SIZE),
     Mutation(
         "networks/parallel.py",
-        "for net in [*self._replicated, *self._sharded]:\n            for buffer",
-        "for net in self._replicated:\n            for buffer",
+        "for module in self._with_buffers\n",
+        "for module in self._with_buffers[:0]\n",
         DISTRIBUTED + "test_all_ranks_evaluate_with_the_buffers_of_rank_0",
     ),
     Mutation(
@@ -1459,7 +1454,7 @@ MUTATIONS = [
     ),
     Mutation(
         "networks/parallel.py",
-        "dist.broadcast(buffer, src=0)",
+        "dist.all_reduce(message if is_main else message.zero_())",
         "pass",
         DISTRIBUTED + "test_all_ranks_evaluate_with_the_buffers_of_rank_0",
     ),
@@ -1504,7 +1499,7 @@ MUTATIONS = [
     ),
     Mutation(
         "networks/parallel.py",
-        "net.set_requires_gradient_sync(value)",
+        "net.set_requires_gradient_sync(completes_update)",
         "pass",
         NETWORKS + "test_a_sharded_network_reduces_gradients_once_per_accumulation_window",
     ),
@@ -1564,7 +1559,7 @@ MUTATIONS = [
     Mutation("networks/precision.py", "if self._is_weighted not in (None, weight is not None):", "if False:", MIXED),
     Mutation(
         "networks/precision.py",
-        "if weight is not None and self._world.size == 1 and _is_known_zero(weight):",
+        "if weight is not None and _is_known_zero(weight) and (self._parallel",
         "if False:",
         NO_ITEMS,
     ),
@@ -1757,12 +1752,6 @@ MUTATIONS = [
         "if self._before != _fingerprints(self._trained) or not any(map(_has_gradients, self._trained)):",
         "if False:",
         WINDOWS + "test_a_model_with_an_optimizer_of_its_own_makes_updates",
-    ),
-    Mutation(
-        "networks/precision.py",
-        "is_alone = self._world.size == 1",
-        "is_alone = True",
-        "networks/test_distributed.py::test_ranks_count_alike_when_only_some_of_them_step",
     ),
     Mutation(
         "training/training_log.py",
@@ -2772,6 +2761,270 @@ MUTATIONS = [
         "stop.reason is None or stop.limit_reached() is not None",
         "stop.reason is None",
         ENDS + "test_a_signal_at_the_last_step_leaves_nothing_of_the_last_epoch_out",
+    ),
+    Mutation(
+        "networks/gradient_reducer.py",
+        "self._number < expected:",
+        "False:",
+        SITUATIONS + "test_replicas_train_what_one_process_trains[SkippedByRank-2]",
+    ),
+    Mutation(
+        "networks/gradient_reducer.py",
+        "max(expected, self._num_touched)",
+        "expected",
+        SITUATIONS + "test_replicas_train_what_one_process_trains[MorePasses-2]",
+    ),
+    Mutation(
+        "networks/gradient_reducer.py",
+        "if others:\n            self._end_pass()",
+        "pass",
+        SITUATIONS + "test_replicas_train_what_one_process_trains[ByHand-2]",
+    ),
+    Mutation(
+        "networks/gradient_reducer.py",
+        "1 if bucket is None or bucket.work is None else 1 + self._again",
+        "1",
+        SITUATIONS + "test_replicas_train_what_one_process_trains[Large-2]",
+    ),
+    Mutation(
+        "networks/gradient_reducer.py",
+        "+ self._sparse if p.grad.is_sparse else report",
+        "",
+        SITUATIONS + "test_replicas_train_what_one_process_trains[Sparse-2]",
+    ),
+    Mutation(
+        "networks/gradient_reducer.py",
+        "self._report[index] = 0  # Cleared since it was noted.",
+        "pass",
+        SITUATIONS + "test_replicas_train_what_one_process_trains[Cleared-2]",
+    ),
+    Mutation(
+        "networks/gradient_reducer.py",
+        "if gradient is None or gradient.is_sparse:",
+        "if not self._report[index] or gradient.is_sparse:",
+        SITUATIONS + "test_replicas_train_what_one_process_trains[MorePasses-2]",
+    ),
+    Mutation(
+        "networks/gradient_reducer.py",
+        "trained = self._trained | self._newly_trained",
+        "trained = self._trained",
+        SITUATIONS + "test_replicas_train_what_one_process_trains[UnfrozenInStep-3]",
+    ),
+    Mutation(
+        "networks/gradient_reducer.py",
+        'self._num_passes = dict(state["passes"])',
+        "pass",
+        SITUATIONS + "test_replicas_train_what_one_process_trains[MorePasses-2]",
+    ),
+    Mutation(
+        "networks/gradient_reducer.py",
+        "self._has_weights if known.has_weights is None else known.has_weights",
+        "False",
+        SITUATIONS + "test_replicas_train_what_one_process_trains[TokensSkipped-2]",
+    ),
+    Mutation(
+        "networks/gradient_reducer.py",
+        "if losses % self._again and losses // self._again:",
+        "if False:",
+        SITUATIONS + "test_ranks_that_do_not_do_the_same_are_an_error_on_all[WeightOfOne-2]",
+    ),
+    Mutation(
+        "networks/gradient_reducer.py",
+        "if not torch.equal(total, expected):\n            place",
+        "if False:\n            place",
+        SITUATIONS + "test_ranks_that_do_not_do_the_same_are_an_error_on_all[SecondPass-2]",
+    ),
+    Mutation(
+        "networks/gradient_reducer.py",
+        "self._finished = (31 * self._finished + which + 1) % _MODULUS",
+        "pass",
+        SITUATIONS + "test_ranks_that_do_not_do_the_same_are_an_error_on_all[NoStep-2]",
+    ),
+    Mutation(
+        "networks/gradient_reducer.py",
+        "if gradient is None and self._report[index]:",
+        "if False:",
+        SITUATIONS + "test_ranks_that_do_not_do_the_same_are_an_error_on_all[StepInHook-2]",
+    ),
+    Mutation(
+        "networks/gradient_reducer.py",
+        "if id(p) not in self._index_of:",
+        "if False:",
+        SITUATIONS + "test_ranks_that_do_not_do_the_same_are_an_error_on_all[NewParameter-2]",
+    ),
+    Mutation(
+        "networks/gradient_reducer.py",
+        "is_trainable = p.requires_grad",
+        "is_trainable = True",
+        SITUATIONS + "test_replicas_train_what_one_process_trains[Frozen-2]",
+    ),
+    Mutation(
+        "networks/gradient_reducer.py",
+        "self._is_on = False",
+        "pass",
+        "networks/test_distributed.py::test_ranks_may_run_other_backward_passes_in_a_validation",
+    ),
+    Mutation(
+        "networks/parallel.py",
+        "if mine != other:",
+        "if False:",
+        SITUATIONS + "test_ranks_that_do_not_do_the_same_are_an_error_on_all[OtherNetwork-2]",
+    ),
+    Mutation(
+        "networks/parallel.py",
+        "if nn.parameter.is_lazy(tensor):",
+        "if False:",
+        SITUATIONS + "test_ranks_that_do_not_do_the_same_are_an_error_on_all[WithoutShape-2]",
+    ),
+    Mutation(
+        "networks/parallel.py",
+        "_broadcast(self._reducer.refresh(), is_main=self.world.is_main)",
+        "pass",
+        SITUATIONS + "test_replicas_train_what_one_process_trains[Added-2]",
+    ),
+    Mutation(
+        "networks/parallel.py",
+        "if begins_window:\n            self.share_buffers()",
+        "if False:\n            self.share_buffers()",
+        SITUATIONS + "test_replicas_train_what_one_process_trains[Codebook-2]",
+    ),
+    Mutation(
+        "networks/parallel.py",
+        "if not dtensors.is_dtensor(p):\n                    raise",
+        "if False:\n                    raise",
+        SITUATIONS + "test_shards_train_what_one_process_trains_or_say_why_not[Added-2]",
+    ),
+    Mutation(
+        "networks/parallel.py",
+        "if dtensors.is_dtensor(p):\n                    raise",
+        "if False:\n                    raise",
+        SITUATIONS + "test_shards_train_what_one_process_trains_or_say_why_not[SharedByTwo-2]",
+    ),
+    Mutation(
+        "networks/precision.py",
+        "total = 0.0  # Another",
+        "pass  # Another",
+        SITUATIONS + "test_replicas_train_what_one_process_trains[TokensSkipped-2]",
+    ),
+    Mutation(
+        "networks/precision.py",
+        "torch.view_as_real(tensor) if tensor.is_complex() else tensor",
+        "tensor",
+        SITUATIONS + "test_replicas_train_what_one_process_trains[Types-2]",
+    ),
+    Mutation(
+        "networks/fsdp.py",
+        'if owner is net and not function.startswith("_")',
+        'if False and not function.startswith("_")',
+        SITUATIONS + "test_shards_train_what_one_process_trains_or_say_why_not[Methods-2]",
+    ),
+    Mutation(
+        "networks/fsdp.py",
+        'if "got mixed torch.Tensor and DTensor" in text:',
+        "if False:",
+        SITUATIONS + "test_shards_train_what_one_process_trains_or_say_why_not[EmaTeacher-2]",
+    ),
+    Mutation(
+        "networks/fsdp.py",
+        'elif "fsdp::chunk_cat" in text or',
+        "elif",
+        SITUATIONS + "test_shards_train_what_one_process_trains_or_say_why_not[Sparse-2]",
+    ),
+    Mutation(
+        "training/loop.py",
+        "            if meets:\n                parallel.end_window()\n            state.batch",
+        "            state.batch",
+        SITUATIONS + "test_ranks_that_do_not_do_the_same_before_a_row_end_with_words[SecondPass]",
+    ),
+    Mutation(
+        "training/loop.py",
+        "self.session.context.parallel.share_buffers()\n        if reason",
+        "if reason",
+        SITUATIONS + "test_replicas_train_what_one_process_trains[Codebook-2]",
+    ),
+    Mutation(
+        "processes/hang_watch.py",
+        'waits |= _is_in(frames[0], os.path.join(_PACKAGE, "networks", "gradient_reducer.py"))',
+        "pass",
+        "processes/test_hangs.py::test_the_rank_that_the_others_wait_for_is_named_and_a_restart_helps",
+    ),
+    Mutation(
+        "networks/gradient_reducer.py",
+        "self._averaged.pop(id(p), None) is not p.grad",
+        "self._averaged.pop(id(p), None) is None",
+        SITUATIONS + "test_replicas_train_what_one_process_trains[SecondByHand-2]",
+    ),
+    Mutation(
+        "networks/gradient_reducer.py",
+        "and len(p._post_accumulate_grad_hooks) == 1:",
+        ":",
+        SITUATIONS + "test_replicas_train_what_one_process_trains[ScaledInHook-2]",
+    ),
+    Mutation(
+        "networks/gradient_reducer.py",
+        "        else:\n            self._average_others(optimizer)",
+        "",
+        SITUATIONS + "test_replicas_train_what_one_process_trains[OwnWindows-2]",
+    ),
+    Mutation(
+        "networks/gradient_reducer.py",
+        "if losses else None",
+        "",
+        SITUATIONS + "test_replicas_train_what_one_process_trains[WeightThenRaw-2]",
+    ),
+    Mutation(
+        "networks/gradient_reducer.py",
+        "part.to_dense() if part.is_sparse else part for part in parts",
+        "part for part in parts",
+        "networks/test_distributed.py::test_a_sparse_and_a_dense_gradient_of_ranks_are_averaged",
+    ),
+    Mutation(
+        "networks/gradient_reducer.py",
+        "+ which + 1) % _MODULUS",
+        "+ 1) % _MODULUS",
+        SITUATIONS + "test_ranks_that_do_not_do_the_same_are_an_error_on_all[OtherOrder-2]",
+    ),
+    Mutation(
+        "networks/gradient_reducer.py",
+        "if kinds != self._kinds:",
+        "if {*found} != known:",
+        "networks/test_distributed.py::test_buckets_follow_the_data_type_of_a_network",
+    ),
+    Mutation(
+        "networks/precision.py",
+        "and (self._parallel is None or self._parallel.skip_pass())",
+        "and self._parallel is None",
+        SITUATIONS + "test_replicas_train_what_one_process_trains[NoItems-2]",
+    ),
+    Mutation(
+        "networks/precision.py",
+        "if scaler._scale is None:",
+        "if False:",
+        SITUATIONS + "test_replicas_train_what_one_process_trains[Half-2]",
+    ),
+    Mutation(
+        "networks/parallel.py",
+        "self.refresh()  # What the model has loaded",
+        "pass  # What the model has loaded",
+        SITUATIONS + "test_replicas_train_what_one_process_trains[OwnState-3]",
+    ),
+    Mutation(
+        "training/session.py",
+        "        self.context.parallel.close()\n",
+        "",
+        "networks/test_distributed.py::test_a_network_sends_nothing_after_a_fit",
+    ),
+    Mutation(
+        "training/loop.py",
+        "            if meets:\n                parallel.end_window()\n            if should_log:",
+        "            if should_log:",
+        SITUATIONS + "test_ranks_that_do_not_do_the_same_before_a_row_end_with_words[InBatchHook]",
+    ),
+    Mutation(
+        "calls/update_inspector.py",
+        "self.model._context.parallel.without_averages(),",
+        "",
+        "networks/test_distributed.py::test_a_replay_ends_when_only_one_rank_has_a_loss",
     ),
 ]
 

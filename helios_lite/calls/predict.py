@@ -110,9 +110,10 @@ def _run(session: Session, checkpoint: Checkpoint, *, gathers: bool = False) -> 
         checkpoint: the checkpoint, as in `Trainer.test`.
         gathers: yield the predictions of all ranks on rank 0, and nothing on the others.
     """
-    model, parallel, hooks = session.model, session.context.parallel, session.hooks
+    model, hooks = session.model, session.hooks
     with rng.callers_rng():
         session.setup(fast_init=True)
+        parallel = session.context.parallel  # That of an earlier call, if it has set up the model.
         loader = session.loader(_source(session.datamodule), "predict")
         path, _ = load_for_evaluation(session, checkpoint)
     logger.debug("predict%s", "" if path is None else f" of {path.name}")

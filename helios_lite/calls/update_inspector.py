@@ -18,7 +18,6 @@ from helios_lite.model_internals.attributes import named_networks
 from helios_lite.model_internals.step_tap import Loss, StepTap
 from helios_lite.nested import items, leaves, rebuilt
 from helios_lite.networks.dtensors import full_tensor, is_dtensor
-from helios_lite.networks.parallel import unwrap_model
 from helios_lite.processes import rng
 from helios_lite.processes.devices import DeviceMover
 from helios_lite.state import TrainingState
@@ -178,7 +177,7 @@ class UpdateInspector(Callback):
             self._records = True
             self._before = [value.detach().clone() for value in self._values()]
             for name, net in named_networks(self.model).items():
-                self._names.update((id(p), f"{name}.{path}") for path, p in unwrap_model(net).named_parameters())
+                self._names.update((id(p), f"{name}.{path}") for path, p in net.named_parameters())
             self._tap.watch_optimizers()
         precision.add_gradient_report(self._note_gradients)
 
@@ -242,7 +241,7 @@ class UpdateInspector(Callback):
             details.append((losses, why, tuple(sorted({*bad, *bad_losses}))))
         self._write_back(after)
         for net in named_networks(self.model).values():
-            unwrap_model(net).zero_grad(set_to_none=True)
+            net.zero_grad(set_to_none=True)
         to_cpu = DeviceMover(torch.device("cpu"))
         mine = [
             ReplayedBatch(
@@ -269,7 +268,7 @@ class UpdateInspector(Callback):
 
     def _values(self) -> Iterator[Tensor]:
         for net in named_networks(self.model).values():
-            for value in [*unwrap_model(net).parameters(), *unwrap_model(net).buffers()]:
+            for value in [*net.parameters(), *net.buffers()]:
                 yield value.to_local() if is_dtensor(value) else value  # type: ignore[attr-defined]
 
     def _write_back(self, values: list[Tensor]) -> None:
@@ -280,10 +279,11 @@ class UpdateInspector(Callback):
     def _find_first_not_finite(self, state: TrainingState) -> str | None:
         """Compute the update again, and return the first module that is not finite. Call on every rank."""
         self._write_back(self._before)
-        finder, networks = NotFiniteFinder(), named_networks(self.model)
+        finder = NotFiniteFinder()
         with (
             self._tap.probing(runs_backward=True),
-            finder.watching({name: unwrap_model(net) for name, net in networks.items()}),
+            finder.watching(named_networks(self.model)),
+            self.model._context.parallel.without_averages(),
         ):
             for part in self._parts:
                 rng.set_state(part.rng_state, self.model.device)

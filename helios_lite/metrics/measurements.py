@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from helios_lite.networks.dtensors import full_tensor
-from helios_lite.networks.parallel import unwrap_model
 
 _ENDINGS = ("seconds", "/samples_per_second", "/data_wait", "/memory_mib")  # Of the names of what is measured.
 
@@ -134,8 +133,7 @@ def norms_by_parameter(
         networks: the networks by name, which have the parameters.
         pairs: parameters, each with the tensor of which to take the norm.
     """
-    inner = {name: unwrap_model(net) for name, net in networks.items()}
-    names = {id(p): f"{name}.{path}" for name, net in inner.items() for path, p in net.named_parameters()}
+    names = {id(p): f"{name}.{path}" for name, net in networks.items() for path, p in net.named_parameters()}
     norms = torch._foreach_norm([tensor for _, tensor in pairs])
     return {
         f"{kind}/{names.get(id(parameter), '?')}": full_tensor(norm)

@@ -162,7 +162,7 @@ class RunContext:
         self._num_begun += 1
 
     def use_strategy(self, parallel: ParallelStrategy) -> None:
-        """Use the strategy of an earlier run, which has wrapped the networks."""
+        """Use the strategy of an earlier run, which has the networks."""
         self.parallel = parallel
 
     def record(self, values: dict[str, float]) -> None:

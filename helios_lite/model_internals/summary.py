@@ -10,7 +10,6 @@ from torch import nn
 
 from helios_lite.arguments import integer, optional, require
 from helios_lite.display.console import make_table
-from helios_lite.networks.parallel import unwrap_model
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,8 +35,8 @@ def parameter_table(title: str, networks: dict[str, nn.Module], depth: int | Non
     """
     require("depth", depth, optional(integer(least=0)))
     rows = []
-    for name, wrapped in networks.items():
-        for path, level, part in _parts(name, unwrap_model(wrapped), math.inf if depth is None else depth):
+    for name, net in networks.items():
+        for path, level, part in _parts(name, net, math.inf if depth is None else depth):
             if isinstance(part, nn.Module):
                 type_name, sizes = type(part).__name__, [(p.numel(), p.requires_grad) for p in part.parameters()]
             elif depth is None:

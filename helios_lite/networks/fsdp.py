@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import traceback
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -107,3 +108,41 @@ def shards_of(net: nn.Module) -> nn.Module:
         return known[module]
 
     return visit(net)
+
+
+def explain(error: BaseException, networks: Mapping[str, nn.Module]) -> None:
+    """Add a note to an error that says what a program has done that FSDP2 cannot do, and what to do instead.
+
+    Args:
+        error: raised by the program.
+        networks: its sharded networks by name.
+    """
+    if not networks or not isinstance(error, RuntimeError):
+        return
+    text = str(error)
+    if "got mixed torch.Tensor and DTensor" in text:
+        error.add_note(
+            "the parameters of a sharded network are full tensors only while the network itself is called; otherwise "
+            f"they are DTensors, of which each rank has a part{_way_around(error, networks)}"
+        )
+    elif "fsdp::chunk_cat" in text or "setStorage" in text or "appears to not have been used in the graph" in text:
+        error.add_note(
+            "a sharded network does not support sparse gradients, torch.autograd.grad with its parameters, and "
+            "gradients of gradients; use strategy='ddp'"
+        )
+
+
+def _way_around(error: BaseException, networks: Mapping[str, nn.Module]) -> str:
+    """Return which call of a program went around the forward pass of a sharded network, as far as it is found."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        owner, function = frame.f_locals.get("self"), frame.f_code.co_name
+        if getattr(getattr(type(owner), function, None), "__code__", None) is not frame.f_code:
+            continue  # A function inside of a method.
+        for name, net in networks.items():
+            register = f"in setup, after parallelize, write register_fsdp_forward_method(self.{name}, "
+            source = "), which torch.distributed.fsdp has"
+            if owner is net and not function.startswith("_") and function != "forward":
+                return f". self.{name}.{function} is a method: {register}{function!r}{source}"
+            if owner is not net and (path := next((path for path, m in net.named_modules() if m is owner), None)):
+                return f". {path} is a part of self.{name}: call it in a method, and {register}<its name>{source}"
+    return ""

@@ -1,31 +1,34 @@
-"""Networks that span the processes of a run: replicated by DDP, or sharded by FSDP2; recomputed activations."""
+"""Networks that span the processes of a run: replicated, or sharded by FSDP2; recomputed activations."""
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
-from collections.abc import Iterator, Sequence
+import itertools
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from helios_lite.networks import dtensors
 from helios_lite.networks.forward_turns import ForwardTurns
-from helios_lite.networks.fsdp import make_mesh, reshard, shard, sharded_modules
+from helios_lite.networks.fsdp import explain, make_mesh, reshard, shard, sharded_modules
+from helios_lite.networks.gradient_reducer import GradientReducer
 from helios_lite.networks.meta_device import materialize
 from helios_lite.processes.world import World
+
+_MESSAGE_BYTES = 2**25
 
 
 class ParallelStrategy:
     """Puts networks on their device, and replicates or shards them over the processes.
 
-    State dicts of networks have the names of the unwrapped network under every strategy. Those of sharded networks and
-    their optimizers hold DTensors; `load_state_dict` takes full tensors as well.
+    Networks remain what they are, with their names and methods. The state dicts of sharded networks and their
+    optimizers hold DTensors; `load_state_dict` takes full tensors as well.
 
     Args:
         device: the device of this process.
@@ -49,8 +52,10 @@ class ParallelStrategy:
         self._strategy, self._precision = strategy, precision
         self._compile, self._checkpoint_activations = compile, checkpoint_activations
         self._has_blocks = False  # Any network.
-        self._syncs_gradients = True
-        self._replicated: list[_Replicated] = []
+        self._completes_update = True
+        self._networks: list[nn.Module] = []
+        self._with_buffers: list[nn.Module] = []
+        self._reducer: GradientReducer | None = None  # Of those that are not sharded.
         self._sharded: list[Any] = []  # Root modules; each is an FSDPModule.
         self._turns: ForwardTurns | None = None
 
@@ -61,6 +66,8 @@ class ParallelStrategy:
             net: initialized alike on every rank, or made under `torch.device("meta")` and initialized here.
             block_types: types of submodules that are sharded, compiled and recomputed one by one.
         """
+        if net in self._networks:
+            return net
         blocks = [module for module in net.modules() if isinstance(module, block_types)]
         self._has_blocks |= len(blocks) > 0
         if self._checkpoint_activations:
@@ -71,31 +78,67 @@ class ParallelStrategy:
                 part.compile()
         if self._strategy != "ddp" and self.world.size > 1:
             dtensors.load_any_placement(net)
-        is_local = self.world.size == 1 or not any(p.requires_grad for p in net.parameters())
-        if is_local or self._strategy == "ddp":
+        self._networks.append(net)
+        is_frozen = not any(p.requires_grad for p in net.parameters())
+        if self._strategy != "ddp" and self.world.size > 1 and not is_frozen:
+            for name, p in net.named_parameters():
+                if dtensors.is_dtensor(p):
+                    raise ValueError(
+                        f"parallelize: {name} belongs to another network, which is sharded already; pass one module "
+                        "that contains both networks to parallelize"
+                    )
+            mesh = make_mesh(self.device, self.world, is_hybrid=self._strategy == "hsdp")
+            shard(net, blocks, mesh, self.device, self._precision)
+            self._sharded.append(net)
+        else:
             materialize(net, self.device)
-            net = net.to(self.device)
-            return net if is_local else self._replicate(net)
-        mesh = make_mesh(self.device, self.world, is_hybrid=self._strategy == "hsdp")
-        shard(net, blocks, mesh, self.device, self._precision)
-        self._sharded.append(net)
+            net.to(self.device)
+            if self.world.size > 1:
+                self._replicate(net)
+        self._find_buffers()
         return net
 
-    def _replicate(self, net: nn.Module) -> nn.Module:
-        replicated = _Replicated(net, device_ids=[self.device.index] if self.device.type == "cuda" else None)
-        self._replicated.append(replicated)
-        return replicated
+    def _replicate(self, net: nn.Module) -> None:
+        """Give a network the values of rank 0, and average its gradients from now on."""
+        tensors = [*net.named_parameters(), *net.named_buffers()]
+        for name, tensor in tensors:
+            if nn.parameter.is_lazy(tensor):
+                raise ValueError(
+                    f"parallelize: {name} has no shape yet (it belongs to a lazy module); call the network with a "
+                    "batch before it is passed to parallelize"
+                )
+        descriptions = [
+            f"{name} ({tuple(tensor.shape)}, {tensor.dtype}, {'trained' if tensor.requires_grad else 'frozen'})"
+            for name, tensor in tensors
+        ]
+        for rank, others in enumerate(self.world.gather(descriptions)):
+            for mine, other in itertools.zip_longest(descriptions, others, fillvalue="nothing"):
+                if mine != other:
+                    raise ValueError(
+                        f"parallelize: the ranks have made different networks; rank {self.world.rank} has {mine} where "
+                        f"rank {rank} has {other}"
+                    )
+        _broadcast([tensor for _, tensor in tensors], is_main=self.world.is_main)
+        if self._reducer is None:
+            self._reducer = GradientReducer(self.world)
+        self._reducer.add(net)
 
-    def check_wrapped(self, parts: Sequence[tuple[str, Any]]) -> None:
+    def _find_buffers(self) -> None:
+        modules = dict.fromkeys(module for net in self._networks for module in net.modules())
+        self._with_buffers = [
+            module for module in modules if module._buffers.keys() - module._non_persistent_buffers_set
+        ]
+
+    def check_passed(self, parts: Sequence[tuple[str, Any]]) -> None:
         """Check what a model consists of after its `setup`, and let optimizers load full and sharded tensors.
 
         Args:
             parts: the stateful attributes of the model by name.
 
         Raises:
-            ValueError: an optimizer trains a network that was not wrapped. With several processes each would train a
-                different network without notice. The message names the attribute. Or activations are to be
-                recomputed, and no network has blocks.
+            ValueError: an optimizer trains a network that was not passed to `parallelize`. With several processes each
+                would train a different network without notice. The message names the attribute. Or activations are to
+                be recomputed, and no network has blocks.
         """
         if self._checkpoint_activations and not self._has_blocks:
             raise ValueError(
@@ -104,11 +147,11 @@ class ParallelStrategy:
             )
         if self.world.size == 1:
             return
-        wrapped = {id(p) for net in [*self._replicated, *self._sharded] for p in net.parameters()}
+        passed = {id(p) for net in self._networks for p in net.parameters()}
         optimizers = [part for _, part in parts if isinstance(part, torch.optim.Optimizer)]
         trained = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
         for name, part in parts:
-            if isinstance(part, nn.Module) and any(id(p) in trained - wrapped for p in part.parameters()):
+            if isinstance(part, nn.Module) and any(id(p) in trained - passed for p in part.parameters()):
                 raise ValueError(
                     f"{name}: is trained by {self.world.size} processes but not passed through parallelize"
                 )
@@ -127,36 +170,104 @@ class ParallelStrategy:
         for net in self._sharded:
             reshard(net)
 
-    def set_requires_gradient_sync(self, value: bool) -> None:
-        """Set whether the next forward and backward pass reduces gradients over the ranks."""
-        if value != self._syncs_gradients:
-            self._syncs_gradients = value
-            for net in self._replicated:
-                net.require_backward_grad_sync = value
-            for net in self._sharded:
-                net.set_requires_gradient_sync(value)
+    def refresh(self) -> None:
+        """Take parameters that were added to networks, with the values of rank 0. Call on every rank.
+
+        Raises:
+            ValueError: one was added to a sharded network.
+        """
+        self.reshard()  # The parameters of a sharded network are those that optimizers train.
+        for net in self._sharded:
+            for name, p in net.named_parameters():
+                if not dtensors.is_dtensor(p):
+                    raise ValueError(f"{name}: was added to a network after parallelize, which has sharded the rest")
+        self._find_buffers()
+        if self._reducer is not None:
+            _broadcast(self._reducer.refresh(), is_main=self.world.is_main)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the averages of replicas depend on: plain containers, the same on all ranks."""
+        return {} if self._reducer is None else self._reducer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` has returned, also with another number of ranks."""
+        if self._reducer is not None and state_dict:
+            self.refresh()  # What the model has loaded may have more parameters than `setup` has made.
+            self._reducer.load_state_dict(state_dict)
+
+    def begin_micro_batch(self, completes_update: bool) -> None:
+        """Prepare for a forward and backward pass. Call on every rank.
+
+        A window begins with the buffers of rank 0, as a resumed run does. Its last micro-batch averages gradients.
+        """
+        begins_window, self._completes_update = self._completes_update, completes_update
+        if self.world.size == 1:
+            return
+        if begins_window:
+            self.share_buffers()
+        if self._reducer is not None:
+            self._reducer.begin_micro_batch(begins_window=begins_window, syncs=completes_update)
+        for net in self._sharded:
+            net.set_requires_gradient_sync(completes_update)
+
+    def note_loss(self, *, has_weight: bool) -> None:
+        """Let the other ranks know whether the backward pass that follows is that of a loss with a weight."""
+        if self._reducer is not None:
+            self._reducer.note_loss(has_weight=has_weight)
+
+    def average_gradients(self, optimizer: torch.optim.Optimizer) -> bool:
+        """Let an optimizer find averages over the ranks, whatever its gradients come from. Call on every rank.
+
+        Returns:
+            Whether the last loss has a weight on another rank that this rank cannot know of.
+        """
+        return self._reducer is not None and self._reducer.finish(optimizer)
+
+    def skip_pass(self) -> bool:
+        """Leave out the backward pass of a loss with the weight 0, which others may run; return whether this can be."""
+        if self._sharded:
+            return False
+        self.note_loss(has_weight=True)
+        if self._reducer is not None:
+            self._reducer.skip_pass()
+        return True
+
+    def close(self) -> None:
+        """Let go of the networks, whose gradients are not averaged any more."""
+        if self._reducer is not None:
+            self._reducer.close()
+
+    def end_window(self) -> None:
+        """Check that all ranks end a window, before they communicate otherwise. Call on every rank."""
+        if self._reducer is not None:
+            self._reducer.check_place()
 
     @contextlib.contextmanager
     def uneven_forward(self) -> Iterator[None]:
-        """A context of an evaluation, in which ranks may run different numbers of forward passes.
+        """A context of an evaluation, in which ranks may run different numbers of passes.
 
-        Call on every rank. Replicas do not communicate; sharded networks do, as `ForwardTurns` describes. Buffers
-        (running statistics of batch norm) are set to those of rank 0, as DDP would do in the next training step. FSDP
-        would not; but those of rank 0 are saved, so that ranks with others would evaluate otherwise after a resume.
+        Call on every rank. Replicas do not communicate; sharded networks do, as `ForwardTurns` describes. All ranks use
+        the buffers (running statistics of batch norm) of rank 0, which are those that are saved.
         """
         with contextlib.ExitStack() as stack:
             self.share_buffers()
-            for replicated in self._replicated:
-                stack.enter_context(replicated.local_forward())
+            stack.enter_context(self.without_averages())
             if self._sharded:
                 stack.enter_context(self._turns_of_forward())
             yield
 
     def share_buffers(self) -> None:
-        """Set the buffers of networks to those of rank 0. Call on every rank."""
-        for net in [*self._replicated, *self._sharded]:
-            for buffer in net.buffers():
-                dist.broadcast(buffer, src=0)
+        """Set the buffers that state dicts of the networks hold to those of rank 0. Call on every rank."""
+        if self.world.size > 1 and self._with_buffers:
+            _broadcast(
+                [
+                    buffer
+                    for module in self._with_buffers
+                    for name, buffer in module._buffers.items()
+                    if buffer is not None and name not in module._non_persistent_buffers_set
+                ],
+                is_main=self.world.is_main,
+            )
 
     @contextlib.contextmanager
     def _turns_of_forward(self) -> Iterator[None]:
@@ -183,60 +294,46 @@ class ParallelStrategy:
                     state._comm_ctx.post_forward_order.clear()
                     state._state_ctx.iter_forward_root = None
 
+    @property
+    def has_shards(self) -> bool:
+        """Whether a network is sharded."""
+        return len(self._sharded) > 0
+
+    def without_averages(self) -> contextlib.AbstractContextManager[None]:
+        """A context in which ranks may run different backward passes through replicas, which are not averaged."""
+        return contextlib.nullcontext() if self._reducer is None else self._reducer.paused()
+
+    def explain(self, error: BaseException, networks: Mapping[str, nn.Module]) -> None:
+        """Add a note to an error that a sharded network has caused by how it was used.
+
+        Args:
+            error: raised by the program.
+            networks: those of the model by name.
+        """
+        explain(error, {name: net for name, net in networks.items() if net in self._sharded})
+
     def finish_forward(self) -> None:
         """Wait in an evaluation until no rank runs a forward pass before it comes here. Call on every rank."""
         if self._turns is not None:
             self._turns.finish()
 
 
-class _Replicated(DistributedDataParallel):
-    """DDP that passes on the attributes and items of the network inside, its names in state dicts, and its copies.
+def _broadcast(tensors: Sequence[Tensor], *, is_main: bool) -> None:
+    """Set tensors to those of rank 0, by as few messages as their sizes allow. Call on every rank.
 
-    `local_forward` leaves DDP out, whose forward pass broadcasts buffers even in evaluation mode. No option of DDP does
-    this: with `require_forward_param_sync = False` a step that enables gradients (a gradient penalty in `valid_step`)
-    still rebuilds the reducer's buckets, which may communicate. The composable `replicate` cannot be deep-copied, which
-    averaged weights need.
+    The bytes of the others count as 0 in a sum. A rank that averages gradients meanwhile thus meets a message of
+    another size, which ends the run, and does not wait for ever for one of its kind.
     """
-
-    _is_local = False
-
-    @contextlib.contextmanager
-    def local_forward(self) -> Iterator[None]:
-        self._is_local = True
-        try:
-            yield
-        finally:
-            self._is_local = False
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return (self.module if self._is_local else super().forward)(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("module"), name)
-
-    def __getitem__(self, index: Any) -> Any:  # Python looks for these two at the class.
-        return self.module[index]
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.module)
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        return self.module.state_dict(*args, **kwargs)
-
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        return self.module.load_state_dict(*args, **kwargs)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> nn.Module:
-        copied: nn.Module = copy.deepcopy(self.module, memo)
-        return copied
-
-
-def unwrap_model(net: nn.Module) -> nn.Module:
-    """Return the network inside of DDP, and any other network as it is."""
-    return net.module if isinstance(net, DistributedDataParallel) else net
+    waiting = deque(sorted(tensors, key=lambda tensor: -tensor.element_size()))  # So that messages keep all aligned.
+    while waiting:
+        group = [waiting.popleft()]
+        while waiting and sum(tensor.nbytes for tensor in group) < _MESSAGE_BYTES:
+            group.append(waiting.popleft())
+        message = torch.cat([tensor.detach().reshape(-1).view(torch.uint8) for tensor in group])
+        dist.all_reduce(message if is_main else message.zero_())
+        for part, tensor in zip(torch.split(message, [tensor.nbytes for tensor in group]), group, strict=True):
+            with torch.no_grad():
+                tensor.copy_(part.view(tensor.dtype).view_as(tensor))
 
 
 def checkpoint_activations(block: nn.Module) -> None:

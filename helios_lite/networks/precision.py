@@ -15,15 +15,13 @@ from torch.optim import Optimizer
 
 from helios_lite.arguments import require_kind
 from helios_lite.networks.dtensors import full_tensor
+from helios_lite.networks.gradient_reducer import MIXED_WEIGHTS
+from helios_lite.networks.parallel import ParallelStrategy
 from helios_lite.processes.world import World
 
 _AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _MAX_SKIPPED_IN_A_ROW = 100
 """Updates in a row that may be skipped: the loss scale has then fallen from 2**16 to 2**-84."""
-_MIXED = (
-    "backward: losses with a weight and losses without one are in the same update, whose mean is not defined; give all "
-    "of them a weight (that of a mean over samples is their number), or add them up and call backward once"
-)
 GradientReport = Callable[[Optimizer, list[Tensor], Tensor], None]
 """Takes an optimizer, its parameters (which have gradients) and the 2-norm of these gradients before clipping."""
 
@@ -53,6 +51,7 @@ class Precision:
         device: the device it runs on.
         clip_norm: largest 2-norm of the gradients of one optimizer, None for no limit.
         world: the ranks over which gradients are averaged.
+        parallel: averages gradients over the ranks; None for a single process.
 
     Attributes:
         scaler: scales the losses of fp16, so that small gradients do not underflow; None for other formats.
@@ -68,8 +67,9 @@ class Precision:
         device: torch.device,
         clip_norm: float | None = None,
         world: World = World(),  # noqa: B008 (frozen)
+        parallel: ParallelStrategy | None = None,
     ) -> None:
-        self._world = world
+        self._world, self._parallel = world, parallel
         self._dtype = _AUTOCAST_DTYPES[name]
         self._device = device
         self._clip_norm = clip_norm
@@ -147,9 +147,9 @@ class Precision:
         self.last_loss = loss
         if self._is_part:
             if self._is_weighted not in (None, weight is not None):
-                raise RuntimeError(_MIXED)
+                raise RuntimeError(MIXED_WEIGHTS)
             self._is_weighted = weight is not None
-        if weight is not None and self._world.size == 1 and _is_known_zero(weight):
+        if weight is not None and _is_known_zero(weight) and (self._parallel is None or self._parallel.skip_pass()):
             self.last_loss = None
             return  # The mean over no items may not be finite, and neither are gradients of it times 0.
         if self._is_part:
@@ -157,6 +157,8 @@ class Precision:
                 loss = loss * weight
             elif self._loss_weight != 1.0:
                 loss = loss * self._loss_weight
+            if self._parallel is not None:
+                self._parallel.note_loss(has_weight=weight is not None)
         if self.scaler is not None:
             loss = self.scaler.scale(loss)
         try:
@@ -177,6 +179,8 @@ class Precision:
             return False
         limit = self._clip_norm if clip_norm is None else clip_norm
         total = self._totals.pop(id(optimizer), None) if self._totals else None
+        if self._parallel is not None and self._parallel.average_gradients(optimizer) and total is None:
+            total = 0.0  # Another rank has a weight, and this one no loss.
         first = optimizer.param_groups[0]["params"]  # Nearly always enough to know, and cheaper than a call.
         if (not first or first[0].grad is None) and not _has_gradients(optimizer):
             if not _step_without_gradients(optimizer):
@@ -228,9 +232,9 @@ class Precision:
         elif self._is_left_out():
             _clear_gradients([*self._trained, *self._noted()])
             self._forget_weights()
-            # Other ranks may have stepped, and all count alike.
-            is_alone = self._world.size == 1
-            return Window(is_update=not is_alone, is_skipped=is_alone, is_left_out=True)
+            # Of sharded networks other ranks may have made the update, and all count alike.
+            is_shared = self._parallel is not None and self._parallel.has_shards
+            return Window(is_update=is_shared, is_skipped=not is_shared, is_left_out=True)
         if has_skipped:
             self.last_loss = None
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if has_skipped and not has_stepped else 0
@@ -311,7 +315,9 @@ class Precision:
         return True
 
     def _unscale(self, scaler: torch.amp.GradScaler, optimizer: Optimizer) -> bool:
-        """Divide gradients by the scale, and return whether they are finite. DDP and FSDP2 make all ranks agree."""
+        """Divide gradients by the scale, and return whether they are finite. All ranks agree."""
+        if scaler._scale is None:
+            scaler.scale(torch.zeros((), device=self._device))  # It makes its scale. This rank had no loss yet.
         state = scaler._per_optimizer_states[id(optimizer)]
         earlier = state["found_inf_per_device"]  # Of its step before in this window.
         state["stage"] = OptState.READY
@@ -333,7 +339,7 @@ class Precision:
         """Require that all losses of a window have a weight, or none, for each optimizer."""
         assert self._is_weighted is not None
         if self._are_weighted.setdefault(id(optimizer), self._is_weighted) != self._is_weighted:
-            raise RuntimeError(_MIXED)
+            raise RuntimeError(MIXED_WEIGHTS)
         self._is_weighted = None
         if self._is_last_micro_batch:
             self._are_weighted.clear()
@@ -360,11 +366,15 @@ def _clear_gradients(optimizers: Iterable[Optimizer]) -> None:
 def _fingerprints(optimizers: Iterable[Optimizer]) -> list[tuple[int, float]]:
     """Return what tells whether parameters have changed: how often each has in place, and the sum of each."""
     parameters = [p for each in optimizers for group in each.param_groups for p in group["params"]]
-    return [(p._version, float(full_tensor(p.detach()).double().sum())) for p in parameters]
+    return [(p._version, float(_real(full_tensor(p.detach())).double().sum())) for p in parameters]
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def _has_gradients(optimizer: Optimizer) -> bool:
-    """Return whether any parameter has a gradient. DDP and FSDP2 make all ranks agree."""
+    """Return whether any parameter has a gradient. All ranks agree."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is not None:

@@ -36,7 +36,7 @@ class Stand(NamedTuple):
 
     Attributes:
         rank, host, pid: of the process.
-        waits: whether it probably waits for other ranks: in a collective, or in a backward pass.
+        waits: whether it probably waits for other ranks: in a collective, or at the end of a backward pass.
         place: the innermost line of the user's code, of this package if there is none, with what it waits for.
     """
 
@@ -177,8 +177,9 @@ def stand_of(rank: int) -> Stand:
     ours = [frame for frame in frames if _is_in(frame, _PACKAGE)]
     if ours:  # What has called this package does not count, such as multiprocessing.
         frames = frames[: frames.index(ours[-1]) + 1]
-    # DistributedDataParallel waits for the gradients of the others at the end of a backward pass, in C++.
+    # For the gradients of the others a rank waits at the end of a backward pass: those of a device in another thread.
     waits = any(_is_in(frame, os.path.join(_TORCH, "distributed")) for frame in frames)
+    waits |= _is_in(frames[0], os.path.join(_PACKAGE, "networks", "gradient_reducer.py"))
     waits |= _is_in(frames[0], os.path.join(_TORCH, "autograd"))
     loads = any(_is_in(frame, os.path.join(_TORCH, "utils", "data")) for frame in frames)
     users = [frame for frame in frames if not _is_in(frame, *_LIBRARIES)]

@@ -40,7 +40,13 @@ class RankFailure(NamedTuple):
         if self.status == UNKNOWN:
             return f"rank {self.rank} ended without an exception (exit status unknown)"
         how = f"was killed by {signal.Signals(-self.status).name}" if self.status < 0 else "ended without an exception"
-        return f"rank {self.rank} {how} (exit status {self.status})"
+        text = f"rank {self.rank} {how} (exit status {self.status})"
+        if self.status != -signal.SIGABRT:
+            return text
+        return text + (
+            "; messages of different sizes end a process so, too: all ranks must call backward, optimizer_step and all "
+            "that communicates in the same order, and their networks must have buffers of the same shapes"
+        )
 
 
 def exit_status(process: BaseProcess) -> int | None:

@@ -78,6 +78,7 @@ class Checkpointer:
             "state": state,
             "model": session.model,
             "precision": session.context.precision,
+            "parallel": session.context.parallel,
             "callbacks": session.hooks,
             "monitor": monitor,
             "metrics": log,

@@ -176,6 +176,7 @@ class Training:
 
     def finish(self, reason: str) -> None:
         """Save the last checkpoint and wait until it is durable; unless the run goes on later, end it."""
+        self.session.context.parallel.share_buffers()
         if reason != "interrupted":
             with self.log.ending():
                 self.hooks.call("on_training_end")
@@ -271,7 +272,7 @@ class Training:
             if accumulates or logs_gradients:
                 report = self.log.report_gradients if logs_gradients and should_log else None
                 precision.begin_micro_batch(loss_weight, completes_update, report)
-                parallel.set_requires_gradient_sync(completes_update)
+                parallel.begin_micro_batch(completes_update)
             if has_batch_hooks or loss_items:
                 self.hooks.call("on_training_batch_start", state)
             if should_log or not knows_last:
@@ -279,6 +280,9 @@ class Training:
 
             model.train_step(model.batch_to_device(data, "train") if needs_transfer else data, state)
 
+            meets = is_distributed and completes_update and (should_log or step >= next_check)
+            if meets:
+                parallel.end_window()
             state.batch += 1
             state.epoch_batch += 1
             state.epoch_samples += samples
@@ -294,6 +298,8 @@ class Training:
                 state.step = step
             if has_batch_hooks or loss_items or (should_log and is_distributed):
                 self.hooks.call("on_training_batch_end", state, should_log)
+            if meets:
+                parallel.end_window()
             if should_log:
                 self.write_row(ends_epoch=is_last)
             if polls_model:

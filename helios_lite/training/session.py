@@ -101,7 +101,7 @@ class Session:
         earlier = model._context
         is_reused = fast_init and self.was_set_up
         if is_reused and (earlier.world, earlier.device) == (self.world, self.device):
-            self.context.use_strategy(earlier.parallel)  # It has the networks that the earlier call has wrapped.
+            self.context.use_strategy(earlier.parallel)  # It has the networks of the earlier call.
         self.context.begin_phase("train", self.metrics)
         model._attach(self.context)
         # Seeded again, so that the weights do not depend on the random numbers that the data used; alike on every rank.
@@ -116,7 +116,7 @@ class Session:
             parts = self.check_checkpoint_holds_all()
             if type(model).state_dict is Model.state_dict:
                 check_hidden_parts(model, parts)
-            self.context.parallel.check_wrapped(parts)
+            self.context.parallel.check_passed(parts)
         self.context.mark_set_up()
         self.hooks.set_up_callbacks(fast_init)
         if self.world.is_main:
@@ -144,10 +144,10 @@ class Session:
         Raises:
             ValueError: an optimizer trains a tensor that no checkpoint would hold, or two parts have the same name.
         """
+        self.context.parallel.refresh()
         if type(self.model).state_dict is not Model.state_dict:
             return list(stateful_parts(self.model))
         parts = check_names(self.model)
-        self.context.parallel.reshard()  # The parameters of a sharded network are those that optimizers train.
         check_trained(self.model, parts)
         return parts
 
@@ -171,26 +171,27 @@ class Session:
         return loader
 
     def close(self) -> None:
-        """End the workers of all loaders, and reset the metric objects of a row that was not written."""
+        """End the workers of all loaders, let networks go, and reset metric objects of a row that was not written."""
+        self.context.parallel.close()
         self.metrics.reset()
         for loader in self._loaders:
             loader.close()
 
     def _make_context(self) -> RunContext:
         options = self.options
-        return RunContext(
-            Precision(options.precision, self.device, options.clip_norm, self.world),
-            ParallelStrategy(
-                self.device,
-                self.world,
-                options.strategy,
-                options.precision,
-                options.compile,
-                options.checkpoint_activations,
-            ),
-            DeviceMover(self.device),
-            trainer=options,
+        parallel = ParallelStrategy(
+            self.device,
+            self.world,
+            options.strategy,
+            options.precision,
+            options.compile,
+            options.checkpoint_activations,
         )
+        is_alone = self.world.size == 1
+        precision = Precision(
+            options.precision, self.device, options.clip_norm, self.world, None if is_alone else parallel
+        )
+        return RunContext(precision, parallel, DeviceMover(self.device), trainer=options)
 
 
 def checkpoint_folder(options: Options, model: Model, folder: Path) -> CheckpointFolder:
@@ -250,5 +251,6 @@ def open_session(
         try:
             yield session
         except BaseException as error:
+            session.context.parallel.explain(error, named_networks(model))
             session.hooks.report_exception(error)
             raise

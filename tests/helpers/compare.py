@@ -26,6 +26,8 @@ def _alike(a: Any, b: Any, exact: bool) -> bool:
     if isinstance(a, torch.Tensor):
         if not isinstance(b, torch.Tensor) or a.dtype != b.dtype or a.shape != b.shape:
             return False
+        if a.is_complex():
+            a, b = torch.view_as_real(a), torch.view_as_real(b)
         return torch.equal(a, b) if exact else torch.allclose(a.double(), b.double(), rtol=1e-5, atol=1e-6)
     if isinstance(a, dict):
         return isinstance(b, dict) and list(a) == list(b) and all(_alike(a[key], b[key], exact) for key in a)

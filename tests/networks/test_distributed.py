@@ -1,11 +1,13 @@
 """Several real gloo processes: the same program, the same result, no hangs."""
 
 import contextlib
+import gc
 import itertools
 import math
 import os
 import shutil
 import signal
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import torch
 import torch.distributed as dist
 import torchmetrics
 from helpers.clock import Time
-from helpers.collectives import first_difference, where_they_part
+from helpers.collectives import Collectives, first_difference, where_they_part
 from helpers.compare import close, same, saved, timeless, weights
 from helpers.models import Indices, Plain, Tiny, data, quiet
 from helpers.processes import deadline
@@ -25,7 +27,6 @@ from helpers.rows import read_rows
 from helpers.scenarios import Results, scenario
 from helpers.scored import KINDS, NoMerge, Scored, With, by_hand, only
 from torch import nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.utils.data import IterableDataset
 
 from helios_lite import DataModule, Split
@@ -33,7 +34,6 @@ from helios_lite.callbacks import EMA
 from helios_lite.checkpoints.reading import read_checkpoint
 from helios_lite.metrics.measurements import is_measured
 from helios_lite.metrics.score_tables import ScoreTables
-from helios_lite.networks.parallel import unwrap_model
 from helios_lite.processes.launch import launch
 from helios_lite.processes.world import World, join_world
 from helios_lite.samplers import BucketBatchSampler
@@ -730,7 +730,7 @@ class Steep(Plain):
 
     def setup(self, fast_init: bool = False) -> None:
         super().setup(fast_init)
-        unwrap_model(self.net)[0].register_forward_hook(self.spoil)
+        self.net[0].register_forward_hook(self.spoil)
 
     def spoil(self, module: nn.Module, arguments: Any, output: torch.Tensor) -> None:
         if len(self.states) == 2 and self.global_rank == 1:
@@ -771,52 +771,19 @@ def test_all_ranks_leave_out_an_update_if_the_gradients_of_one_are_not_finite(st
 # Gradients, buffers and generators.
 
 
-class Counting(Plain):
-    """Counts how often gradients are reduced."""
-
-    def setup(self, fast_init: bool = False) -> None:
-        super().setup(fast_init)
-        self.reduced: list[int] = []
-
-        def hook(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
-            self.reduced.append(1)
-            return allreduce_hook(None, bucket)
-
-        self.net.register_comm_hook(None, hook)
-
-
 @scenario(ranks=2)
 def reductions_of_two_windows(root: Path, world: World) -> tuple[int, int, int]:
-    model = Counting()
-    state = quiet(max_epochs=1, accumulation_steps=3).fit(model, data(24, batch_size=2)).state
-    return len(model.reduced), state.step, state.batch
+    with Collectives() as recorded:
+        state = quiet(max_epochs=1, accumulation_steps=3).fit(Plain(), data(24, batch_size=2)).state
+    return sum("_send" in call and "_end_pass" in call for call in recorded.calls), state.step, state.batch
 
 
 def test_gradients_are_reduced_once_per_accumulation_window(result: Results) -> None:
     assert result(reductions_of_two_windows, ranks=2) == (2, 2, 6)
 
 
-class ByNumber(Plain):
-    """Uses the modules of a network by number, as layers are."""
-
-    def setup(self, fast_init: bool = False) -> None:
-        super().setup(fast_init)
-        self.kinds = [type(module).__name__ for module in [*self.net, self.net[-1]]]
-
-
-@scenario(ranks=2)
-def layers_by_number(root: Path, world: World) -> list[str]:
-    model = ByNumber()
-    quiet(max_steps=1).fit(model, data(8, batch_size=2))
-    return model.kinds
-
-
-def test_a_replicated_network_is_indexed_as_the_network_inside(result: Results) -> None:
-    assert result(layers_by_number, ranks=2) == ["Linear", "Tanh", "Linear", "Linear"]
-
-
 class Normed(Tiny):
-    """Batch norm, whose buffers DDP would send around in the forward pass; and dropout."""
+    """Batch norm, whose buffers are shared at the start of every update; and dropout."""
 
     def setup(self, fast_init: bool = False) -> None:
         self.net = self.parallelize(nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1)))
@@ -852,6 +819,31 @@ def test_each_rank_gets_its_generators_back_and_validation_is_inert(result: Resu
     assert same(whole, unvalidated)
     first, second = draws
     assert not torch.equal(first, second)
+
+
+class Probing(Plain):
+    """A validation that computes gradients, of which ranks have different numbers of batches."""
+
+    def valid_step(self, batch: Any, step: int) -> None:
+        super().valid_step(batch, step)
+        with torch.enable_grad():
+            self.net(batch[1]).square().sum().backward()
+        self.net.zero_grad()
+
+
+@scenario(ranks=2)
+def gradients_in_validations(root: Path, world: World) -> list[Any]:
+    found = []
+    for model in (Plain(), Probing()):
+        quiet(max_epochs=2).fit(model, data(train=12, valid=5, batch_size=2))
+        found += world.gather((weights(model), len(model.validated)))
+    return found
+
+
+def test_ranks_may_run_other_backward_passes_in_a_validation(result: Results) -> None:
+    (plain, many), (_, few), *probed = result(gradients_in_validations, ranks=2)
+    assert many != few
+    assert all(same(plain, each) for each, _ in probed)
 
 
 BUFFERED = [("ddp", False), ("fsdp", False), ("ddp", True), ("fsdp", True)]  # Strategy; with averaged weights or not.
@@ -1249,29 +1241,104 @@ def test_a_stream_that_ranks_do_not_divide_is_an_error(result: Results) -> None:
         assert "torch.distributed.get_rank()" in found[name]
 
 
-# A window that only some ranks leave out.
+# What only some ranks do.
 
 
-class LeavesOut(Plain):
-    """Rank 1 does not reach `optimizer_step` in its third batch."""
+class Table(Plain):
+    """A table with sparse gradients on rank 0, and dense ones on the others."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.net = self.parallelize(nn.Embedding(40, 2, sparse=self.global_rank == 0))
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.5)
 
     def train_step(self, batch: Any, state: Any) -> None:
-        self.own = state
-        if state.batch == 2 and self.global_rank == 1:
-            self.backward(self.net(batch[1]).mean())
-            return
-        super().train_step(batch, state)
+        self.backward((self.net(batch[0]) - 1).square().mean())
+        self.optimizer_step(self.optimizer)
+
+    def valid_step(self, batch: Any, step: int) -> None:
+        self.log("loss", self.net(batch[0]).mean())
 
 
 @scenario(ranks=2)
-def left_out_by_one(root: Path, world: World) -> list[Any]:
-    model = LeavesOut()
-    quiet(max_epochs=2, log_every_steps=100, valid_every_epochs=None).fit(model, data(train=16))
-    return world.gather((model.own.step, model.own.skipped_steps, model.own.batch))
+def tables(root: Path, world: World) -> list[Any]:
+    model = Table()
+    quiet(max_steps=3).fit(model, data(16, batch_size=2))
+    return world.gather(weights(model)["net"])
 
 
-def test_ranks_count_alike_when_only_some_of_them_step(result: Results) -> None:
-    assert result(left_out_by_one, ranks=2) == [(4, 0, 4)] * 2
+def test_a_sparse_and_a_dense_gradient_of_ranks_are_averaged(result: Results) -> None:
+    first, second = result(tables, ranks=2)
+    one = Table()
+    quiet(max_steps=3).fit(one, data(16, batch_size=4))
+    assert same(first, second)
+    assert close(first, weights(one)["net"])
+
+
+class Wider(Plain):
+    """Becomes fp64 after `parallelize`."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup(fast_init)
+        self.net.double()
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        super().train_step([batch[0], batch[1].double()], state)
+
+    def valid_step(self, batch: Any, step: int) -> None:
+        super().valid_step([batch[0], batch[1].double()], step)
+
+
+@scenario(ranks=3)
+def widened(root: Path, world: World) -> tuple[Any, Any]:
+    whole, cut = Wider(), Wider()
+    quiet(max_steps=3).fit(whole, data(30, batch_size=2))
+    quiet(max_steps=1, root=root / "widened").fit(Wider(), data(30, batch_size=2))
+    quiet(max_steps=3, root=root / "widened").fit(cut, data(30, batch_size=2))
+    return weights(whole), weights(cut)
+
+
+def test_buckets_follow_the_data_type_of_a_network(result: Results) -> None:
+    whole, cut = result(widened, ranks=3)
+    assert same(whole, cut)
+
+
+@scenario(ranks=2)
+def after_a_fit(root: Path, world: World) -> tuple[int, int]:
+    """The number of messages of a backward pass after a fit; and of networks of earlier fits that are still held."""
+    model = Plain()
+    quiet(max_steps=2).fit(model, data(16, batch_size=2))
+    with Collectives() as recorded:
+        model.net(torch.ones(2, 3)).sum().backward()
+    held = weakref.ref(model.net)
+    del model
+    gc.collect()
+    return len(recorded.calls), int(held() is not None)
+
+
+def test_a_network_sends_nothing_after_a_fit(result: Results) -> None:
+    assert result(after_a_fit, ranks=2) == (0, 0)
+
+
+class OnOne(Plain):
+    """From the second update on only rank 0 has a loss; that of the third update is not finite."""
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        if state.step == 0 or self.global_rank == 0:
+            x = batch[1] * (float("nan") if state.step == 2 else 1.0)
+            self.backward((self.net(x) - 1).square().mean())
+        self.optimizer_step(self.optimizer)
+
+
+@scenario(ranks=2)
+def replayed_on_one(root: Path, world: World) -> list[str | None]:
+    options = {"root": root / "on-one", "check_finite": False, "max_steps": 3, "valid_every_epochs": None}
+    quiet(**options).fit(OnOne(), data(16, batch_size=2))
+    return world.gather(quiet(**options).replay(OnOne(), data(16, batch_size=2), step=3).first_not_finite)
+
+
+def test_a_replay_ends_when_only_one_rank_has_a_loss(result: Results) -> None:
+    first, second = result(replayed_on_one, ranks=2)
+    assert first == second is not None
 
 
 @scenario(ranks=2)

@@ -23,7 +23,6 @@ from helios_lite import DataModule, Model, Split
 from helios_lite.callbacks import EMA
 from helios_lite.networks.dtensors import full_tensor, is_dtensor
 from helios_lite.networks.fsdp import make_mesh
-from helios_lite.networks.parallel import unwrap_model
 from helios_lite.processes.world import World
 
 TESTS = Path(__file__).parents[1]
@@ -169,7 +168,7 @@ def networks_made_on_the_meta_device(root: Path, world: World) -> dict[str, Any]
     for strategy in STRATEGIES:
         model = Initial()
         quiet(max_epochs=1, strategy=strategy).fit(model, data(12))
-        tied = unwrap_model(model.net)[5].weight is unwrap_model(model.net)[0].weight
+        tied = model.net[5].weight is model.net[0].weight
         found[strategy] = model.initial, model.most_whole, tied, weights(model)["net"]
     return found
 
@@ -300,7 +299,7 @@ def recomputed(strategy: str) -> list[Any]:
     for checkpoints in (False, True):
         model = Deep(dropout=0.3)
         fit(model, checkpoint_activations=checkpoints, strategy=strategy, valid_every_epochs=None)
-        layer = unwrap_model(model.net).layers[1]
+        layer = model.net.layers[1]
         found.append((weights(model), len(layer.gathered), max(layer.gathered)))
     return found
 

@@ -224,7 +224,7 @@ def test_the_rank_that_the_others_wait_for_is_named_and_a_restart_helps(
     # Both wait, each for the other.
     assert re.search(r"rank 0 \(process \d+ on .*\) stands in sleep_at \(.*test_hangs.py:\d+\)", text_of_collective)
     assert re.search(
-        r"rank 1 \(process \d+ on .*\) stands in backward .*, called in train_step \(.*models.py:\d+\)",
+        r"rank 1 \(process \d+ on .*\) stands in _meet_other_ranks .*, called in train_step \(.*models.py:\d+\)",
         text_of_collective,
     )
     assert {path.name for path in (tmp_path / "tiny/hangs").glob("*.txt")} == {"rank_0.txt", "rank_1.txt"}

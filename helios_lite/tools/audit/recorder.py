@@ -16,7 +16,6 @@ from helios_lite.callbacks import Callback
 from helios_lite.model_internals.attributes import named_networks, stateful_parts
 from helios_lite.model_internals.step_tap import Loss, StepTap
 from helios_lite.nested import leaves
-from helios_lite.networks.parallel import unwrap_model
 from helios_lite.state import TrainingState
 from helios_lite.tools.audit.program_data import SampleReader, change_splits, describe_splits
 from helios_lite.tools.audit.record import Facts, Record, SampleRead, Update, digest, place_not_finite
@@ -97,7 +96,7 @@ class Recorder(Callback):
         """Begin to record."""
         model, trial = self.model, self._trial
         self._tap.watch_optimizers()
-        networks = {name: unwrap_model(net) for name, net in named_networks(model).items()}
+        networks = named_networks(model)
         self._optimizers.watch(networks, [part for _, part in stateful_parts(model) if isinstance(part, Optimizer)])
         if trial.keeps_weights:
             values = [value for net in networks.values() for value in [*net.parameters(), *net.buffers()]]
@@ -140,7 +139,7 @@ class Recorder(Callback):
     def on_training_end(self) -> None:
         """Record what only the end shows."""
         if self._trial.watches_modes:
-            after = frozen_buffers({name: unwrap_model(net) for name, net in named_networks(self.model).items()})
+            after = frozen_buffers(named_networks(self.model))
             self._moved = [name for name, value in self._frozen.items() if after.get(name) != value]
         if self._reader is not None:
             self._reader.read_again(self._samples)

@@ -1,0 +1,167 @@
+"""Whatever a step does with its networks, several processes train what one trains, and go on after a cut."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.compare import close, same, timeless, weights
+from helpers.models import quiet
+from helpers.processes import deadline
+from helpers.scenarios import Results, scenario
+from helpers.situations import InBatchHook, SecondPass, Situation, samples, situations, wrong_situations
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from helios_lite.processes.world import World
+
+ALL, WRONG = list(situations()), list(wrong_situations())
+SHARDED = [each for each in ALL if not each.only_replicas]
+UPDATES, CUT = 4, 2  # An epoch has three.
+
+
+@pytest.fixture(autouse=True, scope="module")
+def ended() -> Iterator[None]:
+    with deadline(240):
+        yield
+
+
+@pytest.fixture(scope="module")
+def result(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Results:
+    root = tmp_path_factory.mktemp("situations")
+    parameters = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    names = {each["situation"].__name__ for each in parameters if "situation" in each}
+    (root / "chosen").write_text("\n".join(names))
+    return Results(__name__, root)
+
+
+def chosen(situations: list[Any], root: Path) -> list[Any]:
+    """Those that this session of pytest asks for."""
+    return [each for each in situations if each.__name__ in (root / "chosen").read_text().split()]
+
+
+def trained(situation: type[Situation], processes: int, **options: Any) -> dict[str, Any]:
+    """What a run ends with: everything that a checkpoint holds of the model, and the metrics."""
+    model = situation()
+    datamodule = samples(processes, situation.options.get("accumulation_steps", 1))
+    options = {"max_steps": UPDATES, "sanity_batches": 0, "hang_minutes": 0.5, **situation.options, **options}
+    result = quiet(**options).fit(model, datamodule)
+    return {**weights(model), "metrics": timeless(result.metrics)}
+
+
+def attempted(situation: type[Situation], processes: int, **options: Any) -> dict[str, Any]:
+    """What a run ends with, or the error."""
+    try:
+        return trained(situation, processes, **options)
+    except Exception as error:
+        return {"error": "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])}
+
+
+def outcome(situation: type[Situation], root: Path, world: World, strategy: str) -> dict[str, Any]:
+    """A whole run, the same cut and resumed, and whether the ranks end alike; or the error."""
+    options = {"strategy": strategy}
+    folder = root / f"{situation.__name__}-{strategy}-{world.size}"
+    whole = cut = attempted(situation, world.size, **options)
+    if "error" in whole:
+        return whole
+    if (strategy, world.size) != ("fsdp", 3):  # To save time.
+        trained(situation, world.size, root=folder, max_steps=CUT, **options)
+        cut = trained(situation, world.size, root=folder, **options)
+    everywhere = world.gather(whole)
+    return {"whole": whole, "cut": cut, "alike": all(same(each, whole) for each in everywhere)}
+
+
+@scenario(ranks=(2, 3))
+def replicated(root: Path, world: World) -> dict[str, dict[str, Any]]:
+    return {each.__name__: outcome(each, root, world, "ddp") for each in chosen(ALL, root)}
+
+
+@scenario(ranks=(2, 3))
+def sharded(root: Path, world: World) -> dict[str, dict[str, Any]]:
+    return {each.__name__: outcome(each, root, world, "fsdp") for each in chosen(SHARDED, root)}
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("situation", ALL)
+def test_replicas_train_what_one_process_trains(situation: Any, processes: int, result: Results) -> None:
+    found = result(replicated, ranks=processes)[situation.__name__]
+    assert "error" not in found, found["error"]
+    assert found["alike"]
+    assert same(found["whole"], found["cut"])
+    if situation.like_one:
+        assert close(trained(situation, 1), found["whole"])
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("situation", SHARDED)
+def test_shards_train_what_one_process_trains_or_say_why_not(situation: Any, processes: int, result: Results) -> None:
+    found = result(sharded, ranks=processes)[situation.__name__]
+    if "error" in found:
+        assert situation.sharded is not None, found["error"]
+        assert re.search(situation.sharded, found["error"])
+        return
+    assert found["alike"]
+    assert same(found["whole"], found["cut"])
+    if situation.like_one:
+        assert close(trained(situation, 1), found["whole"])
+
+
+class Noting(Situation):
+    """A network of several messages; notes which samples it has seen."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.net = self.parallelize(perceptron())
+        self.optimizer = self.sgd(self.net.parameters())
+        self.seen: list[Any] = []
+
+    def loss(self, x: Any, index: Any) -> Any:
+        self.seen += [x] if self.net.training else []
+        return super().loss(x, index)
+
+
+def perceptron() -> nn.Module:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(4, 600), nn.Tanh(), nn.Linear(600, 600), nn.Tanh(), nn.Linear(600, 4))
+
+
+@scenario(ranks=2)
+def beside_ddp(root: Path, world: World) -> tuple[list[Any], list[Any]]:
+    """The weights of the trainer, and those of a loop around a DistributedDataParallel with the same batches."""
+    model = Noting()
+    quiet(max_steps=UPDATES).fit(model, samples(2))
+    net = perceptron()
+    replica, optimizer = DistributedDataParallel(net), model.sgd(net.parameters())
+    for x in model.seen:
+        nn.functional.mse_loss(replica(x), x.cos()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return [*model.net.parameters()], [*net.parameters()]
+
+
+def test_two_replicas_have_the_bits_of_distributed_data_parallel(result: Results) -> None:
+    ours, theirs = result(beside_ddp, ranks=2)
+    assert len(ours) == 6
+    assert same(ours, theirs)
+
+
+@scenario(ranks=(2, 3))
+def wrong(root: Path, world: World) -> dict[str, list[dict[str, Any]]]:
+    """What the errors of all ranks say, by program."""
+    options = {"max_epochs": 2, "log_every_steps": 100}
+    return {each.__name__: world.gather(attempted(each, world.size, **options)) for each in chosen(WRONG, root)}
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("situation", WRONG)
+def test_ranks_that_do_not_do_the_same_are_an_error_on_all(situation: Any, processes: int, result: Results) -> None:
+    for found in result(wrong, ranks=processes)[situation.__name__]:
+        assert situation.says in found["error"]
+
+
+@pytest.mark.parametrize("situation", [SecondPass, InBatchHook])
+def test_ranks_that_do_not_do_the_same_before_a_row_end_with_words(situation: Any) -> None:
+    options = {"max_epochs": 1, "log_every_steps": 1, "devices": 2, "accelerator": "cpu", "hang_minutes": 0.5}
+    with pytest.raises(RuntimeError, match=r"SIGABRT.*all ranks must call backward, optimizer_step"):
+        quiet(**options).fit(situation(), samples(2))
