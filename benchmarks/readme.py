@@ -95,9 +95,17 @@ ROWS: tuple[tuple[str, Cell, Cell], ...] = (
         ("{}", VALIDATION, "trainer |"),
     ),
     (
-        "a step of two processes",
-        ("DistributedDataParallel, {} us", DDP, "the loop by hand"),
-        ("{} of its time", DDP, "trainer / by hand"),
+        "a step of two processes, with 0.3 M and with 8 M parameters",
+        (
+            "DistributedDataParallel, {} and {} us",
+            *(DDP, "0.3 M parameters: the loop by hand"),
+            *(DDP, "8 M parameters: the loop by hand"),
+        ),
+        (
+            "{} and {} of its time",
+            *(DDP, "0.3 M parameters: trainer / by hand"),
+            *(DDP, "8 M parameters: trainer / by hand"),
+        ),
     ),
     (
         "from the start of a program to its first step",
