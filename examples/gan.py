@@ -125,7 +125,7 @@ class GAN(Model):
         # This hook runs before those of callbacks, so the generator still has the averaged weights.
         last = validation_cycle == self.trainer.max_epochs
         if self.global_rank == 0 and (last or validation_cycle % self.picture_every == 0):
-            path = Path(self.trainer.root) / self.save_name / "samples" / f"epoch_{validation_cycle:04}.png"
+            path = Path(self.run_folder or ".") / "samples" / f"epoch_{validation_cycle:04}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             # Every validation has the same seed, so all pictures are made from the same noise.
             images = self.generator(self.noise(80), torch.arange(10, device=self.device).repeat(8))
@@ -181,7 +181,7 @@ def main(epochs: int = 80, width: int = 32, picture_every: int = 10, **options) 
     model = GAN(width=width, picture_every=picture_every)
     result = trainer.fit(model, DigitsData())
     if model.global_rank == 0:
-        samples = Path(trainer.root) / model.save_name / "samples"
+        samples = Path(result.run_folder or ".") / "samples"
         print(f"what it draws: {samples / f'epoch_{result.state.epoch:04}.png'}")
 
 

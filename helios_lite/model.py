@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from helios_lite.arguments import check_save_name, require_kind, require_path
+from helios_lite.data import DataModule
 from helios_lite.hooks import Hooks
 from helios_lite.metrics import score_tables
 from helios_lite.metrics.accumulator import Reduce
@@ -92,7 +93,22 @@ class Model(Hooks, abc.ABC):
     @property
     def trainer(self) -> Options:
         """The trainer of the run, with its options; a RuntimeError if no Trainer runs the model."""
-        return self._context.running_trainer(type(self).__name__)
+        return self._context.running_trainer(f"{type(self).__name__}.trainer")
+
+    @property
+    def datamodule(self) -> DataModule:
+        """The data of the run, whose `setup` has assigned the splits; a RuntimeError if no Trainer runs the model."""
+        self._context.running_trainer(f"{type(self).__name__}.datamodule")
+        return cast(DataModule, self._context.datamodule)
+
+    @property
+    def run_folder(self) -> Path | None:
+        """The run folder, which exists in a training from its start on and in which a hook may write files of its own.
+
+        None with `root=None` and `fast_dev_run`; a RuntimeError if no Trainer runs the model.
+        """
+        self._context.running_trainer(f"{type(self).__name__}.run_folder")
+        return self._context.run_folder
 
     @property
     def device(self) -> torch.device:
@@ -243,7 +259,8 @@ class Model(Hooks, abc.ABC):
         A network of which a callback has averaged the weights (`EMA`) gets the average, with which it was validated.
 
         Args:
-            path: a checkpoint: a file, or the folder of a sharded one.
+            path: a checkpoint (a file, or the folder of a sharded one), or a run folder, of which the best one is
+                loaded (the newest if no one is best).
             device: the device of the networks.
             overrides: constructor arguments that replace or complete the stored ones.
 

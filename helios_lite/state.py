@@ -67,6 +67,8 @@ class FitResult:
         last_checkpoint: the newest file, None with `root=None`.
         stop_reason: "max_epochs", "max_steps", "max_minutes", "patience", "should_training_stop"
             or "fast_dev_run".
+        run_folder: the folder of the run, which `Trainer.test`, the command line and `load_from_checkpoint` take; None
+            with `root=None`.
     """
 
     state: TrainingState
@@ -75,6 +77,7 @@ class FitResult:
     best_checkpoint: Path | None
     last_checkpoint: Path | None
     stop_reason: str
+    run_folder: Path | None = None
 
     def __str__(self) -> str:
         """Return a short table: how the run ended, the last and best metrics, and the files."""

@@ -58,6 +58,7 @@ ENDS = "training/test_ends.py::"
 OBJECTS = "metrics/test_metric_objects.py::"
 DISTRIBUTED_OBJECTS = "networks/test_distributed.py::test_two_ranks_compute_what_one_computes_over_the_samples_of_both"
 INITIAL = "training/test_initial_weights.py::"
+MODEL = "test_model.py::"
 SITUATIONS = "networks/test_situations.py::"
 LIMITS = "loading/test_limits.py::"
 FIRST_BATCHES = LIMITS + "test_a_limited_epoch_has_the_first_batches"
@@ -3025,6 +3026,46 @@ MUTATIONS = [
         "self.model._context.parallel.without_averages(),",
         "",
         "networks/test_distributed.py::test_a_replay_ends_when_only_one_rank_has_a_loss",
+        "training/loop.py",
+        "run_folder=session.folder,",
+        "",
+        MODEL + "test_a_model_knows_its_data_and_its_run_folder",
+    ),
+    Mutation(
+        "training/session.py",
+        "options, self.datamodule, self.folder)",
+        "options)",
+        MODEL + "test_a_model_knows_its_data_and_its_run_folder",
+    ),
+    Mutation(
+        "model_internals/run_context.py",
+        "self.trainer = self.datamodule =",
+        "self.datamodule =",
+        MODEL + "test_a_model_knows_its_data_and_its_run_folder",
+    ),
+    Mutation(
+        "model_internals/inference.py",
+        'candidates_of_run(path, "best"',
+        'candidates_of_run(path, "last"',
+        MODEL + "test_load_from_checkpoint_takes_the_best_of_a_run_folder",
+    ),
+    Mutation(
+        "model_internals/inference.py",
+        "except (CheckpointError, FileNotFoundError)",
+        "except FileNotFoundError",
+        MODEL + "test_load_from_checkpoint_takes_the_best_of_a_run_folder",
+    ),
+    Mutation(
+        "model_internals/inference.py",
+        'raise FileNotFoundError(f"{path}: this',
+        'raise KeyError(f"{path}: this',
+        MODEL + "test_load_from_checkpoint_of_a_run_folder_without_checkpoints_names_it",
+    ),
+    Mutation(
+        "model_internals/inference.py",
+        "signature.bind(**arguments)",
+        "pass",
+        MODEL + "test_load_from_checkpoint_says_how_hparams_work",
     ),
 ]
 

@@ -411,6 +411,73 @@ def test_load_from_checkpoint_takes_arguments_that_replace_the_stored_ones(tmp_p
     assert loaded.save_name == "copy"
 
 
+class Worsening(Tiny):
+    def on_validation_start(self, validation_cycle):
+        self.cycle = validation_cycle
+
+    def valid_step(self, batch, step):
+        self.log("loss", float(self.cycle))
+
+
+def test_load_from_checkpoint_takes_the_best_of_a_run_folder(tmp_path):
+    options = {"max_steps": 3, "valid_every_steps": 1, "monitor": "valid/loss", "root": tmp_path}
+    result = quiet(**options).fit(Worsening(), data(12))
+    assert result.state.best_step == 1
+    best = Tiny.load_from_checkpoint(result.best_checkpoint)
+    last = Tiny.load_from_checkpoint(result.last_checkpoint)
+    loaded = Tiny.load_from_checkpoint(result.run_folder)
+    assert torch.equal(loaded.net[0].weight, best.net[0].weight)
+    assert not torch.equal(loaded.net[0].weight, last.net[0].weight)
+    content = result.best_checkpoint.read_bytes()
+    weight = best.net[0].weight.detach().numpy().tobytes()
+    assert content.count(weight) == 1
+    result.best_checkpoint.write_bytes(content.replace(weight, bytes(len(weight))))
+    assert torch.equal(Tiny.load_from_checkpoint(result.run_folder).net[0].weight, last.net[0].weight)
+
+
+def test_load_from_checkpoint_of_a_run_folder_without_checkpoints_names_it(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="run: this run folder has no checkpoint that can be read"):
+        Tiny.load_from_checkpoint(tmp_path / "run")
+
+
+class WithoutHparams(Tiny):
+    def __init__(self, width):
+        super().__init__()
+
+
+def test_load_from_checkpoint_says_how_hparams_work(tmp_path):
+    path = quiet(root=tmp_path, max_steps=1).fit(WithoutHparams(3), data()).last_checkpoint
+    text = r"missing a required argument: 'width'.*hparams that the checkpoint holds \(none\); set self.hparams"
+    with pytest.raises(TypeError, match=text):
+        WithoutHparams.load_from_checkpoint(path)
+    assert WithoutHparams.load_from_checkpoint(path, width=3).save_name == "tiny"
+
+
+class Placed(Tiny):
+    """Notes its data and its run folder."""
+
+    def setup(self, fast_init=False):
+        super().setup(fast_init)
+        self.places = [(self.datamodule, self.run_folder)]
+
+    def on_training_end(self):
+        self.places.append((self.datamodule, self.run_folder))
+
+
+@pytest.mark.parametrize("options", [{"run_name": "second"}, {}, {"fast_dev_run": True}, {"root": None}])
+def test_a_model_knows_its_data_and_its_run_folder(options, tmp_path):
+    model, datamodule = Placed(), data()
+    result = quiet(**{"max_steps": 1, "root": tmp_path, **options}).fit(model, datamodule)
+    writes = "fast_dev_run" not in options and options.get("root", tmp_path) is not None
+    expected = tmp_path / options.get("run_name", "tiny") if writes else None
+    assert model.places == [(datamodule, expected)] * 2
+    assert result.run_folder == expected
+    for name in ("datamodule", "run_folder"):
+        with pytest.raises(RuntimeError, match=f"^Placed.{name}: no Trainer is running this model"):
+            getattr(model, name)
+
+
 # What it consists of.
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from helios_lite.checkpoints.files import CheckpointError
+from helios_lite.checkpoints.folder import candidates_of_run
 from helios_lite.checkpoints.reading import evaluation_state, read_checkpoint
 from helios_lite.model_internals.attributes import named_networks
 from helios_lite.model_internals.run_context import RunContext
+
+logger = logging.getLogger("helios_lite")
 
 
 def load_for_inference(cls: Any, path: Path, device: torch.device | str, overrides: dict[str, Any]) -> Any:
@@ -19,18 +24,39 @@ def load_for_inference(cls: Any, path: Path, device: torch.device | str, overrid
 
     Args:
         cls: the class of the model.
-        path: the checkpoint.
+        path: the checkpoint, or a run folder, of which the best one is loaded (the newest if no one is best).
         device: the device of the networks.
         overrides: arguments of the constructor that replace or complete the stored `hparams`.
     """
-    content = read_checkpoint(path, device)
+    content = _read(path, device, overrides.get("save_name", ""))
     arguments = {**content["hparams"], **overrides}
-    if "save_name" in inspect.signature(cls).parameters:
+    signature = inspect.signature(cls)
+    if "save_name" in signature.parameters:
         arguments.setdefault("save_name", content["save_name"])
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        stored = ", ".join(content["hparams"]) or "none"
+        raise TypeError(
+            f"{cls.__name__}: {error}. load_from_checkpoint calls the constructor with the hparams that the checkpoint "
+            f"holds ({stored}); set self.hparams in __init__ to a dict of its arguments before you train, or pass the "
+            "arguments to load_from_checkpoint"
+        ) from None
     model = cls(**arguments)
     _set_up(model, evaluation_state(content), RunContext.standalone(torch.device(device)))
     model.eval()
     return model
+
+
+def _read(path: Path, device: torch.device | str, save_name: str) -> dict[str, Any]:
+    if not (path / "checkpoints").is_dir():
+        return read_checkpoint(path, device)
+    for candidate in candidates_of_run(path, "best", save_name):
+        try:
+            return read_checkpoint(candidate, device)
+        except (CheckpointError, FileNotFoundError) as error:
+            logger.warning("passing over a checkpoint: %s", error)
+    raise FileNotFoundError(f"{path}: this run folder has no checkpoint that can be read")
 
 
 def predict_with_only_network(model: Any, batch: Any) -> Any:

@@ -6,11 +6,13 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from helios_lite.data import DataModule
 from helios_lite.metrics.accumulator import MetricAccumulator, Reduce, named_reductions
 from helios_lite.metrics.metric_objects import MetricObject
 from helios_lite.metrics.score_tables import ScoreTables
@@ -31,6 +33,8 @@ class RunContext:
         parallel: puts networks on the device and spans them over the processes.
         mover: moves batches to the device.
         trainer: what `Model.trainer` returns; None outside of a run.
+        datamodule: the data of the run.
+        run_folder: the run folder, None if no file is written.
 
     Attributes:
         device: the device of this process.
@@ -43,9 +47,16 @@ class RunContext:
     """
 
     def __init__(
-        self, precision: Precision, parallel: ParallelStrategy, mover: DeviceMover, trainer: Options | None = None
+        self,
+        precision: Precision,
+        parallel: ParallelStrategy,
+        mover: DeviceMover,
+        trainer: Options | None = None,
+        datamodule: DataModule | None = None,
+        run_folder: Path | None = None,
     ) -> None:
         self.precision, self.parallel, self.mover, self.trainer = precision, parallel, mover, trainer
+        self.datamodule, self.run_folder = datamodule, run_folder
         self.device, self.world = parallel.device, parallel.world
         self.metrics: MetricAccumulator | None = None
         self.improved = True
@@ -65,10 +76,10 @@ class RunContext:
         """Return the context of a model outside of a training: one process, fp32."""
         return cls(Precision("fp32", device), ParallelStrategy(device, World()), DeviceMover(device), trainer)
 
-    def running_trainer(self, model: str) -> Options:
-        """Return the trainer; raise a RuntimeError that names the model if none runs it."""
+    def running_trainer(self, name: str) -> Options:
+        """Return the trainer; raise a RuntimeError that has the name of what was asked for if none runs the model."""
         if self.trainer is None:
-            raise RuntimeError(f"{model}.trainer: no Trainer is running this model")
+            raise RuntimeError(f"{name}: no Trainer is running this model")
         return self.trainer
 
     def begin_batch(self, batch_size: int, step: int, global_batch_size: int) -> None:
@@ -179,4 +190,4 @@ class RunContext:
 
     def end_run(self) -> None:
         """Note that no trainer runs the model any more; its device and its last metrics are kept."""
-        self.trainer = self.metrics = None
+        self.trainer = self.datamodule = self.run_folder = self.metrics = None

@@ -438,6 +438,7 @@ class Training:
             best_checkpoint=None if checkpoints is None or best_step is None else checkpoints.best(best_step),
             last_checkpoint=self.checkpointer.last_checkpoint,
             stop_reason=reason,
+            run_folder=session.folder,
         )
         title = with_limits(title, self.options, *self.phases())
         if session.prints:

@@ -191,7 +191,7 @@ class Session:
         precision = Precision(
             options.precision, self.device, options.clip_norm, self.world, None if is_alone else parallel
         )
-        return RunContext(precision, parallel, DeviceMover(self.device), trainer=options)
+        return RunContext(precision, parallel, DeviceMover(self.device), options, self.datamodule, self.folder)
 
 
 def checkpoint_folder(options: Options, model: Model, folder: Path) -> CheckpointFolder:
