@@ -18,9 +18,10 @@ from helios_lite.hooks import Hooks
 from helios_lite.metrics import score_tables
 from helios_lite.metrics.accumulator import Reduce
 from helios_lite.metrics.metric_objects import MetricObject
-from helios_lite.model_internals.attributes import Modes, load_parts, named_networks, networks, stateful_parts
+from helios_lite.model_internals.attributes import Modes, named_networks, networks, stateful_parts
 from helios_lite.model_internals.checks import check_is_no_module
 from helios_lite.model_internals.inference import load_for_inference, predict_with_only_network
+from helios_lite.model_internals.misfits import load_parts
 from helios_lite.model_internals.run_context import RunContext
 from helios_lite.model_internals.summary import num_parameters, parameter_table
 from helios_lite.nested import count_samples
@@ -237,7 +238,7 @@ class Model(Hooks, abc.ABC):
             fast_init: restore networks only.
 
         Raises:
-            KeyError: an attribute has no saved state, or (unless `fast_init`) a saved state has no attribute.
+            ValueError: a part or a tensor is missing on one side, or has another shape; nothing is loaded then.
         """
         load_parts(type(self).__name__, dict(stateful_parts(self)), state_dict, networks_only=fast_init)
 

@@ -3067,6 +3067,54 @@ MUTATIONS = [
         "pass",
         MODEL + "test_load_from_checkpoint_says_how_hparams_work",
     ),
+    Mutation(
+        "training/resuming.py",
+        "_compare_parts(session, path, content)\n    checkpointer",
+        "checkpointer",
+        RESUME + "test_a_model_that_is_made_otherwise_does_not_resume_and_keeps_its_weights[shape]",
+    ),
+    Mutation(
+        "model_internals/misfits.py",
+        "elif saved[path] != shape:",
+        "elif False:",
+        RESUME + "test_a_model_that_is_made_otherwise_does_not_resume_and_keeps_its_weights[shape]",
+    ),
+    Mutation(
+        "model_internals/misfits.py",
+        "if path not in saved:",
+        "if False:",
+        RESUME + "test_a_model_that_is_made_otherwise_does_not_resume_and_keeps_its_weights[added]",
+    ),
+    Mutation(
+        "model_internals/misfits.py",
+        "if path not in now:",
+        "if False:",
+        RESUME + "test_a_model_that_is_made_otherwise_does_not_resume_and_keeps_its_weights[removed]",
+    ),
+    Mutation(
+        "model_internals/misfits.py",
+        "for name in parts if name not in states]",
+        "for name in parts if False]",
+        RESUME + "test_a_model_that_is_made_otherwise_does_not_resume_and_keeps_its_weights[another]",
+    ),
+    Mutation(
+        "model_internals/misfits.py",
+        "if sizes_now != sizes_saved:",
+        "if False:",
+        RESUME + "test_a_model_that_is_made_otherwise_does_not_resume_and_keeps_its_weights[groups]",
+    ),
+    Mutation(
+        "model_internals/misfits.py",
+        "if is_own and type(module)",
+        "if False and type(module)",
+        RESUME + "test_a_network_that_takes_other_names_may_resume",
+    ),
+    Mutation(
+        "model_internals/misfits.py",
+        "for name in states if name not in parts]",
+        "for name in states if False]",
+        MODEL + "test_an_unknown_name_in_the_loaded_state_is_an_error_that_names_it",
+    ),
 ]
 
 

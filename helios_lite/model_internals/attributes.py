@@ -74,31 +74,6 @@ def metric_names(owner: object) -> dict[int, str]:
     return {id(metric): name for name, metric in metric_objects(owner).items()}
 
 
-def load_parts(owner: str, parts: dict[str, Any], state_dict: dict[str, Any], *, networks_only: bool) -> None:
-    """Restore parts from their states by name.
-
-    Args:
-        owner: the name of what has the parts, for the message.
-        parts: the parts by name.
-        state_dict: their states by name.
-        networks_only: leave out parts that are not networks.
-
-    Raises:
-        KeyError: a part has no saved state, or (unless `networks_only`) a saved state has no part.
-    """
-    if networks_only:
-        parts = {name: part for name, part in parts.items() if is_network(part)}
-    missing = [name for name in parts if name not in state_dict]
-    unknown = [] if networks_only else [name for name in state_dict if name not in parts]
-    if missing or unknown:
-        raise KeyError(
-            f"{owner}: the checkpoint and the model differ: "
-            f"only in the model {missing}, only in the checkpoint {unknown}"
-        )
-    for name, part in parts.items():
-        part.load_state_dict(state_dict[name])
-
-
 def is_stateful(value: Any) -> bool:
     """Return whether an object (not a class) has `state_dict` and `load_state_dict`."""
     if isinstance(value, type):

@@ -17,6 +17,7 @@ from helios_lite.checkpoints.folder import candidates_of_run
 from helios_lite.checkpoints.reading import evaluation_state, read_on_every_rank
 from helios_lite.model import Model
 from helios_lite.model_internals.attributes import named_networks, stateful_parts
+from helios_lite.model_internals.misfits import first, misfits
 from helios_lite.training.checkpointer import Checkpointer
 from helios_lite.training.monitor import Monitor
 from helios_lite.training.session import Session
@@ -66,6 +67,7 @@ def resume(session: Session, checkpointer: Checkpointer, monitor: Monitor) -> No
                 'resume="auto" to continue from that file'
             )
     _compare_hparams(session, path, content, is_automatic=not isinstance(choice, Path))
+    _compare_parts(session, path, content)
     checkpointer.load(path, content)
     epoch, step = content["state"]["epoch"], content["state"]["step"]
     logger.info("continuing from %s (epoch %d, step %d)", path, epoch, step)
@@ -191,6 +193,18 @@ def _compare_hparams(session: Session, path: Path, content: dict[str, Any], *, i
         )
     for text in found:
         logger.info("%s", text)
+
+
+def _compare_parts(session: Session, path: Path, content: dict[str, Any]) -> None:
+    """Raise a ValueError if the model is made of other parts than the one in the checkpoint, before it is changed."""
+    if type(session.model).load_state_dict is not Model.load_state_dict:
+        return
+    if found := misfits(dict(stateful_parts(session.model)), content["model"]):
+        raise ValueError(
+            f"{path}: is of a model that is made otherwise: {first(found)}. Choose another run_name to train a new "
+            f"model; there init_from={str(path)!r} and init_parts take the parts that fit. To train from the beginning "
+            f"under this name, delete {path.parent.parent}"
+        )
 
 
 def _compare_options(session: Session, monitor: Monitor, content: dict[str, Any]) -> None:

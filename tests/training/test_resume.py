@@ -12,10 +12,12 @@ import torch
 from helpers import resumable
 from helpers.compare import same, saved
 from helpers.models import Tiny, data, quiet
+from torch import nn
 from torch.utils.data import TensorDataset
 
 from helios_lite import Callback, DataModule, Split
 from helios_lite.checkpoints.files import CheckpointError
+from helios_lite.model_internals.misfits import load_parts
 from helios_lite.training import resuming
 
 # PyTorch warns that scheduler.step() came first in this process; the optimizer had stepped before the resume.
@@ -532,3 +534,66 @@ def test_a_loader_is_restored_once_and_it_is_the_one_that_was_saved(first_stop: 
     batches = resumable.read_batches(tmp_path)
     assert [batches[i] for i in range(9)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]] * 3
     assert [split.num_loaded for split in datamodule.splits] == {2: [1, 0, 0], 5: [0, 1, 0]}[first_stop]
+
+
+# A model that is made otherwise.
+
+
+class Changed(Tiny):
+    """Made otherwise the second time."""
+
+    def __init__(self, change: str = "") -> None:
+        super().__init__("changed")
+        self.change = change
+
+    def setup(self, fast_init: bool = False) -> None:
+        width = 16 if self.change == "shape" else 8
+        layers = [nn.Linear(3, width), nn.Linear(width, 1)]
+        if self.change == "added":
+            layers += [nn.Linear(1, 1) for _ in range(4)]
+        self.net = self.parallelize(nn.Sequential(*layers[1:] if self.change == "removed" else layers))
+        if self.change == "another":
+            self.other = nn.Linear(1, 1)
+        groups = [{"params": layer.parameters()} for layer in self.net]
+        self.optimizer = torch.optim.Adam(self.net.parameters() if self.change == "groups" else groups)
+        self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, 0.97)
+        self.initial = [p.detach().clone() for p in self.net.parameters()]
+
+
+CHANGES = {
+    "shape": r"net.0.weight: \(8, 3\) in the checkpoint, \(16, 3\) now; net.0.bias: \(8,\) in",
+    "added": "net.2.weight: only in the model, of shape .1, 1.;.*; and 4 more",
+    "removed": r"net.0.weight: \(8, 3\) in the checkpoint, \(1, 8\) now;.*net.1.bias: only in the checkpoint",
+    "another": "is of a model that is made otherwise: other: only in the model. Choose",
+    "groups": "optimizer: groups of 2, 2 parameters in the checkpoint, of 4 now",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_model_that_is_made_otherwise_does_not_resume_and_keeps_its_weights(change: str, tmp_path: Path) -> None:
+    path = quiet(root=tmp_path, max_steps=2).fit(Changed(), data()).last_checkpoint
+    assert path is not None
+    model = Changed(change)
+    with pytest.raises(ValueError, match=CHANGES[change]) as raised:
+        quiet(root=tmp_path, max_steps=4).fit(model, data())
+    text = str(raised.value)
+    assert text.startswith(f"{path}: is of a model that is made otherwise: ")
+    for way in ("another run_name", f"init_from={str(path)!r}", f"delete {tmp_path / 'changed'}"):
+        assert way in text
+    assert same([*model.net.parameters()], model.initial)
+
+
+class Renaming(nn.Linear):
+    """Takes states with other names, as networks do that have changed."""
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *arguments: Any) -> None:
+        for name in ("weight", "bias"):
+            state_dict[prefix + name] = state_dict.pop(f"{prefix}old_{name}", state_dict.get(prefix + name))
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
+
+
+def test_a_network_that_takes_other_names_may_resume() -> None:
+    net = Renaming(1, 1)
+    state = {"net": {"old_weight": torch.ones(1, 1), "old_bias": torch.ones(1)}}
+    load_parts("Model", {"net": net}, state, networks_only=False)
+    assert net.weight.item() == 1

@@ -1,0 +1,104 @@
+"""Loads the states that a checkpoint holds into the parts of a model, if they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from helios_lite.metrics.metric_objects import is_network
+
+_NUM_SHOWN = 5
+
+
+def misfits(parts: Mapping[str, Any], states: Mapping[str, Any], *, networks_only: bool = False) -> list[str]:
+    """Return a sentence for each difference, such as "net.0.weight: (8, 3) in the checkpoint, (16, 3) now".
+
+    What parts of other classes than networks and optimizers hold is not compared, nor are networks that change names or
+    shapes themselves when they load a state.
+
+    Args:
+        parts: the stateful parts of the model by name.
+        states: the states in the checkpoint by name.
+        networks_only: leave out parts that are not networks, and what only the checkpoint has.
+    """
+    if networks_only:
+        parts = {name: part for name, part in parts.items() if is_network(part)}
+    found = [f"{name}: only in the model" for name in parts if name not in states]
+    if not networks_only:
+        found += [f"{name}: only in the checkpoint" for name in states if name not in parts]
+    for name, part in parts.items():
+        if name not in states:
+            continue
+        if isinstance(part, nn.Module) and not _changes_states(part):
+            found += _of_network(name, _shapes(part.state_dict()), _shapes(states[name]))
+        elif isinstance(part, Optimizer) and type(part).load_state_dict is Optimizer.load_state_dict:
+            found += _of_optimizer(name, part.param_groups, states[name]["param_groups"])
+    return found
+
+
+def load_parts(owner: str, parts: Mapping[str, Any], states: Mapping[str, Any], *, networks_only: bool) -> None:
+    """Restore parts from their states by name, all of them or none.
+
+    Args:
+        owner: the name of what has the parts, for the message.
+        parts: the parts by name.
+        states: their states by name.
+        networks_only: leave out parts that are not networks.
+
+    Raises:
+        ValueError: a part or a tensor is missing on one side, or has another shape.
+    """
+    if found := misfits(parts, states, networks_only=networks_only):
+        raise ValueError(f"{owner}: the model and the checkpoint do not fit: {first(found)}")
+    for name, part in parts.items():
+        if is_network(part) or not networks_only:
+            part.load_state_dict(states[name])
+
+
+def first(found: Sequence[str]) -> str:
+    """Return the first few of some sentences, and the number of the others."""
+    more = len(found) - _NUM_SHOWN
+    return "; ".join([*found[:_NUM_SHOWN], *([f"and {more} more"] if more > 0 else [])])
+
+
+def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _of_network(name: str, now: Mapping[str, tuple[int, ...]], saved: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    for path, shape in now.items():
+        if path not in saved:
+            yield f"{name}.{path}: only in the model, of shape {shape}"
+        elif saved[path] != shape:
+            yield f"{name}.{path}: {saved[path]} in the checkpoint, {shape} now"
+    for path, shape in saved.items():
+        if path not in now:
+            yield f"{name}.{path}: only in the checkpoint, of shape {shape}"
+
+
+def _of_optimizer(name: str, now: Sequence[Mapping[str, Any]], saved: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    sizes_now, sizes_saved = ([len(group["params"]) for group in groups] for groups in (now, saved))
+    if sizes_now != sizes_saved:
+        numbers_saved, numbers_now = (", ".join(map(str, sizes)) for sizes in (sizes_saved, sizes_now))
+        yield f"{name}: groups of {numbers_saved} parameters in the checkpoint, of {numbers_now} now"
+
+
+def _changes_states(net: nn.Module) -> bool:
+    """Return whether a network may change what it loads, by hooks or methods that PyTorch's modules do not have."""
+    for module in net.modules():
+        is_own = not type(module).__module__.startswith("torch.")
+        if is_own and type(module)._load_from_state_dict is not nn.Module._load_from_state_dict:
+            return True
+        if type(module).load_state_dict is not nn.Module.load_state_dict:
+            return True
+        if not all(map(_is_of_the_package, module._load_state_dict_pre_hooks.values())):
+            return True
+    return False
+
+
+def _is_of_the_package(hook: Any) -> bool:
+    function = getattr(hook, "hook", hook)
+    return str(getattr(function, "__module__", "")).startswith(__name__.partition(".")[0])
