@@ -11,8 +11,7 @@ In the first `warmup_steps` updates f(n) = (n + 1) / warmup_steps (Goyal et al.,
 2017); `warmup_steps=0` leaves the warmup out. The functions describe what follows it. No update before `total_steps`
 has the learning rate 0.
 
-A checkpoint holds the number of updates and not the arguments. A resumed run therefore follows the arguments that it
-has now, such as a larger `total_steps`. Only its first update still has the learning rate of the checkpoint.
+A resumed run follows the arguments that it has now, such as a larger `total_steps`, as if it always had them.
 """
 
 from __future__ import annotations

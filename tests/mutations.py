@@ -59,6 +59,7 @@ OBJECTS = "metrics/test_metric_objects.py::"
 DISTRIBUTED_OBJECTS = "networks/test_distributed.py::test_two_ranks_compute_what_one_computes_over_the_samples_of_both"
 INITIAL = "training/test_initial_weights.py::"
 MODEL = "test_model.py::"
+CHANGED = "training/test_changed_numbers.py::"
 SITUATIONS = "networks/test_situations.py::"
 LIMITS = "loading/test_limits.py::"
 FIRST_BATCHES = LIMITS + "test_a_limited_epoch_has_the_first_batches"
@@ -3026,6 +3027,8 @@ MUTATIONS = [
         "self.model._context.parallel.without_averages(),",
         "",
         "networks/test_distributed.py::test_a_replay_ends_when_only_one_rank_has_a_loss",
+    ),
+    Mutation(
         "training/loop.py",
         "run_folder=session.folder,",
         "",
@@ -3069,8 +3072,8 @@ MUTATIONS = [
     ),
     Mutation(
         "training/resuming.py",
-        "_compare_parts(session, path, content)\n    checkpointer",
-        "checkpointer",
+        "_compare_parts(session, path, content)\n    is_own",
+        "is_own",
         RESUME + "test_a_model_that_is_made_otherwise_does_not_resume_and_keeps_its_weights[shape]",
     ),
     Mutation(
@@ -3114,6 +3117,72 @@ MUTATIONS = [
         "for name in states if name not in parts]",
         "for name in states if False]",
         MODEL + "test_an_unknown_name_in_the_loaded_state_is_an_error_that_names_it",
+    ),
+    Mutation(
+        "training/resuming.py",
+        '"model": {**content["model"], **remaking.states}',
+        '"model": content["model"]',
+        CHANGED + "test_every_number_of_an_optimizer_is_the_one_of_now",
+    ),
+    Mutation(
+        "training/resuming.py",
+        'logger.info("%s: used from step %d on", text, step + 1)',
+        "pass",
+        CHANGED + "test_every_number_of_an_optimizer_is_the_one_of_now",
+    ),
+    Mutation(
+        "training/resuming.py",
+        'if "groups" in made and saved["class"] != made["class"]:',
+        "if False:",
+        CHANGED + "test_another_optimizer_is_an_error_that_names_both",
+    ),
+    Mutation(
+        "training/checkpointer.py",
+        '"made": session.made,',
+        '"made": {},',
+        CHANGED + "test_every_number_of_an_optimizer_is_the_one_of_now",
+    ),
+    Mutation(
+        "model_internals/made.py",
+        "if not changes:\n            return",
+        "if False:\n            return",
+        CHANGED + "test_a_rate_that_a_hook_has_set_stays",
+    ),
+    Mutation(
+        "model_internals/made.py",
+        "schedulers[key].step()",
+        "pass",
+        CHANGED + "test_a_run_goes_on_with_the_rates_of_one_that_had_them_from_the_start[cosine-5]",
+    ),
+    Mutation(
+        "model_internals/made.py",
+        "return [_arguments(each) for each in (*value.args, *value.keywords.values())]",
+        "return None",
+        CHANGED + "test_a_schedule_of_another_length_goes_on_as_if_it_always_had_it[our cosine]",
+    ),
+    Mutation(
+        "model_internals/made.py",
+        'changes += _differences(key, self._saved[key]["numbers"], self._now[key]["numbers"])',
+        "pass",
+        CHANGED + "test_a_schedule_of_another_length_goes_on_as_if_it_always_had_it[cosine]",
+    ),
+    Mutation(
+        "model_internals/made.py",
+        '"lr": numbers["lr"] * factor}',
+        '"lr": numbers["lr"]}',
+        CHANGED + "test_a_plateau_keeps_what_it_has_seen",
+    ),
+    Mutation(
+        "model_internals/made.py",
+        "state |= {part: value for part, value in self.states[key].items() if part in kept}",
+        "pass",
+        CHANGED + "test_a_plateau_keeps_what_it_has_seen",
+    ),
+    Mutation(
+        "model_internals/made.py",
+        "else max(map(_number_of_steps, inner), default=0)",
+        "else 0",
+        CHANGED + "test_a_run_goes_on_with_the_rates_of_one_that_had_them_from_the_start[chain-5]",
     ),
 ]
 

@@ -177,6 +177,7 @@ class Checkpointer:
             "ranks": session.world.gather({name: part.state_dict() for name, part in self.per_rank.items()}),
             "config": session.options.config(),
             "hparams": session.model.hparams,
+            "made": session.made,
         }
 
     def load(self, path: Path, content: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from helios_lite.checkpoints.folder import candidates_of_run
 from helios_lite.checkpoints.reading import evaluation_state, read_on_every_rank
 from helios_lite.model import Model
 from helios_lite.model_internals.attributes import named_networks, stateful_parts
+from helios_lite.model_internals.made import Remaking
 from helios_lite.model_internals.misfits import first, misfits
 from helios_lite.training.checkpointer import Checkpointer
 from helios_lite.training.monitor import Monitor
@@ -68,9 +69,14 @@ def resume(session: Session, checkpointer: Checkpointer, monitor: Monitor) -> No
             )
     _compare_hparams(session, path, content, is_automatic=not isinstance(choice, Path))
     _compare_parts(session, path, content)
-    checkpointer.load(path, content)
+    is_own = type(session.model).load_state_dict is not Model.load_state_dict
+    parts = {} if is_own else dict(stateful_parts(session.model))
+    remaking = Remaking(parts, content["made"], {} if is_own else content["model"])
+    checkpointer.load(path, {**content, "model": {**content["model"], **remaking.states}})
     epoch, step = content["state"]["epoch"], content["state"]["step"]
     logger.info("continuing from %s (epoch %d, step %d)", path, epoch, step)
+    for text in remaking.changes:
+        logger.info("%s: used from step %d on", text, step + 1)
     _compare_options(session, monitor, content)
     if choice == "best":
         _set_aside_newer(session, path, step)
@@ -199,7 +205,12 @@ def _compare_parts(session: Session, path: Path, content: dict[str, Any]) -> Non
     """Raise a ValueError if the model is made of other parts than the one in the checkpoint, before it is changed."""
     if type(session.model).load_state_dict is not Model.load_state_dict:
         return
-    if found := misfits(dict(stateful_parts(session.model)), content["model"]):
+    found = misfits(dict(stateful_parts(session.model)), content["model"])
+    for name, made in session.made.items():
+        saved = content["made"].get(name, made)
+        if "groups" in made and saved["class"] != made["class"]:
+            found.insert(0, f"{name}: {saved['class']} in the checkpoint, {made['class']} now")
+    if found:
         raise ValueError(
             f"{path}: is of a model that is made otherwise: {first(found)}. Choose another run_name to train a new "
             f"model; there init_from={str(path)!r} and init_parts take the parts that fit. To train from the beginning "

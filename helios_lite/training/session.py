@@ -31,6 +31,7 @@ from helios_lite.model_internals.checks import (
     check_trained,
     misspelt_hooks,
 )
+from helios_lite.model_internals.made import describe
 from helios_lite.model_internals.run_context import RunContext
 from helios_lite.nested import count_samples
 from helios_lite.networks.parallel import ParallelStrategy
@@ -63,6 +64,7 @@ class Session:
         prints: whether this process prints the banner and the tables.
         metrics: the training values logged since the last row.
         context: what the model is given.
+        made: what `Model.setup` has made of optimizers and schedulers; see `made.describe`.
         was_set_up: whether an earlier call in this process has set the model up.
         needs_transfer: whether `Model.batch_to_device` must be called.
     """
@@ -83,6 +85,7 @@ class Session:
         self.metrics = MetricAccumulator(self.device, is_held=lambda metric: id(metric) in metric_names(model))
         self._loaders: list[Loader] = []
         self.was_set_up = model._context.is_set_up
+        self.made: dict[str, Any] = {}
         self.context = self._make_context()
         overrides_transfer = type(model).batch_to_device is not Model.batch_to_device
         self.needs_transfer = self.device.type != "cpu" or overrides_transfer
@@ -117,6 +120,7 @@ class Session:
             if type(model).state_dict is Model.state_dict:
                 check_hidden_parts(model, parts)
             self.context.parallel.check_passed(parts)
+            self.made = describe(dict(parts))
         self.context.mark_set_up()
         self.hooks.set_up_callbacks(fast_init)
         if self.world.is_main:

@@ -1,0 +1,192 @@
+"""Numbers of optimizers and schedulers that `setup` makes otherwise when a run goes on."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.models import Tiny, data, quiet
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import lr_scheduler as torch_schedules
+
+from helios_lite import schedules
+
+STEPS = 9
+
+
+class Trained(Tiny):
+    """Notes the learning rates, or other numbers of its optimizer, that each step uses."""
+
+    def __init__(self, make: Callable[[Any], tuple[Optimizer, Any]], keys: tuple[str, ...] = ("lr",)) -> None:
+        super().__init__("trained")
+        self.make, self.keys = make, keys
+        self.used: list[Any] = []
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.net = self.parallelize(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1)))
+        self.optimizer, self.scheduler = self.make(self.net)
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        self.used.append([[group[key] for key in self.keys] for group in self.optimizer.param_groups])
+        self.backward((self.net(batch[1]) - 1).square().mean())
+        self.optimizer_step(self.optimizer, self.scheduler)
+
+
+def used(make: Any, root: Path | None = None, steps: int = STEPS, **options: Any) -> list[Any]:
+    model = Trained(make, options.pop("keys", ("lr",)))
+    quiet(root=root, max_steps=steps, sanity_batches=0, **options).fit(model, data(20, batch_size=4))
+    return model.used
+
+
+def sequence(optimizer: Optimizer, length: int) -> Any:
+    parts = [
+        torch_schedules.LinearLR(optimizer, total_iters=length // 3),
+        torch_schedules.CosineAnnealingLR(optimizer, length),
+    ]
+    return torch_schedules.SequentialLR(optimizer, parts, [length // 3])
+
+
+def chain(optimizer: Optimizer, length: int) -> Any:
+    parts = [torch_schedules.StepLR(optimizer, length // 3), torch_schedules.ExponentialLR(optimizer, 0.9)]
+    return torch_schedules.ChainedScheduler(parts)
+
+
+def one_cycle(optimizer: Optimizer, length: int) -> Any:
+    return torch_schedules.OneCycleLR(optimizer, optimizer.param_groups[0]["lr"] * 2, total_steps=length + 1)
+
+
+def cyclic(optimizer: Optimizer, length: int) -> Any:
+    lr = optimizer.param_groups[0]["lr"]
+    return torch_schedules.CyclicLR(optimizer, lr / 10, lr, step_size_up=length // 4, mode="triangular2")
+
+
+SCHEDULES: dict[str, Callable[[Any, int], Any]] = {
+    "none": lambda optimizer, length: None,
+    "constant": lambda optimizer, length: torch_schedules.ConstantLR(optimizer, total_iters=length // 3),
+    "linear": lambda optimizer, length: torch_schedules.LinearLR(optimizer, total_iters=length),
+    "exponential": lambda optimizer, length: torch_schedules.ExponentialLR(optimizer, 1 - 1 / length),
+    "step": lambda optimizer, length: torch_schedules.StepLR(optimizer, length // 3),
+    "multistep": lambda optimizer, length: torch_schedules.MultiStepLR(optimizer, [length // 3, length // 2]),
+    "cosine": lambda optimizer, length: torch_schedules.CosineAnnealingLR(optimizer, length),
+    "restarts": lambda optimizer, length: torch_schedules.CosineAnnealingWarmRestarts(optimizer, length // 3),
+    "polynomial": lambda optimizer, length: torch_schedules.PolynomialLR(optimizer, length),
+    "lambda": lambda optimizer, length: torch_schedules.LambdaLR(optimizer, lambda step: 1 / (step + 1)),
+    "multiplicative": lambda optimizer, length: torch_schedules.MultiplicativeLR(optimizer, lambda step: 0.9),
+    "one cycle": one_cycle,
+    "cyclic": cyclic,
+    "sequence": sequence,
+    "chain": chain,
+    "our cosine": lambda optimizer, length: schedules.cosine(optimizer, 2, length),
+    "our linear": lambda optimizer, length: schedules.linear(optimizer, 2, length),
+    "our inverse root": lambda optimizer, length: schedules.inverse_sqrt(optimizer, length // 4),
+    "our constant": lambda optimizer, length: schedules.constant(optimizer, 2, length, length // 4),
+}
+
+
+def two_groups(kind: str, lr: float, length: int) -> Callable[[Any], tuple[Optimizer, Any]]:
+    def make(net: Any) -> tuple[Optimizer, Any]:
+        groups = [{"params": net[0].parameters()}, {"params": net[1].parameters(), "lr": 3 * lr}]
+        optimizer = SGD(groups, lr, momentum=0.9)
+        return optimizer, SCHEDULES[kind](optimizer, length)
+
+    return make
+
+
+@pytest.mark.parametrize("cut", [1, 5])
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_a_run_goes_on_with_the_rates_of_one_that_had_them_from_the_start(kind: str, cut: int, tmp_path: Path) -> None:
+    before, after = two_groups(kind, 0.1, 12), two_groups(kind, 0.04, 20)
+    assert used(before, tmp_path, steps=cut) == used(before, steps=cut)
+    found = used(after, tmp_path)
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(used(after)[cut:]), rtol=1e-12, atol=0)
+    assert used(after, tmp_path, steps=STEPS + 2) == used(after, steps=STEPS + 2)[STEPS:]  # The change is made once.
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SCHEDULES if kind not in ("none", "lambda", "multiplicative")])
+def test_a_schedule_of_another_length_goes_on_as_if_it_always_had_it(kind: str, tmp_path: Path) -> None:
+    before, after = two_groups(kind, 0.1, 12), two_groups(kind, 0.1, 20)
+    used(before, tmp_path, steps=4)
+    torch.testing.assert_close(torch.tensor(used(after, tmp_path)), torch.tensor(used(after)[4:]), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("kind", SCHEDULES)
+def test_a_run_with_the_same_numbers_goes_on_with_the_same_bits(kind: str, tmp_path: Path) -> None:
+    make = two_groups(kind, 0.1, 12)
+    used(make, tmp_path, steps=4)
+    assert used(make, tmp_path) == used(make)[4:]
+
+
+NUMBERS: list[tuple[type[Optimizer], dict[str, Any], dict[str, Any]]] = [
+    (AdamW, {"weight_decay": 0.1, "betas": (0.9, 0.99)}, {"weight_decay": 0.2, "betas": (0.8, 0.95)}),
+    (Adam, {"eps": 1e-8, "amsgrad": False}, {"eps": 1e-6, "amsgrad": False}),
+    (SGD, {"lr": 0.1, "momentum": 0.5, "nesterov": False}, {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
+]
+
+
+@pytest.mark.parametrize(("kind", "before", "after"), NUMBERS)
+def test_every_number_of_an_optimizer_is_the_one_of_now(
+    kind: Any, before: dict[str, Any], after: dict[str, Any], tmp_path: Path, caplog: Any
+) -> None:
+    used(lambda net: (kind(net.parameters(), **before), None), tmp_path, steps=3)
+    with caplog.at_level("INFO", logger="helios_lite"):
+        found = used(lambda net: (kind(net.parameters(), **after), None), tmp_path, keys=tuple(after))
+    assert found == [[[*after.values()]]] * (STEPS - 3)
+    text = (tmp_path / "trained" / "train.log").read_text()
+    for name, value in after.items():
+        said = f"optimizer: {name} {before[name]} when the run began, {value} now: used from step 4 on"
+        assert (said in text) is (before[name] != value)
+
+
+class Halving(Trained):
+    """Halves its learning rate after three steps, which is no change of `setup`."""
+
+    def on_training_batch_end(self, state: Any, should_log: bool = False) -> None:
+        if state.step == 3:
+            self.optimizer.param_groups[0]["lr"] = 0.05
+
+
+def test_a_rate_that_a_hook_has_set_stays(tmp_path: Path) -> None:
+    models = [Halving(lambda net: (SGD(net.parameters(), 0.1), None)) for _ in range(2)]
+    for model, steps in zip(models, (7, 9), strict=True):
+        quiet(root=tmp_path, max_steps=steps).fit(model, data(20, batch_size=4))
+    assert models[1].used == [[[0.05]]] * 2
+
+
+class OnPlateau(Trained):
+    def on_validation_end(self, validation_cycle: int) -> None:
+        self.scheduler.step(1.0)
+
+
+def test_a_plateau_keeps_what_it_has_seen(tmp_path: Path) -> None:
+    def make(lr: float, factor: float) -> Any:
+        def both(net: Any) -> Any:
+            optimizer = SGD(net.parameters(), lr)
+            return optimizer, torch_schedules.ReduceLROnPlateau(optimizer, factor=factor, patience=1)
+
+        return both
+
+    class Unstepped(OnPlateau):
+        def train_step(self, batch: Any, state: Any) -> None:
+            self.used.append(self.optimizer.param_groups[0]["lr"])
+            self.backward((self.net(batch[1]) - 1).square().mean())
+            self.optimizer_step(self.optimizer)
+
+    def run(make: Any, steps: int) -> list[float]:
+        model = Unstepped(make)
+        options = {"root": tmp_path, "valid_every_steps": 1, "sanity_batches": 0}
+        quiet(max_steps=steps, **options).fit(model, data(40, batch_size=4))
+        return model.used
+
+    # The first validation is the best one; after two that are not better the rate is cut, and so on.
+    assert run(make(2**-7, 0.5), 4) == [2**-7, 2**-7, 2**-7, 2**-8]
+    # One validation since was not better. The new rate is halved too, as what was seen asks for.
+    assert run(make(2**-6, 0.25), 7) == [2**-7, 2**-9, 2**-9]
+
+
+def test_another_optimizer_is_an_error_that_names_both(tmp_path: Path) -> None:
+    used(lambda net: (SGD(net.parameters(), 0.1), None), tmp_path, steps=2)
+    text = "made otherwise: optimizer: torch.optim.sgd.SGD in the checkpoint, torch.optim.adam.Adam now"
+    with pytest.raises(ValueError, match=text):
+        used(lambda net: (Adam(net.parameters(), 0.1), None), tmp_path)
