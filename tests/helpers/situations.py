@@ -57,12 +57,14 @@ class Situation(Model):
         like_one: whether one process trains the same; otherwise the ranks do.
         sharded: what the error under "fsdp" says; None if it trains the same.
         only_replicas: whether FSDP2 waits for ever or ends the process, as when ranks run different passes.
+        validates: whether there is a validation.
         options: of the trainer.
     """
 
     like_one = True
     sharded: str | None = None
     only_replicas = False
+    validates = False
     options: dict[str, Any] = {}
 
     def __init__(self) -> None:
@@ -91,7 +93,7 @@ class Situation(Model):
 
 
 class Plain(Situation):
-    pass
+    validates = True
 
 
 class Methods(Situation):
@@ -109,6 +111,7 @@ class Parts(Situation):
 
 
 class ForwardAndMethod(Situation):
+    validates = True
     sharded = "self.net.decode is a method"
 
     def loss(self, x: Tensor, index: Tensor) -> Tensor:
@@ -272,6 +275,7 @@ class TwoOptimizers(Situation):
 class Maml(Situation):
     """A step in an inner loop, through which the outer gradient passes."""
 
+    validates = True
     sharded = "torch.autograd.grad"
 
     @torch.enable_grad()
@@ -286,6 +290,7 @@ class Maml(Situation):
 
 
 class GradientPenalty(Situation):
+    validates = True
     sharded = "torch.autograd.grad"
 
     @torch.enable_grad()
@@ -361,6 +366,7 @@ class SkippedByRank(Situation):
 class EmaTeacher(Situation):
     """Learns from the average of its own weights, which the step updates."""
 
+    validates = True
     sharded = "DTensors, of which each rank has a part"
 
     def setup(self, fast_init: bool = False) -> None:
@@ -395,6 +401,7 @@ class CopiedTeacher(EmaTeacher):
 class NormedTeacher(Situation):
     """Batch norm in a frozen network that remains in training mode."""
 
+    validates = True
     like_one = False
 
     def setup(self, fast_init: bool = False) -> None:
@@ -409,6 +416,7 @@ class NormedTeacher(Situation):
 class NormedTwice(Situation):
     """Batch norm, called twice in a step."""
 
+    validates = True
     like_one = False
 
     def setup(self, fast_init: bool = False) -> None:
@@ -422,6 +430,7 @@ class NormedTwice(Situation):
 class Codebook(Situation):
     """A buffer that the step uses and updates, on every rank with its own samples."""
 
+    validates = True
     like_one = False
 
     def setup(self, fast_init: bool = False) -> None:
@@ -798,6 +807,7 @@ class Nested(Situation):
 class Averaged(Situation):
     """An average of the weights, which the validations use."""
 
+    validates = True
     options = {"callbacks": [EMA(0.7)]}
 
 
@@ -992,6 +1002,6 @@ def _below(base: type[Situation]) -> Iterator[type[Any]]:
             yield from _below(cls)
 
 
-def samples(processes: int, accumulation_steps: int = 1) -> DataModule:
+def samples(processes: int, accumulation_steps: int = 1, *, validates: bool = True) -> DataModule:
     split = Split(Samples(), PER_UPDATE // processes // accumulation_steps, shuffle=True)
-    return DataModule(split, Split(Samples(), 6 // processes))
+    return DataModule(split, Split(Samples(), 6 // processes) if validates else None)

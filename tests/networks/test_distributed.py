@@ -1322,10 +1322,12 @@ def test_a_network_sends_nothing_after_a_fit(result: Results) -> None:
 class OnOne(Plain):
     """From the second update on only rank 0 has a loss; that of the third update is not finite."""
 
+    def on_training_batch_start(self, state: Any) -> None:
+        self.is_on_all, self.factor = state.step == 0, float("nan") if state.step == 2 else 1.0
+
     def train_step(self, batch: Any, state: Any) -> None:
-        if state.step == 0 or self.global_rank == 0:
-            x = batch[1] * (float("nan") if state.step == 2 else 1.0)
-            self.backward((self.net(x) - 1).square().mean())
+        if self.is_on_all or self.global_rank == 0:
+            self.backward((self.net(batch[1] * self.factor) - 1).square().mean())
         self.optimizer_step(self.optimizer)
 
 

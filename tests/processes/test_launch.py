@@ -102,10 +102,10 @@ class WithData(Plain):
 
     def __init__(self, datamodule: "Noting") -> None:
         super().__init__()
-        self.datamodule = datamodule
+        self.noting = datamodule
 
     def setup(self, fast_init: bool = False) -> None:
-        self.hparams["width"] = self.datamodule.width + self.trainer.seed
+        self.hparams["width"] = self.noting.width + self.trainer.seed
         self.net = self.parallelize(nn.Sequential(nn.Linear(3, self.hparams["width"]), nn.Dropout(0.0)))
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1)
         self.scheduler = None
