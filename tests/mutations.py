@@ -1561,7 +1561,7 @@ MUTATIONS = [
     Mutation("networks/precision.py", "if self._is_weighted not in (None, weight is not None):", "if False:", MIXED),
     Mutation(
         "networks/precision.py",
-        "if weight is not None and _is_known_zero(weight) and (self._parallel",
+        "if weight is not None and _is_known_zero(weight) and (self._parallel is None or self._parallel.skip_pass()):",
         "if False:",
         NO_ITEMS,
     ),
