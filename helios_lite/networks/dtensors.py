@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-"""The only key of the dict that stands for a sharded tensor; its value is the name of the tensor."""
-
 
 def is_dtensor(value: Any) -> bool:
     """Return whether a value is a DTensor, the type of sharded parameters."""
