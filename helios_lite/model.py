@@ -112,6 +112,21 @@ class Model(Hooks, abc.ABC):
         return self._context.run_folder
 
     @property
+    def num_training_steps(self) -> int:
+        """The planned number of updates, also in `setup`, where the data is known: for the length of a schedule.
+
+        It is what `max_steps` says, or `max_epochs` times the updates of an epoch, whichever is less. The updates that
+        fp16 skips count. A run that is resumed with another number of epochs, another batch size or more data has
+        another number: the epochs that are finished count as they were. `max_minutes`, `patience` and
+        `should_training_stop` may end the run earlier, and `fast_dev_run` is not counted in.
+
+        Raises:
+            RuntimeError: no Trainer runs the model.
+            ValueError: the number cannot be known, because no limit is set, or the train split has no length.
+        """
+        return self._context.num_training_steps()
+
+    @property
     def device(self) -> torch.device:
         """The device of this process."""
         return self._context.device

@@ -5,7 +5,9 @@ parameter group of the optimizer was made with, the highest one of the schedule,
 so that the first update uses f(0). Pass the scheduler to `Model.optimizer_step`, which calls it once per update:
 
     self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=3e-4)
-    self.scheduler = schedules.cosine(self.optimizer, warmup_steps=500, total_steps=self.trainer.max_steps)
+    self.scheduler = schedules.cosine(self.optimizer, warmup_steps=500)
+
+In `Model.setup`, `total_steps` is `Model.num_training_steps` unless it is given.
 
 In the first `warmup_steps` updates f(n) = (n + 1) / warmup_steps (Goyal et al., "Accurate, Large Minibatch SGD",
 2017); `warmup_steps=0` leaves the warmup out. The functions describe what follows it. No update before `total_steps`
@@ -16,9 +18,11 @@ A resumed run follows the arguments that it has now, such as a larger `total_ste
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Literal
 
 from torch.optim import Optimizer
@@ -26,8 +30,22 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from helios_lite.arguments import integer, require, require_kind
 
+_planned_steps: ContextVar[Callable[[], int] | None] = ContextVar("planned_steps", default=None)
 
-def cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int, final_factor: float = 0.0) -> LambdaLR:
+
+@contextlib.contextmanager
+def planned_steps(count: Callable[[], int]) -> Iterator[None]:
+    """A context, that of `Model.setup`, in which `total_steps` is what `count` returns unless it is given."""
+    token = _planned_steps.set(count)
+    try:
+        yield
+    finally:
+        _planned_steps.reset(token)
+
+
+def cosine(
+    optimizer: Optimizer, warmup_steps: int, total_steps: int | None = None, final_factor: float = 0.0
+) -> LambdaLR:
     """Return a scheduler that falls along half a cosine after the warmup.
 
     With p = (n - warmup_steps) / (total_steps - warmup_steps), limited to the range from 0 to 1:
@@ -39,17 +57,20 @@ def cosine(optimizer: Optimizer, warmup_steps: int, total_steps: int, final_fact
     Args:
         optimizer: the optimizer; the learning rates of its groups are the highest ones.
         warmup_steps: number of updates of the warmup.
-        total_steps: number of updates after which the factor stays at `final_factor`; at least `warmup_steps`.
+        total_steps: number of updates after which the factor stays at `final_factor`; at least `warmup_steps`. If None,
+            it is the planned number of updates, which is known in `Model.setup`.
         final_factor: the factor at the end, from 0 to 1.
 
     Raises:
         TypeError, ValueError: an argument has a wrong value; the message names it.
     """
-    _check(warmup_steps, total_steps, warmup_steps, final_factor)
+    total_steps = _checked(warmup_steps, total_steps, warmup_steps, final_factor)
     return _schedule(optimizer, warmup_steps, functools.partial(_cosine, warmup_steps, total_steps, final_factor))
 
 
-def linear(optimizer: Optimizer, warmup_steps: int, total_steps: int, final_factor: float = 0.0) -> LambdaLR:
+def linear(
+    optimizer: Optimizer, warmup_steps: int, total_steps: int | None = None, final_factor: float = 0.0
+) -> LambdaLR:
     """Return a scheduler that falls linearly after the warmup.
 
     With p = (n - warmup_steps) / (total_steps - warmup_steps), limited to the range from 0 to 1:
@@ -61,13 +82,14 @@ def linear(optimizer: Optimizer, warmup_steps: int, total_steps: int, final_fact
     Args:
         optimizer: the optimizer; the learning rates of its groups are the highest ones.
         warmup_steps: number of updates of the warmup.
-        total_steps: number of updates after which the factor stays at `final_factor`; at least `warmup_steps`.
+        total_steps: number of updates after which the factor stays at `final_factor`; at least `warmup_steps`. If None,
+            it is the planned number of updates, which is known in `Model.setup`.
         final_factor: the factor at the end, from 0 to 1.
 
     Raises:
         TypeError, ValueError: an argument has a wrong value; the message names it.
     """
-    _check(warmup_steps, total_steps, warmup_steps, final_factor)
+    total_steps = _checked(warmup_steps, total_steps, warmup_steps, final_factor)
     return _schedule(optimizer, warmup_steps, functools.partial(_linear, warmup_steps, total_steps, final_factor))
 
 
@@ -95,8 +117,8 @@ def inverse_sqrt(optimizer: Optimizer, warmup_steps: int) -> LambdaLR:
 def constant(
     optimizer: Optimizer,
     warmup_steps: int,
-    total_steps: int,
-    cooldown_steps: int,
+    total_steps: int | None = None,
+    cooldown_steps: int = 0,
     shape: Literal["linear", "1-sqrt"] = "linear",
     final_factor: float = 0.0,
 ) -> LambdaLR:
@@ -115,7 +137,7 @@ def constant(
         optimizer: the optimizer; the learning rates of its groups are the highest ones.
         warmup_steps: number of updates of the warmup.
         total_steps: number of updates after which the factor stays at `final_factor`; at least the sum of
-            `warmup_steps` and `cooldown_steps`.
+            `warmup_steps` and `cooldown_steps`. If None, it is the planned number of updates, as for `cosine`.
         cooldown_steps: number of updates of the cooldown; with 0 the factor falls to `final_factor` at once.
         shape: the shape of the cooldown.
         final_factor: the factor at the end, from 0 to 1.
@@ -127,7 +149,7 @@ def constant(
         raise ValueError(f'shape={shape!r}: must be "linear" or "1-sqrt"')
     require("warmup_steps", warmup_steps, integer(least=0))
     require("cooldown_steps", cooldown_steps, integer(least=0))
-    _check(warmup_steps, total_steps, warmup_steps + cooldown_steps, final_factor)
+    total_steps = _checked(warmup_steps, total_steps, warmup_steps + cooldown_steps, final_factor)
     fall = _linear if shape == "linear" else _one_minus_sqrt
     start = total_steps - cooldown_steps
     return _schedule(optimizer, warmup_steps, functools.partial(fall, start, total_steps, final_factor))
@@ -170,8 +192,16 @@ def _inverse_sqrt(warmup_steps: int, update: int) -> float:
     return math.sqrt(max(1, warmup_steps) / (update + 1))
 
 
-def _check(warmup_steps: int, total_steps: int, least_total: int, final_factor: float) -> None:
+def _checked(warmup_steps: int, total_steps: int | None, least_total: int, final_factor: float) -> int:
+    """Return the number of updates: that which is given, else the planned one; check all arguments."""
     require("warmup_steps", warmup_steps, integer(least=0))
+    if total_steps is None:
+        planned = _planned_steps.get()
+        if planned is None:
+            raise ValueError(
+                "total_steps: is needed outside of Model.setup, where no Trainer plans a number of updates"
+            )
+        total_steps = planned()
     require("total_steps", total_steps, integer(least=1))
     if total_steps < least_total:
         parts = "warmup_steps" if least_total == warmup_steps else "warmup_steps and cooldown_steps together"
@@ -180,3 +210,4 @@ def _check(warmup_steps: int, total_steps: int, least_total: int, final_factor: 
         raise TypeError(f"final_factor={final_factor!r}: must be a number")
     if not 0 <= final_factor <= 1:
         raise ValueError(f"final_factor={final_factor!r}: must be from 0 to 1")
+    return total_steps

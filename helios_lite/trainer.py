@@ -28,6 +28,7 @@ from helios_lite.state import FitResult
 if TYPE_CHECKING:
     from helios_lite.calls.launching import Call
     from helios_lite.calls.replay_result import Replay
+    from helios_lite.display.plan import Plan
 
 
 @option_class
@@ -110,6 +111,23 @@ class Trainer(Options):
         from helios_lite.calls.launching import run
 
         return run(call, train)
+
+    def plan(self, model: Model, datamodule: DataModule) -> Plan:
+        """Return what `fit` would do now, without training. `print` of the result shows it.
+
+        It has the length of the run, the learning rates, the validations, the checkpoints and their size, and whether
+        `fit` would begin, go on from a checkpoint with which changes, or find the run finished. Nothing is written. The
+        data and the model are set up, and the checkpoint is loaded, as in `fit`.
+
+        Raises:
+            Exception: any exception of the model, the data or a callback. An error that `fit` would raise because the
+                run folder does not fit is told in `Plan.start`.
+        """
+        call = self._call("plan", model, datamodule)
+        self._check_limits(model)
+        from helios_lite.calls.plan import plan
+
+        return plan(call)
 
     def validate(
         self, model: Model, datamodule: DataModule, checkpoint: str | os.PathLike[str] | None = "best"

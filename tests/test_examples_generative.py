@@ -98,7 +98,7 @@ def test_char_lm_learns_and_writes_text(char_lm):
 def test_char_lm_run_again_says_that_it_had_finished_and_writes_the_same(char_lm):
     folder, first = char_lm
     second = run(folder, f"{CHAR_LM} --precision fp32 --steps 100 --batch-size 8")
-    assert "this run had finished" in second.stderr
+    assert "runs/char_lm had finished at step 100 (max_steps=100): nothing to train" in second.stdout
     assert written(second.stdout) == written(first.stdout)
 
 
@@ -123,7 +123,10 @@ def test_char_lm_sharded_and_killed_goes_on_with_one_process_and_becomes_one_fil
     assert training.wait() == -signal.SIGKILL, (tmp_path / "output").read_text()
 
     goes_on = run(tmp_path, f"char_lm.py {' '.join(arguments)} --batch-size 8")
-    left = tmp_path / re.search(r"continuing from (\S+)", goes_on.stderr)[1]
+    said = re.search(
+        r"continuing runs/char_lm at step \d+ of 200, with 1 process in place of 2 \((\S+)\)", goes_on.stderr
+    )
+    left = tmp_path / "runs/char_lm/checkpoints" / said[1]
     assert left.is_dir()
     assert "char_lm_epoch_0_iter_200.pth" in goes_on.stdout
     main(["consolidate", str(left), str(tmp_path / "char_lm.pth")])
@@ -162,7 +165,7 @@ def test_gan_with_more_epochs_resumes_and_run_again_says_that_it_had_finished(ga
     run(folder, f"{GAN} --epochs 6")
     assert len(rows(folder / "runs/gan", "valid/distance")) == 6
     again = run(folder, f"{GAN} --epochs 6")
-    assert "this run had finished" in again.stderr
+    assert "runs/gan had finished at step " in again.stdout
     assert again.stdout.splitlines()[-1] == "what it draws: runs/gan/samples/epoch_0006.png"
 
 

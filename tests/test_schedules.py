@@ -170,7 +170,7 @@ def test_a_resumed_run_has_the_learning_rates_of_one_that_was_not_stopped(name: 
         (lambda o: schedules.cosine(o, -1, 9), ValueError, "warmup_steps=-1"),
         (lambda o: schedules.cosine(o, 0.1, 9), TypeError, "warmup_steps=0.1"),
         (lambda o: schedules.cosine(o, True, 9), TypeError, "warmup_steps=True"),
-        (lambda o: schedules.linear(o, 0, None), TypeError, "total_steps=None"),
+        (lambda o: schedules.linear(o, 0), ValueError, "total_steps: is needed outside of Model.setup"),
         (lambda o: schedules.linear(o, 0, 0), ValueError, "total_steps=0"),
         (lambda o: schedules.linear(o, 10, 9), ValueError, "total_steps=9.* 10, .*warmup_steps$"),
         (lambda o: schedules.linear(o, 0, 9, 1.5), ValueError, "final_factor=1.5"),

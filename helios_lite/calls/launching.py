@@ -22,14 +22,18 @@ from helios_lite.checkpoints.reading import read_checkpoint
 from helios_lite.checkpoints.sharded_content import take_sharded
 from helios_lite.data import DataModule
 from helios_lite.display.run_log import RunLog
+from helios_lite.loading.planned_steps import PlannedSteps
+from helios_lite.loading.train_data import TrainData
 from helios_lite.model import Model
 from helios_lite.model_internals.inference import set_up_trained
+from helios_lite.nested import count_samples
 from helios_lite.options import Options
 from helios_lite.processes import rng
 from helios_lite.processes.hang_watch import HangWatch, hang_seconds
 from helios_lite.processes.launch import launch
 from helios_lite.processes.signals import GracefulShutdown, usr1_without_effect
 from helios_lite.processes.worker import WorkerInterrupted, leave_error
+from helios_lite.processes.world import World
 from helios_lite.training.cleanup import cleanup
 from helios_lite.training.run_loggers import report_failure
 from helios_lite.training.session import Session, checkpoint_folder, open_session, run_folder
@@ -261,7 +265,9 @@ def take_final_weights(call: Call, final: Path) -> None:
             rng.seed_cpu(options.seed)
             datamodule.setup()
             rng.seed_cpu(options.seed)
-            set_up_trained(model, content, options)
+            train_data = TrainData(datamodule, options, World(size=call.processes), count_samples)
+            folder = run_folder(options, model)
+            set_up_trained(model, content, options, datamodule, folder, PlannedSteps(options, train_data))
         if not call.trains:
             model.eval()
     except Exception as error:

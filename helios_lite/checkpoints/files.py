@@ -24,7 +24,7 @@ import torch
 from helios_lite.checkpoints.naming import COUNTERS, is_sharded
 from helios_lite.version import __version__
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """The version of the layout of a checkpoint's content; a file with another one is refused."""
 _PLAIN_TYPES = {type(None), bool, int, float, complex, str, torch.Size, torch.dtype, torch.device}
 _TENSOR_TYPES = {torch.Tensor, torch.nn.Parameter}

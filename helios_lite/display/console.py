@@ -68,7 +68,7 @@ def result_table(result: FitResult, monitor: str | Sequence[str] | None, history
         counters[:columns],
         ("time", f"{state.seconds:.1f} s"),
     )
-    if monitor is not None and len(history) > 1 and (sys.stdout.encoding or "").lower().startswith("utf"):
+    if monitor is not None and len(history) > 1 and can_print("▁█"):
         name = monitor if isinstance(monitor, str) else " + ".join(monitor)
         table.caption = Text(f"{name}  {sparkline(history)}")
     return table
@@ -93,6 +93,11 @@ def show_metrics(title: str, metrics: dict[str, float]) -> None:
 def metrics_text(metrics: Mapping[str, float]) -> str:
     """Return metrics on one line: "train/loss=0.31 train/lr=0.001"."""
     return " ".join(f"{name}={value:.6g}" for name, value in metrics.items())
+
+
+def can_print(text: str) -> bool:
+    """Return whether stdout takes the characters of a text."""
+    return text.isascii() or (sys.stdout.encoding or "").lower().startswith("utf")
 
 
 def sparkline(values: Sequence[float], width: int = 40) -> str:

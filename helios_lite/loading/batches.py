@@ -55,6 +55,13 @@ class Loader(Protocol):
             window: batches per accumulation window.
         """
 
+    def num_batches(self, *, samples: int = 0, batches: int = 0) -> int | None:
+        """Return the number of batches of a whole epoch, or of its rest, without reading any; None if it is unknown.
+
+        Args:
+            samples, batches: the position, as in `epoch`.
+        """
+
     def takes_state(self) -> bool:
         """Return whether `load_state_dict` restores what the source has saved, which depends on the rank."""
 

@@ -118,6 +118,13 @@ class IterableLoader:
         self._open = weakref.ref(read)
         return EpochBatches(read, remaining)
 
+    def num_batches(self, *, samples: int = 0, batches: int = 0) -> int | None:
+        """Return what the length of the loader and a limit say; None if it has no length."""
+        length = _length(self._iterable)
+        if length is None:
+            return max(0, self._limit - batches) if isinstance(self._limit, int) else None
+        return max(0, limited(length, self._limit) - batches)
+
     def takes_state(self) -> bool:
         """Return whether the loader has a `load_state_dict`."""
         return hasattr(self._stateful, "load_state_dict")

@@ -25,6 +25,7 @@ from helios_lite.loading.batches import (
 )
 from helios_lite.processes import rng
 from helios_lite.processes.world import World
+from helios_lite.samplers import BucketBatchSampler
 
 
 class SplitLoader:
@@ -85,6 +86,26 @@ class SplitLoader:
         read = self._batches(order, window, samples)
         self._open = weakref.ref(read)
         return EpochBatches(read, len(order))
+
+    def num_batches(self, *, samples: int = 0, batches: int = 0) -> int | None:
+        """Return the number of batches from a position on, by arithmetic; None if only a sampler knows it.
+
+        That of a `BucketBatchSampler` is counted in its first epoch.
+        """
+        split, world = self.source, self._world
+        sampler = split.sampler if split.batch_sampler is None else split.batch_sampler
+        length = len(split.dataset) if sampler is None else _length(sampler)
+        if isinstance(sampler, BucketBatchSampler):
+            seed = rng.derive_seed(self._seed, 0)
+            length = len(sample_order.sample_all(sampler, 0, seed, for_training=False, num_samples=self._length))
+        if length is None:
+            return None
+        if split.batch_size is None:
+            return max(0, limited(-(-length // world.size), self._limit) - batches)
+        if self._limit is not None:
+            global_batch_size = split.batch_size * world.size
+            length = min(length, limited(-(-length // global_batch_size), self._limit) * global_batch_size)
+        return len(sample_order.BatchPlan(range(length), samples, split.batch_size, split.drop_last, world))
 
     def indices(self) -> Iterator[Tensor]:
         """Yield the indices of the samples in each batch of the last `epoch`, as int64 tensors."""
@@ -186,3 +207,10 @@ class _Gather:
 
 def _identity(batch: Any) -> Any:
     return batch
+
+
+def _length(sampler: Any) -> int | None:
+    try:
+        return len(sampler)
+    except (TypeError, NotImplementedError):
+        return None

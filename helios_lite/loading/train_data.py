@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from helios_lite.data import DataModule
+from helios_lite.data import DataModule, Split
 from helios_lite.loading.batches import Batch, Loader
 from helios_lite.loading.loaders import make_loader
 from helios_lite.loading.split_loader import SplitLoader
@@ -60,9 +60,39 @@ class TrainData:
         if self._loader is None or self._loader.source is not source:
             seed, limit = self._options.seed, self._options.limit_of("train")
             self._loader = make_loader(source, "train", seed, self._world, limit, self._repeats, self._count)
-            if self._loader.takes_state():
-                self._check_number_of_ranks()
+        if self._restored and self._loader.takes_state():
+            self._check_number_of_ranks()
         return self._loader
+
+    def steps_per_epoch(self) -> int | None:
+        """Return the number of updates of a whole epoch of the present train split, None if it is unknown."""
+        if self._options.steps_per_epoch is not None:
+            return self._options.steps_per_epoch
+        batches = self.loader().num_batches()
+        return None if batches is None else -(-batches // self._window)
+
+    def samples_per_step(self) -> int | None:
+        """Return the number of samples of all ranks in a step, None if it is unknown or not always the same."""
+        source = self.loader().source
+        size = getattr(source, "batch_size", None)
+        if not isinstance(size, int):
+            return None
+        samples = size * self._world.size * self._window
+        if isinstance(source, Split) and hasattr(source.dataset, "__len__"):
+            return min(samples, len(source.dataset))
+        return samples
+
+    def steps_left(self, state: Mapping[str, Any], finished: int) -> int:
+        """Return the number of updates that the rest of an epoch has, whose number of batches is known.
+
+        Args:
+            state: counters inside of the epoch, as a checkpoint holds them.
+            finished: the updates of the epoch that are finished.
+        """
+        if self._options.steps_per_epoch is not None:
+            return max(0, self._options.steps_per_epoch - finished)
+        batches = self.loader().num_batches(samples=state["epoch_samples"], batches=state["epoch_batch"])
+        return -(-(batches or 0) // self._window)
 
     def rest_of_epoch(self, state: TrainingState) -> Iterator[Batch]:
         """Return the batches of the present epoch that are not finished."""

@@ -15,6 +15,7 @@ from helios_lite.checkpoints.folder import candidates_of_run
 from helios_lite.checkpoints.reading import evaluation_state, read_checkpoint
 from helios_lite.model_internals.attributes import named_networks
 from helios_lite.model_internals.run_context import RunContext
+from helios_lite.schedules import planned_steps
 
 logger = logging.getLogger("helios_lite")
 
@@ -80,15 +81,15 @@ def predict_with_only_network(model: Any, batch: Any) -> Any:
         return next(iter(nets.values()))(first)
 
 
-def set_up_trained(model: Any, content: dict[str, Any], trainer: Any) -> None:
+def set_up_trained(model: Any, content: dict[str, Any], *of_run: Any) -> None:
     """Set a model up as it was at the end of a run in other processes: with its networks, metrics and hparams.
 
     Args:
         model: a Model.
         content: the states of the "model", its "metrics" and, after a training, its "hparams".
-        trainer: the trainer, which `setup` may use.
+        of_run: the trainer, and what else `setup` may ask of the run; see `RunContext`.
     """
-    context = RunContext.standalone(torch.device("cpu"), trainer)
+    context = RunContext.standalone(torch.device("cpu"), *of_run)
     try:
         _set_up(model, content["model"], context)
     finally:
@@ -99,6 +100,7 @@ def set_up_trained(model: Any, content: dict[str, Any], trainer: Any) -> None:
 
 def _set_up(model: Any, state_dict: dict[str, Any], context: RunContext) -> None:
     model._attach(context)
-    model.setup(fast_init=True)
+    with planned_steps(context.num_training_steps):
+        model.setup(fast_init=True)
     context.mark_set_up()
     model.load_state_dict(state_dict, fast_init=True)

@@ -1,4 +1,4 @@
-"""What `setup` has made of optimizers and schedulers; and how a resumed run uses numbers that are other ones now."""
+"""What `setup` has made of networks, optimizers and schedulers; and how a run that goes on uses what is other now."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -16,16 +17,68 @@ _POSITION = {"last_epoch", "_step_count", "_last_lr", "_is_initial", "_get_lr_ca
 
 
 def describe(parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the class and the numbers of every optimizer and scheduler, as they are now: plain data.
+    """Return what every network, optimizer and scheduler consists of, as it is now: plain data.
+
+    Of a network these are the tensors by name, as "float32 (8, 3)"; of an optimizer the numbers of its groups and the
+    names of their parameters; of a scheduler its numbers.
 
     Args:
         parts: the stateful parts of a model by name.
     """
-    return {
-        name: {"class": _class_of(part), **(_of_optimizer(part) if isinstance(part, Optimizer) else _of_schedule(part))}
-        for name, part in parts.items()
-        if isinstance(part, Optimizer | LRScheduler)
-    }
+    nets = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+    names = {id(p): f"{net}.{name}" for net, part in nets.items() for name, p in part.named_parameters()}
+    made: dict[str, Any] = {}
+    for name, part in parts.items():
+        if isinstance(part, nn.Module):
+            made[name] = {"class": _class_of(part), "tensors": _tensors_of(part)}
+        elif isinstance(part, Optimizer):
+            made[name] = {"class": _class_of(part), "groups": [_numbers_of(group) for group in part.param_groups]}
+            made[name]["parameters"] = [[names.get(id(p), "") for p in group["params"]] for group in part.param_groups]
+        elif isinstance(part, LRScheduler):
+            made[name] = {"class": _class_of(part), **_of_schedule(part)}
+    return made
+
+
+def other_parts(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each optimizer that is of another class, or trains its parameters in another order.
+
+    Args:
+        saved, now: what `describe` has returned for the run until now, and for this start.
+    """
+    found = []
+    for name, made in now.items():
+        before = saved.get(name, made)
+        if "groups" not in made or "groups" not in before:
+            continue
+        if before["class"] != made["class"]:
+            found.append(f"{name}: {before['class']} in the checkpoint, {made['class']} now")
+        pairs = zip(before["parameters"], made["parameters"], strict=False)
+        for index, (old, new) in enumerate(pairs):
+            place = next((i for i in range(min(len(old), len(new))) if old[i] != new[i]), None)
+            if place is not None:
+                found.append(
+                    f"{name}: parameter {place} of group {index} is {old[place] or 'of no network'} in the checkpoint, "
+                    f"{new[place] or 'of no network'} now"
+                )
+                break
+    return found
+
+
+def changed_tensors(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each network whose tensors have other types, or are trained otherwise, than before.
+
+    Args:
+        saved, now: as in `other_parts`.
+    """
+    found = []
+    for name, made in now.items():
+        before, after = saved.get(name, {}).get("tensors", {}), made.get("tensors", {})
+        differ = [key for key in after if key in before and before[key] != after[key]]
+        if differ:
+            key, more = differ[0], len(differ) - 1
+            others = f", and {more} more tensor{'s' * (more > 1)}" if more > 0 else ""
+            found.append(f"{name}.{key}{others}: {before[key]} before, {after[key]} now")
+    return found
 
 
 class Remaking:
@@ -109,8 +162,13 @@ def _class_of(part: Any) -> str:
     return f"{type(part).__module__}.{type(part).__qualname__}"
 
 
-def _of_optimizer(optimizer: Optimizer) -> dict[str, Any]:
-    return {"groups": [_numbers_of(group) for group in optimizer.param_groups]}
+def _tensors_of(net: nn.Module) -> dict[str, str]:
+    frozen = {name for name, p in net.named_parameters(remove_duplicate=False) if not p.requires_grad}
+    return {
+        name: f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}{', frozen' * (name in frozen)}"
+        for name, value in net.state_dict().items()
+        if isinstance(value, Tensor)
+    }
 
 
 def _of_schedule(scheduler: LRScheduler) -> dict[str, Any]:
@@ -164,4 +222,4 @@ def _differences(name: str, saved: Any, now: Any) -> Iterator[str]:
         before, after = saved.get(key), now.get(key)
         is_nan = isinstance(before, float) and isinstance(after, float) and math.isnan(before) and math.isnan(after)
         if before != after and not is_nan and key != "initial_lr":
-            yield f"{name}: {key} {before} when the run began, {after} now"
+            yield f"{name}: {key} {before} before, {after} now"

@@ -1,4 +1,4 @@
-"""Loads the states that a checkpoint holds into the parts of a model, if they fit."""
+"""What differs between a checkpoint and a model; loads the states of the one into the other if they fit."""
 
 from __future__ import annotations
 
@@ -37,6 +37,42 @@ def misfits(parts: Mapping[str, Any], states: Mapping[str, Any], *, networks_onl
         elif isinstance(part, Optimizer) and type(part).load_state_dict is Optimizer.load_state_dict:
             found += _of_optimizer(name, part.param_groups, states[name]["param_groups"])
     return found
+
+
+def differences(saved: dict[str, Any], present: dict[str, Any]) -> list[str]:
+    """Return a sentence for each hparam that differs, such as "hparams['width']: 8 in the checkpoint, 16 now".
+
+    What saving and loading changes is no difference: numpy numbers are numbers, and tensors may be on another device.
+    Numbers are compared by value, NaN equals NaN, and a list equals a tuple.
+
+    Args:
+        saved: the hparams in a checkpoint.
+        present: the hparams of the model.
+    """
+    return [
+        f"hparams[{name!r}]: {_shown(saved, name)} in the checkpoint, {_shown(present, name)} now"
+        for name in [*saved, *(name for name in present if name not in saved)]
+        if not (name in saved and name in present and is_equal(saved[name], present[name]))
+    ]
+
+
+def _shown(hparams: dict[str, Any], name: str) -> str:
+    text = " ".join(repr(hparams[name]).split()) if name in hparams else "missing"
+    return text if len(text) <= 200 else f"{text[:100]}...{text[-100:]}"
+
+
+def is_equal(a: Any, b: Any) -> bool:
+    """Return whether two values of `hparams` or of options are equal, as `differences` compares them."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        if not (isinstance(a, Tensor) and isinstance(b, Tensor)) or (a.dtype, a.shape) != (b.dtype, b.shape):
+            return False
+        a, b = a.detach().cpu(), b.detach().cpu()
+        return bool(((a == b) | ((a != a) & (b != b))).all())  # Only NaN differs from itself.
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(is_equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(is_equal, a, b))
+    return bool(a == b or (a != a and b != b))
 
 
 def load_parts(owner: str, parts: Mapping[str, Any], states: Mapping[str, Any], *, networks_only: bool) -> None:

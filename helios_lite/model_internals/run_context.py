@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from helios_lite.data import DataModule
+from helios_lite.loading.planned_steps import PlannedSteps
 from helios_lite.metrics.accumulator import MetricAccumulator, Reduce, named_reductions
 from helios_lite.metrics.metric_objects import MetricObject
 from helios_lite.metrics.score_tables import ScoreTables
@@ -35,6 +36,7 @@ class RunContext:
         trainer: what `Model.trainer` returns; None outside of a run.
         datamodule: the data of the run.
         run_folder: the run folder, None if no file is written.
+        planned: the planned number of updates; None outside of a run.
 
     Attributes:
         device: the device of this process.
@@ -54,9 +56,10 @@ class RunContext:
         trainer: Options | None = None,
         datamodule: DataModule | None = None,
         run_folder: Path | None = None,
+        planned: PlannedSteps | None = None,
     ) -> None:
         self.precision, self.parallel, self.mover, self.trainer = precision, parallel, mover, trainer
-        self.datamodule, self.run_folder = datamodule, run_folder
+        self.datamodule, self.run_folder, self.planned = datamodule, run_folder, planned
         self.device, self.world = parallel.device, parallel.world
         self.metrics: MetricAccumulator | None = None
         self.improved = True
@@ -72,15 +75,26 @@ class RunContext:
         self._global_batch_size = 1
 
     @classmethod
-    def standalone(cls, device: torch.device, trainer: Options | None = None) -> RunContext:
-        """Return the context of a model outside of a training: one process, fp32."""
-        return cls(Precision("fp32", device), ParallelStrategy(device, World()), DeviceMover(device), trainer)
+    def standalone(cls, device: torch.device, *of_run: Any) -> RunContext:
+        """Return the context of a model outside of a training: one process, fp32.
+
+        Args:
+            device: the device.
+            of_run: what `setup` may ask of a run, from `trainer` on; nothing outside of one.
+        """
+        return cls(Precision("fp32", device), ParallelStrategy(device, World()), DeviceMover(device), *of_run)
 
     def running_trainer(self, name: str) -> Options:
         """Return the trainer; raise a RuntimeError that has the name of what was asked for if none runs the model."""
         if self.trainer is None:
             raise RuntimeError(f"{name}: no Trainer is running this model")
         return self.trainer
+
+    def num_training_steps(self) -> int:
+        """Return the planned number of updates; see `Model.num_training_steps`."""
+        self.running_trainer("num_training_steps")
+        assert self.planned is not None  # As long as a trainer runs the model.
+        return self.planned.total()
 
     def begin_batch(self, batch_size: int, step: int, global_batch_size: int) -> None:
         """Prepare for a training batch.
@@ -190,4 +204,4 @@ class RunContext:
 
     def end_run(self) -> None:
         """Note that no trainer runs the model any more; its device and its last metrics are kept."""
-        self.trainer = self.datamodule = self.run_folder = self.metrics = None
+        self.trainer = self.datamodule = self.run_folder = self.planned = self.metrics = None

@@ -17,7 +17,7 @@ from helios_lite.config import ConfigError
 from helios_lite.tools.checkpoints import consolidate, inspect
 from helios_lite.tools.diff import diff
 from helios_lite.tools.plot import plot
-from helios_lite.tools.runs import audit, fit, predict, replay, test
+from helios_lite.tools.runs import audit, fit, plan, predict, replay, test
 from helios_lite.tools.usage import UsageError
 from helios_lite.version import __version__
 
@@ -51,10 +51,9 @@ def _run(arguments: Sequence[str] | None) -> None:
     try:
         rest, overrides = _split_overrides(sys.argv[1:] if arguments is None else arguments)
         parsed = parser.parse_args(rest)
-        if overrides and parsed.command not in (fit, test, predict, replay, audit):
-            raise UsageError(
-                f"--{next(iter(overrides))}: only fit, test, predict, replay and audit take values of a configuration"
-            )
+        if overrides and parsed.command not in (fit, plan, test, predict, replay, audit):
+            names = "fit, plan, test, predict, replay and audit"
+            raise UsageError(f"--{next(iter(overrides))}: only {names} take values of a configuration")
         vars(parsed).update(overrides=overrides)
         parsed.command(parsed)
     except (UsageError, ConfigError) as error:
@@ -122,6 +121,10 @@ def _add_commands_of_files(add: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the commands that run what a TOML file describes."""
     checkpoint_help = '"best" (default), "last", or the path of a checkpoint or a run folder'
     command = add(fit, "train the model of a TOML file", _OVERRIDES)
+    command.usage = "%(prog)s [-h] FILE [--table.key VALUE ...]"
+    command.add_argument("file", metavar="FILE", type=Path, help="the TOML file")
+
+    command = add(plan, "show what fit would do, without training", _OVERRIDES)
     command.usage = "%(prog)s [-h] FILE [--table.key VALUE ...]"
     command.add_argument("file", metavar="FILE", type=Path, help="the TOML file")
 

@@ -1,4 +1,4 @@
-"""The commands that run what a TOML file describes: `fit`, `test`, `predict`, `replay` and `audit`."""
+"""The commands that run what a TOML file describes: `fit`, `plan`, `test`, `predict`, `replay` and `audit`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,6 +31,16 @@ def fit(arguments: argparse.Namespace) -> None:
     """Train the model that a TOML file describes, or resume its training if it was stopped."""
     trainer, model, data = _load(arguments)
     trainer.fit(model, data)
+
+
+def plan(arguments: argparse.Namespace) -> None:
+    """Show what `fit` would do, without training: the length of the run, learning rates, validations, checkpoints, and
+    whether it would begin, go on or find the run finished. Nothing is written.
+    """
+    trainer, model, data = _load(arguments)
+    found = trainer.plan(model, data)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(found)
 
 
 def test(arguments: argparse.Namespace) -> None:

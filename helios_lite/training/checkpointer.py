@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,7 +11,6 @@ import torch
 
 from helios_lite.checkpoints.files import FORMAT_VERSION
 from helios_lite.checkpoints.sharded_content import state_names
-from helios_lite.loading.train_data import TrainData
 from helios_lite.metrics.metric_objects import (
     copied_metric,
     has_seen,
@@ -26,13 +26,15 @@ from helios_lite.processes import rng
 from helios_lite.processes.world import World
 from helios_lite.state import TrainingState
 from helios_lite.training.clock import Clock
-from helios_lite.training.due import save_due
+from helios_lite.training.due import save_due, steps_until_save
 from helios_lite.training.monitor import Monitor
 from helios_lite.training.session import Session
 from helios_lite.training.training_log import TrainingLog
 from helios_lite.version import __version__
 
 logger = logging.getLogger("helios_lite")
+_LONGEST_SECONDS = 1800  # Between two checkpoints.
+_SECONDS_TO_MEASURE = 60  # The first steps are slower.
 
 
 class Stateful(Protocol):
@@ -70,7 +72,7 @@ class Checkpointer:
     """
 
     def __init__(
-        self, session: Session, state: TrainingState, clock: Clock, monitor: Monitor, log: TrainingLog, data: TrainData
+        self, session: Session, state: TrainingState, clock: Clock, monitor: Monitor, log: TrainingLog
     ) -> None:
         self._session, self._state, self._clock, self._monitor, self._log = session, state, clock, monitor, log
         self._rng = _RngState(session.device)
@@ -82,10 +84,11 @@ class Checkpointer:
             "callbacks": session.hooks,
             "monitor": monitor,
             "metrics": log,
+            "planned": session.planned,
         }
         self.per_rank: dict[str, StatefulPerRank] = {
             "rng": self._rng,
-            "data": data,
+            "data": session.train_data,
             "pending": session.metrics,
             "losses": session.model._tables,
             "metric_objects": _MetricObjects(session),
@@ -94,6 +97,8 @@ class Checkpointer:
         self.resumed_from: Path | None = None
         self._saved_at: tuple[int, int] | None = None
         self._saved_seconds = 0.0
+        self._start = (0, 0.0)  # The step and the seconds at which this call began.
+        self._has_warned = False
 
     def due(self) -> bool:
         """Return whether a checkpoint is due at this boundary, and the model allows it. Call on every rank."""
@@ -140,6 +145,25 @@ class Checkpointer:
             logger.debug("saved %s", self.last_checkpoint)
             self._saved_at, self._saved_seconds = (state.step, state.epoch), self._clock.shared_seconds
 
+    def warn_of_rare_saves(self) -> None:
+        """Say once if a kill would lose more than half an hour of training. Called on rank 0 after a row."""
+        session, options, state = self._session, self._session.options, self._state
+        steps, seconds = state.step - self._start[0], state.seconds - self._start[1]
+        if self._has_warned or session.checkpoints is None or seconds < _SECONDS_TO_MEASURE:
+            return
+        until = steps_until_save(state, options, session.planned.per_epoch(), session.planned.known_total())
+        longest = state.seconds - self._saved_seconds + until * seconds / max(1, steps)
+        if options.save_every_minutes is not None:
+            longest = min(longest, 60 * options.save_every_minutes)
+        if longest > _LONGEST_SECONDS:
+            self._has_warned = True
+            minutes = "an unknown number of" if math.isinf(longest) else f"about {longest / 60:,.0f}"
+            logger.warning(
+                "there will be %s minutes of training between two checkpoints, which a kill would lose; to save more "
+                "often set save_every_minutes, such as 10",
+                minutes,
+            )
+
     def record_final_score(self) -> None:
         """Note the score of the last checkpoint, which was validated after it had been written. Rank 0 does it."""
         checkpoints, path = self._session.checkpoints, self.last_checkpoint
@@ -177,7 +201,7 @@ class Checkpointer:
             "ranks": session.world.gather({name: part.state_dict() for name, part in self.per_rank.items()}),
             "config": session.options.config(),
             "hparams": session.model.hparams,
-            "made": session.made,
+            "tables": session.tables,
         }
 
     def load(self, path: Path, content: dict[str, Any]) -> None:
@@ -195,6 +219,7 @@ class Checkpointer:
                 len(ranks), world.size, len(ranks),
             )  # fmt: skip
         self._clock.restart()
+        self._start = (self._state.step, self._state.seconds)
         # What an error has ended comes first, and may make a better checkpoint of this one.
         is_whole = not self._monitor.has_begun
         self._saved_at = (self._state.step, self._state.epoch) if is_whole else None

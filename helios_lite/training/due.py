@@ -5,6 +5,7 @@ Pure arithmetic on counters and options; standard library only.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -14,6 +15,9 @@ from helios_lite.state import TrainingState
 
 if TYPE_CHECKING:
     from helios_lite.options import Options
+
+
+_MOST_STEPS = 100_000  # Of a plan: more are not counted.
 
 
 def monitored_score(metrics: Mapping[str, float], monitor: str | Sequence[str]) -> float:
@@ -98,6 +102,69 @@ def save_due(state: TrainingState, options: Options, seconds_since: float) -> bo
         or (every_steps is not None and state.step > 0 and state.step % every_steps == 0)
         or (every_minutes is not None and seconds_since >= 60 * every_minutes)
     )
+
+
+def validation_steps(options: Options, per_epoch: int | None, total: int, epochs: tuple[int, int]) -> list[int]:
+    """Return the steps after which a validation is planned, with that of the final weights.
+
+    Args:
+        options: the trainer.
+        per_epoch: the number of steps of an epoch, None if unknown.
+        total: the planned number of steps.
+        epochs: the index of an epoch, and the number of steps before it.
+    """
+    every_epochs = options.valid_every_epochs
+    steps = _of_epochs(every_epochs, per_epoch, total, epochs) | _multiples(options.valid_every_steps, total)
+    if every_epochs is not None and every_epochs < 1 and per_epoch is not None:
+        part = part_of_epoch(every_epochs, per_epoch)
+        ends = (
+            range(1, per_epoch + 1) if part <= 1 else [math.ceil(part * i) for i in range(1, int(per_epoch / part) + 1)]
+        )
+        planned = (start + end for start in range(epochs[1], total, per_epoch) for end in ends if start + end <= total)
+        steps |= set(itertools.islice(planned, _MOST_STEPS))
+    has_any = every_epochs is not None or options.valid_every_steps is not None
+    return sorted(steps | ({total} if has_any else set()))
+
+
+def save_steps(options: Options, per_epoch: int | None, total: int, epochs: tuple[int, int]) -> list[int]:
+    """Return the steps after which a checkpoint is planned, but for those by time; see `validation_steps`."""
+    if options.keep_last == 0:
+        return [total]
+    steps = _of_epochs(options.save_every_epochs, per_epoch, total, epochs) | _multiples(
+        options.save_every_steps, total
+    )
+    return sorted(steps | {total})
+
+
+def steps_until_save(state: TrainingState, options: Options, per_epoch: int | None, total: int | None) -> float:
+    """Return the number of steps until the next checkpoint, but for those by time; infinity if none is in sight.
+
+    Args:
+        state: the counters at a boundary.
+        options: the trainer.
+        per_epoch: the number of steps of an epoch, None if unknown.
+        total: the planned number of steps, None if unknown.
+    """
+    until = [] if total is None else [total - state.step]
+    if options.keep_last != 0 and options.save_every_steps is not None:
+        until.append(options.save_every_steps - state.step % options.save_every_steps)
+    if options.keep_last != 0 and options.save_every_epochs is not None and per_epoch is not None:
+        epochs = options.save_every_epochs - state.epoch % options.save_every_epochs
+        until.append(epochs * per_epoch - -(-state.epoch_batch // options.accumulation_steps))
+    return min(until, default=math.inf)
+
+
+def _of_epochs(every: float | None, per_epoch: int | None, total: int, epochs: tuple[int, int]) -> set[int]:
+    """Return the ends of every so many epochs."""
+    if every is None or every < 1 or per_epoch is None:
+        return set()
+    epoch, before = epochs
+    ends = range(before + per_epoch, min(total, before + _MOST_STEPS * per_epoch) + 1, per_epoch)
+    return {step for number, step in enumerate(ends, epoch + 1) if number % int(every) == 0}
+
+
+def _multiples(period: int | None, total: int) -> set[int]:
+    return set() if period is None else set(range(period, min(total, _MOST_STEPS * period) + 1, period))
 
 
 def next_due(step: int, *periods: int | None, limit: int | None) -> float:

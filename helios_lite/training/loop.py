@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import logging
 import math
 from collections.abc import Iterator
 
 from torch import Tensor
 
-from helios_lite.checkpoints.files import to_serializable
+from helios_lite.checkpoints.files import CheckpointError, to_serializable
 from helios_lite.display import console
 from helios_lite.display.lines import limits_text, with_limits
+from helios_lite.display.plan import Plan
 from helios_lite.loading.batches import Batch, Loader
-from helios_lite.loading.train_data import TrainData
-from helios_lite.model_internals.attributes import networks
+from helios_lite.model_internals.attributes import networks, stateful_parts
 from helios_lite.processes.peers import watch_peers
 from helios_lite.processes.signals import GracefulShutdown
 from helios_lite.state import FitResult, TrainingState
@@ -24,7 +25,8 @@ from helios_lite.training.checkpointer import Checkpointer
 from helios_lite.training.clock import Clock
 from helios_lite.training.evaluator import Evaluator
 from helios_lite.training.monitor import Monitor
-from helios_lite.training.resuming import initialize, resume
+from helios_lite.training.planning import Planning, checkpoint_bytes
+from helios_lite.training.resuming import Resumption, initialize, resume
 from helios_lite.training.session import Session
 from helios_lite.training.stopping import StopCoordinator
 from helios_lite.training.training_log import TrainingLog
@@ -44,21 +46,22 @@ class Training:
         self.start_batch = 0
         self.has_left_out = False
         self.clock = Clock(self.state)
-        self.train_data = TrainData(session.datamodule, session.options, session.world, session.count_samples)
+        self.train_data = session.train_data
         self.evaluator = Evaluator(session, in_training=True)
         self.monitor = Monitor(session, self.state)
         self.log = TrainingLog(session, self.state, self.clock)
         self.report = TrainingReport(session, self.state, self.clock)
+        self.planning: Planning | None = None
         self.stop = StopCoordinator(session, self.state, self.clock, shutdown)
-        self.checkpointer = Checkpointer(session, self.state, self.clock, self.monitor, self.log, self.train_data)
+        self.checkpointer = Checkpointer(session, self.state, self.clock, self.monitor, self.log)
 
     def run(self) -> FitResult:
         """Train to the end, or until a signal; return the result. Call on every rank."""
         with watch_peers(self.session.world, self.shutdown), self.log, contextlib.closing(self.train_data):
             reason = self.set_up()
             if reason is not None:
-                title = f"had finished ({reason}): nothing left to train"
-                logger.info("this run %s", title)
+                title = self.finished_before(reason)
+                logger.log(logging.DEBUG if self.session.prints else logging.INFO, "%s", title)
                 self.end()
             else:
                 self.check_validation()
@@ -83,14 +86,8 @@ class Training:
         Returns:
             The option that has ended the run already, None if there is something to train.
         """
-        self.session.setup(fast_init=False)
-        to_serializable(self.model.hparams, "hparams")
-        self.valid_loaders.update(self.session.loaders("valid"))
-        if not self.validates():
-            self.valid_loaders.clear()
-        resume(self.session, self.checkpointer, self.monitor)
-        if not self.valid_loaders:
-            self.monitor.drop()
+        for text in self.prepare():
+            logger.info("%s", text)
         self.start_batch = self.state.batch
         initialize(self.session, self.checkpointer.resumed_from)
         if self.session.was_set_up and self.checkpointer.resumed_from is None and self.options.init_from is None:
@@ -105,8 +102,62 @@ class Training:
         if text := limits_text(self.options, *self.phases()):
             logger.info("%s", text)
         self.log.open(goes_on=reason is None, resumed_from=self.checkpointer.resumed_from)
-        self.report.open()
+        if self.session.world.is_main and self.planning is not None:
+            plan = self.planning.plan(validates=bool(self.valid_loaders))
+            self.report.open(plan)
+            for text in plan.warnings if reason is None else ():
+                logger.warning("%s", text)
         return reason
+
+    def prepare(self, *, is_tried: bool = False) -> list[str]:
+        """Build the model and the data, and resume from a checkpoint if there is one.
+
+        Args:
+            is_tried: whether nothing in the run folder is changed.
+
+        Returns:
+            What to say of a run that continues; nothing of a new one.
+        """
+        resumption = Resumption(self.session)
+        if resumption.header is not None:
+            self.session.planned.goes_on(resumption.header)
+        self.session.setup(fast_init=False)
+        to_serializable(self.model.hparams, "hparams")
+        self.valid_loaders.update(self.session.loaders("valid"))
+        if not self.validates():
+            self.valid_loaders.clear()
+        self.planning = Planning(self.session)
+        said = resume(self.session, resumption, self.checkpointer, self.monitor, is_tried=is_tried)
+        if not self.valid_loaders:
+            self.monitor.drop()
+        return said
+
+    def finished_before(self, reason: str) -> str:
+        """Return what is said of a run that had finished when this call began."""
+        limit = getattr(self.options, reason, None)
+        name = self.model.save_name if self.session.folder is None else self.session.folder
+        return (
+            f"{name} had finished at step {self.state.step} ({reason}={limit}): nothing to train, also if the code or "
+            f'the data have changed since. To train on, raise {reason}; for a new run set resume="new" or another '
+            "run_name"
+        )
+
+    def plan(self) -> Plan:
+        """Return what `run` would do, without doing it. Call on every rank."""
+        with contextlib.closing(self.train_data):
+            changes: list[str] = []
+            try:
+                start, *changes = self.prepare(is_tried=True) or ["begins a new run"]
+                if not self.monitor.has_begun and (reason := self.stop.limit_reached()) is not None:
+                    start = self.finished_before(reason)
+            except (ValueError, FileExistsError, FileNotFoundError, CheckpointError) as error:
+                if self.planning is None:
+                    raise
+                start = f"raises {type(error).__name__}: {error}"
+            assert self.planning is not None
+            plan = self.planning.plan(validates=bool(self.valid_loaders), start=start, changes=changes)
+            size = checkpoint_bytes(list(stateful_parts(self.model)))
+            return dataclasses.replace(plan, checkpoint_bytes=size)
 
     def phases(self) -> list[str]:
         """Return the splits that this run uses."""
@@ -351,6 +402,8 @@ class Training:
         values = self.log.write_row(ends_epoch=ends_epoch)
         if values:
             self.report.show_row(values, self.train_data.epoch_batches)
+            if self.session.world.is_main:
+                self.checkpointer.warn_of_rare_saves()
 
     def end_epoch(self, window_start: int) -> str | None:
         """Write the last row, validate, and move to the next epoch; return why the run stops, None if it does not."""
@@ -364,8 +417,8 @@ class Training:
         self.hooks.call("on_training_epoch_end", state.epoch + 1)
         if self.hooks.is_overridden("on_training_epoch_end"):
             self.log.write_epoch_end()
-        if state.epoch == 0:
-            self.log.warn_of_schedulers()
+        if state.epoch == 0 and self.planning is not None:
+            self.planning.warn_of_stepping(state)
         state.epoch += 1
         state.epoch_batch = state.epoch_samples = 0
         self.stop.poll_model()

@@ -10,29 +10,74 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from helios_lite.checkpoints.files import CheckpointError, OtherFormatError
 from helios_lite.checkpoints.folder import candidates_of_run
-from helios_lite.checkpoints.reading import evaluation_state, read_on_every_rank
+from helios_lite.checkpoints.reading import evaluation_state, read_checkpoint_header, read_on_every_rank
 from helios_lite.model import Model
 from helios_lite.model_internals.attributes import named_networks, stateful_parts
-from helios_lite.model_internals.made import Remaking
-from helios_lite.model_internals.misfits import first, misfits
+from helios_lite.model_internals.made import Remaking, other_parts
+from helios_lite.model_internals.misfits import differences, first, is_equal, misfits
 from helios_lite.training.checkpointer import Checkpointer
 from helios_lite.training.monitor import Monitor
+from helios_lite.training.run_description import changes_of_run
 from helios_lite.training.session import Session
 
 logger = logging.getLogger("helios_lite")
 
 
-def resume(session: Session, checkpointer: Checkpointer, monitor: Monitor) -> None:
-    """Continue from a checkpoint, if the options say so and there is one. Call on every rank.
+class Resumption:
+    """The checkpoint from which a run is going to continue. It is chosen before `Model.setup`. Call on every rank.
+
+    Args:
+        session: the session, before its `setup`.
+
+    Attributes:
+        choice: what `resume` means for this start: "auto", "never", "best" or a path.
+        header: the content of the checkpoint without tensors; None if there is no checkpoint.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.choice = _resume_choice(session)
+        self._of_folder: str | Path = "last" if self.choice in ("auto", "never") else self.choice
+        paths = _candidates(session, self._of_folder, "last", "resume") if session.world.is_main else iter(())
+        first = next(paths, None)
+        self._candidates = paths if first is None else itertools.chain([first], paths)
+        header = None if first is None else _header(first)
+        self.header: dict[str, Any] | None = session.world.broadcast(header)
+
+    def read(self, session: Session) -> tuple[Path, dict[str, Any]] | None:
+        """Return the path and the content of the checkpoint; None if the run folder has none. Call on every rank."""
+        return load_checkpoint(session, self._of_folder, "last", option="resume", candidates=self._candidates)
+
+
+def _header(path: Path) -> dict[str, Any] | None:
+    """Return what is needed of a checkpoint before `Model.setup`; None if it cannot be read, which `read` says."""
+    try:
+        content = read_checkpoint_header(path)
+        return {
+            "planned": content["planned"],
+            "state": content["state"],
+            "config": content["config"],
+            "data": content["ranks"][0]["data"],
+        }
+    except (CheckpointError, FileNotFoundError, KeyError):
+        return None
+
+
+def resume(
+    session: Session, resumption: Resumption, checkpointer: Checkpointer, monitor: Monitor, *, is_tried: bool = False
+) -> list[str]:
+    """Continue from a checkpoint, if there is one. Call on every rank.
 
     Args:
         session: the session, after its `setup`.
+        resumption: the choice of the checkpoint.
         checkpointer: loads the checkpoint.
         monitor: forgets what was best if the options monitor another metric.
+        is_tried: whether nothing in the run folder is changed.
+
+    Returns:
+        What to say: that the run continues and where, and a sentence for each change; nothing for a new training.
 
     Raises:
         FileExistsError: `resume="never"`, and the run folder has a checkpoint.
@@ -41,15 +86,13 @@ def resume(session: Session, checkpointer: Checkpointer, monitor: Monitor) -> No
             it is "best", but the best checkpoint was not kept; or the checkpoint of the run folder has other
             hparams than the model.
     """
-    choice = _resume_choice(session)
-    found = load_checkpoint(
-        session, "last" if choice in ("auto", "never") else choice, of_folder="last", option="resume"
-    )
+    choice = resumption.choice
+    found = resumption.read(session)
     if found is None:
         if choice == "best" and not session.options.fast_dev_run:
             where = "a run without files (root=None)" if session.folder is None else session.folder
             raise FileNotFoundError(f'resume="best": {where} has no checkpoint; use "auto" to start anew')
-        return
+        return []
     path, content = found
     if choice == "never":
         raise FileExistsError(f'resume="never", but there is {path}; choose another run_name')
@@ -67,19 +110,35 @@ def resume(session: Session, checkpointer: Checkpointer, monitor: Monitor) -> No
                 f"resume={str(choice)!r}: the run folder has {other}; choose another run_name, or "
                 'resume="auto" to continue from that file'
             )
-    _compare_hparams(session, path, content, is_automatic=not isinstance(choice, Path))
+    changed_hparams = _compare_hparams(session, path, content, is_automatic=not isinstance(choice, Path))
     _compare_parts(session, path, content)
     is_own = type(session.model).load_state_dict is not Model.load_state_dict
     parts = {} if is_own else dict(stateful_parts(session.model))
-    remaking = Remaking(parts, content["made"], {} if is_own else content["model"])
+    remaking = Remaking(parts, content["tables"]["made"], {} if is_own else content["model"])
     checkpointer.load(path, {**content, "model": {**content["model"], **remaking.states}})
-    epoch, step = content["state"]["epoch"], content["state"]["step"]
-    logger.info("continuing from %s (epoch %d, step %d)", path, epoch, step)
-    for text in remaking.changes:
-        logger.info("%s: used from step %d on", text, step + 1)
-    _compare_options(session, monitor, content)
-    if choice == "best":
+    step = content["state"]["step"]
+    said = [_continuing(session, path, content), *changed_hparams]
+    is_inside = content["state"]["epoch_batch"] > 0
+    changes = [*remaking.changes, *changes_of_run(content["tables"], session.tables, is_inside_epoch=is_inside)]
+    said += [f"{text}: used from step {step + 1} on" for text in changes]
+    said += _compare_options(session, monitor, content, is_tried=is_tried)
+    if choice == "best" and not is_tried:
         _set_aside_newer(session, path, step)
+    return said
+
+
+def _continuing(session: Session, path: Path, content: dict[str, Any]) -> str:
+    """Return the sentence with which a run begins that continues."""
+    step, num_ranks = content["state"]["step"], len(content["ranks"])
+    total = session.planned.known_total()
+    of_total = "" if total is None else f" of {total}"
+    where = f"{session.folder}" if session.folder is not None else session.model.save_name
+    world = ""
+    if num_ranks != session.world.size:
+        world = f", with {session.world.size} process{'es' * (session.world.size > 1)} in place of {num_ranks}"
+    is_own = session.checkpoints is not None and path.parent.resolve() == session.checkpoints.folder.resolve()
+    source = f" ({path.name})" if is_own else f", from {path}"
+    return f"continuing {where} at step {step}{of_total}{world}{source}"
 
 
 def is_best(session: Session, path: Path, state: dict[str, Any]) -> bool:
@@ -135,6 +194,7 @@ def load_checkpoint(
     *,
     option: str = "checkpoint",
     for_evaluation: bool = False,
+    candidates: Iterator[Path] | None = None,
 ) -> tuple[Path, dict[str, Any]] | None:
     """Read the "best" or "last" checkpoint or that of a path; return None if the run folder has none.
 
@@ -147,6 +207,7 @@ def load_checkpoint(
         of_folder: "best" or "last": which checkpoint to read if the path is that of a run folder.
         option: what has been set to the choice, for the error of a path that does not exist.
         for_evaluation: leave the sharded tensors of optimizers unread, if the model does not load its state itself.
+        candidates: what rank 0 has found already for the choice.
 
     Raises:
         FileNotFoundError: the path does not exist, or is a run folder without a checkpoint that can be read.
@@ -161,7 +222,8 @@ def load_checkpoint(
     def is_needed(name: str) -> bool:
         return is_all_needed or name.startswith(needed) or not name.startswith("model.")
 
-    candidates = _candidates(session, choice, of_folder, option) if world.is_main else iter(())
+    if candidates is None:
+        candidates = _candidates(session, choice, of_folder, option) if world.is_main else iter(())
     while (path := world.broadcast(next(candidates, None))) is not None:
         try:
             return path, read_on_every_rank(path, world, session.device, like, is_needed)
@@ -189,16 +251,23 @@ def _candidates(session: Session, choice: str | os.PathLike[str], of_folder: str
         yield path
 
 
-def _compare_hparams(session: Session, path: Path, content: dict[str, Any], *, is_automatic: bool) -> None:
-    """Log the hparams that differ from the checkpoint's; raise a ValueError if nobody has asked for this file."""
-    found = differences(content["hparams"], session.model.hparams)
+def _compare_hparams(session: Session, path: Path, content: dict[str, Any], *, is_automatic: bool) -> list[str]:
+    """Return the hparams that differ from the checkpoint's; raise a ValueError if nobody has asked for this file."""
+    saved, now = content["hparams"], session.model.hparams
+    # What is the planned number of updates here and there follows from the options, which may change.
+    plans = (content["planned"]["total"], session.planned.known_total())
+    numbers = [name for name in saved if type(saved[name]) is type(now.get(name)) is int]
+    derived = [name for name in numbers if plans == (saved[name], now[name])]
+    found = differences(
+        {name: value for name, value in saved.items() if name not in derived},
+        {name: value for name, value in now.items() if name not in derived},
+    )
     if found and is_automatic and not session.options.allow_changed_hparams:
         raise ValueError(
-            f"{path}: is of a model with other hparams: {'; '.join(found)}. Choose another run_name or save_name "
-            "to train a new model, or set allow_changed_hparams=True to resume with the hparams of now"
+            f"{path}: is of a model with other hparams: {'; '.join(found)}. To train a new model, choose another "
+            'run_name or resume="new"; to go on with the hparams of now, set allow_changed_hparams=True'
         )
-    for text in found:
-        logger.info("%s", text)
+    return [*found, *differences({name: saved[name] for name in derived}, {name: now[name] for name in derived})]
 
 
 def _compare_parts(session: Session, path: Path, content: dict[str, Any]) -> None:
@@ -206,64 +275,29 @@ def _compare_parts(session: Session, path: Path, content: dict[str, Any]) -> Non
     if type(session.model).load_state_dict is not Model.load_state_dict:
         return
     found = misfits(dict(stateful_parts(session.model)), content["model"])
-    for name, made in session.made.items():
-        saved = content["made"].get(name, made)
-        if "groups" in made and saved["class"] != made["class"]:
-            found.insert(0, f"{name}: {saved['class']} in the checkpoint, {made['class']} now")
+    found = [*other_parts(content["tables"]["made"], session.tables["made"]), *found]
     if found:
         raise ValueError(
-            f"{path}: is of a model that is made otherwise: {first(found)}. Choose another run_name to train a new "
-            f"model; there init_from={str(path)!r} and init_parts take the parts that fit. To train from the beginning "
-            f"under this name, delete {path.parent.parent}"
+            f"{path}: is of a model that is made otherwise: {first(found)}. To train a new model, choose another "
+            f'run_name or resume="new"; there init_from={str(path)!r} and init_parts take the parts that fit. To train '
+            f"from the beginning under this name, delete {path.parent.parent}"
         )
 
 
-def _compare_options(session: Session, monitor: Monitor, content: dict[str, Any]) -> None:
-    """Log the options that differ from the checkpoint's; forget what was best if another metric is monitored."""
+def _compare_options(session: Session, monitor: Monitor, content: dict[str, Any], *, is_tried: bool) -> list[str]:
+    """Return the options that differ from the checkpoint's; forget what was best if another metric is monitored."""
     now, earlier = session.options.config(), content["config"]
-    for name, value in now.items():
-        if not _is_equal(earlier.get(name), value):
-            logger.info("%s: %r in the checkpoint, %r now", name, earlier.get(name), value)
+    said = [
+        f"{name}: {earlier.get(name)!r} in the checkpoint, {value!r} now"
+        for name, value in now.items()
+        if not is_equal(earlier.get(name), value)
+    ]
     if (earlier.get("monitor"), earlier.get("mode")) != (now["monitor"], now["mode"]):
         logger.warning("something else is monitored now: what was best so far is forgotten")
         monitor.reset()
-        if session.checkpoints is not None and session.world.is_main:
+        if session.checkpoints is not None and session.world.is_main and not is_tried:
             session.checkpoints.forget_scores()
-
-
-def differences(saved: dict[str, Any], present: dict[str, Any]) -> list[str]:
-    """Return a sentence for each hparam that differs, such as "hparams['width']: 8 in the checkpoint, 16 now".
-
-    What saving and loading changes is no difference: numpy numbers are numbers, and tensors may be on another device.
-    Numbers are compared by value, NaN equals NaN, and a list equals a tuple.
-
-    Args:
-        saved: the hparams in a checkpoint.
-        present: the hparams of the model.
-    """
-    return [
-        f"hparams[{name!r}]: {_shown(saved, name)} in the checkpoint, {_shown(present, name)} now"
-        for name in [*saved, *(name for name in present if name not in saved)]
-        if not (name in saved and name in present and _is_equal(saved[name], present[name]))
-    ]
-
-
-def _shown(hparams: dict[str, Any], name: str) -> str:
-    text = " ".join(repr(hparams[name]).split()) if name in hparams else "missing"
-    return text if len(text) <= 200 else f"{text[:100]}...{text[-100:]}"
-
-
-def _is_equal(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        if not (isinstance(a, Tensor) and isinstance(b, Tensor)) or (a.dtype, a.shape) != (b.dtype, b.shape):
-            return False
-        a, b = a.detach().cpu(), b.detach().cpu()
-        return bool(((a == b) | ((a != a) & (b != b))).all())  # Only NaN differs from itself.
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(_is_equal(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
-        return len(a) == len(b) and all(map(_is_equal, a, b))
-    return bool(a == b or (a != a and b != b))
+    return said
 
 
 def initialize(session: Session, resumed_from: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""What config.json says of a run: its options, its hyperparameters, its data, and where it runs."""
+"""What config.json and checkpoints say of a run: what `setup` has made, the data, and where it runs."""
 
 from __future__ import annotations
 
@@ -9,28 +9,52 @@ from typing import Any
 
 import torch
 
-from helios_lite.data import Split
+from helios_lite.data import DataModule, Split
 from helios_lite.loading.loaders import split_parts
-from helios_lite.training.session import Session
+from helios_lite.model_internals.made import changed_tensors, describe
+from helios_lite.nested import leaves
 from helios_lite.version import __version__
 
 
-def describe_run(session: Session) -> dict[str, Any]:
-    """Return the tables of config.json, of plain values.
+def describe_run(
+    parts: Mapping[str, Any], datamodule: DataModule, device: torch.device, processes: int
+) -> dict[str, Any]:
+    """Return tables of plain values.
 
-    "trainer" are the options, and "hparams" those of the model. "data" has a table for each split, named as its metrics
-    are. "environment" holds what the numbers may depend on besides: versions, device, and numbers of processes and
-    threads.
+    "made" are the networks, optimizers and schedulers of the model; see `made.describe`. "data" has a table for each
+    split, named as its metrics are. "environment" holds what the numbers may depend on besides: versions, device, and
+    numbers of processes and threads.
+
+    Args:
+        parts: the stateful parts of the model by name, as `setup` has made them.
+        datamodule: the data.
+        device: the device of this process.
+        processes: the number of ranks.
     """
     splits = {}
     for phase in ("train", "valid", "test"):
-        splits.update({name: describe_split(split) for name, split in split_parts(session.datamodule, phase).items()})
-    return {
-        "trainer": session.options.config(),
-        "hparams": session.model.hparams,
-        "data": splits,
-        "environment": _environment(session),
-    }
+        splits.update({name: describe_split(split) for name, split in split_parts(datamodule, phase).items()})
+    tables = {"made": describe(parts), "data": splits, "environment": _environment(device, processes)}
+    plain: dict[str, Any] = _plain(tables)
+    return plain
+
+
+def changes_of_run(saved: Mapping[str, Any], now: Mapping[str, Any], *, is_inside_epoch: bool) -> list[str]:
+    """Return a sentence for each thing that differs between two of what `describe_run` has returned.
+
+    Args:
+        saved: of the run until now.
+        now: of this start.
+        is_inside_epoch: whether an epoch has begun; what it means for its samples is said when it goes on.
+    """
+    found = changed_tensors(saved["made"], now["made"])
+    for table in ("data", "environment"):
+        before, after = dict(leaves(saved[table])), dict(leaves(now[table]))
+        for name in [name for name in after if name in before and before[name] != after[name]]:
+            is_of_epoch = name.startswith("train.") and name.endswith((".samples", ".shuffle", "sampler"))
+            if name != "processes" and not (is_of_epoch and is_inside_epoch):
+                found.append(f"{name}: {before[name]!r} before, {after[name]!r} now")
+    return found
 
 
 def describe_split(split: Any) -> dict[str, Any]:
@@ -50,8 +74,17 @@ def describe_split(split: Any) -> dict[str, Any]:
     return described
 
 
-def _environment(session: Session) -> Mapping[str, Any]:
-    device = session.device
+def _plain(value: Any) -> Any:
+    """Return a value whose numbers and texts are of Python's own types, which every file can hold."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return (list if isinstance(value, list) else tuple)(map(_plain, value))
+    kind = next((kind for kind in (bool, int, float, str) if isinstance(value, kind)), None)
+    return value if kind is None else kind(value)
+
+
+def _environment(device: torch.device, processes: int) -> Mapping[str, Any]:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "helios_lite": __version__,
@@ -59,7 +92,7 @@ def _environment(session: Session) -> Mapping[str, Any]:
         "python": platform.python_version(),
         "device": device.type,
         "device_name": name,
-        "processes": session.world.size,
+        "processes": processes,
         "threads": torch.get_num_threads(),
         "default_dtype": str(torch.get_default_dtype()).removeprefix("torch."),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),

@@ -15,6 +15,8 @@ from helios_lite.display.progress import Progress
 from helios_lite.display.run_log import RunLog
 from helios_lite.loading.batches import Loader
 from helios_lite.loading.loaders import check_splits, make_loader, split_parts
+from helios_lite.loading.planned_steps import PlannedSteps
+from helios_lite.loading.train_data import TrainData
 from helios_lite.metrics.accumulator import MetricAccumulator
 from helios_lite.model import Model
 from helios_lite.model_internals.attributes import (
@@ -31,7 +33,6 @@ from helios_lite.model_internals.checks import (
     check_trained,
     misspelt_hooks,
 )
-from helios_lite.model_internals.made import describe
 from helios_lite.model_internals.run_context import RunContext
 from helios_lite.nested import count_samples
 from helios_lite.networks.parallel import ParallelStrategy
@@ -40,8 +41,10 @@ from helios_lite.options import Options
 from helios_lite.processes import rng
 from helios_lite.processes.devices import DeviceMover, backend_flags, choose_accelerator, choose_device
 from helios_lite.processes.world import join_world
+from helios_lite.schedules import planned_steps
 from helios_lite.training.cleanup import cleanup
 from helios_lite.training.hook_dispatch import HookDispatcher
+from helios_lite.training.run_description import describe_run
 
 logger = logging.getLogger("helios_lite")
 
@@ -63,8 +66,10 @@ class Session:
         progress: what is seen while the call lasts, on rank 0 only.
         prints: whether this process prints the banner and the tables.
         metrics: the training values logged since the last row.
+        train_data: the batches of the train split.
+        planned: the planned number of updates.
         context: what the model is given.
-        made: what `Model.setup` has made of optimizers and schedulers; see `made.describe`.
+        tables: what this start consists of; see `describe_run`.
         was_set_up: whether an earlier call in this process has set the model up.
         needs_transfer: whether `Model.batch_to_device` must be called.
     """
@@ -85,7 +90,9 @@ class Session:
         self.metrics = MetricAccumulator(self.device, is_held=lambda metric: id(metric) in metric_names(model))
         self._loaders: list[Loader] = []
         self.was_set_up = model._context.is_set_up
-        self.made: dict[str, Any] = {}
+        self.tables: dict[str, Any] = {}
+        self.train_data = TrainData(datamodule, options, self.world, self.count_samples)
+        self.planned = PlannedSteps(options, self.train_data)
         self.context = self._make_context()
         overrides_transfer = type(model).batch_to_device is not Model.batch_to_device
         self.needs_transfer = self.device.type != "cpu" or overrides_transfer
@@ -114,13 +121,14 @@ class Session:
                 net.to(self.device)
         else:
             model._forget_modes()
-            model.setup(fast_init=fast_init)
+            with planned_steps(self.planned.total):
+                model.setup(fast_init=fast_init)
             check_no_method_is_hidden(model, Model)
             parts = self.check_checkpoint_holds_all()
             if type(model).state_dict is Model.state_dict:
                 check_hidden_parts(model, parts)
             self.context.parallel.check_passed(parts)
-            self.made = describe(dict(parts))
+            self.tables = describe_run(dict(parts), self.datamodule, self.device, self.world.size)
         self.context.mark_set_up()
         self.hooks.set_up_callbacks(fast_init)
         if self.world.is_main:
@@ -195,7 +203,8 @@ class Session:
         precision = Precision(
             options.precision, self.device, options.clip_norm, self.world, None if is_alone else parallel
         )
-        return RunContext(precision, parallel, DeviceMover(self.device), options, self.datamodule, self.folder)
+        mover = DeviceMover(self.device)
+        return RunContext(precision, parallel, mover, options, self.datamodule, self.folder, self.planned)
 
 
 def checkpoint_folder(options: Options, model: Model, folder: Path) -> CheckpointFolder:

@@ -11,7 +11,6 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from helios_lite.checkpoints.files import write_json
 from helios_lite.loading.batches import Batch
@@ -24,11 +23,10 @@ from helios_lite.metrics.measurements import (
     peak_memory_mib,
 )
 from helios_lite.metrics.rows import JsonlLogger
-from helios_lite.model_internals.attributes import metric_names, metric_objects, named_networks, stateful_parts
+from helios_lite.model_internals.attributes import metric_names, metric_objects, named_networks
 from helios_lite.state import TrainingState
 from helios_lite.training.cleanup import cleanup
 from helios_lite.training.clock import Clock, Stopwatch
-from helios_lite.training.run_description import describe_run
 from helios_lite.training.run_loggers import RunLoggers
 from helios_lite.training.session import Session
 
@@ -81,7 +79,8 @@ class TrainingLog:
         if not session.world.is_main:
             return
         if session.folder is not None:
-            write_json(describe_run(session), session.folder / "config.json")
+            about = {"trainer": session.options.config(), "hparams": session.model.hparams, **session.tables}
+            write_json(about, session.folder / "config.json")
             path = session.folder / "metrics.jsonl"
             own = (session.folder / "checkpoints").resolve()
             num_rows = 0 if resumed_from is None or resumed_from.resolve().parent != own else self._num_kept_rows
@@ -248,19 +247,6 @@ class TrainingLog:
                 "self.optimizer_step(optimizer) in place of loss.backward() and optimizer.step()",
                 " and ".join(unused),
             )
-
-    def warn_of_schedulers(self) -> None:
-        """Say at the end of the first epoch which schedulers of the model have never been stepped."""
-        if not self._session.world.is_main or self._state.step == 0:
-            return
-        for name, part in stateful_parts(self._session.model):
-            is_waiting = isinstance(part, ReduceLROnPlateau)
-            if isinstance(part, LRScheduler) and not is_waiting and getattr(part, "last_epoch", None) == 0:
-                logger.warning(
-                    "%s has not been stepped in the first epoch: pass it on, optimizer_step(optimizer, scheduler), or "
-                    "call its step() in on_training_epoch_end",
-                    name,
-                )
 
     def write(self, values: dict[str, float]) -> None:
         """Send a row of metrics to metrics.jsonl and the loggers. Rank 0 does it."""

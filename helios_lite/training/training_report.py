@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping
 
 from helios_lite.display import console, lines
+from helios_lite.display.plan import Plan
 from helios_lite.state import TrainingState
 from helios_lite.training.clock import Clock
 from helios_lite.training.session import Session
@@ -22,13 +23,12 @@ class TrainingReport:
         self._next_described = {"train": 0.0, "valid": 0.0}  # When train.log gets the next row.
         self._validation: tuple[Mapping[str, float], bool] = ({}, False)  # Of the present epoch.
 
-    def open(self) -> None:
-        """Show the banner and the bar of the run."""
+    def open(self, plan: Plan) -> None:
+        """Show the banner and the bar of the run. Called on rank 0."""
         session, options, model, state = self._session, self._session.options, self._session.model, self._state
-        if not session.world.is_main:
-            return
         where = "without files" if session.folder is None else f"in {session.folder}"
         text = console.banner_text(where, session.device, session.world.size, options)
+        text = "\n".join([text, *(plan.lines() if not options.fast_dev_run else ["plan: 1 step (fast_dev_run)"])])
         self._describe_run(text)
         if session.prints:
             console.show_banner(model.append_to_banner(text))

@@ -430,7 +430,7 @@ def test_a_renamed_file_is_read_only_if_there_is_no_other(tmp_path, caplog):
     (folder / name(3)).unlink()
     (folder / name(2)).unlink(missing_ok=True)
     assert train(tmp_path, SCORES, 3, keep_best=0).state.step == 9
-    assert f"continuing from {copy} (epoch 2, step 6)" in caplog.text
+    assert f"at step 6 of 9 ({copy.name})" in caplog.text
 
 
 # Two runs at a time, and what a killed one left.

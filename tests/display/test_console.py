@@ -393,7 +393,7 @@ def test_a_quiet_run_that_resumes_prints_nothing_at_all(devices, tmp_path):
     done = scripts.run(tmp_path / "program.py", tmp_path, devices)
     assert (done.stdout, done.stderr) == ("", "")
     text = (tmp_path / "tiny" / "train.log").read_text()
-    assert "INFO continuing from" in text
+    assert "INFO continuing " in text
     assert text.count("DEBUG test of tiny_epoch_") == 2
 
 
@@ -508,7 +508,7 @@ def test_train_log_has_every_start_of_the_run_its_rows_and_its_checkpoints(tmp_p
         "DEBUG step 2, epoch 0: train/loss=",
         "DEBUG step 2, epoch 0: valid/loss=",
         "DEBUG stopped by max_epochs at step 2\n",
-        f"INFO continuing from {first.last_checkpoint} ",
+        f"INFO continuing {first.run_folder} at step 2 of 4 ({first.last_checkpoint.name})\n",
         "INFO seed: 0 in the checkpoint, 7 now\n",
         "DEBUG option seed: 7\n",
     ]

@@ -185,7 +185,7 @@ class Case:
         found = []
         text = "\n".join(self.log.messages)
         chosen = valid[0] if valid else None
-        if chosen is not None and f"continuing from {chosen} " not in text:
+        if chosen is not None and f"({chosen.name})" not in text:
             found.append(f"did not continue from {chosen}")
         found += [
             f"{path} was passed over without a warning"

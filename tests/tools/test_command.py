@@ -116,7 +116,7 @@ def test_wrong_use_is_answered_with_one_line_and_status_2(tmp_path, capsys):
     assert refused(capsys, "fit", DIGITS, "--trainer.max_epochs", "three").endswith("must be an int or None")
     assert refused(capsys, "fit", DIGITS, "--trainer.max_epochs") == "helios-lite: --trainer.max_epochs: needs a value"
     assert "unrecognized arguments: --epochs" in refused(capsys, "fit", DIGITS, "--epochs")
-    assert "only fit, test, predict, replay and audit" in refused(capsys, "env", "--trainer.seed", "3")
+    assert "only fit, plan, test, predict, replay and audit" in refused(capsys, "env", "--trainer.seed", "3")
     assert "has no checkpoint; train first" in refused(capsys, "test", DIGITS, f"--trainer.root={tmp_path}")
     assert "a run without files has no checkpoint" in refused(capsys, "test", DIGITS, "--trainer.root=none")
     assert "there is no such file" in refused(capsys, "test", DIGITS, "--checkpoint", str(missing))
@@ -148,7 +148,7 @@ def test_inspect_shows_what_a_checkpoint_holds_within_80_columns(trained, capsys
     for row in (
         r"epochs / steps +2 / 38",
         r"best +step \d+ \(0\.\d+\)",
-        rf"written by +helios_lite {re.escape(__version__)} \(format 3\)",
+        rf"written by +helios_lite {re.escape(__version__)} \(format 4\)",
         r"valid/accuracy +0\.\d+ +0\.\d+",
         r"model\.net +8 +29,162 +0\.12",
         r"model\.optimizer +24 +58,332 +0\.23",

@@ -135,7 +135,7 @@ def test_every_number_of_an_optimizer_is_the_one_of_now(
     assert found == [[[*after.values()]]] * (STEPS - 3)
     text = (tmp_path / "trained" / "train.log").read_text()
     for name, value in after.items():
-        said = f"optimizer: {name} {before[name]} when the run began, {value} now: used from step 4 on"
+        said = f"optimizer: {name} {before[name]} before, {value} now: used from step 4 on"
         assert (said in text) is (before[name] != value)
 
 

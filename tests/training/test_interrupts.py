@@ -323,7 +323,7 @@ def test_fit_and_test_pass_over_a_bad_file_with_a_warning_that_names_it(
         warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
         assert len(warnings) == 1
         assert str(newest) in warnings[0]
-    assert f"continuing from {older}" in caplog.text
+    assert f"continuing {older.parent.parent} at step 1 of 3 ({older.name})" in caplog.text
     assert not (tmp_path / "owned").exists()
 
 
@@ -335,7 +335,7 @@ def test_a_checkpoint_of_a_newer_format_is_not_passed_over_or_replaced(tmp_path:
     newest = naming.find(folder, "tiny")[0]
     torch.save({"format": files.FORMAT_VERSION + 1, "version": "9.8"}, newest)
     before = {path: path.read_bytes() for path in folder.glob("*.pth")}
-    message = r"iter_2\.pth: a newer helios_lite \(9\.8\) wrote it in format 4, .* reads format 3; install a newer "
+    message = r"iter_2\.pth: a newer helios_lite \(9\.8\) wrote it in format 5, .* reads format 4; install a newer "
     task, _, choice = call.rpartition(" ")
     trainer = quiet(max_steps=3, resume="auto" if task else choice, **options)
     run: Any = functools.partial(getattr(trainer, task), checkpoint=choice) if task else trainer.fit
@@ -366,7 +366,7 @@ def test_a_run_folder_of_an_older_format_is_refused_in_one_line_and_stays_as_it_
     with pytest.raises(CheckpointError) as error:
         calls.get(call, fit)()
     assert str(error.value) == (
-        f"{newest}: an older helios_lite (0.0.1) wrote it in format 1, and this one ({__version__}) reads format 3; "
+        f"{newest}: an older helios_lite (0.0.1) wrote it in format 1, and this one ({__version__}) reads format 4; "
         "finish that run with the helios_lite that has begun it, or choose another file, or start anew under another "
         "run_name"
     )

@@ -248,7 +248,7 @@ def test_going_back_to_the_best_sets_the_newer_checkpoints_and_their_rows_aside(
     rows = (run / "metrics.jsonl").read_bytes()
     newer = {path.name: path.read_bytes() for path in (ended.with_name("tiny_epoch_3_iter_9.pth"), ended)}
     result = fit_scored(tmp_path, 4, resume="best")
-    assert "continuing from" in caplog.text
+    assert f"continuing {run} at step 6 of 12 (" in caplog.text
     assert f"the checkpoints after step 6 (2) are in {run / 'set_aside_1'} now" in caplog.text
     assert {path.name: path.read_bytes() for path in (run / "set_aside_1/checkpoints").iterdir()} == newer
     assert (run / "set_aside_1/metrics.jsonl").read_bytes() == rows
@@ -431,7 +431,7 @@ def test_a_model_with_other_hparams_does_not_become_the_one_in_the_run_folder(
     content = path.read_bytes()
     other = {"width": 16, "kind": "a", "new": [2]}
     with pytest.raises(
-        ValueError, match=r"Choose another run_name or save_name .* set allow_changed_hparams="
+        ValueError, match=r'choose another run_name or resume="new"; .* set allow_changed_hparams=True'
     ) as error:
         quiet(root=tmp_path, max_steps=2).fit(Named(**other), data())
     assert str(error.value).startswith(f"{path}: is of a model with other hparams: ")
@@ -564,7 +564,7 @@ CHANGES = {
     "shape": r"net.0.weight: \(8, 3\) in the checkpoint, \(16, 3\) now; net.0.bias: \(8,\) in",
     "added": "net.2.weight: only in the model, of shape .1, 1.;.*; and 4 more",
     "removed": r"net.0.weight: \(8, 3\) in the checkpoint, \(1, 8\) now;.*net.1.bias: only in the checkpoint",
-    "another": "is of a model that is made otherwise: other: only in the model. Choose",
+    "another": "is of a model that is made otherwise: other: only in the model. To train",
     "groups": "optimizer: groups of 2, 2 parameters in the checkpoint, of 4 now",
 }
 

@@ -1,0 +1,210 @@
+"""Reads the learning rates that a scheduler is going to set, from a copy that is moved to other steps."""
+
+from __future__ import annotations
+
+import bisect
+import copy
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    LambdaLR,
+    LRScheduler,
+    OneCycleLR,
+    ReduceLROnPlateau,
+    SequentialLR,
+)
+
+_NUM_READ = 400  # Positions, from which the shape of a schedule is seen.
+_MOST_STEPS = 50_000  # About 0.2 s. Only schedulers of other classes than PyTorch's common ones are stepped.
+
+
+class Schedule:
+    """The learning rates of a scheduler, as `setup` has made it, by the number of times that it has been stepped.
+
+    A rate is the highest one of all parameter groups.
+
+    Args:
+        name: the name of the scheduler in the model.
+        scheduler: the scheduler, which is copied and stays as it is. The copy has no parameters.
+
+    Attributes:
+        name: as given.
+        kind: what it is called: the name of a function of `helios_lite.schedules`, or of the class.
+    """
+
+    def __init__(self, name: str, scheduler: LRScheduler) -> None:
+        self.name, self.kind = name, _kind(scheduler)
+        self._scheduler = _copied(scheduler)
+
+    def rates(self, positions: Sequence[int]) -> list[float]:
+        """Return the rates after so many steps each, in ascending order.
+
+        They are fewer than the positions if the scheduler raises an error before, or would take too long to step.
+        """
+        scheduler = copy.deepcopy(self._scheduler)
+        formula = _formula(scheduler)
+        found: list[float] = []
+        done = 0
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # No optimizer steps in between.
+            for position in positions:
+                try:
+                    if formula is not None:
+                        found.append(max(formula(position)))
+                        continue
+                    if position > _MOST_STEPS:
+                        break
+                    for _ in range(done, position):
+                        scheduler.step()
+                    done = position
+                    found.append(max(float(group["lr"]) for group in scheduler.optimizer.param_groups))
+                except ValueError:  # As of OneCycleLR after its end.
+                    break
+        return found
+
+    def first_highest_last(self, steps: int) -> tuple[float, float, float] | None:
+        """Return the first, the highest and the last rate of so many steps; None if they cannot be read."""
+        positions = _spread(0, steps)
+        rates = self.rates(positions)
+        if len(rates) < len(positions):
+            return None
+        top = max(range(len(rates)), key=lambda i: rates[i])
+        low, high = positions[max(0, top - 1)], positions[min(len(positions) - 1, top + 1)] + 1
+        near = self.rates(range(low, high)) if high - low < _MOST_STEPS else []
+        return rates[0], max([rates[top], *near]), rates[-1]
+
+    def misfit(self, steps: int) -> str | None:
+        """Return what is wrong with the schedule if it is stepped so many times; None if nothing is.
+
+        A schedule that is constant, falls in stages or falls for ever is right for any number.
+        """
+        inside, beyond = _spread(0, steps), _spread(steps, 3 * steps)
+        rates = self.rates([*inside, *beyond])
+        if len(rates) < len(inside):
+            return f"ends after about {inside[len(rates)]:,} of {steps:,} steps, and raises an error then"
+        now, later = rates[: len(inside)], rates[len(inside) :]
+        high = max(now)
+        if high <= 0 or steps < 3:
+            return None
+        at_zero = next((i for i in range(len(now)) if max(now[i:]) <= 1e-6 * high), None)
+        if at_zero is not None and len(now) - at_zero > max(1, len(now) // 20):
+            return f"falls to 0 after about {inside[at_zero]:,} of {steps:,} steps, and stays there"
+        bottom = next((i for i in range(1, len(now) - 1) if now[i - 1] > now[i] < now[i + 1]), None)
+        if self._turns() and bottom is not None and max(now[bottom:]) - now[bottom] > 0.1 * high:
+            return f"is at its end after about {inside[bottom]:,} of {steps:,} steps, and rises again then"
+        return self._unreached(steps, now, later, beyond)
+
+    def _unreached(self, steps: int, now: list[float], later: list[float], beyond: list[int]) -> str | None:
+        """Return a text if the schedule is still on the way to its end, or to its highest rate, at the last step."""
+        is_moving = len(now) < 3 or now[-1] != now[-2] != now[-3]
+        if not is_moving or not later:
+            return None
+        high, low, last = max(now), min(later), now[-1]
+        is_whole = len(later) == len(beyond)
+        at = beyond[later.index(low)] if is_whole else beyond[len(later) - 1]
+        # An end is where the rate stays, turns or ends in an error; a schedule that falls for ever has none.
+        has_end = not is_whole or later[-1] == later[-2] or later[-1] > low
+        if has_end and low < min(now) and last - low > 0.1 * high and at > 1.1 * steps:
+            return f"would reach its end after about {at:,} steps, but is stepped {steps:,} times"
+        top = max(later)
+        if top > high and last >= 0.999 * high and last < 0.9 * top and is_whole:
+            return f"rises until step {beyond[later.index(top)]:,} or so, but is stepped {steps:,} times"
+        return None
+
+    def _turns(self) -> bool:
+        """Return whether it is PyTorch's cosine, which rises again after its end, alone or as the last of several."""
+        scheduler: Any = self._scheduler
+        while isinstance(scheduler, SequentialLR):
+            scheduler = scheduler._schedulers[-1]
+        return isinstance(scheduler, CosineAnnealingLR)
+
+
+def schedules_of(parts: Sequence[tuple[str, Any]]) -> dict[str, list[Schedule]]:
+    """Return the schedules of every optimizer, by the name of the optimizer.
+
+    Those of plateaus, and those that cannot be copied, cannot be read and are left out.
+
+    Args:
+        parts: the stateful parts of the model by name, as `setup` has made them.
+    """
+    schedulers = [(name, part) for name, part in parts if isinstance(part, LRScheduler)]
+    inner = {id(each) for _, part in schedulers for each in getattr(part, "_schedulers", ())}
+    found: dict[str, list[Schedule]] = {}
+    for name, optimizer in parts:
+        if isinstance(optimizer, Optimizer):
+            own = [(key, part) for key, part in schedulers if part.optimizer is optimizer and id(part) not in inner]
+            made = [_made(key, part) for key, part in own if not isinstance(part, ReduceLROnPlateau)]
+            found[name] = [schedule for schedule in made if schedule is not None]
+    return found
+
+
+def _made(name: str, scheduler: LRScheduler) -> Schedule | None:
+    try:
+        return Schedule(name, scheduler)
+    except Exception:  # Whatever a scheduler of the user holds: it is only looked at.
+        return None
+
+
+def _copied(scheduler: LRScheduler) -> Any:
+    """Return a copy with an optimizer that has the same numbers, and no parameters and states."""
+    optimizer = scheduler.optimizer
+    stand_in = copy.copy(optimizer)
+    vars(stand_in).update(
+        param_groups=[{**group, "params": []} for group in optimizer.param_groups],
+        state={},
+    )
+    return copy.deepcopy(scheduler, {id(optimizer): stand_in})
+
+
+def _formula(scheduler: Any) -> Callable[[int], list[float]] | None:
+    """Return what computes the rates at any step, for the classes of which PyTorch has such a formula."""
+    if isinstance(scheduler, SequentialLR):
+        formulas = [_formula(each) for each in scheduler._schedulers]
+        known = [formula for formula in formulas if formula is not None]
+        is_known = len(known) == len(formulas)
+        return functools.partial(_of_sequence, known, scheduler._milestones) if is_known else None
+    if type(scheduler) is LambdaLR:
+        return functools.partial(_of_functions, scheduler)
+    has_formula = hasattr(scheduler, "_get_closed_form_lr") or isinstance(scheduler, OneCycleLR)
+    is_known = has_formula and type(scheduler).__module__.startswith("torch.")
+    return functools.partial(_at, scheduler) if is_known else None
+
+
+def _of_sequence(inner: Sequence[Callable[[int], list[float]]], milestones: Sequence[int], step: int) -> list[float]:
+    index = bisect.bisect_right(milestones, step)
+    return inner[index](step - (milestones[index - 1] if index > 0 else 0))
+
+
+def _of_functions(scheduler: LambdaLR, step: int) -> list[float]:
+    pairs = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    return [float(rate) * function(step) for rate, function in pairs]
+
+
+def _at(scheduler: Any, step: int) -> list[float]:
+    scheduler.last_epoch = step
+    rates = scheduler.get_lr() if isinstance(scheduler, OneCycleLR) else scheduler._get_closed_form_lr()
+    return [float(rate) for rate in rates]
+
+
+def _spread(start: int, end: int) -> list[int]:
+    """Return positions from `start` to `end`, without it: all, or many at the same distance, and the last three."""
+    if end - start <= _NUM_READ:
+        return list(range(start, end))
+    places = {start + (end - 1 - start) * i // (_NUM_READ - 1) for i in range(_NUM_READ)}
+    return sorted(places | {end - 3, end - 2})
+
+
+def _kind(scheduler: Any) -> str:
+    """Return "cosine" for a schedule of `helios_lite.schedules`, else the name of the class."""
+    for function in getattr(scheduler, "lr_lambdas", [])[:1]:
+        fall = getattr(function, "args", (None, None))[-1]
+        if isinstance(fall, functools.partial) and fall.func.__module__ == "helios_lite.schedules":
+            return {"_cosine": "cosine", "_linear": "linear", "_inverse_sqrt": "inverse_sqrt"}.get(
+                fall.func.__name__, "constant, 1-sqrt"
+            )
+    return type(scheduler).__name__
