@@ -15,7 +15,6 @@ from helios_lite.checkpoints.folder import candidates_of_run
 from helios_lite.checkpoints.reading import evaluation_state, read_checkpoint
 from helios_lite.model_internals.attributes import named_networks
 from helios_lite.model_internals.run_context import RunContext
-from helios_lite.schedules import planned_steps
 
 logger = logging.getLogger("helios_lite")
 
@@ -100,6 +99,8 @@ def set_up_trained(model: Any, content: dict[str, Any], *of_run: Any) -> None:
 
 def _set_up(model: Any, state_dict: dict[str, Any], context: RunContext) -> None:
     model._attach(context)
+    from helios_lite.schedules import planned_steps  # Here, because only some programs use schedules.
+
     with planned_steps(context.num_training_steps):
         model.setup(fast_init=True)
     context.mark_set_up()

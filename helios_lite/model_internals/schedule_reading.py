@@ -6,6 +6,7 @@ import bisect
 import copy
 import functools
 import warnings
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,11 +42,16 @@ class Schedule:
         self.name, self.kind = name, _kind(scheduler)
         self._scheduler = _copied(scheduler)
 
-    def rates(self, positions: Sequence[int]) -> list[float]:
-        """Return the rates after so many steps each, in ascending order.
+    def can_reach(self, position: int) -> bool:
+        """Return whether the rate at a position is known by a formula, or without too many steps."""
+        return position <= _MOST_STEPS or _formula(self._scheduler) is not None
 
-        They are fewer than the positions if the scheduler raises an error before, or would take too long to step.
-        """
+    def rates(self, positions: Sequence[int]) -> list[float]:
+        """Return the rates after so many steps each, in ascending order; fewer if the scheduler raises an error."""
+        return self._read(positions)[0]
+
+    def _read(self, positions: Sequence[int]) -> tuple[list[float], Exception | None]:
+        """Return the rates, and the error that has ended them."""
         scheduler = copy.deepcopy(self._scheduler)
         formula = _formula(scheduler)
         found: list[float] = []
@@ -57,37 +63,44 @@ class Schedule:
                     if formula is not None:
                         found.append(max(formula(position)))
                         continue
-                    if position > _MOST_STEPS:
-                        break
                     for _ in range(done, position):
                         scheduler.step()
                     done = position
                     found.append(max(float(group["lr"]) for group in scheduler.optimizer.param_groups))
-                except ValueError:  # As of OneCycleLR after its end.
-                    break
-        return found
+                except Exception as error:  # A ValueError of OneCycleLR after its end; any of a user's function.
+                    return found, error
+        return found, None
 
     def first_highest_last(self, steps: int) -> tuple[float, float, float] | None:
         """Return the first, the highest and the last rate of so many steps; None if they cannot be read."""
         positions = _spread(0, steps)
-        rates = self.rates(positions)
+        rates = self.rates(positions) if self.can_reach(steps) else []
         if len(rates) < len(positions):
             return None
-        top = max(range(len(rates)), key=lambda i: rates[i])
-        low, high = positions[max(0, top - 1)], positions[min(len(positions) - 1, top + 1)] + 1
-        near = self.rates(range(low, high)) if high - low < _MOST_STEPS else []
-        return rates[0], max([rates[top], *near]), rates[-1]
+        first, last = rates[0], rates[-1]
+        while len(positions) < positions[-1] - positions[0] + 1:  # Look closer around the highest one.
+            top = max(range(len(rates)), key=lambda i: rates[i])
+            positions = _spread(positions[max(0, top - 1)], positions[min(len(positions) - 1, top + 1)] + 1)
+            rates = self.rates(positions)
+        return first, max(first, last, *rates), last
 
     def misfit(self, steps: int) -> str | None:
         """Return what is wrong with the schedule if it is stepped so many times; None if nothing is.
 
         A schedule that is constant, falls in stages or falls for ever is right for any number.
         """
-        inside, beyond = _spread(0, steps), _spread(steps, 3 * steps)
-        rates = self.rates([*inside, *beyond])
+        if not self.can_reach(steps):
+            return None
+        inside = _spread(0, steps)
+        beyond = [*_spread(steps, 3 * steps), *(int(steps * 3 * 1.1**i) for i in range(1, 50))]
+        beyond = [position for position in beyond if self.can_reach(position)]
+        rates, error = self._read([*inside, *beyond])
+        has_end = isinstance(error, ValueError)  # Of PyTorch. Others say that it cannot be read, such as an overflow.
+        if len(rates) < len(inside) and not has_end:
+            return None
         if len(rates) < len(inside):
             return f"ends after about {inside[len(rates)]:,} of {steps:,} steps, and raises an error then"
-        now, later = rates[: len(inside)], rates[len(inside) :]
+        now = rates[: len(inside)]
         high = max(now)
         if high <= 0 or steps < 3:
             return None
@@ -97,24 +110,13 @@ class Schedule:
         bottom = next((i for i in range(1, len(now) - 1) if now[i - 1] > now[i] < now[i + 1]), None)
         if self._turns() and bottom is not None and max(now[bottom:]) - now[bottom] > 0.1 * high:
             return f"is at its end after about {inside[bottom]:,} of {steps:,} steps, and rises again then"
-        return self._unreached(steps, now, later, beyond)
+        positions = [*inside, *beyond]
+        return _unreached(steps, rates, positions if has_end else positions[: len(rates)])
 
-    def _unreached(self, steps: int, now: list[float], later: list[float], beyond: list[int]) -> str | None:
-        """Return a text if the schedule is still on the way to its end, or to its highest rate, at the last step."""
-        is_moving = len(now) < 3 or now[-1] != now[-2] != now[-3]
-        if not is_moving or not later:
-            return None
-        high, low, last = max(now), min(later), now[-1]
-        is_whole = len(later) == len(beyond)
-        at = beyond[later.index(low)] if is_whole else beyond[len(later) - 1]
-        # An end is where the rate stays, turns or ends in an error; a schedule that falls for ever has none.
-        has_end = not is_whole or later[-1] == later[-2] or later[-1] > low
-        if has_end and low < min(now) and last - low > 0.1 * high and at > 1.1 * steps:
-            return f"would reach its end after about {at:,} steps, but is stepped {steps:,} times"
-        top = max(later)
-        if top > high and last >= 0.999 * high and last < 0.9 * top and is_whole:
-            return f"rises until step {beyond[later.index(top)]:,} or so, but is stepped {steps:,} times"
-        return None
+    def moves(self, steps: int) -> bool:
+        """Return whether the rates of so many steps differ by a third or more."""
+        rates = self.rates(_spread(0, steps))
+        return min(rates) < 0.7 * max(rates)
 
     def _turns(self) -> bool:
         """Return whether it is PyTorch's cosine, which rises again after its end, alone or as the last of several."""
@@ -122,6 +124,34 @@ class Schedule:
         while isinstance(scheduler, SequentialLR):
             scheduler = scheduler._schedulers[-1]
         return isinstance(scheduler, CosineAnnealingLR)
+
+
+def _unreached(steps: int, rates: Sequence[float], positions: Sequence[int]) -> str | None:
+    """Return a text if a schedule is still on the way to its end, or to its highest rate, after so many steps.
+
+    Args:
+        steps: the number of steps.
+        rates: the rates at the positions, and at no more of them if the schedule raises an error then.
+        positions: some before and some after that number.
+    """
+    last = positions.index(steps - 1)
+    if last < 2 or not rates[last] != rates[last - 1] != rates[last - 2] or len(rates) < last + 3:
+        return None
+    has_failed = len(rates) < len(positions)
+    low, top = min(rates[last:]), max(rates)
+    # An end is where the rate stays, turns or ends in an error. What falls for ever has none: it does most of it early.
+    start = rates.index(max(rates[: last + 1]))
+    span = rates[start] - low
+    end = next(i for i in range(start, len(rates)) if rates[i] <= low + 1e-3 * span)
+    middle = bisect.bisect_left(positions, (positions[start] + positions[end]) / 2)
+    has_end = has_failed or rates[-1] == rates[-2] or rates[-1] > low
+    is_far = positions[end] > 1.1 * steps and rates[last] - low > 0.1 * rates[start]
+    if has_end and is_far and rates[middle] - low > 0.15 * span:
+        at = positions[len(rates) - 1 if has_failed else rates.index(low, last)]
+        return f"would reach its end after about {at:,} steps, but is stepped {steps:,} times"
+    if rates[last] >= 0.999 * max(rates[: last + 1]) and rates[last] < 0.9 * top:
+        return f"rises until step {positions[rates.index(top)]:,} or so, but is stepped {steps:,} times"
+    return None
 
 
 def schedules_of(parts: Sequence[tuple[str, Any]]) -> dict[str, list[Schedule]]:
@@ -152,13 +182,16 @@ def _made(name: str, scheduler: LRScheduler) -> Schedule | None:
 
 def _copied(scheduler: LRScheduler) -> Any:
     """Return a copy with an optimizer that has the same numbers, and no parameters and states."""
-    optimizer = scheduler.optimizer
-    stand_in = copy.copy(optimizer)
-    vars(stand_in).update(
-        param_groups=[{**group, "params": []} for group in optimizer.param_groups],
-        state={},
-    )
-    return copy.deepcopy(scheduler, {id(optimizer): stand_in})
+    groups = [{**group, "params": []} for group in scheduler.optimizer.param_groups]
+    return copy.deepcopy(scheduler, {id(scheduler.optimizer): copied_optimizer(scheduler.optimizer, groups)})
+
+
+def copied_optimizer(optimizer: Optimizer, groups: list[dict[str, Any]]) -> Optimizer:
+    """Return an optimizer of the same class with other groups, and without states and hooks."""
+    copied = copy.copy(optimizer)
+    hooks: dict[str, Any] = {name: OrderedDict() for name in vars(optimizer) if name.endswith("_hooks")}
+    vars(copied).update(hooks, param_groups=groups, state=defaultdict(dict))
+    return copied
 
 
 def _formula(scheduler: Any) -> Callable[[int], list[float]] | None:

@@ -41,7 +41,7 @@ def consolidate(arguments: argparse.Namespace) -> None:
     print(file)
 
 
-_REQUIRED_KEYS = {"version", "save_name", "state", "model", "monitor", "metrics", "config", "hparams"}
+_REQUIRED_KEYS = {"version", "save_name", "state", "model", "monitor", "metrics", "config", "hparams", "tables"}
 
 
 def inspect(arguments: argparse.Namespace) -> None:
@@ -50,7 +50,15 @@ def inspect(arguments: argparse.Namespace) -> None:
     content = _read(path)
     print(path)
     console.show_table(_facts_table(content, naming.size(path)))
-    for make in (_metrics_table, _parts_table, _networks_table, _hparams_table, _options_table):
+    for make in (
+        _metrics_table,
+        _parts_table,
+        _networks_table,
+        _hparams_table,
+        _options_table,
+        _made_table,
+        _data_table,
+    ):
         table = make(content)
         if table.rows:
             console.show_table(table)
@@ -125,6 +133,24 @@ def _options_table(content: Mapping[str, Any]) -> Table:
     options = content["config"].items()
     rows = [[name, repr(value)] for name, value in options if value != defaults.get(name)]
     return make_table(["trainer", "(what differs from the defaults)"], rows)
+
+
+def _made_table(content: Mapping[str, Any]) -> Table:
+    """Return the table of optimizers and schedulers as `setup` has made them; those of networks have tables above."""
+    rows = []
+    for name, made in content["tables"].get("made", {}).items():
+        numbers = {key: value for key, value in made.items() if key in ("groups", "numbers")}
+        if numbers:
+            rows.append([name, made["class"].rpartition(".")[2]])
+            shown = {key: value for key, value in leaves(numbers) if value is not None and value != []}
+            rows += [[f"  {key.partition('.')[2]}", repr(value)] for key, value in shown.items()]
+    return make_table(["made by setup", ""], rows)
+
+
+def _data_table(content: Mapping[str, Any]) -> Table:
+    options = leaves(content["tables"].get("data", {}))
+    rows = [[name, repr(value)] for name, value in options if value not in (None, False, {}, 0)]
+    return make_table(["data", ""], rows)
 
 
 def _parts(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

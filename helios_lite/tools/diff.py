@@ -27,6 +27,7 @@ from helios_lite.tools.usage import UsageError
 _WHERE_ONLY = {"trainer.root", "trainer.run_name", "trainer.progress", "trainer.print_banner", "trainer.log_level"}
 """Options that say where a run writes and what is seen of it."""
 _LIMITS = ("steps_per_epoch", "limit_train_batches", "overfit_batches")
+_MOST_OPTIONS = 40  # Of values of config.json, such as the tensors of networks.
 _MOST_SHOWN = 16  # How many sample indices are shown.
 _MOST_SORTED = 10**8  # The length of a dataset whose order is worked out.
 Row = dict[str, Any]
@@ -48,7 +49,9 @@ def diff(arguments: argparse.Namespace) -> None:
     configs = [_read_config(folder) for folder in folders]
     options = [found for found in _differences(*configs) if found[0] not in _WHERE_ONLY]
     if options:
-        console.show_table(make_table(["", "A", "B"], [list(map(printable, row)) for row in options]))
+        shown = [list(map(printable, row)) for row in options[:_MOST_OPTIONS]]
+        more = [[f"and {len(options) - len(shown)} more", "", ""]] if len(options) > len(shown) else []
+        console.show_table(make_table(["", "A", "B"], [*shown, *more]))
     rows = [_read_rows(folder) for folder in folders]
     texts = [_compare_rows(rows[0], rows[1], configs[0]), _compare_checkpoints(*folders)]
     for text, _ in texts:

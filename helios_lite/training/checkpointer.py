@@ -98,6 +98,7 @@ class Checkpointer:
         self._saved_at: tuple[int, int] | None = None
         self._saved_seconds = 0.0
         self._start = (0, 0.0)  # The step and the seconds at which this call began.
+        self._safe_seconds = 0.0  # Of this rank, up to the last checkpoint.
         self._has_warned = False
 
     def due(self) -> bool:
@@ -144,6 +145,7 @@ class Checkpointer:
                 self.last_checkpoint = session.checkpoints.save(content, **about)
             logger.debug("saved %s", self.last_checkpoint)
             self._saved_at, self._saved_seconds = (state.step, state.epoch), self._clock.shared_seconds
+            self._safe_seconds = state.seconds
 
     def warn_of_rare_saves(self) -> None:
         """Say once if a kill would lose more than half an hour of training. Called on rank 0 after a row."""
@@ -152,7 +154,7 @@ class Checkpointer:
         if self._has_warned or session.checkpoints is None or seconds < _SECONDS_TO_MEASURE:
             return
         until = steps_until_save(state, options, session.planned.per_epoch(), session.planned.known_total())
-        longest = state.seconds - self._saved_seconds + until * seconds / max(1, steps)
+        longest = state.seconds - self._safe_seconds + until * seconds / max(1, steps)
         if options.save_every_minutes is not None:
             longest = min(longest, 60 * options.save_every_minutes)
         if longest > _LONGEST_SECONDS:
@@ -219,7 +221,7 @@ class Checkpointer:
                 len(ranks), world.size, len(ranks),
             )  # fmt: skip
         self._clock.restart()
-        self._start = (self._state.step, self._state.seconds)
+        self._start, self._safe_seconds = (self._state.step, self._state.seconds), self._state.seconds
         # What an error has ended comes first, and may make a better checkpoint of this one.
         is_whole = not self._monitor.has_begun
         self._saved_at = (self._state.step, self._state.epoch) if is_whole else None

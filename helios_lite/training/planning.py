@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from helios_lite.display.plan import LearningRates, Plan
 from helios_lite.model_internals.attributes import stateful_parts
-from helios_lite.model_internals.schedule_reading import schedules_of
+from helios_lite.model_internals.schedule_reading import copied_optimizer, schedules_of
 from helios_lite.nested import leaves
 from helios_lite.state import TrainingState
 from helios_lite.training.due import save_steps, validation_steps
@@ -106,7 +106,7 @@ class Planning:
         for schedule in itertools.chain(*self._schedules.values()):
             text = schedule.misfit(total)
             is_for_epochs = epochs is not None and epochs >= _FEWEST_EPOCHS and schedule.misfit(epochs) is None
-            if text is not None and not is_for_epochs:
+            if text is not None and not (is_for_epochs and schedule.moves(epochs or 0)):
                 found[schedule.name] = (
                     f"{schedule.name} ({schedule.kind}) {text}: make it for self.num_training_steps ({total:,}) steps"
                 )
@@ -145,9 +145,9 @@ def _first_states(optimizer: Optimizer) -> Any:
         {**group, "params": [_without_values(p) for p in group["params"] if p.requires_grad]}
         for group in optimizer.param_groups
     ]
+    tried = copied_optimizer(optimizer, groups)
     try:
-        tried = type(optimizer)([group for group in groups if group["params"]], **optimizer.defaults)
-        tried.step()
+        type(tried).step(tried)  # A scheduler has put a step of its own on the object.
     except Exception:  # An optimizer of the user may need anything.
         return []
     return list(tried.state.values())

@@ -41,7 +41,6 @@ from helios_lite.options import Options
 from helios_lite.processes import rng
 from helios_lite.processes.devices import DeviceMover, backend_flags, choose_accelerator, choose_device
 from helios_lite.processes.world import join_world
-from helios_lite.schedules import planned_steps
 from helios_lite.training.cleanup import cleanup
 from helios_lite.training.hook_dispatch import HookDispatcher
 from helios_lite.training.run_description import describe_run
@@ -121,6 +120,8 @@ class Session:
                 net.to(self.device)
         else:
             model._forget_modes()
+            from helios_lite.schedules import planned_steps  # Here, because only some programs use schedules.
+
             with planned_steps(self.planned.total):
                 model.setup(fast_init=fast_init)
             check_no_method_is_hidden(model, Model)
