@@ -60,6 +60,8 @@ DISTRIBUTED_OBJECTS = "networks/test_distributed.py::test_two_ranks_compute_what
 INITIAL = "training/test_initial_weights.py::"
 MODEL = "test_model.py::"
 CHANGED = "training/test_changed_numbers.py::"
+PLAN = "training/test_plan.py::"
+READING = "model_internals/test_schedule_reading.py::"
 SITUATIONS = "networks/test_situations.py::"
 LIMITS = "loading/test_limits.py::"
 FIRST_BATCHES = LIMITS + "test_a_limited_epoch_has_the_first_batches"
@@ -245,11 +247,14 @@ MUTATIONS = [
     ),
     Mutation("training/resuming.py", "if found and is_automatic and", "if False and", OTHER_HPARAMS),
     Mutation("training/resuming.py", "if found and is_automatic and", "if found and", OTHER_HPARAMS),
-    Mutation("training/resuming.py", "(a != a and b != b)", "False", SAME_HPARAMS),
+    Mutation("model_internals/misfits.py", "(a != a and b != b)", "False", SAME_HPARAMS),
     Mutation(
-        "training/resuming.py", "isinstance(a, list | tuple) and isinstance(b, list | tuple)", "False", SAME_HPARAMS
+        "model_internals/misfits.py",
+        "isinstance(a, list | tuple) and isinstance(b, list | tuple)",
+        "False",
+        SAME_HPARAMS,
     ),
-    Mutation("training/resuming.py", "(a.dtype, a.shape) != (b.dtype, b.shape)", "False", DIFFERENT_HPARAMS),
+    Mutation("model_internals/misfits.py", "(a.dtype, a.shape) != (b.dtype, b.shape)", "False", DIFFERENT_HPARAMS),
     # Going back to the best, going on with a path, and starting from another training.
     Mutation("training/resuming.py", "_set_aside_newer(session, path, step)", "pass", GOING_BACK),
     Mutation("training/resuming.py", "shutil.copyfile(folder / name, target / name)", "pass", GOING_BACK),
@@ -689,8 +694,8 @@ MUTATIONS = [
     ),
     Mutation(
         "trainer.py",
-        "self._check_limits(model)",
-        "pass",
+        'call = self._call("fit", model, datamodule)\n        self._check_limits(model)',
+        'call = self._call("fit", model, datamodule)',
         "test_options.py::test_a_training_needs_a_limit_before_anything_runs",
     ),
     # The state of a custom loader.
@@ -1237,14 +1242,14 @@ MUTATIONS = [
     ),
     Mutation(
         "calls/launching.py",
-        "set_up_trained(model, content, options)",
+        "set_up_trained(model, content, options, datamodule, folder, PlannedSteps(options, train_data))",
         "pass",
         LAUNCH + "test_the_result_and_the_final_weights_come_back",
     ),
     Mutation("calls/launching.py", "            datamodule.setup()\n", "", AS_AFTER_ONE_PROCESS),
     Mutation("calls/launching.py", "if not call.trains", "if call.trains", AS_AFTER_ONE_PROCESS),
     Mutation(
-        "model_internals/inference.py", 'torch.device("cpu"), trainer)', 'torch.device("cpu"))', AS_AFTER_ONE_PROCESS
+        "model_internals/inference.py", 'torch.device("cpu"), *of_run)', 'torch.device("cpu"))', AS_AFTER_ONE_PROCESS
     ),
     Mutation("model_internals/inference.py", 'content.get("hparams")', "None", AS_AFTER_ONE_PROCESS),
     Mutation("model_internals/inference.py", 'context.record(content["metrics"])', "pass", AS_AFTER_ONE_PROCESS),
@@ -1426,13 +1431,11 @@ MUTATIONS = [
         "by_rank[0]",
         DISTRIBUTED + "test_each_rank_gets_the_state_of_its_loader_back",
     ),
-    Mutation(
-        "loading/train_data.py", "                self._check_number_of_ranks()", "                pass", OTHER_SIZE
-    ),
+    Mutation("loading/train_data.py", "            self._check_number_of_ranks()\n", "            pass\n", OTHER_SIZE),
     Mutation(
         "loading/train_data.py",
-        "            if self._loader.takes_state():\n",
-        "            if True:\n",
+        "if self._restored and self._loader.takes_state():\n",
+        "if self._restored:\n",
         OTHER_SIZE,
     ),
     Mutation("training/checkpointer.py", "if len(ranks) != world.size:", "if False:", OTHER_SIZE),
@@ -1787,15 +1790,15 @@ MUTATIONS = [
         MISTAKES + "test_options_that_a_model_does_not_use_are_named_at_the_first_row",
     ),
     Mutation(
-        "training/training_log.py",
-        "not is_waiting and getattr",
-        "getattr",
+        "training/planning.py",
+        "if isinstance(part, LRScheduler) and not isinstance(part, ReduceLROnPlateau)",
+        "if isinstance(part, LRScheduler)",
         MISTAKES + "test_a_scheduler_that_is_never_stepped_is_named_once",
     ),
     Mutation(
         "training/loop.py",
-        "if state.epoch == 0:",
-        "if True:",
+        "if state.epoch == 0 and self.planning is not None:",
+        "if self.planning is not None:",
         MISTAKES + "test_a_scheduler_that_is_never_stepped_is_named_once",
     ),
     Mutation(
@@ -2181,7 +2184,12 @@ MUTATIONS = [
         "int(self._limit)",
         LIMITS + "test_a_stream_takes_a_number_of_batches_and_no_part",
     ),
-    Mutation("loading/iterable_loader.py", "limited(length, self._limit) - batches", "length - batches", FIRST_BATCHES),
+    Mutation(
+        "loading/iterable_loader.py",
+        "max(0, limited(length, self._limit) - batches)\n        read",
+        "max(0, length - batches)\n        read",
+        FIRST_BATCHES,
+    ),
     Mutation("loading/train_data.py", "0 if self._repeats else state.epoch", "state.epoch", OVERFITTING),
     Mutation("options.py", 'and phase != "test"', 'and phase == "train"', OVERFITTING),
     Mutation(
@@ -2434,8 +2442,8 @@ MUTATIONS = [
     ),
     Mutation(
         "training/loop.py",
-        'logger.info("this run %s", title)\n                self.end()',
-        'logger.info("this run %s", title)',
+        'logging.INFO, "%s", title)\n                self.end()',
+        'logging.INFO, "%s", title)',
         ENDS + "test_a_kill_after_the_last_checkpoint_loses_no_row_and_no_result",
     ),
     Mutation(
@@ -3036,8 +3044,8 @@ MUTATIONS = [
     ),
     Mutation(
         "training/session.py",
-        "options, self.datamodule, self.folder)",
-        "options)",
+        "mover, options, self.datamodule, self.folder, self.planned)",
+        "mover, options)",
         MODEL + "test_a_model_knows_its_data_and_its_run_folder",
     ),
     Mutation(
@@ -3126,20 +3134,20 @@ MUTATIONS = [
     ),
     Mutation(
         "training/resuming.py",
-        'logger.info("%s: used from step %d on", text, step + 1)',
+        'said += [f"{text}: used from step {step + 1} on" for text in changes]',
         "pass",
         CHANGED + "test_every_number_of_an_optimizer_is_the_one_of_now",
     ),
     Mutation(
-        "training/resuming.py",
-        'if "groups" in made and saved["class"] != made["class"]:',
+        "model_internals/made.py",
+        'if before["class"] != made["class"]:',
         "if False:",
         CHANGED + "test_another_optimizer_is_an_error_that_names_both",
     ),
     Mutation(
         "training/checkpointer.py",
-        '"made": session.made,',
-        '"made": {},',
+        '"tables": session.tables,',
+        '"tables": {**session.tables, "made": {}},',
         CHANGED + "test_every_number_of_an_optimizer_is_the_one_of_now",
     ),
     Mutation(
@@ -3183,6 +3191,156 @@ MUTATIONS = [
         "else max(map(_number_of_steps, inner), default=0)",
         "else 0",
         CHANGED + "test_a_run_goes_on_with_the_rates_of_one_that_had_them_from_the_start[chain-5]",
+    ),
+    Mutation(
+        "loading/planned_steps.py",
+        'if plan["steps_per_epoch"] == now:',
+        "if True:",
+        PLAN + "test_the_number_is_right_and_the_schedule_follows_when_a_run_goes_on_otherwise",
+    ),
+    Mutation(
+        "loading/planned_steps.py",
+        "self._before += finished + self._train_data.steps_left(state, finished)",
+        "self._before += self._train_data.steps_left(state, finished)",
+        PLAN + "test_the_number_is_right_and_the_schedule_follows_when_a_run_goes_on_otherwise",
+    ),
+    Mutation(
+        "loading/planned_steps.py",
+        'finished = finished if passes is None else passes["epoch_updates"]',
+        "finished += 0",
+        PLAN + "test_the_number_is_right_and_the_schedule_follows_when_a_run_goes_on_otherwise",
+    ),
+    Mutation(
+        "loading/planned_steps.py",
+        "        return min(limits)\n",
+        "        return max(limits)\n",
+        PLAN + "test_the_number_of_steps_is_known_in_setup_and_is_that_of_the_run",
+    ),
+    Mutation(
+        "loading/split_loader.py",
+        "length = min(length, limited(-(-length // global_batch_size), self._limit) * global_batch_size)",
+        "length = min(length, limited(-(-length // global_batch_size), None) * global_batch_size)",
+        PLAN + "test_the_number_of_steps_is_known_in_setup_and_is_that_of_the_run",
+    ),
+    Mutation(
+        "loading/split_loader.py",
+        "length = len(split.dataset) if sampler is None else _length(sampler)\n        if",
+        "length = len(split.dataset)\n        if",
+        PLAN + "test_the_number_of_steps_is_known_in_setup_and_is_that_of_the_run",
+    ),
+    Mutation(
+        "calls/launching.py",
+        "World(size=call.processes)",
+        "World()",
+        PLAN + "test_the_number_is_known_in_every_call_and_in_the_process_that_launches_others",
+    ),
+    Mutation(
+        "training/resuming.py",
+        "derived = [name for name in numbers if plans == (saved[name], now[name])]",
+        "derived = numbers",
+        PLAN + "test_an_hparam_that_was_chosen_and_not_planned_is_an_error_still",
+    ),
+    Mutation(
+        "training/resuming.py",
+        "derived = [name for name in numbers if plans == (saved[name], now[name])]",
+        "derived = numbers[:0]",
+        PLAN + "test_the_number_is_right_and_the_schedule_follows_when_a_run_goes_on_otherwise",
+    ),
+    Mutation(
+        "training/planning.py",
+        "if text is not None and not (is_for_epochs and schedule.moves(epochs or 0)):",
+        "if text is not None and not is_for_epochs:",
+        PLAN + "test_a_schedule_that_fits_neither_steps_nor_epochs_is_warned_of_before_the_first_step",
+    ),
+    Mutation(
+        "training/planning.py",
+        "is_per_step = count > state.step / 2",
+        "is_per_step = True",
+        PLAN + "test_a_schedule_that_is_stepped_otherwise_than_it_is_made_for_is_warned_of_after_the_first_epoch",
+    ),
+    Mutation(
+        "training/planning.py",
+        "if isinstance(part, Optimizer) and not part.state:",
+        "if isinstance(part, Optimizer) and part.state:",
+        PLAN + "test_a_checkpoint_has_the_size_that_the_plan_says_with_the_states_of_optimizers",
+    ),
+    Mutation(
+        "training/due.py",
+        "        epochs = options.save_every_epochs - state.epoch % options.save_every_epochs\n",
+        "        epochs = options.save_every_epochs\n",
+        PLAN + "test_the_next_checkpoint_is_in_sight",
+    ),
+    Mutation(
+        "training/checkpointer.py",
+        "            self._safe_seconds = state.seconds\n",
+        "",
+        PLAN + "test_a_kill_that_would_lose_more_than_half_an_hour_is_warned_of_once",
+    ),
+    Mutation(
+        "training/checkpointer.py",
+        "            self._has_warned = True\n",
+        "",
+        PLAN + "test_a_kill_that_would_lose_more_than_half_an_hour_is_warned_of_once",
+    ),
+    Mutation(
+        "training/resuming.py",
+        'if choice == "best" and not is_tried:',
+        'if choice == "best":',
+        PLAN + "test_the_plan_says_what_a_start_would_do_and_changes_nothing",
+    ),
+    Mutation(
+        "calls/plan.py",
+        "    call.model._attach(earlier)",
+        "    ",
+        PLAN + "test_the_plan_says_what_a_start_would_do_and_changes_nothing",
+    ),
+    Mutation(
+        "model_internals/schedule_reading.py",
+        "formulas = [_formula(each) for each in scheduler._schedulers]",
+        "formulas = [None for each in scheduler._schedulers] * 0 or [None]",
+        READING + "test_the_highest_rate_of_a_long_schedule_is_found_and_reading_takes_no_step_per_update",
+    ),
+    Mutation(
+        "model_internals/schedule_reading.py",
+        "if self._turns() and bottom is not None",
+        "if bottom is not None",
+        READING + "test_a_schedule_that_fits_is_left_in_peace",
+    ),
+    Mutation(
+        "model_internals/schedule_reading.py",
+        "if has_end and is_far and rates[middle] - low > 0.15 * span:",
+        "if has_end and is_far:",
+        READING + "test_a_schedule_that_fits_is_left_in_peace",
+    ),
+    Mutation(
+        "model_internals/schedule_reading.py",
+        "own = [(key, part) for key, part in schedulers if part.optimizer is optimizer and id(part) not in inner]",
+        "own = [(key, part) for key, part in schedulers if part.optimizer is optimizer]",
+        READING + "test_schedules_belong_to_their_optimizers_and_what_cannot_be_read_is_left_out",
+    ),
+    Mutation(
+        "model_internals/made.py",
+        "place = next((i for i in range(min(len(old), len(new))) if old[i] != new[i]), None)",
+        "place = None",
+        CHANGED + "test_an_optimizer_that_trains_its_parameters_in_another_order_is_an_error",
+    ),
+    Mutation(
+        "model_internals/made.py",
+        ", frozen' * (name in frozen)}",
+        "'}",
+        CHANGED + "test_what_else_is_made_otherwise_is_said_and_takes_effect",
+    ),
+    Mutation(
+        "training/run_description.py",
+        'for table in ("data", "environment"):',
+        "for table in ():",
+        CHANGED + "test_what_else_is_made_otherwise_is_said_and_takes_effect",
+    ),
+    Mutation(
+        "training/run_description.py",
+        "return (list if isinstance(value, list) else tuple)(map(_plain, value))",
+        "return list(map(_plain, value))",
+        "training/test_ends.py::test_a_run_that_goes_on_has_never_had_that_validation",
     ),
 ]
 

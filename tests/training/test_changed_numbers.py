@@ -144,3 +144,48 @@ def test_another_optimizer_is_an_error_that_names_both(tmp_path: Path) -> None:
     text = "made otherwise: optimizer: torch.optim.sgd.SGD in the checkpoint, torch.optim.adam.Adam now"
     with pytest.raises(ValueError, match=text):
         used(lambda net: (Adam(net.parameters(), 0.1), None), tmp_path)
+
+
+def test_an_optimizer_that_trains_its_parameters_in_another_order_is_an_error(tmp_path: Path) -> None:
+    """Their states would be those of other parameters; here two have the same shape."""
+
+    def make(backwards: bool) -> Any:
+        def both(net: Any) -> Any:
+            net.append(nn.Linear(1, 1))
+            parameters = [*net.parameters()]
+            return Adam(reversed(parameters) if backwards else parameters, 0.1), None
+
+        return both
+
+    used(make(False), tmp_path, steps=2)
+    text = "made otherwise: optimizer: parameter 0 of group 0 is net.0.weight in the checkpoint, net.2.bias now"
+    with pytest.raises(ValueError, match=text):
+        used(make(True), tmp_path)
+
+
+def test_what_else_is_made_otherwise_is_said_and_takes_effect(tmp_path: Path) -> None:
+    class Changed(Tiny):
+        def setup(self, fast_init: bool = False) -> None:
+            super().setup(fast_init)
+            self.net[0].requires_grad_(False)
+            self.net[2].double()
+
+        def train_step(self, batch: Any, state: Any) -> None:
+            self.backward(self.net[2](self.net[0](batch[1]).double()).mean())
+            self.optimizer_step(self.optimizer)
+
+        def valid_step(self, batch: Any, step: int) -> None:
+            pass
+
+    quiet(root=tmp_path, max_steps=2).fit(Tiny(), data(20, batch_size=4))
+    model = Changed()
+    quiet(root=tmp_path, max_steps=4).fit(model, data(20, batch_size=2, num_workers=1))
+    text = (tmp_path / "tiny" / "train.log").read_text()
+    for said in (
+        "net.0.weight, and 3 more tensors: float32 (8, 3) before, float32 (8, 3), frozen now: used from step 3 on",
+        "train.batch_size: 4 before, 2 now: used from step 3 on",
+        "train.num_workers: 0 before, 1 now: used from step 3 on",
+    ):
+        assert f"INFO {said}\n" in text
+    assert model.net[2].weight.dtype is torch.float64
+    assert text.count("now: used from step 3 on") == 5  # And the batch sizes of valid and test.
