@@ -115,7 +115,7 @@ class ForwardAndMethod(Situation):
     sharded = "self.net.decode is a method"
 
     def loss(self, x: Tensor, index: Tensor) -> Tensor:
-        return F.mse_loss(self.net(x) + self.net.decode(torch.ones(len(x), 5)), x)
+        return F.mse_loss(self.net(x) + self.net.decode(x.new_ones(len(x), 5)), x)
 
 
 class Indexed(Situation):
@@ -126,7 +126,7 @@ class Indexed(Situation):
         self.optimizer = self.sgd(self.net[0].parameters())
 
     def loss(self, x: Tensor, index: Tensor) -> Tensor:
-        return sum((module(x[:, : module.in_features]).square().mean() for module in self.net[::2]), torch.zeros(()))
+        return sum((module(x[:, : module.in_features]).square().mean() for module in self.net[::2]), x.new_zeros(()))
 
 
 class Attribute(Situation):
@@ -283,7 +283,7 @@ class Maml(Situation):
         weights = dict(self.net.named_parameters())
         used = {name: p for name, p in weights.items() if not name.startswith("spare")}
         # The inner loss is that of fixed samples: a mean over the batch would not be that of its parts.
-        inner = F.mse_loss(functional_call(self.net, weights, (torch.eye(4),)), torch.ones(4, 4))
+        inner = F.mse_loss(functional_call(self.net, weights, (torch.eye(4).to(x),)), x.new_ones(4, 4))
         gradients = torch.autograd.grad(inner, list(used.values()), create_graph=True)
         moved = {name: p - 0.1 * g for (name, p), g in zip(used.items(), gradients, strict=True)}
         return F.mse_loss(functional_call(self.net, {**weights, **moved}, (x,)), x)
@@ -550,7 +550,7 @@ class Cleared(Situation):
 
     def train_step(self, batch: Any, state: Any) -> None:
         _, x = batch
-        every = torch.ones(len(x), 4, dtype=torch.bool)
+        every = x.new_ones(len(x), 4, dtype=torch.bool)
         self.backward(F.mse_loss(self.net(x, every if state.batch % 2 == 0 else None), x))
         if state.batch % 2 == 0:
             self.optimizer.zero_grad()
@@ -820,7 +820,7 @@ class InHook(Situation):
 
     def on_training_batch_end(self, state: Any, should_log: bool = False) -> None:
         if self.global_rank == 0:
-            picture = torch.zeros(2, 4, requires_grad=True)
+            picture = torch.zeros(2, 4, device=self.device, requires_grad=True)
             torch.autograd.grad(self.net(picture).sum(), picture)
 
 
@@ -915,7 +915,7 @@ class InBatchHook(Wrong):
 
     def on_training_batch_end(self, state: Any, should_log: bool = False) -> None:
         if state.batch == 2 and self.is_first():
-            self.net(torch.ones(2, 4)).sum().backward()
+            self.net(torch.ones(2, 4, device=self.device)).sum().backward()
 
     def differ(self, x: Tensor) -> None:
         self.backward(F.mse_loss(self.net(x), x))
