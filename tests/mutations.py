@@ -376,6 +376,18 @@ MUTATIONS = [
         TRAINING + "test_cudnn_measures_in_training_and_not_in_evaluations",
     ),
     Mutation(
+        "processes/devices.py",
+        "torch.use_deterministic_algorithms(before, warn_only=warns_only)",
+        "torch.use_deterministic_algorithms(before)",
+        TRAINING + "test_deterministic_algorithms_that_only_warn_do_so_after_a_run",
+    ),
+    Mutation(
+        "processes/devices.py",
+        "moved[key] = self._move(value)",
+        "moved.update([(key, self._move(value))])",
+        "processes/test_devices.py::test_moving_leaves_everything_else_as_it_is",
+    ),
+    Mutation(
         "training/loop.py",
         "0 if self.options.fast_dev_run else self.options.sanity_batches",
         "self.options.sanity_batches",

@@ -74,6 +74,7 @@ def backend_flags(deterministic: bool, benchmark: bool) -> Iterator[None]:
         benchmark: let cuDNN choose algorithms by measuring them.
     """
     before = torch.are_deterministic_algorithms_enabled()
+    warns_only = torch.is_deterministic_algorithms_warn_only_enabled()
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it.
         torch.use_deterministic_algorithms(True)
@@ -81,7 +82,7 @@ def backend_flags(deterministic: bool, benchmark: bool) -> Iterator[None]:
         with cudnn_benchmark(benchmark):
             yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before, warn_only=warns_only)
 
 
 @contextlib.contextmanager
@@ -125,7 +126,8 @@ class DeviceMover:
             return batch.to(self.device)
         if isinstance(batch, dict):
             moved = copy.copy(batch)  # Keeps the default of a defaultdict.
-            moved.update((key, self._move(value)) for key, value in batch.items())
+            for key, value in batch.items():  # A Counter would count the pairs in `update`, and others forbid it.
+                moved[key] = self._move(value)
             return moved
         if isinstance(batch, Mapping):
             return type(batch)({key: self._move(value) for key, value in batch.items()})  # type: ignore[call-arg]

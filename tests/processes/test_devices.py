@@ -1,7 +1,7 @@
 """Batches of any kind: their size, and their way to the device."""
 
 import dataclasses
-from collections import OrderedDict, defaultdict, namedtuple
+from collections import Counter, OrderedDict, defaultdict, namedtuple
 
 import pytest
 import torch
@@ -33,6 +33,13 @@ class Movable:
 
     def to(self, device):
         return Movable(self.x.to(device))
+
+
+class Output(dict):
+    """A dict like those that models of transformers return."""
+
+    def update(self, *arguments, **options):
+        raise NotImplementedError
 
 
 FIVE = torch.zeros(5, 2)
@@ -71,6 +78,7 @@ def test_the_number_of_samples_is_that_of_all_tensors_or_else_the_first_length(b
         (lambda x: {"a": [{"b": x}]}, lambda batch: batch["a"][0]["b"]),
         (lambda x: OrderedDict(a=x), lambda batch: batch["a"]),
         (lambda x: defaultdict(list, a=x), lambda batch: batch["a"]),
+        (lambda x: Output(a=x), lambda batch: batch["a"]),
         (lambda x: [1, x], lambda batch: batch[1]),
         (lambda x: (x, "a"), lambda batch: batch[0]),
         (lambda x: Pair(x, None), lambda batch: batch.x),
@@ -85,6 +93,7 @@ def test_the_number_of_samples_is_that_of_all_tensors_or_else_the_first_length(b
         "nested",
         "OrderedDict",
         "defaultdict",
+        "dict-without-update",
         "list",
         "tuple",
         "namedtuple",
@@ -105,6 +114,10 @@ def test_tensors_in_any_container_are_moved_and_the_container_keeps_its_type(wra
 
 def test_moving_leaves_everything_else_as_it_is():
     other = object()
-    moved = DeviceMover(META)({"x": FIVE, "other": other, "name": "a", "n": 1, "record": Record(None, name="b")})
+    counts = Counter("aab")
+    moved = DeviceMover(META)(
+        {"x": FIVE, "other": other, "name": "a", "n": 1, "record": Record(None, name="b"), "counts": counts}
+    )
     assert moved["other"] is other
+    assert moved["counts"] == counts
     assert (moved["name"], moved["n"], moved["record"]) == ("a", 1, Record(None, name="b"))

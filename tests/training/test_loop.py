@@ -746,15 +746,27 @@ def test_global_flags_are_as_they_were() -> None:
     class Looking(Tiny):
         def on_training_start(self) -> None:
             flags.append(torch.are_deterministic_algorithms_enabled())
+            flags.append(torch.is_deterministic_algorithms_warn_only_enabled())
 
     flags: list[bool] = []
     quiet(max_epochs=1, deterministic=True).fit(Looking(), data())
-    assert flags == [True]
+    assert flags == [True, False]
     assert not torch.are_deterministic_algorithms_enabled()
     with pytest.raises(NotImplementedError, match="has no train_step"):
         quiet(max_epochs=1, deterministic=True).fit(OnlySetup("only"), data())
     assert not torch.are_deterministic_algorithms_enabled()
     assert not torch.backends.cudnn.benchmark
+
+
+def test_deterministic_algorithms_that_only_warn_do_so_after_a_run() -> None:
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        for deterministic in (True, False):
+            quiet(max_epochs=1, deterministic=deterministic).fit(Tiny(), data())
+            assert torch.are_deterministic_algorithms_enabled()
+            assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_cudnn_measures_in_training_and_not_in_evaluations() -> None:
