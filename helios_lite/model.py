@@ -249,7 +249,8 @@ class Model(Hooks, abc.ABC):
         """Restore what `state_dict` returned. Call on every rank.
 
         Args:
-            state_dict: the states by attribute name, with tensors on this process's device.
+            state_dict: the states by attribute name, with tensors on this process's device; those of networks and
+                optimizers may be in CPU memory.
             fast_init: restore networks only.
 
         Raises:

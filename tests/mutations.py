@@ -54,6 +54,7 @@ OTHER_HPARAMS = RESUME + "test_a_model_with_other_hparams_does_not_become_the_on
 SAME_HPARAMS = RESUME + "test_hparams_that_are_equal_stay_equal_when_they_are_saved_and_loaded"
 DIFFERENT_HPARAMS = RESUME + "test_hparams_of_another_value_differ"
 GOING_BACK = RESUME + "test_going_back_to_the_best_sets_the_newer_checkpoints_and_their_rows_aside"
+ON_DEVICE = RESUME + "test_optimizers_count_on_the_cpu_after_a_resume_on_a_device_and_other_tensors_are_there"
 ENDS = "training/test_ends.py::"
 OBJECTS = "metrics/test_metric_objects.py::"
 DISTRIBUTED_OBJECTS = "networks/test_distributed.py::test_two_ranks_compute_what_one_computes_over_the_samples_of_both"
@@ -381,6 +382,8 @@ MUTATIONS = [
         "torch.use_deterministic_algorithms(before)",
         TRAINING + "test_deterministic_algorithms_that_only_warn_do_so_after_a_run",
     ),
+    Mutation("training/resuming.py", "isinstance(parts.get(name), Optimizer)", "False", ON_DEVICE),
+    Mutation("training/resuming.py", 'if name in ("rng", "data")', "if False", ON_DEVICE),
     Mutation(
         "processes/devices.py",
         "moved[key] = self._move(value)",

@@ -32,16 +32,15 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
 
 
 def read_on_every_rank(
-    path: Path, world: World, device: torch.device, like: Tensor | None, is_needed: Callable[[str], bool]
+    path: Path, world: World, like: Tensor | None, is_needed: Callable[[str], bool]
 ) -> dict[str, Any]:
-    """Return the content of a checkpoint. Call on every rank.
+    """Return the content of a checkpoint, with its tensors in CPU memory. Call on every rank.
 
     Args:
         path: a checkpoint, which all ranks must see.
         world: the ranks.
-        device: the device of the tensors.
-        like: a DTensor of a sharded network: each rank reads its part of what a sharded checkpoint holds, and of a file
-            the tensors that are used. None if no network is sharded: each rank reads all.
+        like: a DTensor of a sharded network: each rank reads its part of what a sharded checkpoint holds, to the device
+            of the network, and of a file the tensors that are used. None if no network is sharded: each rank reads all.
         is_needed: tells by the name of a sharded tensor whether it is read as a part; the others keep their markers.
 
     Raises:
@@ -49,7 +48,7 @@ def read_on_every_rank(
         RuntimeError: one rank cannot read it, and another one can; raised on every rank.
     """
     if like is None:
-        return _together(path, world, lambda: read_checkpoint(path, device))
+        return _together(path, world, lambda: read_checkpoint(path))
     if not naming.is_sharded(path):
         return _together(path, world, lambda: files.read_file(path, mmap=True))
     from helios_lite.checkpoints.sharded import read_main, read_parts

@@ -6,17 +6,22 @@ import itertools
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch.optim import Optimizer
 
 from helios_lite.checkpoints.files import CheckpointError, OtherFormatError
 from helios_lite.checkpoints.folder import candidates_of_run
 from helios_lite.checkpoints.reading import evaluation_state, read_checkpoint_header, read_on_every_rank
+from helios_lite.metrics.metric_objects import is_network
 from helios_lite.model import Model
 from helios_lite.model_internals.attributes import named_networks, stateful_parts
 from helios_lite.model_internals.made import Remaking, other_parts
 from helios_lite.model_internals.misfits import differences, first, is_equal, misfits
+from helios_lite.processes.devices import DeviceMover
 from helios_lite.training.checkpointer import Checkpointer
 from helios_lite.training.monitor import Monitor
 from helios_lite.training.run_description import changes_of_run
@@ -226,7 +231,8 @@ def load_checkpoint(
         candidates = _candidates(session, choice, of_folder, option) if world.is_main else iter(())
     while (path := world.broadcast(next(candidates, None))) is not None:
         try:
-            return path, read_on_every_rank(path, world, session.device, like, is_needed)
+            content = read_on_every_rank(path, world, like, is_needed)
+            return path, placed(content, dict(stateful_parts(session.model)), session.context.mover)
         except (CheckpointError, FileNotFoundError) as error:
             if path == Path(choice) or isinstance(error, OtherFormatError):
                 raise
@@ -235,6 +241,33 @@ def load_checkpoint(
     if choice in ("best", "last"):
         return None
     raise FileNotFoundError(f"{choice}: this run folder has no checkpoint that can be read")
+
+
+@torch.no_grad()
+def placed(content: dict[str, Any], parts: Mapping[str, Any], mover: DeviceMover) -> dict[str, Any]:
+    """Return the content of a checkpoint with its tensors on the device of this process, but for these:
+
+    Networks and optimizers copy what they load to where it belongs, so it stays in CPU memory. An optimizer that counts
+    its steps on the CPU would otherwise wait for the device to read them, for each parameter at every step. Generators
+    and loaders have their states in CPU memory.
+
+    Args:
+        content: the content, as it was read.
+        parts: the stateful parts of the model by name.
+        mover: moves to the device.
+    """
+    if mover.device.type == "cpu":
+        return content
+    model = {
+        name: state if is_network(parts.get(name)) or isinstance(parts.get(name), Optimizer) else mover(state)
+        for name, state in content["model"].items()
+    }
+    ranks = [
+        {name: state if name in ("rng", "data") else mover(state) for name, state in rank.items()}
+        for rank in content["ranks"]
+    ]
+    others = {name: mover(content[name]) for name in ("callbacks", "metrics")}
+    return {**content, **others, "model": model, "ranks": ranks}
 
 
 def _candidates(session: Session, choice: str | os.PathLike[str], of_folder: str, option: str) -> Iterator[Path]:

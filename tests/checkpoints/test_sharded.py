@@ -434,7 +434,7 @@ def reads_where_rank_1_has_no_file(root: Path, world: World) -> list[list[str]]:
             path = checkpoint(root, "mixed", source)
             path = path if world.is_main else path.with_name(f"missing{path.suffix}")
             with pytest.raises(RuntimeError) as error:
-                read_on_every_rank(path, world, torch.device("cpu"), like, lambda name: True)
+                read_on_every_rank(path, world, like, lambda name: True)
             found.append(world.gather(str(error.value)))
     return found
 

@@ -16,8 +16,11 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from helios_lite import Callback, DataModule, Split
+from helios_lite.callbacks import EMA
 from helios_lite.checkpoints.files import CheckpointError
+from helios_lite.checkpoints.reading import read_checkpoint
 from helios_lite.model_internals.misfits import load_parts
+from helios_lite.processes.devices import DeviceMover
 from helios_lite.training import resuming
 
 # PyTorch warns that scheduler.step() came first in this process; the optimizer had stepped before the resume.
@@ -534,6 +537,27 @@ def test_a_loader_is_restored_once_and_it_is_the_one_that_was_saved(first_stop: 
     batches = resumable.read_batches(tmp_path)
     assert [batches[i] for i in range(9)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]] * 3
     assert [split.num_loaded for split in datamodule.splits] == {2: [1, 0, 0], 5: [0, 1, 0]}[first_stop]
+
+
+# On a device.
+
+
+def test_optimizers_count_on_the_cpu_after_a_resume_on_a_device_and_other_tensors_are_there(tmp_path: Path) -> None:
+    result = quiet(root=tmp_path, max_steps=2, callbacks=[EMA(0.9)]).fit(Tiny(), data())
+    content = read_checkpoint(result.last_checkpoint)
+    content["model"]["hidden"] = {"value": torch.ones(3)}
+    net = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.2), nn.Linear(8, 1)).to("meta")
+    optimizer = torch.optim.Adam(net.parameters())
+    mover = DeviceMover(torch.device("meta"))
+    found = resuming.placed(content, {"net": net, "optimizer": optimizer}, mover)
+    optimizer.load_state_dict(found["model"]["optimizer"])
+    assert [state["step"].device.type for state in optimizer.state.values()] == ["cpu"] * 4
+    assert [state["exp_avg"].device.type for state in optimizer.state.values()] == ["meta"] * 4
+    assert all(value.is_cpu for value in found["model"]["net"].values())
+    assert found["model"]["hidden"]["value"].is_meta
+    assert found["callbacks"]["EMA"]["evaluation_weights"]["net"]["0.weight"].is_meta
+    assert found["ranks"][0]["rng"]["torch"].is_cpu
+    assert {name: found[name] for name in ("state", "config")} == {name: content[name] for name in ("state", "config")}
 
 
 # A model that is made otherwise.
