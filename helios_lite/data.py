@@ -138,6 +138,11 @@ class DataModule:
         """Release what was acquired. Always runs at the end, also after errors, in every process."""
 
 
+def rows_of(tensor: Tensor, indices: Tensor) -> Tensor:
+    """Return the rows of a tensor with these indices (int64, on the CPU), on the device of the tensor."""
+    return tensor.index_select(0, indices if tensor.is_cpu else indices.to(tensor.device, non_blocking=True))
+
+
 class ArrayDict(Dataset[dict[str, Tensor]]):
     """A dict of tensors and NumPy arrays, also memory maps, as a dataset: sample i is a dict of the rows i.
 
@@ -172,9 +177,7 @@ class ArrayDict(Dataset[dict[str, Tensor]]):
     def gather(self, indices: Tensor) -> dict[str, Tensor]:
         """Return a batch: of each array the rows with these indices (int64, of shape (batch_size,)), as a tensor."""
         return {
-            name: array.index_select(0, indices)
-            if isinstance(array, Tensor)
-            else torch.from_numpy(array[indices.numpy()])
+            name: rows_of(array, indices) if isinstance(array, Tensor) else torch.from_numpy(array[indices.numpy()])
             for name, array in self.arrays.items()
         }
 

@@ -382,6 +382,12 @@ MUTATIONS = [
         "torch.use_deterministic_algorithms(before)",
         TRAINING + "test_deterministic_algorithms_that_only_warn_do_so_after_a_run",
     ),
+    Mutation(
+        "data.py",
+        "indices if tensor.is_cpu else indices.to(tensor.device, non_blocking=True)",
+        "indices",
+        "loading/test_loaders.py::test_tensors_on_a_device_are_gathered_there",
+    ),
     Mutation("training/resuming.py", "isinstance(parts.get(name), Optimizer)", "False", ON_DEVICE),
     Mutation("training/resuming.py", 'if name in ("rng", "data")', "if False", ON_DEVICE),
     Mutation(
@@ -2254,7 +2260,7 @@ MUTATIONS = [
         WRONG_KINDS,
     ),
     Mutation("model_internals/run_context.py", "if self._is_callers_turn else", "if False else", NO_HANGS),
-    Mutation("data.py", "array.index_select(0, indices)", "array[: len(indices)]", ARRAYS),
+    Mutation("data.py", "rows_of(array, indices)", "array[: len(indices)]", ARRAYS),
     Mutation("calls/replay.py", "counters[0] < step", "counters[0] <= step", REPLAYED),
     Mutation("calls/replay.py", "        root=None,\n", "", REPLAYED),
     Mutation("calls/replay.py", "inspector.unwrap()", "pass", REPLAYED_AGAIN),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from helios_lite.data import ArrayDict, Split
+from helios_lite.data import ArrayDict, Split, rows_of
 from helios_lite.loading import sample_order, seeding
 from helios_lite.loading.batches import (
     Batch,
@@ -196,7 +196,7 @@ class _Gather:
             return None
         if type(dataset) is TensorDataset:
             tensors = dataset.tensors
-            return cls(lambda index: [tensor.index_select(0, index) for tensor in tensors], indices)
+            return cls(lambda index: [rows_of(tensor, index) for tensor in tensors], indices)
         return cls(dataset.gather, indices) if type(dataset) is ArrayDict else None
 
     def batches(self, order: sample_order.BatchOrder) -> Iterator[Any]:

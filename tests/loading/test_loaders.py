@@ -411,6 +411,25 @@ def test_tensors_in_memory_are_gathered_as_a_data_loader_would_batch_them():
     assert all(torch.equal(a, b) for a, b in zip(tensors.tensors, before, strict=True))
 
 
+class OfDevice(torch.Tensor):
+    """A tensor whose rows are chosen by indices on its own device alone, as those of a GPU are."""
+
+    def index_select(self, dim, index):
+        if index.device != self.device:
+            raise RuntimeError("Expected all tensors to be on the same device")
+        return super().index_select(dim, index)
+
+
+@pytest.mark.parametrize("kind", [TensorDataset, lambda x, y: {"x": x, "y": y}], ids=["tensors", "dict"])
+def test_tensors_on_a_device_are_gathered_there(kind):
+    there = torch.empty(7, 2, device=META).as_subclass(OfDevice)
+    for dataset in (kind(there, torch.arange(7)), Subset(Split(kind(there, torch.arange(7)), 1).dataset, [5, 3, 4])):
+        for batch in epoch(Split(dataset, 2, shuffle=True)):
+            x, y = batch.data.values() if isinstance(batch.data, dict) else batch.data
+            assert (x.device, y.device.type) == (META, "cpu")
+            assert len(x) == len(y) == batch.size
+
+
 def arrays(folder):
     """Return tensors, an array, a memory map that can only be read, and indices, of 23 samples."""
     np.save(folder / "map.npy", np.random.default_rng(0).random((23, 2, 3), dtype=np.float32))
