@@ -348,7 +348,10 @@ class Precision:
         """Return the weight of the window over all ranks, divided by their number, as their gradients are."""
         if self._world.size == 1:
             return total
-        weight = torch.as_tensor(total, dtype=torch.float32, device=self._device).clone()
+        if isinstance(total, Tensor):
+            weight = total.detach().to(self._device, torch.float32, non_blocking=True, copy=True)
+        else:
+            weight = torch.full((), total, dtype=torch.float32, device=self._device)  # Waits for no device.
         dist.all_reduce(weight)
         return weight / self._world.size
 

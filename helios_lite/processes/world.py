@@ -70,11 +70,11 @@ class World:
         """Wait until all ranks have come here. Call on every rank."""
         self.gather(None)
 
-    def all_reduce_max(self, values: Sequence[float], device: torch.device) -> list[float]:
-        """Return the element-wise maximum over all ranks. Call on every rank."""
+    def all_reduce_max(self, values: Sequence[float]) -> list[float]:
+        """Return the element-wise maximum over all ranks, from CPU to CPU. Call on every rank."""
         if self.size == 1:
             return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64, device=device)
+        tensor = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return tensor.tolist()
 

@@ -23,6 +23,7 @@ from helios_lite.model import Model
 from helios_lite.model_internals.attributes import metric_objects, stateful_parts
 from helios_lite.model_internals.evaluation_weights import evaluation_state_of
 from helios_lite.processes import rng
+from helios_lite.processes.devices import DeviceMover
 from helios_lite.processes.world import World
 from helios_lite.state import TrainingState
 from helios_lite.training.clock import Clock
@@ -193,14 +194,15 @@ class Checkpointer:
 
     def _content(self) -> dict[str, Any]:
         """Return the content of a checkpoint. Call on every rank."""
-        session = self._session
+        session, to_cpu = self._session, DeviceMover(torch.device("cpu"))
         return {
             "format": FORMAT_VERSION,
             "version": __version__,
             "save_name": session.model.save_name,
             **{name: part.state_dict() for name, part in self.parts.items()},
             "evaluation_weights": evaluation_state_of(session.model),
-            "ranks": session.world.gather({name: part.state_dict() for name, part in self.per_rank.items()}),
+            # From the CPU: a tensor on a device would be sent to that device of rank 0.
+            "ranks": session.world.gather(to_cpu({name: part.state_dict() for name, part in self.per_rank.items()})),
             "config": session.options.config(),
             "hparams": session.model.hparams,
             "tables": session.tables,

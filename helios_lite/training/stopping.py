@@ -62,7 +62,7 @@ class StopCoordinator:
                 return
             self._clock.tick()
             own = [self._is_requested, shutdown.received or 0, shutdown.take_save_request(), state.seconds]
-            requested, number, save_requested, seconds = world.all_reduce_max(own, self._session.device)
+            requested, number, save_requested, seconds = world.all_reduce_max(own)
             self._clock.share(seconds)
             is_requested, signal = bool(requested), Signals(int(number)) if number else None
             self._save_requested |= bool(save_requested)
