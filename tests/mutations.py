@@ -388,6 +388,12 @@ MUTATIONS = [
         "indices",
         "loading/test_loaders.py::test_tensors_on_a_device_are_gathered_there",
     ),
+    Mutation(
+        "checkpoints/snapshot.py",
+        "value.is_cpu and not self._of_all",
+        "False",
+        "checkpoints/test_files.py::test_a_snapshot_that_is_written_at_once_copies_no_tensor_of_the_cpu",
+    ),
     Mutation("training/resuming.py", "isinstance(parts.get(name), Optimizer)", "False", ON_DEVICE),
     Mutation("training/resuming.py", 'if name in ("rng", "data")', "if False", ON_DEVICE),
     Mutation(

@@ -64,7 +64,7 @@ class CheckpointFolder:
         self._sign = 1 if mode == "min" else -1
         self._keep_last, self._keep_best = keep_last, keep_best
         self._background = background
-        self._snapshot = CpuSnapshot()
+        self._snapshot = CpuSnapshot(of_all=background)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._shards: ShardWriter | None = None
@@ -126,8 +126,8 @@ class CheckpointFolder:
         self.join()
         content = files.to_serializable(content)
         plan = self._plan(False, epoch, step, append_metadata, score, improved, protect, deletes)
+        content = self._snapshot.copy(content)
         if self._background:
-            content = self._snapshot.copy(content)
             self._thread = threading.Thread(
                 target=self._commit_and_keep_error, args=(plan, lambda: files.write_serializable(content, plan.path))
             )
@@ -157,8 +157,7 @@ class CheckpointFolder:
         main, sharded = take_sharded(content, names)
         path, plan = self.folder, None
         if world.is_main:
-            main = files.to_serializable(main)
-            main = self._snapshot.copy(main) if self._background else main
+            main = self._snapshot.copy(files.to_serializable(main))
             plan = self._plan(is_sharded=True, **about)
             path = plan.path
         path, temporary = world.broadcast((path, files.temporary_folder(path)))

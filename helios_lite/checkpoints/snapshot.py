@@ -1,4 +1,4 @@
-"""Copies of states in CPU memory, from which a checkpoint is written while training continues."""
+"""Copies of states in CPU memory, from which a checkpoint is written."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ from torch import Tensor, strided
 
 
 class CpuSnapshot:
-    """Copies states to CPU memory, so that later updates do not change them.
+    """Copies states to CPU memory, so that later updates do not change them, and any machine can read them.
 
     Tensors that share memory share it in the copy too. The memory of one copy is reused for the next, which saves the
     operating system the work of providing new pages.
 
     PyTorch's own stager (`torch.distributed.checkpoint.staging`) is not used: it refuses sparse tensors, copies the
     storage behind a view in full, and takes 0.45 s to import.
+
+    Args:
+        of_all: whether tensors that are in CPU memory are copied as well. They need not be if training waits until the
+            copy has been written; no memory is kept then.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, of_all: bool = True) -> None:
+        self._of_all = of_all
         self._memory: list[Tensor] = []
 
     def copy(self, value: Any) -> Any:
@@ -40,6 +45,8 @@ class CpuSnapshot:
         return value
 
     def _copy_tensor(self, value: Tensor, copies: dict[Any, Tensor], memory: Iterator[Tensor]) -> Tensor:
+        if value.is_cpu and not self._of_all:
+            return value
         if value.layout != strided or value.numel() == 0:
             return value.detach().to("cpu", copy=True)
         key = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
@@ -49,5 +56,6 @@ class CpuSnapshot:
                 copies[key] = old.copy_(value.detach())
             else:
                 copies[key] = value.detach().to("cpu", copy=True)
-            self._memory.append(copies[key])
+            if self._of_all:
+                self._memory.append(copies[key])
         return copies[key]

@@ -110,6 +110,10 @@ class DeviceMover:
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the stream, which cannot be copied; a copy of the mover copies on the present one."""
+        return {**vars(self), "_stream": None}
+
     def __call__(self, batch: Any) -> Any:
         """Return the batch on the device, in new containers of the same types; other objects are not copied."""
         moved = self._move(batch)

@@ -342,3 +342,10 @@ def test_the_memory_of_a_snapshot_serves_for_the_next_one_and_holds_its_values()
     third = snapshots.copy({"a": torch.ones(7), "b": torch.arange(3)})
     assert third["a"].tolist() == [1] * 7
     assert third["b"].tolist() == [0, 1, 2]
+
+
+def test_a_snapshot_that_is_written_at_once_copies_no_tensor_of_the_cpu():
+    value = {"a": torch.arange(3), "b": [torch.ones(2)]}
+    twin = CpuSnapshot(of_all=False).copy(value)
+    assert twin["a"] is value["a"]
+    assert twin["b"][0] is value["b"][0]
