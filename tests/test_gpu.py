@@ -1,5 +1,9 @@
 """What only a CUDA device can show: copies beside the computation, no waiting between log points, fp16 there."""
 
+import copy
+import os
+import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +15,18 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from helios_lite import DataModule, Model, Split
+from helios_lite.callbacks import EMA
 from helios_lite.processes.devices import DeviceMover
 
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode"),  # That it does not see everything.
 ]
+
+if torch.cuda.is_available():
+    # PyTorch reads it once in a process, before its first product of matrices, and `deterministic=True` needs it.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 DATA = torch.linspace(-1, 1, 3000).reshape(1000, 3)
 
@@ -75,6 +85,57 @@ def test_nothing_waits_for_the_device_between_log_points(num_workers: int, preci
         torch.cuda.set_sync_debug_mode("default")
     assert result.state.step == 200
     assert result.metrics["train/largest"] >= result.metrics["train/loss"] > 0
+
+
+@pytest.mark.parametrize("optimizer", ["Adam", "AdamW", "RAdam", "RMSprop", "SGD"])
+def test_nothing_waits_for_the_device_after_a_resume_and_with_an_average(optimizer: str, tmp_path: Path) -> None:
+    class Resumed(Unsynchronised):
+        def setup(self, fast_init: bool = False) -> None:
+            super().setup(fast_init)
+            self.optimizer = getattr(torch.optim, optimizer)(self.net.parameters(), lr=0.001)
+
+        def on_training_batch_start(self, state: Any) -> None:
+            if state.step >= 60:
+                super().on_training_batch_start(state)
+
+    split = Split(TensorDataset(DATA), batch_size=10, shuffle=True)
+    options = {"accelerator": "cuda", "log_every_steps": 20, "root": tmp_path, "callbacks": [EMA(0.9)]}
+    try:
+        for max_steps in (60, 120):
+            result = quiet(max_steps=max_steps, **options).fit(Resumed(), DataModule(split))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert result.state.step == 120
+
+
+def test_a_split_of_tensors_on_the_device_trains_as_one_of_the_cpu() -> None:
+    ends = []
+    for tensor in (DATA, DATA.cuda()):
+        model = Regression()
+        split = Split(TensorDataset(tensor), batch_size=100, shuffle=True)
+        quiet(max_epochs=2, accelerator="cuda").fit(model, DataModule(split))
+        ends.append(weights(model)["net"])
+    assert same(ends[0], ends[1])
+
+
+def test_a_model_that_has_trained_on_the_device_can_be_copied_and_pickled() -> None:
+    model = Regression()
+    quiet(max_steps=3, accelerator="cuda").fit(model, DataModule(Split(TensorDataset(DATA), batch_size=100)))
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert same(weights(copied)["net"], weights(model)["net"])
+
+
+@pytest.mark.parametrize("async_save", [True, False])
+def test_files_hold_tensors_of_the_cpu(async_save: bool, tmp_path: Path) -> None:
+    model = Regression()
+    split = Split(TensorDataset(DATA), batch_size=100)
+    options = {"accelerator": "cuda", "root": tmp_path, "async_save": async_save}
+    result = quiet(max_steps=3, **options).fit(model, DataModule(split))
+    content = torch.load(result.last_checkpoint, weights_only=True)  # Each tensor to the device that the file names.
+    kept = [*content["model"]["net"].values(), *content["model"]["optimizer"]["state"][0].values()]
+    assert {tensor.device.type for tensor in kept} == {"cpu"}
+    for name, value in weights(model)["net"].items():
+        assert torch.equal(content["model"]["net"][name], value.cpu())
 
 
 def test_a_batch_arrives_whole_while_the_device_is_busy() -> None:
