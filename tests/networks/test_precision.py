@@ -170,7 +170,7 @@ def test_optimizers_that_are_made_in_a_step_end_with_it() -> None:
     class Inner(Tiny):
         def train_step(self, batch: Any, state: Any) -> None:
             super().train_step(batch, state)
-            inner = nn.Linear(3, 1)
+            inner = nn.Linear(3, 1).to(self.device)
             optimizer = torch.optim.SGD(inner.parameters(), lr=0.1)
             made.append(weakref.ref(optimizer))
             self.backward(inner(batch[1]).mean())
@@ -197,7 +197,7 @@ class Adversaries(Model):
 
     def train_step(self, batch: Any, state: Any) -> None:
         (x,) = batch
-        noise = torch.randn(len(x), 3)
+        noise = torch.randn(len(x), 3).to(self.device)
         with self.autocast():
             fake = self.generator(noise)
             loss_c = (self.critic(fake.detach()) - self.critic(x)).float().mean()

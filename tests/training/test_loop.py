@@ -85,7 +85,7 @@ class Disturbing(Tiny):
 
     def setup(self, fast_init: bool = False) -> None:
         super().setup(fast_init)
-        self.net.append(nn.BatchNorm1d(1))
+        self.net.append(nn.BatchNorm1d(1).to(self.device))
         self.net[1].eval()
 
     def on_training_epoch_start(self, current_epoch: int) -> None:
@@ -120,7 +120,7 @@ def test_a_buffer_first_made_in_validation_serves_training() -> None:
         cache: torch.Tensor | None = None
 
         def valid_step(self, batch: Any, step: int) -> None:
-            self.cache = torch.ones(3)
+            self.cache = torch.ones(3, device=self.device)
 
         def train_step(self, batch: Any, state: Any) -> None:
             super().train_step((batch[0], batch[1].requires_grad_() * self.cache), state)  # Which saves the cache.
