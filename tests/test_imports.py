@@ -4,6 +4,7 @@ CONTRIBUTING.md explains it. Also: what the package may import from outside.
 """
 
 import ast
+import functools
 import graphlib
 import sys
 from collections import Counter
@@ -68,7 +69,10 @@ def imports(source):
     return inside, outside
 
 
-IMPORTS = {name: imports(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
+@functools.cache
+def all_imports():
+    """Return what each file imports; not at the import of this file, which every process of pytest does."""
+    return {name: imports(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
 
 
 def room(file):
@@ -107,7 +111,7 @@ def test_every_file_is_in_a_room():
 def test_a_file_imports_its_own_room_and_lower_rows_only():
     wrong = [
         f"{file} imports {other}"
-        for file, (inside, _) in IMPORTS.items()
+        for file, (inside, _) in all_imports().items()
         for other in inside
         if room(other) != room(file) and row(other) >= row(file)
     ]
@@ -115,7 +119,7 @@ def test_a_file_imports_its_own_room_and_lower_rows_only():
 
 
 def test_there_is_no_circle_of_imports():
-    graphlib.TopologicalSorter({file: inside for file, (inside, _) in IMPORTS.items()}).prepare()
+    graphlib.TopologicalSorter({file: inside for file, (inside, _) in all_imports().items()}).prepare()
 
 
 def test_no_room_is_a_hall():
@@ -127,7 +131,7 @@ def test_no_room_is_a_hall():
 
 
 def test_nothing_is_imported_but_the_standard_library_and_the_declared_packages():
-    for file, (_, outside) in IMPORTS.items():
+    for file, (_, outside) in all_imports().items():
         packages = set() if file in STANDARD_LIBRARY_ONLY else {"torch", "tqdm", "rich", "numpy"}
         assert outside - sys.stdlib_module_names <= packages | OPTIONAL.get(file, set()), file
 
