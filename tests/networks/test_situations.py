@@ -1,5 +1,6 @@
 """Whatever a step does with its networks, several processes train what one trains, and go on after a cut."""
 
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,12 @@ def trained(situation: type[Situation], processes: int, **options: Any) -> dict[
     return {**weights(model), "metrics": timeless(result.metrics)}
 
 
+@functools.cache
+def by_one(situation: type[Situation]) -> dict[str, Any]:
+    """What one process trains, to which the trainings of all numbers of processes and strategies are compared."""
+    return trained(situation, 1)
+
+
 def attempted(situation: type[Situation], processes: int, **options: Any) -> dict[str, Any]:
     """What a run ends with, or the error."""
     try:
@@ -102,7 +109,7 @@ def test_replicas_train_what_one_process_trains(situation: Any, processes: int, 
     assert found["alike"]
     assert same(found["whole"], found["cut"])
     if situation.like_one:
-        assert close(trained(situation, 1), found["whole"])
+        assert close(by_one(situation), found["whole"])
 
 
 @pytest.mark.parametrize(("situation", "processes"), [(each, n) for n in (2, 3) for each in SHARDED_BY[n]])
@@ -115,7 +122,7 @@ def test_shards_train_what_one_process_trains_or_say_why_not(situation: Any, pro
     assert found["alike"]
     assert same(found["whole"], found["cut"])
     if situation.like_one:
-        assert close(trained(situation, 1), found["whole"])
+        assert close(by_one(situation), found["whole"])
 
 
 class Noting(Situation):
