@@ -176,7 +176,7 @@ def test_an_exception_ends_a_program_with_loading_processes_at_once(context: str
 
 
 def test_loading_processes_of_a_killed_training_end_within_two_seconds(tmp_path: Path) -> None:
-    process = start(tmp_path, "--num-workers", "2", pace=5.0, ballast=0)
+    process = start(tmp_path, "--num-workers", "2", pace=1.0, ballast=0)
     wait_for_step(process)
     process.kill()
     process.communicate(timeout=2 * scripts.SLOWNESS)  # They hold on to the pipes as long as they live.
@@ -284,7 +284,7 @@ def test_a_full_disk_is_an_error_that_leaves_the_last_checkpoint_good(tmp_path: 
 
 
 def test_a_second_run_in_the_folder_is_refused_and_a_dead_ones_lock_is_not(tmp_path: Path) -> None:
-    process = start(tmp_path, "--num-workers", "2", pace=5.0, ballast=0)
+    process = start(tmp_path, "--num-workers", "2", pace=1.0, ballast=0)
     try:
         wait_for_step(process)
         with pytest.raises(RuntimeError, match=f"process {process.pid} is running here"):
