@@ -4,10 +4,12 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import signal
 import struct
 import sys
 import time
+import warnings
 
 import pytest
 import torch
@@ -394,7 +396,7 @@ def test_tensorboard_has_every_row_once_also_after_a_kill(tmp_path):
 def test_mlflow_has_every_row_once_in_one_run_and_the_checkpoint_if_asked_for(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.chdir(tmp_path)
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"  # It is not there yet.
 
     def logger():
         return MLflowLogger("tests", tmp_path / "id", run_name="one", tracking_uri=uri)
@@ -413,12 +415,29 @@ def test_mlflow_has_every_row_once_in_one_run_and_the_checkpoint_if_asked_for(tm
     assert [file.path for file in client.list_artifacts(again.run_id)] == [result.last_checkpoint.name]
 
 
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory):
+    """A store of MLflow without runs, which takes a second to make: it has every earlier form of its tables first."""
+    mlflow = pytest.importorskip("mlflow")
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def uri(empty_store, tmp_path, monkeypatch):
+    """The address of a store in the folder of the test, in which it runs."""
+    monkeypatch.chdir(tmp_path)
+    return f"sqlite:///{shutil.copy(empty_store, tmp_path)}"
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("how", "status"), [(KeyError("broken"), "FAILED"), (signal.SIGTERM, "KILLED")])
-def test_mlflow_says_how_a_training_ended_and_a_test_does_not_change_that(how, status, tmp_path, monkeypatch):
-    mlflow = pytest.importorskip("mlflow")
-    monkeypatch.chdir(tmp_path)
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+def test_mlflow_says_how_a_training_ended_and_a_test_does_not_change_that(how, status, uri, tmp_path):
+    import mlflow
+
     client = mlflow.MlflowClient(uri)
 
     def logger():
@@ -444,10 +463,9 @@ def test_mlflow_says_how_a_training_ended_and_a_test_does_not_change_that(how, s
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_mlflow_runs_of_the_user_get_the_parameters_that_they_do_not_have(tmp_path, monkeypatch):
-    mlflow = pytest.importorskip("mlflow")
-    monkeypatch.chdir(tmp_path)
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+def test_mlflow_runs_of_the_user_get_the_parameters_that_they_do_not_have(uri, tmp_path):
+    import mlflow
+
     client = mlflow.MlflowClient(uri)
     own = client.create_run(client.create_experiment("mine")).info.run_id
     client.log_param(own, "seed", "mine")
@@ -466,10 +484,9 @@ class KilledOnRank0(Tiny):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_mlflow_is_told_that_rank_0_was_killed(tmp_path, monkeypatch):
-    mlflow = pytest.importorskip("mlflow")
-    monkeypatch.chdir(tmp_path)
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+def test_mlflow_is_told_that_rank_0_was_killed(uri, tmp_path):
+    import mlflow
+
     logger = MLflowLogger("tests", tmp_path / "id", tracking_uri=uri)
     with pytest.raises(RuntimeError, match="SIGKILL"):
         run(tmp_path, logger, 4, devices=2, accelerator="cpu", model=KilledOnRank0())
