@@ -19,25 +19,36 @@ os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 # The files that take longest, which start first, so that no process of pytest is left with one while others have ended.
+# One that mostly computes is beside those that mostly wait.
 LONGEST = [
-    "tools/test_audit",
+    "networks/test_situations",
     "processes/test_launch",
-    "processes/test_failures",
+    "tools/test_audit",
+    "processes/test_hangs",
     "processes/test_clusters",
     "networks/test_distributed",
-    "processes/test_hangs",
-    "networks/test_sharded_networks",
-    "checkpoints/test_sharded",
-    "test_examples_generative",
+    "processes/test_failures",
     "training/test_interrupts",
-    "test_docs",
-    "display/test_console",
+    "test_examples_generative",
+    "training/test_resume",
     "processes/test_forkserver",
-    "calls/test_predict",
+    "test_loggers",
+    "loading/test_loaders",
+    "training/test_changed_numbers",
+    "training/test_ends",
+    "checkpoints/test_sharded",
+    "networks/test_sharded_networks",
+    "loading/test_passes",
+    "calls/test_leaves_nothing_behind",
+    "tools/test_command",
     "test_examples",
     "test_examples_lessons",
-    "tools/test_command",
-    "training/test_resume",
+    "test_docs",
+    "display/test_console",
+    "test_options",
+    "training/test_fuzz",
+    "test_works_with",
+    "calls/test_predict",
 ]
 
 
