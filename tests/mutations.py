@@ -63,6 +63,16 @@ MODEL = "test_model.py::"
 CHANGED = "training/test_changed_numbers.py::"
 PLAN = "training/test_plan.py::"
 READING = "model_internals/test_schedule_reading.py::"
+DATA = "training/test_changed_data.py::"
+AS_IT_BEGAN = DATA + "test_an_epoch_that_has_begun_is_finished_as_it_began_at_every_position"
+PASS_AS_IT_BEGAN = DATA + "test_a_pass_that_has_begun_is_finished_as_it_began_at_every_position"
+NO_ORDER = DATA + "test_an_order_that_cannot_be_made_again_is_an_error_until_it_is_put_back"
+SAID_ONCE = DATA + "test_a_resume_says_once_what_differs"
+STAYS_GONE = DATA + "test_what_is_gone_stays_gone_when_the_epoch_is_stopped_again"
+LETTERS = DATA + "test_an_order_that_is_not_of_integers_is_compared_by_the_class_of_its_sampler_only"
+OTHER_KIND = DATA + "test_a_split_of_another_kind_waits_for_the_end_of_the_epoch_where_positions_would_differ"
+PASS_IS_NAMED = DATA + "test_of_passes_the_pass_is_named"
+NO_MORE_PASSES = DATA + "test_epochs_of_updates_that_are_not_wanted_any_more_end_first"
 SITUATIONS = "networks/test_situations.py::"
 LIMITS = "loading/test_limits.py::"
 FIRST_BATCHES = LIMITS + "test_a_limited_epoch_has_the_first_batches"
@@ -1751,8 +1761,8 @@ MUTATIONS = [
     ),
     Mutation(
         "loading/split_loader.py",
-        "if samples == 0 or self._tells_epochs:",
-        "if samples == 0:",
+        "        self._length = len(self.source.dataset)",
+        "        if samples == 0:\n            self._length = len(self.source.dataset)",
         "loading/test_loaders.py::test_the_length_is_that_of_the_epoch_that_the_dataset_was_told_also_when_it_is_resumed",
     ),
     Mutation(
@@ -2195,13 +2205,11 @@ MUTATIONS = [
         LIMITS + "test_a_part_is_exact",
     ),
     Mutation("loading/batches.py", "return max(1, int(", "return max(0, int(", FIRST_BATCHES),
-    Mutation(
-        "loading/split_loader.py", "if self._limit is not None:  # By", "if self._limit is None:  # By", LAST_WINDOW
-    ),
+    Mutation("loading/split_loader.py", "        if limit is None:\n", "        if limit is not None:\n", LAST_WINDOW),
     Mutation(
         "loading/split_loader.py",
-        "limited(-(-len(all_batches) // world.size), self._limit)",
-        "len(all_batches)",
+        "order[: limited(-(-len(order) // world.size), limit) * world.size]",
+        "order",
         FIRST_BATCHES,
     ),
     Mutation("loading/split_loader.py", "split.shuffle and not in_order", "split.shuffle", OVERFITTING),
@@ -2615,7 +2623,7 @@ MUTATIONS = [
     ),
     Mutation(
         "loading/train_data.py",
-        "            loader.load_state_dict(self._of_this_rank(self._restored))\n",
+        "            loader.load_state_dict(mine)\n",
         "",
         RESUME + "test_a_loader_is_restored_once_and_it_is_the_one_that_was_saved",
     ),
@@ -3368,6 +3376,213 @@ MUTATIONS = [
         "return (list if isinstance(value, list) else tuple)(map(_plain, value))",
         "return list(map(_plain, value))",
         "training/test_ends.py::test_a_run_that_goes_on_has_never_had_that_validation",
+    ),
+    # A train split that has changed at a resume.
+    Mutation(
+        "loading/split_loader.py",
+        "self._is_restored and samples > 0",
+        "self._is_restored",
+        DATA + "test_nothing_is_said_where_an_epoch_begins",
+    ),
+    Mutation(
+        "loading/split_loader.py",
+        "            epoch = restored.epoch\n",
+        "            pass\n",
+        AS_IT_BEGAN + "[overfitting]",
+    ),
+    Mutation(
+        "loading/split_loader.py",
+        "len(self.source.dataset)  # It may",
+        "self._length  # It may",
+        DATA + "test_a_hook_that_grows_the_dataset_grows_it_at_a_resume_too",
+    ),
+    Mutation(
+        "loading/split_loader.py",
+        "begun = now if restored is None else restored",
+        "begun = now",
+        AS_IT_BEGAN + "[shuffled]",
+    ),
+    Mutation("loading/split_loader.py", "begun.check_samplers(now)", "pass", NO_ORDER + "[batches added]"),
+    Mutation(
+        "loading/split_loader.py",
+        "rng.derive_seed(begun.seed, epoch)",
+        "rng.derive_seed(self._seed, epoch)",
+        AS_IT_BEGAN + "[other seed]",
+    ),
+    Mutation(
+        "loading/split_loader.py", "            begun.length,\n", "            self._length,\n", AS_IT_BEGAN + "[grown]"
+    ),
+    Mutation(
+        "loading/split_loader.py",
+        "            begun.is_shuffled,\n",
+        "            self._shuffle,\n",
+        AS_IT_BEGAN + "[shuffled]",
+    ),
+    Mutation(
+        "loading/split_loader.py",
+        "sampler if begun.has_sampler else None",
+        "sampler",
+        AS_IT_BEGAN + "[a sampler that is added]",
+    ),
+    Mutation(
+        "loading/split_loader.py",
+        "            begun.epoch,\n",
+        "            0,\n",
+        LOADERS + "test_set_epoch_is_called_with_the_epoch",
+    ),
+    Mutation("loading/split_loader.py", "            return now  # Its", "            pass  # Its", SAID_ONCE),
+    Mutation(
+        "loading/split_loader.py", "digest_of(drawn, now) if", "None if", NO_ORDER + "[another order of the same class]"
+    ),
+    Mutation("loading/split_loader.py", "drawn if now.has_sampler else range(now.length)", "drawn", SAID_ONCE),
+    Mutation("loading/split_loader.py", "        self._is_restored = False  # Not", "        # Not", STAYS_GONE),
+    Mutation("loading/split_loader.py", "self._begun.order(drawn)", "drawn", AS_IT_BEGAN + "[higher]"),
+    Mutation("loading/split_loader.py", 'if "begun" in state_dict:', "if False:", AS_IT_BEGAN + "[grown]"),
+    Mutation(
+        "loading/split_loader.py",
+        'if "begun" in state_dict:',
+        "if True:",
+        DATA + "test_a_position_without_what_the_epoch_began_with_is_one_in_the_epoch_of_now",
+    ),
+    Mutation(
+        "loading/begun_epoch.py",
+        " and (has_either or before is not None)",
+        "",
+        AS_IT_BEGAN + "[a sampler that is added]",
+    ),
+    Mutation(
+        "loading/begun_epoch.py", "has_either or before is not None", "before is not None", NO_ORDER + "[batches added]"
+    ),
+    Mutation(
+        "loading/begun_epoch.py",
+        "if self.digest != now.digest or",
+        "if",
+        NO_ORDER + "[another order of the same class]",
+    ),
+    Mutation("loading/begun_epoch.py", "or (self.digest is None and before != present)", "", LETTERS),
+    Mutation(
+        "loading/begun_epoch.py",
+        "or (self.digest is None and before != present)",
+        "or before != present",
+        DATA + "test_another_sampler_that_draws_the_same_order_is_as_good",
+    ),
+    Mutation("loading/begun_epoch.py", "if is_known and now.length < min(", "if now.length < min(", LETTERS),
+    Mutation(
+        "loading/begun_epoch.py",
+        "now.length < min([self.length, *(length for _, length in self.cuts)])",
+        "now.length < self.length",
+        STAYS_GONE,
+    ),
+    Mutation("loading/begun_epoch.py", "(*self.cuts, (start, now.length))", "((start, now.length),)", STAYS_GONE),
+    Mutation("loading/begun_epoch.py", "left_before - left)", "0)", SAID_ONCE),
+    Mutation(
+        "loading/begun_epoch.py",
+        "first_samples(drawn, self.num_samples,",
+        "first_samples(drawn, 10**9,",
+        AS_IT_BEGAN + "[higher]",
+    ),
+    Mutation(
+        "loading/begun_epoch.py", "for start, length in self.cuts:", "for start, length in self.cuts[-1:]:", STAYS_GONE
+    ),
+    Mutation("loading/begun_epoch.py", "(len(batch), *batch)", "batch", NO_ORDER + "[batches of other sizes]"),
+    Mutation(
+        "loading/begun_epoch.py",
+        "index if index >= 0 else index + now.length",
+        "index",
+        NO_ORDER + "[counted from another end]",
+    ),
+    Mutation("loading/begun_epoch.py", "except (TypeError, OverflowError):", "except OverflowError:", LETTERS),
+    Mutation(
+        "loading/begun_epoch.py",
+        "if is_known and self.num_samples != now.num_samples",
+        "if self.num_samples != now.num_samples",
+        SAID_ONCE,
+    ),
+    Mutation("loading/begun_epoch.py", " and (self._is_limited() or now._is_limited())", "", SAID_ONCE),
+    Mutation("loading/begun_epoch.py", "if self.seed != now.seed:", "if False:", SAID_ONCE),
+    Mutation("loading/begun_epoch.py", "if self._order_in_words() != now._order_in_words():", "if False:", SAID_ONCE),
+    Mutation("loading/begun_epoch.py", "if pairs else None", "", SAID_ONCE),
+    Mutation("loading/begun_epoch.py", "if self.num_gone == 1 else", "if False else", SAID_ONCE),
+    Mutation("loading/begun_epoch.py", "if self.num_gone > 0:", "if True:", SAID_ONCE),
+    Mutation(
+        "loading/begun_epoch.py",
+        '"" if self.length == now.length else f',
+        '"" if True else f',
+        NO_ORDER + "[grown with its sampler]",
+    ),
+    Mutation("loading/sample_order.py", "if end <= number]", "if end < number]", AS_IT_BEGAN + "[batches that stay]"),
+    Mutation(
+        "loading/sample_order.py",
+        "batch if end <= start else",
+        "batch if end < start else",
+        AS_IT_BEGAN + "[batches that stay, shrunk]",
+    ),
+    Mutation(
+        "loading/sample_order.py",
+        "for part in parts if len(part) > 0]",
+        "for part in parts]",
+        AS_IT_BEGAN + "[batches that stay, shrunk]",
+    ),
+    Mutation("loading/sample_order.py", "order[: max(start, length)]", "order[:length]", SAID_ONCE),
+    Mutation("loading/sample_order.py", "rest[rest < length]", "rest", AS_IT_BEGAN + "[shrunk]"),
+    Mutation(
+        "loading/sample_order.py",
+        " if int(number) < length]",
+        "]",
+        AS_IT_BEGAN + "[a sampler that stays, shrunk]",
+    ),
+    Mutation(
+        "loading/train_data.py",
+        "if loader is not earlier and state.epoch_batch == 0:",
+        "if False:",
+        PASSES + "test_a_split_that_is_replaced_is_read_from_the_position_of_the_other_over_resumes_too",
+    ),
+    Mutation(
+        "loading/train_data.py",
+        "if loader is not earlier and state.epoch_batch == 0:",
+        "if state.epoch_batch == 0:",
+        PASS_AS_IT_BEGAN + "[grown]",
+    ),
+    Mutation(
+        "loading/train_data.py",
+        "if loader is not earlier and state.epoch_batch == 0:",
+        "if loader is not earlier:",
+        DATA + "test_a_split_that_a_hook_makes_anew_in_every_epoch_is_no_other_one_within_an_epoch",
+    ),
+    Mutation("loading/train_data.py", "self._check_kind(loader, mine, state)", "pass", OTHER_KIND),
+    Mutation("loading/train_data.py", 'if is_inside and "source" in saved', 'if "source" in saved', OTHER_KIND),
+    Mutation("loading/train_data.py", "self._passes is not None and self._passes.num_begun() > 0", "False", OTHER_KIND),
+    Mutation(
+        "loading/train_data.py",
+        'is_inside and "source" in saved and',
+        "is_inside and",
+        PASSES + "test_a_split_that_is_replaced_is_read_from_the_position_of_the_other_over_resumes_too",
+    ),
+    Mutation(
+        "loading/train_data.py",
+        "        if is_resumed:\n            self._say",
+        "        if True:\n            self._say",
+        PASS_IS_NAMED,
+    ),
+    Mutation(
+        "loading/train_data.py", '"epoch" if self._passes is None else "pass", number', '"epoch", number', PASS_IS_NAMED
+    ),
+    Mutation("loading/train_data.py", "else self._passes.number()\n", "else state.epoch\n", PASS_IS_NAMED),
+    Mutation(
+        "loading/train_data.py", "if self._ends_passes and self._passes is not None and", "if False and", NO_MORE_PASSES
+    ),
+    Mutation("loading/train_data.py", "            self._ends_passes = True\n", "", NO_MORE_PASSES),
+    Mutation(
+        "loading/train_data.py",
+        "            self._passes = PassReader(mine",
+        "            PassReader(mine",
+        NO_MORE_PASSES,
+    ),
+    Mutation(
+        "loading/train_data.py",
+        "self._passes.steps_per_epoch * self._window, True\n            self",
+        "self.epoch_batches, False\n            self",
+        NO_MORE_PASSES,
     ),
 ]
 

@@ -96,5 +96,5 @@ class PlannedSteps:
             passes = saved["data"].get("passes")
             finished = -(-state["epoch_batch"] // config["accumulation_steps"])
             finished = finished if passes is None else passes["epoch_updates"]
-            self._before += finished + self._train_data.steps_left(state, finished)
+            self._before += finished + self._train_data.steps_left(state, saved["data"], finished)
             self._epoch += 1

@@ -18,20 +18,20 @@ _MOST_ELEMENTS = 1_000_000  # A sampler may always yield so many per epoch, howe
 
 
 def epoch_order(
-    length: int, shuffle: bool, sampler: Iterable[int] | None, epoch: int, seed: int, for_training: bool
-) -> Sequence[int] | Tensor:
+    length: int, shuffle: bool, sampler: Iterable[Any] | None, epoch: int, seed: int, for_training: bool
+) -> Sequence[Any] | Tensor:
     """Return the order of the samples in an epoch: that of the sampler, else a random one, else that of the dataset.
 
     Args:
         length: the length of the dataset.
         shuffle: whether the order is random; it then depends on the seed alone.
-        sampler: a sampler of indices.
+        sampler: a sampler of indices, or of batches of them.
         epoch: index of the epoch, from 0.
         seed: the seed of the epoch.
         for_training: whether to call `set_epoch` of the sampler.
 
     Returns:
-        A range, a list, or an int64 tensor of indices.
+        A range, a list, or an int64 tensor of indices; of a sampler of batches a list of them.
     """
     if sampler is not None:
         return sample_all(sampler, epoch, seed, for_training, length)
@@ -65,6 +65,44 @@ def sample_all(sampler: Iterable[Any], epoch: int, seed: int, for_training: bool
             f"of a dataset with {num_samples:,} samples"
         )
     return drawn
+
+
+def num_samples(order: Any, *, of_batches: bool) -> int:
+    """Return the number of samples in an order of indices, or of batches of them."""
+    return sum(map(len, order)) if of_batches else len(order)
+
+
+def first_samples(order: Any, number: int, *, of_batches: bool) -> Any:
+    """Return the first samples of an order of indices, or of batches of them, none of which is divided."""
+    if not of_batches:
+        return order[:number]
+    ends = itertools.accumulate(map(len, order))
+    return [batch for batch, end in zip(order, ends, strict=True) if end <= number]
+
+
+def without_gone(order: Any, start: int, length: int, *, of_batches: bool) -> Any:
+    """Return an order without the indices, from a position on, that a dataset of some length does not have.
+
+    Args:
+        order: a range from 0, a list or a tensor of indices, or a list of batches of them.
+        start: the position. That of batches is between two of them.
+        length: the length of the dataset.
+        of_batches: whether the order is one of batches; those of which nothing is left are left out.
+    """
+    if of_batches:
+        ends = itertools.accumulate(map(len, order))
+        parts = [
+            batch if end <= start else without_gone(list(batch), 0, length, of_batches=False)
+            for batch, end in zip(order, ends, strict=True)
+        ]
+        return [part for part in parts if len(part) > 0]
+    if isinstance(order, range):
+        return order[: max(start, length)]
+    rest = order[start:]
+    if isinstance(order, Tensor):
+        return torch.cat([order[:start], rest[rest < length]])
+    kept = [index for index, number in zip(rest, seeding.plain(rest), strict=True) if int(number) < length]
+    return [*order[:start], *kept]
 
 
 def contiguous_part(order: Any, world: World) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import weakref
 from collections.abc import Callable, Generator, Iterator
@@ -23,13 +24,20 @@ from helios_lite.loading.batches import (
     incomplete_error,
     limited,
 )
+from helios_lite.loading.begun_epoch import BegunEpoch, Changes, digest_of
 from helios_lite.processes import rng
 from helios_lite.processes.world import World
 from helios_lite.samplers import BucketBatchSampler
 
 
 class SplitLoader:
-    """Batches of a map-style Split: the order is a function of (seed, epoch), the position a count of samples."""
+    """Batches of a map-style Split: the order is a function of (seed, epoch), the position a count of samples.
+
+    A resumed epoch is finished with the length, the seed and the order with which it has begun.
+
+    Attributes:
+        changes: what the split has otherwise than the resumed epoch that `epoch` has returned, None if nothing.
+    """
 
     marks_last = True
 
@@ -45,6 +53,9 @@ class SplitLoader:
         self._seed = seed
         self._order: sample_order.BatchOrder | None = None
         self._num_finished = 0  # Batches before those of the order.
+        self._begun: BegunEpoch | None = None
+        self._is_restored = False  # Whether that is of a checkpoint, and no epoch was read since.
+        self.changes: Changes | None = None
         self._open: weakref.ref[Generator[Batch]] | None = None  # Its workers end with the epoch.
         self._length = len(split.dataset)
         if self._length == 0:
@@ -70,13 +81,17 @@ class SplitLoader:
         )
 
     def epoch(self, epoch: int, *, samples: int = 0, batches: int = 0, window: int = 1) -> EpochBatches:
-        """Return the rest of an epoch; `samples` is the position."""
-        seed = rng.derive_seed(self._seed, epoch)
-        if self._tells_epochs:
-            seeding.set_epoch(self.source.dataset, epoch)
-        if samples == 0 or self._tells_epochs:
-            self._length = len(self.source.dataset)  # It may have changed since the last epoch.
-        order = self._batch_order(epoch, seed, samples)
+        """Return the rest of an epoch; `samples` is the position.
+
+        Raises:
+            ValueError: the epoch has no batch, or it has begun with an order that is not known any more.
+        """
+        self._begun, self.changes, drawn = self._resumed(epoch, samples)
+        self._is_restored = False  # Not before what may raise.
+        epoch, seed = self._begun.epoch, rng.derive_seed(self._begun.seed, self._begun.epoch)
+        if self._is_seeded and self._begun.has_sampler:
+            drawn = self._with_copies(drawn)
+        order = self._batch_order(self._begun.order(drawn), samples)
         if len(order) == 0 and samples == 0 and (self._is_training or self._world.size == 1):
             why = "drop_last leaves nothing" if self.source.drop_last else "there is none for every process"
             raise ValueError(f"the {self._phase} split has no batch: of {self._length} samples {why}")
@@ -90,9 +105,13 @@ class SplitLoader:
     def num_batches(self, *, samples: int = 0, batches: int = 0) -> int | None:
         """Return the number of batches from a position on, by arithmetic; None if only a sampler knows it.
 
-        That of a `BucketBatchSampler` is counted in its first epoch.
+        That of a `BucketBatchSampler` is counted in its first epoch. The rest of an epoch that was restored is counted
+        as it will be read.
         """
         split, world = self.source, self._world
+        if self._begun is not None and self._is_restored and samples > 0:
+            goes_on, _, drawn = self._resumed(self._begun.epoch, samples)
+            return len(self._batch_order(goes_on.order(drawn), samples))
         sampler = split.sampler if split.batch_sampler is None else split.batch_sampler
         length = len(split.dataset) if sampler is None else _length(sampler)
         if isinstance(sampler, BucketBatchSampler):
@@ -117,39 +136,99 @@ class SplitLoader:
         return next(itertools.islice(self.indices(), batches - self._num_finished, None)).clone()
 
     def takes_state(self) -> bool:
-        """Return False: a Split has no state."""
+        """Return False: the state is the same on every rank, and any number of ranks can go on with it."""
         return False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: the run's counters hold the position."""
-        return {}
+        """Return what the present epoch has begun with; the run's counters hold the position."""
+        return {} if self._begun is None else {"begun": dataclasses.asdict(self._begun)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Do nothing."""
+        """Let the next `epoch` finish what has begun so, unless it starts at the first sample."""
+        if "begun" in state_dict:
+            self._begun, self._is_restored = BegunEpoch(**state_dict["begun"]), True
 
     def close(self) -> None:
         """End the epoch that is read, and all workers."""
         close_generator(self._open)
         end_persistent_workers(self._loader)
 
-    def _batch_order(self, epoch: int, seed: int, start: int) -> sample_order.BatchOrder:
+    def _resumed(self, epoch: int, samples: int) -> tuple[BegunEpoch, Changes | None, Any]:
+        """Return an epoch as it goes on from a position, what differs from how it has begun, and its order.
+
+        Raises:
+            ValueError: the epoch has begun with an order that is not known any more.
+        """
+        split = self.source
+        restored = self._begun if self._is_restored and samples > 0 else None
+        if restored is not None:
+            epoch = restored.epoch
+        if self._tells_epochs:
+            seeding.set_epoch(split.dataset, epoch)
+        self._length = len(split.dataset)  # It may have changed since the last epoch, also by a hook.
+        sampler, batch_sampler = map(_class_name, (split.sampler, split.batch_sampler))
+        now = BegunEpoch(epoch, self._seed, self._length, self._shuffle, sampler, batch_sampler)
+        begun = now if restored is None else restored
+        begun.check_samplers(now)
+        drawn = self._drawn(begun, rng.derive_seed(begun.seed, epoch))
+        now = self._completed(now, begun, drawn)
+        goes_on, changes = (now, None) if restored is None else restored.resumed(now, samples, drawn)
+        return goes_on, changes, drawn
+
+    def _drawn(self, begun: BegunEpoch, seed: int) -> Any:
+        """Return the indices of an epoch in order, or the batches of them that a batch sampler draws."""
+        split = self.source
+        sampler = split.sampler if split.batch_sampler is None else split.batch_sampler
+        return sample_order.epoch_order(
+            begun.length,
+            begun.is_shuffled,
+            sampler if begun.has_sampler else None,
+            begun.epoch,
+            seed,
+            self._is_training,
+        )
+
+    def _completed(self, now: BegunEpoch, begun: BegunEpoch, drawn: Any) -> BegunEpoch:
+        """Return what an epoch begins with now, with the digest of its order and the number of its samples.
+
+        Args:
+            now: what it begins with.
+            begun: what the present epoch has begun with.
+            drawn: the order of the present epoch.
+        """
+        if begun.has_sampler != now.has_sampler:
+            return now  # Its sampler is not used yet.
+        digest = digest_of(drawn, now) if now.has_sampler and self._is_training else None
+        num_samples = self._num_samples(drawn if now.has_sampler else range(now.length))
+        return dataclasses.replace(now, digest=digest, num_samples=num_samples)
+
+    def _num_samples(self, order: Any) -> int:
+        """Return how many samples of a whole order an epoch has; by samples, so that all windows get their weights."""
+        world, limit = self._world, self._limit
+        if self.source.batch_sampler is not None:
+            return sum(map(len, order[: limited(-(-len(order) // world.size), limit) * world.size]))
+        if limit is None:
+            return len(order)
+        assert self.source.batch_size is not None  # Split requires it without a batch_sampler.
+        global_batch_size = self.source.batch_size * world.size
+        return min(len(order), limited(-(-len(order) // global_batch_size), limit) * global_batch_size)
+
+    def _with_copies(self, drawn: Any) -> Any:
+        """Return what a sampler has drawn, indices that came before as a `Copy`, whose random numbers are others."""
+        count: dict[int, int] = {}
+        if self.source.batch_sampler is None:
+            return seeding.with_copies(drawn, count)
+        return [seeding.with_copies(batch, count) for batch in drawn]
+
+    def _batch_order(self, order: Any, start: int) -> sample_order.BatchOrder:
+        """Return the batches of this rank from a position on, of an order of indices or of batches."""
         split, world = self.source, self._world
         if split.batch_sampler is not None:
-            all_batches = sample_order.sample_all(split.batch_sampler, epoch, seed, self._is_training, self._length)
-            if self._is_seeded:
-                count: dict[int, int] = {}
-                all_batches = [seeding.with_copies(batch, count) for batch in all_batches]
-            batches = iter(all_batches[: limited(-(-len(all_batches) // world.size), self._limit) * world.size])
+            batches = iter(order)
             while start > 0:
                 start -= len(next(batches, range(start)))
             return sample_order.DealtBatches(list(batches), world, for_training=self._is_training)
-        order = sample_order.epoch_order(self._length, self._shuffle, split.sampler, epoch, seed, self._is_training)
-        if self._is_seeded and split.sampler is not None:
-            order = seeding.with_copies(order, {})
-        assert split.batch_size is not None  # Split requires it without a batch_sampler.
-        if self._limit is not None:  # By samples, so that the last window of a limited epoch gets its weights too.
-            global_batch_size = split.batch_size * world.size
-            order = order[: limited(-(-len(order) // global_batch_size), self._limit) * global_batch_size]
+        assert split.batch_size is not None
         is_dealt = self._phase == "predict"
         if self._is_training or is_dealt:
             return sample_order.BatchPlan(order, start, split.batch_size, split.drop_last, world, is_dealt=is_dealt)
@@ -214,3 +293,7 @@ def _length(sampler: Any) -> int | None:
         return len(sampler)
     except (TypeError, NotImplementedError):
         return None
+
+
+def _class_name(sampler: Any) -> str | None:
+    return None if sampler is None else type(sampler).__name__

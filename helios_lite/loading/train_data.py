@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 from helios_lite.data import DataModule, Split
 from helios_lite.loading.batches import Batch, Loader
@@ -18,6 +20,8 @@ from helios_lite.options import Options
 from helios_lite.processes import rng
 from helios_lite.processes.world import World
 from helios_lite.state import TrainingState
+
+logger = logging.getLogger("helios_lite")
 
 
 class TrainData:
@@ -44,6 +48,7 @@ class TrainData:
         self._loader: Loader | None = None
         self._restored: list[dict[str, Any]] = []
         self._passes: PassReader | None = None
+        self._ends_passes = False  # Whether the present epoch is the last that is no pass, as the option was removed.
         if options.steps_per_epoch is not None:
             self._passes = PassReader(options.steps_per_epoch, self._window)
             self.epoch_batches, self.knows_last_batch = options.steps_per_epoch * self._window, True
@@ -82,34 +87,59 @@ class TrainData:
             return min(samples, len(source.dataset))
         return samples
 
-    def steps_left(self, state: Mapping[str, Any], finished: int) -> int:
+    def steps_left(self, state: Mapping[str, Any], saved: dict[str, Any], finished: int) -> int:
         """Return the number of updates that the rest of an epoch has, whose number of batches is known.
 
         Args:
             state: counters inside of the epoch, as a checkpoint holds them.
+            saved: what `state_dict` had returned there.
             finished: the updates of the epoch that are finished.
         """
-        if self._options.steps_per_epoch is not None:
-            return max(0, self._options.steps_per_epoch - finished)
-        batches = self.loader().num_batches(samples=state["epoch_samples"], batches=state["epoch_batch"])
+        passes = saved.get("passes", {}).get("steps_per_epoch")  # An epoch that has begun so ends so.
+        if passes is not None or self._options.steps_per_epoch is not None:
+            return max(0, (self._options.steps_per_epoch or passes) - finished)
+        loader = self.loader()
+        if isinstance(loader, SplitLoader):
+            loader.load_state_dict(saved)
+        batches = loader.num_batches(samples=state["epoch_samples"], batches=state["epoch_batch"])
         return -(-(batches or 0) // self._window)
 
     def rest_of_epoch(self, state: TrainingState) -> Iterator[Batch]:
-        """Return the batches of the present epoch that are not finished."""
-        loader = self.loader()
-        if self._restored:  # Only now, since a hook may have put another split in place, as it has when this was saved.
-            loader.load_state_dict(self._of_this_rank(self._restored))
+        """Return the batches of the present epoch that are not finished.
+
+        Raises:
+            ValueError: the epoch has begun with a train split of another kind, or with another sampler.
+        """
+        if self._ends_passes and self._passes is not None and state.epoch_batch == 0:
+            logger.info(
+                "steps_per_epoch is not set any more: from epoch %d on an epoch is a pass over the train split, and "
+                "what is left of pass %d is left out", state.epoch + 1, self._passes.number() + 1
+            )  # fmt: skip
+            self._passes.close()
+            self._passes, self._ends_passes = None, False
+        earlier, loader = self._loader, self.loader()
+        is_resumed = len(self._restored) > 0
+        if is_resumed:  # Only now, since a hook may have put another split in place, as it has when this was saved.
+            mine = self._of_this_rank(self._restored)
+            if loader is not earlier and state.epoch_batch == 0:
+                # A hook puts another split in place from this epoch on, which takes effect also within a pass.
+                mine = {name: part for name, part in mine.items() if name not in ("begun", "source")}
+            self._check_kind(loader, mine, state)
+            loader.load_state_dict(mine)
             self._restored = []
         if self._passes is not None:
-            return self._passes.rest_of_epoch(loader, state)
-        batches, length = loader.epoch(
-            0 if self._repeats else state.epoch,
-            samples=state.epoch_samples,
-            batches=state.epoch_batch,
-            window=self._window,
-        )
-        self.epoch_batches = None if length is None else state.epoch_batch + length
-        self.knows_last_batch = loader.marks_last
+            batches = self._passes.rest_of_epoch(loader, state)
+        else:
+            batches, length = loader.epoch(
+                0 if self._repeats else state.epoch,
+                samples=state.epoch_samples,
+                batches=state.epoch_batch,
+                window=self._window,
+            )
+            self.epoch_batches = None if length is None else state.epoch_batch + length
+            self.knows_last_batch = loader.marks_last
+        if is_resumed:
+            self._say_changes(loader, state)
         return batches
 
     def indices(self, state: TrainingState) -> Tensor | None:
@@ -148,8 +178,10 @@ class TrainData:
         return finished % self._window == 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state that a custom loader has on this rank, if any, and the position in the passes."""
-        own = {} if self._loader is None else self._loader.state_dict()
+        """Return the state that the loader has on this rank, what the split is, and the position in the passes."""
+        own: dict[str, Any] = {}
+        if self._loader is not None:
+            own = {**self._loader.state_dict(), "source": _in_words(self._loader.source)}
         if self._restored:  # No epoch has begun since.
             own = {name: state for name, state in self._of_this_rank(self._restored).items() if name != "passes"}
         return own if self._passes is None else {**own, "passes": self._passes.state_dict()}
@@ -163,6 +195,10 @@ class TrainData:
         """
         self._restored = by_rank
         mine = self._of_this_rank(by_rank)
+        if "passes" in mine and self._passes is None:  # An epoch that has begun is finished with as many updates.
+            self._passes = PassReader(mine["passes"]["steps_per_epoch"], self._window)
+            self.epoch_batches, self.knows_last_batch = self._passes.steps_per_epoch * self._window, True
+            self._ends_passes = True
         if self._passes is not None and "passes" in mine:
             self._passes.load_state_dict(mine["passes"])
 
@@ -180,6 +216,28 @@ class TrainData:
                 f"{now} cannot take over: no state says what the other ranks have read. Resume with {saved} "
                 f"process{'es' * (saved > 1)}, or start a new training from the weights (init_from)"
             )
+
+    def _check_kind(self, loader: Loader, saved: dict[str, Any], state: TrainingState) -> None:
+        """Raise a ValueError if the position was counted in samples and is in batches now, or the other way round.
+
+        Args:
+            loader: that of now.
+            saved: what `state_dict` has returned.
+            state: the counters.
+        """
+        is_inside = state.epoch_batch > 0 or (self._passes is not None and self._passes.num_begun() > 0)
+        if is_inside and "source" in saved and isinstance(loader, SplitLoader) != ("begun" in saved):
+            raise ValueError(
+                f"the train split was {saved['source']} when the epoch began, and is {_in_words(loader.source)} now, "
+                "which counts its positions otherwise: samples would be seen twice or missed. Put it back until the "
+                "epoch has ended, or start a new run from these weights (init_from)"
+            )
+
+    def _say_changes(self, loader: Loader, state: TrainingState) -> None:
+        """Log what the train split has otherwise than the epoch that is resumed."""
+        if isinstance(loader, SplitLoader) and loader.changes is not None:
+            number = state.epoch if self._passes is None else self._passes.number()
+            logger.info("%s", loader.changes.text("epoch" if self._passes is None else "pass", number + 1))
 
     def close(self) -> None:
         """End the epoch, or the pass, that is read, and the workers of the split."""
@@ -234,6 +292,10 @@ class PassReader:
         """Return how many batches of the present pass have begun."""
         return self._pass_batches
 
+    def number(self) -> int:
+        """Return the index of the present pass."""
+        return self._pass
+
     def close(self) -> None:
         """Let go of the pass, so that its workers end."""
         self._batches = iter(())
@@ -245,6 +307,7 @@ class PassReader:
             "pass_batches": self._pass_batches,
             "pass_samples": self._pass_samples,
             "epoch_updates": self.updates,
+            "steps_per_epoch": self.steps_per_epoch,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -269,3 +332,9 @@ class PassReader:
             self._pass_samples += samples
             self.updates += completes_update
             yield data, size, samples, loss_weight, completes_update, self.updates == self.steps_per_epoch
+
+
+def _in_words(source: Any) -> str:
+    """Return what a train split is, for errors."""
+    is_stream = isinstance(source, Split) and isinstance(source.dataset, IterableDataset)
+    return f"a {type(source).__name__}" + (" of an IterableDataset" if is_stream else "")
