@@ -34,8 +34,8 @@ class Split:
     """Any PyTorch dataset, or a dict of tensors and NumPy arrays (also memory maps) of the same length, whose batches
     are dicts of tensors."""
     batch_size: int | None = None
-    """Samples per batch and process. Must be left out with `batch_sampler`, whose batches are dealt to the processes in
-    turn."""
+    """Samples per batch and process. Must be left out with `global_batch_size`, and with `batch_sampler`, whose batches
+    are dealt to the processes in turn."""
     shuffle: bool = False
     """Use a new random order in every epoch."""
     drop_last: bool = False
@@ -69,6 +69,12 @@ class Split:
     persistent_workers: bool = False
     """As in `torch.utils.data.DataLoader`. Workers do not outlive an epoch if the dataset is an IterableDataset with
     `set_epoch`: they learn the epoch from the copy of the dataset with which they start."""
+    global_batch_size: int | None = None
+    """In place of `batch_size`: samples per update, over all processes and micro-batches. In training the batch size of
+    a process is this number divided by the number of processes and `accumulation_steps`, without a rest (otherwise
+    starting is a ValueError). Another number of processes, also at a resume, then changes neither the number of updates
+    nor what they compute; only at the end of an epoch samples that are fewer than the processes are left out. For the
+    other splits it is divided by the number of processes and rounded up."""
 
     def __post_init__(self) -> None:
         if isinstance(self.dataset, Mapping):
@@ -84,10 +90,18 @@ class Split:
         require_kind("timeout", self.timeout, (int, float), "a number of seconds")
         if self.prefetch_factor is not None:
             require_kind("prefetch_factor", self.prefetch_factor, int, "an int or None")
-        if self.batch_sampler is None:
+        has_size = self.batch_size is not None or self.global_batch_size is not None
+        if self.batch_sampler is not None:
+            if has_size or self.shuffle or self.drop_last or self.sampler is not None:
+                raise ValueError(
+                    "batch_sampler: excludes batch_size, global_batch_size, shuffle, drop_last and sampler"
+                )
+        elif self.global_batch_size is None:
             require("batch_size", self.batch_size, integer(least=1))
-        elif self.batch_size is not None or self.shuffle or self.drop_last or self.sampler is not None:
-            raise ValueError("batch_sampler: excludes batch_size, shuffle, drop_last and sampler")
+        elif self.batch_size is not None:
+            raise ValueError("global_batch_size: excludes batch_size")
+        else:
+            require("global_batch_size", self.global_batch_size, integer(least=1))
         if self.sampler is not None and self.shuffle:
             raise ValueError("sampler: excludes shuffle")
         if isinstance(self.dataset, IterableDataset):

@@ -64,6 +64,7 @@ CHANGED = "training/test_changed_numbers.py::"
 PLAN = "training/test_plan.py::"
 READING = "model_internals/test_schedule_reading.py::"
 DATA = "training/test_changed_data.py::"
+GLOBAL = "loading/test_global_batch_size.py::"
 AS_IT_BEGAN = DATA + "test_an_epoch_that_has_begun_is_finished_as_it_began_at_every_position"
 PASS_AS_IT_BEGAN = DATA + "test_a_pass_that_has_begun_is_finished_as_it_began_at_every_position"
 NO_ORDER = DATA + "test_an_order_that_cannot_be_made_again_is_an_error_until_it_is_put_back"
@@ -1767,7 +1768,7 @@ MUTATIONS = [
     ),
     Mutation(
         "loading/iterable_loader.py",
-        "return self._is_read_here and size < self.source.batch_size",
+        "return self._is_read_here and size < self._iterable.batch_size",
         "return False",
         "loading/test_loaders.py::test_a_stream_that_has_ended_in_a_partial_batch_is_not_read_again_after_a_resume",
     ),
@@ -3435,8 +3436,13 @@ MUTATIONS = [
         "loading/split_loader.py", "digest_of(drawn, now) if", "None if", NO_ORDER + "[another order of the same class]"
     ),
     Mutation("loading/split_loader.py", "drawn if now.has_sampler else range(now.length)", "drawn", SAID_ONCE),
-    Mutation("loading/split_loader.py", "        self._is_restored = False  # Not", "        # Not", STAYS_GONE),
-    Mutation("loading/split_loader.py", "self._begun.order(drawn)", "drawn", AS_IT_BEGAN + "[higher]"),
+    Mutation(
+        "loading/split_loader.py",
+        "        self._is_restored = False  # Not",
+        "        # Not",
+        DATA + "test_tensors_in_memory_are_left_out_too",
+    ),
+    Mutation("loading/split_loader.py", "self._begun.order(drawn)", "drawn", AS_IT_BEGAN + "[shrunk]"),
     Mutation("loading/split_loader.py", 'if "begun" in state_dict:', "if False:", AS_IT_BEGAN + "[grown]"),
     Mutation(
         "loading/split_loader.py",
@@ -3466,12 +3472,8 @@ MUTATIONS = [
         "or before != present",
         DATA + "test_another_sampler_that_draws_the_same_order_is_as_good",
     ),
-    Mutation("loading/begun_epoch.py", "if is_known and now.length < min(", "if now.length < min(", LETTERS),
     Mutation(
-        "loading/begun_epoch.py",
-        "now.length < min([self.length, *(length for _, length in self.cuts)])",
-        "now.length < self.length",
-        STAYS_GONE,
+        "loading/begun_epoch.py", "if is_known and now.length < self.length", "if now.length < self.length", LETTERS
     ),
     Mutation("loading/begun_epoch.py", "(*self.cuts, (start, now.length))", "((start, now.length),)", STAYS_GONE),
     Mutation("loading/begun_epoch.py", "left_before - left)", "0)", SAID_ONCE),
@@ -3479,7 +3481,7 @@ MUTATIONS = [
         "loading/begun_epoch.py",
         "first_samples(drawn, self.num_samples,",
         "first_samples(drawn, 10**9,",
-        AS_IT_BEGAN + "[higher]",
+        FIRST_BATCHES,
     ),
     Mutation(
         "loading/begun_epoch.py", "for start, length in self.cuts:", "for start, length in self.cuts[-1:]:", STAYS_GONE
@@ -3583,6 +3585,91 @@ MUTATIONS = [
         "self._passes.steps_per_epoch * self._window, True\n            self",
         "self.epoch_batches, False\n            self",
         NO_MORE_PASSES,
+    ),
+    # The batch size of all processes.
+    Mutation(
+        "loading/batches.py",
+        "        return -(-total // world.size)\n",
+        "        return total // world.size\n",
+        GLOBAL + "test_evaluations_take_the_quotient_rounded_up_and_read_every_sample_once",
+    ),
+    Mutation(
+        "loading/batches.py",
+        'if phase != "train":\n        return -',
+        "if False:\n        return -",
+        GLOBAL + "test_evaluations_take_the_quotient_rounded_up_and_read_every_sample_once",
+    ),
+    Mutation(
+        "loading/batches.py",
+        "if total % (world.size * window) == 0:",
+        "if True:",
+        GLOBAL + "test_what_cannot_be_divided_is_an_error_that_says_what_fits",
+    ),
+    Mutation(
+        "loading/batches.py",
+        "return total // (world.size * window)",
+        "return total // world.size",
+        GLOBAL + "test_an_update_has_as_many_samples_whatever_shares_them",
+    ),
+    Mutation(
+        "loading/batches.py",
+        "if total % world.size > 0:",
+        "if False:",
+        GLOBAL + "test_what_cannot_be_divided_is_an_error_that_says_what_fits",
+    ),
+    Mutation(
+        "loading/batches.py",
+        "least = -(-total // (world.size * window)) * world.size * window",
+        "least = -(-total // world.size) * world.size",
+        GLOBAL + "test_what_cannot_be_divided_is_an_error_that_says_what_fits",
+    ),
+    Mutation(
+        "loading/batches.py",
+        "(steps < window, abs(steps - window))",
+        "abs(steps - window)",
+        GLOBAL + "test_what_cannot_be_divided_is_an_error_that_says_what_fits",
+    ),
+    Mutation(
+        "loading/iterable_loader.py",
+        "        batch_size=batch_size,\n",
+        "        batch_size=split.batch_size,\n",
+        GLOBAL + "test_a_stream_gives_each_process_its_part_of_an_update",
+    ),
+    Mutation(
+        "loading/train_data.py",
+        "*order, self._count, self._window)",
+        "*order, self._count)",
+        GLOBAL + "test_it_is_an_error_before_anything_is_trained",
+    ),
+    Mutation(
+        "loading/split_loader.py",
+        "global_batch_size = self._batch_size * world.size",
+        "global_batch_size = self._batch_size",
+        GLOBAL + "test_a_limit_counts_batches_of_all_processes",
+    ),
+    Mutation(
+        "tools/diff.py",
+        "batch_size = total // max(1, processes * window)",
+        "batch_size = total",
+        "tools/test_diff.py::test_the_samples_of_an_update_are_told_of_a_global_batch_size_too",
+    ),
+    Mutation(
+        "data.py",
+        "        elif self.batch_size is not None:\n            raise",
+        "        elif False:\n            raise",
+        "test_data.py::test_a_bad_option_of_a_split_is_an_error_that_names_it",
+    ),
+    Mutation(
+        "data.py",
+        "if has_size or self.shuffle",
+        "if self.batch_size is not None or self.shuffle",
+        "test_data.py::test_a_bad_option_of_a_split_is_an_error_that_names_it",
+    ),
+    Mutation(
+        "data.py",
+        'require("global_batch_size", self.global_batch_size, integer(least=1))',
+        "pass",
+        "test_data.py::test_a_bad_option_of_a_split_is_an_error_that_names_it",
     ),
 ]
 

@@ -13,6 +13,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from helios_lite.data import Split
 from helios_lite.loading.workers import WorkerInit
+from helios_lite.processes.world import World
 
 Batch = tuple[Any, int, int, float, bool, bool]
 """A batch and its place in the epoch, in this order; a plain tuple, because every step has one.
@@ -121,6 +122,36 @@ def incomplete_error(phase: str, given: int, length: int, start: str) -> Runtime
     return RuntimeError(
         f"the {phase} split gave {given} of {length} batches{start}: its dataset or collate_fn raised StopIteration"
     )
+
+
+def batch_size_of(split: Split, phase: str, world: World, window: int) -> int | None:
+    """Return the number of samples per batch and process of a Split, None if its batch sampler decides.
+
+    Args:
+        split: the split.
+        phase: "train", or another name, of an evaluation.
+        world: the ranks.
+        window: batches per accumulation window; it counts in training only.
+
+    Raises:
+        ValueError: the samples of an update cannot be divided into batches of the same size.
+    """
+    total = split.global_batch_size
+    if total is None:
+        return split.batch_size
+    if phase != "train":
+        return -(-total // world.size)
+    if total % (world.size * window) == 0:
+        return total // (world.size * window)
+    ranks = f"{world.size} process{'es' * (world.size > 1)}"
+    text = f"the train split: global_batch_size={total} cannot be divided by {ranks} x accumulation_steps={window}"
+    if total % world.size > 0:
+        least = -(-total // (world.size * window)) * world.size * window
+        raise ValueError(f"{text}, nor by {ranks} at all; {least} can be")
+    share = total // world.size
+    fits = [steps for steps in range(1, share + 1) if share % steps == 0]
+    nearest = min(fits, key=lambda steps: (steps < window, abs(steps - window)))
+    raise ValueError(f"{text}: accumulation_steps={nearest} fits, with batches of {share // nearest}")
 
 
 def dataloader_options(split: Split) -> dict[str, Any]:

@@ -104,7 +104,7 @@ class BegunEpoch:
                 raise self._error(f"{present} draws another order than {before} when the epoch began", now)
         is_known = self.digest is not None or not self.has_sampler
         goes_on = self
-        if is_known and now.length < min([self.length, *(length for _, length in self.cuts)]):
+        if is_known and now.length < self.length:
             goes_on = dataclasses.replace(self, cuts=(*self.cuts, (start, now.length)))
         of_batches = self.batch_sampler is not None
         left, left_before = (

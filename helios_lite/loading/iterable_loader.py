@@ -201,7 +201,7 @@ class IterableLoader:
 
     def _is_last_of_stream(self, size: int) -> bool:
         """Return whether a dataset has come to its end while it made a batch of that size; its state says so not."""
-        return self._is_read_here and size < self.source.batch_size
+        return self._is_read_here and size < self._iterable.batch_size
 
     def _compared(self, iterator: Iterator[Any]) -> Iterator[Any]:
         """Yield the batches of a stream, after a look at the first ones. Call on every rank.
@@ -291,14 +291,14 @@ def _size_by_sampler(loader: Any, number: int) -> int | None:
     return min(size, left) if left > 0 else None
 
 
-def stock_loader(split: Split) -> DataLoader[Any]:
-    """Return the DataLoader of a Split of an IterableDataset."""
+def stock_loader(split: Split, batch_size: int | None) -> DataLoader[Any]:
+    """Return the DataLoader of a Split of an IterableDataset, with batches of that size."""
     options = dataloader_options(split)
     if seeding.has_set_epoch(split.dataset):
         options["persistent_workers"] = False  # Workers get the epoch with their copy of the dataset.
     return DataLoader(
         split.dataset,
-        batch_size=split.batch_size,
+        batch_size=batch_size,
         drop_last=split.drop_last,
         collate_fn=_Collate(default_collate if split.collate_fn is None else split.collate_fn),
         generator=torch.Generator(),

@@ -10,7 +10,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset,
 
 from helios_lite.data import DataModule, Split
 from helios_lite.loading import seeding
-from helios_lite.loading.batches import Loader
+from helios_lite.loading.batches import Loader, batch_size_of
 from helios_lite.loading.iterable_loader import IterableLoader, stock_loader
 from helios_lite.loading.split_loader import SplitLoader
 from helios_lite.nested import count_samples
@@ -27,6 +27,7 @@ def make_loader(
     limit: int | float | None = None,
     in_order: bool = False,
     count: Callable[[Any], int] = count_samples,
+    window: int = 1,
 ) -> Loader:
     """Return the loader of a split.
 
@@ -40,16 +41,19 @@ def make_loader(
         limit: the number of batches of all ranks per epoch, or the part of them (a float), from the start of its order.
         in_order: leave the samples of a Split unshuffled.
         count: returns the number of samples in a batch of a loader that does not know it.
+        window: batches per accumulation window, by which a `global_batch_size` is divided in training.
 
     Raises:
         TypeError: the source is none of these.
-        ValueError: it has length zero, or is a DataLoader that does not divide its samples among several ranks.
+        ValueError: it has length zero, is a DataLoader that does not divide its samples among several ranks, or has a
+            `global_batch_size` that cannot be divided.
     """
     check_split(source, phase)
     if isinstance(source, Split):
+        batch_size = batch_size_of(source, phase, world, window)
         if isinstance(source.dataset, IterableDataset):
-            return IterableLoader(source, stock_loader(source), phase, seed, world, limit, count)
-        return SplitLoader(source, phase, seed, world, limit, in_order)
+            return IterableLoader(source, stock_loader(source, batch_size), phase, seed, world, limit, count)
+        return SplitLoader(source, phase, seed, world, limit, in_order, batch_size)
     if world.size > 1 and _reads_all_samples(source):
         raise ValueError(
             f"the {phase} split is a DataLoader that gives all {world.size} ranks the same batches: "

@@ -42,9 +42,17 @@ class SplitLoader:
     marks_last = True
 
     def __init__(
-        self, split: Split, phase: str, seed: int, world: World, limit: int | float | None, in_order: bool
+        self,
+        split: Split,
+        phase: str,
+        seed: int,
+        world: World,
+        limit: int | float | None,
+        in_order: bool,
+        batch_size: int | None,
     ) -> None:
         self.source = split
+        self._batch_size = 0 if batch_size is None else batch_size  # Not used with a batch sampler.
         self._limit, self._shuffle = limit, split.shuffle and not in_order
         self._world = world
         self._is_training = phase == "train"
@@ -119,12 +127,12 @@ class SplitLoader:
             length = len(sample_order.sample_all(sampler, 0, seed, for_training=False, num_samples=self._length))
         if length is None:
             return None
-        if split.batch_size is None:
+        if split.batch_sampler is not None:
             return max(0, limited(-(-length // world.size), self._limit) - batches)
         if self._limit is not None:
-            global_batch_size = split.batch_size * world.size
+            global_batch_size = self._batch_size * world.size
             length = min(length, limited(-(-length // global_batch_size), self._limit) * global_batch_size)
-        return len(sample_order.BatchPlan(range(length), samples, split.batch_size, split.drop_last, world))
+        return len(sample_order.BatchPlan(range(length), samples, self._batch_size, split.drop_last, world))
 
     def indices(self) -> Iterator[Tensor]:
         """Yield the indices of the samples in each batch of the last `epoch`, as int64 tensors."""
@@ -209,8 +217,7 @@ class SplitLoader:
             return sum(map(len, order[: limited(-(-len(order) // world.size), limit) * world.size]))
         if limit is None:
             return len(order)
-        assert self.source.batch_size is not None  # Split requires it without a batch_sampler.
-        global_batch_size = self.source.batch_size * world.size
+        global_batch_size = self._batch_size * world.size
         return min(len(order), limited(-(-len(order) // global_batch_size), limit) * global_batch_size)
 
     def _with_copies(self, drawn: Any) -> Any:
@@ -228,12 +235,11 @@ class SplitLoader:
             while start > 0:
                 start -= len(next(batches, range(start)))
             return sample_order.DealtBatches(list(batches), world, for_training=self._is_training)
-        assert split.batch_size is not None
         is_dealt = self._phase == "predict"
         if self._is_training or is_dealt:
-            return sample_order.BatchPlan(order, start, split.batch_size, split.drop_last, world, is_dealt=is_dealt)
+            return sample_order.BatchPlan(order, start, self._batch_size, split.drop_last, world, is_dealt=is_dealt)
         part = sample_order.contiguous_part(order, world)
-        return sample_order.BatchPlan(part, start, split.batch_size, split.drop_last, World())
+        return sample_order.BatchPlan(part, start, self._batch_size, split.drop_last, World())
 
     def _batches(self, order: sample_order.BatchOrder, window: int, start: int) -> Generator[Batch]:
         length = len(order)

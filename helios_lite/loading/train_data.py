@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from helios_lite.data import DataModule, Split
-from helios_lite.loading.batches import Batch, Loader
+from helios_lite.loading.batches import Batch, Loader, batch_size_of
 from helios_lite.loading.loaders import make_loader
 from helios_lite.loading.split_loader import SplitLoader
 from helios_lite.options import Options
@@ -64,7 +64,8 @@ class TrainData:
             raise ValueError("the datamodule has no train split")
         if self._loader is None or self._loader.source is not source:
             seed, limit = self._options.seed, self._options.limit_of("train")
-            self._loader = make_loader(source, "train", seed, self._world, limit, self._repeats, self._count)
+            order = (limit, self._repeats)
+            self._loader = make_loader(source, "train", seed, self._world, *order, self._count, self._window)
         if self._restored and self._loader.takes_state():
             self._check_number_of_ranks()
         return self._loader
@@ -79,13 +80,15 @@ class TrainData:
     def samples_per_step(self) -> int | None:
         """Return the number of samples of all ranks in a step, None if it is unknown or not always the same."""
         source = self.loader().source
-        size = getattr(source, "batch_size", None)
+        if not isinstance(source, Split):
+            size = getattr(source, "batch_size", None)
+        else:
+            size = batch_size_of(source, "train", self._world, self._window)
         if not isinstance(size, int):
             return None
         samples = size * self._world.size * self._window
-        if isinstance(source, Split) and hasattr(source.dataset, "__len__"):
-            return min(samples, len(source.dataset))
-        return samples
+        has_length = isinstance(source, Split) and hasattr(source.dataset, "__len__")
+        return min(samples, len(source.dataset)) if has_length else samples
 
     def steps_left(self, state: Mapping[str, Any], saved: dict[str, Any], finished: int) -> int:
         """Return the number of updates that the rest of an epoch has, whose number of batches is known.

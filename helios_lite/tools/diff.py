@@ -145,6 +145,8 @@ def _samples(config: Mapping[str, Any], start: int, end: int) -> str:
     names = ("data.train.samples", "data.train.batch_size", "environment.processes", "trainer.accumulation_steps")
     numbers = [config.get(name) for name in (*names, "trainer.seed")]
     length, batch_size, processes, window, seed = (number if type(number) is int else 0 for number in numbers)
+    if type(total := config.get("data.train.global_batch_size")) is int:
+        batch_size = total // max(1, processes * window)
     has_order = config.get("data.train.sampler") is None and config.get("data.train.batch_sampler") is None
     if not has_order or any(config.get(f"trainer.{name}") is not None for name in _LIMITS):
         return ""

@@ -284,7 +284,7 @@ def carried() -> Program:
 
 def augmented() -> Program:
     data = splits(*blobs(256))
-    data.train = Split(Augmented(), batch_size=16, shuffle=True, num_workers=2)
+    data.train = Split(Augmented(), global_batch_size=32, shuffle=True, num_workers=2)
     return trainer(accumulation_steps=2), Classifier(), data
 
 

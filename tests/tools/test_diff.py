@@ -155,6 +155,19 @@ def test_the_update_that_read_another_sample_is_the_one_that_is_named(first: Pat
     assert f"step {update} of A read the samples {samples} of its train split" in text
 
 
+def test_the_samples_of_an_update_are_told_of_a_global_batch_size_too(tmp_path: Path, capsys: Any) -> None:
+    split, options = {"batch_size": None, "global_batch_size": 8}, {"accumulation_steps": 2, "max_steps": 2}
+    a, b = (
+        train(tmp_path / name, dataset=dataset, split=split, **options)
+        for name, dataset in (("a", Indices(16)), ("b", OneOther(16)))
+    )
+    _, text = told(capsys, a, b)
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(seed_of_epoch_0())).tolist()
+    update = order.index(7) // 8
+    samples = ", ".join(map(str, order[8 * update : 8 * update + 8]))
+    assert f"step {update + 1} of A read the samples {samples} of its train split" in text
+
+
 def seed_of_epoch_0() -> int:
     from helios_lite.processes.rng import derive_seed
 

@@ -253,10 +253,13 @@ def test_a_pass_that_has_begun_is_finished_as_it_began_at_every_position(name: s
 
 
 def test_what_is_gone_stays_gone_when_the_epoch_is_stopped_again(tmp_path: Path) -> None:
-    """The dataset shrinks, shrinks again, and has grown at last; batches of one sample, so that all positions come."""
+    """The dataset shrinks, shrinks again, and has grown at last; batches of one sample, so that all positions come.
+
+    With this seed the order begins with 3, 5, 9, 2, 6, 7, 8, so that at some positions samples of later ones are gone.
+    """
 
     def fit(root: Path, length: int, **options: Any) -> list[int]:
-        data = Data(length, split=lambda: {"batch_size": 1, "shuffle": True})
+        data = Data(length, split=lambda: {"batch_size": 1, "shuffle": True}, options={"seed": 103})
         return [index for index, _ in data.fit(root, max_epochs=2, **options).pairs]
 
     order = fit(tmp_path / "whole", 11)[:11]
@@ -423,6 +426,18 @@ TEXTS: list[tuple[Data, Data, str]] = [
     ),
     (
         Data(8, split=lambda: {"batch_size": 2}, options={"limit_train_batches": 3}),
+        Data(8, split=lambda: {"batch_size": 2, "sampler": Drawn(9)}, options={"limit_train_batches": 2}),
+        "the train split: in the order of the dataset when epoch 2 began, Drawn now; the epoch is finished with what "
+        "it began with, and the change counts from epoch 3 on",
+    ),
+    (
+        Data(8, split=lambda: {"batch_size": 2}, options={"limit_train_batches": 0.5}),
+        Data(16, split=lambda: {"batch_size": 2}, options={"limit_train_batches": 0.5}),
+        "the train split: 8 samples when epoch 3 began, 16 now; 4 samples an epoch then, 8 now; the epoch is finished "
+        "with what it began with, and the change counts from epoch 4 on",
+    ),
+    (
+        Data(8, split=lambda: {"batch_size": 2}, options={"limit_train_batches": 3}),
         Data(8, split=lambda: {"batch_size": 2}, options={"limit_train_batches": 0.5}),
         "the train split: 6 samples an epoch when epoch 2 began, 4 now; the epoch is finished with what it began with, "
         "and the change counts from epoch 3 on",
@@ -516,9 +531,11 @@ def test_tensors_in_memory_are_left_out_too() -> None:
         for length in (9, 6)
     )
     order = [index for batch in rest_of(first) for index in batch]
+    untouched = rest_of(second, samples=4, batches=2)
     second.load_state_dict(first.state_dict())
     rest = [index for batch in rest_of(second, samples=4, batches=2) for index in batch]
     assert rest == [index for index in order[4:] if index < 6]
+    assert rest_of(second, samples=4, batches=2) == untouched  # A state is used once.
 
 
 def test_a_position_without_what_the_epoch_began_with_is_one_in_the_epoch_of_now() -> None:
@@ -542,10 +559,12 @@ def test_another_sampler_that_draws_the_same_order_is_as_good() -> None:
 def test_an_order_that_is_not_of_integers_is_compared_by_the_class_of_its_sampler_only() -> None:
     class Letters(Dataset):
         def __len__(self) -> int:
-            return 3
+            return length
 
         def __getitem__(self, letter: str) -> int:
             return {"a": 1, "b": 2, "c": 3}[letter]
+
+    length = 3
 
     def make(sampler: Any) -> Any:
         return make_loader(Split(Letters(), batch_size=1, sampler=sampler, seed_samples=False), "train", 0)
@@ -553,6 +572,7 @@ def test_an_order_that_is_not_of_integers_is_compared_by_the_class_of_its_sample
     first, second, third = make(["c", "a", "b"]), make(["c", "b", "a"]), make(("c", "a", "b"))
     assert [batch[0].tolist() for batch in first.epoch(0).batches] == [[3], [1], [2]]
     state = first.state_dict()
+    length = 2  # Nothing says which letters are gone.
     for loader in (second, third):
         loader.load_state_dict(state)
     assert [batch[0].tolist() for batch in second.epoch(0, samples=1, batches=1).batches] == [[2], [1]]

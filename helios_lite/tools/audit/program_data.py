@@ -93,6 +93,8 @@ def _changed(split: Any, values: Mapping[str, Any], indices: Sequence[int] | Non
     if not isinstance(split, Split):
         return split
     changes = dict(values)
+    if "batch_size" in changes:
+        changes["global_batch_size"] = None
     if "batch_size" in changes and split.batch_sampler is not None:
         changes["batch_sampler"] = None
     if indices is not None:
@@ -109,8 +111,13 @@ def is_map_style(split: Any) -> bool:
     return isinstance(split, Split) and not isinstance(split.dataset, IterableDataset)
 
 
-def describe_splits(datamodule: DataModule) -> dict[str, Any]:
-    """Return what the relations need to know of the splits, by the names of `Facts`."""
+def describe_splits(datamodule: DataModule, window: int) -> dict[str, Any]:
+    """Return what the relations need to know of the splits, by the names of `Facts`.
+
+    Args:
+        datamodule: the data.
+        window: batches per accumulation window.
+    """
     train, valid = datamodule.train, datamodule.valid
     valid_splits = [] if valid is None else [*valid.values()] if isinstance(valid, dict) else [valid]
     facts: dict[str, Any] = {
@@ -120,11 +127,17 @@ def describe_splits(datamodule: DataModule) -> dict[str, Any]:
     if isinstance(train, Split):
         facts |= {
             "train_kind": "map" if is_map_style(train) else "iterable",
-            "batch_size": train.batch_size or _SAMPLER_BATCH_SIZE,
+            "batch_size": _batch_size(train, window),
             "num_workers": train.num_workers,
             "length": len(train.dataset) if is_map_style(train) else None,
         }
     if valid_splits and facts["is_valid_map_style"]:
-        facts["valid_batch_size"] = max(split.batch_size or _SAMPLER_BATCH_SIZE for split in valid_splits)
+        facts["valid_batch_size"] = max(_batch_size(split, 1) for split in valid_splits)
         facts["valid_length"] = min(len(split.dataset) for split in valid_splits)
     return facts
+
+
+def _batch_size(split: Split, window: int) -> int:
+    """Return the batch size of one process."""
+    total = split.global_batch_size
+    return split.batch_size or (_SAMPLER_BATCH_SIZE if total is None else max(1, total // window))

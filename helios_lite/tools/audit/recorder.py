@@ -83,7 +83,7 @@ class Recorder(Callback):
     def setup(self, fast_init: bool = False) -> None:
         """Change the splits, and wrap what evaluations call."""
         data, options = self.datamodule, self.model.trainer
-        self._facts.update(describe_splits(data), precision=options.precision)
+        self._facts.update(describe_splits(data, options.accumulation_steps), precision=options.precision)
         self._facts.update(accumulation_steps=options.accumulation_steps)
         if self._trial.holds_out:
             indices = range(len(data.train.dataset))[1 : 2 * _HELD_OUT : 2]
