@@ -72,6 +72,7 @@ class Model(Hooks, abc.ABC):
         self._context = RunContext.standalone(torch.device("cpu"))
         self._tables = score_tables.ScoreTables()
         self._modes = Modes()
+        self._folders: dict[Path, Path] = {}
         self.hparams: dict[str, Any] = {}
 
     def _attach(self, context: RunContext, hparams: dict[str, Any] | None = None) -> None:
@@ -83,6 +84,10 @@ class Model(Hooks, abc.ABC):
     def _forget_modes(self) -> None:
         """Forget the modes of modules that `setup` is about to replace."""
         self._modes = Modes()
+
+    def _remember_folder(self, named: Path, folder: Path) -> None:
+        """Remember the run folder that a training has claimed in place of the one of its name (`resume="new"`)."""
+        self._folders[named] = folder
 
     # The run.
 

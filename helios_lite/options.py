@@ -37,7 +37,7 @@ from helios_lite.option_class import documented, option_hint
 RULES: dict[str, Rule] = {
     "run_name": optional(all_of(path("a str or None", types=str), check_folder_name)),
     "root": optional(path("a path or None")),
-    "resume": path('"auto", "never", "best" or a path'),
+    "resume": path('"auto", "never", "new", "best" or a path'),
     "init_from": optional(path("a path or None")),
     "init_parts": part_names,
     "seed": integer(least=0, below=2**64),
@@ -95,12 +95,14 @@ class Options:
     """The name of the run folder, a path inside of `root`. If None, it is the `save_name` of the model."""
     root: str | os.PathLike[str] | None = "runs"
     """The folder of all runs. If None, the run writes no files, which suits sweeps and tests."""
-    resume: Literal["auto", "never", "best"] | os.PathLike[str] | str = "auto"
+    resume: Literal["auto", "never", "new", "best"] | os.PathLike[str] | str = "auto"
     """Which checkpoint to resume from. "auto" resumes from the newest valid checkpoint in the run folder, or starts a
     new training if there is none. "never" starts a new training, and raises an error if the run folder has a
-    checkpoint. "best" goes back to the best checkpoint of the run folder, and moves the newer ones into a folder of
-    their own. A path resumes from that file, or from the newest checkpoint of that run folder. A run that began with
-    "best" or a path, and is started again with it, goes on from its own newest checkpoint."""
+    checkpoint. "new" starts a new training in a run folder of its own, the next free one of "digits", "digits-2",
+    "digits-3", ...; later calls with the same model use that folder, and with another model the newest of them. "best"
+    goes back to the best checkpoint of the run folder, and moves the newer ones into a folder of their own. A path
+    resumes from that file, or from the newest checkpoint of that run folder. A run that began with "best" or a path,
+    and is started again with it, goes on from its own newest checkpoint."""
     allow_changed_hparams: bool = False
     """Whether a run may resume from the newest checkpoint of its run folder if the `hparams` of the model have changed
     since. If False, this is an error, because the checkpoint may be that of another model."""

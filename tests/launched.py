@@ -19,13 +19,14 @@ if __name__ == "__main__":
     parser.add_argument("--asleep", action="store_true", help="all ranks, in the third update")
     parser.add_argument("--die-once", action="store_true", help="rank 1, in the third update")
     parser.add_argument("--num-workers", type=int, default=0)
+    parser.add_argument("--resume", default="auto")
     parser.add_argument("--test", action="store_true", help="afterwards, and leave the metrics in ROOT/test.json")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     trouble = die_once if arguments.die_once else sleep if arguments.asleep else None
     model = Troubled(arguments.root, trouble=trouble, asleep=arguments.asleep, pace=arguments.pace)
     datamodule = data(num_workers=arguments.num_workers)
-    run = trainer(arguments.root, devices=arguments.devices)
+    run = trainer(arguments.root, devices=arguments.devices, resume=arguments.resume)
     run.fit(model, datamodule)
     if arguments.test:
         metrics = run.test(model, datamodule, checkpoint="last")

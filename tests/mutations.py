@@ -56,6 +56,7 @@ DIFFERENT_HPARAMS = RESUME + "test_hparams_of_another_value_differ"
 GOING_BACK = RESUME + "test_going_back_to_the_best_sets_the_newer_checkpoints_and_their_rows_aside"
 ON_DEVICE = RESUME + "test_optimizers_count_on_the_cpu_after_a_resume_on_a_device_and_other_tensors_are_there"
 ENDS = "training/test_ends.py::"
+CLAIMING = "calls/test_claiming.py::"
 OBJECTS = "metrics/test_metric_objects.py::"
 DISTRIBUTED_OBJECTS = "networks/test_distributed.py::test_two_ranks_compute_what_one_computes_over_the_samples_of_both"
 INITIAL = "training/test_initial_weights.py::"
@@ -519,8 +520,8 @@ MUTATIONS = [
     Mutation("calls/launching.py", "process = os.getpid()", "process = 0", "calls/test_launching.py"),
     Mutation(
         "calls/launching.py",
-        "try:\n        yield\n    finally:\n       ",
-        "if True:\n        yield\n       ",
+        "    finally:\n        call.options.end_use()",
+        "    except KeyError:\n        raise\n    else:\n        call.options.end_use()",
         "calls/test_launching.py",
     ),
     # TOML files.
@@ -3670,6 +3671,79 @@ MUTATIONS = [
         'require("global_batch_size", self.global_batch_size, integer(least=1))',
         "pass",
         "test_data.py::test_a_bad_option_of_a_split_is_an_error_that_names_it",
+    ),
+    # The folder of a run with resume="new".
+    Mutation(
+        "checkpoints/run_folders.py",
+        "            path.mkdir()\n",
+        "            path.mkdir(exist_ok=True)\n",
+        CLAIMING + "test_of_many_that_ask_at_once_each_gets_a_folder",
+    ),
+    Mutation(
+        "checkpoints/run_folders.py",
+        "if match is not None and _owner(path) is not None:",
+        "if match is not None:",
+        CLAIMING + "test_the_number_is_the_next_after_the_highest_and_other_runs_do_not_count",
+    ),
+    Mutation(
+        "checkpoints/run_folders.py",
+        "if is_restarted and _owner(path) == owner]",
+        "if is_restarted]",
+        CLAIMING + "test_a_job_that_is_queued_again_goes_on_in_its_own_folders",
+    ),
+    Mutation(
+        "calls/claiming.py",
+        ", fit {_claims[named.absolute()]}",
+        "",
+        CLAIMING + "test_a_job_that_is_queued_again_goes_on_in_its_own_folders",
+    ),
+    Mutation(
+        "calls/claiming.py",
+        "is_restarted=is_restarted()",
+        "is_restarted=False",
+        CLAIMING + "test_under_torchrun_one_rank_claims_and_a_restart_goes_on_there",
+    ),
+    Mutation(
+        "calls/claiming.py",
+        "    leave_if_importing()\n",
+        "",
+        CLAIMING + "test_a_program_without_a_main_guard_claims_one_folder_only",
+    ),
+    Mutation(
+        "calls/launching.py",
+        'if call.method == "fit" and not is_worker:',
+        'if call.method == "fit":',
+        CLAIMING + "test_launched_processes_use_the_folder_and_go_on_there_when_they_are_started_again",
+    ),
+    Mutation(
+        "calls/launching.py",
+        'if call.method == "fit" and not is_worker:',
+        "if not is_worker:",
+        CLAIMING + "test_nothing_is_claimed_by_a_training_without_files_and_by_other_calls",
+    ),
+    Mutation(
+        "calls/replay.py",
+        '("auto", "never", "new", "best")',
+        '("auto", "never", "best")',
+        CLAIMING + "test_later_calls_use_the_folder_of_the_model_and_with_another_model_the_newest",
+    ),
+    Mutation(
+        "training/session.py",
+        "return model._folders.get(named) or newest(named)",
+        "return newest(named)",
+        CLAIMING + "test_later_calls_use_the_folder_of_the_model_and_with_another_model_the_newest",
+    ),
+    Mutation(
+        "training/session.py",
+        "return model._folders.get(named) or newest(named)",
+        "return model._folders.get(named) or named",
+        CLAIMING + "test_later_calls_use_the_folder_of_the_model_and_with_another_model_the_newest",
+    ),
+    Mutation(
+        "training/training_log.py",
+        '"run_folder": str(session.folder), ',
+        "",
+        CLAIMING + "test_each_training_has_a_folder_of_its_own_which_all_of_its_files_name",
     ),
 ]
 

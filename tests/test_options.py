@@ -174,6 +174,7 @@ EDGES = [
     ("root", None),
     ("root", Path("somewhere")),
     ("resume", "never"),
+    ("resume", "new"),
     ("resume", "best"),
     ("resume", Path("file.pth")),
     ("init_from", Path("file.pth")),

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from helios_lite.calls.claiming import claim_run_folder
 from helios_lite.checkpoints.files import FORMAT_VERSION, to_serializable, write_file
 from helios_lite.checkpoints.reading import read_checkpoint
 from helios_lite.checkpoints.sharded_content import take_sharded
@@ -81,11 +82,15 @@ class Call:
 
 
 @contextlib.contextmanager
-def alone(call: Call) -> Iterator[None]:
-    """Context of a call, which excludes all others of this process.
+def alone(call: Call, *, is_worker: bool = False) -> Iterator[None]:
+    """Context of a call, which excludes all others of this process. A training claims its run folder here.
 
     The RNG states, the gradient mode and the signal handlers belong to the process, so two calls would disturb each
     other.
+
+    Args:
+        call: the call.
+        is_worker: whether the trainer has launched this process, and has claimed the run folder before.
 
     Raises:
         RuntimeError: another call is running in this process, in another thread or around this one.
@@ -98,8 +103,11 @@ def alone(call: Call) -> Iterator[None]:
             f"{call}: {first[0]} is running in this process, whose random numbers, gradient mode and signal "
             "handlers it uses; wait until it has ended, or start another process"
         )
-    call.options.begin_use(str(call))
     try:
+        if call.method == "fit" and not is_worker:
+            claim_run_folder(call.options, call.model)
+            own[0] = str(call)
+        call.options.begin_use(own[0])
         yield
     finally:
         call.options.end_use()
@@ -152,7 +160,7 @@ def here(call: Call, *, is_worker: bool = False) -> Iterator[tuple[Session, Grac
     try:
         with (
             usr1_without_effect(),
-            alone(call),
+            alone(call, is_worker=is_worker),
             watch,
             open_session(
                 options, call.model, call.datamodule, is_training=call.trains, data_is_prepared=is_worker

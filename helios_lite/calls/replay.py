@@ -69,7 +69,7 @@ def _newest_before(options: Options, model: Model, step: int) -> tuple[Path | No
 
 def _without_files(options: Options, checkpoint: Path | None, inspector: UpdateInspector) -> Options:
     """Return the options of a replay: those of the run, but it writes no files, calls no loggers and prints nothing."""
-    begins_elsewhere = options.resume not in ("auto", "never", "best")
+    begins_elsewhere = options.resume not in ("auto", "never", "new", "best")
     start: str | Path = Path(options.resume) if begins_elsewhere else "never"
     return dataclasses.replace(
         options,

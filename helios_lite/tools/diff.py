@@ -24,7 +24,14 @@ from helios_lite.nested import leaves
 from helios_lite.processes import rng
 from helios_lite.tools.usage import UsageError
 
-_WHERE_ONLY = {"trainer.root", "trainer.run_name", "trainer.progress", "trainer.print_banner", "trainer.log_level"}
+_WHERE_ONLY = {
+    "run_folder",
+    "trainer.root",
+    "trainer.run_name",
+    "trainer.progress",
+    "trainer.print_banner",
+    "trainer.log_level",
+}
 """Options that say where a run writes and what is seen of it."""
 _LIMITS = ("steps_per_epoch", "limit_train_batches", "overfit_batches")
 _MOST_OPTIONS = 40  # Of values of config.json, such as the tensors of networks.

@@ -22,6 +22,7 @@ from helios_lite.model_internals.attributes import named_networks, stateful_part
 from helios_lite.model_internals.made import Remaking, other_parts
 from helios_lite.model_internals.misfits import differences, first, is_equal, misfits
 from helios_lite.processes.devices import DeviceMover
+from helios_lite.processes.job import is_restarted
 from helios_lite.training.checkpointer import Checkpointer
 from helios_lite.training.monitor import Monitor
 from helios_lite.training.run_description import changes_of_run
@@ -100,7 +101,7 @@ def resume(
         return []
     path, content = found
     if choice == "never":
-        raise FileExistsError(f'resume="never", but there is {path}; choose another run_name')
+        raise FileExistsError(f'resume="never", but there is {path}; choose another run_name or resume="new"')
     if choice == "best" and not is_best(session, path, content["state"]):
         raise ValueError(
             f'resume="best": {path.parent} has no best checkpoint. Either no validation was compared (monitor), or '
@@ -160,8 +161,9 @@ def _resume_choice(session: Session) -> str | Path:
     started again with the same option: by its user, by a cluster, or after a failure.
     """
     option = session.options.resume
-    counts = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
-    if option == "never" and any(int(os.environ.get(name, "0")) > 0 for name in counts):
+    if option == "new" and session.folder is not None:
+        logger.info('resume="new": this run is %s', session.folder)
+    if option == "new" or (option == "never" and is_restarted()):
         return "auto"  # The checkpoints are those of the run itself, which was started again after a failure.
     if option in ("auto", "never"):
         return str(option)

@@ -10,6 +10,7 @@ from typing import Any
 
 from helios_lite.callbacks import Callback
 from helios_lite.checkpoints.folder import CheckpointFolder
+from helios_lite.checkpoints.run_folders import newest
 from helios_lite.data import DataModule
 from helios_lite.display.progress import Progress
 from helios_lite.display.run_log import RunLog
@@ -221,7 +222,18 @@ def checkpoint_folder(options: Options, model: Model, folder: Path) -> Checkpoin
 
 
 def run_folder(options: Options, model: Model) -> Path | None:
-    """Return the run folder, None if the run writes no files."""
+    """Return the run folder, None if the run writes no files.
+
+    With `resume="new"` it is the one that the last `fit` of this model has claimed, else the newest of the name.
+    """
+    named = named_folder(options, model)
+    if named is None or options.resume != "new":
+        return named
+    return model._folders.get(named) or newest(named)
+
+
+def named_folder(options: Options, model: Model) -> Path | None:
+    """Return the run folder that the options name, None if the run writes no files."""
     if options.root is None or options.fast_dev_run:
         return None
     return Path(options.root) / (options.run_name or model.save_name)

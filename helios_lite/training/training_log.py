@@ -79,7 +79,8 @@ class TrainingLog:
         if not session.world.is_main:
             return
         if session.folder is not None:
-            about = {"trainer": session.options.config(), "hparams": session.model.hparams, **session.tables}
+            of_model = {"trainer": session.options.config(), "hparams": session.model.hparams}
+            about = {"run_folder": str(session.folder), **of_model, **session.tables}
             write_json(about, session.folder / "config.json")
             path = session.folder / "metrics.jsonl"
             own = (session.folder / "checkpoints").resolve()
