@@ -3672,6 +3672,49 @@ MUTATIONS = [
         "pass",
         "test_data.py::test_a_bad_option_of_a_split_is_an_error_that_names_it",
     ),
+    # Checkpoints that are gone.
+    Mutation(
+        "checkpoints/manifest.py",
+        '        self._warn_of_gone([entry["file"] for entry in gone if _UNSURE not in entry])\n',
+        "",
+        FOLDER + "test_a_checkpoint_that_is_gone_is_named_once_when_one_is_chosen",
+    ),
+    Mutation(
+        "checkpoints/manifest.py",
+        "for entry in gone if _UNSURE not in entry])",
+        "for entry in gone])",
+        FOLDER + "test_a_file_that_a_kill_has_prevented_is_no_loss",
+    ),
+    Mutation(
+        "checkpoints/manifest.py",
+        "listed[name].pop(_UNSURE, None)",
+        "pass",
+        FOLDER + "test_a_file_that_a_kill_has_prevented_is_no_loss",
+    ),
+    Mutation(
+        "checkpoints/folder.py",
+        "unsure=[save.path.name, *deleted]",
+        "unsure=[save.path.name]",
+        FOLDER + "test_a_file_that_a_kill_has_prevented_is_no_loss",
+    ),
+    Mutation(
+        "checkpoints/folder.py",
+        "not in moved]\n        self._manifest.write(self._entries)\n",
+        "not in moved]\n",
+        RESUME + "test_a_run_that_went_back_to_the_best_goes_on_when_it_is_started_again",
+    ),
+    Mutation(
+        "checkpoints/manifest.py",
+        'names = [name] if name.endswith(".pth") else [name, f"{name}.pth"]',
+        "names = [name]",
+        SHARDED + "test_a_file_that_was_made_of_a_folder_takes_its_place_in_the_run",
+    ),
+    Mutation(
+        "checkpoints/manifest.py",
+        'is_own = group == "checkpoints" and name == entry["file"]',
+        'is_own = group == "checkpoints"',
+        SHARDED + "test_a_file_that_was_made_of_a_folder_takes_its_place_in_the_run",
+    ),
     # The folder of a run with resume="new".
     Mutation(
         "checkpoints/run_folders.py",
@@ -3719,7 +3762,7 @@ MUTATIONS = [
         "calls/launching.py",
         'if call.method == "fit" and not is_worker:',
         "if not is_worker:",
-        CLAIMING + "test_nothing_is_claimed_by_a_training_without_files_and_by_other_calls",
+        CLAIMING + "test_later_calls_use_the_folder_of_the_model_and_with_another_model_the_newest",
     ),
     Mutation(
         "calls/replay.py",

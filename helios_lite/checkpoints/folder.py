@@ -252,6 +252,7 @@ class CheckpointFolder:
             path.rename(target / path.name)
         moved = {path.name for path in paths}
         self._entries = [entry for entry in self._entries if entry["file"] not in moved]
+        self._manifest.write(self._entries)
 
     def newest_header(self) -> dict[str, Any] | None:
         """Return the content of the newest readable file, whose tensors are not read; None if there is none.
@@ -392,7 +393,8 @@ class CheckpointFolder:
         # The manifest lists the file before it exists: a run that is killed in between must not leave a file behind
         # that no later run deletes.
         self._manifest.found.discard(save.path.name)  # From now on it is a file that this run wrote.
-        self._manifest.write(save.before)
+        deleted = [entry["file"] for entry in save.before if entry not in save.after]
+        self._manifest.write(save.before, unsure=[save.path.name, *deleted])
         try:
             write()
         except BaseException:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from helios_lite.checkpoints import files, naming
 from helios_lite.checkpoints.reading import read_checkpoint_header
 
 logger = logging.getLogger("helios_lite")
+_UNSURE = "unsure"
+"""The key of an entry whose file was about to be written or deleted."""
 Entry = dict[str, Any]
 """A file of the manifest: its name, epoch, step, score, and whether its validation improved on the best."""
 
@@ -44,9 +46,12 @@ class Manifest:
         self._is_stale = False
 
     def read(self) -> None:
-        """Read the file, warn of wrong entries, and read the checkpoints that it does not list."""
+        """Read the file, warn of wrong entries and of checkpoints that are gone, and read those that it does not list.
+
+        A checkpoint that was consolidated takes the place of its folder, if that is gone.
+        """
         stored = self._read_json()
-        wrong, listed = 0, {}
+        wrong, listed, gone = 0, {}, []
         for group, foreign in self._foreign.items():
             for entry in stored[group]:
                 if not _is_valid(entry):
@@ -55,11 +60,13 @@ class Manifest:
                     foreign.append(entry)
                 elif at != (entry["step"], entry["epoch"]):
                     wrong += 1
-                elif naming.exists(self._folder / entry["file"]):
-                    listed[entry["file"]] = entry
-                    self.found |= {entry["file"]} if group == "found" else set()
+                elif (name := self._name_now(entry["file"])) is not None:
+                    listed[name] = {**entry, "file": name}
+                    listed[name].pop(_UNSURE, None)
+                    is_own = group == "checkpoints" and name == entry["file"]
+                    self.found |= set() if is_own else {name}
                 else:
-                    self._is_stale = True  # A kill or a full disk prevented the file, or a user removed it.
+                    gone.append(entry)
         if wrong:
             logger.warning(
                 "%s: ignoring entries that are wrong (%d); the checkpoints are read instead", self.path, wrong
@@ -67,22 +74,45 @@ class Manifest:
         missing = self._read_missing(listed)
         self.found |= {entry["file"] for entry in missing}
         self.own = [*missing, *listed.values()]
-        self._is_stale |= wrong > 0 or len(missing) > 0
+        self._is_stale |= wrong > 0 or len(missing) > 0 or len(gone) > 0
+        self._warn_of_gone([entry["file"] for entry in gone if _UNSURE not in entry])
 
     def tidy(self) -> None:
         """Write the file if its entries differ from the files. Call it before a run, so that errors come early."""
         if self._is_stale or self.path.is_dir():
             self.write(self.own)
 
-    def write(self, entries: Iterable[Entry]) -> None:
-        """Write the file, with these entries of the model."""
+    def write(self, entries: Iterable[Entry], unsure: Collection[str] = ()) -> None:
+        """Write the file, with these entries of the model.
+
+        Args:
+            entries: the entries.
+            unsure: the files that are about to be written or deleted. After a kill they may be there or not.
+        """
         groups: dict[str, list[Entry]] = {name: list(foreign) for name, foreign in self._foreign.items()}
         for entry in entries:
-            groups["found" if entry["file"] in self.found else "checkpoints"].append(entry)
+            group = groups["found" if entry["file"] in self.found else "checkpoints"]
+            group.append({**entry, _UNSURE: True} if entry["file"] in unsure else entry)
         if not groups["found"]:  # The usual case.
             del groups["found"]
         files.write_json(groups, self.path)
         self._is_stale = False
+
+    def _name_now(self, name: str) -> str | None:
+        """Return the name under which a checkpoint is there: its own, or that of a file made of a folder; else None."""
+        names = [name] if name.endswith(".pth") else [name, f"{name}.pth"]
+        return next((each for each in names if naming.exists(self._folder / each)), None)
+
+    def _warn_of_gone(self, names: list[str]) -> None:
+        if names:
+            newest = next(iter(naming.find(self._folder, self._save_name)), None)
+            logger.warning(
+                "%s lists %s, which %s not there any more; %s",
+                self.path,
+                ", ".join(names),
+                "is" if len(names) == 1 else "are",
+                "and there is no other" if newest is None else f"the newest that is there is {newest.name}",
+            )
 
     def _read_json(self) -> dict[str, list[Any]]:
         """Return the two lists of the file, empty if it is missing or damaged."""

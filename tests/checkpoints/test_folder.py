@@ -391,6 +391,72 @@ def test_a_manifest_of_another_shape_is_told_as_damaged(tmp_path, manifest, capl
     assert f"{tmp_path / 'manifest.json'}: is damaged" in caplog.text
 
 
+def gone(path, names, rest):
+    return f"{path / 'manifest.json'} lists {names} not there any more; {rest}"
+
+
+@pytest.mark.parametrize("choice", ["best", "last"])
+def test_a_checkpoint_that_is_gone_is_named_once_when_one_is_chosen(tmp_path, choice, caplog):
+    train(tmp_path, SCORES, 4)
+    folder = tmp_path / "run/checkpoints"
+    (folder / name(2)).unlink()
+
+    def warnings():
+        texts = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        caplog.clear()
+        return [text for text in texts if "manifest" in text]
+
+    caplog.clear()
+    trainer = quiet(root=tmp_path, run_name="run", monitor="valid/score", max_epochs=4)
+    trainer.test(Tiny("scored"), data(), checkpoint=choice)
+    assert warnings() == [gone(folder, f"{name(2)}, which is", f"the newest that is there is {name(4)}")]
+    (folder / name(4)).unlink()
+    Scored.load_from_checkpoint(tmp_path / "run", scores=SCORES)
+    rest = f"the newest that is there is {name(3)}"
+    assert warnings() == [gone(folder, f"{name(2)}, {name(4)}, which are", rest)]
+    assert train(tmp_path, SCORES, 5).state.step == 15
+    assert warnings() == [gone(folder, f"{name(2)}, {name(4)}, which are", rest)]
+    train(tmp_path, SCORES, 5)
+    assert warnings() == []  # The manifest lists what is there now.
+    for path in folder.glob("*.pth"):
+        path.unlink()
+    trainer.test(Tiny("scored"), data(), checkpoint=choice)
+    (text,) = warnings()
+    assert text.endswith("which are not there any more; and there is no other")
+
+
+KILLED = """
+import os, pathlib, signal, sys, torch
+from helios_lite.checkpoints.folder import CheckpointFolder
+from helios_lite.checkpoints import files
+
+folder = pathlib.Path(sys.argv[1])
+checkpoints = CheckpointFolder(folder, "net", mode="min", keep_last=1, keep_best=0, background=True)
+for step, size in ((1, 10), (2, 100_000_000)):
+    content = {"format": files.FORMAT_VERSION, "step": step, "model": torch.zeros(size)}
+    checkpoints.save(content, epoch=0, step=step, append_metadata=str, score=None, improved=False, protect=None)
+    if step == 1:
+        checkpoints.join()
+while "iter_2" not in (folder / "manifest.json").read_text():
+    pass
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_file_that_a_kill_has_prevented_is_no_loss(tmp_path, caplog):
+    run_python(KILLED, tmp_path)
+    assert [path.name for path in tmp_path.glob("*.pth")] == ["net_epoch_0_iter_1.pth"]
+    entries = json.loads((tmp_path / "manifest.json").read_text())["checkpoints"]
+    assert [(each["step"], each.get("unsure")) for each in entries] == [(1, True), (2, True)]
+    checkpoints = opened(tmp_path, keep_last=2)
+    with checkpoints.locked():
+        assert load(checkpoints, "last")[0].name == "net_epoch_0_iter_1.pth"
+        assert caplog.text == ""
+        save(checkpoints, 3)
+    assert steps(tmp_path) == [1, 3]
+    assert "unsure" not in (tmp_path / "manifest.json").read_text()
+
+
 def test_entries_of_files_that_never_came_to_be_are_dropped_and_those_of_other_models_stay(tmp_path):
     save(opened(tmp_path), 1, 0.5)
     path = tmp_path / "manifest.json"

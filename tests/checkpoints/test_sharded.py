@@ -1,5 +1,6 @@
 """Checkpoints of several processes under FSDP: the same state for any number of processes, complete or absent, safe."""
 
+import json
 import os
 import pickle
 import resource
@@ -235,6 +236,35 @@ def test_one_process_consolidates_inspects_tests_and_loads_a_folder(root: Path, 
     with pytest.raises(SystemExit):
         main(["consolidate", str(tmp_path)])
     assert "is not the folder of a sharded checkpoint" in capsys.readouterr().err
+
+
+def test_a_file_that_was_made_of_a_folder_takes_its_place_in_the_run(
+    root: Path, tmp_path: Path, caplog: Any, capsys: Any
+) -> None:
+    source = checkpoint(root, "mixed", 3)
+    shutil.copytree(source.parents[1], tmp_path / "mixed")
+    folder = tmp_path / "mixed/checkpoints" / source.name
+    manifest = folder.with_name("manifest.json")
+    listed = json.loads(manifest.read_text())
+    listed["checkpoints"][0] |= {"score": 0.25, "improved": True, "final": True}  # What the file itself does not hold.
+    manifest.write_text(json.dumps(listed))
+    trainer = quiet(root=tmp_path, max_steps=STEPS + 1, keep_best=0)
+    metrics = trainer.test(Mixed(), data(), checkpoint="last")
+    main(["consolidate", str(folder)])
+    file = folder.with_name(f"{folder.name}.pth")
+    shutil.rmtree(folder)
+    caplog.clear()
+    for choice in ("best", "last"):
+        assert trainer.test(Mixed(), data(), checkpoint=choice) == metrics
+    assert same(weights(Mixed.load_from_checkpoint(tmp_path / "mixed")), weights(Mixed.load_from_checkpoint(source)))
+    assert "manifest" not in caplog.text
+    assert trainer.fit(Mixed(), data(40, batch_size=2)).state.step == STEPS + 1
+    assert f"continuing from {file}" in caplog.text
+    assert file.exists()  # Nobody but the user deletes what the user has made.
+    entries = json.loads(manifest.read_text())
+    assert [entry["file"] for entry in entries["checkpoints"]] == [f"mixed_epoch_0_iter_{STEPS + 1}.pth"]
+    (entry,) = entries["found"]
+    assert entry == listed["checkpoints"][0] | {"file": file.name, "score": None, "improved": False, "final": False}
 
 
 def test_the_command_tests_a_folder_and_the_run_that_has_it(root: Path, tmp_path: Path, capsys: Any) -> None:

@@ -262,12 +262,18 @@ def test_going_back_to_the_best_sets_the_newer_checkpoints_and_their_rows_aside(
     assert again.last_checkpoint.name == ended.name  # What was set aside is a run folder.
 
 
-def test_a_run_that_went_back_to_the_best_goes_on_when_it_is_started_again(tmp_path: Path) -> None:
+def test_a_run_that_went_back_to_the_best_goes_on_when_it_is_started_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     fit_scored(tmp_path, 4)
+    with pytest.raises(CutError):
+        fit_scored(tmp_path, 3, resume="best", callbacks=[Cut(7, "exception")])
+    assert (tmp_path / "tiny/set_aside_1").exists()
     for epochs in (3, 5, 6):
         assert fit_scored(tmp_path, epochs, resume="best").state.epoch == epochs
     checkpoints = sorted(path.name for path in (tmp_path / "tiny/checkpoints").glob("*.pth"))
     assert checkpoints == [f"tiny_epoch_{epoch}_iter_{3 * epoch}.pth" for epoch in (5, 6)]
+    assert "not there any more" not in caplog.text
     assert not (tmp_path / "tiny/set_aside_2").exists()
 
 
