@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import math
 import os
 import time
@@ -24,6 +25,8 @@ from helios_lite.metrics.rows import JsonlLogger as JsonlLogger
 from helios_lite.nested import leaves
 from helios_lite.processes.world import is_launched
 
+logger = logging.getLogger("helios_lite")
+_BRANCHED = "%s keeps what it has: the rows after step %d are in a new run, %s, whose parent is %s"
 RunStatus = Literal["finished", "failed", "interrupted"]
 """How a training ended: as it should, by an exception, or by a signal."""
 
@@ -33,10 +36,12 @@ class Logger(Protocol):
     """The methods of a logger. The trainer calls them on global rank 0 only.
 
     `fit` calls `log_config`, `log_metrics` for every row, and `close`. `validate` and `test` call `log_metrics` for
-    their one row, and `close`. A logger may have two more methods, which the trainer calls if they are there:
+    their one row, and `close`. A logger may have three more methods, which the trainer calls if they are there:
 
     - `rewind(step: int)`, before `log_config`: the training starts or resumes after `step` updates, so that rows of
       later steps that an earlier start has written will be written again.
+    - `branch(step: int)`, in its place if the later rows will have other values: the training goes back to its best
+      checkpoint (`resume="best"`), or is the first of a run folder with `resume="new"`.
     - `log_status(status: RunStatus)`, before the `close` of a training: "finished", "failed" or "interrupted" (by a
       signal). After a failure of processes that the trainer has started, it calls both methods in its own process too,
       because rank 0 may have been ended before it could.
@@ -113,6 +118,9 @@ class MLflowLogger:
     an MLflow run that exists already, write its id to the file before the first start. `client` is for what is no
     number: images, text, files.
 
+    MLflow keeps every point. A training that goes back (`resume="best"`) therefore begins a new MLflow run, a child of
+    the one before, with copies of the points up to there; a log line names both. So does every run of `resume="new"`.
+
     The status of the MLflow run is RUNNING during a training and FINISHED, FAILED (after an exception) or KILLED (after
     a signal that ended it) afterwards. A program that is killed itself leaves it RUNNING until its next start.
     """
@@ -156,12 +164,27 @@ class MLflowLogger:
             self._client = mlflow.MlflowClient(self._tracking_uri)
             if self.run_id is None:
                 found = self._client.get_experiment_by_name(self._experiment)
-                where = found.experiment_id if found else self._client.create_experiment(self._experiment)
-                created = self._client.create_run(where, run_name=self._run_name)
-                self._id_file.parent.mkdir(parents=True, exist_ok=True)
-                self._id_file.write_text(created.info.run_id)
-                self._client.set_terminated(created.info.run_id)  # It runs only during a training.
+                self._begin(found.experiment_id if found else self._client.create_experiment(self._experiment))
         return self._client
+
+    def branch(self, step: int) -> None:
+        """Begin a new MLflow run, with the points of the one before up to a step; nothing if there is none yet."""
+        if self.run_id is None:
+            return
+        before = self.client.get_run(self.run_id)
+        histories = [self.client.get_metric_history(before.info.run_id, name) for name in before.data.metrics]
+        self._begin(before.info.experiment_id, {"mlflow.parentRunId": before.info.run_id})
+        points = [point for history in histories for point in history if point.step <= step]
+        for i in range(0, len(points), 1000):  # As many as MLflow takes at once.
+            self.client.log_batch(self.run_id, metrics=points[i : i + 1000])
+        logger.info(_BRANCHED, "MLflow", step, self.run_id, before.info.run_id)
+
+    def _begin(self, experiment_id: str, tags: Mapping[str, str] | None = None) -> None:
+        """Make an MLflow run, and note its id."""
+        created = self._client.create_run(experiment_id, run_name=self._run_name, tags=tags)
+        self._id_file.parent.mkdir(parents=True, exist_ok=True)
+        self._id_file.write_text(created.info.run_id)
+        self._client.set_terminated(created.info.run_id)  # It runs only during a training.
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Start the MLflow run, or continue it; log the options that it does not have as its parameters.
@@ -212,6 +235,10 @@ class WandbLogger:
     run, and does not add the rows again that were written between the last checkpoint and a kill; `validate` and `test`
     add to it. `run` is for what is no number: images, text, tables. After an exception W&B shows the run as failed,
     and after a signal as killed.
+
+    W&B keeps every row. A training that goes back (`resume="best"`) therefore begins a new W&B run, with the rows from
+    there on; "parent_run" in its configuration is the id of the one before, and a log line names both. So does every
+    run of `resume="new"`.
     """
 
     def __init__(self, project: str, id_file: str | os.PathLike[str], **options: Any) -> None:
@@ -231,6 +258,7 @@ class WandbLogger:
         self._is_training = False
         self._exit_code = 0
         self._last: dict[str, int] = {}
+        self._branches_from: str | None = None
 
     @property
     def run_id(self) -> str | None:
@@ -243,12 +271,22 @@ class WandbLogger:
         if self._run is None and _is_main():
             import wandb
 
-            self._last = json.loads(self._id_file.read_text())["last"] if self._id_file.exists() else {}
-            self._run = wandb.init(project=self._project, id=self.run_id, resume="allow", **self._options)
+            parent, self._branches_from = self._branches_from, None
+            own = None if parent is not None else self.run_id
+            self._last = {} if own is None else json.loads(self._id_file.read_text())["last"]
+            self._run = wandb.init(project=self._project, id=own, resume="allow", **self._options)
+            if parent is not None:
+                self._run.config.update({"parent_run": parent})
             self._run.define_metric("step")
             self._run.define_metric("*", step_metric="step")
             self._remember()
         return self._run
+
+    def branch(self, step: int) -> None:
+        """Begin a new W&B run, for the rows after a step; nothing if there is none yet."""
+        before = self._branches_from = self.run_id
+        if before is not None:
+            logger.info(_BRANCHED, "W&B", step, self.run.id, before)
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Start the W&B run, or continue it; log the options."""

@@ -3672,6 +3672,55 @@ MUTATIONS = [
         "pass",
         "test_data.py::test_a_bad_option_of_a_split_is_an_error_that_names_it",
     ),
+    # Loggers of a run that goes back.
+    Mutation(
+        "training/run_loggers.py",
+        '"branch" if goes_back and hasattr(logger, "branch") else "rewind"',
+        '"rewind"',
+        LOGGERS + "test_a_logger_is_told_that_a_training_goes_back_or_is_another_if_it_wants_to_know",
+    ),
+    Mutation(
+        "training/run_loggers.py",
+        '"branch" if goes_back and hasattr(logger, "branch") else "rewind"',
+        '"branch" if goes_back else "rewind"',
+        LOGGERS + "test_a_logger_is_told_that_a_training_goes_back_or_is_another_if_it_wants_to_know",
+    ),
+    Mutation(
+        "training/resuming.py",
+        "    newer = checkpoints.newer_than(best)\n    if not newer:\n        return False\n",
+        "    newer = checkpoints.newer_than(best)\n    if not newer:\n        return True\n",
+        LOGGERS + "test_a_logger_is_told_that_a_training_goes_back_or_is_another_if_it_wants_to_know",
+    ),
+    Mutation(
+        "training/training_log.py",
+        'goes_back |= session.options.resume == "new" and not',
+        "goes_back |= not",
+        LOGGERS + "test_a_logger_is_told_that_a_training_goes_back_or_is_another_if_it_wants_to_know",
+    ),
+    Mutation(
+        "loggers.py",
+        "for point in history if point.step <= step]",
+        "for point in history]",
+        LOGGERS + "test_mlflow_has_the_curve_that_holds_in_a_child_of_the_run_that_went_further",
+    ),
+    Mutation(
+        "loggers.py",
+        '{"mlflow.parentRunId": before.info.run_id}',
+        "{}",
+        LOGGERS + "test_mlflow_has_the_curve_that_holds_in_a_child_of_the_run_that_went_further",
+    ),
+    Mutation(
+        "loggers.py",
+        "own = None if parent is not None else self.run_id",
+        "own = self.run_id",
+        LOGGERS + "test_wandb_has_the_new_rows_in_a_run_that_names_the_one_that_went_further",
+    ),
+    Mutation(
+        "loggers.py",
+        'self._run.config.update({"parent_run": parent})',
+        "pass",
+        LOGGERS + "test_wandb_has_the_new_rows_in_a_run_that_names_the_one_that_went_further",
+    ),
     # Checkpoints that are gone.
     Mutation(
         "checkpoints/manifest.py",

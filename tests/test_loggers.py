@@ -433,6 +433,90 @@ def uri(empty_store, tmp_path, monkeypatch):
     return f"sqlite:///{shutil.copy(empty_store, tmp_path)}"
 
 
+class Rated(Tiny):
+    """Its learning rate is an argument; of its validations the first is the best."""
+
+    def __init__(self, rate):
+        super().__init__()
+        self.rate = rate
+
+    def setup(self, fast_init=False):
+        super().setup(fast_init)
+        if not fast_init:
+            self.optimizer.param_groups[0]["lr"] = self.rate
+
+    def on_validation_start(self, validation_cycle):
+        self.score = float(validation_cycle)
+
+    def valid_step(self, batch, step):
+        self.log("score", self.score)
+
+
+def gone_back(folder, make, **options):
+    """Train 16 steps, and again from the best at step 8 with another rate, cut and resumed; return the first rows."""
+    options = {"monitor": "valid/score", "valid_every_steps": 8, "valid_every_epochs": None, **options}
+    assert run(folder, make(), 16, Rated(0.01), **options).state.best_step == 8
+    before = rows(folder)
+    for steps in (12, 20):
+        run(folder, make(), steps, Rated(0.5), resume="best", **options)
+    return before
+
+
+def test_a_logger_is_told_that_a_training_goes_back_or_is_another_if_it_wants_to_know(tmp_path):
+    class Branching(Noting):
+        def branch(self, step):
+            self.calls.append(("branch", step))
+
+    for kind, name in ((Noting, "rewind"), (Branching, "branch")):
+        made = []
+        gone_back(tmp_path / kind.__name__, lambda kind=kind, made=made: made.append(kind()) or made[-1])
+        assert [each.calls[0] for each in made] == [("rewind", 0), (name, 8), ("rewind", 12)]
+        logger = kind()  # The best is the newest here, and nothing is taken back.
+        run(tmp_path / f"{name} newest", kind(), 8, Rated(0.01), monitor="valid/score", valid_every_steps=8)
+        run(tmp_path / f"{name} newest", logger, 9, Rated(0.01), monitor="valid/score", resume="best")
+        assert logger.calls[0] == ("rewind", 8)
+        for steps in (1, 2):
+            logger = kind()
+            quiet(root=tmp_path / "new", loggers=[logger], max_steps=steps, resume="new").fit(Tiny(), data())
+            assert logger.calls[0] == (name, 0)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_has_the_curve_that_holds_in_a_child_of_the_run_that_went_further(tmp_path, monkeypatch, caplog):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    ids = []
+
+    def logger():
+        made = MLflowLogger("tests", tmp_path / "id", run_name="one", tracking_uri=uri)
+        ids.append(made.run_id)
+        return made
+
+    old = gone_back(tmp_path, logger)
+    last = logger().run_id
+    _, first, second, _ = ids
+    assert first != second == last
+    assert f"MLflow keeps what it has: the rows after step 8 are in a new run, {last}, whose parent is {first}" in (
+        caplog.text
+    )
+    client = mlflow.MlflowClient(uri)
+
+    def curve(run_id):
+        return sorted((point.step, point.value) for point in client.get_metric_history(run_id, "train/loss"))
+
+    assert curve(first) == old
+    assert curve(last) == rows(tmp_path)
+    assert [step for step, _ in curve(last)] == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]
+    assert curve(last)[:4] == old[:4]
+    assert curve(last)[4:8] != old[4:]
+    run_of = {each: client.get_run(each) for each in (first, last)}
+    assert run_of[last].data.tags["mlflow.parentRunId"] == first
+    assert [run_of[each].info.status for each in (first, last)] == ["FINISHED", "FINISHED"]
+    assert run_of[last].info.run_name == "one"
+    assert run_of[last].data.params["max_steps"] == "12"
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("how", "status"), [(KeyError("broken"), "FAILED"), (signal.SIGTERM, "KILLED")])
 def test_mlflow_says_how_a_training_ended_and_a_test_does_not_change_that(how, status, uri, tmp_path):
@@ -519,6 +603,44 @@ def test_wandb_has_every_row_once_in_one_run(tmp_path, monkeypatch):
     while found() != rows(tmp_path) and time.monotonic() < limit:
         time.sleep(0.2)
     assert found() == rows(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_wandb_has_the_new_rows_in_a_run_that_names_the_one_that_went_further(tmp_path, monkeypatch, caplog):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    ids = []
+
+    def logger():
+        made = WandbLogger("tests", tmp_path / "id", mode="offline", dir=str(tmp_path))
+        ids.append(made.run_id)
+        if len(ids) > 1:
+            time.sleep(1.1)  # Its folders are named by the second.
+        return made
+
+    old = gone_back(tmp_path, logger)
+    last = logger().run_id
+    _, first, second, _ = ids
+    assert first != second == last
+    assert f"W&B keeps what it has: the rows after step 8 are in a new run, {last}, whose parent is {first}" in (
+        caplog.text
+    )
+
+    def curve(run_id):
+        files = sorted((tmp_path / "wandb").glob(f"offline-run-*/*{run_id}.wandb"))
+        return [(row["step"], row["train/loss"]) for file in files for row in history(file) if "train/loss" in row]
+
+    expected = [row for row in rows(tmp_path) if row[0] > 8]
+    limit = time.monotonic() + DEADLINE  # Its own process may still be writing.
+    while curve(last) != expected and time.monotonic() < limit:
+        time.sleep(0.2)
+    assert curve(last) == expected
+    assert [step for step, _ in expected] == [10, 12, 14, 16, 18, 20]
+    assert curve(first) == old
+    files = sorted((tmp_path / "wandb").glob(f"offline-run-*/*{last}.wandb"))
+    told = [update for file in files for record in records(file) for update in record.config.update]
+    told += [update for file in files for record in records(file) for update in record.run.config.update]
+    assert {json.loads(update.value_json) for update in told if update.key == "parent_run"} == {first}
 
 
 @pytest.mark.filterwarnings("ignore")

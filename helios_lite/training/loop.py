@@ -26,7 +26,7 @@ from helios_lite.training.clock import Clock
 from helios_lite.training.evaluator import Evaluator
 from helios_lite.training.monitor import Monitor
 from helios_lite.training.planning import Planning, checkpoint_bytes
-from helios_lite.training.resuming import Resumption, initialize, resume
+from helios_lite.training.resuming import Resumed, Resumption, initialize, resume
 from helios_lite.training.session import Session
 from helios_lite.training.stopping import StopCoordinator
 from helios_lite.training.training_log import TrainingLog
@@ -86,7 +86,8 @@ class Training:
         Returns:
             The option that has ended the run already, None if there is something to train.
         """
-        for text in self.prepare():
+        resumed = self.prepare()
+        for text in resumed.said:
             logger.info("%s", text)
         self.start_batch = self.state.batch
         initialize(self.session, self.checkpointer.resumed_from)
@@ -101,7 +102,8 @@ class Training:
         reason = None if self.monitor.has_begun else self.stop.limit_reached()
         if text := limits_text(self.options, *self.phases()):
             logger.info("%s", text)
-        self.log.open(goes_on=reason is None, resumed_from=self.checkpointer.resumed_from)
+        source = self.checkpointer.resumed_from
+        self.log.open(goes_on=reason is None, resumed_from=source, goes_back=resumed.goes_back)
         if self.session.world.is_main and self.planning is not None:
             plan = self.planning.plan(validates=bool(self.valid_loaders))
             self.report.open(plan)
@@ -109,16 +111,13 @@ class Training:
                 logger.warning("%s", text)
         return reason
 
-    def prepare(self, *, is_tried: bool = False) -> list[str]:
-        """Build the model and the data, and resume from a checkpoint if there is one.
+    def prepare(self, *, is_tried: bool = False) -> Resumed:
+        """Build the model and the data, and resume from a checkpoint if there is one; return how the run goes on.
 
         Args:
             is_tried: whether nothing in the run folder is changed.
-
-        Returns:
-            What to say of a run that continues; nothing of a new one.
         """
-        resumption = Resumption(self.session)
+        resumption = Resumption(self.session, is_tried=is_tried)
         if resumption.header is not None:
             self.session.planned.goes_on(resumption.header)
         self.session.setup(fast_init=False)
@@ -127,10 +126,10 @@ class Training:
         if not self.validates():
             self.valid_loaders.clear()
         self.planning = Planning(self.session)
-        said = resume(self.session, resumption, self.checkpointer, self.monitor, is_tried=is_tried)
+        resumed = resume(self.session, resumption, self.checkpointer, self.monitor, is_tried=is_tried)
         if not self.valid_loaders:
             self.monitor.drop()
-        return said
+        return resumed
 
     def finished_before(self, reason: str) -> str:
         """Return what is said of a run that had finished when this call began."""
@@ -147,7 +146,7 @@ class Training:
         with contextlib.closing(self.train_data):
             changes: list[str] = []
             try:
-                start, *changes = self.prepare(is_tried=True) or ["begins a new run"]
+                start, *changes = self.prepare(is_tried=True).said or ["begins a new run"]
                 if not self.monitor.has_begun and (reason := self.stop.limit_reached()) is not None:
                     start = self.finished_before(reason)
             except (ValueError, FileExistsError, FileNotFoundError, CheckpointError) as error:

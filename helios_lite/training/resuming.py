@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.optim import Optimizer
@@ -31,21 +31,35 @@ from helios_lite.training.session import Session
 logger = logging.getLogger("helios_lite")
 
 
+class Resumed(NamedTuple):
+    """How a run goes on.
+
+    - said: what to say: that it continues and where, and a sentence for each change; nothing of a new training.
+    - goes_back: on rank 0 whether it goes back to the best checkpoint from a newer one.
+    """
+
+    said: list[str]
+    goes_back: bool
+
+
 class Resumption:
     """The checkpoint from which a run is going to continue. It is chosen before `Model.setup`. Call on every rank.
 
     Args:
         session: the session, before its `setup`.
+        is_tried: whether the start is only looked at, and a run folder of its own (`resume="new"`) is not made.
 
     Attributes:
         choice: what `resume` means for this start: "auto", "never", "best" or a path.
         header: the content of the checkpoint without tensors; None if there is no checkpoint.
     """
 
-    def __init__(self, session: Session) -> None:
-        self.choice = _resume_choice(session)
+    def __init__(self, session: Session, *, is_tried: bool) -> None:
+        is_new = is_tried and session.options.resume == "new"
+        self.choice = "auto" if is_new else _resume_choice(session)
         self._of_folder: str | Path = "last" if self.choice in ("auto", "never") else self.choice
-        paths = _candidates(session, self._of_folder, "last", "resume") if session.world.is_main else iter(())
+        is_looking = session.world.is_main and not is_new
+        paths = _candidates(session, self._of_folder, "last", "resume") if is_looking else iter(())
         first = next(paths, None)
         self._candidates = paths if first is None else itertools.chain([first], paths)
         header = None if first is None else _header(first)
@@ -72,7 +86,7 @@ def _header(path: Path) -> dict[str, Any] | None:
 
 def resume(
     session: Session, resumption: Resumption, checkpointer: Checkpointer, monitor: Monitor, *, is_tried: bool = False
-) -> list[str]:
+) -> Resumed:
     """Continue from a checkpoint, if there is one. Call on every rank.
 
     Args:
@@ -81,9 +95,6 @@ def resume(
         checkpointer: loads the checkpoint.
         monitor: forgets what was best if the options monitor another metric.
         is_tried: whether nothing in the run folder is changed.
-
-    Returns:
-        What to say: that the run continues and where, and a sentence for each change; nothing for a new training.
 
     Raises:
         FileExistsError: `resume="never"`, and the run folder has a checkpoint.
@@ -98,7 +109,7 @@ def resume(
         if choice == "best" and not session.options.fast_dev_run:
             where = "a run without files (root=None)" if session.folder is None else session.folder
             raise FileNotFoundError(f'resume="best": {where} has no checkpoint; use "auto" to start anew')
-        return []
+        return Resumed([], False)
     path, content = found
     if choice == "never":
         raise FileExistsError(f'resume="never", but there is {path}; choose another run_name or resume="new"')
@@ -128,9 +139,7 @@ def resume(
     changes = [*remaking.changes, *changes_of_run(content["tables"], session.tables, is_inside_epoch=is_inside)]
     said += [f"{text}: used from step {step + 1} on" for text in changes]
     said += _compare_options(session, monitor, content, is_tried=is_tried)
-    if choice == "best" and not is_tried:
-        _set_aside_newer(session, path, step)
-    return said
+    return Resumed(said, choice == "best" and not is_tried and _set_aside_newer(session, path, step))
 
 
 def _continuing(session: Session, path: Path, content: dict[str, Any]) -> str:
@@ -177,14 +186,17 @@ def _resume_choice(session: Session) -> str | Path:
     return "best" if option == "best" else Path(option)
 
 
-def _set_aside_newer(session: Session, best: Path, step: int) -> None:
-    """Move what is newer than the best checkpoint, of that step, to a run folder of its own; so all of it is kept."""
+def _set_aside_newer(session: Session, best: Path, step: int) -> bool:
+    """Move what is newer than the best checkpoint, of that step, to a run folder of its own; so all of it is kept.
+
+    It returns whether there was anything.
+    """
     checkpoints, folder = session.checkpoints, session.folder
     if not session.world.is_main or checkpoints is None or folder is None:
-        return
+        return False
     newer = checkpoints.newer_than(best)
     if not newer:
-        return
+        return False
     target = next(path for i in itertools.count(1) if not (path := folder / f"set_aside_{i}").exists())
     target.mkdir()
     for name in ("config.json", "metrics.jsonl"):  # The rows after the best checkpoint are removed from the latter.
@@ -192,6 +204,7 @@ def _set_aside_newer(session: Session, best: Path, step: int) -> None:
             shutil.copyfile(folder / name, target / name)
     checkpoints.move(newer, target / "checkpoints")
     logger.warning("the checkpoints after step %d (%d) are in %s now", step, len(newer), target)
+    return True
 
 
 def load_checkpoint(

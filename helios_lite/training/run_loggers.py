@@ -41,10 +41,10 @@ class RunLoggers:
         self._status = _status(error)
         return self._stack.__exit__(kind, error, traceback)
 
-    def start(self, config: Mapping[str, Any], step: int) -> None:
-        """Begin a training that starts or resumes after `step` updates."""
+    def start(self, config: Mapping[str, Any], step: int, *, goes_back: bool) -> None:
+        """Begin a training that starts or resumes after `step` updates; with `goes_back` otherwise than before."""
         for logger in self._loggers:
-            _call_if_defined(logger, "rewind", step)
+            _call_if_defined(logger, "branch" if goes_back and hasattr(logger, "branch") else "rewind", step)
             logger.log_config(config)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:

@@ -68,17 +68,20 @@ class TrainingLog:
     def __exit__(self, *error: Any) -> bool | None:
         return self._stack.__exit__(*error)
 
-    def open(self, *, goes_on: bool, resumed_from: Path | None) -> None:
+    def open(self, *, goes_on: bool, resumed_from: Path | None, goes_back: bool) -> None:
         """Write the configuration, open metrics.jsonl and start the loggers. Rank 0 does it.
 
         Args:
             goes_on: whether there is something left to train.
             resumed_from: the checkpoint from which the run goes on. The rows of another run are in its own folder.
+            goes_back: whether the run goes back to its best checkpoint, and the rows after it do not hold any more.
         """
         session = self._session
         if not session.world.is_main:
             return
         if session.folder is not None:
+            # Loggers whose paths are the same for each run of the program have the rows of the one before.
+            goes_back |= session.options.resume == "new" and not (session.folder / "config.json").exists()
             of_model = {"trainer": session.options.config(), "hparams": session.model.hparams}
             about = {"run_folder": str(session.folder), **of_model, **session.tables}
             write_json(about, session.folder / "config.json")
@@ -87,7 +90,8 @@ class TrainingLog:
             num_rows = 0 if resumed_from is None or resumed_from.resolve().parent != own else self._num_kept_rows
             self._jsonl = JsonlLogger(path, num_rows, self._state.step, keep_end=not goes_on)
             self._stack.enter_context(cleanup(self._jsonl.close))
-        self._loggers.start({**session.options.config(), "hparams": session.model.hparams}, self._state.step)
+        config = {**session.options.config(), "hparams": session.model.hparams}
+        self._loggers.start(config, self._state.step, goes_back=goes_back)
 
     def restart(self) -> None:
         """Start the times of the row and of the epoch now; those of a resumed run go on."""
