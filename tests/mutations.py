@@ -192,6 +192,7 @@ ANY_RANKS = SAMPLERS + "test_any_number_of_ranks_goes_on_from_any_position_with_
 FORMULA = SCHEDULES + "test_every_update_has_the_learning_rate_of_the_formula_in_every_group"
 PLAIN_SCHEDULER = SCHEDULES + "test_a_scheduler_holds_plain_data_and_can_be_copied_and_sent"
 LOGGERS = "test_loggers.py::"
+COMMAND = "tools/test_command.py::"
 ENDED = LOGGERS + "test_a_logger_is_told_how_the_training_ended"
 IMAGES = LOGGERS + "test_tensorboard_shows_images_and_runs_on_rank_0_only"
 TENSORBOARD = LOGGERS + "test_tensorboard_has_every_row_once_also_after_a_kill"
@@ -303,8 +304,8 @@ MUTATIONS = [
     ),
     Mutation(
         "checkpoints/folder.py",
-        'newest["config"]["mode"]).candidates(choice',
-        'newest["config"]["mode"]).candidates("last"',
+        "yield from checkpoints.candidates(choice",
+        'yield from checkpoints.candidates("last"',
         INITIAL + "test_a_run_folder_gives_its_best_checkpoint",
     ),
     Mutation(
@@ -2196,8 +2197,8 @@ MUTATIONS = [
     Mutation("model_internals/inference.py", "if len(nets) != 1:", "if not nets:", NO_PREDICTION),
     Mutation(
         "tools/runs.py",
-        'if not (Path(name) / "checkpoints").is_dir():',
-        "if True:",
+        "chosen_checkpoint(Path(name), model.save_name)",
+        "require_file(Path(name))",
         "checkpoints/test_sharded.py::test_the_command_tests_a_folder_and_the_run_that_has_it",
     ),
     Mutation(
@@ -3671,6 +3672,49 @@ MUTATIONS = [
         'require("global_batch_size", self.global_batch_size, integer(least=1))',
         "pass",
         "test_data.py::test_a_bad_option_of_a_split_is_an_error_that_names_it",
+    ),
+    # Run folders in place of checkpoints.
+    Mutation(
+        "tools/usage.py",
+        "    if checkpoints.is_best(found):\n",
+        "    if True:\n",
+        COMMAND + "test_inspect_of_a_run_folder_says_which_file_it_shows",
+    ),
+    Mutation(
+        "tools/usage.py",
+        'next(checkpoints.candidates("best"), None)',
+        'next(checkpoints.candidates("last"), None)',
+        COMMAND + "test_inspect_of_a_run_folder_says_which_file_it_shows",
+    ),
+    Mutation(
+        "tools/usage.py",
+        "except (files.CheckpointError, ValueError) as error:",
+        "except files.CheckpointError as error:",
+        COMMAND + "test_inspect_of_a_run_folder_says_which_file_it_shows",
+    ),
+    Mutation(
+        "tools/usage.py",
+        'if not (path / "checkpoints").is_dir():',
+        "if False:",
+        COMMAND + "test_wrong_use_is_answered_with_one_line_and_status_2",
+    ),
+    Mutation(
+        "tools/checkpoints.py",
+        "folder, reason = chosen_checkpoint(arguments.folder)",
+        'folder, reason = arguments.folder, ""',
+        SHARDED + "test_one_process_consolidates_inspects_tests_and_loads_a_folder",
+    ),
+    Mutation(
+        "tools/plot.py",
+        "if (each / _ROWS).exists())",
+        "if each.is_dir())",
+        COMMAND + "test_plot_draws_every_run_of_a_folder",
+    ),
+    Mutation(
+        "tools/plot.py",
+        "    if (path / _ROWS).exists():\n",
+        "    if True:\n",
+        COMMAND + "test_plot_draws_every_run_of_a_folder",
     ),
     # Loggers of a run that goes back.
     Mutation(

@@ -453,6 +453,22 @@ def candidates_of_run(path: Path, choice: str, save_name: str) -> Iterator[Path]
 
     Raises:
         OtherFormatError: as `CheckpointFolder.candidates`.
+        ValueError: as `checkpoints_of_run`.
+    """
+    checkpoints = checkpoints_of_run(path, save_name)
+    if checkpoints is not None:
+        yield from checkpoints.candidates(choice)
+
+
+def checkpoints_of_run(path: Path, save_name: str = "") -> CheckpointFolder | None:
+    """Return the checkpoints of any run folder, only to be read; None if none can be read.
+
+    Args:
+        path: the folder of a run.
+        save_name: the model whose checkpoints are meant if the folder has those of several.
+
+    Raises:
+        OtherFormatError: as `CheckpointFolder.candidates`.
         ValueError: the folder has checkpoints of several models, and none of them has that `save_name`.
     """
     folder = path / "checkpoints"
@@ -461,8 +477,7 @@ def candidates_of_run(path: Path, choice: str, save_name: str) -> Iterator[Path]
         raise ValueError(f"{path}: has checkpoints of several models ({', '.join(names)}); give the path of one file")
     # The name and the mode are those of the run that wrote the files: characters of its `save_name` may be replaced.
     newest = None if not names else _open(folder, names[0], "min").newest_header()
-    if newest is not None:
-        yield from _open(folder, newest["save_name"], newest["config"]["mode"]).candidates(choice)
+    return None if newest is None else _open(folder, newest["save_name"], newest["config"]["mode"])
 
 
 def _open(folder: Path, save_name: str, mode: str) -> CheckpointFolder:

@@ -15,7 +15,7 @@ from helios_lite.display import console
 from helios_lite.display.console import format_number, make_table
 from helios_lite.nested import leaves
 from helios_lite.options import Options
-from helios_lite.tools.usage import UsageError, require_checkpoint
+from helios_lite.tools.usage import UsageError, chosen_checkpoint
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
 def consolidate(arguments: argparse.Namespace) -> None:
     """Write a sharded checkpoint as one file, as a training in one process does. This process needs memory for all of
-    its tensors. Any program can read the file with torch.load(path, weights_only=True).
+    its tensors. Any program can read the file with torch.load(path, weights_only=True). Of a run folder it is the best
+    checkpoint, or the newest if there is no best one.
     """
-    folder: Path = arguments.folder
+    folder, reason = chosen_checkpoint(arguments.folder)
     file = arguments.file if arguments.file is not None else folder.with_name(f"{folder.name}.pth")
     if not naming.is_sharded(folder):
-        raise UsageError(f"{folder}: is not the folder of a sharded checkpoint")
+        also = "" if reason == "" else f", but {reason}"
+        raise UsageError(f"{folder}: is not the folder of a sharded checkpoint{also}")
     if file.exists():
         raise UsageError(f"{file}: exists already; name another file")
     if not file.parent.is_dir():
@@ -45,10 +47,12 @@ _REQUIRED_KEYS = {"version", "save_name", "state", "model", "monitor", "metrics"
 
 
 def inspect(arguments: argparse.Namespace) -> None:
-    """Show what a checkpoint holds. Its checksums are verified, and no code in it is executed (no unpickling)."""
-    path: Path = arguments.file
+    """Show what a checkpoint holds: of a run folder the best one, or the newest if there is no best one. Its checksums
+    are verified, and no code in it is executed (no unpickling).
+    """
+    path, reason = chosen_checkpoint(arguments.file)
     content = _read(path)
-    print(path)
+    print(path if reason == "" else f"{path}: {reason}")
     console.show_table(_facts_table(content, naming.size(path)))
     for make in (
         _metrics_table,
@@ -65,7 +69,6 @@ def inspect(arguments: argparse.Namespace) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    require_checkpoint(path)
     try:
         content = read_checkpoint(path)
     except files.CheckpointError as error:

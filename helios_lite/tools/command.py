@@ -98,18 +98,18 @@ def _parser() -> argparse.ArgumentParser:
     _add_commands_of_files(add)
 
     command = add(inspect, "show what a checkpoint holds")
-    command.add_argument("file", metavar="CHECKPOINT", type=Path, help="the checkpoint: a file or a folder")
+    command.add_argument("file", metavar="CHECKPOINT", type=Path, help="a file, a folder, or a run folder (its best)")
 
     command = add(consolidate, "make one file of a sharded checkpoint")
-    command.add_argument("folder", metavar="FOLDER", type=Path, help="the folder of the checkpoint")
-    command.add_argument("file", metavar="FILE", type=Path, nargs="?", help="default: FOLDER.pth")
+    command.add_argument("folder", metavar="FOLDER", type=Path, help="that of the checkpoint, or a run folder")
+    command.add_argument("file", metavar="FILE", type=Path, nargs="?", help="default: the folder's name and .pth")
 
     command = add(diff, "tell where two runs parted")
     command.add_argument("run_a", metavar="RUN_A", type=Path, help="a run folder")
     command.add_argument("run_b", metavar="RUN_B", type=Path, help="another one")
 
     command = add(plot, "draw the curves of runs")
-    command.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run folder, with its metrics.jsonl")
+    command.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run folder, or a folder of them")
     command.add_argument("--metric", metavar="NAME", nargs="+", action="extend", help="full names; default: all")
     command.add_argument("--output", metavar="FILE", type=Path, default="curves.png", help="default: %(default)s")
 

@@ -18,14 +18,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Curves: TypeAlias = dict[str, list[tuple[int, float]]]  # The points of each metric: the step and the value.
+_ROWS = "metrics.jsonl"
 _MAX_METRICS = 24  # One figure with more plots is hard to read.
 
 
 def plot(arguments: argparse.Namespace) -> None:
-    """Draw the curves of one or more runs over their steps, one plot per metric, into a .png or .svg file."""
+    """Draw the curves of one or more runs over their steps, one plot per metric, into a .png or .svg file. Of a folder
+    of runs, every run folder directly in it is drawn.
+    """
     output: Path = arguments.output
     _check_output(output)
-    runs = {run: _read_curves(run) for run in arguments.runs}
+    runs = {run: _read_curves(run) for path in arguments.runs for run in _run_folders(path)}
     metrics = _choose_metrics(arguments.metric, list(runs.values()))
     _draw(metrics, runs).savefig(output)
     print(output)
@@ -38,9 +41,21 @@ def _check_output(output: Path) -> None:
         raise UsageError(f"--output {output}: there is no folder {output.parent}")
 
 
+def _run_folders(path: Path) -> list[Path]:
+    """Return a run folder, or those that are directly in a folder, by name."""
+    if not path.is_dir():
+        raise UsageError(f"{path}: {'is a file' if path.exists() else 'there is no such folder'}; name a run folder")
+    if (path / _ROWS).exists():
+        return [path]
+    found = sorted(each for each in path.iterdir() if (each / _ROWS).exists())
+    if not found:
+        raise UsageError(f"{path}: is no run folder, which has {_ROWS}, and has none in it")
+    return found
+
+
 def _read_curves(run: Path) -> Curves:
     """Return the curves of a run folder."""
-    path = run / "metrics.jsonl"
+    path = run / _ROWS
     curves: Curves = {}
     try:
         for name, step, value in _points(path):

@@ -19,7 +19,7 @@ from helios_lite.display import console
 from helios_lite.display.console import make_table
 from helios_lite.model import Model
 from helios_lite.tools import audit as audit_tool
-from helios_lite.tools.usage import UsageError, require_checkpoint, require_file
+from helios_lite.tools.usage import UsageError, chosen_checkpoint, require_file
 from helios_lite.trainer import Trainer
 from helios_lite.training.session import run_folder
 
@@ -97,8 +97,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Trainer, Model, DataModule]:
 def _require_checkpoint(name: str, trainer: Trainer, model: Model) -> None:
     """Raise a `UsageError` if there is no checkpoint to use. The trainer would use untrained weights."""
     if name not in ("best", "last"):
-        if not (Path(name) / "checkpoints").is_dir():  # A run folder, whose best checkpoint is meant.
-            require_checkpoint(Path(name))
+        chosen_checkpoint(Path(name), model.save_name)
         return
     if trainer.fast_dev_run or type(model).load_for_testing is not Model.load_for_testing:
         return  # The model is used without a checkpoint of the run.

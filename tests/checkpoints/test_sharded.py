@@ -235,7 +235,21 @@ def test_one_process_consolidates_inspects_tests_and_loads_a_folder(root: Path, 
     assert "exists already" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["consolidate", str(tmp_path)])
-    assert "is not the folder of a sharded checkpoint" in capsys.readouterr().err
+    assert "is a folder, but no sharded checkpoint and no run folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["consolidate", str(file)])
+    assert capsys.readouterr().err == f"helios-lite: {file}: is not the folder of a sharded checkpoint\n"
+    run = tmp_path / "run"
+    shutil.copytree(checkpoint(root, "mixed", 3).parents[1], run)
+    main(["consolidate", str(run)])
+    made = run / "checkpoints" / file.name
+    assert capsys.readouterr().out == f"{made}\n"
+    assert same(torch.load(made, weights_only=True), content)
+    shutil.rmtree(run / "checkpoints" / folder.name)
+    with pytest.raises(SystemExit):
+        main(["consolidate", str(run)])
+    newest = f"the newest checkpoint of {run}, which has no best one"
+    assert f"{made}: is not the folder of a sharded checkpoint, but {newest}\n" in capsys.readouterr().err
 
 
 def test_a_file_that_was_made_of_a_folder_takes_its_place_in_the_run(

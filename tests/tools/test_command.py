@@ -119,7 +119,15 @@ def test_wrong_use_is_answered_with_one_line_and_status_2(tmp_path, capsys):
     assert "only fit, plan, test, predict, replay and audit" in refused(capsys, "env", "--trainer.seed", "3")
     assert "has no checkpoint; train first" in refused(capsys, "test", DIGITS, f"--trainer.root={tmp_path}")
     assert "a run without files has no checkpoint" in refused(capsys, "test", DIGITS, "--trainer.root=none")
-    assert "there is no such file" in refused(capsys, "test", DIGITS, "--checkpoint", str(missing))
+    for command in ("test", "predict"):
+        assert "there is no such file" in refused(capsys, command, DIGITS, "--checkpoint", str(missing))
+        line = (
+            f"helios-lite: {tmp_path}: is a folder, but no sharded checkpoint and no run folder, which has checkpoints/"
+        )
+        assert refused(capsys, command, DIGITS, "--checkpoint", str(tmp_path)) == line
+        (tmp_path / "run/checkpoints").mkdir(parents=True, exist_ok=True)
+        line = f"helios-lite: {tmp_path / 'run'}: this run folder has no checkpoint that can be read"
+        assert refused(capsys, command, DIGITS, "--checkpoint", str(tmp_path / "run")) == line
 
 
 @pytest.mark.parametrize(
@@ -160,6 +168,29 @@ def test_inspect_shows_what_a_checkpoint_holds_within_80_columns(trained, capsys
     assert "accumulation_steps" not in shown
 
 
+def test_inspect_of_a_run_folder_says_which_file_it_shows(tmp_path, capsys):
+    class Worse(Tiny):
+        def valid_step(self, batch, step):
+            self.log("score", self.trainer.max_epochs)
+
+    run = tmp_path / "tiny"
+    for epochs, monitor in ((2, None), (3, "valid/score"), (4, "valid/score")):
+        quiet(root=tmp_path, max_epochs=epochs, monitor=monitor).fit(Worse(), data())
+        main(["inspect", str(run)])
+        output = capsys.readouterr().out
+        shown = min(epochs, 3)
+        kind = (
+            f"the newest checkpoint of {run}, which has no best one"
+            if monitor is None
+            else f"the best checkpoint of {run}"
+        )
+        assert output.startswith(f"{run}/checkpoints/tiny_epoch_{shown}_iter_{3 * shown}.pth: {kind}\n")
+        assert f"{shown} / {3 * shown}" in output
+        assert Worse.load_from_checkpoint(run).num_parameters() == 41
+    quiet(root=tmp_path, run_name="tiny", max_epochs=1).fit(Tiny("other"), data())
+    assert "has checkpoints of several models (other, tiny); give the path" in refused(capsys, "inspect", str(run))
+
+
 def test_inspect_leaves_out_parts_without_tensors(toy_run, capsys):
     [path] = (toy_run / "checkpoints").glob("*.pth")
     main(["inspect", str(path)])
@@ -171,7 +202,7 @@ def test_inspect_leaves_out_parts_without_tensors(toy_run, capsys):
 def test_inspect_refuses_what_is_no_checkpoint(tmp_path, capsys):
     foreign = tmp_path / "foreign.pth"
     assert "there is no such file" in refused(capsys, "inspect", str(foreign))
-    assert "is a folder" in refused(capsys, "inspect", str(tmp_path))
+    assert "is a folder, but no sharded checkpoint and no run" in refused(capsys, "inspect", str(tmp_path))
     torch.save({"weight": torch.zeros(3)}, foreign)
     assert refused(capsys, "inspect", str(foreign)) == f"helios-lite: {foreign}: is not a helios_lite checkpoint"
     torch.save({"format": FORMAT_VERSION}, foreign)
@@ -198,6 +229,17 @@ def test_plot_draws_runs_with_gaps_into_one_file(toy_run, tmp_path, capsys):
     assert "train/lr" not in text
 
 
+def test_plot_draws_every_run_of_a_folder(toy_run, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    for name in ("b-run", "deeper/c-run"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "metrics.jsonl").write_text('{"step": 1, "train/loss": 1.0}\n')
+    (tmp_path / "notes").mkdir()
+    output = tmp_path / "loss.svg"
+    main(["plot", str(tmp_path), str(toy_run), "--metric", "train/loss", "--output", str(output)])
+    assert re.findall(r"<!-- (tiny|[a-z]-run|deeper|notes) -->", output.read_text()) == ["b-run", "tiny"]
+
+
 def test_plot_draws_evaluations_at_their_step(toy_run):
     first = min((toy_run / "checkpoints").glob("*.pth"))
     for checkpoint in (first, "last"):
@@ -214,7 +256,12 @@ def test_plot_refuses_what_it_cannot_draw(toy_run, tmp_path, capsys):
     assert refused(capsys, "plot", run, "--metric", "valid/los").endswith("did you mean valid/loss?")
     assert "must end with .png or .svg" in refused(capsys, "plot", run, "--output", "curves.doc")
     assert "there is no folder" in refused(capsys, "plot", run, "--output", str(tmp_path / "no" / "curves.png"))
-    assert "metrics.jsonl: No such file" in refused(capsys, "plot", str(tmp_path), "--output", png)
+    for path, text in (
+        (toy_run / "checkpoints", "is no run folder, which has metrics.jsonl, and has none in it"),
+        (toy_run / "metrics.jsonl", "is a file; name a run folder"),
+        (tmp_path / "no", "there is no such folder; name a run folder"),
+    ):
+        assert refused(capsys, "plot", str(path), "--output", png) == f"helios-lite: {path}: {text}"
     (toy_run / "metrics.jsonl").write_text("no json\n")
     assert "it is no file of metrics" in refused(capsys, "plot", run, "--output", png)
     (toy_run / "metrics.jsonl").write_text("")
