@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +21,24 @@ from helios_lite.networks.fsdp import has_shards, reshard, shards_of
 from helios_lite.options import Options
 from helios_lite.state import TrainingState
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar  # One with a default, which `typing` has from Python 3.13 on.
 
-class Callback(Hooks):
+    ModelT = TypeVar("ModelT", bound=Model, default=Model)
+else:
+    from typing import TypeVar
+
+    ModelT = TypeVar("ModelT", bound=Model)
+
+
+class Callback(Hooks, Generic[ModelT]):
     """A part of training that can be added to any model: the same hooks, called after the model's.
 
     A callback whose state must survive a resume overrides `state_dict` and `load_state_dict`. One that is slow may set
-    `every_n_steps` or `every_n_epochs`, in its class or in `__init__`.
+    `every_n_steps` or `every_n_epochs`, in its class or in `__init__`. For type checkers, one that is for a class of
+    models names it, as in `class Notes(Callback[Digits])`, so that `self.model` is one.
 
     Attributes:
-        model: the model of the run (its `device`, `log`, `trainer`), set before `setup`, which runs after the model's.
-        datamodule: the data of the run, set before `setup`; its own `setup` has assigned the splits.
         every_n_steps: call `on_training_batch_start` and `on_training_batch_end` only for the batches of every n-th
             update: with 100, those of updates 100, 200, ... With accumulation an update has several batches.
         every_n_epochs: call `on_training_epoch_start`, `on_training_epoch_end` and the hooks of validations only in
@@ -38,15 +46,35 @@ class Callback(Hooks):
             of `Trainer.test`, and those of predictions, are always called.
     """
 
-    model: Model
-    datamodule: DataModule
     every_n_steps: int = 1
     every_n_epochs: int = 1
+    _run_model: ModelT | None = None
+    _run_datamodule: DataModule | None = None
 
     @property
     def trainer(self) -> Options:
-        """The trainer of the run, with its options; a RuntimeError if no Trainer runs the model."""
-        return self.model.trainer
+        """The trainer of the run, with its options; a RuntimeError if no Trainer runs the callback."""
+        trainer = None if self._run_model is None else self._run_model._context.trainer
+        if trainer is None:
+            raise self._not_running("trainer")
+        return trainer
+
+    @property
+    def model(self) -> ModelT:
+        """The model (its `device`, `log`, `run_folder`), from `setup` on, which runs after the model's.
+
+        It stays after the run. Before the first one it is a RuntimeError.
+        """
+        if self._run_model is None:
+            raise self._not_running("model")
+        return self._run_model
+
+    @property
+    def datamodule(self) -> DataModule:
+        """The data, whose own `setup` has assigned the splits; otherwise as `model`."""
+        if self._run_datamodule is None:
+            raise self._not_running("datamodule")
+        return self._run_datamodule
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint should hold of this callback: tensors and plain containers.
@@ -74,9 +102,13 @@ class Callback(Hooks):
             error: the exception, a KeyboardInterrupt or SystemExit after a signal.
         """
 
-    def _attach(self, model: Model, datamodule: DataModule) -> None:
+    def _not_running(self, name: str) -> RuntimeError:
+        """Return the error of what a run gives, by its name, without one."""
+        return RuntimeError(f"{type(self).__name__}.{name}: no Trainer is running this callback")
+
+    def _attach(self, model: ModelT, datamodule: DataModule) -> None:
         """Use the model and the data of a run; raise an error that names a period that is not an int of at least 1."""
-        self.model, self.datamodule = model, datamodule
+        self._run_model, self._run_datamodule = model, datamodule
         for name, value in (("every_n_steps", self.every_n_steps), ("every_n_epochs", self.every_n_epochs)):
             require(f"{type(self).__name__}.{name}", value, integer(least=1))
 

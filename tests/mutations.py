@@ -3673,6 +3673,25 @@ MUTATIONS = [
         "pass",
         "test_data.py::test_a_bad_option_of_a_split_is_an_error_that_names_it",
     ),
+    # What a callback has of a run.
+    Mutation(
+        "callbacks.py",
+        "else self._run_model._context.trainer",
+        "else self._run_model.trainer",
+        CALLBACKS + "test_a_callback_has_the_trainer_of_its_model_and_none_outside_of_a_run",
+    ),
+    Mutation(
+        "callbacks.py",
+        'raise self._not_running("datamodule")',
+        'raise self._not_running("model")',
+        CALLBACKS + "test_a_callback_has_the_trainer_of_its_model_and_none_outside_of_a_run",
+    ),
+    Mutation(
+        "callbacks.py",
+        "        if self._run_model is None:\n            raise",
+        "        if False:\n            raise",
+        CALLBACKS + "test_a_callback_has_the_trainer_of_its_model_and_none_outside_of_a_run",
+    ),
     # Run folders in place of checkpoints.
     Mutation(
         "tools/usage.py",

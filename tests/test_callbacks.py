@@ -212,17 +212,22 @@ def test_a_callback_that_setup_of_the_model_adds_is_called() -> None:
 
 
 def test_a_callback_has_the_trainer_of_its_model_and_none_outside_of_a_run() -> None:
-    class Reading(Callback):
-        def on_training_start(self) -> None:
-            seen.append(self.trainer)
+    class Reading(Callback[Tiny]):
+        def setup(self, fast_init: bool = False) -> None:
+            seen.append((self.trainer, self.model, self.datamodule))
 
     seen: list[Any] = []
-    callback = Reading()
+    callback, model, datamodule = Reading(), Tiny(), data()
+    for name in ("trainer", "model", "datamodule"):
+        with pytest.raises(RuntimeError, match=rf"^Reading\.{name}: no Trainer is running this callback$"):
+            getattr(callback, name)
     trainer = quiet(max_steps=1, callbacks=[callback])
-    trainer.fit(Tiny(), data())
-    assert seen == [trainer]
-    with pytest.raises(RuntimeError, match=r"Tiny\.trainer"):
+    trainer.fit(model, datamodule)
+    assert seen == [(trainer, model, datamodule)]
+    with pytest.raises(RuntimeError, match=r"^Reading\.trainer: no Trainer is running this callback$"):
         _ = callback.trainer
+    assert callback.model is model
+    assert callback.datamodule is datamodule
 
 
 class Periodic(Callback):

@@ -43,6 +43,8 @@ LARGEST_ROOM = 0.15  # Of the lines of the package.
 
 # Packages that a file imports when it is used, with a message that says how to install them.
 OPTIONAL = {"tools/plot": {"matplotlib"}, "loggers": {"torch", "mlflow", "wandb"}}
+# For type checkers only.
+OPTIONAL["callbacks"] = {"typing_extensions"}
 STANDARD_LIBRARY_ONLY = {"version", "state", "arguments", "hooks", "loggers", "training/due", "training/clock"}
 STANDARD_LIBRARY_ONLY |= {"processes/signals"}
 

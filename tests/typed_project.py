@@ -1,5 +1,6 @@
 """A user's program. It is not run: mypy --strict checks it against the wheel, and each ignored error must be one."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,11 +55,28 @@ class Silent:
 class Notes(Callback):
     def on_training_epoch_end(self, current_epoch: int) -> None:
         print(self.model.device.type, self.model.metrics["train/loss"])
+        print(self.model.metric)  # type: ignore[attr-defined]
+
+
+class NotesOfLinear(Callback[Linear]):
+    def on_training_epoch_end(self, current_epoch: int) -> None:
+        largest: float = self.model.metric.largest
+        folder: Path | None = self.model.run_folder
+        epochs: int | None = self.trainer.max_epochs
+        print(largest, folder, epochs, self.datamodule.train)
+        print(self.model.metrik)  # type: ignore[attr-defined]
+        print(self.trainer.max_epoch)  # type: ignore[attr-defined]
+
+
+class Wrong(Callback[int]):  # type: ignore[type-var]
+    pass
 
 
 logger: Logger = Silent()
 data = DataModule(Split(TensorDataset(torch.rand(8, 3)), batch_size=2, shuffle=True))
-trainer = Trainer(max_epochs=1, monitor=["valid/loss"], loggers=[logger], callbacks=[Notes(), EMA(decay=0.9)])
+trainer = Trainer(
+    max_epochs=1, monitor=["valid/loss"], loggers=[logger], callbacks=[Notes(), NotesOfLinear(), EMA(decay=0.9)]
+)
 result: FitResult = trainer.fit(Linear("linear"), data)
 metrics: dict[str, float] = trainer.test(Linear("linear"), data, checkpoint="best")
 loaded: Linear = Linear.load_from_checkpoint("linear.pth")

@@ -37,8 +37,8 @@ class Counting(torch.utils.data.Dataset):
 data = DataModule(Split(Counting(), batch_size=8, shuffle=True))
 result = Trainer(max_epochs=6, progress=False, log_level="quiet").fit(Writer("writer"), data)
 
-model = Writer.load_from_checkpoint(result.last_checkpoint)
-model.net.save_pretrained("runs/exported")  # config.json and model.safetensors
-again = GPT2LMHeadModel.from_pretrained("runs/exported").eval()
+model = Writer.load_from_checkpoint(result.run_folder)
+model.net.save_pretrained(result.run_folder / "exported")  # config.json and model.safetensors
+again = GPT2LMHeadModel.from_pretrained(result.run_folder / "exported").eval()
 tokens = torch.arange(8)[None]
 print(torch.equal(model.net(tokens).logits, again(tokens).logits))
