@@ -3895,6 +3895,12 @@ MUTATIONS = [
         CLAIMING + "test_later_calls_use_the_folder_of_the_model_and_with_another_model_the_newest",
     ),
     Mutation(
+        "training/session.py",
+        "self.folder = self.world.broadcast(self.folder)",
+        "self.world.broadcast(self.folder)",
+        CLAIMING + "test_all_ranks_have_the_folder_that_is_the_newest_for_rank_0",
+    ),
+    Mutation(
         "training/training_log.py",
         '"run_folder": str(session.folder), ',
         "",

@@ -111,7 +111,7 @@ class Manifest:
                 self.path,
                 ", ".join(names),
                 "is" if len(names) == 1 else "are",
-                "and there is no other" if newest is None else f"the newest that is there is {newest.name}",
+                "there is no other" if newest is None else f"the newest that is there is {newest.name}",
             )
 
     def _read_json(self) -> dict[str, list[Any]]:

@@ -80,6 +80,8 @@ class Session:
         self.world = join_world(device_type)
         self.device = choose_device(device_type, options.devices, self.world)
         self.folder = run_folder(options, model)
+        if options.resume == "new":  # Another program may make a newer one at this moment.
+            self.folder = self.world.broadcast(self.folder)
         self.checkpoints: CheckpointFolder | None = None
         if self.folder is not None:
             self.checkpoints = checkpoint_folder(options, model, self.folder)

@@ -1,5 +1,6 @@
 """The run folder of a training with `resume="new"`: the next free name, one for each, kept over restarts."""
 
+import contextlib
 import json
 import logging
 import os
@@ -14,12 +15,14 @@ from helpers import scripts
 from helpers.compare import same
 from helpers.models import Tiny, data, quiet
 from helpers.processes import TESTS, launched
+from helpers.scenarios import Results, scenario
 from helpers.scripts import DEADLINE
 from helpers.troubled import Troubled, die_once
 from helpers.troubled import data as troubled_data
 from helpers.troubled import trainer as troubled_trainer
 
 from helios_lite.checkpoints import run_folders
+from helios_lite.processes.world import World
 
 ENVIRONMENT = {"PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent)])}
 
@@ -222,3 +225,27 @@ for _ in range(2):
     assert start("9", 1, 1) == ["tiny-5 1", "tiny-6 1"]  # Nothing is left of its first start.
     log = (tmp_path / "tiny-2/train.log").read_text()
     assert re.search(r"continuing from .*tiny-2/checkpoints/.*iter_2", log)
+
+
+@scenario(ranks=2)
+def folders_of_ranks(root: Path, world: World) -> list[Any]:
+    """The second rank looks a moment later, when another program has claimed a newer folder."""
+    mine = root / f"seen-by-{world.rank}"
+    for _ in range(2 + world.rank):
+        run_folders.claim(mine / "runs/tiny", "me")
+    with contextlib.chdir(mine):
+        quiet(root="runs", resume="new").validate(Seeing(), data(), checkpoint=None)
+        return world.gather(SEEN)
+
+
+SEEN: list[Path | None] = []
+
+
+class Seeing(Tiny):
+    def on_validation_start(self, validation_cycle: int) -> None:
+        SEEN.append(self.run_folder)
+
+
+def test_all_ranks_have_the_folder_that_is_the_newest_for_rank_0(tmp_path: Path) -> None:
+    folder = Path("runs/tiny-2")
+    assert Results(__name__, tmp_path)(folders_of_ranks, ranks=2) == [[folder], [folder]]

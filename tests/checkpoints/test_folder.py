@@ -422,7 +422,7 @@ def test_a_checkpoint_that_is_gone_is_named_once_when_one_is_chosen(tmp_path, ch
         path.unlink()
     trainer.test(Tiny("scored"), data(), checkpoint=choice)
     (text,) = warnings()
-    assert text.endswith("which are not there any more; and there is no other")
+    assert text.endswith("which are not there any more; there is no other")
 
 
 KILLED = """
