@@ -1679,7 +1679,7 @@ MUTATIONS = [
         CALLBACKS + "test_two_averages_of_one_network_leave_the_training_as_it_is_without",
     ),
     # What loaders know.
-    Mutation("loading/split_loader.py", "seeding.set_epoch(self.source.dataset, epoch)", "pass", TOLD),
+    Mutation("loading/split_loader.py", "seeding.set_epoch(split.dataset, epoch)", "pass", TOLD),
     Mutation("loading/seeding.py", "if self._tells_epochs and epoch != self._epoch:", "if False:", TOLD),
     Mutation(
         "loading/seeding.py",
@@ -1720,7 +1720,7 @@ MUTATIONS = [
     ),
     Mutation(
         "loading/split_loader.py",
-        "self._length = len(self.source.dataset)",
+        "self._length = len(split.dataset)",
         "pass",
         "loading/test_loaders.py::test_a_dataset_that_has_grown_is_read_to_its_end_in_the_next_epoch",
     ),
@@ -1764,8 +1764,8 @@ MUTATIONS = [
     ),
     Mutation(
         "loading/split_loader.py",
-        "        self._length = len(self.source.dataset)",
-        "        if samples == 0:\n            self._length = len(self.source.dataset)",
+        "        self._length = len(split.dataset)",
+        "        if samples == 0:\n            self._length = len(split.dataset)",
         "loading/test_loaders.py::test_the_length_is_that_of_the_epoch_that_the_dataset_was_told_also_when_it_is_resumed",
     ),
     Mutation(
@@ -3238,8 +3238,8 @@ MUTATIONS = [
     ),
     Mutation(
         "loading/planned_steps.py",
-        "self._before += finished + self._train_data.steps_left(state, finished)",
-        "self._before += self._train_data.steps_left(state, finished)",
+        'self._before += finished + self._train_data.steps_left(state, saved["data"], finished)',
+        'self._before += self._train_data.steps_left(state, saved["data"], finished)',
         PLAN + "test_the_number_is_right_and_the_schedule_follows_when_a_run_goes_on_otherwise",
     ),
     Mutation(
@@ -3256,8 +3256,8 @@ MUTATIONS = [
     ),
     Mutation(
         "loading/split_loader.py",
-        "length = min(length, limited(-(-length // global_batch_size), self._limit) * global_batch_size)",
-        "length = min(length, limited(-(-length // global_batch_size), None) * global_batch_size)",
+        "order = range(self._num_samples(range(length)))",
+        "order = range(length)",
         PLAN + "test_the_number_of_steps_is_known_in_setup_and_is_that_of_the_run",
     ),
     Mutation(
@@ -3322,8 +3322,8 @@ MUTATIONS = [
     ),
     Mutation(
         "training/resuming.py",
-        'if choice == "best" and not is_tried:',
-        'if choice == "best":',
+        'choice == "best" and not is_tried and _set_aside_newer',
+        'choice == "best" and _set_aside_newer',
         PLAN + "test_the_plan_says_what_a_start_would_do_and_changes_nothing",
     ),
     Mutation(
@@ -3383,8 +3383,8 @@ MUTATIONS = [
     # A train split that has changed at a resume.
     Mutation(
         "loading/split_loader.py",
-        "self._is_restored and samples > 0",
-        "self._is_restored",
+        "restored = self._begun if self._is_restored and samples > 0 else None",
+        "restored = self._begun if self._is_restored else None",
         DATA + "test_nothing_is_said_where_an_epoch_begins",
     ),
     Mutation(
@@ -3395,7 +3395,7 @@ MUTATIONS = [
     ),
     Mutation(
         "loading/split_loader.py",
-        "len(self.source.dataset)  # It may",
+        "len(split.dataset)  # It may",
         "self._length  # It may",
         DATA + "test_a_hook_that_grows_the_dataset_grows_it_at_a_resume_too",
     ),

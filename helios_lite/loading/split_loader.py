@@ -129,10 +129,8 @@ class SplitLoader:
             return None
         if split.batch_sampler is not None:
             return max(0, limited(-(-length // world.size), self._limit) - batches)
-        if self._limit is not None:
-            global_batch_size = self._batch_size * world.size
-            length = min(length, limited(-(-length // global_batch_size), self._limit) * global_batch_size)
-        return len(sample_order.BatchPlan(range(length), samples, self._batch_size, split.drop_last, world))
+        order = range(self._num_samples(range(length)))
+        return len(sample_order.BatchPlan(order, samples, self._batch_size, split.drop_last, world))
 
     def indices(self) -> Iterator[Tensor]:
         """Yield the indices of the samples in each batch of the last `epoch`, as int64 tensors."""
