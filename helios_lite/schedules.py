@@ -176,16 +176,19 @@ def _progress(start: int, end: int, update: int) -> float:
     return max(0, update - start) / max(1, end - start)
 
 
-def _cosine(start: int, end: int, final: float, update: int) -> float:
-    return final + (1 - final) * (1 + math.cos(math.pi * _progress(start, end, update))) / 2
+# The names of these arguments are said when a run goes on with other ones.
 
 
-def _linear(start: int, end: int, final: float, update: int) -> float:
-    return 1 - (1 - final) * _progress(start, end, update)
+def _cosine(start: int, total_steps: int, final_factor: float, update: int) -> float:
+    return final_factor + (1 - final_factor) * (1 + math.cos(math.pi * _progress(start, total_steps, update))) / 2
 
 
-def _one_minus_sqrt(start: int, end: int, final: float, update: int) -> float:
-    return 1 - (1 - final) * math.sqrt(_progress(start, end, update))
+def _linear(start: int, total_steps: int, final_factor: float, update: int) -> float:
+    return 1 - (1 - final_factor) * _progress(start, total_steps, update)
+
+
+def _one_minus_sqrt(start: int, total_steps: int, final_factor: float, update: int) -> float:
+    return 1 - (1 - final_factor) * math.sqrt(_progress(start, total_steps, update))
 
 
 def _inverse_sqrt(warmup_steps: int, update: int) -> float:

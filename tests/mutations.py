@@ -1720,8 +1720,8 @@ MUTATIONS = [
     ),
     Mutation(
         "loading/split_loader.py",
-        "self._length = len(split.dataset)",
-        "pass",
+        "self._length = len(split.dataset)  # It may have changed since the last epoch, also by a hook.\n",
+        "pass\n",
         "loading/test_loaders.py::test_a_dataset_that_has_grown_is_read_to_its_end_in_the_next_epoch",
     ),
     Mutation(

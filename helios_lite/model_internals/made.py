@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import math
+import types
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -117,7 +119,9 @@ class Remaking:
             changes += _differences(key, self._saved[key]["numbers"], self._now[key]["numbers"])
         if not changes:
             return
-        self.changes += changes
+        # The rates that a schedule begins with are those of the optimizer, which are said.
+        said = [text for text in changes if ": base_lrs." not in text]
+        self.changes += dict.fromkeys(said or changes)
         factors = self._move(name, schedulers)
         groups = []
         for saved, made, factor in zip(self.states[name]["param_groups"], optimizer.param_groups, factors, strict=True):
@@ -186,9 +190,15 @@ def _functions_of(scheduler: Any) -> dict[str, Any]:
 
 
 def _arguments(value: Any) -> Any:
-    """Return the arguments of a partial function, of which some may be partial functions."""
+    """Return the arguments of a partial function by name, of which some may be partial functions, and what a function
+    uses of the variables around it, and its constants.
+    """
     if isinstance(value, functools.partial):
-        return [_arguments(each) for each in (*value.args, *value.keywords.values())]
+        arguments = inspect.signature(value.func).bind_partial(*value.args, **value.keywords).arguments
+        return {name: _arguments(each) for name, each in arguments.items()}
+    if isinstance(value, types.FunctionType):
+        around = inspect.getclosurevars(value).nonlocals
+        return {**around, "constants": [each for each in value.__code__.co_consts if isinstance(each, int | float)]}
     return value
 
 
@@ -222,4 +232,5 @@ def _differences(name: str, saved: Any, now: Any) -> Iterator[str]:
         before, after = saved.get(key), now.get(key)
         is_nan = isinstance(before, float) and isinstance(after, float) and math.isnan(before) and math.isnan(after)
         if before != after and not is_nan and key != "initial_lr":
-            yield f"{name}: {key} {before} before, {after} now"
+            shown = key.rpartition(".")[2] if "functions." in key else key
+            yield f"{name}: {shown} {before} before, {after} now"
