@@ -52,6 +52,7 @@ ELSEWHERE = {
     "fp16": "precision='fp16'",
     "fsdp": "strategy='fsdp'",
     "full_determinism": "deterministic",
+    "global_batch_size": "global_batch_size of the Split for training",
     "gradient_accumulation_steps": "accumulation_steps",
     "gradient_checkpointing": "checkpoint_activations",
     "greater_is_better": "mode='max' or mode='min'",

@@ -3498,7 +3498,7 @@ MUTATIONS = [
     Mutation("loading/begun_epoch.py", "except (TypeError, OverflowError):", "except OverflowError:", LETTERS),
     Mutation(
         "loading/begun_epoch.py",
-        "if is_known and self.num_samples != now.num_samples",
+        "if is_counted and self.num_samples != now.num_samples",
         "if self.num_samples != now.num_samples",
         SAID_ONCE,
     ),
@@ -3514,7 +3514,7 @@ MUTATIONS = [
         '"" if True else f',
         NO_ORDER + "[grown with its sampler]",
     ),
-    Mutation("loading/sample_order.py", "if end <= number]", "if end < number]", AS_IT_BEGAN + "[batches that stay]"),
+    Mutation("loading/sample_order.py", "if end <= number]", "if end < number]", FIRST_BATCHES),
     Mutation(
         "loading/sample_order.py",
         "batch if end <= start else",
@@ -3580,12 +3580,6 @@ MUTATIONS = [
         "loading/train_data.py",
         "            self._passes = PassReader(mine",
         "            PassReader(mine",
-        NO_MORE_PASSES,
-    ),
-    Mutation(
-        "loading/train_data.py",
-        "self._passes.steps_per_epoch * self._window, True\n            self",
-        "self.epoch_batches, False\n            self",
         NO_MORE_PASSES,
     ),
     # The batch size of all processes.

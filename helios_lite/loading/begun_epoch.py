@@ -57,8 +57,8 @@ class BegunEpoch:
         digest: 64 bits of the order that one of them has drawn, which nothing else can make again. None without a
             sampler, in an evaluation, and if it draws anything but integers.
         num_samples: number of samples of the epoch, with limits.
-        cuts: where resumes have found a shorter dataset: each a position, behind which the indices are left out that
-            the dataset did not have any more, and the length that it had.
+        cuts: where resumes have found a shorter dataset: each a position and a length. Behind the position the indices
+            from that length on are left out.
     """
 
     epoch: int
@@ -124,8 +124,8 @@ class BegunEpoch:
         pairs = []
         if self.length != now.length:
             pairs.append((f"{self.length:,} samples", f"{now.length:,}"))
-        is_known = now.num_samples > 0  # Nothing has drawn the order of a sampler that was added.
-        if is_known and self.num_samples != now.num_samples and (self._is_limited() or now._is_limited()):
+        is_counted = now.num_samples > 0  # Nothing has drawn the order of a sampler that was added.
+        if is_counted and self.num_samples != now.num_samples and (self._is_limited() or now._is_limited()):
             pairs.append((f"{self.num_samples:,} samples an epoch", f"{now.num_samples:,}"))
         if self.seed != now.seed:
             pairs.append((f"seed {self.seed}", f"{now.seed}"))
@@ -144,7 +144,7 @@ class BegunEpoch:
         return ValueError(
             f"the train split: {text}{lengths}, so samples of the epoch that has begun would be seen twice or missed. "
             "Put it back until the epoch has ended, or start a new run from these weights (init_from). A sampler must "
-            "draw the same order again for the same epoch, from its generator or the global random numbers"
+            "draw the same order again for the same epoch: by its generator, the global random numbers or set_epoch"
         )
 
 

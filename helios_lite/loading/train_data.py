@@ -51,7 +51,6 @@ class TrainData:
         self._ends_passes = False  # Whether the present epoch is the last that is no pass, as the option was removed.
         if options.steps_per_epoch is not None:
             self._passes = PassReader(options.steps_per_epoch, self._window)
-            self.epoch_batches, self.knows_last_batch = options.steps_per_epoch * self._window, True
 
     def loader(self) -> Loader:
         """Return the loader of the present train split.
@@ -132,6 +131,7 @@ class TrainData:
             self._restored = []
         if self._passes is not None:
             batches = self._passes.rest_of_epoch(loader, state)
+            self.epoch_batches, self.knows_last_batch = self._passes.steps_per_epoch * self._window, True
         else:
             batches, length = loader.epoch(
                 0 if self._repeats else state.epoch,
@@ -190,7 +190,7 @@ class TrainData:
         return own if self._passes is None else {**own, "passes": self._passes.state_dict()}
 
     def load_ranks(self, by_rank: list[dict[str, Any]], world: World) -> None:
-        """Restore the position in the passes, and keep the state of a custom loader for `loader`, which makes it.
+        """Restore the position in the passes, and keep the state of the loader for `rest_of_epoch`.
 
         Args:
             by_rank: the states of all ranks that have saved.
@@ -200,7 +200,6 @@ class TrainData:
         mine = self._of_this_rank(by_rank)
         if "passes" in mine and self._passes is None:  # An epoch that has begun is finished with as many updates.
             self._passes = PassReader(mine["passes"]["steps_per_epoch"], self._window)
-            self.epoch_batches, self.knows_last_batch = self._passes.steps_per_epoch * self._window, True
             self._ends_passes = True
         if self._passes is not None and "passes" in mine:
             self._passes.load_state_dict(mine["passes"])
