@@ -68,6 +68,7 @@ def test_the_highest_rate_of_a_long_schedule_is_found_and_reading_takes_no_step_
     schedule = Schedule("scheduler", schedules.cosine(optimizer(), warmup, 10**9))
     assert schedule.first_highest_last(10**9)[1] == pytest.approx(0.3, rel=1e-12)
     assert schedule.misfit(10**9) is None
+    assert Schedule("scheduler", sequence(10**5, 10**7)(optimizer())).misfit(10**6) is not None
 
 
 def sequence(warmup: int, rest: int) -> Callable[[Optimizer], Any]:
@@ -82,6 +83,7 @@ RIGHT: dict[str, Callable[[Optimizer], Any]] = {
     "stages beyond the end": lambda o: MultiStepLR(o, [100, 200, 800]),
     "step": lambda o: StepLR(o, 100),
     "exponential": lambda o: ExponentialLR(o, 0.99),
+    "exponential with a floor": lambda o: LambdaLR(o, lambda step: max(0.01, 0.997**step)),
     "warmup": lambda o: LinearLR(o, total_iters=5),
     "linear": lambda o: LinearLR(o, 1.0, 0.0, STEPS),
     "polynomial": lambda o: PolynomialLR(o, STEPS),

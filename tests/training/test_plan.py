@@ -210,6 +210,8 @@ def test_a_schedule_that_fits_neither_steps_nor_epochs_is_warned_of_before_the_f
         "self.num_training_steps (30) steps"
     )
     assert "would reach its end after about 60 steps" in warnings_of(cosine(60), "epoch", caplog)[0]
+    # That it does not end within the six epochs either is beyond what is read, but it hardly moves.
+    assert "would reach its end after about" in warnings_of(cosine(3000), "epoch", caplog)[0]
 
 
 def test_a_schedule_that_is_stepped_otherwise_than_it_is_made_for_is_warned_of_after_the_first_epoch(
