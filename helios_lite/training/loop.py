@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import logging
 import math
 from collections.abc import Iterator
 
 from torch import Tensor
 
-from helios_lite.checkpoints.files import CheckpointError, to_serializable
+from helios_lite.checkpoints.files import to_serializable
 from helios_lite.display import console
 from helios_lite.display.lines import limits_text, with_limits
-from helios_lite.display.plan import Plan
 from helios_lite.loading.batches import Batch, Loader
-from helios_lite.model_internals.attributes import networks, stateful_parts
+from helios_lite.model_internals.attributes import networks
 from helios_lite.processes.peers import watch_peers
 from helios_lite.processes.signals import GracefulShutdown
 from helios_lite.state import FitResult, TrainingState
@@ -25,7 +23,7 @@ from helios_lite.training.checkpointer import Checkpointer
 from helios_lite.training.clock import Clock
 from helios_lite.training.evaluator import Evaluator
 from helios_lite.training.monitor import Monitor
-from helios_lite.training.planning import Planning, checkpoint_bytes
+from helios_lite.training.planning import Planning
 from helios_lite.training.resuming import Resumed, Resumption, initialize, resume
 from helios_lite.training.session import Session
 from helios_lite.training.stopping import StopCoordinator
@@ -140,23 +138,6 @@ class Training:
             f'the data have changed since. To train on, raise {reason}; for a new run set resume="new" or another '
             "run_name"
         )
-
-    def plan(self) -> Plan:
-        """Return what `run` would do, without doing it. Call on every rank."""
-        with contextlib.closing(self.train_data):
-            changes: list[str] = []
-            try:
-                start, *changes = self.prepare(is_tried=True).said or ["begins a new run"]
-                if not self.monitor.has_begun and (reason := self.stop.limit_reached()) is not None:
-                    start = self.finished_before(reason)
-            except (ValueError, FileExistsError, FileNotFoundError, CheckpointError) as error:
-                if self.planning is None:
-                    raise
-                start = f"raises {type(error).__name__}: {error}"
-            assert self.planning is not None
-            plan = self.planning.plan(validates=bool(self.valid_loaders), start=start, changes=changes)
-            size = checkpoint_bytes(list(stateful_parts(self.model)))
-            return dataclasses.replace(plan, checkpoint_bytes=size)
 
     def phases(self) -> list[str]:
         """Return the splits that this run uses."""
