@@ -1764,8 +1764,8 @@ MUTATIONS = [
     ),
     Mutation(
         "loading/split_loader.py",
-        "        self._length = len(split.dataset)",
-        "        if samples == 0:\n            self._length = len(split.dataset)",
+        "        self._length = len(split.dataset)  # It may",
+        "        if samples == 0:\n            self._length = len(split.dataset)  # It may",
         "loading/test_loaders.py::test_the_length_is_that_of_the_epoch_that_the_dataset_was_told_also_when_it_is_resumed",
     ),
     Mutation(
@@ -3202,7 +3202,7 @@ MUTATIONS = [
     ),
     Mutation(
         "model_internals/made.py",
-        "return [_arguments(each) for each in (*value.args, *value.keywords.values())]",
+        "return {name: _arguments(each) for name, each in arguments.items()}",
         "return None",
         CHANGED + "test_a_schedule_of_another_length_goes_on_as_if_it_always_had_it[our cosine]",
     ),
