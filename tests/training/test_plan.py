@@ -122,10 +122,10 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[st
     "micro-batches": ({"max_epochs": 3}, {}, {"max_epochs": 3, "accumulation_steps": 2}, {}),
     "no micro-batches": ({"max_epochs": 3, "accumulation_steps": 2}, {}, {"max_epochs": 3}, {}),
     "other limits": ({"max_steps": 9}, {}, {"max_epochs": 3, "max_steps": None}, {}),
-    "longer epochs of windows, some of them short": (
+    "shorter epochs of windows, some of them short": (
         {"max_epochs": 3, "steps_per_epoch": 6, "accumulation_steps": 2},
         {"batch_size": 8},
-        {"max_epochs": 3, "steps_per_epoch": 8, "accumulation_steps": 2},
+        {"max_epochs": 3, "steps_per_epoch": 2, "accumulation_steps": 2},
         {"batch_size": 8},
     ),
     "passes again": ({"max_epochs": 3, "steps_per_epoch": 4}, {}, {"max_epochs": 3}, {}),
