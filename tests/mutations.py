@@ -3635,7 +3635,7 @@ MUTATIONS = [
         "loading/train_data.py",
         "*order, self._count, self._window)",
         "*order, self._count)",
-        GLOBAL + "test_it_is_an_error_before_anything_is_trained",
+        GLOBAL + "test_an_update_has_as_many_samples_whatever_shares_them",
     ),
     Mutation(
         "loading/split_loader.py",
