@@ -74,6 +74,10 @@ class RunContext:
         self._step = 0
         self._global_batch_size = 1
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the data, which a copy of the model, such as a teacher, does not read."""
+        return {**vars(self), "datamodule": None, "planned": None}
+
     @classmethod
     def standalone(cls, device: torch.device, *of_run: Any) -> RunContext:
         """Return the context of a model outside of a training: one process, fp32.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,9 +36,9 @@ class Planning:
         parts = list(stateful_parts(session.model))
         self._schedules = schedules_of(parts)
         self._rates = {
-            name: max((float(group["lr"]) for group in part.param_groups if "lr" in group), default=0.0)
+            name: max((float(group["lr"]) for group in part.param_groups), default=0.0)
             for name, part in parts
-            if isinstance(part, Optimizer)
+            if isinstance(part, Optimizer) and all(_has_rate(group) for group in part.param_groups)
         }
         self._warned: set[str] = set()
 
@@ -122,6 +122,11 @@ class Planning:
             return LearningRates("", rate, rate, rate)
         steps = range(0, total or 0, max(1, (total or 0) // 200))
         return LearningRates(schedules[0].kind, *ends, steps=steps, rates=schedules[0].rates(steps))
+
+
+def _has_rate(group: Mapping[str, Any]) -> bool:
+    """Return whether a group of parameters has a learning rate; some optimizers choose their own."""
+    return isinstance(group.get("lr"), int | float | Tensor)
 
 
 def checkpoint_bytes(parts: Sequence[tuple[str, Any]]) -> int:

@@ -177,7 +177,7 @@ def test_launched_processes_use_the_folder_and_go_on_there_when_they_are_started
         result = trainer.fit(model, troubled_data())
         assert result.run_folder == runs / name
         assert result.state.step == 6
-        assert "continuing from" in (runs / name / "train.log").read_text()
+        assert f"INFO continuing {runs / name} at step " in (runs / name / "train.log").read_text()
         trainer.test(model, troubled_data())
         assert '"kind": "test"' in (runs / name / "metrics.jsonl").read_text()
     assert folders(runs) == ["tiny", "tiny-2"]
@@ -200,7 +200,7 @@ def test_under_torchrun_one_rank_claims_and_a_restart_goes_on_there(tmp_path: Pa
         assert process.returncode == 0, errors
         log = (tmp_path / name / "train.log").read_text()
         assert log.count(f'resume="new": this run is {tmp_path / name}') == 2
-        assert "continuing from" in log
+        assert "INFO continuing " in log
         assert '"kind": "test"' in (tmp_path / name / "metrics.jsonl").read_text()
     assert [path.name for path in sorted(tmp_path.iterdir()) if path.is_dir()] == ["tiny", "tiny-2"]
 
@@ -224,7 +224,7 @@ for _ in range(2):
     assert start("8", 1, 3) == ["tiny-3 3", "tiny-4 3"]
     assert start("9", 1, 1) == ["tiny-5 1", "tiny-6 1"]  # Nothing is left of its first start.
     log = (tmp_path / "tiny-2/train.log").read_text()
-    assert re.search(r"continuing from .*tiny-2/checkpoints/.*iter_2", log)
+    assert re.search(r"continuing .*tiny-2 at step 2 of .*iter_2", log)
 
 
 @scenario(ranks=2)
