@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,6 +81,13 @@ class Model(Hooks, abc.ABC):
         self._context = context
         self.hparams = self.hparams if hparams is None else hparams
         self._tables.clear()
+
+    def _as_new(self) -> Self:
+        """Return a copy that can be set up without a change of this one, which shares what `__init__` has made."""
+        copied = copy.copy(self)
+        of_runs = {"_context": RunContext.standalone(torch.device("cpu")), "_tables": score_tables.ScoreTables()}
+        vars(copied).update(of_runs, _modes=Modes())
+        return copied
 
     def _forget_modes(self) -> None:
         """Forget the modes of modules that `setup` is about to replace."""

@@ -56,7 +56,7 @@ def test_digits_writes_below_runs_and_nowhere_else(digits):
 def test_digits_run_again_says_that_it_had_finished_and_tests_the_same(digits):
     folder, first = digits
     second = run(folder)
-    assert "runs/digits had finished at step " in second.stdout
+    assert "runs/digits had finished at step " in second.stderr
     assert accuracy_and_checkpoint(second.stdout) == accuracy_and_checkpoint(first.stdout)
 
 

@@ -98,7 +98,7 @@ def test_char_lm_learns_and_writes_text(char_lm):
 def test_char_lm_run_again_says_that_it_had_finished_and_writes_the_same(char_lm):
     folder, first = char_lm
     second = run(folder, f"{CHAR_LM} --precision fp32 --steps 100 --batch-size 8")
-    assert "runs/char_lm had finished at step 100 (max_steps=100): nothing to train" in second.stdout
+    assert "runs/char_lm had finished at step 100 (max_steps=100): nothing to train" in second.stderr
     assert written(second.stdout) == written(first.stdout)
 
 
@@ -165,7 +165,7 @@ def test_gan_with_more_epochs_resumes_and_run_again_says_that_it_had_finished(ga
     run(folder, f"{GAN} --epochs 6")
     assert len(rows(folder / "runs/gan", "valid/distance")) == 6
     again = run(folder, f"{GAN} --epochs 6")
-    assert "runs/gan had finished at step " in again.stdout
+    assert "runs/gan had finished at step " in again.stderr
     assert again.stdout.splitlines()[-1] == "what it draws: runs/gan/samples/epoch_0006.png"
 
 

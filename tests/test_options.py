@@ -726,7 +726,7 @@ def test_a_resume_shows_a_callback_with_other_arguments_and_none_with_the_same(t
     Trainer(max_steps=1, callbacks=[EMA(), Renaming()], **options).fit(Tiny(), data())
     caplog.clear()
     Trainer(max_steps=2, callbacks=[EMA(), Renaming()], **options).fit(Tiny(), data())
-    assert "max_steps: 1 in the checkpoint, 2 now" in caplog.text
+    assert "max_steps: 1 before, 2 now" in caplog.text
     assert "callbacks:" not in caplog.text
     caplog.clear()
     Trainer(max_steps=3, callbacks=[EMA(decay=0.5), Callback()], **options).fit(Tiny(), data())

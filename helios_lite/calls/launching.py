@@ -163,7 +163,12 @@ def here(call: Call, *, is_worker: bool = False) -> Iterator[tuple[Session, Grac
             alone(call, is_worker=is_worker),
             watch,
             open_session(
-                options, call.model, call.datamodule, is_training=call.trains, data_is_prepared=is_worker
+                options,
+                call.model,
+                call.datamodule,
+                is_training=call.trains,
+                data_is_prepared=is_worker,
+                is_logged=call.method != "plan",
             ) as session,
         ):
             folder = None if session.folder is None else session.folder / "hangs"

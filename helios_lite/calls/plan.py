@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 
 from helios_lite.calls.launching import Call, run
@@ -17,10 +18,9 @@ from helios_lite.training.session import Session
 
 def plan(call: Call) -> Plan:
     """Return the plan of a training; see `Trainer.plan`."""
-    earlier = call.model._context
-    found = run(call, _plan)
-    call.model._attach(earlier)  # It was set up to be looked at: `fit` does it anew, without a warning.
-    return found
+    # Copies: the networks of the model, and what callbacks have seen, stay as they are.
+    options = dataclasses.replace(call.options, callbacks=[copy.copy(each) for each in call.options.callbacks])
+    return run(dataclasses.replace(call, options=options, model=call.model._as_new()), _plan)
 
 
 def _plan(session: Session, shutdown: GracefulShutdown) -> Plan:
@@ -29,7 +29,8 @@ def _plan(session: Session, shutdown: GracefulShutdown) -> Plan:
     changes: list[str] = []
     with contextlib.closing(session.train_data):
         try:
-            start, *changes = training.prepare(is_tried=True).said or ["begins a new run"]
+            where = ", in the next free run folder" if session.options.resume == "new" else ""
+            start, *changes = training.prepare(is_tried=True).said or [f"begins a new run{where}"]
             if not training.monitor.has_begun and (reason := training.stop.limit_reached()) is not None:
                 start = training.finished_before(reason)
         except (ValueError, FileExistsError, FileNotFoundError, CheckpointError) as error:
@@ -37,5 +38,7 @@ def _plan(session: Session, shutdown: GracefulShutdown) -> Plan:
                 raise
             start = f"raises {type(error).__name__}: {error}"
         assert training.planning is not None
-        found = training.planning.plan(validates=bool(training.valid_loaders), start=start, changes=changes)
+        found = training.planning.plan(
+            training.state, validates=bool(training.valid_loaders), start=start, changes=changes
+        )
         return dataclasses.replace(found, checkpoint_bytes=checkpoint_bytes(list(stateful_parts(session.model))))

@@ -56,7 +56,10 @@ def _system_lock(path: Path) -> Iterator[None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             holder = file.read(20).decode(errors="replace").strip()
-            raise RuntimeError(f"{path.parent}: process {holder} is running here") from None
+            raise RuntimeError(
+                f"{path.parent}: process {holder} is running here; wait until it has ended, or set "
+                'resume="new" or another run_name'
+            ) from None
         file.truncate(0)
         file.write(f"{os.getpid()}\n".encode())
         yield

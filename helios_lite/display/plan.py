@@ -14,22 +14,22 @@ class LearningRates:
 
     Attributes:
         schedule: what sets them, such as "cosine" or "StepLR"; empty if nothing does.
-        first, highest, last: of all steps of the run.
+        first, highest, last: of all steps of the run; the last two are None if they are not known.
         steps: some steps in ascending order, counted from 0.
         rates: the rates that their updates use.
     """
 
     schedule: str
     first: float
-    highest: float
-    last: float
+    highest: float | None = None
+    last: float | None = None
     steps: Sequence[int] = ()
     rates: Sequence[float] = ()
 
     def __str__(self) -> str:
         """Return "lr 0.001 -> 1e-05 (cosine)", with the highest rate in between if it is not the first or the last."""
-        rates = [self.first] if self.schedule == "" else [self.first, self.last]
-        if self.highest > max(rates):
+        rates = [self.first] if self.last is None else [self.first, self.last]
+        if self.highest is not None and self.highest > max(rates):
             rates.insert(1, self.highest)
         name = f" ({self.schedule})" if self.schedule else ""
         return f"lr {' -> '.join(f'{rate:.3g}' for rate in rates)}{name}"
@@ -44,8 +44,10 @@ class Plan:
         steps_per_epoch: the number of steps of an epoch, None if it is unknown.
         max_epochs, max_minutes: the options.
         samples_per_step: the number of samples of a step on all ranks; None if it is unknown or not always the same.
-        validations: the steps after which a validation comes.
-        saves: the steps after which a checkpoint is saved, but for `save_every_minutes`.
+        epoch: the index of the first epoch with so many steps; those before had others.
+        is_known: whether the steps of validations and checkpoints are known.
+        validations: the steps after which a validation is to come.
+        saves: the steps after which a checkpoint is to be saved, but for `save_every_minutes`.
         save_every_minutes: the option.
         rates: the learning rates by the name of the optimizer; those of one with several schedulers are not known.
         warnings: what is probably wrong with a schedule.
@@ -64,6 +66,8 @@ class Plan:
     save_every_minutes: float | None
     rates: dict[str, LearningRates | None]
     warnings: Sequence[str]
+    epoch: int = 0
+    is_known: bool = True
     start: str = ""
     changes: Sequence[str] = ()
     checkpoint_bytes: int = 0
@@ -75,7 +79,8 @@ class Plan:
     def length(self) -> str:
         """Return "20 epochs x 19 steps = 380 steps of 64 samples"."""
         of_samples = "" if self.samples_per_step is None else f" of {self.samples_per_step:,} samples"
-        limit = "" if self.max_minutes is None else f", at most {self.max_minutes:g} minutes"
+        minutes = self.max_minutes
+        limit = "" if minutes is None else f", at most {minutes:g} minute{'s' * (minutes != 1)}"
         if self.steps is None:
             epochs = "" if self.max_epochs is None else f"{_count(self.max_epochs, 'epoch')} of unknown length"
             return (epochs or "no number of steps is set") + limit
@@ -84,6 +89,9 @@ class Plan:
             return steps + limit
         if self.max_epochs is not None and self.max_epochs * self.steps_per_epoch == self.steps:
             return f"{_count(self.max_epochs, 'epoch')} x {_count(self.steps_per_epoch, 'step')} = {steps}{limit}"
+        if self.epoch > 0 and self.max_epochs is not None:
+            epochs, each = _count(self.max_epochs, "epoch"), _count(self.steps_per_epoch, "step")
+            return f"{epochs} = {steps}, {each} an epoch from epoch {self.epoch + 1} on{limit}"
         epochs = f"{self.steps / self.steps_per_epoch:.3g} epochs of {_count(self.steps_per_epoch, 'step')}"
         return f"{steps}, {epochs}{limit}"
 
@@ -91,10 +99,10 @@ class Plan:
         """Return the whole plan as text."""
         lines = [f"{'start':12}{self.start}", *(f"{'':12}{text}" for text in self.changes)]
         lines.append(f"{'length':12}{self.length()}")
-        lines.append(f"{'validations':12}{_positions(self.validations)}")
+        lines.append(f"{'validations':12}{self._positions(self.validations)}")
         minutes = "" if self.save_every_minutes is None else f", and every {self.save_every_minutes:g} minutes"
         size = f", {self.checkpoint_bytes / 1e6:,.2f} MB each" if self.checkpoint_bytes else ""
-        lines.append(f"{'saves':12}{_positions(self.saves)}{minutes}{size}")
+        lines.append(f"{'saves':12}{self._positions(self.saves)}{minutes}{size}")
         for name, rates in self.rates.items():
             lines.append(f"{name:12}{'several schedulers, which are not read' if rates is None else rates}")
             if rates is not None and len(rates.rates) > 1 and rates.schedule:
@@ -103,8 +111,18 @@ class Plan:
         return "\n".join([*lines, *(f"{'warning':12}{text}" for text in self.warnings)])
 
     def _events(self) -> list[str]:
+        if not self.is_known:
+            return []
         saves = [_count(len(self.saves), "save")] if self.saves else []
         return [_count(len(self.validations), "validation") if self.validations else "no validation", *saves]
+
+    def _positions(self, steps: Sequence[int]) -> str:
+        """Return "20, after steps 19, 38, 57, ..., 380"."""
+        if not steps:
+            return "none" if self.is_known else "by epochs, whose length is unknown"
+        shown = [f"{step:,}" for step in (steps if len(steps) <= 6 else steps[:3])]
+        shown += [] if len(steps) <= 6 else ["...", f"{steps[-1]:,}"]
+        return f"{len(steps):,}, after step{'s' * (len(steps) > 1)} {', '.join(shown)}"
 
     def _rates(self) -> list[str]:
         known = [(name, rates) for name, rates in self.rates.items() if rates is not None]
@@ -115,12 +133,3 @@ class Plan:
 
 def _count(number: int, name: str) -> str:
     return f"{number:,} {name}{'s' * (number != 1)}"
-
-
-def _positions(steps: Sequence[int]) -> str:
-    """Return "20, after steps 19, 38, 57, ..., 380"."""
-    if not steps:
-        return "none"
-    shown = [f"{step:,}" for step in (steps if len(steps) <= 6 else steps[:3])]
-    shown += [] if len(steps) <= 6 else ["...", f"{steps[-1]:,}"]
-    return f"{len(steps):,}, after step{'s' * (len(steps) > 1)} {', '.join(shown)}"

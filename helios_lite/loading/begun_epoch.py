@@ -101,7 +101,9 @@ class BegunEpoch:
         if self.has_sampler:
             before, present = self.sampler or self.batch_sampler, now.sampler or now.batch_sampler
             if self.digest != now.digest or (self.digest is None and before != present):
-                raise self._error(f"{present} draws another order than {before} when the epoch began", now)
+                raise self._error(
+                    f"{present} draws another order now than {before} has drawn when the epoch began", now
+                )
         is_known = self.digest is not None or not self.has_sampler
         goes_on = self
         if is_known and now.length < self.length:
@@ -142,9 +144,10 @@ class BegunEpoch:
     def _error(self, text: str, now: BegunEpoch) -> ValueError:
         lengths = "" if self.length == now.length else f" ({self.length:,} samples then, {now.length:,} now)"
         return ValueError(
-            f"the train split: {text}{lengths}, so samples of the epoch that has begun would be seen twice or missed. "
-            "Put it back until the epoch has ended, or start a new run from these weights (init_from). A sampler must "
-            "draw the same order again for the same epoch: by its generator, the global random numbers or set_epoch"
+            f"the train split: {text}{lengths}, so samples of epoch {self.epoch + 1}, which has begun, would "
+            "be seen twice or missed. Train to its end with the sampler and the data of then, and change them after "
+            "it; or start a new run from these weights (init_from). A sampler must draw the same order again for the "
+            "same epoch: by its generator, the global random numbers or set_epoch"
         )
 
 

@@ -26,6 +26,8 @@ class PlannedSteps:
         self._epoch, self._before, self._per_epoch = 0, 0, 0
         self._saved: Mapping[str, Any] | None = None
         self._is_counted = False
+        self._samples: int | None = None
+        self._length: int | None = None
 
     def goes_on(self, saved: Mapping[str, Any]) -> None:
         """Count on from a checkpoint. Called before `Model.setup`.
@@ -39,10 +41,10 @@ class PlannedSteps:
         """Return the number of updates of an epoch that has not begun yet, None if it is unknown."""
         if not self._is_counted:
             self._is_counted = True
-            now = self._train_data.steps_per_epoch() or 0
+            self._per_epoch = self._train_data.steps_per_epoch() or 0
+            self._samples, self._length = self._train_data.samples_per_step(), self._train_data.length()
             if self._saved is not None:
-                self._go_on(self._saved, now)
-            self._per_epoch = now
+                self._go_on(self._saved)
         return self._per_epoch or None
 
     def total(self) -> int:
@@ -76,25 +78,31 @@ class PlannedSteps:
         self.per_epoch()
         return self._epoch, self._before
 
+    def samples_per_step(self) -> int | None:
+        """Return the number of samples of all ranks in a step, None if it is unknown or not always the same."""
+        self.per_epoch()
+        return self._samples
+
     def state_dict(self) -> dict[str, Any]:
         """Return what `goes_on` needs of the epochs until now."""
-        per_epoch = self.per_epoch() or 0
-        return {"epoch": self._epoch, "steps": self._before, "steps_per_epoch": per_epoch, "total": self.known_total()}
+        epochs = {"steps_per_epoch": self.per_epoch() or 0, "samples_per_step": self._samples, "length": self._length}
+        return {"epoch": self._epoch, "steps": self._before, "total": self.known_total(), **epochs}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Do nothing: `goes_on` has done it, before `Model.setup` could ask."""
 
-    def _go_on(self, saved: Mapping[str, Any], now: int) -> None:
-        """Count the epochs of a checkpoint as they were."""
-        plan, state, config = saved["planned"], saved["state"], saved["config"]
+    def _go_on(self, saved: Mapping[str, Any]) -> None:
+        """Count what is finished, and the rest of the epoch that has begun, as they are, if epochs are others now."""
+        plan, state = saved["planned"], saved["state"]
         self._epoch, self._before = plan["epoch"], plan["steps"]
-        if plan["steps_per_epoch"] == now:
+        epochs = {"steps_per_epoch": self._per_epoch, "samples_per_step": self._samples, "length": self._length}
+        if all(plan[name] == value for name, value in epochs.items()):
             return
-        self._before += (state["epoch"] - self._epoch) * plan["steps_per_epoch"]
-        self._epoch = state["epoch"]
+        # Each accumulation window that has ended was a step, or was skipped.
+        self._epoch, self._before = state["epoch"], state["step"] + state["skipped_steps"]
         if state["epoch_batch"] > 0:
             passes = saved["data"].get("passes")
-            finished = -(-state["epoch_batch"] // config["accumulation_steps"])
+            finished = -(-state["epoch_batch"] // saved["config"]["accumulation_steps"])
             finished = finished if passes is None else passes["epoch_updates"]
-            self._before += finished + self._train_data.steps_left(state, saved["data"], finished)
+            self._before += self._train_data.steps_left(state, saved["data"], finished)
             self._epoch += 1

@@ -89,6 +89,17 @@ class TrainData:
         has_length = isinstance(source, Split) and hasattr(source.dataset, "__len__")
         return min(samples, len(source.dataset)) if has_length else samples
 
+    def length(self) -> int | None:
+        """Return the number of samples of the dataset, None if it is unknown."""
+        try:
+            return len(self.loader().source.dataset)
+        except (AttributeError, TypeError, NotImplementedError):
+            return None
+
+    def batches_per_epoch(self) -> int | None:
+        """Return the number of micro-batches of a whole epoch, by which a part of it is measured; see `position`."""
+        return self._options.steps_per_epoch or self.loader().num_batches()
+
     def steps_left(self, state: Mapping[str, Any], saved: dict[str, Any], finished: int) -> int:
         """Return the number of updates that the rest of an epoch has, whose number of batches is known.
 

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 _NUMBERS = (bool, int, float, str, type(None))
+_DERIVED = ("base_lrs.", "_", "start ")
 _POSITION = {"last_epoch", "_step_count", "_last_lr", "_is_initial", "_get_lr_called_within_step"}
 
 
@@ -52,7 +53,7 @@ def other_parts(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         before = saved.get(name, made)
         if "groups" not in made or "groups" not in before:
             continue
-        if before["class"] != made["class"]:
+        if _name_of(before["class"]) != _name_of(made["class"]):  # Its module may have moved.
             found.append(f"{name}: {before['class']} in the checkpoint, {made['class']} now")
         pairs = zip(before["parameters"], made["parameters"], strict=False)
         for index, (old, new) in enumerate(pairs):
@@ -86,8 +87,8 @@ def changed_tensors(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
 class Remaking:
     """Makes of saved states those of a run that had begun with the numbers that `setup` makes now.
 
-    The states of optimizers whose numbers have not changed, and whose schedulers have not, are left as they were saved.
-    The schedulers of the others are moved to the step that the run has reached.
+    What has not changed is left as it was saved. Where a learning rate or a schedule has changed, the schedulers of the
+    optimizer are moved to the step that the run has reached.
 
     Args:
         parts: the stateful parts of the model by name, as `setup` has made them.
@@ -103,40 +104,60 @@ class Remaking:
         self.changes: list[str] = []
         self._parts, self._saved, self._now = parts, saved, describe(parts)
         self.states = dict(states)
-        for name, optimizer in parts.items():
-            if isinstance(optimizer, Optimizer) and name in saved:
-                self._prepare(name, optimizer)
+        names = {id(part): name for name, part in list(parts.items())[::-1] if isinstance(part, Optimizer)}
+        for name in reversed(names.values()):  # Each once, under its first name.
+            if name in saved and "param_groups" in states[name]:
+                self._prepare(name, parts[name])
 
     def _prepare(self, name: str, optimizer: Optimizer) -> None:
-        schedulers = {
-            key: part
-            for key, part in self._parts.items()
-            if isinstance(part, LRScheduler) and getattr(part, "optimizer", None) is optimizer and key in self._saved
-        }
-        changes = [*_differences(name, self._saved[name]["groups"], self._now[name]["groups"])]
-        for key in schedulers:
-            changes += _differences(key, {"class": self._saved[key]["class"]}, {"class": self._now[key]["class"]})
-            changes += _differences(key, self._saved[key]["numbers"], self._now[key]["numbers"])
-        if not changes:
+        schedulers = self._schedulers_of(optimizer)
+        of_optimizer = [*_differences(name, self._saved[name]["groups"], self._now[name]["groups"])]
+        of_schedules = [text for key in schedulers for text in self._differences_of(key)]
+        if not of_optimizer and not of_schedules:
             return
-        # The rates that a schedule begins with are those of the optimizer, which are said.
-        said = [text for text in changes if ": base_lrs." not in text]
+        # What follows from other numbers is not said: rates that are those of the optimizer, parts of a schedule.
+        changes = [*of_optimizer, *of_schedules]
+        said = [text for text in changes if not any(f": {derived}" in text for derived in _DERIVED)]
         self.changes += dict.fromkeys(said or changes)
-        factors = self._move(name, schedulers)
+        changed = [_changed(*pair) for pair in zip(self._saved[name]["groups"], self._now[name]["groups"], strict=True)]
+        factors = [1.0] * len(changed)
+        if moves := bool(of_schedules) or any({"lr", "initial_lr"} & keys for keys in changed):
+            factors = self._move(name, schedulers)
+            changed = [keys | {"lr", "initial_lr"} for keys in changed]
         groups = []
-        for saved, made, factor in zip(self.states[name]["param_groups"], optimizer.param_groups, factors, strict=True):
-            numbers = _numbers_of(made)
-            groups.append(
-                {**saved, **numbers, "lr": numbers["lr"] * factor} if "lr" in numbers else {**saved, **numbers}
-            )
-        for key, scheduler in schedulers.items():
-            state = scheduler.state_dict()
-            if isinstance(scheduler, ReduceLROnPlateau):  # Nobody can show it again the metrics that it has seen.
-                kept = {"best", "num_bad_epochs", "cooldown_counter", *_POSITION}
-                state |= {part: value for part, value in self.states[key].items() if part in kept}
-                state["_last_lr"] = [group["lr"] for group in groups]
-            self.states[key] = state
-        self.states[name] = {**self.states[name], "param_groups": groups}
+        triples = zip(self.states[name]["param_groups"], optimizer.param_groups, changed, factors, strict=True)
+        for saved, made, keys, factor in triples:
+            numbers = {key: made[key] for key in keys if key in made}
+            if "lr" in numbers and factor != 1.0:
+                numbers["lr"] = numbers["lr"] * factor
+            groups.append({**saved, **numbers})
+        for key, scheduler in self._parts.items():
+            if moves and _is_of(scheduler, optimizer) and key in self.states:
+                self.states[key] = self._moved_state(key, scheduler, groups)
+        for key, part in self._parts.items():
+            if part is optimizer:
+                self.states[key] = {**self.states[key], "param_groups": groups}
+
+    def _schedulers_of(self, optimizer: Optimizer) -> dict[str, LRScheduler]:
+        """Return the schedulers of an optimizer that are stepped, each under its first name."""
+        own = {key: part for key, part in self._parts.items() if _is_of(part, optimizer) and key in self._saved}
+        inner = {id(each) for part in own.values() for each in getattr(part, "_schedulers", ())}
+        first = {id(part): key for key, part in list(own.items())[::-1] if id(part) not in inner}
+        return {key: own[key] for key in reversed(first.values())}
+
+    def _differences_of(self, key: str) -> list[str]:
+        saved, now = self._saved[key], self._now[key]
+        if _name_of(saved["class"]) != _name_of(now["class"]):
+            return [f"{key}: {_name_of(saved['class'])} before, {_name_of(now['class'])} now"]
+        return [*_differences(key, saved["numbers"], now["numbers"])]
+
+    def _moved_state(self, key: str, scheduler: LRScheduler, groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        state = scheduler.state_dict()
+        if isinstance(scheduler, ReduceLROnPlateau):  # Nobody can show it again the metrics that it has seen.
+            kept = {"best", "num_bad_epochs", "cooldown_counter", *_POSITION}
+            state |= {part: value for part, value in self.states[key].items() if part in kept}
+            state["_last_lr"] = [group["lr"] for group in groups]
+        return state
 
     def _move(self, name: str, schedulers: Mapping[str, LRScheduler]) -> list[float]:
         """Step schedulers as often as those of the run; return by which factors those of plateaus have cut rates."""
@@ -151,9 +172,32 @@ class Remaking:
         made, saved = self._saved[name]["groups"], self.states[name]["param_groups"]
         is_cut = bool(plateaus) and not steps
         return [
-            after["lr"] / before["lr"] if is_cut and before.get("lr") else 1.0
+            float(after["lr"]) / before["lr"] if is_cut and before.get("lr") else 1.0
             for before, after in zip(made, saved, strict=True)
         ]
+
+
+def changed_numbers(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each number of an optimizer that differs; see `other_parts`."""
+    return [
+        text
+        for name, made in now.items()
+        if "groups" in made and "groups" in saved.get(name, {})
+        for text in _differences(name, saved[name]["groups"], made["groups"])
+    ]
+
+
+def _is_of(part: Any, optimizer: Optimizer) -> bool:
+    return isinstance(part, LRScheduler) and getattr(part, "optimizer", None) is optimizer
+
+
+def _changed(saved: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:
+    """Return the names of the numbers of a group that differ."""
+    return {key for key in now if saved.get(key) != now[key]}
+
+
+def _name_of(path: str) -> str:
+    return path.rpartition(".")[2]
 
 
 def _number_of_steps(state: Mapping[str, Any]) -> int:
@@ -194,16 +238,26 @@ def _arguments(value: Any) -> Any:
     uses of the variables around it, and its constants.
     """
     if isinstance(value, functools.partial):
-        arguments = inspect.signature(value.func).bind_partial(*value.args, **value.keywords).arguments
+        try:
+            arguments = inspect.signature(value.func).bind_partial(*value.args, **value.keywords).arguments
+        except (ValueError, TypeError):  # Functions of C may have no signature.
+            arguments = {str(i): each for i, each in enumerate((*value.args, *value.keywords.values()))}
         return {name: _arguments(each) for name, each in arguments.items()}
     if isinstance(value, types.FunctionType):
         around = inspect.getclosurevars(value).nonlocals
-        return {**around, "constants": [each for each in value.__code__.co_consts if isinstance(each, int | float)]}
-    return value
+        numbers = {name: each for name, each in around.items() if isinstance(each, _NUMBERS)}
+        return {**numbers, "constants": [each for each in value.__code__.co_consts if isinstance(each, int | float)]}
+    return value if isinstance(value, _NUMBERS) else None
 
 
 def _numbers_of(group: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in group.items() if key != "params" and _is_plain(value)}
+    return {key: _plain(value) for key, value in group.items() if key != "params" and _is_plain(_plain(value))}
+
+
+def _plain(value: Any) -> Any:
+    """Return a tensor of one element, or a number of numpy, as a number of Python; anything else as it is."""
+    is_of_numpy = type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0
+    return value.item() if is_of_numpy or (isinstance(value, Tensor) and value.numel() == 1) else value
 
 
 def _is_plain(value: Any) -> bool:
@@ -231,6 +285,12 @@ def _differences(name: str, saved: Any, now: Any) -> Iterator[str]:
     for key in dict.fromkeys([*saved, *now]):
         before, after = saved.get(key), now.get(key)
         is_nan = isinstance(before, float) and isinstance(after, float) and math.isnan(before) and math.isnan(after)
-        if before != after and not is_nan and key != "initial_lr":
-            shown = key.rpartition(".")[2] if "functions." in key else key
-            yield f"{name}: {shown} {before} before, {after} now"
+        # A schedule that has begun has changed the rate that the optimizer was made with.
+        is_scheduled = key == "lr" and "initial_lr" in saved and "initial_lr" in now
+        if before != after and not is_nan and not is_scheduled:
+            shown = "lr" if key == "initial_lr" else key.rpartition(".")[2] if "functions." in key else key
+            yield f"{name}: {shown} {_shown(before)} before, {_shown(after)} now"
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else f"{value}"

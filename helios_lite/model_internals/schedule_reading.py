@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import bisect
 import copy
+import dis
 import functools
+import types
 import warnings
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
@@ -13,6 +15,8 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
+    CosineAnnealingWarmRestarts,
+    CyclicLR,
     LambdaLR,
     LRScheduler,
     OneCycleLR,
@@ -20,6 +24,7 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
+_PURE = {"abs", "bool", "cos", "exp", "float", "int", "log", "math", "max", "min", "pi", "pow", "round", "sin", "sqrt"}
 _NUM_READ = 400  # Positions, from which the shape of a schedule is seen.
 _MOST_STEPS = 50_000  # About 0.2 s. Only schedulers of other classes than PyTorch's common ones are stepped.
 
@@ -36,10 +41,12 @@ class Schedule:
     Attributes:
         name: as given.
         kind: what it is called: the name of a function of `helios_lite.schedules`, or of the class.
+        is_of_package: whether it is one of `helios_lite.schedules`, which are stepped at every step.
     """
 
     def __init__(self, name: str, scheduler: LRScheduler) -> None:
         self.name, self.kind = name, _kind(scheduler)
+        self.is_of_package = self.kind != type(scheduler).__name__
         self._scheduler = _copied(scheduler)
 
     def can_reach(self, position: int) -> bool:
@@ -99,7 +106,8 @@ class Schedule:
         if len(rates) < len(inside) and not has_end:
             return None
         if len(rates) < len(inside):
-            return f"ends after about {inside[len(rates)]:,} of {steps:,} steps, and raises an error then"
+            last = self._last_step(inside[len(rates) - 1], inside[len(rates)])
+            return f"ends after {last:,} of {steps:,} steps, and raises an error then"
         now = rates[: len(inside)]
         high = max(now)
         if high <= 0 or steps < 3:
@@ -111,12 +119,61 @@ class Schedule:
         if self._turns() and bottom is not None and max(now[bottom:]) - now[bottom] > 0.1 * high:
             return f"is at its end after about {inside[bottom]:,} of {steps:,} steps, and rises again then"
         positions = [*inside, *beyond]
-        return _unreached(steps, rates, positions if has_end else positions[: len(rates)])
+        if isinstance(self._scheduler, CosineAnnealingWarmRestarts | CyclicLR):  # Every cycle has an end.
+            return None
+        return self._unreached(steps, rates, positions if has_end else positions[: len(rates)])
 
     def moves(self, steps: int) -> bool:
         """Return whether the rates of so many steps differ by a third or more."""
         rates = self.rates(_spread(0, steps))
         return min(rates) < 0.7 * max(rates)
+
+    def _unreached(self, steps: int, rates: Sequence[float], positions: Sequence[int]) -> str | None:
+        """Return a text if a schedule is still on the way to its end, or to its highest rate, after so many steps.
+
+        Args:
+            steps: the number of steps.
+            rates: the rates at the positions, and at no more of them if the schedule raises an error then.
+            positions: some before and some after that number.
+        """
+        last = positions.index(steps - 1)
+        if last < 2 or not rates[last] != rates[last - 1] != rates[last - 2] or len(rates) < last + 3:
+            return None
+        has_failed = len(rates) < len(positions)
+        low, top = min(rates[last:]), max(rates)
+        # An end is where the rate stays, turns or ends in an error. What falls for ever does most of it early.
+        start = rates.index(max(rates[: last + 1]))
+        span = rates[start] - low
+        end = next(i for i in range(start, len(rates)) if rates[i] <= low + 0.02 * span)
+        while end + 1 < len(rates) and rates[end + 1] < rates[end]:
+            end += 1
+        middle = bisect.bisect_left(positions, (positions[start] + positions[end]) / 2)
+        has_end = has_failed or rates[-1] == rates[-2] or rates[-1] > low
+        is_far = positions[end] > 1.1 * steps and rates[last] - low > 0.1 * rates[start]
+        if has_end and is_far and rates[middle] - low > 0.15 * span:
+            at = self._last_step(positions[len(rates) - 1], positions[len(rates)]) if has_failed else None
+            at = self._lowest(positions[end - 1], positions[min(end + 1, len(rates) - 1)]) if at is None else at
+            return f"would reach its end after about {at:,} steps, but is stepped {steps:,} times"
+        if rates[last] >= 0.999 * max(rates[: last + 1]) and rates[last] < 0.9 * top:
+            return f"rises until step {positions[rates.index(top)]:,} or so, but is stepped {steps:,} times"
+        return None
+
+    def _lowest(self, first: int, last: int) -> int:
+        """Return the position of the lowest rate between two others, of which it is the only one."""
+        positions = _spread(first, last + 1)
+        rates = self.rates(positions)
+        while len(positions) < positions[-1] - positions[0] + 1:  # Look closer around it.
+            bottom = rates.index(min(rates))
+            positions = _spread(positions[max(0, bottom - 1)], positions[min(len(positions) - 1, bottom + 1)] + 1)
+            rates = self.rates(positions)
+        return positions[rates.index(min(rates))]
+
+    def _last_step(self, good: int, bad: int) -> int:
+        """Return the last position between two others that can be read, of which the second one cannot."""
+        while bad - good > 1:
+            middle = (good + bad) // 2
+            good, bad = (middle, bad) if self.rates([middle]) else (good, middle)
+        return good
 
     def _turns(self) -> bool:
         """Return whether it is PyTorch's cosine, which rises again after its end, alone or as the last of several."""
@@ -124,34 +181,6 @@ class Schedule:
         while isinstance(scheduler, SequentialLR):
             scheduler = scheduler._schedulers[-1]
         return isinstance(scheduler, CosineAnnealingLR)
-
-
-def _unreached(steps: int, rates: Sequence[float], positions: Sequence[int]) -> str | None:
-    """Return a text if a schedule is still on the way to its end, or to its highest rate, after so many steps.
-
-    Args:
-        steps: the number of steps.
-        rates: the rates at the positions, and at no more of them if the schedule raises an error then.
-        positions: some before and some after that number.
-    """
-    last = positions.index(steps - 1)
-    if last < 2 or not rates[last] != rates[last - 1] != rates[last - 2] or len(rates) < last + 3:
-        return None
-    has_failed = len(rates) < len(positions)
-    low, top = min(rates[last:]), max(rates)
-    # An end is where the rate stays, turns or ends in an error. What falls for ever has none: it does most of it early.
-    start = rates.index(max(rates[: last + 1]))
-    span = rates[start] - low
-    end = next(i for i in range(start, len(rates)) if rates[i] <= low + 1e-3 * span)
-    middle = bisect.bisect_left(positions, (positions[start] + positions[end]) / 2)
-    has_end = has_failed or rates[-1] == rates[-2] or rates[-1] > low
-    is_far = positions[end] > 1.1 * steps and rates[last] - low > 0.1 * rates[start]
-    if has_end and is_far and rates[middle] - low > 0.15 * span:
-        at = positions[len(rates) - 1 if has_failed else rates.index(low, last)]
-        return f"would reach its end after about {at:,} steps, but is stepped {steps:,} times"
-    if rates[last] >= 0.999 * max(rates[: last + 1]) and rates[last] < 0.9 * top:
-        return f"rises until step {positions[rates.index(top)]:,} or so, but is stepped {steps:,} times"
-    return None
 
 
 def schedules_of(parts: Sequence[tuple[str, Any]]) -> dict[str, list[Schedule]]:
@@ -174,10 +203,39 @@ def schedules_of(parts: Sequence[tuple[str, Any]]) -> dict[str, list[Schedule]]:
 
 
 def _made(name: str, scheduler: LRScheduler) -> Schedule | None:
+    """Return the schedule of a scheduler of PyTorch, if no function of the user's that may have effects is called."""
+    if not _is_readable(scheduler):
+        return None
     try:
         return Schedule(name, scheduler)
-    except Exception:  # Whatever a scheduler of the user holds: it is only looked at.
+    except Exception:  # Whatever an optimizer of the user holds: it is only looked at.
         return None
+
+
+def _is_readable(scheduler: Any) -> bool:
+    functions = [*getattr(scheduler, "lr_lambdas", ()), *filter(None, [getattr(scheduler, "_scale_fn_custom", None)])]
+    return (
+        type(scheduler).__module__.startswith("torch.")
+        and all(map(_is_pure, functions))
+        and all(map(_is_readable, getattr(scheduler, "_schedulers", ())))
+    )
+
+
+def _is_pure(function: Any) -> bool:
+    """Return whether a function is known to have no effects: it computes with numbers by well-known functions."""
+    if isinstance(function, functools.partial):
+        parts = [*function.args, *function.keywords.values()]
+        is_ours = getattr(function.func, "__module__", "") == "helios_lite.schedules"
+        return is_ours or (_is_pure(function.func) and all(map(_is_number, parts)))
+    if not isinstance(function, types.FunctionType):
+        return False
+    around = [cell.cell_contents for cell in function.__closure__ or ()]
+    has_effects = any(each.opname.startswith("STORE_DEREF") for each in dis.get_instructions(function))
+    return {*function.__code__.co_names} <= _PURE and all(map(_is_number, around)) and not has_effects
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, bool | int | float | str)
 
 
 def _copied(scheduler: LRScheduler) -> Any:
@@ -235,7 +293,7 @@ def _spread(start: int, end: int) -> list[int]:
 def _kind(scheduler: Any) -> str:
     """Return "cosine" for a schedule of `helios_lite.schedules`, else the name of the class."""
     for function in getattr(scheduler, "lr_lambdas", [])[:1]:
-        fall = getattr(function, "args", (None, None))[-1]
+        fall = (getattr(function, "args", None) or (None,))[-1]
         if isinstance(fall, functools.partial) and fall.func.__module__ == "helios_lite.schedules":
             return {"_cosine": "cosine", "_linear": "linear", "_inverse_sqrt": "inverse_sqrt"}.get(
                 fall.func.__name__, "constant, 1-sqrt"

@@ -218,8 +218,8 @@ class Checkpointer:
             rank_part.load_ranks([rank[name] for rank in ranks], world)
         if len(ranks) != world.size:
             logger.info(
-                "ranks: %d in the checkpoint, %d now; each takes the RNG states of its number, and one that the "
-                "checkpoint does not have keeps those of a new run, so the bits differ from those of %d",
+                "ranks: %d before, %d now; each takes the RNG states of its number, and a new one begins with its own, "
+                "so the bits differ from those of a run that stays with %d",
                 len(ranks), world.size, len(ranks),
             )  # fmt: skip
         self._clock.restart()

@@ -104,7 +104,9 @@ def save_due(state: TrainingState, options: Options, seconds_since: float) -> bo
     )
 
 
-def validation_steps(options: Options, per_epoch: int | None, total: int, epochs: tuple[int, int]) -> list[int]:
+def validation_steps(
+    options: Options, per_epoch: int | None, total: int, epochs: tuple[int, int], done: int, batches: int | None
+) -> list[int]:
     """Return the steps after which a validation is planned, with that of the final weights.
 
     Args:
@@ -112,28 +114,31 @@ def validation_steps(options: Options, per_epoch: int | None, total: int, epochs
         per_epoch: the number of steps of an epoch, None if unknown.
         total: the planned number of steps.
         epochs: the index of an epoch, and the number of steps before it.
+        done: the number of steps that are finished.
+        batches: the number of what an epoch is measured by: micro-batches, or steps with `steps_per_epoch`.
     """
     every_epochs = options.valid_every_epochs
     steps = _of_epochs(every_epochs, per_epoch, total, epochs) | _multiples(options.valid_every_steps, total)
-    if every_epochs is not None and every_epochs < 1 and per_epoch is not None:
-        part = part_of_epoch(every_epochs, per_epoch)
-        ends = (
-            range(1, per_epoch + 1) if part <= 1 else [math.ceil(part * i) for i in range(1, int(per_epoch / part) + 1)]
-        )
+    if every_epochs is not None and every_epochs < 1 and per_epoch is not None and batches is not None:
+        part, window = part_of_epoch(every_epochs, batches), options.accumulation_steps
+        each = 1 if options.steps_per_epoch is not None else window  # Of what is counted, in a step.
+        # At a boundary that has passed a multiple of the part.
+        ends = [
+            step for step in range(1, per_epoch + 1) if min(step * each, batches) // part > (step - 1) * each // part
+        ]
         planned = (start + end for start in range(epochs[1], total, per_epoch) for end in ends if start + end <= total)
         steps |= set(itertools.islice(planned, _MOST_STEPS))
     has_any = every_epochs is not None or options.valid_every_steps is not None
-    return sorted(steps | ({total} if has_any else set()))
+    return sorted(step for step in steps | ({total} if has_any else set()) if step > done)
 
 
-def save_steps(options: Options, per_epoch: int | None, total: int, epochs: tuple[int, int]) -> list[int]:
+def save_steps(options: Options, per_epoch: int | None, total: int, epochs: tuple[int, int], done: int) -> list[int]:
     """Return the steps after which a checkpoint is planned, but for those by time; see `validation_steps`."""
-    if options.keep_last == 0:
-        return [total]
-    steps = _of_epochs(options.save_every_epochs, per_epoch, total, epochs) | _multiples(
-        options.save_every_steps, total
-    )
-    return sorted(steps | {total})
+    steps = {total}
+    if options.keep_last != 0:
+        steps |= _of_epochs(options.save_every_epochs, per_epoch, total, epochs)
+        steps |= _multiples(options.save_every_steps, total)
+    return sorted(step for step in steps if step > done)
 
 
 def steps_until_save(state: TrainingState, options: Options, per_epoch: int | None, total: int | None) -> float:
@@ -159,8 +164,8 @@ def _of_epochs(every: float | None, per_epoch: int | None, total: int, epochs: t
     if every is None or every < 1 or per_epoch is None:
         return set()
     epoch, before = epochs
-    ends = range(before + per_epoch, min(total, before + _MOST_STEPS * per_epoch) + 1, per_epoch)
-    return {step for number, step in enumerate(ends, epoch + 1) if number % int(every) == 0}
+    ends = range(before, min(total, before + _MOST_STEPS * per_epoch) + 1, per_epoch)
+    return {step for number, step in enumerate(ends, epoch) if number % int(every) == 0}
 
 
 def _multiples(period: int | None, total: int) -> set[int]:

@@ -58,8 +58,7 @@ class Training:
         with watch_peers(self.session.world, self.shutdown), self.log, contextlib.closing(self.train_data):
             reason = self.set_up()
             if reason is not None:
-                title = self.finished_before(reason)
-                logger.log(logging.DEBUG if self.session.prints else logging.INFO, "%s", title)
+                title = f"{self.name} at step {self.state.step}"
                 self.end()
             else:
                 self.check_validation()
@@ -85,8 +84,6 @@ class Training:
             The option that has ended the run already, None if there is something to train.
         """
         resumed = self.prepare()
-        for text in resumed.said:
-            logger.info("%s", text)
         self.start_batch = self.state.batch
         initialize(self.session, self.checkpointer.resumed_from)
         if self.session.was_set_up and self.checkpointer.resumed_from is None and self.options.init_from is None:
@@ -98,14 +95,17 @@ class Training:
         self.train_data.loader()  # Raises if there is no train split, before anything is shown.
         # A validation that an error has ended in an earlier start comes before anything else.
         reason = None if self.monitor.has_begun else self.stop.limit_reached()
+        for text in resumed.said if reason is None else [self.finished_before(reason)]:
+            logger.info("%s", text)
         if text := limits_text(self.options, *self.phases()):
             logger.info("%s", text)
         source = self.checkpointer.resumed_from
         self.log.open(goes_on=reason is None, resumed_from=source, goes_back=resumed.goes_back)
         if self.session.world.is_main and self.planning is not None:
-            plan = self.planning.plan(validates=bool(self.valid_loaders))
+            self.planning.start(self.state)
+            plan = self.planning.plan(self.state, validates=bool(self.valid_loaders)) if reason is None else None
             self.report.open(plan)
-            for text in plan.warnings if reason is None else ():
+            for text in () if plan is None else plan.warnings:
                 logger.warning("%s", text)
         return reason
 
@@ -129,12 +129,23 @@ class Training:
             self.monitor.drop()
         return resumed
 
+    @property
+    def name(self) -> str:
+        """What messages call the run: its folder, or the model."""
+        return self.model.save_name if self.session.folder is None else str(self.session.folder)
+
     def finished_before(self, reason: str) -> str:
         """Return what is said of a run that had finished when this call began."""
-        limit = getattr(self.options, reason, None)
-        name = self.model.save_name if self.session.folder is None else self.session.folder
+        state, limit = self.state, getattr(self.options, reason, None)
+        reached = {"max_steps": state.step, "max_epochs": state.epoch + (state.epoch_batch > 0)}.get(reason, 0)
+        is_beyond = isinstance(limit, int) and reached > limit and reason != "patience"
+        if is_beyond:
+            return (
+                f"{self.name} is at step {state.step}, in epoch {state.epoch + (state.epoch_batch > 0)}, beyond "
+                f"{reason}={limit}: nothing to train. To train on, raise {reason}"
+            )
         return (
-            f"{name} had finished at step {self.state.step} ({reason}={limit}): nothing to train, also if the code or "
+            f"{self.name} had finished at step {state.step} ({reason}={limit}): nothing to train, also if the code or "
             f'the data have changed since. To train on, raise {reason}; for a new run set resume="new" or another '
             "run_name"
         )
@@ -382,8 +393,9 @@ class Training:
         values = self.log.write_row(ends_epoch=ends_epoch)
         if values:
             self.report.show_row(values, self.train_data.epoch_batches)
-            if self.session.world.is_main:
+            if self.session.world.is_main and self.planning is not None:
                 self.checkpointer.warn_of_rare_saves()
+                self.planning.look(self.state, ends_epoch=False)
 
     def end_epoch(self, window_start: int) -> str | None:
         """Write the last row, validate, and move to the next epoch; return why the run stops, None if it does not."""
@@ -397,8 +409,8 @@ class Training:
         self.hooks.call("on_training_epoch_end", state.epoch + 1)
         if self.hooks.is_overridden("on_training_epoch_end"):
             self.log.write_epoch_end()
-        if state.epoch == 0 and self.planning is not None:
-            self.planning.warn_of_stepping(state)
+        if self.session.world.is_main and self.planning is not None:
+            self.planning.look(state, ends_epoch=True)
         state.epoch += 1
         state.epoch_batch = state.epoch_samples = 0
         self.stop.poll_model()

@@ -11,17 +11,18 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.swa_utils import SWALR
 
 from helios_lite.display.plan import LearningRates, Plan
 from helios_lite.model_internals.attributes import stateful_parts
-from helios_lite.model_internals.schedule_reading import copied_optimizer, schedules_of
+from helios_lite.model_internals.schedule_reading import Schedule, copied_optimizer, schedules_of
 from helios_lite.nested import leaves
 from helios_lite.state import TrainingState
 from helios_lite.training.due import save_steps, validation_steps
 from helios_lite.training.session import Session
 
 logger = logging.getLogger("helios_lite")
-_FEWEST_EPOCHS = 3  # With fewer no schedule is made for epochs.
+_FEWEST = 3  # Steps, after which it is seen how often a scheduler is stepped; and epochs, for which one is made.
 
 
 class Planning:
@@ -40,12 +41,14 @@ class Planning:
             for name, part in parts
             if isinstance(part, Optimizer) and all(_has_rate(group) for group in part.param_groups)
         }
-        self._warned: set[str] = set()
+        self._unknown = [each for each in itertools.chain(*self._schedules.values()) if not each.is_of_package]
+        self._start, self._counts = (0, 0), self._steps_of_schedulers()
 
-    def plan(self, *, validates: bool, start: str = "", changes: Sequence[str] = ()) -> Plan:
+    def plan(self, state: TrainingState, *, validates: bool, start: str = "", changes: Sequence[str] = ()) -> Plan:
         """Return the plan.
 
         Args:
+            state: the counters at the start.
             validates: whether the run validates.
             start: what the start does.
             changes: what a run that continues does otherwise than before.
@@ -54,74 +57,130 @@ class Planning:
         planned, saves = session.planned, session.checkpoints is not None
         total, per_epoch, epochs = planned.known_total(), planned.per_epoch(), planned.epoch_ends()
         misfits = self._misfits(total)
-        self._warned = set(misfits)
         return Plan(
             steps=total,
             steps_per_epoch=per_epoch,
             max_epochs=options.max_epochs,
             max_minutes=options.max_minutes,
-            samples_per_step=session.train_data.samples_per_step(),
-            validations=validation_steps(options, per_epoch, total, epochs) if validates and total else [],
-            saves=save_steps(options, per_epoch, total, epochs) if saves and total else [],
+            samples_per_step=planned.samples_per_step(),
+            epoch=epochs[0],
+            validations=validation_steps(
+                options, per_epoch, total, epochs, state.step, session.train_data.batches_per_epoch()
+            )
+            if validates and total
+            else [],
+            saves=save_steps(options, per_epoch, total, epochs, state.step) if saves and total else [],
+            is_known=total is not None,
             save_every_minutes=options.save_every_minutes if saves else None,
-            rates={name: self._learning_rates(name, total) for name in self._rates},
+            rates={name: self._learning_rates(name, total, state) for name in self._rates},
             warnings=list(misfits.values()),
             start=start,
             changes=changes,
         )
 
-    def warn_of_stepping(self, state: TrainingState) -> None:
-        """Say at the end of the first epoch which schedulers were not stepped, or otherwise than they are made for."""
-        if not self._session.world.is_main or state.step == 0:
+    def start(self, state: TrainingState) -> None:
+        """Note where training begins, after a checkpoint has been loaded."""
+        self._start = (state.step, state.epoch)
+        self._counts = self._steps_of_schedulers()
+
+    def look(self, state: TrainingState, *, ends_epoch: bool) -> None:
+        """Say what is wrong with schedules once it is seen how often they are stepped. Called on rank 0.
+
+        Args:
+            state: the counters; at the end of an epoch they do not count it yet.
+            ends_epoch: whether the epoch has ended.
+        """
+        steps, epochs = state.step - self._start[0], state.epoch + ends_epoch - self._start[1]
+        total, max_epochs = self._session.planned.known_total(), self._session.options.max_epochs
+        if ends_epoch and steps > 0:
+            self._warn_of_unused(is_last=max_epochs == state.epoch + 1, epochs=epochs)
+        if steps < _FEWEST or not self._unknown:
             return
-        counts = {
-            name: getattr(part, "last_epoch", None)
-            for name, part in stateful_parts(self._session.model)
-            if isinstance(part, LRScheduler) and not isinstance(part, ReduceLROnPlateau)
-        }
-        for name, count in counts.items():
-            if count == 0:
+        counts = self._steps_of_schedulers()
+        for schedule in [each for each in self._unknown if each.name in counts]:
+            number = counts[schedule.name] - self._counts.get(schedule.name, 0)
+            text = None
+            if number == steps and number != epochs:
+                text = None if total is None else schedule.misfit(total)
+                way = f"once per step; call step() in on_training_epoch_end for once per epoch, or make it for {total}"
+            elif ends_epoch and number == epochs and max_epochs is not None:
+                text = schedule.misfit(max_epochs)
+                way = f"once per epoch; pass it to optimizer_step for once per step, or make it for {max_epochs} epochs"
+            else:
+                continue
+            self._unknown.remove(schedule)
+            if text is not None:
+                logger.warning("%s (%s) %s: it is stepped %s", schedule.name, schedule.kind, text, way)
+
+    def _warn_of_unused(self, *, is_last: bool, epochs: int) -> None:
+        """Say at the end of the second epoch, or of the only one, which schedulers have never been stepped."""
+        if epochs != 2 and not (epochs == 1 and is_last):
+            return
+        for name, count in self._steps_of_schedulers().items():
+            if count == 0 == self._counts.get(name, 0):
                 logger.warning(
-                    "%s has not been stepped in the first epoch: pass it on, optimizer_step(optimizer, scheduler), or "
-                    "call its step() in on_training_epoch_start",
+                    "%s has not been stepped until now: pass it on, optimizer_step(optimizer, scheduler), or call its "
+                    "step() in on_training_epoch_end",
                     name,
                 )
-        total, epochs = self._session.planned.known_total(), self._session.options.max_epochs
-        for schedule in itertools.chain(*self._schedules.values()):
-            count = counts.get(schedule.name)
-            if count is None or schedule.name in self._warned or state.step < _FEWEST_EPOCHS:
-                continue
-            is_per_step = count > state.step / 2
-            number = total if is_per_step else epochs if count == 1 else None
-            if number is not None and (text := schedule.misfit(number)) is not None:
-                unit = "step" if is_per_step else "epoch"
-                logger.warning("%s (%s) %s: it is stepped once per %s", schedule.name, schedule.kind, text, unit)
+
+    def _steps_of_schedulers(self) -> dict[str, int]:
+        """Return how often each scheduler has been stepped, but for those that wait for something."""
+        return {
+            name: part.last_epoch
+            for name, part in stateful_parts(self._session.model)
+            if isinstance(part, LRScheduler)
+            and not isinstance(part, ReduceLROnPlateau | SWALR)
+            and isinstance(getattr(part, "last_epoch", None), int)
+        }
 
     def _misfits(self, total: int | None) -> dict[str, str]:
-        """Return what is wrong with schedules, however often they are stepped, by their names."""
-        epochs = self._session.options.max_epochs
+        """Return what is wrong with the schedules of which it is known before that each step moves them, by name."""
         if total is None or self._session.options.fast_dev_run:
             return {}
         found = {}
         for schedule in itertools.chain(*self._schedules.values()):
-            text = schedule.misfit(total)
-            is_for_epochs = epochs is not None and epochs >= _FEWEST_EPOCHS and schedule.misfit(epochs) is None
-            if text is not None and not (is_for_epochs and schedule.moves(epochs or 0)):
+            if schedule.is_of_package and (text := schedule.misfit(total)) is not None:
                 found[schedule.name] = (
                     f"{schedule.name} ({schedule.kind}) {text}: make it for self.num_training_steps ({total:,}) steps"
                 )
         return found
 
-    def _learning_rates(self, name: str, total: int | None) -> LearningRates | None:
-        """Return the rates of an optimizer, whose only scheduler is stepped at every step; None if it has several."""
+    def _learning_rates(self, name: str, total: int | None, state: TrainingState) -> LearningRates | None:
+        """Return the rates of an optimizer; None if it has several schedulers.
+
+        Those of a schedule are given if it is known how often it is stepped.
+        """
         schedules, rate = self._schedules[name], self._rates[name]
         if len(schedules) > 1:
             return None
-        ends = schedules[0].first_highest_last(total) if schedules and total is not None else None
-        if ends is None:
-            return LearningRates("", rate, rate, rate)
-        steps = range(0, total or 0, max(1, (total or 0) // 200))
-        return LearningRates(schedules[0].kind, *ends, steps=steps, rates=schedules[0].rates(steps))
+        if not schedules:
+            return LearningRates("", rate)
+        schedule, number = schedules[0], self._number_of_steps(schedules[0], total, state)
+        ends = None if number is None else schedule.first_highest_last(number)
+        kind = schedule.kind + ", once per epoch" * (number is not None and number != total)
+        if ends is None or number is None:
+            return LearningRates(kind, rate)
+        steps = range(0, number, max(1, number // 200))
+        return LearningRates(kind, *ends, steps=steps, rates=schedule.rates(steps))
+
+    def _number_of_steps(self, schedule: Schedule, total: int | None, state: TrainingState) -> int | None:
+        """Return how often a schedule is going to be stepped in all, None if it may be once per step or per epoch."""
+        epochs = self._session.options.max_epochs
+        parts = dict(stateful_parts(self._session.model))
+        count = getattr(parts.get(schedule.name), "last_epoch", 0)
+        if total is None or epochs is None or schedule.is_of_package:
+            return total
+        if state.epoch > 0 and count in (state.step, state.epoch):  # A run that goes on tells.
+            return total if count == state.step else epochs
+        fits = (schedule.misfit(total) is None, _fits_epochs(schedule, epochs))
+        return {(True, False): total, (False, True): epochs}.get(fits)
+
+
+def _fits_epochs(schedule: Schedule, epochs: int | None) -> bool:
+    """Return whether a schedule may be made for steps that are epochs."""
+    is_long = epochs is not None and epochs >= _FEWEST
+    return is_long and schedule.misfit(epochs or 0) is None and schedule.moves(epochs or 0)
 
 
 def _has_rate(group: Mapping[str, Any]) -> bool:

@@ -19,7 +19,7 @@ from helios_lite.checkpoints.reading import evaluation_state, read_checkpoint_he
 from helios_lite.metrics.metric_objects import is_network
 from helios_lite.model import Model
 from helios_lite.model_internals.attributes import named_networks, stateful_parts
-from helios_lite.model_internals.made import Remaking, other_parts
+from helios_lite.model_internals.made import Remaking, changed_numbers, other_parts
 from helios_lite.model_internals.misfits import differences, first, is_equal, misfits
 from helios_lite.processes.devices import DeviceMover
 from helios_lite.processes.job import is_restarted
@@ -29,6 +29,8 @@ from helios_lite.training.run_description import changes_of_run
 from helios_lite.training.session import Session
 
 logger = logging.getLogger("helios_lite")
+_NOT_OF_THE_TRAINING = {"root", "run_name", "resume", "allow_changed_hparams", "progress", "print_banner", "log_level"}
+"""Options whose change says nothing of what is trained."""
 
 
 class Resumed(NamedTuple):
@@ -109,6 +111,9 @@ def resume(
         if choice == "best" and not session.options.fast_dev_run:
             where = "a run without files (root=None)" if session.folder is None else session.folder
             raise FileNotFoundError(f'resume="best": {where} has no checkpoint; use "auto" to start anew')
+        if choice == "auto" and session.folder is not None and (session.folder / "metrics.jsonl").exists():
+            text = "%s has no checkpoint that can be read: the training begins at step 0, and replaces the rows there"
+            logger.warning(text, session.folder)
         return Resumed([], False)
     path, content = found
     if choice == "never":
@@ -132,12 +137,18 @@ def resume(
     is_own = type(session.model).load_state_dict is not Model.load_state_dict
     parts = {} if is_own else dict(stateful_parts(session.model))
     remaking = Remaking(parts, content["tables"]["made"], {} if is_own else content["model"])
+    if is_own and (texts := changed_numbers(content["tables"]["made"], session.tables["made"])):
+        kind = type(session.model).__name__
+        logger.warning("%s: not used, because %s has a load_state_dict of its own", "; ".join(texts), kind)
     checkpointer.load(path, {**content, "model": {**content["model"], **remaking.states}})
     step = content["state"]["step"]
     said = [_continuing(session, path, content), *changed_hparams]
     is_inside = content["state"]["epoch_batch"] > 0
-    changes = [*remaking.changes, *changes_of_run(content["tables"], session.tables, is_inside_epoch=is_inside)]
-    said += [f"{text}: used from step {step + 1} on" for text in changes]
+    said += [f"{text}: used from step {step + 1} on" for text in remaking.changes]
+    said += changes_of_run(content["tables"], session.tables, is_inside_epoch=is_inside)
+    before, now = content["planned"]["samples_per_step"], session.planned.samples_per_step()
+    if None not in (before, now) and before != now:
+        said.append(f"a step takes {now} samples now, {before} before")
     said += _compare_options(session, monitor, content, is_tried=is_tried)
     return Resumed(said, choice == "best" and not is_tried and _set_aside_newer(session, path, step))
 
@@ -292,7 +303,8 @@ def _candidates(session: Session, choice: str | os.PathLike[str], of_folder: str
         if session.checkpoints is not None:
             yield from session.checkpoints.candidates(str(choice))
     elif not path.exists():
-        raise FileNotFoundError(f"{option}={str(choice)!r}: there is no such checkpoint or run folder")
+        words = '; it may also be "auto", "never", "new" or "best"' if option == "resume" else ""
+        raise FileNotFoundError(f"{option}={str(choice)!r}: there is no such checkpoint or run folder{words}")
     elif (path / "checkpoints").is_dir():
         yield from candidates_of_run(path, of_folder, session.model.save_name)
     else:
@@ -311,9 +323,12 @@ def _compare_hparams(session: Session, path: Path, content: dict[str, Any], *, i
         {name: value for name, value in now.items() if name not in derived},
     )
     if found and is_automatic and not session.options.allow_changed_hparams:
+        is_own = type(session.model).load_state_dict is not Model.load_state_dict
+        fits = is_own or not misfits(dict(stateful_parts(session.model)), content["model"])
+        way = "; to go on with the hparams of now, set allow_changed_hparams=True" if fits else ""
         raise ValueError(
             f"{path}: is of a model with other hparams: {'; '.join(found)}. To train a new model, choose another "
-            'run_name or resume="new"; to go on with the hparams of now, set allow_changed_hparams=True'
+            f'run_name or resume="new"{way}'
         )
     return [*found, *differences({name: saved[name] for name in derived}, {name: now[name] for name in derived})]
 
@@ -325,10 +340,13 @@ def _compare_parts(session: Session, path: Path, content: dict[str, Any]) -> Non
     found = misfits(dict(stateful_parts(session.model)), content["model"])
     found = [*other_parts(content["tables"]["made"], session.tables["made"]), *found]
     if found:
+        nets = [name for name in named_networks(session.model) if name in content["model"]]
+        fitting = [name for name in nets if not any(text.startswith((f"{name}.", f"{name}:")) for text in found)]
+        taken = f"; there init_from={str(path)!r} takes {', '.join(fitting)}, which fits" if fitting else ""
         raise ValueError(
             f"{path}: is of a model that is made otherwise: {first(found)}. To train a new model, choose another "
-            f'run_name or resume="new"; there init_from={str(path)!r} and init_parts take the parts that fit. To train '
-            f"from the beginning under this name, delete {path.parent.parent}"
+            f'run_name or resume="new"{taken}. To train from the beginning under this name, delete '
+            f"{path.parent.parent}"
         )
 
 
@@ -336,12 +354,16 @@ def _compare_options(session: Session, monitor: Monitor, content: dict[str, Any]
     """Return the options that differ from the checkpoint's; forget what was best if another metric is monitored."""
     now, earlier = session.options.config(), content["config"]
     said = [
-        f"{name}: {earlier.get(name)!r} in the checkpoint, {value!r} now"
+        f"{name}: {earlier.get(name)!r} before, {value!r} now"
         for name, value in now.items()
-        if not is_equal(earlier.get(name), value)
+        if name not in _NOT_OF_THE_TRAINING and not is_equal(earlier.get(name), value)
     ]
     if (earlier.get("monitor"), earlier.get("mode")) != (now["monitor"], now["mode"]):
-        logger.warning("something else is monitored now: what was best so far is forgotten")
+        text = f"{now['monitor']} is monitored now: what was best so far is forgotten"
+        if is_tried:
+            said.append(text)
+        else:
+            logger.warning("%s", text)
         monitor.reset()
         if session.checkpoints is not None and session.world.is_main and not is_tried:
             session.checkpoints.forget_scores()

@@ -51,6 +51,11 @@ def changes_of_run(saved: Mapping[str, Any], now: Mapping[str, Any], *, is_insid
     for table in ("data", "environment"):
         before, after = dict(leaves(saved[table])), dict(leaves(now[table]))
         for name in [name for name in after if name in before and before[name] != after[name]]:
+            if name == "train.batch_size" and "loader" in now["data"].get("train", {}) and is_inside_epoch:
+                found.append(
+                    "the train split is a loader, whose position is counted in batches: until this epoch ends samples "
+                    "are seen twice or missed; resume with the batch size of before until then"
+                )
             is_of_epoch = name.startswith("train.") and name.endswith((".samples", ".shuffle", "sampler"))
             if name != "processes" and not (is_of_epoch and is_inside_epoch):
                 found.append(f"{name}: {before[name]!r} before, {after[name]!r} now")
@@ -63,7 +68,8 @@ def describe_split(split: Any) -> dict[str, Any]:
     The length of a dataset is "samples"; it is left out if the dataset has none.
     """
     if not isinstance(split, Split):
-        return {"loader": type(split).__name__}
+        size = getattr(split, "batch_size", None)
+        return {"loader": type(split).__name__, **({"batch_size": size} if isinstance(size, int) else {})}
     described: dict[str, Any] = {}
     for name, value in vars(split).items():
         is_value = value is None or isinstance(value, bool | int | float | str)

@@ -243,7 +243,13 @@ def named_folder(options: Options, model: Model) -> Path | None:
 
 @contextlib.contextmanager
 def open_session(
-    options: Options, model: Model, datamodule: DataModule, *, is_training: bool, data_is_prepared: bool
+    options: Options,
+    model: Model,
+    datamodule: DataModule,
+    *,
+    is_training: bool,
+    data_is_prepared: bool,
+    is_logged: bool = True,
 ) -> Iterator[Session]:
     """Context of one call of the trainer: prepares the data, locks the run folder and opens its log.
 
@@ -255,6 +261,7 @@ def open_session(
         datamodule: its data.
         is_training: whether the run folder is written to, and so closed to other runs. Rank 0 does both.
         data_is_prepared: whether `prepare_data` has run, in the process that launched this one.
+        is_logged: whether the log of the run folder is written.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(cleanup(datamodule.teardown))
@@ -264,7 +271,7 @@ def open_session(
         if is_training and session.world.is_main and session.checkpoints is not None:
             stack.enter_context(session.checkpoints.locked())
         log = RunLog(
-            None if session.folder is None else session.folder / "train.log",
+            None if session.folder is None or not is_logged else session.folder / "train.log",
             options.log_level,
             rank=session.world.rank,
             is_required=is_training,

@@ -23,12 +23,13 @@ class TrainingReport:
         self._next_described = {"train": 0.0, "valid": 0.0}  # When train.log gets the next row.
         self._validation: tuple[Mapping[str, float], bool] = ({}, False)  # Of the present epoch.
 
-    def open(self, plan: Plan) -> None:
-        """Show the banner and the bar of the run. Called on rank 0."""
+    def open(self, plan: Plan | None) -> None:
+        """Show the banner, with the plan of a run that has not finished, and the bar. Called on rank 0."""
         session, options, model, state = self._session, self._session.options, self._session.model, self._state
         where = "without files" if session.folder is None else f"in {session.folder}"
         text = console.banner_text(where, session.device, session.world.size, options)
-        text = "\n".join([text, *(plan.lines() if not options.fast_dev_run else ["plan: 1 step (fast_dev_run)"])])
+        planned = [] if plan is None else plan.lines()
+        text = "\n".join([text, *(["plan: 1 step (fast_dev_run)"] if options.fast_dev_run else planned)])
         self._describe_run(text)
         if session.prints:
             console.show_banner(model.append_to_banner(text))

@@ -502,6 +502,7 @@ def test_a_renamed_file_is_read_only_if_there_is_no_other(tmp_path, caplog):
 # Two runs at a time, and what a killed one left.
 
 
+WAY = '; wait until it has ended, or set resume="new" or another run_name'
 LOCKED = """
 import pathlib, sys
 from helios_lite.checkpoints.folder import CheckpointFolder
@@ -516,7 +517,7 @@ except RuntimeError as error:
 
 def test_one_process_at_a_time_has_the_folder(tmp_path):
     with opened(tmp_path).locked():
-        assert run_python(LOCKED, tmp_path).stdout == f"{tmp_path}: process {os.getpid()} is running here\n"
+        assert run_python(LOCKED, tmp_path).stdout == f"{tmp_path}: process {os.getpid()} is running here{WAY}\n"
     assert run_python(LOCKED, tmp_path).stdout == "opened\n"
 
 
@@ -570,7 +571,7 @@ def test_a_damaged_lock_is_still_a_lock(tmp_path):
     with opened(tmp_path).locked():
         # In another process: a lockf lock ends when its process closes any descriptor of the file.
         run_python("import pathlib, sys; pathlib.Path(sys.argv[1]).write_bytes(b'\\xff1')", tmp_path / ".lock")
-        assert run_python(LOCKED, tmp_path).stdout == f"{tmp_path}: process \ufffd1 is running here\n"
+        assert run_python(LOCKED, tmp_path).stdout == f"{tmp_path}: process \ufffd1 is running here{WAY}\n"
 
 
 def test_hidden_files_of_others_are_not_taken_for_half_written_ones(tmp_path):

@@ -509,7 +509,7 @@ def test_train_log_has_every_start_of_the_run_its_rows_and_its_checkpoints(tmp_p
         "DEBUG step 2, epoch 0: valid/loss=",
         "DEBUG stopped by max_epochs at step 2\n",
         f"INFO continuing {first.run_folder} at step 2 of 4 ({first.last_checkpoint.name})\n",
-        "INFO seed: 0 in the checkpoint, 7 now\n",
+        "INFO seed: 0 before, 7 now\n",
         "DEBUG option seed: 7\n",
     ]
     positions = [text.find(part) for part in parts]

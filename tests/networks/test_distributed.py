@@ -944,7 +944,7 @@ def test_the_states_of_loaders_are_not_given_to_another_number_of_ranks(root: Pa
         drawn(copy, 0, max_steps=12)
     with pytest.raises(ValueError, match="the train split was a Drawn when the epoch began, and is a Split now"):
         quiet(root=copy, max_steps=12).fit(Plain(), data(22))  # It has no use for the states, nor for the position.
-    assert "ranks: 2 in the checkpoint, 1 now" in (copy / "plain/train.log").read_text(encoding="utf-8")
+    assert "ranks: 2 before, 1 now" in (copy / "plain/train.log").read_text(encoding="utf-8")
 
 
 class Evaluated(Plain):

@@ -289,23 +289,23 @@ def test_an_epoch_of_which_nothing_is_left_is_over(tmp_path: Path) -> None:
 
 
 IMPOSSIBLE: dict[str, tuple[Data, Data, str]] = {
-    "another order": (Data(split=drawn()), Data(split=drawn(Reversed)), "Reversed draws another order than Drawn"),
+    "another order": (Data(split=drawn()), Data(split=drawn(Reversed)), "Reversed draws another order now than Drawn"),
     "another order of the same class": (Data(split=drawn()), Data(split=drawn(length=9)), "Drawn draws another order"),
     "grown with its sampler": (
         Data(split=drawn()),
         Data(12, split=drawn(length=12)),
-        r"Drawn draws another order than Drawn when the epoch began \(11 samples then, 12 now\)",
+        r"Drawn draws another order now than Drawn has drawn when the epoch began \(11 samples then, 12 now\)",
     ),
     "removed": (Data(split=drawn()), Data(), "sampler is Drawn in the checkpoint, None now"),
     "batches of other sizes": (
         Data(split=lambda: {"batch_sampler": [[0, 1], [2, 3], [4, 5, 6]]}),
         Data(split=lambda: {"batch_sampler": [[0, 1], [2], [3, 4, 5, 6]]}),
-        "list draws another order than list",
+        "list draws another order now than list",
     ),
     "counted from another end": (
         Data(split=lambda: {"batch_size": 2, "sampler": [0, -1, 2, -3]}),
         Data(12, split=lambda: {"batch_size": 2, "sampler": [0, -1, 2, -3]}),
-        "list draws another order than list",
+        "list draws another order now than list",
     ),
     "other batches": (Data(split=buckets(3)), Data(split=buckets(4)), "BucketBatchSampler draws another order"),
     "batches in place of indices": (Data(split=drawn()), Data(split=buckets(3)), "sampler is Drawn"),
@@ -332,8 +332,9 @@ def test_an_order_that_cannot_be_made_again_is_an_error_until_it_is_put_back(nam
             continue
         with pytest.raises(ValueError, match=f"the train split: {text}") as caught:
             after.fit(resume=path, max_epochs=2)
-        assert "Put it back until the epoch has ended, or start a new run from these weights (init_from)" in str(
-            caught.value
+        assert (
+            "Train to its end with the sampler and the data of then, and change them after it; or start a new run"
+            in str(caught.value)
         )
         assert before.fit(resume=path, max_epochs=2).pairs == before.fit(max_epochs=2).pairs[num_seen:]
 
@@ -576,7 +577,7 @@ def test_an_order_that_is_not_of_integers_is_compared_by_the_class_of_its_sample
     for loader in (second, third):
         loader.load_state_dict(state)
     assert [batch[0].tolist() for batch in second.epoch(0, samples=1, batches=1).batches] == [[2], [1]]
-    with pytest.raises(ValueError, match="tuple draws another order than list"):
+    with pytest.raises(ValueError, match="tuple draws another order now than list"):
         third.epoch(0, samples=1, batches=1)
 
 

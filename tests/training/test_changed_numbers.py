@@ -182,10 +182,110 @@ def test_what_else_is_made_otherwise_is_said_and_takes_effect(tmp_path: Path) ->
     quiet(root=tmp_path, max_steps=4).fit(model, data(20, batch_size=2, num_workers=1))
     text = (tmp_path / "tiny" / "train.log").read_text()
     for said in (
-        "net.0.weight, and 3 more tensors: float32 (8, 3) before, float32 (8, 3), frozen now: used from step 3 on",
-        "train.batch_size: 4 before, 2 now: used from step 3 on",
-        "train.num_workers: 0 before, 1 now: used from step 3 on",
+        "net.0.weight, and 3 more tensors: float32 (8, 3) before, float32 (8, 3), frozen now",
+        "train.batch_size: 4 before, 2 now",
+        "valid.batch_size: 4 before, 2 now",
+        "train.num_workers: 0 before, 1 now",
+        "a step takes 2 samples now, 4 before",
     ):
         assert f"INFO {said}\n" in text
     assert model.net[2].weight.dtype is torch.float64
-    assert text.count("now: used from step 3 on") == 5  # And the batch sizes of valid and test.
+
+
+def parts_kept(optimizer: Optimizer) -> Any:
+    parts = [torch_schedules.LinearLR(optimizer, total_iters=3), torch_schedules.CosineAnnealingLR(optimizer, 12)]
+    return parts, torch_schedules.SequentialLR(optimizer, parts, [3])
+
+
+class Kept(Trained):
+    """Has its scheduler, the parts of it, and its optimizer under more than one name."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.net = self.parallelize(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1)))
+        self.optimizer, self.parts = self.make(self.net)
+        self.parts, self.scheduler = self.parts
+        self.optimizers, self.schedulers = [self.optimizer], [self.scheduler]
+
+
+def test_what_the_model_holds_under_two_names_is_moved_once(tmp_path: Path) -> None:
+    def make(lr: float) -> Any:
+        def both(net: Any) -> Any:
+            optimizer = SGD(net.parameters(), lr)
+            return optimizer, parts_kept(optimizer)
+
+        return both
+
+    def run(lr: float, steps: int, root: Path | None = None) -> list[Any]:
+        model = Kept(make(lr))
+        quiet(root=root, max_steps=steps, sanity_batches=0).fit(model, data(20, batch_size=4))
+        return model.used
+
+    run(0.1, 5, tmp_path)
+    found = run(0.04, 9, tmp_path)
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(run(0.04, 9)[5:]), rtol=1e-12, atol=0)
+    assert run(0.04, 11, tmp_path) == run(0.04, 11)[9:]
+
+
+class Counting(SGD):
+    """Keeps a number of its own in its groups, as optimizers without a schedule do."""
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            group["k"] = group.get("k", 0) + 1
+        return super().step(closure)
+
+
+def test_numbers_that_have_not_changed_stay_as_the_run_has_made_them(tmp_path: Path) -> None:
+    def make(lr: float, decay: float) -> Any:
+        return lambda net: (Counting([{"params": net.parameters(), "k": 0}], lr, weight_decay=decay), None)
+
+    class ByHand(Trained):
+        def on_training_batch_end(self, state: Any, should_log: bool = False) -> None:
+            if state.step == 2:
+                self.optimizer.param_groups[0]["lr"] = 0.01
+
+    found = []
+    for make_optimizer, steps in ((make(0.1, 0.0), 4), (make(0.1, 0.5), 6), (make(0.2, 0.5), 8)):
+        model = ByHand(make_optimizer, ("lr", "weight_decay", "k"))
+        quiet(root=tmp_path, max_steps=steps, sanity_batches=0).fit(model, data(40, batch_size=4))
+        found += [used[0] for used in model.used]
+    assert found[4:] == [[0.01, 0.5, 4], [0.01, 0.5, 5], [0.2, 0.5, 6], [0.2, 0.5, 7]]
+
+
+@pytest.mark.parametrize("kind", ["none", "cosine", "our linear"])
+def test_a_rate_that_is_a_tensor_changes_too(kind: str, tmp_path: Path) -> None:
+    def make(lr: float) -> Any:
+        def both(net: Any) -> Any:
+            optimizer = Adam(net.parameters(), torch.tensor(lr))
+            return optimizer, SCHEDULES[kind](optimizer, 12)
+
+        return both
+
+    def run(lr: float, steps: int, root: Path | None = None) -> list[float]:
+        model = Trained(make(lr))
+        quiet(root=root, max_steps=steps, sanity_batches=0).fit(model, data(20, batch_size=4))
+        return [float(used[0][0]) for used in model.used]
+
+    run(0.1, 4, tmp_path)
+    assert run(0.03, 9, tmp_path) == pytest.approx(run(0.03, 9)[4:], rel=1e-6)
+
+
+def test_a_class_whose_module_has_another_name_is_the_same(tmp_path: Path) -> None:
+    for module in ("__main__", "__mp_main__"):
+        kind = type("Own", (SGD,), {"__module__": module})
+        assert len(used(lambda net, kind=kind: (kind(net.parameters(), 0.1), None), tmp_path, 3)) in (0, 3)
+        tmp_path.joinpath("trained").exists()
+
+
+class OwnState(Trained):
+    def load_state_dict(self, state_dict: Any, fast_init: bool = False) -> None:
+        super().load_state_dict(state_dict, fast_init)
+
+
+def test_a_model_that_loads_its_state_itself_is_told_what_is_not_used(tmp_path: Path, caplog: Any) -> None:
+    for lr, steps in ((0.1, 2), (0.05, 4)):
+        model = OwnState(lambda net, lr=lr: (SGD(net.parameters(), lr), None))
+        quiet(root=tmp_path, max_steps=steps).fit(model, data(20, batch_size=4))
+    assert model.used == [[[0.1]]] * 2
+    said = "optimizer: lr 0.1 before, 0.05 now: not used, because OwnState has a load_state_dict of its own"
+    assert said in [record.getMessage() for record in caplog.records]

@@ -347,7 +347,7 @@ class Unstepped(Tiny):
 def test_a_scheduler_that_is_never_stepped_is_named_once(way: str, warnings: Any) -> None:
     quiet(max_epochs=3).fit(Unstepped(way), data())
     said = warnings()
-    assert [text.split(" has not been stepped in the first epoch")[0] for text in said] == (
+    assert [text.split(" has not been stepped until now")[0] for text in said] == (
         ["scheduler"] if way == "never" else []
     )
 

@@ -847,8 +847,8 @@ def test_differences_of_options_are_told_at_a_resume(tmp_path: Path, caplog: pyt
     quiet(max_epochs=1, root=tmp_path).fit(Tiny(), data())
     with caplog.at_level("INFO", logger="helios_lite"):
         quiet(max_epochs=2, root=tmp_path, clip_norm=1.0).fit(Tiny(), data())
-    assert "max_epochs: 1 in the checkpoint, 2 now" in caplog.text
-    assert "clip_norm: None in the checkpoint, 1.0 now" in caplog.text
+    assert "max_epochs: 1 before, 2 now" in caplog.text
+    assert "clip_norm: None before, 1.0 now" in caplog.text
     assert "seed:" not in caplog.text
 
 

@@ -1,5 +1,6 @@
 """The plan of a run: its number of steps, its schedules, validations and checkpoints, and what a start would do."""
 
+import copy
 import logging
 import time
 from collections.abc import Iterator
@@ -8,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.compare import same
 from helpers.models import Indices, Stream, Tiny, data, quiet
 from torch import nn
 from torch.optim import SGD, lr_scheduler
 from torch.utils.data import DataLoader, RandomSampler
 
-from helios_lite import DataModule, Split, Trainer, schedules
+from helios_lite import Callback, DataModule, Split, Trainer, schedules
 from helios_lite.samplers import BucketBatchSampler
 from helios_lite.state import TrainingState
 from helios_lite.training.due import steps_until_save
@@ -113,6 +115,25 @@ def test_the_number_is_known_in_every_call_and_in_the_process_that_launches_othe
 
 # What a run that goes on makes of another number.
 
+
+def test_the_number_is_right_when_epochs_change_again_inside_of_one(tmp_path: Path) -> None:
+    for sizes in ((8, 4, 2), (2, 4, 8), (4, 2, 4)):
+        for number, size in enumerate(sizes):
+            model = Cut(2 if number < 2 else None)
+            root = tmp_path / str(sizes)
+            result = quiet(root=root, max_epochs=3, accumulation_steps=1 + number % 2).fit(
+                model, data(40, batch_size=size)
+            )
+        assert {*model.asked} == {result.state.step}
+
+
+def test_the_number_is_right_when_batches_and_data_have_doubled(tmp_path: Path) -> None:
+    quiet(root=tmp_path, max_epochs=3).fit(Cut(2), data(20, batch_size=4))
+    model = Cut()
+    result = quiet(root=tmp_path, max_epochs=3).fit(model, data(40, batch_size=8))
+    assert {*model.asked} == {result.state.step} == {2 + 2 + 5 + 5}
+
+
 CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     # Options and data before, and after.
     "more epochs": ({"max_epochs": 2}, {}, {"max_epochs": 4}, {}),
@@ -173,6 +194,15 @@ def test_an_hparam_that_was_chosen_and_not_planned_is_an_error_still(tmp_path: P
 # What is said.
 
 
+class Seen(Callback):
+    """Counts the times that it is set up."""
+
+    number = 0
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.number += 1
+
+
 class Scheduled(Tiny):
     def __init__(self, make: Any, every: str = "step") -> None:
         super().__init__("scheduled")
@@ -203,33 +233,84 @@ def cosine(length: int) -> Any:
     return lambda optimizer: lr_scheduler.CosineAnnealingLR(optimizer, length)
 
 
-def test_a_schedule_that_fits_neither_steps_nor_epochs_is_warned_of_before_the_first_step(caplog: Any) -> None:
-    (text,) = warnings_of(cosine(15), "step", caplog)
+def test_a_schedule_of_the_package_that_does_not_fit_is_warned_of_before_the_first_step(caplog: Any) -> None:
+    def make(optimizer: Any) -> Any:
+        return schedules.cosine(optimizer, 0, 15)
+
+    (text,) = warnings_of(make, "step", caplog)
     assert text == (
-        "scheduler (CosineAnnealingLR) is at its end after about 15 of 30 steps, and rises again then: make it for "
+        "scheduler (cosine) falls to 0 after about 15 of 30 steps, and stays there: make it for "
         "self.num_training_steps (30) steps"
     )
-    assert "would reach its end after about 60 steps" in warnings_of(cosine(60), "epoch", caplog)[0]
-    # That it does not end within the six epochs either is beyond what is read, but it hardly moves.
-    assert "would reach its end after about" in warnings_of(cosine(3000), "epoch", caplog)[0]
+    places = [record.levelname for record in caplog.records]
+    assert places[0] == "WARNING"
 
 
-def test_a_schedule_that_is_stepped_otherwise_than_it_is_made_for_is_warned_of_after_the_first_epoch(
-    caplog: Any,
-) -> None:
-    for length, every, text in (
-        (30, "epoch", "would reach its end after about 18 steps"),  # Of those that are looked at.
-        (6, "step", "is at its end after about 6 of 30 steps, and rises again then: it is stepped once per step"),
+def test_a_schedule_that_does_not_fit_is_warned_of_once_it_is_seen_how_often_it_is_stepped(caplog: Any) -> None:
+    per_step = "is stepped once per step; call step() in on_training_epoch_end for once per epoch, or make it for 30"
+    per_epoch = "is stepped once per epoch; pass it to optimizer_step for once per step, or make it for 6 epochs"
+    for length, every, text, way in (
+        (15, "step", "is at its end after about 15 of 30 steps, and rises again then", per_step),
+        (6, "step", "is at its end after about 6 of 30 steps, and rises again then", per_step),
+        (60, "step", "would reach its end after about 60 steps, but is stepped 30 times", per_step),
+        (30, "epoch", "would reach its end after about 30 steps, but is stepped 6 times", per_epoch),
     ):
         (found,) = warnings_of(cosine(length), every, caplog)
-        assert text in found or (every == "epoch" and "it is stepped once per epoch" in found)
+        assert found == f"scheduler (CosineAnnealingLR) {text}: it {way}"
     for length, every in ((30, "step"), (6, "epoch")):
         assert warnings_of(cosine(length), every, caplog) == []
+
+
+def test_a_schedule_that_is_stepped_otherwise_than_per_step_or_epoch_is_left_in_peace(caplog: Any) -> None:
+    class Seldom(Scheduled):
+        def train_step(self, batch: Any, state: Any) -> None:
+            self.scheduler = self.scheduler
+            self.backward((self.net(batch[1]) - 1).square().mean())
+            self.optimizer_step(self.optimizer, self.scheduler if state.step % 3 == 0 else None)
+
+    quiet(max_epochs=6).fit(Seldom(cosine(10), "step"), data(20, batch_size=4))
+    assert [record for record in caplog.records if record.levelname == "WARNING"] == []
+
+
+def test_a_function_of_the_user_is_not_called_more_often_than_by_a_loop_by_hand() -> None:
+    rate = {"now": 1.0}
+
+    def falling(step: int) -> float:
+        rate["now"] *= 0.99
+        return rate["now"]
+
+    model = Scheduled(lambda optimizer: lr_scheduler.LambdaLR(optimizer, falling))
+    quiet(max_epochs=2).fit(model, data(20, batch_size=4))
+    assert rate["now"] == pytest.approx(0.99**11)  # Once when it is made, and after each of ten steps.
 
 
 PLAN = """\
 plan: 6 epochs x 5 steps = 30 steps of 4 samples
       6 validations, 6 saves, lr 0.1 -> 0.000274 (CosineAnnealingLR)"""
+
+
+def test_a_plan_counts_what_is_to_come_when_epochs_have_another_length(tmp_path: Path) -> None:
+    quiet(root=tmp_path, max_epochs=4).fit(Cut(7), data(20, batch_size=4))  # Inside of the second epoch of five steps.
+    plan = quiet(root=tmp_path, max_epochs=4).plan(Cut(), data(20, batch_size=2))
+    assert plan.steps == 7 + 6 + 10 + 10
+    assert plan.validations == plan.saves == [13, 23, 33]
+    assert plan.length() == "4 epochs = 33 steps of 2 samples, 10 steps an epoch from epoch 3 on"
+    assert plan.start.startswith(f"continuing {tmp_path / 'planned'} at step 7 of 33 (")
+
+
+def test_the_rates_of_a_schedule_are_shown_if_it_is_known_how_often_it_is_stepped(tmp_path: Path) -> None:
+    def shown(make: Any, **options: Any) -> str:
+        trainer = quiet(max_epochs=6, root=tmp_path, **options)
+        return str(trainer.plan(Scheduled(make, "epoch"), data(20, batch_size=4)).rates["optimizer"])
+
+    def falling(optimizer: Any) -> Any:
+        return lr_scheduler.ExponentialLR(optimizer, 0.9)
+
+    assert shown(cosine(30)) == "lr 0.1 -> 0.000274 (CosineAnnealingLR)"
+    assert shown(cosine(6)) == "lr 0.1 -> 0.0067 (CosineAnnealingLR, once per epoch)"
+    assert shown(falling) == "lr 0.1 (ExponentialLR)"
+    quiet(max_epochs=2, root=tmp_path).fit(Scheduled(falling, "epoch"), data(20, batch_size=4))
+    assert shown(falling) == "lr 0.1 -> 0.059 (ExponentialLR, once per epoch)"
 
 
 def test_the_banner_has_the_plan(tmp_path: Path) -> None:
@@ -242,7 +323,7 @@ def test_the_banner_has_the_plan(tmp_path: Path) -> None:
 
 def test_the_plan_says_what_a_start_would_do_and_changes_nothing(tmp_path: Path, caplog: Any) -> None:
     def tree() -> dict[str, bytes]:
-        paths = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "train.log"]
+        paths = [path for path in tmp_path.rglob("*") if path.is_file()]
         return {str(path): path.read_bytes() for path in paths}
 
     def plan(model: Any = None, **changes: Any) -> Any:
@@ -254,9 +335,11 @@ def test_the_plan_says_what_a_start_would_do_and_changes_nothing(tmp_path: Path,
 
     model = Scheduled(cosine(30))
     first = plan(model)
+    assert not hasattr(model, "net")
     assert not (tmp_path / "scheduled" / "checkpoints").exists()
     assert first.start == "begins a new run"
     assert (first.steps, first.steps_per_epoch, first.samples_per_step) == (30, 5, 4)
+    assert plan(resume="new").start == "begins a new run, in the next free run folder"
     assert first.validations == [step + part for step in range(0, 30, 5) for part in (3, 5)]
     assert first.saves == [5, 10, 15, 20, 25, 30]
     assert first.rates["optimizer"].rates[:2] == pytest.approx(
@@ -271,12 +354,18 @@ def test_the_plan_says_what_a_start_would_do_and_changes_nothing(tmp_path: Path,
     )  # RNG states, names and numbers come with it.
     folder = tmp_path / "scheduled"
     goes_on = plan()
+    assert (goes_on.validations, goes_on.saves) == ([18, 20, 23, 25, 28, 30], [20, 25, 30])  # Those to come.
     assert goes_on.start == f"continuing {folder} at step 15 of 30 ({result.last_checkpoint.name})"
-    assert "max_epochs: 3 in the checkpoint, 6 now" in goes_on.changes
+    assert "max_epochs: 3 before, 6 now" in goes_on.changes
     assert plan(resume="best").start.startswith(f"continuing {folder} at step ")
     assert plan(max_epochs=3).start.startswith(f"{folder} had finished at step 15 (max_epochs=3): nothing to train")
+    assert plan(max_epochs=2).start.startswith(f"{folder} is at step 15, in epoch 3, beyond max_epochs=2: nothing to")
     assert "optimizer.step" not in plan(resume="never").start
     assert plan(resume="never").start.startswith('raises FileExistsError: resume="never"')
+    weights = copy.deepcopy(model.net.state_dict())
+    seen = Seen()
+    plan(model, callbacks=[seen], max_epochs=7)
+    assert (same(model.net.state_dict(), weights), seen.number) == (True, 0)
     for line in ("length      6 epochs x 5 steps = 30 steps of 4 samples", "optimizer   lr 0.1 -> 0.000274"):
         assert line in str(goes_on)
 

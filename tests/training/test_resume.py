@@ -393,7 +393,7 @@ def test_draws_of_a_collate_function_are_exact_too(tmp_path: Path, in_memory: bo
 def test_another_monitor_at_a_resume_starts_its_verdicts_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fit(tmp_path, max_epochs=1)
     result = fit(tmp_path, max_epochs=2, monitor="valid/loss", mode="max")
-    assert "something else is monitored now" in caplog.text
+    assert " is monitored now: what was best so far is forgotten" in caplog.text
     assert result.state.best_step > 3
     assert result.best_checkpoint.name.startswith(f"rich_epoch_{result.state.best_step // 3}")
 
@@ -608,8 +608,9 @@ def test_a_model_that_is_made_otherwise_does_not_resume_and_keeps_its_weights(ch
         quiet(root=tmp_path, max_steps=4).fit(model, data())
     text = str(raised.value)
     assert text.startswith(f"{path}: is of a model that is made otherwise: ")
-    for way in ("another run_name", f"init_from={str(path)!r}", f"delete {tmp_path / 'changed'}"):
+    for way in ('another run_name or resume="new"', f"delete {tmp_path / 'changed'}"):
         assert way in text
+    assert (f"init_from={str(path)!r} takes net, which fits" in text) is (change in ("another", "groups"))
     assert same([*model.net.parameters()], model.initial)
 
 
