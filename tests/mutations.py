@@ -3214,8 +3214,8 @@ MUTATIONS = [
     ),
     Mutation(
         "model_internals/made.py",
-        '"lr": numbers["lr"] * factor}',
-        '"lr": numbers["lr"]}',
+        'numbers["lr"] = numbers["lr"] * factor',
+        "pass",
         CHANGED + "test_a_plateau_keeps_what_it_has_seen",
     ),
     Mutation(
