@@ -80,7 +80,7 @@ class Plan:
         """Return "20 epochs x 19 steps = 380 steps of 64 samples"."""
         of_samples = "" if self.samples_per_step is None else f" of {self.samples_per_step:,} samples"
         minutes = self.max_minutes
-        limit = "" if minutes is None else f", at most {minutes:g} minute{'s' * (minutes != 1)}"
+        limit = "" if minutes is None else f", at most {minutes:g} minute{'' if minutes == 1 else 's'}"
         if self.steps is None:
             epochs = "" if self.max_epochs is None else f"{_count(self.max_epochs, 'epoch')} of unknown length"
             return (epochs or "no number of steps is set") + limit

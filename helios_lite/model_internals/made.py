@@ -116,7 +116,12 @@ class Remaking:
         if not of_optimizer and not of_schedules:
             return
         # What follows from other numbers is not said: rates that are those of the optimizer, parts of a schedule.
-        changes = [*of_optimizer, *of_schedules]
+        initial = [text for text in of_optimizer if ": initial_lr " in text]
+        if (
+            initial or of_schedules
+        ):  # The rate that the optimizer was made with, before a schedule has set the first one.
+            of_optimizer = [text for text in of_optimizer if ": lr " not in text]
+        changes = [text.replace(": initial_lr ", ": lr ") for text in (*of_optimizer, *of_schedules)]
         said = [text for text in changes if not any(f": {derived}" in text for derived in _DERIVED)]
         self.changes += dict.fromkeys(said or changes)
         changed = [_changed(*pair) for pair in zip(self._saved[name]["groups"], self._now[name]["groups"], strict=True)]
@@ -285,10 +290,8 @@ def _differences(name: str, saved: Any, now: Any) -> Iterator[str]:
     for key in dict.fromkeys([*saved, *now]):
         before, after = saved.get(key), now.get(key)
         is_nan = isinstance(before, float) and isinstance(after, float) and math.isnan(before) and math.isnan(after)
-        # A schedule that has begun has changed the rate that the optimizer was made with.
-        is_scheduled = key == "lr" and "initial_lr" in saved and "initial_lr" in now
-        if before != after and not is_nan and not is_scheduled:
-            shown = "lr" if key == "initial_lr" else key.rpartition(".")[2] if "functions." in key else key
+        if before != after and not is_nan:
+            shown = key.rpartition(".")[2] if "functions." in key else key
             yield f"{name}: {shown} {_shown(before)} before, {_shown(after)} now"
 
 

@@ -419,7 +419,7 @@ def test_a_missing_path_or_split_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=f"^checkpoint{says}$"):
         quiet(max_epochs=1).test(Tiny(), data(), checkpoint=missing)
     for option in ("resume", "init_from"):
-        with pytest.raises(FileNotFoundError, match=f"^{option}{says}$"):
+        with pytest.raises(FileNotFoundError, match=f"^{option}{says}"):
             quiet(max_epochs=1, **{option: missing}).fit(Tiny(), data())
     with pytest.raises(ValueError, match="no test split"):
         quiet(max_epochs=1).test(Tiny(), DataModule())
