@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 import platform
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from helios_lite.display.lines import duration, is_extra
+from helios_lite.metrics.measurements import is_measured
 from helios_lite.options import Options
 from helios_lite.processes.rng import fork_rng
 from helios_lite.state import FitResult
@@ -56,28 +60,50 @@ def result_table(result: FitResult, monitor: str | Sequence[str] | None, history
     """
     from rich.text import Text
 
-    has_best, state = bool(result.best_metrics), result.state
-    # Training metrics belong to the updates before a logging step, not to the best state.
+    has_best, state, metrics = bool(result.best_metrics), result.state, result.metrics
+    # Training metrics belong to the steps before a row, not to the best state.
     best = {name: value for name, value in result.best_metrics.items() if name.startswith("valid/")}
-    rows = [(name, format_number(value), format_number(best.get(name))) for name, value in result.metrics.items()]
+    shown = {name: metrics.get(f"{name}/epoch", value) for name, value in metrics.items() if not is_extra(name)}
+    rows = [(name, format_number(value), format_number(best.get(name))) for name, value in shown.items()]
     counters = ("epochs / steps", f"{state.epoch} / {state.step}", f"step {state.best_step}")
     columns = 3 if has_best else 2
     table = make_table(
         ["", ">last", ">best"][:columns],
         [row[:columns] for row in rows],
         counters[:columns],
-        ("time", f"{state.seconds:.1f} s"),
+        ("time", duration(state.seconds)),
     )
+    captions = []
+    if any(f"{name}/epoch" in metrics for name in shown):
+        captions.append("train/...: means over the last epoch")
     if monitor is not None and len(history) > 1 and can_print("▁█"):
         name = monitor if isinstance(monitor, str) else " + ".join(monitor)
-        table.caption = Text(f"{name}  {sparkline(history)}")
+        ends = [format(value, ".4g") for value in (history[0], history[-1])]
+        captions.append(f"{name}  {ends[0]} {sparkline(history)} {ends[1]}")
+    table.caption = Text("\n".join(captions)) if captions else None
     return table
 
 
-def show_result(title: str, result: FitResult, monitor: str | Sequence[str] | None, history: Sequence[float]) -> None:
-    """Print how the run ended, the final table, and the files in lines of their own, where no table cuts them."""
+def show_result(
+    title: str,
+    result: FitResult,
+    monitor: str | Sequence[str] | None,
+    history: Sequence[float],
+    *,
+    with_timings: bool = False,
+) -> None:
+    """Print how the run ended, the final table, and the files in lines of their own, where no table cuts them.
+
+    Args:
+        title: how the run ended.
+        result, monitor, history: as in `result_table`.
+        with_timings: whether a second table has what was measured with a clock or a meter.
+    """
     print(title)
     show_table(result_table(result, monitor, history))
+    if with_timings:
+        measured = [(name, format_number(value)) for name, value in result.metrics.items() if is_measured(name)]
+        show_table(make_table(["measured", ">last"], measured))
     if result.best_checkpoint is not None:
         print(f"best checkpoint: {result.best_checkpoint}")
     if result.last_checkpoint is not None:
@@ -93,6 +119,17 @@ def show_metrics(title: str, metrics: dict[str, float]) -> None:
 def metrics_text(metrics: Mapping[str, float]) -> str:
     """Return metrics on one line: "train/loss=0.31 train/lr=0.001"."""
     return " ".join(f"{name}={value:.6g}" for name, value in metrics.items())
+
+
+def painted(text: str, color: Literal["green", "yellow"]) -> str:
+    """Return a text in a color, for a line on stderr; as it is where that is no terminal, or `NO_COLOR` is set."""
+    has_colors = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return f"\033[{32 if color == 'green' else 33}m{text}\033[0m" if has_colors else text
+
+
+def width() -> int:
+    """Return the number of columns of the terminal."""
+    return shutil.get_terminal_size().columns
 
 
 def can_print(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""The lines that a training leaves behind: one for each row, validation and epoch; limits in words."""
+"""The lines that a training leaves behind: one for each epoch, more of long ones; limits in words."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from helios_lite.state import TrainingState
 _MOST_VALUES = 6  # More metrics than these are in metrics.jsonl, but not in a line.
 
 
-def log_line(state: TrainingState, options: Options, values: Mapping[str, float], done: float | None) -> str:
-    """Return the line of a row: the counters, the metrics, the speed, and when the run will end.
+def row_line(state: TrainingState, options: Options, values: Mapping[str, float], done: float | None) -> str:
+    """Return the line of a row inside of a long epoch: the counters, the metrics, the speed, and when the run will end.
 
     Args:
         state: the counters.
@@ -20,24 +20,31 @@ def log_line(state: TrainingState, options: Options, values: Mapping[str, float]
         values: the row of metrics by full name.
         done: the finished part of the run, from 0 to 1; None if unknown.
     """
-    parts = [f"{_epoch(state, options)} {_step(state, options)}", _phase_text("train", values)]
-    if "train/samples_per_second" in values:
-        parts.append(f"{values['train/samples_per_second']:.4g} samples/s, data {values['train/data_wait']:.0%}")
-    if done is not None and 0 < done < 1:
-        parts.append(f"{duration(state.seconds / done * (1 - done))} left")
-    return _joined(parts)
+    metrics = " ".join(_values("train", values).values())
+    return _joined([_counters(state, options), metrics, *_speed(state, values, done)])
 
 
 def validation_line(state: TrainingState, options: Options, values: Mapping[str, float], is_best: bool) -> str:
-    """Return the line of a validation."""
-    valid = f"valid {_phase_text('valid', values)}"
-    return _joined([f"{_epoch(state, options)} {_step(state, options)}", valid, "best" if is_best else ""])
+    """Return the line of a validation inside of a long epoch."""
+    metrics = " ".join(["valid", *_values("valid", values).values()])
+    return _joined([_counters(state, options), metrics, "best" if is_best else ""])
 
 
 def epoch_line(
-    state: TrainingState, options: Options, means: Mapping[str, float], valid: Mapping[str, float], is_best: bool
+    state: TrainingState,
+    options: Options,
+    means: Mapping[str, float],
+    valid: Mapping[str, float],
+    is_best: bool,
+    *,
+    row: Mapping[str, float] | None = None,
+    done: float | None = None,
+    width: int | None = None,
 ) -> str:
-    """Return the line of a finished epoch: the means of its training metrics, and its last validation.
+    """Return the line of a finished epoch, whose columns are below those of the epoch before.
+
+    It has the means of its training metrics, its last validation, and the time of the run; with a row also the speed
+    and when the run will end.
 
     Args:
         state: the counters, in which the epoch is not finished yet.
@@ -45,11 +52,32 @@ def epoch_line(
         means: the training metrics over the epoch by full name.
         valid: the metrics of its last validation by full name, empty without one.
         is_best: whether that was the best so far.
+        row: the last row of metrics, to show the speed.
+        done: the finished part of the run, from 0 to 1; None if unknown.
+        width: the number of columns that there are: of the counters only those with a limit are shown, and metrics are
+            left out, the last ones first and the monitored one never, until the line fits.
     """
-    parts = [_epoch(state, options), f"train {_phase_text('train', means)}" if means else ""]
-    if valid:
-        parts += [f"valid {_phase_text('valid', valid)}", "best" if is_best else ""]
-    return _joined([*parts, duration(state.seconds)])
+    parts = [_values("train", means), _values("valid", valid)]
+    counters = _counters(state, options) if width is None else _limited_counters(state, options)
+    speed = [] if row is None else _speed(state, row, done)
+    monitored = [options.monitor] if isinstance(options.monitor, str) else [*(options.monitor or ())]
+    while True:
+        train, validation = (list(part.values()) for part in parts)
+        line = _joined(
+            [
+                counters,
+                " ".join(train),
+                " ".join(["valid", *validation]) if validation else "",
+                *speed,
+                duration(state.seconds),
+                "best" if is_best else "",
+            ]
+        )
+        others = [[name for name in part if name not in monitored] for part in parts]
+        longest = max(others, key=len)
+        if width is None or len(line) < width or len(longest) < 2:
+            return line
+        del parts[others.index(longest)][longest[-1]]
 
 
 def finished_part(state: TrainingState, options: Options, epoch_part: float | None) -> float | None:
@@ -93,30 +121,45 @@ def with_limits(title: str, options: Options, *phases: str) -> str:
     return f"{title} ({text})" if text else title
 
 
-def _phase_text(phase: str, values: Mapping[str, float]) -> str:
-    """Return the metrics of a phase with four digits, without its prefix: "loss 0.3112 accuracy 0.91".
-
-    Times and speeds, means over an epoch, and norms of single parameters, are left out.
+def is_extra(name: str) -> bool:
+    """Return whether a metric is left out where few are shown: a time or speed, a mean over an epoch beside the values
+    of its rows, or the norm of a single parameter.
     """
-    names = [name for name in values if name.startswith(f"{phase}/") and not _is_extra(name)]
-    return " ".join(f"{name.removeprefix(f'{phase}/')} {values[name]:.4g}" for name in names[:_MOST_VALUES])
+    return is_measured(name) or name.endswith("/epoch") or name.startswith(("train/grad_norm/", "train/param_norm/"))
 
 
-def _epoch(state: TrainingState, options: Options) -> str:
-    return f"epoch {_count(state.epoch + 1, options.max_epochs)}"
+def _values(phase: str, values: Mapping[str, float]) -> dict[str, str]:
+    """Return the metrics of a phase by name as "loss 0.3112 ", without its prefix; all have four digits and the same
+    width.
+    """
+    names = [name for name in values if name.startswith(f"{phase}/") and not is_extra(name)]
+    return {name: f"{name.removeprefix(f'{phase}/')} {f'{values[name]:#.4g}':<7}" for name in names[:_MOST_VALUES]}
 
 
-def _step(state: TrainingState, options: Options) -> str:
-    return f"step {_count(state.step, options.max_steps)}"
+def _speed(state: TrainingState, values: Mapping[str, float], done: float | None) -> list[str]:
+    """Return the samples per second with the part of the time that was spent waiting for them, and the time left."""
+    texts = []
+    if "train/samples_per_second" in values:
+        texts.append(f"{values['train/samples_per_second']:.4g} samples/s, data {values['train/data_wait']:.0%}")
+    if done is not None and 0 < done < 1:
+        texts.append(f"{duration(state.seconds / done * (1 - done))} left")
+    return texts
+
+
+def _counters(state: TrainingState, options: Options) -> str:
+    return f"epoch {_count(state.epoch + 1, options.max_epochs)} step {_count(state.step, options.max_steps)}"
+
+
+def _limited_counters(state: TrainingState, options: Options) -> str:
+    """Return the counters that have a limit; the number of the epoch if none has."""
+    step = "" if options.max_steps is None else f"step {_count(state.step, options.max_steps)}"
+    has_epoch = options.max_epochs is not None or not step
+    return " ".join(filter(None, [f"epoch {_count(state.epoch + 1, options.max_epochs)}" if has_epoch else "", step]))
 
 
 def _count(number: int, limit: int | None) -> str:
-    return str(number) if limit is None else f"{number}/{limit}"
+    return f"{number:<4}" if limit is None else f"{number:>{len(str(limit))}}/{limit}"
 
 
 def _joined(parts: Iterable[str]) -> str:
-    return " | ".join(filter(None, parts))
-
-
-def _is_extra(name: str) -> bool:
-    return is_measured(name) or name.endswith("/epoch") or name.startswith(("train/grad_norm/", "train/param_norm/"))
+    return " | ".join(filter(None, (part.rstrip() if part == "" else part for part in parts))).rstrip()

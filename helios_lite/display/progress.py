@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tqdm import tqdm
 
+_OF_RUN = "{l_bar}{bar}| {n_fmt}/{total_fmt} {unit}s [{elapsed}<{remaining}{postfix}]"  # Leaves room for the text.
 _REFRESH_SECONDS = 0.1  # The least time between two drawings of the bars: what is shorter is not drawn.
 
 
@@ -61,7 +62,9 @@ class Progress:
         """Draw the bar for the run; `status` returns its position and a short text to show beside it."""
         if self.has_bars:
             self._status = status
-            self._run = self._bar(desc="run", total=total, initial=status()[0], unit=unit)
+            self._run = self._bar(
+                desc="run", total=total, initial=status()[0], unit=unit, bar_format=None if total is None else _OF_RUN
+            )
 
     def start(self, name: str, total: int | None, done: int = 0) -> None:
         """Begin an epoch or an evaluation: its bar takes the place of the one in the lower line until `finish`."""

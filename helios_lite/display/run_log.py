@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from helios_lite.display import console
 from helios_lite.display.progress import write_above_bars
 
 logger = logging.getLogger("helios_lite")
@@ -48,10 +49,10 @@ class RunLog:
 
     def __enter__(self) -> Self:
         self._level, self._propagates = logger.level, logger.propagate
-        console: logging.Handler = _Program() if logging.getLogger().handlers else _AboveBars()
-        console.setLevel(max(_LEVELS[self._log_level], self._level, logging.WARNING if self._rank > 0 else 0))
-        console.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
-        self._handlers.append(console)
+        handler: logging.Handler = _Program() if logging.getLogger().handlers else _AboveBars()
+        handler.setLevel(max(_LEVELS[self._log_level], self._level, logging.WARNING if self._rank > 0 else 0))
+        handler.setFormatter(_ConsoleFormatter("%(levelname)s %(message)s"))
+        self._handlers.append(handler)
         if self._path is not None:
             kind = logging.FileHandler if self._is_required and self._rank == 0 else _OptionalFile
             self._file = kind(self._path, encoding="utf-8", delay=kind is _OptionalFile)
@@ -85,6 +86,14 @@ class RunLog:
             details = (type(error), error, error.__traceback__) if isinstance(error, Exception) else None
             text = f"ended by {type(error).__name__}"
             self._file.handle(logger.makeRecord(logger.name, logging.ERROR, __file__, 0, text, (), details))
+
+
+class _ConsoleFormatter(logging.Formatter):
+    """Paints the level of warnings and errors."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text, level = super().format(record), record.levelname
+        return text if record.levelno < logging.WARNING else console.painted(level, "yellow") + text.removeprefix(level)
 
 
 class _OptionalFile(logging.FileHandler):

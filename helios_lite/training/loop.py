@@ -487,5 +487,6 @@ class Training:
         )
         title = with_limits(title, self.options, *self.phases())
         if session.prints:
-            console.show_result(title, result, self.options.monitor, self.monitor.history)
+            is_verbose = self.options.log_level == "verbose"
+            console.show_result(title, result, self.options.monitor, self.monitor.history, with_timings=is_verbose)
         return session.world.broadcast(result)  # Rank 0 alone writes files, and each rank measures its own times.

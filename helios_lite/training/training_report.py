@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
 from helios_lite.display import console, lines
 from helios_lite.display.plan import Plan
@@ -13,6 +14,7 @@ from helios_lite.training.session import Session
 
 logger = logging.getLogger("helios_lite")
 _SECONDS_BETWEEN_ROWS = 1.0  # The least time between two rows of a phase in train.log, which is read by people.
+_SECONDS_BETWEEN_LINES = 30.0  # The least time between two lines on the screen inside of an epoch.
 
 
 class TrainingReport:
@@ -22,6 +24,8 @@ class TrainingReport:
         self._session, self._state, self._clock = session, state, clock
         self._next_described = {"train": 0.0, "valid": 0.0}  # When train.log gets the next row.
         self._validation: tuple[Mapping[str, float], bool] = ({}, False)  # Of the present epoch.
+        self._row: Mapping[str, float] = {}  # The last one, with the speed.
+        self._line_written = clock.now
 
     def open(self, plan: Plan | None) -> None:
         """Show the banner, with the plan of a run that has not finished, and the bar. Called on rank 0."""
@@ -40,32 +44,47 @@ class TrainingReport:
             session.progress.show_run(options.max_steps, "step", lambda: (state.step, self._status()))
 
     def show_row(self, values: Mapping[str, float], epoch_batches: int | None) -> None:
-        """Show a row of metrics in a line of its own where there are no bars, and in train.log.
+        """Show a row of metrics in train.log, and inside of a long epoch without bars in a line of its own.
 
         Args:
             values: the metrics by full name.
             epoch_batches: number of batches in the present epoch, None if unknown.
         """
         self._describe_sometimes("train", values)
-        progress, state, options = self._session.progress, self._state, self._session.options
-        if progress.enabled and not progress.has_bars and "train/step_seconds" in values:
-            epoch_part = None if epoch_batches is None else state.epoch_batch / epoch_batches
-            done = lines.finished_part(state, options, epoch_part)
-            progress.write(lines.log_line(state, options, values, done))
+        if "train/step_seconds" in values:
+            self._row = values
+            if not self._session.progress.has_bars and self._is_line_due():
+                state, options = self._state, self._session.options
+                part = None if epoch_batches is None else state.epoch_batch / epoch_batches
+                done = lines.finished_part(state, options, part)
+                self._write(lines.row_line(state, options, values, done))
 
     def show_validation(self, values: Mapping[str, float], *, is_best: bool) -> None:
-        """Show a validation in a line of its own; beside bars it is a part of the line of its epoch."""
+        """Show a validation in the line of its epoch, and inside of a long epoch in a line of its own."""
         self._validation = (values, is_best)
         self._describe_sometimes("valid", values)
-        progress = self._session.progress
-        if not progress.has_bars:
-            progress.write(lines.validation_line(self._state, self._session.options, values, is_best))
+        if self._state.epoch_batch > 0 and self._is_line_due():
+            self._write(lines.validation_line(self._state, self._session.options, values, is_best), is_best=is_best)
 
     def show_epoch(self, means: Mapping[str, float]) -> None:
         """Leave a line of the epoch that has ended, with the means of its metrics by full name."""
-        line = lines.epoch_line(self._state, self._session.options, means, *self._validation)
-        self._session.progress.write(line)
+        state, options, progress = self._state, self._session.options, self._session.progress
+        about: dict[str, Any] = {"row": self._row, "done": lines.finished_part(state, options, 1.0)}
+        if progress.has_bars:  # They say how fast it is, and when it will end.
+            about = {"width": console.width()}
+        line = lines.epoch_line(state, options, means, *self._validation, **about)
+        self._write(line, is_best=self._validation[1])
         self._validation = ({}, False)
+
+    def _is_line_due(self) -> bool:
+        return self._clock.now - self._line_written >= _SECONDS_BETWEEN_LINES
+
+    def _write(self, line: str, *, is_best: bool = False) -> None:
+        """Write a line on the screen; one of the best validation so far ends with a green "best"."""
+        self._line_written = self._clock.now
+        if is_best:
+            line = line.removesuffix("best") + console.painted("best", "green")
+        self._session.progress.write(line)
 
     def describe_row(self, values: Mapping[str, float]) -> None:
         """Log a row of metrics for train.log; nothing if it is empty."""
@@ -91,13 +110,19 @@ class TrainingReport:
         logger.debug("parameters: %s, of which %s are trained", f"{total:,}", f"{trainable:,}")
 
     def _status(self) -> str:
-        """Return the text beside the bar of the run: the best monitored value, and what is logged with `bar=True`.
+        """Return the text beside the bar of the run: what is logged with `bar=True`, else the loss; and the best value.
 
-        If there is neither, it is the loss.
+        On the CPU the loss is the last one that was passed to `backward`. On a device it is that of the last row, since
+        reading it would wait for the device.
         """
-        context, score = self._session.context, self._state.best_score
-        values = {} if score is None else {"best": score}
-        values |= {name: context.latest[name] for name in context.shown if name in context.latest}
-        if not values and "train/loss" in context.latest:
+        context, options, score = self._session.context, self._session.options, self._state.best_score
+        values = {name: context.latest[name] for name in context.shown if name in context.latest}
+        loss = context.precision.last_loss
+        if not values and loss is not None and loss.device.type == "cpu":
+            values["loss"] = float(loss.detach())
+        elif not values and "train/loss" in context.latest:
             values["loss"] = context.latest["train/loss"]
+        if score is not None and options.monitor is not None:
+            name = options.monitor if isinstance(options.monitor, str) else " + ".join(options.monitor)
+            values[f"best {name}"] = score
         return " ".join(f"{name}={value:.4g}" for name, value in values.items())

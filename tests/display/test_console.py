@@ -26,7 +26,7 @@ from torch.utils.data import TensorDataset
 
 from helios_lite import DataModule, FitResult, Model, Split, Trainer, TrainingState, __version__
 from helios_lite.display import progress
-from helios_lite.display.console import result_table, sparkline
+from helios_lite.display.console import result_table, show_result, sparkline
 from helios_lite.display.progress import Progress
 from helios_lite.display.run_log import RunLog
 from helios_lite.training import clock
@@ -220,8 +220,20 @@ def test_the_final_table_has_last_and_best_values_counters_and_the_curve():
     assert ["train/loss", "0.1"] in rows
     assert ["valid/accuracy", "0.5", "0.75"] in rows
     assert ["epochs", "/", "steps", "3", "/", "120", "step", "80"] in rows
-    assert ["time", "12.3", "s"] in rows
-    assert ["valid/accuracy", "▁█▆"] in rows
+    assert ["time", "0:00:12"] in rows
+    assert ["valid/accuracy", "0", "▁█▆", "0.5"] in rows
+
+
+def test_the_final_table_has_means_over_the_last_epoch_and_no_timings_which_have_a_table_on_request(capsys):
+    metrics = {"train/loss": 0.1, "train/step_seconds": 0.25, "train/loss/epoch": 0.5}
+    text = rendered(result_table(result(metrics, best={}), None, []))
+    assert ["train/loss", "0.5"] in [line.split() for line in text.splitlines()]
+    assert "step_seconds" not in text
+    assert "train/...: means over the last epoch" in " ".join(text.split())
+    for with_timings in (False, True):
+        show_result("ended", result(metrics, best={}), None, [], with_timings=with_timings)
+        rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+        assert (["train/step_seconds", "0.25"] in rows) is with_timings
 
 
 def test_without_a_judged_validation_the_final_table_has_neither_best_values_nor_a_curve():
@@ -283,10 +295,10 @@ def test_in_a_pipe_there_are_no_escape_codes_and_no_carriage_returns(piped):
     assert re.findall(r"[\x1b\r]", piped.stdout + piped.stderr) == []
 
 
-def test_in_a_pipe_there_is_no_bar_but_a_line_for_each_row(piped):
+def test_in_a_pipe_there_is_no_bar_but_a_line_for_each_epoch(piped):
     lines = [line for line in piped.stderr.splitlines() if not line.startswith(("INFO ", "WARNING "))]
-    assert lines
-    assert all(re.match(r"epoch \d/2 (step \d+ )?\| ", line) for line in lines)
+    assert len(lines) == 2
+    assert all(re.match(r"epoch \d/2 step \d+ +\| ", line) for line in lines)
 
 
 def test_in_a_pipe_only_paths_are_longer_than_the_terminal(piped):
@@ -310,9 +322,14 @@ def test_in_a_terminal_there_are_bars_over_the_run_the_epoch_and_the_evaluation(
 
 def test_in_a_terminal_the_bar_shows_the_metrics_that_ask_for_it_as_they_are_in_the_last_row(terminal, ending):
     """The updates of the first row are 0 to 7, those of the second 8 to 15. A run that ends at 11 has no bar then."""
-    shown = set(re.findall(r"best=\S+ train/x=(\S+) valid/y", terminal))
+    shown = set(re.findall(r"train/x=(\S+) valid/y=123 best valid/loss=", terminal))
     assert shown == {"ends": {"7", "15"}, "stops inside an epoch": {"7"}, "raises": set()}[ending]
     assert ("valid/y=123" in terminal) == (ending != "raises")
+
+
+def test_in_a_terminal_the_best_epoch_and_warnings_are_painted(terminal, ending):
+    assert "\x1b[33mWARNING\x1b[0m watch epoch 1" in terminal
+    assert ("| \x1b[32mbest\x1b[0m" in terminal) == (ending != "raises")
 
 
 def test_in_a_terminal_no_bar_is_left(terminal):

@@ -3,6 +3,7 @@
 import itertools
 import math
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def state(**counters: Any) -> TrainingState:
 # Lines.
 
 
-def test_the_line_of_a_log_point_has_counters_metrics_speed_and_when_it_ends() -> None:
+def test_the_line_of_a_row_has_counters_metrics_speed_and_when_it_ends() -> None:
     values = {
         "train/loss": 0.31124,
         "train/lr": 0.001,
@@ -42,19 +43,47 @@ def test_the_line_of_a_log_point_has_counters_metrics_speed_and_when_it_ends() -
         "train/samples_per_second": 5210.04,
         "train/loss/epoch": 0.4,
     }
-    line = display_lines.log_line(state(seconds=41.0), LIMITED, values, 0.5)
-    assert line == "epoch 2/3 step 20/40 | loss 0.3112 lr 0.001 | 5210 samples/s, data 3% | 0:00:41 left"
-    assert display_lines.log_line(state(), FREE, {"train/loss": math.nan}, None) == "epoch 2 step 20 | loss nan"
+    line = display_lines.row_line(state(seconds=41.0), LIMITED, values, 0.5)
+    assert line == ("epoch 2/3 step 20/40 | loss 0.3112  lr 0.001000 | 5210 samples/s, data 3% | 0:00:41 left")
+    assert display_lines.row_line(state(), FREE, {"train/loss": math.nan}, None) == "epoch 2    step 20   | loss nan"
 
 
 def test_the_lines_of_a_validation_and_of_an_epoch_mark_the_best() -> None:
     valid = {"valid/loss": 0.5, "valid/accuracy": 0.75}
     assert display_lines.validation_line(state(), LIMITED, valid, True) == (
-        "epoch 2/3 step 20/40 | valid loss 0.5 accuracy 0.75 | best"
+        "epoch 2/3 step 20/40 | valid loss 0.5000  accuracy 0.7500  | best"
     )
     line = display_lines.epoch_line(state(seconds=3723.0), LIMITED, {"train/loss": 0.25}, valid, False)
-    assert line == "epoch 2/3 | train loss 0.25 | valid loss 0.5 accuracy 0.75 | 1:02:03"
-    assert display_lines.epoch_line(state(), FREE, {}, {}, False) == "epoch 2 | 0:00:00"
+    assert line == "epoch 2/3 step 20/40 | loss 0.2500  | valid loss 0.5000  accuracy 0.7500  | 1:02:03"
+    assert display_lines.epoch_line(state(), FREE, {}, {}, False) == "epoch 2    step 20   | 0:00:00"
+
+
+def test_the_lines_of_epochs_have_their_columns_below_each_other() -> None:
+    found = []
+    for number, loss in ((1, 12.5), (9, 0.06775), (10, 1234.5)):
+        counters = TrainingState(epoch=number - 1, step=19 * number)
+        means, valid = {"train/loss": loss}, {"valid/loss": loss, "valid/accuracy": 1.0}
+        found.append(display_lines.epoch_line(counters, Options(max_epochs=10), means, valid, number == 9))
+    places = [[match.start() for match in re.finditer(r"\||loss|accuracy|valid", line)] for line in found]
+    assert places[0] == places[2]
+    assert places[1][: len(places[0])] == places[0]
+    assert found[1].endswith(" | best")
+
+
+def test_a_line_that_is_too_long_loses_its_last_metrics_but_not_the_monitored_one() -> None:
+    means = {f"train/{name}": 0.5 for name in ("loss", "first", "second", "third")}
+    valid = {f"valid/{name}": 0.5 for name in ("loss", "perplexity", "accuracy", "recall")}
+    options = Options(max_epochs=10, monitor="valid/accuracy")
+    for width in range(82, 200):
+        line = display_lines.epoch_line(TrainingState(step=7), options, means, valid, True, width=width)
+        assert len(line) < width
+        assert "accuracy 0.5000" in line
+        assert re.search(r"\| loss 0.5000 .*\| valid loss 0.5000", line)
+        assert line.endswith(" | best")
+    assert "recall" in line
+    assert "step" not in line  # The limit is one of epochs, and beside bars there is little room.
+    stepped = Options(max_steps=9)
+    assert display_lines.epoch_line(TrainingState(step=7), stepped, means, {}, False, width=80).startswith("step 7/9 |")
 
 
 @pytest.mark.parametrize(
@@ -73,20 +102,33 @@ def test_the_finished_part_is_that_of_the_limit_that_comes_first(
     assert display_lines.finished_part(state(seconds=30.0), Options(**options), epoch_part) == part
 
 
-def test_without_a_terminal_a_run_writes_a_line_per_log_point_validation_and_epoch(capsys: Any) -> None:
+def test_without_a_terminal_a_run_writes_a_line_per_epoch(capsys: Any) -> None:
     options = {"max_epochs": 2, "log_every_steps": 2, "sanity_batches": 0, "monitor": "valid/loss"}
     quiet(progress=True, **options).fit(Tiny(), data(train=20, valid=4))
     lines = [re.sub(r"[\d.]+e?-?\d*", "#", line) for line in capsys.readouterr().err.splitlines()]
-    point = "epoch #/# step # | loss # lr # | # samples/s, data #%"
-    epoch = [f"{point} | #:#:# left"] * 3
-    assert [line.removesuffix(" | best") for line in lines[:5]] == [
-        *epoch,
-        "epoch #/# step # | valid loss #",
-        "epoch #/# | train loss # | valid loss # | best | #:#:#",
-    ]
-    assert lines[3].endswith(" | best")
-    assert lines[5:8] == [epoch[0], epoch[0], point]  # The run ends with the last one.
-    assert len(lines) == 10
+    line = "epoch #/# step # | loss # | valid loss # | # samples/s, data #% |"
+    lines = [re.sub(" +", " ", line).removesuffix(" | best") for line in lines]
+    assert lines == [f"{line} #:#:# left | #:#:#", f"{line} #:#:#"]
+
+
+def test_without_a_terminal_long_epochs_have_a_line_every_half_a_minute(
+    capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed = [0.0]
+    monotonic = time.monotonic
+    monkeypatch.setattr(time, "monotonic", lambda: monotonic() + passed[0])
+
+    class Slow(Tiny):
+        def train_step(self, batch: Any, state: Any) -> None:
+            passed[0] += 10
+            super().train_step(batch, state)
+
+    options = {"max_epochs": 1, "log_every_steps": 1, "sanity_batches": 0, "valid_every_steps": 5}
+    quiet(progress=True, **options).fit(Slow(), data(train=40, valid=4))
+    lines = capsys.readouterr().err.splitlines()
+    assert [re.search(r"step (\d+)", line)[1] for line in lines] == ["3", "6", "9", "10"]
+    assert "samples/s, data" in lines[0]
+    assert "valid" in lines[3]
 
 
 @pytest.mark.parametrize("options", [{"progress": False}, {"log_level": "quiet"}])
