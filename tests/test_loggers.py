@@ -22,6 +22,7 @@ from helios_lite.metrics.measurements import is_measured
 from helios_lite.metrics.rows import append_evaluation
 
 EXTRAS = {"tensorboard", "mlflow", "wandb"}
+INSTALL = "is not installed: pip install -c constraints.txt -e '.[test-loggers]'"
 ROWS = [{"step": step, "train/loss": 1 / step} for step in (1, 2, 3)]
 
 
@@ -340,7 +341,19 @@ def test_a_logger_gets_what_is_logged_at_the_end(tmp_path):
     ]
 
 
-# Adapters, each with the real library.
+# Adapters, each with the real library. Those of MLflow and W&B are tested where these are installed.
+
+
+@pytest.fixture(scope="module")
+def mlflow():
+    return pytest.importorskip("mlflow", reason=f"MLflow {INSTALL}")
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    found = pytest.importorskip("wandb", reason=f"W&B {INSTALL}")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    return found
 
 
 def run(folder, logger, steps, model=None, **options):
@@ -392,9 +405,9 @@ def test_tensorboard_has_every_row_once_also_after_a_kill(tmp_path):
     assert "max_steps: 16" in events.Tensors("config/text_summary")[-1].tensor_proto.string_val[0].decode()
 
 
+@pytest.mark.loggers
 @pytest.mark.filterwarnings("ignore")
-def test_mlflow_has_every_row_once_in_one_run_and_the_checkpoint_if_asked_for(tmp_path, monkeypatch):
-    mlflow = pytest.importorskip("mlflow")
+def test_mlflow_has_every_row_once_in_one_run_and_the_checkpoint_if_asked_for(tmp_path, monkeypatch, mlflow):
     monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"  # It is not there yet.
 
@@ -416,9 +429,8 @@ def test_mlflow_has_every_row_once_in_one_run_and_the_checkpoint_if_asked_for(tm
 
 
 @pytest.fixture(scope="module")
-def empty_store(tmp_path_factory):
+def empty_store(mlflow, tmp_path_factory):
     """A store of MLflow without runs, which takes a second to make: it has every earlier form of its tables first."""
-    mlflow = pytest.importorskip("mlflow")
     path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -481,9 +493,9 @@ def test_a_logger_is_told_that_a_training_goes_back_or_is_another_if_it_wants_to
             assert logger.calls[0] == (name, 0)
 
 
+@pytest.mark.loggers
 @pytest.mark.filterwarnings("ignore")
-def test_mlflow_has_the_curve_that_holds_in_a_child_of_the_run_that_went_further(tmp_path, monkeypatch, caplog):
-    mlflow = pytest.importorskip("mlflow")
+def test_mlflow_has_the_curve_that_holds_in_a_child_of_the_run_that_went_further(tmp_path, monkeypatch, caplog, mlflow):
     monkeypatch.chdir(tmp_path)
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     ids = []
@@ -517,11 +529,10 @@ def test_mlflow_has_the_curve_that_holds_in_a_child_of_the_run_that_went_further
     assert run_of[last].data.params["max_steps"] == "12"
 
 
+@pytest.mark.loggers
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("how", "status"), [(KeyError("broken"), "FAILED"), (signal.SIGTERM, "KILLED")])
-def test_mlflow_says_how_a_training_ended_and_a_test_does_not_change_that(how, status, uri, tmp_path):
-    import mlflow
-
+def test_mlflow_says_how_a_training_ended_and_a_test_does_not_change_that(how, status, uri, tmp_path, mlflow):
     client = mlflow.MlflowClient(uri)
 
     def logger():
@@ -546,10 +557,9 @@ def test_mlflow_says_how_a_training_ended_and_a_test_does_not_change_that(how, s
     assert point.step in (2, 3)
 
 
+@pytest.mark.loggers
 @pytest.mark.filterwarnings("ignore")
-def test_mlflow_runs_of_the_user_get_the_parameters_that_they_do_not_have(uri, tmp_path):
-    import mlflow
-
+def test_mlflow_runs_of_the_user_get_the_parameters_that_they_do_not_have(uri, tmp_path, mlflow):
     client = mlflow.MlflowClient(uri)
     own = client.create_run(client.create_experiment("mine")).info.run_id
     client.log_param(own, "seed", "mine")
@@ -567,21 +577,19 @@ class KilledOnRank0(Tiny):
         super().train_step(batch, state)
 
 
+@pytest.mark.loggers
 @pytest.mark.filterwarnings("ignore")
-def test_mlflow_is_told_that_rank_0_was_killed(uri, tmp_path):
-    import mlflow
-
+def test_mlflow_is_told_that_rank_0_was_killed(uri, tmp_path, mlflow):
     logger = MLflowLogger("tests", tmp_path / "id", tracking_uri=uri)
     with pytest.raises(RuntimeError, match="SIGKILL"):
         run(tmp_path, logger, 4, devices=2, accelerator="cpu", model=KilledOnRank0())
     assert mlflow.MlflowClient(uri).get_run(logger.run_id).info.status == "FAILED"
 
 
+@pytest.mark.loggers
 @pytest.mark.filterwarnings("ignore")
-def test_wandb_has_every_row_once_in_one_run(tmp_path, monkeypatch):
+def test_wandb_has_every_row_once_in_one_run(tmp_path, wandb):
     """Offline: the rows are read back from the files that `wandb sync` would send."""
-    wandb = pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_SILENT", "true")
 
     def logger():
         return WandbLogger("tests", tmp_path / "id", mode="offline", dir=str(tmp_path))
@@ -605,10 +613,9 @@ def test_wandb_has_every_row_once_in_one_run(tmp_path, monkeypatch):
     assert found() == rows(tmp_path)
 
 
+@pytest.mark.loggers
 @pytest.mark.filterwarnings("ignore")
-def test_wandb_has_the_new_rows_in_a_run_that_names_the_one_that_went_further(tmp_path, monkeypatch, caplog):
-    pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_SILENT", "true")
+def test_wandb_has_the_new_rows_in_a_run_that_names_the_one_that_went_further(tmp_path, caplog, wandb):
     ids = []
 
     def logger():
@@ -643,13 +650,12 @@ def test_wandb_has_the_new_rows_in_a_run_that_names_the_one_that_went_further(tm
     assert {json.loads(update.value_json) for update in told if update.key == "parent_run"} == {first}
 
 
+@pytest.mark.loggers
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("how", "code"), [(None, 0), (KeyError("broken"), 1), (signal.SIGTERM, 255)], ids=["ends", "raises", "SIGTERM"]
 )
-def test_wandb_ends_with_the_exit_code_of_the_training(how, code, tmp_path, monkeypatch):
-    pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_SILENT", "true")
+def test_wandb_ends_with_the_exit_code_of_the_training(how, code, tmp_path, wandb):
     logger = WandbLogger("tests", tmp_path / "id", mode="offline", dir=str(tmp_path))
     with contextlib.suppress(KeyError, SystemExit):
         quiet(root=tmp_path, max_steps=4, loggers=[logger]).fit(Ending(how), data(train=40))
