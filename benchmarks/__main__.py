@@ -1,4 +1,6 @@
-"""Answer every question, write RESULTS.md and the table of README.md: python -m benchmarks [NAME ...]
+"""Answer every question, write RESULTS.md and the figures of docs/comparison.md and README.md.
+
+    python -m benchmarks [NAME ...]
 
 With names only those are measured anew; the others keep their sections of RESULTS.md.
 """
@@ -6,7 +8,7 @@ With names only those are measured anew; the others keep their sections of RESUL
 import importlib
 import sys
 
-from benchmarks import readme
+from benchmarks import costs
 from benchmarks.rounds import Figure, Question
 
 NAMES = (
@@ -41,7 +43,7 @@ def figures(question: Question) -> list[Figure] | Exception:
 
 
 def main(*names: str) -> int:
-    known = {part.split("\n", 1)[0]: f"## {part}" for part in readme.RESULTS.read_text().split("\n## ")[1:]}
+    known = {part.split("\n", 1)[0]: f"## {part}" for part in costs.RESULTS.read_text().split("\n## ")[1:]}
     sections, is_complete = [], True
     for name in NAMES:
         question: Question = importlib.import_module(f"benchmarks.{name}").QUESTION
@@ -51,9 +53,9 @@ def main(*names: str) -> int:
         answer = figures(question)
         is_complete &= not isinstance(answer, Exception)
         sections.append(question.section(answer))
-    readme.RESULTS.write_text("\n".join([HEAD, *sections]))
+    costs.RESULTS.write_text("\n".join([HEAD, *sections]))
     if is_complete:
-        readme.write()
+        costs.write()
     return 0 if is_complete else 1
 
 

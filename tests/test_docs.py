@@ -8,30 +8,27 @@ import ast
 import dataclasses
 import inspect
 import re
-import runpy
 from pathlib import Path
-from typing import Any
 
 import pytest
-from helpers import scripts
+from helpers import pages, scripts
 from helpers.compare import same
 from helpers.models import HOOKS
+from helpers.pages import require_shown, run
 
 from helios_lite import Model, Split, Trainer
 from helios_lite.hooks import Hooks
 
 REPOSITORY = Path(__file__).parent.parent
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((REPOSITORY / "docs").glob("*.md"))}
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$(?:\s*^```text\n(.*?)^```$)?", re.MULTILINE | re.DOTALL)
 
 
 def blocks(page: str, language: str) -> list[tuple[str, str | None]]:
     """Return the blocks of a language on a page, each with the text that it is said to print, if any."""
-    return [(code, printed or None) for kind, code, printed in BLOCK.findall(PAGES[page]) if kind == language]
+    return pages.blocks(PAGES[page], language)
 
 
 PROGRAMS = {f"{page}-{i}": block for page in PAGES for i, block in enumerate(blocks(page, "python"), start=1)}
-
 
 # What a recipe needs that is not installed with the project.
 PACKAGES = {"hugging_face": "transformers", "optuna": "optuna", "images_in_tensorboard": "tensorboard"}
@@ -39,30 +36,8 @@ PACKAGES = {"hugging_face": "transformers", "optuna": "optuna", "images_in_tenso
 RECIPE = re.compile(r"\]\(\.\./(examples/recipes/\w+\.py)\)")
 RECIPES = {page: REPOSITORY / found[0] for page, text in PAGES.items() if len(found := RECIPE.findall(text)) == 1}
 
-
-def run(program: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Run a program in a folder as a script and return its names."""
-    monkeypatch.chdir(folder)
-    path = folder / "program.py"
-    path.write_text(program, encoding="utf-8")
-    return runpy.run_path(str(path), run_name="__main__")
-
-
-NUMBER = re.compile(r"\d+\.\d+")
-
-
-def require_shown(output: str, page: str) -> None:
-    """Require that a program printed what its page shows. Processors round differently, so numbers may differ a little.
-
-    The words and the whole numbers are the same, and numbers that are equal on the page are equal in the output. Others
-    differ by a thousandth, or by one in the last digit.
-    """
-    assert NUMBER.sub("#", output) == NUMBER.sub("#", page)
-    numbers = list(zip(NUMBER.findall(page), NUMBER.findall(output), strict=True))
-    assert len(dict(numbers)) == len(set(numbers))
-    for shown, printed in numbers:
-        last_digit = 10 ** -len(shown.partition(".")[2])
-        assert float(printed) == pytest.approx(float(shown), rel=1e-3, abs=1.01 * last_digit)
+# Tables and lists, and what is typed into a shell.
+NO_PROGRAM = {"seeds", "comparison", "promises", "clusters", "command_line"}
 
 
 def test_the_pages_are_there() -> None:
@@ -70,7 +45,7 @@ def test_the_pages_are_there() -> None:
     assert set(names.split()) <= PAGES.keys()
 
 
-@pytest.mark.parametrize("page", sorted(PAGES.keys() - {"seeds", "clusters"}))  # A table, and a job for a shell.
+@pytest.mark.parametrize("page", sorted(PAGES.keys() - NO_PROGRAM))
 def test_a_page_has_a_program(page: str) -> None:
     assert len(blocks(page, "python")) > 0 or page in RECIPES
 
@@ -115,26 +90,6 @@ def test_every_recipe_has_a_page() -> None:
     assert sorted(RECIPES.values()) == sorted((REPOSITORY / "examples/recipes").glob("*.py"))
 
 
-def test_readme_shows_what_programs_of_the_pages_have_printed() -> None:
-    readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    shown = [text.splitlines() for text in re.findall(r"^```text\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)]
-    assert len(shown) == 3
-    printed = {
-        line for page in ("audit", "replay", "diff") for _, text in blocks(page, "python") for line in text.splitlines()
-    }
-    assert {line for lines in shown for line in lines} <= printed
-
-
-def test_the_costs_in_readme_are_those_of_one_run_in_results(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(REPOSITORY)
-    from benchmarks import readme
-
-    results = readme.RESULTS.read_text(encoding="utf-8")
-    assert readme.table(results) in readme.README.read_text(encoding="utf-8")
-    assert len(set(re.findall(r"^Measured on .*$", results, re.MULTILINE))) == 1
-    assert "Not measured" not in results
-
-
 def test_the_loop_by_hand_and_the_trainer_end_with_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -169,7 +124,7 @@ def test_options_that_a_sentence_names_exist(page: str) -> None:
     methods = [vars(kind)[name] for kind in (Hooks, Model, Trainer) for name in vars(kind) if not name.startswith("_")]
     known |= {name for method in methods if inspect.isfunction(method) for name in inspect.signature(method).parameters}
     known |= {"weights_only", "workers", "ckpt_path"}  # Of torch.load and Lightning.
-    spans = re.findall(r"`[^`\n]+`", BLOCK.sub("", PAGES[page]))
+    spans = re.findall(r"`[^`\n]+`", pages.BLOCK.sub("", PAGES[page]))
     assert {name for span in spans for name in re.findall(r"[`(,] ?([a-z]\w*)=", span)} <= known
 
 
@@ -183,7 +138,10 @@ def test_hooks_md_has_no_other_hook() -> None:
     assert set(re.findall(r"`(on_\w+)", PAGES["hooks"])) <= set(HOOKS)
 
 
-@pytest.mark.parametrize("page", ["CONTRIBUTING.md", *(f"docs/{page}.md" for page in PAGES)])
+@pytest.mark.parametrize(
+    "page",
+    ["CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "examples/README.md", *(f"docs/{page}.md" for page in PAGES)],
+)
 def test_links_lead_to_files_of_the_repository(page: str) -> None:
     text = (REPOSITORY / page).read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)#]+)\)", text):

@@ -69,7 +69,6 @@ def test_the_smallest_program_trains(tmp_path, monkeypatch):
     def Net():
         return nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, 2))
 
-    # From here on as in the README.
     class Digits(Model):
         def setup(self, fast_init=False):
             self.net = self.parallelize(Net())

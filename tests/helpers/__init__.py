@@ -15,6 +15,7 @@
 - processes: how is a training started, watched and killed from outside?
 - damage: what may happen to the files of a run folder, and what must a run then do?
 - fuzzing: what does a random training, cut at random places, end with? Cases are functions of a seed and a number.
+- pages: what does the program of a page print, and is it what the page shows?
 - editor: what does an editor show at a place in a program?
 - scenarios: how do several ranks run a function that stands above its test?
 

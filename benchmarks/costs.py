@@ -1,8 +1,12 @@
-"""Write README's table of costs from RESULTS.md: python -m benchmarks.readme (`python -m benchmarks` does it too)."""
+"""Write the costs in docs/comparison.md and README.md from RESULTS.md: python -m benchmarks.costs.
+
+`python -m benchmarks` does it too.
+"""
 
 from benchmarks.rounds import FOLDER
 
-README, RESULTS = FOLDER.parent / "README.md", FOLDER / "RESULTS.md"
+RESULTS = FOLDER / "RESULTS.md"
+PAGE, README = FOLDER.parent / "docs/comparison.md", FOLDER.parent / "README.md"
 
 HEAD = "| | hand-written loop | trainer |\n| --- | --- | --- |\n"
 
@@ -120,27 +124,50 @@ ROWS: tuple[tuple[str, Cell, Cell], ...] = (
 )
 
 
-def table(results: str) -> str:
-    """Return README's table, with the medians of RESULTS.md."""
-    sections = {part.split("\n", 1)[0]: part for part in results.split("\n## ")[1:]}
+IN_README = "| a step beyond a hand-written loop |"
+TRAINERS = ("helios_lite", "Lightning", None, "Accelerate", "Ignite")
+"""In the order of README's columns; None is one that is not measured."""
 
-    def median(section: str, start: str) -> str:
-        (line,) = (line for line in sections[section].splitlines() if line.startswith(f"| {start}"))
-        value = float(line.split(" | ")[3])
-        value = value / 1000 if " instructions " in line else value
-        return f"{value:.0f}" if abs(value) >= 10 else f"{value:.2f}"
+
+def sections(results: str) -> dict[str, str]:
+    """Return the sections of RESULTS.md by their titles."""
+    return {part.split("\n", 1)[0]: part for part in results.split("\n## ")[1:]}
+
+
+def median(section: str, start: str) -> str:
+    """Return the median in the only line of a section that starts so."""
+    (line,) = (line for line in section.splitlines() if line.startswith(f"| {start}"))
+    value = float(line.split(" | ")[3])
+    value = value / 1000 if " instructions " in line else value
+    return f"{value:.0f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def table(results: str) -> str:
+    """Return the table of docs/comparison.md, with the medians of RESULTS.md."""
+    known = sections(results)
 
     def cell(text: str, *places: str) -> str:
-        return text.format(*(median(*pair) for pair in zip(places[::2], places[1::2], strict=True)))
+        pairs = zip(places[::2], places[1::2], strict=True)
+        return text.format(*(median(known[section], start) for section, start in pairs))
 
     return HEAD + "".join(f"| {what} | {cell(*hand)} | {cell(*ours)} |\n" for what, hand, ours in ROWS)
 
 
+def row(results: str) -> str:
+    """Return the row of README's table that has a step of each trainer."""
+    peers = sections(results)[PEERS]
+    cells = ("not measured" if name is None else f"{median(peers, f'bare: {name}')} us" for name in TRAINERS)
+    return " ".join([IN_README, *(f"{cell} |" for cell in cells)])
+
+
 def write() -> None:
-    """Put the table in its place in README.md."""
-    text = README.read_text()
-    start = text.index(HEAD)
-    README.write_text(text[:start] + table(RESULTS.read_text()) + text[text.index("\n\n", start) + 1 :])
+    """Put the table and the row in their places."""
+    results, page, readme = (path.read_text() for path in (RESULTS, PAGE, README))
+    start = page.index(HEAD)
+    end = page.find("\n\n", start)
+    PAGE.write_text(page[:start] + table(results) + ("" if end < 0 else page[end + 1 :]))
+    start = readme.index(IN_README)
+    README.write_text(readme[:start] + row(results) + readme[readme.index("\n", start) :])
 
 
 if __name__ == "__main__":
