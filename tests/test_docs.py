@@ -140,7 +140,14 @@ def test_hooks_md_has_no_other_hook() -> None:
 
 @pytest.mark.parametrize(
     "page",
-    ["CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "examples/README.md", *(f"docs/{page}.md" for page in PAGES)],
+    [
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "CHANGELOG.md",
+        "examples/README.md",
+        "docs/maintainers/history.md",
+        *(f"docs/{page}.md" for page in PAGES),
+    ],
 )
 def test_links_lead_to_files_of_the_repository(page: str) -> None:
     text = (REPOSITORY / page).read_text(encoding="utf-8")

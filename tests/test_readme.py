@@ -1,4 +1,4 @@
-"""README: short, its program and its commands are true, and it shows what is on the pages."""
+"""README: short, its program and its commands are true, and it shows what is on the pages. Versions agree."""
 
 import configparser
 import re
@@ -101,6 +101,13 @@ def test_the_costs_are_those_of_one_run_in_results(monkeypatch: pytest.MonkeyPat
     assert f"\n{costs.row(results)}\n" in README
     assert len(set(re.findall(r"^Measured on .*$", results, re.MULTILINE))) == 1
     assert "Not measured" not in results
+
+
+def test_each_version_in_the_changelog_is_one_screen() -> None:
+    changelog = (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8")
+    versions = changelog.split("\n## ")[1:]
+    assert versions[0].startswith(helios_lite.__version__)
+    assert max(len(version.splitlines()) for version in versions) <= 60
 
 
 def test_a_citation_has_the_version() -> None:
