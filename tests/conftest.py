@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import time
 import uuid
@@ -17,6 +18,8 @@ os.environ["TEST_IMPORT_SECONDS"] = str(time.monotonic() - started)
 # Networks this small only wait for their threads, here and in the programs that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+
+HAS_LOGGERS = all(importlib.util.find_spec(name) is not None for name in ("mlflow", "wandb"))
 
 # The files that take longest, which start first, so that no process of pytest is left with one while others have ended.
 # One that mostly computes is beside those that mostly wait.
@@ -58,3 +61,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return LONGEST.index(name) if name in LONGEST else len(LONGEST)
 
     items.sort(key=place)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip here what lacks something, and not by marks, so that the summary has one line for all of one kind."""
+    if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    if item.get_closest_marker("loggers") is not None and not HAS_LOGGERS:
+        pytest.skip("needs MLflow and W&B: pip install -c constraints.txt -e '.[test-loggers]'")

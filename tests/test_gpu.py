@@ -20,7 +20,6 @@ from helios_lite.processes.devices import DeviceMover
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
     pytest.mark.filterwarnings("ignore:Synchronization debug mode"),  # That it does not see everything.
 ]
 
