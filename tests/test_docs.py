@@ -37,7 +37,7 @@ RECIPE = re.compile(r"\]\(\.\./(examples/recipes/\w+\.py)\)")
 RECIPES = {page: REPOSITORY / found[0] for page, text in PAGES.items() if len(found := RECIPE.findall(text)) == 1}
 
 # Tables and lists, and what is typed into a shell.
-NO_PROGRAM = {"seeds", "comparison", "promises", "clusters", "command_line"}
+NO_PROGRAM = {"seeds", "comparison", "promises", "clusters", "command_line", "glossary", "troubleshooting", "index"}
 
 
 def test_the_pages_are_there() -> None:
@@ -50,7 +50,7 @@ def test_a_page_has_a_program(page: str) -> None:
     assert len(blocks(page, "python")) > 0 or page in RECIPES
 
 
-@pytest.mark.parametrize("name", [name for name in PROGRAMS if not name.startswith("from_a_loop")])
+@pytest.mark.parametrize("name", [name for name in PROGRAMS if not name.startswith(("from_a_loop", "tutorial"))])
 def test_a_program_runs_and_prints_what_the_page_says(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,6 +65,22 @@ def test_a_program_runs_and_prints_what_the_page_says(
         require_shown(output, printed)
     assert printed is not None or len(output.splitlines()) < 10
     assert {path.name for path in tmp_path.iterdir()} <= {"program.py", "runs"}
+
+
+STEPS = re.compile(r"^```python\n# (\w+\.py)\n(.*?)^```$|^python (\w+\.py)\n```\n\n```text\n(.*?)^```$", re.M | re.S)
+
+
+def test_the_tutorial_can_be_followed_from_its_first_line_to_its_last(tmp_path: Path) -> None:
+    steps = STEPS.findall(PAGES["tutorial"])
+    for name, program, started, printed in steps:
+        if name:
+            (tmp_path / name).write_text(program, encoding="utf-8")
+        else:  # Banner and tables are printed before, and left out on the page.
+            output = scripts.run(started, cwd=tmp_path, env={"PYTHONDONTWRITEBYTECODE": "1"}).stdout
+            require_shown("".join(output.splitlines(keepends=True)[-printed.count("\n") :]), printed)
+    assert [started for _, _, started, _ in steps if started] == [
+        *("points.py", "train.py", "train.py", "train.py", "evaluate.py", "use.py")
+    ]
 
 
 @pytest.mark.parametrize("page", RECIPES)
@@ -123,6 +139,7 @@ def test_options_that_a_sentence_names_exist(page: str) -> None:
     known = {field.name for kind in (Trainer, Split) for field in dataclasses.fields(kind)}
     methods = [vars(kind)[name] for kind in (Hooks, Model, Trainer) for name in vars(kind) if not name.startswith("_")]
     known |= {name for method in methods if inspect.isfunction(method) for name in inspect.signature(method).parameters}
+    known |= {"train", "valid", "test", "predict"}  # Of DataModule.
     known |= {"weights_only", "workers", "ckpt_path"}  # Of torch.load and Lightning.
     spans = re.findall(r"`[^`\n]+`", pages.BLOCK.sub("", PAGES[page]))
     assert {name for span in spans for name in re.findall(r"[`(,] ?([a-z]\w*)=", span)} <= known
