@@ -25,7 +25,8 @@ extensions = ["myst_parser", "sphinx.ext.autodoc"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
 
-smartquotes = False  # What is quoted is often a value to type.
+smartquotes_action = "D"  # Dashes only: what is quoted is often a value to type.
+highlight_language = "none"  # Of a block that names no language.
 
 html_theme = "furo"
 html_title = f"helios_lite {version}"
@@ -44,8 +45,13 @@ maximum_signature_line_length = 80
 
 _FILES = {"maintainers/contributing": "CONTRIBUTING.md", "maintainers/changelog": "CHANGELOG.md"}
 _INDENTED_AFTER_COLON = re.compile(r":\n(?=\n {4,}\S)")
-_SEVERAL_NAMES = re.compile(r":ivar (\w+(?:, \w+)+):")
+_SEVERAL_NAMES = re.compile(r"^:ivar (\w+(?:, \w+)+):(.*(?:\n +.*)*)", re.MULTILINE)
 _SECTIONS = Config(napoleon_numpy_docstring=False, napoleon_use_ivar=True, napoleon_attr_annotations=True)
+
+
+def _one_by_one(several: re.Match[str]) -> str:
+    """Return an entry for each of several names that have one text."""
+    return "\n".join(f":ivar {name}:{several[2]}" for name in several[1].split(", "))
 
 
 def _convert(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
@@ -55,10 +61,8 @@ def _convert(app: Any, what: str, name: str, obj: Any, options: Any, lines: list
         text = text.partition("\nOptions:\n")[0]
     text = _INDENTED_AFTER_COLON.sub("::\n", text)
     kind = "method" if what in ("attribute", "data", "property") else what  # Its colons separate no type from a text.
-    lines[:] = []
-    for line in GoogleDocstring(text, _SECTIONS, app, kind, name, obj, options).lines():
-        names = _SEVERAL_NAMES.match(line)
-        lines += [line] if names is None else [f":ivar {each}:{line[names.end() :]}" for each in names[1].split(", ")]
+    text = "\n".join(GoogleDocstring(text, _SECTIONS, app, kind, name, obj, options).lines())
+    lines[:] = _SEVERAL_NAMES.sub(_one_by_one, text).splitlines()
 
 
 def _read_file_of_the_repository(app: Any, name: str, source: list[str]) -> None:

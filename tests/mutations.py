@@ -185,6 +185,7 @@ AVERAGE_OF_SHARDS = (
     NETWORKS + "test_an_average_of_a_sharded_network_is_that_of_its_full_weights_and_resumes_with_the_same_bits"
 )
 DOCS = "test_docs.py::"
+SITE = "test_site.py::"
 SCHEDULES = "test_schedules.py::"
 SAMPLERS = "test_samplers.py::"
 LITTLE_PADDING = SAMPLERS + "test_little_is_padded_and_batches_have_other_samples_in_every_epoch"
@@ -2159,6 +2160,49 @@ MUTATIONS = [
         "](precision.md)",
         "](precise.md)",
         DOCS + "test_links_lead_to_files_of_the_repository[docs/hooks.md]",
+    ),
+    Mutation(
+        "docs/troubleshooting.md",
+        "takes no positional",
+        "takes no unnamed",
+        SITE + "test_an_error_message_is_one_of_the_package",
+    ),
+    Mutation(
+        "docs/order_of_hooks.md",
+        "│  │  train_step(batch, state)\n",
+        "",
+        SITE + "test_the_diagram_of_hooks_is_the_order_of_real_runs",
+    ),
+    Mutation(
+        "docs/order_of_hooks.md",
+        "on_training_start\ntrain\n",
+        "train\non_training_start\n",
+        SITE + "test_the_diagram_of_hooks_is_the_order_of_real_runs",
+    ),
+    Mutation(
+        "docs/reference/options.md",
+        ".. autoattribute:: Trainer.seed\n",
+        "",
+        SITE + "test_the_options_are_grouped_as_in_the_source",
+    ),
+    Mutation(
+        "docs/reference/schedules.md",
+        ".. autofunction:: cosine\n",
+        "",
+        SITE + "test_every_public_name_is_on_a_page_of_the_reference",
+    ),
+    Mutation(
+        "docs/reference/trainer.md",
+        "automethod:: config",
+        "automethod:: configs",
+        SITE + "test_every_name_of_the_reference_exists_once",
+    ),
+    Mutation("docs/index.md", "\nglossary\n", "\n", SITE + "test_every_page_is_in_the_index_once"),
+    Mutation(
+        "docs/tutorial.md",
+        "lr=0.02",
+        "lr=0.2",
+        DOCS + "test_the_tutorial_can_be_followed_from_its_first_line_to_its_last",
     ),
     Mutation("training/evaluator.py", "with rng.fork_rng(session.device), ", "with ", BETWEEN),
     Mutation("training/evaluator.py", "torch.no_grad(), ", "", TAKES_NO_MORE),
