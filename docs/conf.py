@@ -46,6 +46,7 @@ maximum_signature_line_length = 80
 _FILES = {"maintainers/contributing": "CONTRIBUTING.md", "maintainers/changelog": "CHANGELOG.md"}
 _INDENTED_AFTER_COLON = re.compile(r":\n(?=\n {4,}\S)")
 _SEVERAL_NAMES = re.compile(r"^:ivar (\w+(?:, \w+)+):(.*(?:\n +.*)*)", re.MULTILINE)
+_PLURALS = re.compile(r"(`[^`]+`)(\w?)")  # Of a name in backticks, whose letter would belong to it.
 _SECTIONS = Config(napoleon_numpy_docstring=False, napoleon_use_ivar=True, napoleon_attr_annotations=True)
 
 
@@ -59,7 +60,7 @@ def _convert(app: Any, what: str, name: str, obj: Any, options: Any, lines: list
     text = "\n".join(lines)
     if what == "class":  # The fields of a dataclass are documented one by one.
         text = text.partition("\nOptions:\n")[0]
-    text = _INDENTED_AFTER_COLON.sub("::\n", text)
+    text = _PLURALS.sub(lambda span: span[1] + "\\ " * bool(span[2]) + span[2], _INDENTED_AFTER_COLON.sub("::\n", text))
     kind = "method" if what in ("attribute", "data", "property") else what  # Its colons separate no type from a text.
     text = "\n".join(GoogleDocstring(text, _SECTIONS, app, kind, name, obj, options).lines())
     lines[:] = _SEVERAL_NAMES.sub(_one_by_one, text).splitlines()
