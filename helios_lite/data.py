@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from helios_lite.samplers import BucketBatchSampler
 
 
 @documented
-@dataclasses.dataclass
+@dataclasses.dataclass(repr=False)
 class Split:
     """A dataset and how to batch it; the trainer makes the loader.
 
@@ -116,6 +117,15 @@ class Split:
             raise ValueError(f"batch_sampler: has {num_lengths} lengths for a dataset of {len(self.dataset)} samples")
         require("num_workers", self.num_workers, integer(least=0))
 
+    def __repr__(self) -> str:
+        """Return one line: the dataset, its number of samples, and the options that differ from their defaults."""
+        parts = [_description(self.dataset, "samples")]
+        for field in dataclasses.fields(self)[1:]:
+            value = getattr(self, field.name)
+            if type(value) is not type(field.default) or value != field.default:
+                parts.append(f"{field.name}={_option_text(value)}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
 
 class DataModule:
     """The data of a run: the splits, given here or assigned in `setup` of a subclass.
@@ -150,6 +160,13 @@ class DataModule:
 
     def teardown(self) -> None:
         """Release what was acquired. Always runs at the end, also after errors, in every process."""
+
+    def __repr__(self) -> str:
+        """Return one line: the splits that are assigned."""
+        # Not by getattr: a property may read files.
+        found = {name: inspect.getattr_static(self, name) for name in ("train", "valid", "test", "predict")}
+        parts = [f"{name}={_split_text(source)}" for name, source in found.items() if source is not None]
+        return f"{type(self).__name__}({', '.join(parts)})"
 
 
 def rows_of(tensor: Tensor, indices: Tensor) -> Tensor:
@@ -194,6 +211,28 @@ class ArrayDict(Dataset[dict[str, Tensor]]):
             name: rows_of(array, indices) if isinstance(array, Tensor) else torch.from_numpy(array[indices.numpy()])
             for name, array in self.arrays.items()
         }
+
+
+def _split_text(source: Any) -> str:
+    if isinstance(source, Mapping):
+        return f"{{{', '.join(f'{name!r}: {_split_text(part)}' for name, part in source.items())}}}"
+    return repr(source) if isinstance(source, Split) else _description(source, "batches")
+
+
+def _description(source: Any, unit: str) -> str:
+    """Return the class of a dataset or a loader, and its length if it has one: "TensorDataset of 1,437 samples"."""
+    kind = "dict" if isinstance(source, ArrayDict) else type(source).__name__
+    try:
+        return f"{kind} of {len(source):,} {unit}"
+    except Exception:  # Many streams have no length, and say so in ways of their own.
+        return kind
+
+
+def _option_text(value: Any) -> str:
+    """Return a number as it is, and of a function or an object its name."""
+    if isinstance(value, int | float | str):
+        return repr(value)
+    return str(getattr(value, "__name__", type(value).__name__))
 
 
 def _is_numeric(value: Any) -> bool:

@@ -24,7 +24,7 @@ from helios_lite.model_internals.checks import check_is_no_module
 from helios_lite.model_internals.inference import load_for_inference, predict_with_only_network
 from helios_lite.model_internals.misfits import load_parts
 from helios_lite.model_internals.run_context import RunContext
-from helios_lite.model_internals.summary import num_parameters, parameter_table
+from helios_lite.model_internals.summary import description, num_parameters, parameter_table
 from helios_lite.nested import count_samples
 from helios_lite.networks.dtensors import gathered_to_rank_0
 from helios_lite.state import TrainingState
@@ -448,6 +448,10 @@ class Model(Hooks, abc.ABC):
     on_testing_start = score_tables.on_testing_start
 
     # Its parameters.
+
+    def __repr__(self) -> str:
+        """Return one line: the name, the number of parameters and the device, or that `setup` has not run."""
+        return description(self)
 
     def num_parameters(self, trainable_only: bool = False) -> int:
         """Return the number of parameters of all networks; a shared parameter counts once."""

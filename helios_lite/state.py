@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from helios_lite.html_table import html_table
+
+MEASURED = ("seconds", "/samples_per_second", "/data_wait", "/memory_mib")
+"""The ends of the names of metrics that are measured with a clock or a meter, and so differ in every run."""
 
 
 @dataclasses.dataclass
@@ -55,9 +61,9 @@ class TrainingState:
             setattr(self, name, value)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class FitResult:
-    """What `Trainer.fit` returns. It is the same on every rank.
+    """What `Trainer.fit` returns. It is the same on every rank. A notebook shows it as a table.
 
     Attributes:
         state: the counters at the end.
@@ -69,6 +75,7 @@ class FitResult:
             or "fast_dev_run".
         run_folder: the folder of the run, which `Trainer.test`, the command line and `load_from_checkpoint` take; None
             with `root=None`.
+        monitor: the `monitor` of the trainer, whose best value is `state.best_score`.
     """
 
     state: TrainingState
@@ -78,15 +85,37 @@ class FitResult:
     last_checkpoint: Path | None
     stop_reason: str
     run_folder: Path | None = None
+    monitor: str | Sequence[str] | None = None
 
-    def __str__(self) -> str:
-        """Return a short table: how the run ended, the last and best metrics, and the files."""
-        state = self.state
-        lines = [f"stopped by {self.stop_reason}: {state.epoch} epochs, {state.step} steps, {state.seconds:.1f} s"]
-        width = max(map(len, self.metrics), default=0)
+    def __repr__(self) -> str:
+        """Return one line: how the run ended, its best monitored value, and the run folder."""
+        parts = [f"stopped by {self.stop_reason} at step {self.state.step}"]
+        if self.state.best_step is not None:
+            parts.append(f"best {self._score()}at step {self.state.best_step}")
+        if self.run_folder is not None:
+            parts.append(f"in {self.run_folder}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: a table of the last and the best metrics, without what was measured."""
+        state, best = self.state, f"best (step {self.state.best_step})"
+        has_best = bool(self.best_metrics)
+        rows = []
         for name, value in self.metrics.items():
-            best = self.best_metrics.get(name) if name.startswith("valid/") else None
-            lines.append(f"  {name:<{width}}  {value:<11.6g}" + ("" if best is None else f" best {best:.6g}"))
+            if not name.endswith(MEASURED):
+                # Training metrics belong to the steps before a row, not to the best state.
+                best_value = self.best_metrics.get(name) if name.startswith("valid/") else None
+                cells = [name, f"{value:.6g}", "" if best_value is None else f"{best_value:.6g}"]
+                rows.append(cells if has_best else cells[:2])
         files = {"best checkpoint": self.best_checkpoint, "last checkpoint": self.last_checkpoint}
-        lines += [f"{name}: {path}" for name, path in files.items() if path is not None]
-        return "\n".join(line.rstrip() for line in lines)
+        title = f"stopped by {self.stop_reason}: {state.epoch} epochs, {state.step} steps, {state.seconds:.1f} s"
+        headers = ["metric", "last", best] if has_best else ["metric", "last"]
+        notes = (f"{name}: {path}" for name, path in files.items() if path is not None)
+        return html_table(title, headers, rows, notes)
+
+    def _score(self) -> str:
+        """Return "valid/accuracy=0.97 ", or nothing if no value was compared."""
+        if self.state.best_score is None or self.monitor is None:
+            return ""
+        name = self.monitor if isinstance(self.monitor, str) else " + ".join(self.monitor)
+        return f"{name}={self.state.best_score:.6g} "

@@ -63,6 +63,7 @@ INITIAL = "training/test_initial_weights.py::"
 MODEL = "test_model.py::"
 CHANGED = "training/test_changed_numbers.py::"
 PLAN = "training/test_plan.py::"
+REPRS = "test_reprs.py::"
 READING = "model_internals/test_schedule_reading.py::"
 DATA = "training/test_changed_data.py::"
 GLOBAL = "loading/test_global_batch_size.py::"
@@ -617,6 +618,70 @@ MUTATIONS = [
         "name not in options and",
         "False and",
         "test_options.py::test_an_attribute_that_is_no_option_is_an_error_with_the_most_similar_option",
+    ),
+    Mutation(
+        "html_table.py", "map(html.escape, texts)", "texts", REPRS + "test_a_notebook_shows_a_replay_as_a_small_table"
+    ),
+    Mutation("html_table.py", "html.escape(note)", "note", REPRS + "test_a_notebook_shows_the_result_as_a_small_table"),
+    Mutation(
+        "html_table.py",
+        'style="text-align: {side}"',
+        'style="text-align: {side}; color: black"',
+        REPRS + "test_what_a_notebook_shows_has_no_colors_and_loads_nothing",
+    ),
+    Mutation(
+        "state.py",
+        "if not name.endswith(MEASURED):",
+        "if True:",
+        REPRS + "test_a_notebook_shows_the_result_as_a_small_table",
+    ),
+    Mutation(
+        "state.py",
+        'self.best_metrics.get(name) if name.startswith("valid/") else None',
+        "self.best_metrics.get(name)",
+        REPRS + "test_a_notebook_shows_the_result_as_a_small_table",
+    ),
+    Mutation(
+        "state.py",
+        "if self.state.best_score is None or self.monitor is None:",
+        "if self.state.best_score is None:",
+        REPRS + "test_a_result_is_one_line_that_says_how_the_run_ended_and_which_validation_was_best",
+    ),
+    Mutation(
+        "training/loop.py",
+        "            monitor=self.options.monitor,\n",
+        "",
+        REPRS + "test_the_result_of_a_training_knows_the_monitor",
+    ),
+    Mutation(
+        "model_internals/summary.py",
+        "elif any(isinstance(parameter, UninitializedParameter)",
+        "elif any(False",
+        REPRS + "test_a_model_is_one_line_whatever_state_it_is_in",
+    ),
+    Mutation(
+        "model_internals/summary.py",
+        'vars(model).get("_save_name")',
+        "model.save_name",
+        REPRS + "test_a_model_is_one_line_whatever_state_it_is_in",
+    ),
+    Mutation(
+        "data.py",
+        "type(value) is not type(field.default) or value != field.default:",
+        "value != field.default:",
+        REPRS + "test_a_split_is_one_line_with_what_differs_from_the_defaults",
+    ),
+    Mutation(
+        "data.py",
+        "inspect.getattr_static(self, name)",
+        "getattr(self, name)",
+        REPRS + "test_a_datamodule_is_one_line_with_its_splits",
+    ),
+    Mutation(
+        "calls/replay_result.py",
+        'name.strip().rstrip(":")',
+        "name",
+        REPRS + "test_a_notebook_shows_a_replay_as_a_small_table",
     ),
     Mutation("option_class.py", "if values:", "if False:", "test_options.py::test_options_have_names_only"),
     Mutation("option_class.py", "if option not in known:", "if False:", UNKNOWN_OPTION),

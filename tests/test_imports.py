@@ -19,7 +19,7 @@ FILES = {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in F
 
 # From the bottom to the top. A room is a folder; a file of the package's own folder is a room by itself.
 ROWS = [
-    {"version", "arguments", "other_trainers"},
+    {"version", "arguments", "other_trainers", "html_table"},
     {"state", "option_class", "nested", "samplers", "processes"},
     {"hooks", "data", "schedules", "networks"},
     {"metrics", "checkpoints"},
@@ -46,7 +46,7 @@ OPTIONAL = {"tools/plot": {"matplotlib"}, "loggers": {"torch", "mlflow", "wandb"
 # For type checkers only.
 OPTIONAL["callbacks"] = {"typing_extensions"}
 STANDARD_LIBRARY_ONLY = {"version", "state", "arguments", "hooks", "loggers", "training/due", "training/clock"}
-STANDARD_LIBRARY_ONLY |= {"processes/signals"}
+STANDARD_LIBRARY_ONLY |= {"processes/signals", "html_table"}
 
 
 def imports(source):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from helios_lite.html_table import html_table
 
 _MOST_SHOWN = 16
 
@@ -41,7 +44,7 @@ class ReplayedBatch:
         return [position if self.indices is None else int(self.indices[position]) for position in self.not_finite]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Replay:
     """What `Trainer.replay` returns: one update, computed again. It is the same on every rank.
 
@@ -67,37 +70,51 @@ class Replay:
     logged: dict[str, float]
     first_not_finite: str | None
 
+    def __repr__(self) -> str:
+        """Return one line: the step, where the replay began, and the loss of each micro-batch."""
+        losses = ", ".join(f"{loss:.6g}" for batch in self.batches for loss in batch.losses)
+        found = "" if self.first_not_finite is None else f", first not finite: {self.first_not_finite}"
+        return f"Replay(step {self.step} from step {self.started_at} on, loss {losses or 'none'}{found})"
+
     def __str__(self) -> str:
         """Return a short table."""
-        lines = [f"step {self.step} in epoch {self.epoch}, replayed from step {self.started_at} on"]
+        return "\n".join([self._title(), *(f"{name} {text}" for name, text in self._facts())])
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the same table."""
+        return html_table(self._title(), ["", ""], [(name.strip().rstrip(":"), text) for name, text in self._facts()])
+
+    def _title(self) -> str:
+        return f"step {self.step} in epoch {self.epoch}, replayed from step {self.started_at} on"
+
+    def _facts(self) -> Iterator[tuple[str, str]]:
+        """Yield the name and the text of each line."""
         for batch in self.batches:
             where = f"rank {batch.rank}: " if len({each.rank for each in self.batches}) > 1 else ""
             weight = "" if batch.weight is None else f" (weight {batch.weight:g})"
-            lines.append(f"{where}loss {', '.join(f'{loss:.6g}' for loss in batch.losses) or 'none'}{weight}")
-            lines.append(f"  samples {_shown([] if batch.indices is None else batch.indices.tolist())}")
-            lines += [f"  {text}" for text in _about_samples(batch)]
-        lines += [f"learning rate {name}: {rate:.6g}" for name, rate in self.learning_rates.items()]
+            yield f"{where}loss", f"{', '.join(f'{loss:.6g}' for loss in batch.losses) or 'none'}{weight}"
+            yield "  samples", _shown([] if batch.indices is None else batch.indices.tolist())
+            yield from _about_samples(batch)
+        for name, rate in self.learning_rates.items():
+            yield f"learning rate {name}:", f"{rate:.6g}"
         total = sum(norm**2 for norm in self.gradient_norms.values()) ** 0.5
         largest = sorted(self.gradient_norms, key=lambda name: -self.gradient_norms[name])[:3]
         shown = ", ".join(f"{name} {self.gradient_norms[name]:.4g}" for name in largest)
-        lines.append(f"gradient norm {total:.6g}" + (f" (largest: {shown})" if shown else ""))
+        yield "gradient norm", f"{total:.6g}" + (f" (largest: {shown})" if shown else "")
         if self.first_not_finite is not None:
-            lines.append(f"first not finite: {self.first_not_finite}")
-        return "\n".join(lines)
+            yield "first not finite:", self.first_not_finite
 
 
-def _about_samples(batch: ReplayedBatch) -> list[str]:
-    lines = []
+def _about_samples(batch: ReplayedBatch) -> Iterator[tuple[str, str]]:
     if batch.not_finite:
-        lines.append(f"not finite alone: samples {_shown(batch.not_finite_indices())}")
+        yield "  not finite alone:", f"samples {_shown(batch.not_finite_indices())}"
     elif batch.sample_losses is not None:
         order = torch.argsort(batch.sample_losses, descending=True)[:3].tolist()
         indices = order if batch.indices is None else batch.indices[order].tolist()
         worst = ", ".join(f"{i} ({float(batch.sample_losses[at]):.4g})" for i, at in zip(indices, order, strict=True))
-        lines.append(f"largest losses alone: samples {worst}")
+        yield "  largest losses alone:", f"samples {worst}"
     if batch.why_no_sample_losses:
-        lines.append(f"no losses of samples: {batch.why_no_sample_losses}")
-    return lines
+        yield "  no losses of samples:", batch.why_no_sample_losses
 
 
 def _shown(indices: list[int]) -> str:

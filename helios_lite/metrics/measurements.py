@@ -15,8 +15,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from helios_lite.networks.dtensors import full_tensor
-
-_ENDINGS = ("seconds", "/samples_per_second", "/data_wait", "/memory_mib")  # Of the names of what is measured.
+from helios_lite.state import MEASURED
 
 
 class LearningRates:
@@ -96,7 +95,7 @@ def before_steps(optimizers: Mapping[str, Optimizer], call: Callable[[str, Optim
 
 def is_measured(name: str) -> bool:
     """Return whether a value is measured with a clock or a meter, by its name in a row: it differs in every run."""
-    return name.endswith(_ENDINGS)
+    return name.endswith(MEASURED)
 
 
 def peak_memory_mib(device: torch.device) -> float | None:

@@ -4,29 +4,46 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from helios_lite.arguments import integer, optional, require
 from helios_lite.display.console import make_table
+from helios_lite.model_internals.attributes import networks
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def num_parameters(networks: Iterable[nn.Module], trainable_only: bool = False) -> int:
+def num_parameters(nets: Iterable[nn.Module], trainable_only: bool = False) -> int:
     """Return the number of parameters of some networks; a shared parameter counts once."""
-    parameters = {id(p): p for net in networks for p in net.parameters()}
+    parameters = {id(p): p for net in nets for p in net.parameters()}
     return sum(p.numel() for p in parameters.values() if p.requires_grad or not trainable_only)
 
 
-def parameter_table(title: str, networks: dict[str, nn.Module], depth: int | None) -> Table:
+def description(model: Any) -> str:
+    """Return one line about a Model, whatever state it is in: "Digits('digits', 29,162 parameters, cpu)"."""
+    name = vars(model).get("_save_name")
+    parts = [] if name is None else [repr(name)]
+    found = networks(model)
+    if not found:
+        parts.append("no networks yet")
+    elif any(isinstance(parameter, UninitializedParameter) for net in found for parameter in net.parameters()):
+        parts.append("parameters without a shape yet")
+    else:
+        parts.append(f"{num_parameters(found):,} parameters")
+        parts += sorted({str(parameter.device) for net in found for parameter in net.parameters()})
+    return f"{type(model).__name__}({', '.join(parts)})"
+
+
+def parameter_table(title: str, nets: dict[str, nn.Module], depth: int | None) -> Table:
     """Return a rich table of networks by name and their submodules, with numbers of parameters.
 
     Args:
         title: the title of the table.
-        networks: the networks by name.
+        nets: the networks by name.
         depth: the number of levels of submodules below each network; None shows all of them, and every parameter with
             its shape and data type.
 
@@ -35,7 +52,7 @@ def parameter_table(title: str, networks: dict[str, nn.Module], depth: int | Non
     """
     require("depth", depth, optional(integer(least=0)))
     rows = []
-    for name, net in networks.items():
+    for name, net in nets.items():
         for path, level, part in _parts(name, net, math.inf if depth is None else depth):
             if isinstance(part, nn.Module):
                 type_name, sizes = type(part).__name__, [(p.numel(), p.requires_grad) for p in part.parameters()]
@@ -47,7 +64,7 @@ def parameter_table(title: str, networks: dict[str, nn.Module], depth: int | Non
             total = sum(size for size, _ in sizes)
             trainable = sum(size for size, requires_grad in sizes if requires_grad)
             rows.append(("  " * level + path, type_name, f"{total:,}", f"{trainable:,}"))
-    everything = networks.values()
+    everything = nets.values()
     totals = ("total", "", f"{num_parameters(everything):,}", f"{num_parameters(everything, True):,}")
     return make_table(["module", "type", ">parameters", ">trainable"], rows, totals, title=title)
 

@@ -484,6 +484,7 @@ class Training:
             last_checkpoint=self.checkpointer.last_checkpoint,
             stop_reason=reason,
             run_folder=session.folder,
+            monitor=self.options.monitor,
         )
         title = with_limits(title, self.options, *self.phases())
         if session.prints:

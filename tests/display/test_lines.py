@@ -15,7 +15,7 @@ from helpers.compare import timeless
 from helpers.models import Indices, Tiny, data, quiet
 from helpers.rows import read_rows
 
-from helios_lite import DataModule, FitResult, Split, TrainingState
+from helios_lite import DataModule, Split, TrainingState
 from helios_lite.callbacks import DeviceMemory
 from helios_lite.display import lines as display_lines
 from helios_lite.loading.batches import Batch
@@ -229,23 +229,6 @@ def test_rows_have_the_peak_memory_of_a_device_that_counts_it(tmp_path: Path, mo
     assert all(row["train/memory_mib"] == 1.5 for row in read_rows(tmp_path / "counts" / "tiny") if "train/lr" in row)
     quiet(max_epochs=1, root=tmp_path / "more", callbacks=[DeviceMemory()]).fit(Tiny(), data())
     assert all(row["train/memory_mib"] > 50 for row in read_rows(tmp_path / "more" / "tiny") if "train/lr" in row)
-
-
-# The result.
-
-
-def test_a_result_is_printed_as_a_short_table() -> None:
-    metrics = {"train/loss": 0.123456789, "valid/accuracy": 0.5}
-    result = FitResult(
-        state(seconds=12.34), metrics, {"valid/accuracy": 0.75}, Path("best.pth"), Path("last.pth"), "max_epochs"
-    )
-    assert str(result).splitlines() == [
-        "stopped by max_epochs: 1 epochs, 20 steps, 12.3 s",
-        "  train/loss      0.123457",
-        "  valid/accuracy  0.5         best 0.75",
-        "best checkpoint: best.pth",
-        "last checkpoint: last.pth",
-    ]
 
 
 def test_the_speed_of_a_dataset_that_is_slow_is_seen(tmp_path: Path) -> None:
