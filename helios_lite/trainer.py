@@ -197,7 +197,8 @@ class Trainer(Options):
         `torch.load(path, weights_only=True)` returns `{"indices": indices, "outputs": outputs}`. Both are joined along
         the first dimension, in the order of `predict`, so that `outputs[i]` is that of sample `indices[i]`.
         `predict_step` may return a tensor of shape (batch_size, ...), or dicts, lists and tuples of such tensors. The
-        file appears under its name when it is complete, and replaces an earlier one.
+        file appears under its name when it is complete, and replaces an earlier one. A line of the log has its
+        path, the number of samples and the shapes.
 
         Raises:
             TypeError, ValueError: outputs cannot be joined; the message names the output and the difference.

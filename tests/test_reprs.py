@@ -34,7 +34,7 @@ def replay():
         started_at=3,
         batches=batches,
         learning_rates={"optimizer": 0.01},
-        gradient_norms={"net.<0>.weight": 3.0, "net.1.weight": 4.0},
+        gradient_norms={"net.<b>.weight": 3.0, "net.1.weight": 4.0},
         logged={},
         first_not_finite="net.1 & its output",
     )
@@ -123,7 +123,7 @@ def test_a_replay_is_one_line_and_prints_a_table():
         "step 5 in epoch 2, replayed from step 3 on",
         *"\n".join(lines).splitlines(),
         "learning rate optimizer: 0.01",
-        "gradient norm 5 (largest: net.1.weight 4, net.<0>.weight 3)",
+        "gradient norm 5 (largest: net.1.weight 4, net.<b>.weight 3)",
         "first not finite: net.1 & its output",
     ]
 
@@ -186,7 +186,7 @@ def test_a_notebook_shows_a_replay_as_a_small_table():
         ["largest losses alone", "samples 9 (2), 7 (1)"],
     ]
     assert page.rows[-2:] == [
-        ["gradient norm", "5 (largest: net.1.weight 4, net.<0>.weight 3)"],
+        ["gradient norm", "5 (largest: net.1.weight 4, net.<b>.weight 3)"],
         ["first not finite", "net.1 & its output"],
     ]
 

@@ -19,6 +19,7 @@ from helios_lite.calls.evaluate import load_for_evaluation
 from helios_lite.calls.launching import Call, do_as_worker, here, launched, prepare_data
 from helios_lite.calls.prediction_output import OutputWriter, take_in_turn, write_outputs
 from helios_lite.data import DataModule
+from helios_lite.display.run_log import RunLog
 from helios_lite.loading.batches import Loader
 from helios_lite.loading.split_loader import SplitLoader
 from helios_lite.processes import rng
@@ -62,12 +63,15 @@ def predict(call: Call, checkpoint: Checkpoint) -> Iterator[tuple[Tensor, Any]]:
 def predict_to_file(call: Call, checkpoint: Checkpoint, path: Path) -> None:
     """Write the indices and outputs of all ranks to a file. Arguments as for `predict`. Call on every rank."""
     if call.processes > 1:
-        write_outputs(predict(call, checkpoint), path)
+        written = write_outputs(predict(call, checkpoint), path)
+        with RunLog(None, call.options.log_level):  # The processes had their own.
+            logger.info("wrote %s: %s", path, written)
         return
     with here(call) as (session, _):
         predictions = _numbered(_run(session, checkpoint, gathers=True))
         if session.world.is_main:
-            write_outputs(predictions, path)
+            written = write_outputs(predictions, path)
+            logger.info("wrote %s: %s", path, written)
         else:
             next(predictions, None)  # This rank takes part, and rank 0 gets all.
         session.world.barrier()  # The file exists before any rank goes on.

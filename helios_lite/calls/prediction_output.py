@@ -93,10 +93,11 @@ def _file(folder: Path, rank: int, number: int) -> Path:
     return folder / f"{rank}-{number}.output"
 
 
-def write_outputs(predictions: Iterable[tuple[Tensor, Any]], path: Path) -> None:
-    """Write predictions to a file `{"indices": indices, "outputs": outputs}`, joined along the first dimension.
+def write_outputs(predictions: Iterable[tuple[Tensor, Any]], path: Path) -> str:
+    """Write predictions to a file, and return what it has, for people.
 
-    It appears under its name when it is complete and durable. Until then the tensors grow in files beside it.
+    The file is `{"indices": indices, "outputs": outputs}`, both joined along the first dimension. It appears under its
+    name when it is complete and durable. Until then the tensors grow in files beside it.
 
     Args:
         predictions: for each batch the indices of its samples, int64 of shape (samples,), and the outputs: a tensor of
@@ -128,8 +129,15 @@ def write_outputs(predictions: Iterable[tuple[Tensor, Any]], path: Path) -> None
                 outputs[where].append(leaf, where, len(batch_indices))
         if not outputs:
             raise ValueError("predict_step returned no tensor")
-        joined = iter([tensor.joined() for tensor in outputs.values()])
-        write_file({"indices": indices.joined(), "outputs": _rebuilt(first, joined)}, path)
+        joined = [tensor.joined() for tensor in outputs.values()]
+        numbers = indices.joined()
+        write_file({"indices": numbers, "outputs": _rebuilt(first, iter(joined))}, path)
+        shapes = [f"{where} {_form_text(tensor)}" for where, tensor in zip(outputs, joined, strict=True)]
+        return f"{len(numbers):,} samples, {', '.join(shapes)}"
+
+
+def _form_text(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
 
 
 class _GrowingTensor:

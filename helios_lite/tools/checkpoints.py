@@ -15,17 +15,15 @@ from helios_lite.display import console
 from helios_lite.display.console import format_number, make_table
 from helios_lite.nested import leaves
 from helios_lite.options import Options
-from helios_lite.tools.usage import UsageError, chosen_checkpoint
+from helios_lite.tools.choosing import chosen_checkpoint
+from helios_lite.tools.usage import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
 def consolidate(arguments: argparse.Namespace) -> None:
-    """Write a sharded checkpoint as one file, as a training in one process does. This process needs memory for all of
-    its tensors. Any program can read the file with torch.load(path, weights_only=True). Of a run folder it is the best
-    checkpoint, or the newest if there is no best one.
-    """
+    """Write a sharded checkpoint as one file."""
     folder, reason = chosen_checkpoint(arguments.folder)
     file = arguments.file if arguments.file is not None else folder.with_name(f"{folder.name}.pth")
     if not naming.is_sharded(folder):
@@ -47,9 +45,7 @@ _REQUIRED_KEYS = {"version", "save_name", "state", "model", "monitor", "metrics"
 
 
 def inspect(arguments: argparse.Namespace) -> None:
-    """Show what a checkpoint holds: of a run folder the best one, or the newest if there is no best one. Its checksums
-    are verified, and no code in it is executed (no unpickling).
-    """
+    """Show what a checkpoint holds."""
     path, reason = chosen_checkpoint(arguments.file)
     content = _read(path)
     print(path if reason == "" else f"{path}: {reason}")

@@ -1,4 +1,7 @@
-"""The command `helios-lite`: its arguments, and `main`, which runs what they ask for."""
+"""The command `helios-lite`: its arguments, and `main`, which runs what they ask for.
+
+What a command needs is imported when it runs, so that `--help` does not wait for PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,13 @@ import argparse
 import os
 import select
 import sys
+import textwrap
 import tomllib
-from collections.abc import Callable, Sequence
-from importlib import metadata
-from inspect import getdoc
+from collections.abc import Sequence
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
-from helios_lite.config import ConfigError
-from helios_lite.tools.checkpoints import consolidate, inspect
-from helios_lite.tools.diff import diff
-from helios_lite.tools.plot import plot
-from helios_lite.tools.runs import audit, fit, plan, predict, replay, test
 from helios_lite.tools.usage import UsageError
 from helios_lite.version import __version__
 
@@ -27,6 +25,21 @@ Options of the form --table.key replace a value of the file, or add one: --train
 a string needs quotes of its own only if it could be read as something else: --trainer.run_name '"7"'.
 For an option that may be None, write none. The format of the file: python -m pydoc helios_lite.config
 """
+
+_FILES = {
+    "fit": "runs",
+    "plan": "runs",
+    "test": "runs",
+    "predict": "runs",
+    "replay": "runs",
+    "audit": "runs",
+    "inspect": "checkpoints",
+    "consolidate": "checkpoints",
+    "diff": "diff",
+    "plot": "plot",
+    "env": "command",
+}
+"""The file of this folder that has the function of each command, which takes the parsed arguments."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -47,16 +60,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: Sequence[str] | None) -> None:
+    given = sys.argv[1:] if arguments is None else arguments
     parser = _parser()
+    if not given:
+        parser.print_help()
+        return
     try:
-        rest, overrides = _split_overrides(sys.argv[1:] if arguments is None else arguments)
+        rest, overrides = _split_overrides(given)
         parsed = parser.parse_args(rest)
-        if overrides and parsed.command not in (fit, plan, test, predict, replay, audit):
+        file = _FILES[parsed.command]
+        if overrides and file != "runs":
             names = "fit, plan, test, predict, replay and audit"
             raise UsageError(f"--{next(iter(overrides))}: only {names} take values of a configuration")
         vars(parsed).update(overrides=overrides)
-        parsed.command(parsed)
-    except (UsageError, ConfigError) as error:
+        command = getattr(import_module(f"helios_lite.tools.{file}"), parsed.command)
+        from helios_lite.config import ConfigError
+
+        try:
+            command(parsed)
+        except ConfigError as error:
+            raise UsageError(str(error)) from error
+    except UsageError as error:
         parser.error(str(error))
 
 
@@ -82,74 +106,129 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="helios-lite", description="Train models from TOML files, and show what runs have written.")
     parser.add_argument("--version", action="version", version=f"helios_lite {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
 
-    def add(function: Callable[..., None], text: str, epilog: str | None = None) -> argparse.ArgumentParser:
-        command = commands.add_parser(
-            function.__name__,
-            help=text,
-            description=getdoc(function),
-            epilog=epilog,
+    def add(name: str, summary: str, description: str, usage: str = "") -> argparse.ArgumentParser:
+        """Add a command; `usage` is that of one that takes values of a configuration."""
+        command: argparse.ArgumentParser = commands.add_parser(
+            name,
+            help=summary,
+            description="\n".join(textwrap.wrap(description, 100)),
+            epilog=_OVERRIDES if usage else None,
+            usage=f"%(prog)s [-h] {usage} [--table.key VALUE ...]" if usage else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.set_defaults(command=function)
+        if usage:
+            command.add_argument("file", metavar="FILE", type=Path, help="the TOML file")
         return command
 
-    _add_commands_of_files(add)
+    def add_checkpoint(command: argparse.ArgumentParser) -> None:
+        text = '"best" (default), "last", or the path of a checkpoint or a run folder'
+        command.add_argument("--checkpoint", default="best", help=text)
 
-    command = add(inspect, "show what a checkpoint holds")
-    command.add_argument("file", metavar="CHECKPOINT", type=Path, help="a file, a folder, or a run folder (its best)")
+    add(
+        "fit",
+        "train the model of a TOML file",
+        "Train the model that a TOML file describes, or resume its training if it was stopped.",
+        "FILE",
+    )
 
-    command = add(consolidate, "make one file of a sharded checkpoint")
-    command.add_argument("folder", metavar="FOLDER", type=Path, help="that of the checkpoint, or a run folder")
-    command.add_argument("file", metavar="FILE", type=Path, nargs="?", help="default: the folder's name and .pth")
+    add(
+        "plan",
+        "show what fit would do, without training",
+        "Show what `fit` would do, without training: the length of the run, learning rates, validations, checkpoints, "
+        "and whether it would begin, go on or find the run finished. Nothing is written.",
+        "FILE",
+    )
 
-    command = add(diff, "tell where two runs parted")
-    command.add_argument("run_a", metavar="RUN_A", type=Path, help="a run folder")
-    command.add_argument("run_b", metavar="RUN_B", type=Path, help="another one")
+    command = add(
+        "test",
+        "test a checkpoint of the model of a TOML file",
+        "Test the model that a TOML file describes, with a checkpoint of its run, and print the metrics.",
+        "[--checkpoint CHECKPOINT] FILE",
+    )
+    add_checkpoint(command)
 
-    command = add(plot, "draw the curves of runs")
-    command.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run folder, or a folder of them")
-    command.add_argument("--metric", metavar="NAME", nargs="+", action="extend", help="full names; default: all")
-    command.add_argument("--output", metavar="FILE", type=Path, default="curves.png", help="default: %(default)s")
-
-    add(env, "print what a bug report needs")
-    return parser
-
-
-def _add_commands_of_files(add: Callable[..., argparse.ArgumentParser]) -> None:
-    """Add the commands that run what a TOML file describes."""
-    checkpoint_help = '"best" (default), "last", or the path of a checkpoint or a run folder'
-    command = add(fit, "train the model of a TOML file", _OVERRIDES)
-    command.usage = "%(prog)s [-h] FILE [--table.key VALUE ...]"
-    command.add_argument("file", metavar="FILE", type=Path, help="the TOML file")
-
-    command = add(plan, "show what fit would do, without training", _OVERRIDES)
-    command.usage = "%(prog)s [-h] FILE [--table.key VALUE ...]"
-    command.add_argument("file", metavar="FILE", type=Path, help="the TOML file")
-
-    command = add(test, "test a checkpoint of the model of a TOML file", _OVERRIDES)
-    command.usage = "%(prog)s [-h] [--checkpoint CHECKPOINT] FILE [--table.key VALUE ...]"
-    command.add_argument("file", metavar="FILE", type=Path, help="the TOML file")
-    command.add_argument("--checkpoint", default="best", help=checkpoint_help)
-
-    command = add(predict, "write the outputs of the model of a TOML file to a file", _OVERRIDES)
-    command.usage = "%(prog)s [-h] [--checkpoint CHECKPOINT] [--output OUTPUT] FILE [--table.key VALUE ...]"
-    command.add_argument("file", metavar="FILE", type=Path, help="the TOML file")
-    command.add_argument("--checkpoint", default="best", help=checkpoint_help)
+    command = add(
+        "predict",
+        "write the outputs of the model of a TOML file to a file",
+        "Write the outputs of the model that a TOML file describes, with a checkpoint of its run, to a file of "
+        "tensors, and say what it has. The file is that of `Trainer.write_predictions`: torch.load(FILE, "
+        'weights_only=True) has "indices" and "outputs".',
+        "[--checkpoint CHECKPOINT] [--output OUTPUT] FILE",
+    )
+    add_checkpoint(command)
     command.add_argument("--output", type=Path, default="predictions.pth", help="default: %(default)s")
 
-    command = add(replay, "compute one step of a run again, and show it", _OVERRIDES)
-    command.usage = "%(prog)s [-h] --step STEP FILE [--table.key VALUE ...]"
-    command.add_argument("file", metavar="FILE", type=Path, help="the TOML file")
+    command = add(
+        "replay",
+        "compute one step of a run again, and show it",
+        "Compute one step of a run of a TOML file again, from the newest checkpoint before it, and show its samples, "
+        "losses, learning rates, gradient norms, and the first module that is not finite. The run folder is only read.",
+        "--step STEP FILE",
+    )
     command.add_argument("--step", type=int, required=True, help="the number of the step, from 1")
 
-    command = add(audit, "look for errors of the program of a TOML file that raise none", _OVERRIDES)
-    command.usage = "%(prog)s [-h] [--only NAME[,NAME]] [--devices N] [--json] FILE [--table.key VALUE ...]"
-    command.add_argument("file", metavar="FILE", type=Path, help="the TOML file")
+    command = add(
+        "audit",
+        "look for errors of the program of a TOML file that raise none",
+        "Train the program that a TOML file describes for a few steps in many ways, and compare them: a right program "
+        "resumes bit for bit, has the gradient of a large batch with micro-batches, and so on. The exit status is 1 if "
+        "a relation breaks. The run folder is not used.",
+        "[--only NAME[,NAME]] [--devices N] [--json] FILE",
+    )
     command.add_argument("--only", metavar="NAME[,NAME]", action="append", help="names of relations; default: all")
     command.add_argument("--devices", type=int, default=2, help="processes to compare with one; 1 leaves it out")
     command.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+    command = add(
+        "inspect",
+        "show what a checkpoint holds",
+        "Show what a checkpoint holds: of a run folder the best one, or the newest if there is no best one. Its "
+        "checksums are verified, and no code in it is executed (no unpickling).",
+    )
+    command.add_argument("file", metavar="CHECKPOINT", type=Path, help="a file, a folder, or a run folder (its best)")
+
+    command = add(
+        "consolidate",
+        "make one file of a sharded checkpoint",
+        "Write a sharded checkpoint as one file, as a training in one process does. This process needs memory for all "
+        "of its tensors. Any program can read the file with torch.load(path, weights_only=True). Of a run folder it is "
+        "the best checkpoint, or the newest if there is no best one.",
+    )
+    command.add_argument("folder", metavar="FOLDER", type=Path, help="that of the checkpoint, or a run folder")
+    command.add_argument("file", metavar="FILE", type=Path, nargs="?", help="default: the folder's name and .pth")
+
+    command = add(
+        "diff",
+        "tell where two runs diverged",
+        "Tell where two runs diverged: the options that differ, the first row of metrics that does, and the first "
+        "tensor of the first checkpoint that does. What was measured with a clock is not compared. The files are only "
+        "read, and no code in them is executed. The exit status is 1 if the runs differ.",
+    )
+    command.add_argument("run_a", metavar="RUN_A", type=Path, help="a run folder")
+    command.add_argument("run_b", metavar="RUN_B", type=Path, help="another one")
+
+    command = add(
+        "plot",
+        "draw the curves of runs",
+        "Draw the curves of one or more runs over their steps, one plot per metric, into a .png or .svg file. Of a "
+        "folder of runs, every run folder directly in it is drawn. Times and speeds are drawn only if --metric names "
+        "them.",
+    )
+    command.usage = "%(prog)s [-h] RUN [RUN ...] [--metric NAME [NAME ...]] [--output FILE]"
+    command.add_argument("runs", metavar="RUN", type=Path, nargs="*", help="a run folder, or a folder of them")
+    command.add_argument(
+        "--metric",
+        metavar="NAME",
+        nargs="+",
+        action="extend",
+        help="full names; default: all but times and speeds",
+    )
+    command.add_argument("--output", metavar="FILE", type=Path, default="curves.png", help="default: %(default)s")
+
+    add("env", "print what a bug report needs", f"{env.__doc__}")
+    return parser
 
 
 def _split_overrides(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

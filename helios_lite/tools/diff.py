@@ -43,10 +43,7 @@ Difference = tuple[str, str, str]
 
 
 def diff(arguments: argparse.Namespace) -> None:
-    """Tell where two runs parted: the options that differ, the first row of metrics that does, and the first tensor of
-    the first checkpoint that does. What was measured with a clock is not compared. The files are only read, and no code
-    in them is executed. The exit status is 1 if the runs differ.
-    """
+    """Tell where two runs diverged. Exits with status 1 if they do."""
     folders = (arguments.run_a, arguments.run_b)
     for folder in folders:
         if not folder.is_dir():

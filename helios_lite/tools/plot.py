@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from helios_lite.arguments import did_you_mean
 from helios_lite.metrics.rows import ROW_COLUMNS
+from helios_lite.state import MEASURED
 from helios_lite.tools.usage import UsageError
 
 if TYPE_CHECKING:
@@ -23,13 +24,17 @@ _MAX_METRICS = 24  # One figure with more plots is hard to read.
 
 
 def plot(arguments: argparse.Namespace) -> None:
-    """Draw the curves of one or more runs over their steps, one plot per metric, into a .png or .svg file. Of a folder
-    of runs, every run folder directly in it is drawn.
-    """
+    """Draw the curves of runs, one plot per metric, into a file."""
     output: Path = arguments.output
+    wanted: list[str] = arguments.metric or []
+    if not arguments.runs:
+        raise UsageError("plot: name a run folder, before --metric, which takes all names that follow it")
+    for name in wanted:
+        if Path(name).is_dir():
+            raise UsageError(f"--metric {name}: is a folder and no metric; name it before --metric")
     _check_output(output)
     runs = {run: _read_curves(run) for path in arguments.runs for run in _run_folders(path)}
-    metrics = _choose_metrics(arguments.metric, list(runs.values()))
+    metrics = _choose_metrics(wanted, list(runs.values()))
     _draw(metrics, runs).savefig(output)
     print(output)
 
@@ -75,17 +80,17 @@ def _points(path: Path) -> Iterator[tuple[str, int, float]]:
             continue
         row = json.loads(line)
         for name, value in row.items():
-            if name not in ROW_COLUMNS:
+            if name not in ROW_COLUMNS and (value is None or isinstance(value, int | float)):  # It may be a text.
                 yield name, row["step"], math.nan if value is None else value
 
 
-def _choose_metrics(wanted: Sequence[str] | None, runs: Sequence[Curves]) -> list[str]:
-    """Return the names of the metrics to draw: the wanted ones, or all of them."""
+def _choose_metrics(wanted: Sequence[str], runs: Sequence[Curves]) -> list[str]:
+    """Return the names of the metrics to draw: the wanted ones, or else all but times and speeds."""
     known = list(dict.fromkeys(name for curves in runs for name in curves))
-    for name in wanted or []:
+    for name in wanted:
         if name not in known:
             raise UsageError(f"--metric {name}: unknown; {did_you_mean(name, known)}")
-    metrics = list(dict.fromkeys(wanted or known))
+    metrics = list(dict.fromkeys(wanted or (name for name in known if not name.endswith(MEASURED))))
     if not metrics:
         raise UsageError("there are no metrics yet")
     if not wanted and len(metrics) > _MAX_METRICS:

@@ -19,7 +19,8 @@ from helios_lite.display import console
 from helios_lite.display.console import make_table
 from helios_lite.model import Model
 from helios_lite.tools import audit as audit_tool
-from helios_lite.tools.usage import UsageError, chosen_checkpoint, require_file
+from helios_lite.tools.choosing import chosen_checkpoint
+from helios_lite.tools.usage import UsageError, require_file
 from helios_lite.trainer import Trainer
 from helios_lite.training.session import run_folder
 
@@ -34,9 +35,7 @@ def fit(arguments: argparse.Namespace) -> None:
 
 
 def plan(arguments: argparse.Namespace) -> None:
-    """Show what `fit` would do, without training: the length of the run, learning rates, validations, checkpoints, and
-    whether it would begin, go on or find the run finished. Nothing is written.
-    """
+    """Show what `fit` would do, without training."""
     trainer, model, data = _load(arguments)
     found = trainer.plan(model, data)
     if int(os.environ.get("RANK", "0")) == 0:
@@ -54,10 +53,7 @@ def test(arguments: argparse.Namespace) -> None:
 
 
 def predict(arguments: argparse.Namespace) -> None:
-    """Write the outputs of the model that a TOML file describes, with a checkpoint of its run, to a file of tensors.
-
-    The file is that of `Trainer.write_predictions`: torch.load(FILE, weights_only=True) has "indices" and "outputs".
-    """
+    """Write the outputs of the model that a TOML file describes to a file. A line of the log says what it has."""
     trainer, model, data = _load(arguments)
     _require_checkpoint(arguments.checkpoint, trainer, model)
     with _usage_errors():
@@ -65,9 +61,7 @@ def predict(arguments: argparse.Namespace) -> None:
 
 
 def replay(arguments: argparse.Namespace) -> None:
-    """Compute one update of a run of a TOML file again, from the newest checkpoint before it, and show its samples,
-    losses, learning rates, gradient norms, and the first module that is not finite. The run folder is only read.
-    """
+    """Compute one step of a run of a TOML file again, and show it."""
     trainer, model, data = _load(arguments)
     try:
         with _usage_errors():
@@ -108,10 +102,7 @@ def _require_checkpoint(name: str, trainer: Trainer, model: Model) -> None:
 
 
 def audit(arguments: argparse.Namespace) -> None:
-    """Train the program that a TOML file describes for a few updates in many ways, and compare them: a right program
-    resumes bit for bit, has the gradient of a large batch with micro-batches, and so on. The exit status is 1 if a
-    relation breaks. The run folder is not used.
-    """
+    """Compare many ways to train the program that a TOML file describes. Exits with status 1 if a relation breaks."""
     require_file(arguments.file)
     only = [name for names in arguments.only or () for name in names.split(",")] or None
     try:

@@ -235,7 +235,9 @@ def ended() -> Iterator[None]:
     assert multiprocessing.active_children() == []
 
 
-def test_launched_processes_write_the_file_of_one_process(tmp_path: Path, ended: None) -> None:
+def test_launched_processes_write_the_file_of_one_process(
+    tmp_path: Path, ended: None, caplog: pytest.LogCaptureFixture
+) -> None:
     model = Noisy()
     for devices in (2, 1):
         path = tmp_path / f"{devices}.pth"
@@ -243,6 +245,11 @@ def test_launched_processes_write_the_file_of_one_process(tmp_path: Path, ended:
         assert not model.net.training  # It was set up here too.
     one, two = (torch.load(tmp_path / f"{devices}.pth", weights_only=True) for devices in (1, 2))
     assert same(one, two)
+    shapes = (
+        "output['index'] int64 of shape (21,), output['out'][0] float32 of shape (21, 1), "
+        "output['out'][1] float32 of shape (21,), output['step'] int64 of shape (21,)"
+    )
+    assert caplog.messages == [f"wrote {tmp_path / f'{devices}.pth'}: 21 samples, {shapes}" for devices in (2, 1)]
 
 
 class Counted(Dataset):

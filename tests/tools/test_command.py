@@ -94,11 +94,12 @@ def test_test_prints_the_metrics_once(trained, capsys):
     assert capsys.readouterr().out == f"test\n{table}"
 
 
-def test_predict_writes_what_the_network_says_of_every_sample(trained, tmp_path, capsys):
+def test_predict_writes_what_the_network_says_of_every_sample(trained, tmp_path, capsys, caplog):
     output = tmp_path / "predictions.pth"
     main(["predict", DIGITS, "--trainer.root", str(trained[0] / "runs"), "--output", str(output)])
     content = torch.load(output, weights_only=True)
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr() == ("", "")
+    assert caplog.messages == [f"wrote {output}: 300 samples, output float32 of shape (300, 10)"]
     assert content["indices"].tolist() == list(range(len(content["outputs"])))
     assert content["outputs"].shape[1:] == (10,)
 
@@ -240,6 +241,32 @@ def test_plot_draws_every_run_of_a_folder(toy_run, tmp_path, capsys):
     assert re.findall(r"<!-- (tiny|[a-z]-run|deeper|notes) -->", output.read_text()) == ["b-run", "tiny"]
 
 
+def test_plot_leaves_times_and_texts_out_unless_they_are_asked_for(toy_run, tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    with (toy_run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1, "note": "a text", "train/loss": "a text too"}\n')
+    output = tmp_path / "all.svg"
+    main(["plot", str(toy_run), "--output", str(output)])
+    drawn = set(re.findall(r"<!-- (\w+/\w+|note) -->", output.read_text()))
+    assert {"train/loss", "valid/loss"} <= drawn
+    assert drawn & {"train/step_seconds", "train/data_wait", "train/samples_per_second", "note"} == set()
+    main(["plot", str(toy_run), "--metric", "train/data_wait", "--output", str(output)])
+    assert re.findall(r"<!-- (\w+/\w+) -->", output.read_text()) == ["train/data_wait"]
+    assert all(type(value) is float for points in _read_curves(toy_run).values() for _, value in points)
+    capsys.readouterr()
+    assert "--metric note: unknown" in refused(capsys, "plot", str(toy_run), "--metric", "note")
+
+
+def test_plot_takes_no_run_for_a_metric(toy_run, capsys):
+    run = str(toy_run)
+    line = f"helios-lite: --metric {run}: is a folder and no metric; name it before --metric"
+    assert refused(capsys, "plot", run, "--metric", "train/loss", run) == line
+    assert refused(capsys, "plot", "--metric", "train/loss", run).startswith(
+        "helios-lite: plot: name a run folder, bef"
+    )
+    assert refused(capsys, "plot") == refused(capsys, "plot", "--metric", "train/loss")
+
+
 def test_plot_draws_evaluations_at_their_step(toy_run):
     first = min((toy_run / "checkpoints").glob("*.pth"))
     for checkpoint in (first, "last"):
@@ -328,3 +355,29 @@ def test_every_command_explains_itself(capsys):
         _, description, *_ = explained(capsys, command).split("\n\n")
         assert not description.startswith(" ")
         assert "\n " not in description
+
+
+def test_alone_the_command_shows_its_help(capsys):
+    shown = explained(capsys)
+    main([])
+    assert capsys.readouterr() == (shown, "")
+
+
+@pytest.mark.parametrize("command", [[], ["--help"], ["--version"], ["fit", "--help"], ["plot", "--help"], ["fit"]])
+def test_help_does_not_wait_for_pytorch(command):
+    """Called as the installed command does it; wrong usage does not wait either."""
+    program = f"""
+import sys
+from helios_lite.tools.command import main
+try:
+    main({command})
+except SystemExit:
+    pass
+print(*sorted({{name.partition(".")[0] for name in sys.modules}} & {{"torch", "rich", "tqdm", "numpy", "matplotlib"}}))
+"""
+    assert scripts.run("-c", program, new_interpreter=True).stdout.splitlines()[-1] == ""
+
+
+@pytest.mark.parametrize("command", ["inspect", "consolidate", "test", "predict"])
+def test_every_command_that_takes_a_checkpoint_takes_a_run_folder(command, capsys):
+    assert "run folder" in explained(capsys, command)
