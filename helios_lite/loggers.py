@@ -58,7 +58,7 @@ class Logger(Protocol):
 
 
 class TensorBoardLogger:
-    """Writes event files for TensorBoard, by `torch.utils.tensorboard`: pip install helios_lite[tensorboard].
+    """Writes event files for TensorBoard, by `torch.utils.tensorboard`: pip install tensorboard.
 
     A resumed run writes the rows after its checkpoint again; TensorBoard shows the new ones only. `writer` is for what
     is no number: images, text, histograms.
@@ -111,7 +111,7 @@ class TensorBoardLogger:
 
 
 class MLflowLogger:
-    """Logs to MLflow, to local files or to a server: pip install helios_lite[mlflow].
+    """Logs to MLflow, to local files or to a server: pip install mlflow.
 
     The id of the MLflow run is stored in a file, so that a resumed run continues the same MLflow run, and `validate`
     and `test` add to it. Rows that were written between the last checkpoint and a kill are not added again. To log to
@@ -229,7 +229,7 @@ class MLflowLogger:
 
 
 class WandbLogger:
-    """Logs to Weights & Biases: pip install helios_lite[wandb].
+    """Logs to Weights & Biases: pip install wandb.
 
     The id of the W&B run, and the last step of every metric, are stored in a file. A resumed run continues the same W&B
     run, and does not add the rows again that were written between the last checkpoint and a kill; `validate` and `test`
@@ -330,4 +330,4 @@ def _is_main() -> bool:
 def _require(library: str) -> None:
     """Raise a ModuleNotFoundError with the command that installs a library, unless it is installed."""
     if importlib.util.find_spec(library) is None:
-        raise ModuleNotFoundError(f"{library} is not installed: pip install 'helios_lite[{library}]'")
+        raise ModuleNotFoundError(f"{library} is not installed: pip install {library}")

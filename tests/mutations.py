@@ -683,6 +683,18 @@ MUTATIONS = [
         "name",
         REPRS + "test_a_notebook_shows_a_replay_as_a_small_table",
     ),
+    Mutation(
+        "other_trainers.py",
+        '    "model_registry":',
+        '    "model_registries":',
+        "test_options.py::test_every_option_of_other_trainers_is_one_of_ours_or_answered_and_no_other_name_is",
+    ),
+    Mutation(
+        "loggers.py",
+        "is not installed: pip install {library}",
+        "is not installed: pip install 'helios_lite[{library}]'",
+        LOGGERS + "test_a_missing_library_is_an_error_with_the_command",
+    ),
     Mutation("option_class.py", "if values:", "if False:", "test_options.py::test_options_have_names_only"),
     Mutation("option_class.py", "if option not in known:", "if False:", UNKNOWN_OPTION),
     Mutation("option_class.py", "if name in ELSEWHERE else", "if False else", UNKNOWN_OPTION),

@@ -8,6 +8,7 @@ import ast
 import dataclasses
 import inspect
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,18 @@ def test_a_recipe_runs_and_prints_what_its_page_says(
     run(RECIPES[page].read_text(encoding="utf-8"), tmp_path, monkeypatch)
     require_shown(capsys.readouterr().out, "".join(text for text, _ in blocks(page, "text")))
     assert {path.name for path in tmp_path.iterdir()} <= {"program.py", "runs"}
+
+
+@pytest.mark.parametrize(("page", "package"), PACKAGES.items())
+def test_a_recipe_says_in_one_line_which_package_is_missing(
+    page: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises((SystemExit, ModuleNotFoundError)) as caught:
+        run(RECIPES[page].read_text(encoding="utf-8"), tmp_path, monkeypatch)
+    assert re.fullmatch(
+        rf"(this recipe needs {package}|{package} is not installed): pip install {package}", str(caught.value)
+    )
 
 
 @pytest.mark.parametrize("page", RECIPES)

@@ -18,7 +18,7 @@ import torch
 from helpers.models import Tiny, data, quiet
 
 import helios_lite
-from helios_lite import Callback, Split, Trainer
+from helios_lite import Callback, Model, Split, Trainer
 from helios_lite.callbacks import EMA, ActivationStatistics, DeviceMemory, Profile
 from helios_lite.checkpoints.files import FORMAT_VERSION, CheckpointError, to_serializable
 from helios_lite.config import ConfigError, ConfigTypeError
@@ -354,6 +354,20 @@ def test_an_unknown_option_is_a_type_error_that_says_what_to_write(cls):
             cls.from_config({name: 1})
 
 
+# The arguments of the Trainer of Lightning 2.6, and the fields of TrainingArguments of transformers 5.
+LIGHTNING, TRANSFORMERS = (
+    (Path(__file__).parent / "data" / f"{name}_options.txt").read_text().split()
+    for name in ("lightning", "transformers")
+)
+TRANSFORMERS_4 = ["group_by_length", "logging_dir", "overwrite_output_dir", "warmup_ratio"]
+OTHER_PLACES = ["early_stopping_patience", "early_stopping_threshold", "global_batch_size"]
+
+
+def test_every_option_of_other_trainers_is_one_of_ours_or_answered_and_no_other_name_is():
+    assert {*LIGHTNING, *TRANSFORMERS} - FIELDS <= ELSEWHERE.keys()
+    assert ELSEWHERE.keys() <= {*LIGHTNING, *TRANSFORMERS, *TRANSFORMERS_4, *OTHER_PLACES}
+
+
 def test_what_other_trainers_call_an_option_is_answered_with_what_there_is():
     assert ELSEWHERE.keys() & FIELDS == set()
     splits = {field.name for field in dataclasses.fields(Split)}
@@ -367,8 +381,12 @@ def test_what_other_trainers_call_an_option_is_answered_with_what_there_is():
         for path in re.findall(r"helios_lite\.[\w.]+", answer):
             assert pkgutil.resolve_name(path) is not None
         first = re.match(r"[a-z_]+", answer)[0]
-        others = {"nothing", "torch", "torchrun", "itertools", "should_training_stop", "lr", "a", "the"}
-        assert first in FIELDS | splits | others | {"warmup_steps", "weight_decay"}, answer
+        others = {"nothing", "torch", "torchrun", "itertools", "should_training_stop", "a", "the"}
+        of_the_loss_and_optimizer = {"warmup_steps", "weight_decay", "lr", "betas", "eps", "label_smoothing"}
+        assert first in FIELDS | splits | others | of_the_loss_and_optimizer, answer
+        for kind in (Trainer, Model):
+            for name in re.findall(rf"{kind.__name__}\.(\w+)", answer):
+                assert hasattr(kind, name), answer
 
 
 CALLS = [Trainer.fit, Trainer.validate, Trainer.test]

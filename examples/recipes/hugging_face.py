@@ -6,7 +6,11 @@ docs/hugging_face.md has more about it.
 """
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+
+try:
+    from transformers import GPT2Config, GPT2LMHeadModel
+except ModuleNotFoundError:
+    raise SystemExit("this recipe needs transformers: pip install transformers") from None
 
 from helios_lite import DataModule, Model, Split, Trainer
 

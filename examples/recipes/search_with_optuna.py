@@ -5,7 +5,10 @@
 docs/optuna.md has more about it.
 """
 
-import optuna
+try:
+    import optuna
+except ModuleNotFoundError:
+    raise SystemExit("this recipe needs optuna: pip install optuna") from None
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset

@@ -104,7 +104,7 @@ def _draw(metrics: Sequence[str], runs: Mapping[Path, Curves]) -> Figure:
         # A figure without pyplot is drawn by Agg, or written as SVG, whatever display and backend there are.
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise UsageError(f"plot needs {error.name}: pip install 'helios_lite[plot]'") from error
+        raise UsageError("plot needs matplotlib: pip install matplotlib") from error
 
     columns = min(len(metrics), 2 if len(metrics) <= 4 else 3)
     lines = math.ceil(len(metrics) / columns)
