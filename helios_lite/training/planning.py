@@ -102,7 +102,8 @@ class Planning:
             text = None
             if number == steps and number != epochs:
                 text = None if total is None else schedule.misfit(total)
-                way = f"once per step; call step() in on_training_epoch_end for once per epoch, or make it for {total}"
+                way = "once per step; call step() in on_training_epoch_end for once per epoch, or make it for "
+                way += f"{total} steps"
             elif ends_epoch and number == epochs and max_epochs is not None:
                 text = schedule.misfit(max_epochs)
                 way = f"once per epoch; pass it to optimizer_step for once per step, or make it for {max_epochs} epochs"

@@ -247,7 +247,9 @@ def test_a_schedule_of_the_package_that_does_not_fit_is_warned_of_before_the_fir
 
 
 def test_a_schedule_that_does_not_fit_is_warned_of_once_it_is_seen_how_often_it_is_stepped(caplog: Any) -> None:
-    per_step = "is stepped once per step; call step() in on_training_epoch_end for once per epoch, or make it for 30"
+    per_step = (
+        "is stepped once per step; call step() in on_training_epoch_end for once per epoch, or make it for 30 steps"
+    )
     per_epoch = "is stepped once per epoch; pass it to optimizer_step for once per step, or make it for 6 epochs"
     for length, every, text, way in (
         (15, "step", "is at its end after about 15 of 30 steps, and rises again then", per_step),
