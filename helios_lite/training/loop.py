@@ -256,7 +256,7 @@ class Training:
         self.report.describe_row(values)
         if is_due:
             self.compare(values)
-            self.report.show_validation(values, is_best=state.best_step == state.step)
+            self.report.show_validation(values, is_best=state.best_step == state.step, ends_run=True)
             self.checkpointer.record_final_score()
 
     def validate_at_end(self) -> dict[str, float]:

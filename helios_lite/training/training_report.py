@@ -59,11 +59,11 @@ class TrainingReport:
                 done = lines.finished_part(state, options, part)
                 self._write(lines.row_line(state, options, values, done))
 
-    def show_validation(self, values: Mapping[str, float], *, is_best: bool) -> None:
-        """Show a validation in the line of its epoch, and inside of a long epoch in a line of its own."""
+    def show_validation(self, values: Mapping[str, float], *, is_best: bool, ends_run: bool = False) -> None:
+        """Show a validation in the line of its epoch; inside of a long epoch, and at the end, in a line of its own."""
         self._validation = (values, is_best)
         self._describe_sometimes("valid", values)
-        if self._state.epoch_batch > 0 and self._is_line_due():
+        if ends_run or (self._state.epoch_batch > 0 and self._is_line_due()):
             self._write(lines.validation_line(self._state, self._session.options, values, is_best), is_best=is_best)
 
     def show_epoch(self, means: Mapping[str, float]) -> None:

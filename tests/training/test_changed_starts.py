@@ -21,7 +21,8 @@ from helios_lite import DataModule, Model, Split, schedules
 from helios_lite.processes import rng
 from helios_lite.processes.world import World
 
-CUTS = {1: [1, 2, 3, 4], 2: [2, 3]}  # By the number of processes. An epoch has three steps at first.
+# By what shares the network. An epoch has three steps at first.
+CUTS = {"one process": [2, 3, 4], "ddp": [2, 3], "fsdp": [2]}
 FIRST: dict[str, Any] = {
     "rate": 0.1, "decay": 0.1, "epochs": 3, "global_batch": 8, "window": 1, "length": 22, "seed": 0, "shuffle": True,
     "sampler": None, "width": 4, "optimizer": "SGD", "hparam": 1, "allow": False, "frozen": False,
@@ -124,7 +125,7 @@ def start(given: dict[str, Any], root: Path, world: World, strategy: str, stop: 
 def attempts(root: Path, world: World, strategy: str) -> dict[str, Any]:
     """Cut a run after each number of steps and start it again with each change, and with what it had at first."""
     found = {}
-    for cut in CUTS[world.size]:
+    for cut in CUTS[strategy if world.size > 1 else "one process"]:
         for name, changes in CHANGES.items():
             folder = root / f"{strategy}-{world.size}-{cut}-{name}"
             first = start(FIRST, folder, world, strategy, stop=cut)
@@ -154,8 +155,8 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Results]:
 @pytest.fixture(scope="module", params=["one process", "ddp", "fsdp"])
 def found(request: pytest.FixtureRequest, result: Results, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     if request.param == "one process":
-        return {"processes": 1, **attempts(tmp_path_factory.mktemp("one"), World(), "ddp")}
-    return {"processes": 2, **result(replicated if request.param == "ddp" else sharded, ranks=2)}
+        return {"kind": request.param, "processes": 1, **attempts(tmp_path_factory.mktemp("one"), World(), "ddp")}
+    return {"kind": request.param, "processes": 2, **result(replicated if request.param == "ddp" else sharded, ranks=2)}
 
 
 def epoch(given: dict[str, Any], number: int) -> list[int]:
@@ -192,13 +193,13 @@ def planned(given: dict[str, Any], cut: int, processes: int) -> list[list[int]]:
     return steps
 
 
-@pytest.mark.parametrize("cut", CUTS[1])
+@pytest.mark.parametrize("cut", CUTS["one process"])
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_start_follows_the_rule_or_is_an_error_that_leaves_the_run_as_it_is(
     name: str, cut: int, found: dict[str, Any]
 ) -> None:
     given, processes = {**FIRST, **CHANGES[name]}, found["processes"]
-    if cut not in CUTS[processes]:
+    if cut not in CUTS[found["kind"]]:
         pytest.skip("cut elsewhere with so many processes")
     case = found[f"{cut} {name}"]
     again, whole = case["again"], found["whole"]
