@@ -220,10 +220,10 @@ def test_what_the_model_holds_under_two_names_is_moved_once(tmp_path: Path) -> N
         quiet(root=root, max_steps=steps, sanity_batches=0).fit(model, data(20, batch_size=4))
         return model.used
 
-    run(0.1, 5, tmp_path)
-    found = run(0.04, 9, tmp_path)
-    torch.testing.assert_close(torch.tensor(found), torch.tensor(run(0.04, 9)[5:]), rtol=1e-12, atol=0)
-    assert run(0.04, 11, tmp_path) == run(0.04, 11)[9:]
+    run(0.1, 9, tmp_path)
+    found = run(0.04, 12, tmp_path)
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(run(0.04, 12)[9:]), rtol=1e-12, atol=0)
+    assert run(0.04, 14, tmp_path) == run(0.04, 14)[12:]
 
 
 class Counting(SGD):
