@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from helios_lite.arguments import check_save_name, require_kind, require_path
+from helios_lite.changes.misfits import load_parts
 from helios_lite.data import DataModule
 from helios_lite.hooks import Hooks
 from helios_lite.metrics import score_tables
@@ -22,7 +23,6 @@ from helios_lite.metrics.metric_objects import MetricObject
 from helios_lite.model_internals.attributes import Modes, named_networks, networks, stateful_parts
 from helios_lite.model_internals.checks import check_is_no_module
 from helios_lite.model_internals.inference import load_for_inference, predict_with_only_network
-from helios_lite.model_internals.misfits import load_parts
 from helios_lite.model_internals.run_context import RunContext
 from helios_lite.model_internals.summary import description, num_parameters, parameter_table
 from helios_lite.nested import count_samples

@@ -28,6 +28,7 @@ ROWS = [
     {"options"},
     {"loading", "display"},
     {"model_internals"},
+    {"planning", "changes"},
     {"model"},
     {"callbacks"},
     {"training"},
@@ -45,7 +46,7 @@ LARGEST_ROOM = 0.15  # Of the lines of the package.
 OPTIONAL = {"tools/plot": {"matplotlib"}, "loggers": {"torch", "mlflow", "wandb"}}
 # For type checkers only.
 OPTIONAL["callbacks"] = {"typing_extensions"}
-STANDARD_LIBRARY_ONLY = {"version", "state", "arguments", "hooks", "loggers", "training/due", "training/clock"}
+STANDARD_LIBRARY_ONLY = {"version", "state", "arguments", "hooks", "loggers", "planning/due", "training/clock"}
 STANDARD_LIBRARY_ONLY |= {"processes/signals", "html_table"}
 
 

@@ -10,9 +10,9 @@ from helios_lite.calls.launching import Call, run
 from helios_lite.checkpoints.files import CheckpointError
 from helios_lite.display.plan import Plan
 from helios_lite.model_internals.attributes import stateful_parts
+from helios_lite.planning.training_plan import checkpoint_bytes
 from helios_lite.processes.signals import GracefulShutdown
 from helios_lite.training.loop import Training
-from helios_lite.training.planning import checkpoint_bytes
 from helios_lite.training.session import Session
 
 

@@ -22,12 +22,12 @@ from helios_lite.metrics.metric_objects import (
 from helios_lite.model import Model
 from helios_lite.model_internals.attributes import metric_objects, stateful_parts
 from helios_lite.model_internals.evaluation_weights import evaluation_state_of
+from helios_lite.planning.due import save_due, steps_until_save
 from helios_lite.processes import rng
 from helios_lite.processes.devices import DeviceMover
 from helios_lite.processes.world import World
 from helios_lite.state import TrainingState
 from helios_lite.training.clock import Clock
-from helios_lite.training.due import save_due, steps_until_save
 from helios_lite.training.monitor import Monitor
 from helios_lite.training.session import Session
 from helios_lite.training.training_log import TrainingLog

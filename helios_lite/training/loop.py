@@ -15,15 +15,15 @@ from helios_lite.display import console
 from helios_lite.display.lines import limits_text, with_limits
 from helios_lite.loading.batches import Batch, Loader
 from helios_lite.model_internals.attributes import networks
+from helios_lite.planning import due
+from helios_lite.planning.training_plan import Planning
 from helios_lite.processes.peers import watch_peers
 from helios_lite.processes.signals import GracefulShutdown
 from helios_lite.state import FitResult, TrainingState
-from helios_lite.training import due
 from helios_lite.training.checkpointer import Checkpointer
 from helios_lite.training.clock import Clock
 from helios_lite.training.evaluator import Evaluator
 from helios_lite.training.monitor import Monitor
-from helios_lite.training.planning import Planning
 from helios_lite.training.resuming import Resumed, Resumption, initialize, resume
 from helios_lite.training.session import Session
 from helios_lite.training.stopping import StopCoordinator
@@ -123,7 +123,8 @@ class Training:
         self.valid_loaders.update(self.session.loaders("valid"))
         if not self.validates():
             self.valid_loaders.clear()
-        self.planning = Planning(self.session)
+        saves = self.session.checkpoints is not None
+        self.planning = Planning(self.model, self.options, self.session.planned, self.train_data, saves=saves)
         resumed = resume(self.session, resumption, self.checkpointer, self.monitor, is_tried=is_tried)
         if not self.valid_loaders:
             self.monitor.drop()

@@ -7,8 +7,8 @@ import math
 from typing import Any
 
 from helios_lite.model import Model
+from helios_lite.planning.due import has_improved, monitored_score
 from helios_lite.state import TrainingState
-from helios_lite.training.due import has_improved, monitored_score
 from helios_lite.training.session import Session
 
 logger = logging.getLogger("helios_lite")

@@ -1,4 +1,4 @@
-"""Chooses the checkpoint from which a run continues, and compares it with the run; or starts from other weights."""
+"""Chooses the checkpoint from which a run continues, and resumes from it; or starts from other weights."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ from typing import Any, NamedTuple
 import torch
 from torch.optim import Optimizer
 
+from helios_lite.changes.comparing import changed_options, compare_hparams, compare_parts
+from helios_lite.changes.made import Remaking, changed_numbers
+from helios_lite.changes.misfits import misfits
+from helios_lite.changes.run_description import changes_of_run
 from helios_lite.checkpoints.files import CheckpointError, OtherFormatError
 from helios_lite.checkpoints.folder import candidates_of_run
 from helios_lite.checkpoints.reading import evaluation_state, read_checkpoint_header, read_on_every_rank
 from helios_lite.metrics.metric_objects import is_network
 from helios_lite.model import Model
 from helios_lite.model_internals.attributes import named_networks, stateful_parts
-from helios_lite.model_internals.made import Remaking, changed_numbers, other_parts
-from helios_lite.model_internals.misfits import differences, first, is_equal, misfits
 from helios_lite.processes.devices import DeviceMover
 from helios_lite.processes.job import is_restarted
 from helios_lite.training.checkpointer import Checkpointer
 from helios_lite.training.monitor import Monitor
-from helios_lite.training.run_description import changes_of_run
 from helios_lite.training.session import Session
 
 logger = logging.getLogger("helios_lite")
-_NOT_OF_THE_TRAINING = {"root", "run_name", "resume", "allow_changed_hparams", "progress", "print_banner", "log_level"}
-"""Options whose change says nothing of what is trained."""
 
 
 class Resumed(NamedTuple):
@@ -132,14 +131,22 @@ def resume(
                 f"resume={str(choice)!r}: the run folder has {other}; choose another run_name, or "
                 'resume="auto" to continue from that file'
             )
-    changed_hparams = _compare_hparams(session, path, content, is_automatic=not isinstance(choice, Path))
-    _compare_parts(session, path, content)
-    is_own = type(session.model).load_state_dict is not Model.load_state_dict
-    parts = {} if is_own else dict(stateful_parts(session.model))
-    remaking = Remaking(parts, content["tables"]["made"], {} if is_own else content["model"])
-    if is_own and (texts := changed_numbers(content["tables"]["made"], session.tables["made"])):
+    loads_itself = _loads_itself(session.model)
+    parts = {} if loads_itself else dict(stateful_parts(session.model))
+    changed_hparams = compare_hparams(
+        path,
+        content,
+        session.model.hparams,
+        session.planned.known_total(),
+        allows=isinstance(choice, Path) or session.options.allow_changed_hparams,
+        fits=loads_itself or not misfits(parts, content["model"]),
+    )
+    if not loads_itself:
+        compare_parts(path, content, parts, session.tables["made"])
+    elif texts := changed_numbers(content["tables"]["made"], session.tables["made"]):
         kind = type(session.model).__name__
         logger.warning("%s: not used, because %s has a load_state_dict of its own", "; ".join(texts), kind)
+    remaking = Remaking(parts, content["tables"]["made"], {} if loads_itself else content["model"])
     checkpointer.load(path, {**content, "model": {**content["model"], **remaking.states}})
     step = content["state"]["step"]
     said = [_continuing(session, path, content), *changed_hparams]
@@ -149,7 +156,8 @@ def resume(
     before, now = content["planned"]["samples_per_step"], session.planned.samples_per_step()
     if None not in (before, now) and before != now:
         said.append(f"a step takes {now} samples now, {before} before")
-    said += _compare_options(session, monitor, content, is_tried=is_tried)
+    said += changed_options(content["config"], session.options.config())
+    said += _forget_other_metric(session, monitor, content["config"], is_tried=is_tried)
     return Resumed(said, choice == "best" and not is_tried and _set_aside_newer(session, path, step))
 
 
@@ -165,6 +173,26 @@ def _continuing(session: Session, path: Path, content: dict[str, Any]) -> str:
     is_own = session.checkpoints is not None and path.parent.resolve() == session.checkpoints.folder.resolve()
     source = f" ({path.name})" if is_own else f", from {path}"
     return f"continuing {where} at step {step}{of_total}{world}{source}"
+
+
+def _forget_other_metric(session: Session, monitor: Monitor, saved: Mapping[str, Any], *, is_tried: bool) -> list[str]:
+    """Forget what was best if the options monitor another metric than the run has until now; return what is said."""
+    now = session.options.config()
+    if (saved.get("monitor"), saved.get("mode")) == (now["monitor"], now["mode"]):
+        return []
+    monitor.reset()
+    text = f"{now['monitor']} is monitored now: what was best so far is forgotten"
+    if is_tried:
+        return [text]
+    logger.warning("%s", text)
+    if session.checkpoints is not None and session.world.is_main:
+        session.checkpoints.forget_scores()
+    return []
+
+
+def _loads_itself(model: Model) -> bool:
+    """Return whether a model has a `load_state_dict` of its own, of which it is not known what it does."""
+    return type(model).load_state_dict is not Model.load_state_dict
 
 
 def is_best(session: Session, path: Path, state: dict[str, Any]) -> bool:
@@ -246,7 +274,7 @@ def load_checkpoint(
         RuntimeError: a rank cannot read the checkpoint, and another one can.
     """
     world, like = session.world, session.context.parallel.sharded_parameter()
-    loads_itself = type(session.model).load_state_dict is not Model.load_state_dict
+    loads_itself = _loads_itself(session.model)
     needed = tuple(f"model.{name}." for name in named_networks(session.model))
     is_all_needed = not for_evaluation or loads_itself
 
@@ -311,65 +339,6 @@ def _candidates(session: Session, choice: str | os.PathLike[str], of_folder: str
         yield path
 
 
-def _compare_hparams(session: Session, path: Path, content: dict[str, Any], *, is_automatic: bool) -> list[str]:
-    """Return the hparams that differ from the checkpoint's; raise a ValueError if nobody has asked for this file."""
-    saved, now = content["hparams"], session.model.hparams
-    # What is the planned number of updates here and there follows from the options, which may change.
-    plans = (content["planned"]["total"], session.planned.known_total())
-    numbers = [name for name in saved if type(saved[name]) is type(now.get(name)) is int]
-    derived = [name for name in numbers if plans == (saved[name], now[name])]
-    found = differences(
-        {name: value for name, value in saved.items() if name not in derived},
-        {name: value for name, value in now.items() if name not in derived},
-    )
-    if found and is_automatic and not session.options.allow_changed_hparams:
-        is_own = type(session.model).load_state_dict is not Model.load_state_dict
-        fits = is_own or not misfits(dict(stateful_parts(session.model)), content["model"])
-        way = "; to go on with the hparams of now, set allow_changed_hparams=True" if fits else ""
-        raise ValueError(
-            f"{path}: is of a model with other hparams: {'; '.join(found)}. To train a new model, choose another "
-            f'run_name or resume="new"{way}'
-        )
-    return [*found, *differences({name: saved[name] for name in derived}, {name: now[name] for name in derived})]
-
-
-def _compare_parts(session: Session, path: Path, content: dict[str, Any]) -> None:
-    """Raise a ValueError if the model is made of other parts than the one in the checkpoint, before it is changed."""
-    if type(session.model).load_state_dict is not Model.load_state_dict:
-        return
-    found = misfits(dict(stateful_parts(session.model)), content["model"])
-    found = [*other_parts(content["tables"]["made"], session.tables["made"]), *found]
-    if found:
-        nets = [name for name in named_networks(session.model) if name in content["model"]]
-        fitting = [name for name in nets if not any(text.startswith((f"{name}.", f"{name}:")) for text in found)]
-        taken = f"; there init_from={str(path)!r} takes {', '.join(fitting)}, which fits" if fitting else ""
-        raise ValueError(
-            f"{path}: is of a model that is made otherwise: {first(found)}. To train a new model, choose another "
-            f'run_name or resume="new"{taken}. To train from the beginning under this name, delete '
-            f"{path.parent.parent}"
-        )
-
-
-def _compare_options(session: Session, monitor: Monitor, content: dict[str, Any], *, is_tried: bool) -> list[str]:
-    """Return the options that differ from the checkpoint's; forget what was best if another metric is monitored."""
-    now, earlier = session.options.config(), content["config"]
-    said = [
-        f"{name}: {earlier.get(name)!r} before, {value!r} now"
-        for name, value in now.items()
-        if name not in _NOT_OF_THE_TRAINING and not is_equal(earlier.get(name), value)
-    ]
-    if (earlier.get("monitor"), earlier.get("mode")) != (now["monitor"], now["mode"]):
-        text = f"{now['monitor']} is monitored now: what was best so far is forgotten"
-        if is_tried:
-            said.append(text)
-        else:
-            logger.warning("%s", text)
-        monitor.reset()
-        if session.checkpoints is not None and session.world.is_main and not is_tried:
-            session.checkpoints.forget_scores()
-    return said
-
-
 def initialize(session: Session, resumed_from: Path | None) -> None:
     """Load what `init_from` and `init_parts` name into the model, if a new training starts. Call on every rank.
 
@@ -392,7 +361,7 @@ def initialize(session: Session, resumed_from: Path | None) -> None:
     found = load_checkpoint(session, Path(source), option="init_from")
     assert found is not None  # A path is read, or raises.
     path, content = found
-    if type(model).load_state_dict is Model.load_state_dict:
+    if not _loads_itself(model):
         names = _load_parts(model, path, content, parts)
     elif parts is None or parts == "all":
         is_all = parts is not None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from helios_lite.callbacks import Callback
+from helios_lite.changes.run_description import describe_run
 from helios_lite.checkpoints.folder import CheckpointFolder
 from helios_lite.checkpoints.run_folders import newest
 from helios_lite.data import DataModule
@@ -44,7 +45,6 @@ from helios_lite.processes.devices import DeviceMover, backend_flags, choose_acc
 from helios_lite.processes.world import join_world
 from helios_lite.training.cleanup import cleanup
 from helios_lite.training.hook_dispatch import HookDispatcher
-from helios_lite.training.run_description import describe_run
 
 logger = logging.getLogger("helios_lite")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from signal import Signals
 
 from helios_lite.model import Model
+from helios_lite.planning.due import limit_reached, next_due
 from helios_lite.processes.signals import GracefulShutdown
 from helios_lite.state import TrainingState
 from helios_lite.training.clock import Clock
-from helios_lite.training.due import limit_reached, next_due
 from helios_lite.training.session import Session
 
 _SECONDS_BETWEEN_EXCHANGES = 0.5

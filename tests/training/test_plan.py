@@ -16,9 +16,9 @@ from torch.optim import SGD, lr_scheduler
 from torch.utils.data import DataLoader, RandomSampler
 
 from helios_lite import Callback, DataModule, Split, Trainer, schedules
+from helios_lite.planning.due import steps_until_save
 from helios_lite.samplers import BucketBatchSampler
 from helios_lite.state import TrainingState
-from helios_lite.training.due import steps_until_save
 
 
 class Planned(Tiny):

@@ -17,9 +17,10 @@ from torch.utils.data import TensorDataset
 
 from helios_lite import Callback, DataModule, Split
 from helios_lite.callbacks import EMA
+from helios_lite.changes import misfits
+from helios_lite.changes.misfits import load_parts
 from helios_lite.checkpoints.files import CheckpointError
 from helios_lite.checkpoints.reading import read_checkpoint
-from helios_lite.model_internals.misfits import load_parts
 from helios_lite.processes.devices import DeviceMover
 from helios_lite.training import resuming
 
@@ -499,8 +500,8 @@ def test_hparams_that_are_equal_stay_equal_when_they_are_saved_and_loaded(tmp_pa
     ids=str,
 )
 def test_hparams_of_another_value_differ(saved: Any, now: Any) -> None:
-    assert len(resuming.differences({"value": saved}, {"value": now})) == 1
-    assert len(resuming.differences({"value": now}, {"value": saved})) == 1
+    assert len(misfits.differences({"value": saved}, {"value": now})) == 1
+    assert len(misfits.differences({"value": now}, {"value": saved})) == 1
 
 
 class Stateful(list[Any]):

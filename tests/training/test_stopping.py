@@ -5,7 +5,7 @@ import math
 import pytest
 
 from helios_lite import Trainer, TrainingState
-from helios_lite.training.due import has_improved, limit_reached, monitored_score, save_due, validation_due
+from helios_lite.planning.due import has_improved, limit_reached, monitored_score, save_due, validation_due
 
 NAN, INF = math.nan, math.inf
 

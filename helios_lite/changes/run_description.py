@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from helios_lite.changes.made import changed_tensors, describe
 from helios_lite.data import DataModule, Split
 from helios_lite.loading.loaders import split_parts
-from helios_lite.model_internals.made import changed_tensors, describe
 from helios_lite.nested import leaves
 from helios_lite.version import __version__
 

@@ -28,7 +28,7 @@ from torch.optim.lr_scheduler import (
 )
 
 from helios_lite import schedules
-from helios_lite.model_internals.schedule_reading import Schedule, schedules_of
+from helios_lite.planning.schedule_reading import Schedule, schedules_of
 
 STEPS = 380
 

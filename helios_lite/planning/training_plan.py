@@ -14,12 +14,15 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import SWALR
 
 from helios_lite.display.plan import LearningRates, Plan
+from helios_lite.hooks import Hooks
+from helios_lite.loading.planned_steps import PlannedSteps
+from helios_lite.loading.train_data import TrainData
 from helios_lite.model_internals.attributes import stateful_parts
-from helios_lite.model_internals.schedule_reading import Schedule, copied_optimizer, schedules_of
 from helios_lite.nested import leaves
+from helios_lite.options import Options
+from helios_lite.planning.due import save_steps, validation_steps
+from helios_lite.planning.schedule_reading import Schedule, copied_optimizer, schedules_of
 from helios_lite.state import TrainingState
-from helios_lite.training.due import save_steps, validation_steps
-from helios_lite.training.session import Session
 
 logger = logging.getLogger("helios_lite")
 _FEWEST = 3  # Steps, after which it is seen how often a scheduler is stepped; and epochs, for which one is made.
@@ -29,12 +32,19 @@ class Planning:
     """Reads the plan of a training, after `Model.setup` and before a checkpoint is loaded.
 
     Args:
-        session: the session, set up.
+        model: the model, set up.
+        options: the trainer.
+        planned: the planned number of steps.
+        train_data: the batches of an epoch.
+        saves: whether the run has a folder for checkpoints.
     """
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        parts = list(stateful_parts(session.model))
+    def __init__(
+        self, model: Hooks, options: Options, planned: PlannedSteps, train_data: TrainData, *, saves: bool
+    ) -> None:
+        self._model, self._options, self._planned, self._train_data = model, options, planned, train_data
+        self._saves = saves
+        parts = list(stateful_parts(model))
         self._schedules = schedules_of(parts)
         self._rates = {
             name: max((float(group["lr"]) for group in part.param_groups), default=0.0)
@@ -53,8 +63,7 @@ class Planning:
             start: what the start does.
             changes: what a run that continues does otherwise than before.
         """
-        session, options = self._session, self._session.options
-        planned, saves = session.planned, session.checkpoints is not None
+        options, planned, saves = self._options, self._planned, self._saves
         total, per_epoch, epochs = planned.known_total(), planned.per_epoch(), planned.epoch_ends()
         misfits = self._misfits(total)
         return Plan(
@@ -65,7 +74,7 @@ class Planning:
             samples_per_step=planned.samples_per_step(),
             epoch=epochs[0],
             validations=validation_steps(
-                options, per_epoch, total, epochs, state.step, session.train_data.batches_per_epoch()
+                options, per_epoch, total, epochs, state.step, self._train_data.batches_per_epoch()
             )
             if validates and total
             else [],
@@ -91,7 +100,7 @@ class Planning:
             ends_epoch: whether the epoch has ended.
         """
         steps, epochs = state.step - self._start[0], state.epoch + ends_epoch - self._start[1]
-        total, max_epochs = self._session.planned.known_total(), self._session.options.max_epochs
+        total, max_epochs = self._planned.known_total(), self._options.max_epochs
         if ends_epoch and steps > 0:
             self._warn_of_unused(is_last=max_epochs == state.epoch + 1, epochs=epochs)
         if steps < _FEWEST or not self._unknown:
@@ -129,7 +138,7 @@ class Planning:
         """Return how often each scheduler has been stepped, but for those that wait for something."""
         return {
             name: part.last_epoch
-            for name, part in stateful_parts(self._session.model)
+            for name, part in stateful_parts(self._model)
             if isinstance(part, LRScheduler)
             and not isinstance(part, ReduceLROnPlateau | SWALR)
             and isinstance(getattr(part, "last_epoch", None), int)
@@ -137,7 +146,7 @@ class Planning:
 
     def _misfits(self, total: int | None) -> dict[str, str]:
         """Return what is wrong with the schedules of which it is known before that each step moves them, by name."""
-        if total is None or self._session.options.fast_dev_run:
+        if total is None or self._options.fast_dev_run:
             return {}
         found = {}
         for schedule in itertools.chain(*self._schedules.values()):
@@ -167,8 +176,8 @@ class Planning:
 
     def _number_of_steps(self, schedule: Schedule, total: int | None, state: TrainingState) -> int | None:
         """Return how often a schedule is going to be stepped in all, None if it may be once per step or per epoch."""
-        epochs = self._session.options.max_epochs
-        parts = dict(stateful_parts(self._session.model))
+        epochs = self._options.max_epochs
+        parts = dict(stateful_parts(self._model))
         count = getattr(parts.get(schedule.name), "last_epoch", 0)
         if total is None or epochs is None or schedule.is_of_package:
             return total
