@@ -98,7 +98,7 @@ class CharLM(Model):
     def train_step(self, batch, state) -> None:
         loss = self.loss(batch)
         self.backward(loss)
-        # Called after every batch: on the batch that completes an update, it clips the gradients and steps.
+        # Called after every batch: on the batch that completes a step, it clips the gradients and steps the optimizer.
         self.optimizer_step(self.optimizer, self.scheduler)
         self.log("loss", loss)
 
@@ -158,8 +158,8 @@ def main(
     """Train the model, then let it write.
 
     Args:
-        steps: number of updates
-        batch_size: number of windows of text in a batch of each process; an update takes two batches
+        steps: number of steps
+        batch_size: number of windows of text in a batch of each process; a step takes two batches
         width: size of the vector of a character
         layers: number of layers
         context: number of characters of a window

@@ -6,7 +6,7 @@
 
 Training stops when the validation accuracy has not improved for eight epochs; then the best checkpoint is tested. Run
 the script again: it finds the checkpoints of the first run, reports that the run had finished, and repeats the test.
-Two processes with half of the batch size compute the same updates as one, up to rounding. This would not hold with
+Two processes with half of the batch size compute the same steps as one, up to rounding. This would not hold with
 batch normalization, because each process computes its statistics from its own samples.
 """
 

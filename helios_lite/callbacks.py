@@ -40,7 +40,7 @@ class Callback(Hooks, Generic[ModelT]):
 
     Attributes:
         every_n_steps: call `on_training_batch_start` and `on_training_batch_end` only for the batches of every n-th
-            update: with 100, those of updates 100, 200, ... With accumulation an update has several batches.
+            step: with 100, those of steps 100, 200, ... With accumulation a step has several batches.
         every_n_epochs: call `on_training_epoch_start`, `on_training_epoch_end` and the hooks of validations only in
             every n-th epoch: with 5, in epochs 5, 10, ... The hooks of the sanity validation, of `Trainer.validate` and
             of `Trainer.test`, and those of predictions, are always called.
@@ -117,7 +117,7 @@ class EMA(Callback):
     """Keeps an exponential moving average of a network's weights, and uses it in validations, tests and predictions.
 
     Training continues with the weights themselves, which are not changed. The average begins with the weights after the
-    first update; before it, evaluations use the weights. Parameters and buffers of floating-point numbers are averaged,
+    first step; before it, evaluations use the weights. Parameters and buffers of floating-point numbers are averaged,
     in fp32 if their format is smaller; what else there is, such as ids and counters, is that of the network. The
     average is in the `callbacks` part of checkpoints, and a test and `Model.load_from_checkpoint` give the network its
     average, with which it was validated. `averaged.module` is a copy of the network that has it. Of a sharded network
@@ -131,7 +131,7 @@ class EMA(Callback):
         """Make the callback of one network.
 
         Args:
-            decay: the factor of the average at an update; the weights have the factor 1 - decay.
+            decay: the factor of the average at a step; the weights have the factor 1 - decay.
             name: the model's attribute that holds the network.
         """
         require_kind("decay", decay, (int, float), "a number")
@@ -162,7 +162,7 @@ class EMA(Callback):
         self._step = self._num_averaged = 0
 
     def on_training_batch_end(self, state: TrainingState, should_log: bool = False) -> None:
-        """Update the average, if the optimizer has made an update."""
+        """Update the average, if the optimizer has made a step."""
         if state.step != self._step:
             self._step = state.step
             net = self._net()
@@ -290,9 +290,9 @@ def _tensors(net: nn.Module) -> list[Tensor]:
 
 
 class ActivationStatistics(Callback):
-    """Logs mean, standard deviation and fraction of zeros of the outputs of modules, in the updates of logging steps.
+    """Logs mean, standard deviation and fraction of zeros of the outputs of modules, in the steps that are logged.
 
-    The names are "train/activation/<path>/mean", "/std" and "/zeros". The forward hooks are registered in these updates
+    The names are "train/activation/<path>/mean", "/std" and "/zeros". The forward hooks are registered in these steps
     only. Every rank measures its part of the batch.
     """
 
@@ -315,18 +315,18 @@ class ActivationStatistics(Callback):
         self._modules.update((path, self._find(path)) for path in self.paths)
 
     def on_training_batch_start(self, state: TrainingState) -> None:
-        """Register the hooks, if the next update is a logging step."""
+        """Register the hooks, if the next step is a logging step."""
         if not self._handles and (state.step + 1) % self.model.trainer.log_every_steps == 0:
             for path, module in self._modules.items():
                 self._handles.append(module.register_forward_hook(self._measure(path)))
 
     def on_training_batch_end(self, state: TrainingState, should_log: bool = False) -> None:
-        """Remove the hooks after the update."""
+        """Remove the hooks after the step."""
         if should_log:
             self._remove()
 
     def on_validation_start(self, validation_cycle: int) -> None:
-        """Remove the hooks, in case the update was skipped (fp16)."""
+        """Remove the hooks, in case the step was skipped (fp16)."""
         self._remove()
 
     def on_training_end(self) -> None:
@@ -380,15 +380,15 @@ class DeviceMemory(Callback):
 
 
 class Profile(Callback):
-    """Records some updates with `torch.profiler`, in one file per rank for Perfetto or chrome://tracing."""
+    """Records some steps with `torch.profiler`, in one file per rank for Perfetto or chrome://tracing."""
 
     def __init__(self, folder: str | os.PathLike[str], first: int, last: int, **options: Any) -> None:
-        """Make the callback of a range of updates.
+        """Make the callback of a range of steps.
 
         Args:
             folder: the folder of the files "trace_<rank>.json".
-            first: the first recorded update, from 1; earlier updates are the warm-up.
-            last: the last recorded update.
+            first: the first recorded step, from 1; earlier steps are the warm-up.
+            last: the last recorded step.
             options: options of `torch.profiler.profile`, such as `with_stack=True`.
         """
         if not 1 <= first <= last:
@@ -397,7 +397,7 @@ class Profile(Callback):
         self._profiler: Any = None
 
     def on_training_batch_start(self, state: TrainingState) -> None:
-        """Start recording before the first update."""
+        """Start recording before the first step."""
         if self._profiler is None and state.step + 1 == self.first:
             from torch.profiler import profile
 
@@ -405,12 +405,12 @@ class Profile(Callback):
             self._profiler.start()
 
     def on_training_batch_end(self, state: TrainingState, should_log: bool = False) -> None:
-        """Write the file after the last update."""
+        """Write the file after the last step."""
         if state.step >= self.last:
             self._write()
 
     def on_training_end(self) -> None:
-        """Write the file, if the run ended before the last update."""
+        """Write the file, if the run ended before the last step."""
         self._write()
 
     def _write(self) -> None:

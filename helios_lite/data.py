@@ -71,9 +71,9 @@ class Split:
     """As in `torch.utils.data.DataLoader`. Workers do not outlive an epoch if the dataset is an IterableDataset with
     `set_epoch`: they learn the epoch from the copy of the dataset with which they start."""
     global_batch_size: int | None = None
-    """In place of `batch_size`: samples per update, over all processes and micro-batches. In training the batch size of
+    """In place of `batch_size`: samples per step, over all processes and micro-batches. In training the batch size of
     a process is this number divided by the number of processes and `accumulation_steps`, without a rest (otherwise
-    starting is a ValueError). Another number of processes, also at a resume, then changes neither the number of updates
+    starting is a ValueError). Another number of processes, also at a resume, then changes neither the number of steps
     nor what they compute; only at the end of an epoch samples that are fewer than the processes are left out. For the
     other splits it is divided by the number of processes and rounded up."""
 

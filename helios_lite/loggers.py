@@ -38,7 +38,7 @@ class Logger(Protocol):
     `fit` calls `log_config`, `log_metrics` for every row, and `close`. `validate` and `test` call `log_metrics` for
     their one row, and `close`. A logger may have three more methods, which the trainer calls if they are there:
 
-    - `rewind(step: int)`, before `log_config`: the training starts or resumes after `step` updates, so that rows of
+    - `rewind(step: int)`, before `log_config`: the training starts or resumes after this step, so that rows of
       later steps that an earlier start has written will be written again.
     - `branch(step: int)`, in its place if the later rows will have other values: the training goes back to its best
       checkpoint (`resume="best"`), or is the first of a run folder with `resume="new"`.
@@ -51,7 +51,7 @@ class Logger(Protocol):
         """Log the trainer's options and the model's `hparams` (plain data); called once per start of a training."""
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log one row of values by full name ("train/loss"), after `step` optimizer updates."""
+        """Log one row of values by full name ("train/loss") after a step."""
 
     def close(self) -> None:
         """Write out pending values; called however the run ends, also if nothing was logged."""
@@ -90,7 +90,7 @@ class TensorBoardLogger:
         return self._writer
 
     def rewind(self, step: int) -> None:
-        """Hide what was written after a step, because those updates are done again."""
+        """Hide what was written after a step, because those steps are done again."""
         self._purge_step = step + 1
 
     def log_config(self, config: Mapping[str, Any]) -> None:

@@ -126,9 +126,9 @@ class Model(Hooks, abc.ABC):
 
     @property
     def num_training_steps(self) -> int:
-        """The planned number of updates, also in `setup`, where the data is known: for the length of a schedule.
+        """The planned number of steps, also in `setup`, where the data is known: for the length of a schedule.
 
-        It is what `max_steps` says, or `max_epochs` times the updates of an epoch, whichever is less. The updates that
+        It is what `max_steps` says, or `max_epochs` times the steps of an epoch, whichever is less. The steps that
         fp16 skips count. A run that is resumed with another number of epochs, another batch size or more data has
         another number: the epochs that are finished count as they were. `max_minutes`, `patience` and
         `should_training_stop` may end the run earlier, and `fast_dev_run` is not counted in.
@@ -366,7 +366,7 @@ class Model(Hooks, abc.ABC):
         Args:
             loss: scalar, the mean over the samples of the batch.
             weight: the number of items of which the loss is the mean, if these are not samples (such as the tokens of
-                the batch), as a number or scalar tensor. The update is then that of sum(weight * loss) / sum(weight)
+                the batch), as a number or scalar tensor. The step is then that of sum(weight * loss) / sum(weight)
                 over the window and all ranks. `optimizer_step` must be called before the next weighted backward.
 
         A loss that passes through the parameters of another optimizer (a generator's loss through the critic) leaves
@@ -382,7 +382,7 @@ class Model(Hooks, abc.ABC):
 
         Args:
             optimizer: the optimizer; the gradients of its parameters are clipped, used and cleared.
-            scheduler: any object with `step()`, called once per update.
+            scheduler: any object with `step()`, called once per step.
             clip_norm: largest 2-norm of the gradients; the trainer's `clip_norm` if None.
 
         Returns:

@@ -231,7 +231,7 @@ class Options:
     """Whether a thread writes checkpoints in the background, from a copy of the state in CPU memory. An error in this
     thread is raised at the next save, or at the end of the run."""
     sigusr1: Literal["save", "stop"] = "save"
-    """What SIGUSR1 does, which schedulers of clusters send before the time of a job is over. After the update it saves
+    """What SIGUSR1 does, which schedulers of clusters send before the time of a job is over. After the step it saves
     a checkpoint; then the training goes on, or with "stop" it ends as after SIGTERM, with status 138."""
 
     # Logging and display

@@ -23,7 +23,7 @@ class BucketBatchSampler(Sampler[list[int]]):
     As the `batch_sampler` of a `Split` its order depends on (seed, epoch) alone, and a resume in the middle of an epoch
     reads no sample before its position. The batches do not depend on the number of processes, which get them in turn.
     So each process computes on a batch of this size, the number of processes may change at a resume, and two processes
-    do the same updates as one with two `accumulation_steps` (not as one with batches of twice the size). At the end of
+    do the same steps as one with two `accumulation_steps` (not as one with batches of twice the size). At the end of
     an epoch of training, batches that are fewer than the processes are cut into smaller ones.
 
     Attributes:

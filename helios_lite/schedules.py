@@ -1,16 +1,16 @@
 """Learning rate schedules that begin with a warmup, as schedulers for `Model.optimizer_step`.
 
-Each function returns a `torch.optim.lr_scheduler.LambdaLR`. At update n it multiplies the learning rate that every
-parameter group of the optimizer was made with, the highest one of the schedule, by a factor f(n). Updates count from 0,
-so that the first update uses f(0). Pass the scheduler to `Model.optimizer_step`, which calls it once per update:
+Each function returns a `torch.optim.lr_scheduler.LambdaLR`. At step n it multiplies the learning rate that every
+parameter group of the optimizer was made with, the highest one of the schedule, by a factor f(n). Steps count from 0,
+so that the first step uses f(0). Pass the scheduler to `Model.optimizer_step`, which calls it once per step:
 
     self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=3e-4)
     self.scheduler = schedules.cosine(self.optimizer, warmup_steps=500)
 
 In `Model.setup`, `total_steps` is `Model.num_training_steps` unless it is given.
 
-In the first `warmup_steps` updates f(n) = (n + 1) / warmup_steps (Goyal et al., "Accurate, Large Minibatch SGD",
-2017); `warmup_steps=0` leaves the warmup out. The functions describe what follows it. No update before `total_steps`
+In the first `warmup_steps` steps f(n) = (n + 1) / warmup_steps (Goyal et al., "Accurate, Large Minibatch SGD",
+2017); `warmup_steps=0` leaves the warmup out. The functions describe what follows it. No step before `total_steps`
 has the learning rate 0.
 
 A resumed run follows the arguments that it has now, such as a larger `total_steps`, as if it always had them.
@@ -56,9 +56,9 @@ def cosine(
 
     Args:
         optimizer: the optimizer; the learning rates of its groups are the highest ones.
-        warmup_steps: number of updates of the warmup.
-        total_steps: number of updates after which the factor stays at `final_factor`; at least `warmup_steps`. If None,
-            it is the planned number of updates, which is known in `Model.setup`.
+        warmup_steps: number of steps of the warmup.
+        total_steps: number of steps after which the factor stays at `final_factor`; at least `warmup_steps`. If None,
+            it is the planned number of steps, which is known in `Model.setup`.
         final_factor: the factor at the end, from 0 to 1.
 
     Raises:
@@ -81,9 +81,9 @@ def linear(
 
     Args:
         optimizer: the optimizer; the learning rates of its groups are the highest ones.
-        warmup_steps: number of updates of the warmup.
-        total_steps: number of updates after which the factor stays at `final_factor`; at least `warmup_steps`. If None,
-            it is the planned number of updates, which is known in `Model.setup`.
+        warmup_steps: number of steps of the warmup.
+        total_steps: number of steps after which the factor stays at `final_factor`; at least `warmup_steps`. If None,
+            it is the planned number of steps, which is known in `Model.setup`.
         final_factor: the factor at the end, from 0 to 1.
 
     Raises:
@@ -94,18 +94,18 @@ def linear(
 
 
 def inverse_sqrt(optimizer: Optimizer, warmup_steps: int) -> LambdaLR:
-    """Return a scheduler that falls with the inverse square root of the number of updates: the "noam" schedule.
+    """Return a scheduler that falls with the inverse square root of the number of steps: the "noam" schedule.
 
     After the warmup, with s = max(1, warmup_steps):
 
         f(n) = sqrt(s / (n + 1))
 
-    It needs no number of updates, and never reaches 0. The learning rate of Vaswani et al., "Attention Is All You
+    It needs no number of steps, and never reaches 0. The learning rate of Vaswani et al., "Attention Is All You
     Need", 2017, for a model of width d, is that of an optimizer with `lr=(d * warmup_steps) ** -0.5`.
 
     Args:
         optimizer: the optimizer; the learning rates of its groups are the highest ones.
-        warmup_steps: number of updates of the warmup.
+        warmup_steps: number of steps of the warmup.
 
     Raises:
         TypeError, ValueError: an argument has a wrong value; the message names it.
@@ -135,10 +135,10 @@ def constant(
 
     Args:
         optimizer: the optimizer; the learning rates of its groups are the highest ones.
-        warmup_steps: number of updates of the warmup.
-        total_steps: number of updates after which the factor stays at `final_factor`; at least the sum of
-            `warmup_steps` and `cooldown_steps`. If None, it is the planned number of updates, as for `cosine`.
-        cooldown_steps: number of updates of the cooldown; with 0 the factor falls to `final_factor` at once.
+        warmup_steps: number of steps of the warmup.
+        total_steps: number of steps after which the factor stays at `final_factor`; at least the sum of
+            `warmup_steps` and `cooldown_steps`. If None, it is the planned number of steps, as for `cosine`.
+        cooldown_steps: number of steps of the cooldown; with 0 the factor falls to `final_factor` at once.
         shape: the shape of the cooldown.
         final_factor: the factor at the end, from 0 to 1.
 
@@ -156,7 +156,7 @@ def constant(
 
 
 def _schedule(optimizer: Optimizer, warmup_steps: int, fall: Callable[[int], float]) -> LambdaLR:
-    """Return the scheduler of a warmup and a function of the update that falls after it.
+    """Return the scheduler of a warmup and a function of the step that falls after it.
 
     The partials of functions of this module can be pickled and copied, and a LambdaLR keeps nothing of them in its
     `state_dict` but an empty dict.
@@ -165,45 +165,43 @@ def _schedule(optimizer: Optimizer, warmup_steps: int, fall: Callable[[int], flo
     return LambdaLR(optimizer, functools.partial(_warm_up, warmup_steps, fall))
 
 
-def _warm_up(warmup_steps: int, fall: Callable[[int], float], update: int) -> float:
-    return (update + 1) / warmup_steps if update < warmup_steps else fall(update)
+def _warm_up(warmup_steps: int, fall: Callable[[int], float], step: int) -> float:
+    return (step + 1) / warmup_steps if step < warmup_steps else fall(step)
 
 
-def _progress(start: int, end: int, update: int) -> float:
-    """Return the position of an update between two others, from 0 to 1."""
-    if update >= end:  # Also where both are one update.
+def _progress(start: int, end: int, step: int) -> float:
+    """Return the position of a step between two others, from 0 to 1."""
+    if step >= end:  # Also where both are one step.
         return 1.0
-    return max(0, update - start) / max(1, end - start)
+    return max(0, step - start) / max(1, end - start)
 
 
 # The names of these arguments are said when a run goes on with other ones.
 
 
-def _cosine(start: int, total_steps: int, final_factor: float, update: int) -> float:
-    return final_factor + (1 - final_factor) * (1 + math.cos(math.pi * _progress(start, total_steps, update))) / 2
+def _cosine(start: int, total_steps: int, final_factor: float, step: int) -> float:
+    return final_factor + (1 - final_factor) * (1 + math.cos(math.pi * _progress(start, total_steps, step))) / 2
 
 
-def _linear(start: int, total_steps: int, final_factor: float, update: int) -> float:
-    return 1 - (1 - final_factor) * _progress(start, total_steps, update)
+def _linear(start: int, total_steps: int, final_factor: float, step: int) -> float:
+    return 1 - (1 - final_factor) * _progress(start, total_steps, step)
 
 
-def _one_minus_sqrt(start: int, total_steps: int, final_factor: float, update: int) -> float:
-    return 1 - (1 - final_factor) * math.sqrt(_progress(start, total_steps, update))
+def _one_minus_sqrt(start: int, total_steps: int, final_factor: float, step: int) -> float:
+    return 1 - (1 - final_factor) * math.sqrt(_progress(start, total_steps, step))
 
 
-def _inverse_sqrt(warmup_steps: int, update: int) -> float:
-    return math.sqrt(max(1, warmup_steps) / (update + 1))
+def _inverse_sqrt(warmup_steps: int, step: int) -> float:
+    return math.sqrt(max(1, warmup_steps) / (step + 1))
 
 
 def _checked(warmup_steps: int, total_steps: int | None, least_total: int, final_factor: float) -> int:
-    """Return the number of updates: that which is given, else the planned one; check all arguments."""
+    """Return the number of steps: that which is given, else the planned one; check all arguments."""
     require("warmup_steps", warmup_steps, integer(least=0))
     if total_steps is None:
         planned = _planned_steps.get()
         if planned is None:
-            raise ValueError(
-                "total_steps: is needed outside of Model.setup, where no Trainer plans a number of updates"
-            )
+            raise ValueError("total_steps: is needed outside of Model.setup, where no Trainer plans a number of steps")
         total_steps = planned()
     require("total_steps", total_steps, integer(least=1))
     if total_steps < least_total:

@@ -21,9 +21,9 @@ class TrainingState:
 
     Attributes:
         epoch: epochs finished; while the third epoch runs it is 2.
-        step: optimizer updates finished, the clock of everything public (logs, limits, file names).
-        skipped_steps: updates in which an optimizer was left out because gradients of fp16 were not finite, and windows
-            that were no update because no optimizer has stepped.
+        step: steps finished, the clock of everything public (logs, limits, file names).
+        skipped_steps: steps in which an optimizer was left out because gradients of fp16 were not finite, and windows
+            that were no step because no optimizer has stepped.
         batch: micro-batches finished since the start of the run.
         epoch_batch: micro-batches finished in the current epoch.
         epoch_samples: samples of the current epoch finished by all ranks together: the position in the data.

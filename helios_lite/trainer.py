@@ -212,24 +212,24 @@ class Trainer(Options):
         predict_to_file(call, checkpoint, Path(path))
 
     def replay(self, model: Model, datamodule: DataModule, step: int) -> Replay:
-        """Compute one update of a run again, bit for bit, and return what it shows.
+        """Compute one step of a run again, bit for bit, and return what it shows.
 
-        The training goes on from the newest checkpoint before the update, or begins anew if there is none. It writes no
+        The training goes on from the newest checkpoint before the step, or begins anew if there is none. It writes no
         files, reads the run folder only, and calls no logger. Pass the model, the data and the options of the run.
-        Afterwards the model has the weights after the update.
+        Afterwards the model has the weights after the step.
 
-        If a loss before the update is not finite (with `check_finite`), the first such update is returned, because it
+        If a loss before the step is not finite (with `check_finite`), the first such step is returned, because it
         is the cause of the others. `print` of the result shows a short table.
 
         Args:
             model: a model as it is passed to `fit`.
             datamodule: its data.
-            step: the number of the update, as `TrainingState.step` counts it after the update, from 1.
+            step: the number of the step, as `TrainingState.step` counts it after the step, from 1.
 
         Raises:
             FileNotFoundError: there is no run folder.
             CheckpointError: the checkpoint cannot be read.
-            TypeError, ValueError: `step` is not an int of at least 1, or the run ends before the update.
+            TypeError, ValueError: `step` is not an int of at least 1, or the run ends before the step.
             Exception: any exception of the model, the data or a callback.
         """
         require("step", step, integer(least=1))

@@ -31,7 +31,7 @@ def trained(root: Path | None, **options: Any) -> dict[str, Any]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=Path)
-    parser.add_argument("checkpoint", type=Path, help="of one process after four updates")
+    parser.add_argument("checkpoint", type=Path, help="of one process after four steps")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     first = trained(arguments.root / "own", max_steps=4)

@@ -2,7 +2,7 @@
 
     python tests/longrun.py ROOT --max-epochs 3 --num-workers 2
 
-It prints a line for every update, so that whoever watches can choose the moment.
+It prints a line for every step, so that whoever watches can choose the moment.
 """
 
 import argparse

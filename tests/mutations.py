@@ -355,14 +355,14 @@ MUTATIONS = [
     Mutation("loading/seeding.py", "rng.seed_cpu(_seed_of_sample(seed, index))", "pass", WORKERS),
     Mutation("processes/rng.py", 'sys.modules["numpy"].random.seed(seed & 0xFFFFFFFF)', "pass", WORKERS),
     # Learning rates.
-    Mutation("schedules.py", "(update + 1) / warmup_steps if", "update / warmup_steps if", FORMULA),
-    Mutation("schedules.py", "if update < warmup_steps else", "if update <= warmup_steps else", FORMULA),
-    Mutation("schedules.py", "max(0, update - start)", "(update - start)", FORMULA),
-    Mutation("schedules.py", "if update >= end:", "if update > end + 1:", FORMULA),
+    Mutation("schedules.py", "(step + 1) / warmup_steps if", "step / warmup_steps if", FORMULA),
+    Mutation("schedules.py", "if step < warmup_steps else", "if step <= warmup_steps else", FORMULA),
+    Mutation("schedules.py", "max(0, step - start)", "(step - start)", FORMULA),
+    Mutation("schedules.py", "if step >= end:", "if step > end + 1:", FORMULA),
     Mutation(
         "schedules.py",
         "functools.partial(_warm_up, warmup_steps, fall)",
-        "lambda update: _warm_up(warmup_steps, fall, update)",
+        "lambda step: _warm_up(warmup_steps, fall, step)",
         PLAIN_SCHEDULER,
     ),
     Mutation(
@@ -458,8 +458,8 @@ MUTATIONS = [
     Mutation("training/hook_dispatch.py", "if hook in _EPOCH_HOOKS:", "if hook in ():", PERIODS),
     Mutation(
         "training/hook_dispatch.py",
-        "self._update = self._epoch = 0",
-        "self._update = self._epoch = 1",
+        "self._step = self._epoch = 0",
+        "self._step = self._epoch = 1",
         CALLBACKS + "test_a_period_does_not_concern_the_model_the_sanity_validation_and_evaluations_of_their_own",
     ),
     # Batches of similar length.
@@ -741,7 +741,7 @@ MUTATIONS = [
         "trainer.py", "@dataclasses.dataclass(kw_only=True, repr=False, eq=False)  # Its own", "# Not its own", EDITOR
     ),
     Mutation("data.py", '    """Use a new random order in every epoch."""\n', "", EDITOR),
-    # Epochs of a fixed number of updates.
+    # Epochs of a fixed number of steps.
     Mutation(
         "loading/train_data.py",
         "if self._loader is not loader:",
@@ -762,13 +762,13 @@ MUTATIONS = [
     ),
     Mutation(
         "loading/train_data.py",
-        "self.updates = -(-state.epoch_batch // self._window)",
+        "self.steps = -(-state.epoch_batch // self._window)",
         "pass",
         PASSES + "test_the_option_may_be_set_and_changed_at_a_resume",
     ),
     Mutation(
         "loading/train_data.py",
-        "updates - 1, self._passes.steps_per_epoch",
+        "steps - 1, self._passes.steps_per_epoch",
         "window_start, self._passes.steps_per_epoch",
         PASSES + "test_a_fraction_of_such_an_epoch_is_one_of_its_updates",
     ),
@@ -1042,7 +1042,7 @@ MUTATIONS = [
         "signal.signal(signal.SIGUSR2, signals.do_nothing)",
         HANGS + "test_a_loading_process_writes_its_stack",
     ),
-    # Where two runs parted.
+    # Where two runs diverged.
     Mutation("tools/diff.py", "if found[0] not in _WHERE_ONLY", "if not found", DIFF + "[option]"),
     Mutation("tools/diff.py", "order = sample_order", "order = range(length) or sample_order", DIFF + "[one sample]"),
     Mutation("tools/diff.py", "wide = torch.complex128", "return None; wide = torch.complex128", DIFF + "[seed]"),
@@ -1597,7 +1597,7 @@ MUTATIONS = [
     Mutation("loading/split_loader.py", "size * self._num_averaged / max", "size / max", LIKE_ONE),
     Mutation(
         "training/loop.py",
-        "parallel.begin_micro_batch(completes_update)",
+        "parallel.begin_micro_batch(completes_step)",
         "pass",
         DISTRIBUTED + "test_gradients_are_reduced_once_per_accumulation_window",
     ),
@@ -1687,7 +1687,7 @@ MUTATIONS = [
     ),
     Mutation(
         "networks/parallel.py",
-        "net.set_requires_gradient_sync(completes_update)",
+        "net.set_requires_gradient_sync(completes_step)",
         "pass",
         NETWORKS + "test_a_sharded_network_reduces_gradients_once_per_accumulation_window",
     ),
@@ -1943,7 +1943,7 @@ MUTATIONS = [
     ),
     Mutation(
         "training/training_log.py",
-        "has_updates = any(self._session.world.gather(not self._session.metrics.is_empty))",
+        "has_steps = any(self._session.world.gather(not self._session.metrics.is_empty))",
         "pass",
         WINDOWS + "test_what_a_dropped_last_window_has_logged_is_of_its_epoch",
     ),
@@ -2011,7 +2011,7 @@ MUTATIONS = [
     ),
     Mutation("planning/due.py", "if not math.isfinite(score):", "if False:", SCORES),
     Mutation("training/monitor.py", "self._has_warned = True", "pass", SCORES),
-    # From a loss to an update.
+    # From a loss to a step.
     Mutation(
         "networks/precision.py",
         'if not hasattr(optimizer, "param_groups"):',
@@ -2467,7 +2467,7 @@ MUTATIONS = [
     Mutation("calls/replay.py", "counters[0] < step", "counters[0] <= step", REPLAYED),
     Mutation("calls/replay.py", "        root=None,\n", "", REPLAYED),
     Mutation("calls/replay.py", "inspector.unwrap()", "pass", REPLAYED_AGAIN),
-    Mutation("calls/update_inspector.py", "        self._write_back(after)\n", "", REPLAYED),
+    Mutation("calls/step_inspector.py", "        self._write_back(after)\n", "", REPLAYED),
     Mutation("loading/split_loader.py", "batches - self._num_finished", "batches + 1 - self._num_finished", REPLAYED),
     Mutation("loading/train_data.py", "self._passes.num_begun() - 1", "self._passes.num_begun()", REPLAYED_STREAM),
     Mutation("model_internals/step_tap.py", "return self._probed is None and bool(", "return bool(", PROBED),
@@ -2475,11 +2475,9 @@ MUTATIONS = [
     Mutation("model_internals/step_tap.py", 'args[1] if len(args) > 1 else "mean"', '"mean"', TAPPED),
     Mutation("model_internals/step_tap.py", "vars(self._model).update(self._of_model)", "pass", UNTAPPED),
     Mutation("model_internals/step_tap.py", "            handle.remove()", "            pass", UNTAPPED),
-    Mutation("calls/update_inspector.py", "self._num_done + 1", "self._num_done", POISONED),
-    Mutation(
-        "calls/update_inspector.py", "precision.add_gradient_report(self._note_gradients)", "pass", REPLAYED_NORMS
-    ),
-    Mutation("calls/update_inspector.py", "elif tensor.requires_grad:", "elif False:", NOT_FINITE_MODULE),
+    Mutation("calls/step_inspector.py", "self._num_done + 1", "self._num_done", POISONED),
+    Mutation("calls/step_inspector.py", "precision.add_gradient_report(self._note_gradients)", "pass", REPLAYED_NORMS),
+    Mutation("calls/step_inspector.py", "elif tensor.requires_grad:", "elif False:", NOT_FINITE_MODULE),
     Mutation("training/training_log.py", 'f"{name} is not finite at step {step}" + hint', 'f"{name}" + hint', POISONED),
     # Metric objects.
     Mutation(
@@ -2688,7 +2686,7 @@ MUTATIONS = [
         "",
         ENDS + "test_a_start_that_finds_the_run_finished_has_the_same_result_and_validates_nothing",
     ),
-    # An error between two updates.
+    # An error between two steps.
     Mutation(
         "training/loop.py",
         "            if is_between and self.session.world.size == 1 and self.state.batch > self.start_batch:",
@@ -2776,7 +2774,7 @@ MUTATIONS = [
     ),
     Mutation(
         "training/loop.py",
-        "                        next_check = step  # It counts on an update per window.\n",
+        "                        next_check = step  # It counts on a step per window.\n",
         "",
         PRECISION + "test_parts_of_an_epoch_are_counted_in_batches_also_where_updates_are_left_out",
     ),
@@ -3255,7 +3253,7 @@ MUTATIONS = [
         SITUATIONS + "test_ranks_that_do_not_do_the_same_before_a_row_end_with_words[InBatchHook]",
     ),
     Mutation(
-        "calls/update_inspector.py",
+        "calls/step_inspector.py",
         "self.model._context.parallel.without_averages(),",
         "",
         "networks/test_distributed.py::test_a_replay_ends_when_only_one_rank_has_a_loss",

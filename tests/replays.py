@@ -1,9 +1,9 @@
-"""Replay random updates of a training that was killed again and again, and compare them bit for bit.
+"""Replay random steps of a training that was killed again and again, and compare them bit for bit.
 
     python tests/replays.py 100
 
 The training has shuffled and augmented data, dropout, accumulation and averaged weights; every process of it is killed
-at a random moment and started again. Afterwards random updates are replayed, and the run folder must be as it was. Then
+at a random moment and started again. Afterwards random steps are replayed, and the run folder must be as it was. Then
 half as many trainings have one sample that is NaN, and the replay must name it.
 """
 
@@ -51,7 +51,7 @@ def replay_all(count: int, seed: int) -> int:
             model = Dropped()
             trainer(root, max_epochs=40).replay(model, data(num_workers=step % 2), step)
             wrong += digest(model) != expected[step]
-        print(f"{count} of {len(expected)} updates replayed, killed {kills} times: {wrong} different", flush=True)
+        print(f"{count} of {len(expected)} steps replayed, killed {kills} times: {wrong} different", flush=True)
         wrong += files(root) != before
         for i in range(count // 2):
             poisoned, options = generator.randrange(44), {"run_name": f"poisoned_{i}", "seed": i, "log_every_steps": 3}

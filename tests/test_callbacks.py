@@ -16,7 +16,7 @@ from helios_lite.callbacks import EMA, ActivationStatistics, DeviceMemory, Profi
 
 
 class Noting(Tiny):
-    """Notes the weights after every update, and those it is evaluated with."""
+    """Notes the weights after every step, and those it is evaluated with."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Noting(Tiny):
 
 
 def average(trained: list[Any], decay: float) -> list[dict[str, torch.Tensor]]:
-    """The average after each of some updates; PyTorch's begins with a copy of the weights after the first."""
+    """The average after each of some steps; PyTorch's begins with a copy of the weights after the first."""
     averages = [trained[0]]
     for new in trained[1:]:
         averages.append({name: averages[-1][name] * decay + new[name] * (1 - decay) for name in new})
@@ -231,7 +231,7 @@ def test_a_callback_has_the_trainer_of_its_model_and_none_outside_of_a_run() -> 
 
 
 class Periodic(Callback):
-    """Notes the calls of its hooks, each with the number of the update or the epoch."""
+    """Notes the calls of its hooks, each with the number of the step or the epoch."""
 
     def __init__(self, **periods: int) -> None:
         vars(self).update(periods)
@@ -271,7 +271,7 @@ VALIDATED = [("valid batch", 0), ("valid batch end", 0), ("valid batch", 1), ("v
 
 
 def test_periods_limit_the_hooks_of_steps_and_epochs_with_the_same_calls_after_a_resume(tmp_path: Path) -> None:
-    """An epoch has three batches and two updates, the second of one batch; updates 3, 6 and 9 are asked for."""
+    """An epoch has three batches and two steps, the second of one batch; steps 3, 6 and 9 are asked for."""
     found = []
     for name, stops in (("whole", (10,)), ("parts", (2, 3, 5, 7, 10))):
         steps, epochs, every = [], [], 0
@@ -351,7 +351,7 @@ class Buffers(nn.Module):
 
 
 class Counting(Model):
-    """Adds 1 to the weight, the counter and the mean in every update."""
+    """Adds 1 to the weight, the counter and the mean in every step."""
 
     def __init__(self, dtype: torch.dtype = torch.float32, name: str = "net") -> None:
         super().__init__("counting")

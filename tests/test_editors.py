@@ -24,7 +24,7 @@ DOCUMENTED = {
     "trainer = Trainer()\ntrainer.pat|ience": ("patience: int | None", "The number of validations in a row without an"),
     "Split([], batch_si|ze=3)": ("batch_size: int | None", "Samples per batch and process."),
     "split = Split([], 3)\nsplit.shuf|fle": ("shuffle: bool", "Use a new random order in every epoch."),
-    "EMA(dec|ay=0.9)": ("decay: float", "the factor of the average at an update"),
+    "EMA(dec|ay=0.9)": ("decay: float", "the factor of the average at a step"),
     "ema = EMA()\nema.aver|aged": ("averaged: Any", "The `AveragedModel` of the network"),
     "TensorBoardLogger(fol|der='x')": (
         "folder: str | PathLike[str]",

@@ -281,7 +281,7 @@ class Noting:
 
 
 class Ending(Tiny):
-    """Ends its training at the third update."""
+    """Ends its training at the third step."""
 
     def __init__(self, how):
         super().__init__()
@@ -355,7 +355,7 @@ def wandb(monkeypatch):
 
 
 def run(folder, logger, steps, model=None, **options):
-    """Train, log every second update and save every fourth."""
+    """Train, log every second step and save every fourth."""
     trainer = quiet(
         max_steps=steps,
         root=folder,
@@ -369,7 +369,7 @@ def run(folder, logger, steps, model=None, **options):
 
 
 def killed(folder, logger):
-    """A run of which the rows after the checkpoint at update 8 are written, but no checkpoint of them."""
+    """A run of which the rows after the checkpoint at step 8 are written, but no checkpoint of them."""
 
     class Killed(Tiny):
         def on_training_batch_end(self, state, should_log=False):

@@ -642,7 +642,7 @@ def token_data(samples=7, length=6):
 
 
 def train_by_hand(net, data, samples_per_update):
-    """One epoch in which every update is the mean over all tokens of its samples."""
+    """One epoch in which every step is the mean over all tokens of its samples."""
     parts = zip(*(tensor.split(samples_per_update) for tensor in data.tensors), strict=True)
     for x, y, mask in parts:
         gradients = torch.autograd.grad(F.mse_loss(net(x)[mask], y[mask]), list(net.parameters()))

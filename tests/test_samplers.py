@@ -131,7 +131,7 @@ def data() -> DataModule:
 
 
 def test_a_run_that_is_killed_in_the_middle_of_an_epoch_ends_like_one_that_was_not(tmp_path: Path) -> None:
-    """The kill comes in the fifth update, whose predecessor has been saved; then another stop, and the end."""
+    """The kill comes in the fifth step, whose predecessor has been saved; then another stop, and the end."""
     program = f"""
 import os, signal, sys
 sys.path.insert(0, {str(TESTS)!r})

@@ -1,4 +1,4 @@
-"""Schedules: the learning rate of every update against the formula, written out here once more; resumes; errors."""
+"""Schedules: the learning rate of every step against the formula, written out here once more; resumes; errors."""
 
 import copy
 import math
@@ -23,7 +23,7 @@ def optimizer(*rates: float) -> torch.optim.Optimizer:
 
 
 def used(make: Callable[[torch.optim.Optimizer], LambdaLR], updates: int, *rates: float) -> list[list[float]]:
-    """The learning rates that each update uses, for every parameter group."""
+    """The learning rates that each step uses, for every parameter group."""
     sgd = optimizer(*rates)
     scheduler = make(sgd)
     found = []
@@ -120,7 +120,7 @@ def test_cosine_without_a_warmup_is_the_scheduler_of_pytorch() -> None:
         (lambda o: schedules.constant(o, 0, 2, 0, "1-sqrt"), [1, 1, 0]),
         (lambda o: schedules.constant(o, 2, 2, 0, final_factor=1.0), [0.5, 1, 1, 1]),
     ],
-    ids=["warmup only", "one update", "no plateau", "no cooldown", "no fall"],
+    ids=["warmup only", "one step", "no plateau", "no cooldown", "no fall"],
 )
 def test_parts_may_be_empty(make: Callable[..., LambdaLR], rates: list[float]) -> None:
     assert used(make, len(rates), 1.0) == [[pytest.approx(rate)] for rate in rates]

@@ -20,7 +20,7 @@ DATA = TensorDataset(torch.arange(20), torch.linspace(-1, 1, 60).reshape(20, 3))
 
 
 def require_exact(tmp_path: Path, make: Any, datamodule: Any = None, **options: Any) -> Any:
-    """Train 13 updates at once and in three parts; return the model of the former."""
+    """Train 13 steps at once and in three parts; return the model of the former."""
     if datamodule is None:
 
         def datamodule() -> DataModule:

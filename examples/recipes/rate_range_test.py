@@ -1,4 +1,4 @@
-"""A learning rate range test: the rate grows in every update until the loss explodes.
+"""A learning rate range test: the rate grows in every step until the loss explodes.
 
     python examples/recipes/rate_range_test.py
 

@@ -1,4 +1,4 @@
-"""A call of `replay`: one update of a run, computed again from the newest checkpoint before it."""
+"""A call of `replay`: one step of a run, computed again from the newest checkpoint before it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from helios_lite.calls.launching import Call, run
 from helios_lite.calls.replay_result import Replay
-from helios_lite.calls.update_inspector import EarlierUpdateFound, Inspected, UpdateInspector
+from helios_lite.calls.step_inspector import EarlierStepFound, Inspected, StepInspector
 from helios_lite.checkpoints import naming
 from helios_lite.model import Model
 from helios_lite.options import Options
@@ -18,19 +18,19 @@ from helios_lite.training.session import Session, run_folder
 
 
 def replay(call: Call, step: int) -> Replay:
-    """Compute one update of a run again; see `Trainer.replay`.
+    """Compute one step of a run again; see `Trainer.replay`.
 
     Args:
         call: the call.
-        step: the number of the update, from 1.
+        step: the number of the step, from 1.
 
     Raises:
-        ValueError: the run ends before the update.
+        ValueError: the run ends before the step.
     """
     checkpoint, started_at = _newest_before(call.options, call.model, step)
     found: Replay | int = step
     while isinstance(found, int):
-        inspector = UpdateInspector(found, started_at, call.options.check_finite)
+        inspector = StepInspector(found, started_at, call.options.check_finite)
         options = _without_files(call.options, checkpoint, inspector)
         found = run(
             dataclasses.replace(call, options=options), functools.partial(_inspect, step=found, inspector=inspector)
@@ -38,15 +38,15 @@ def replay(call: Call, step: int) -> Replay:
     return found
 
 
-def _inspect(session: Session, shutdown: GracefulShutdown, *, step: int, inspector: UpdateInspector) -> Replay | int:
-    """Train up to the update, and return what was seen of it, or the number of an earlier update that is the cause."""
+def _inspect(session: Session, shutdown: GracefulShutdown, *, step: int, inspector: StepInspector) -> Replay | int:
+    """Train up to the step, and return what was seen of it, or the number of an earlier step that is the cause."""
     training = Training(session, shutdown)
     inspector.watch(training)
     try:
         training.run()
     except Inspected:
         pass
-    except EarlierUpdateFound as found:
+    except EarlierStepFound as found:
         return int(found.args[0])
     finally:
         inspector.unwrap()
@@ -56,7 +56,7 @@ def _inspect(session: Session, shutdown: GracefulShutdown, *, step: int, inspect
 
 
 def _newest_before(options: Options, model: Model, step: int) -> tuple[Path | None, int]:
-    """Return the newest checkpoint of the run before an update, and its step; (None, 0) to begin at the start."""
+    """Return the newest checkpoint of the run before a step, and its step; (None, 0) to begin at the start."""
     folder = run_folder(options, model)
     if folder is None or not folder.is_dir():
         raise FileNotFoundError(f"step={step}: there is no run to replay" + ("" if folder is None else f" in {folder}"))
@@ -67,7 +67,7 @@ def _newest_before(options: Options, model: Model, step: int) -> tuple[Path | No
     return None, 0
 
 
-def _without_files(options: Options, checkpoint: Path | None, inspector: UpdateInspector) -> Options:
+def _without_files(options: Options, checkpoint: Path | None, inspector: StepInspector) -> Options:
     """Return the options of a replay: those of the run, but it writes no files, calls no loggers and prints nothing."""
     begins_elsewhere = options.resume not in ("auto", "never", "new", "best")
     start: str | Path = Path(options.resume) if begins_elsewhere else "never"

@@ -1,4 +1,4 @@
-"""What a replay of one update shows."""
+"""What a replay of one step shows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MOST_SHOWN = 16
 
 @dataclasses.dataclass(frozen=True)
 class ReplayedBatch:
-    """A micro-batch of a replayed update.
+    """A micro-batch of a replayed step.
 
     Attributes:
         rank: the rank that has computed it.
@@ -24,7 +24,7 @@ class ReplayedBatch:
         indices: the indices of its samples in the dataset, int64 of shape (batch_size,); None for a custom loader.
         losses: the losses that were passed to `Model.backward`, in order.
         weight: the weight that was passed to it, None if there was none.
-        sample_losses: the loss of each sample alone, in evaluation mode and with the weights before the update, of
+        sample_losses: the loss of each sample alone, in evaluation mode and with the weights before the step, of
             shape (batch_size,); None if `why_no_sample_losses` says why not.
         why_no_sample_losses: empty if there are.
         not_finite: the positions of the samples whose data or loss alone is NaN or infinite.
@@ -46,15 +46,15 @@ class ReplayedBatch:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Replay:
-    """What `Trainer.replay` returns: one update, computed again. It is the same on every rank.
+    """What `Trainer.replay` returns: one step, computed again. It is the same on every rank.
 
     Attributes:
-        step: the number of the update. It is smaller than the one that was asked for if a loss before that was not
-            finite (with `check_finite`): then it is the first such update.
+        step: the number of the step. It is smaller than the one that was asked for if a loss before that was not
+            finite (with `check_finite`): then it is the first such step.
         epoch: the number of its epoch, from 1.
-        started_at: the update after which the replay began, that of a checkpoint or 0.
+        started_at: the step after which the replay began, that of a checkpoint or 0.
         batches: the micro-batches of all ranks.
-        learning_rates: the learning rates that the update used, by optimizer and group.
+        learning_rates: the learning rates that the step used, by optimizer and group.
         gradient_norms: the 2-norm of the gradient of each parameter, before clipping.
         logged: the values that `log` got, the last of each name, on rank 0.
         first_not_finite: the first module with an output, or else with a gradient, that is NaN or infinite; None if all

@@ -110,7 +110,7 @@ class CheckpointFolder:
         Args:
             content: the content of the file.
             epoch: number of finished epochs.
-            step: number of finished optimizer updates.
+            step: number of finished steps.
             append_metadata: as in `naming.file_name`.
             score: the monitored value of exactly these weights, None if there is none.
             improved: whether a validation of exactly these weights was the best so far.

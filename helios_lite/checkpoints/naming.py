@@ -1,7 +1,7 @@
 """The names of checkpoints, and finding them in a folder.
 
 A checkpoint is named `<save_name>_epoch_<E>_iter_<S><metadata>.pth`, with the numbers of finished epochs and optimizer
-updates. A sharded one is a folder of that name without `.pth`.
+steps. A sharded one is a folder of that name without `.pth`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def file_name(save_name: str, epoch: int, step: int, append_metadata: Callable[[
     Args:
         save_name: the model's name; characters that file systems treat specially are replaced.
         epoch: number of finished epochs.
-        step: number of finished optimizer updates.
+        step: number of finished steps.
         append_metadata: takes the name without extension and returns it with metadata appended
             (`Model.append_metadata_to_chkpt_name`).
 

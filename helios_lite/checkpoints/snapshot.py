@@ -10,7 +10,7 @@ from torch import Tensor, strided
 
 
 class CpuSnapshot:
-    """Copies states to CPU memory, so that later updates do not change them, and any machine can read them.
+    """Copies states to CPU memory, so that later steps do not change them, and any machine can read them.
 
     Tensors that share memory share it in the copy too. The memory of one copy is reused for the next, which saves the
     operating system the work of providing new pages.

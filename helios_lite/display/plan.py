@@ -16,7 +16,7 @@ class LearningRates:
         schedule: what sets them, such as "cosine" or "StepLR"; empty if nothing does.
         first, highest, last: of all steps of the run; the last two are None if they are not known.
         steps: some steps in ascending order, counted from 0.
-        rates: the rates that their updates use.
+        rates: the rates that their steps use.
     """
 
     schedule: str

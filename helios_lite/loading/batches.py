@@ -23,7 +23,7 @@ Batch = tuple[Any, int, int, float, bool, bool]
 - samples: number of samples of all ranks in this batch together.
 - loss_weight: its part of the samples of its accumulation window, times the number of ranks (over which gradients are
   averaged); 1.0 if it is the only batch of one rank.
-- completes_update: whether it is the last of its window, after which the optimizer steps.
+- completes_step: whether it is the last of its window, after which the optimizer steps.
 - is_last: whether it is known to be the last of the epoch.
 """
 
@@ -134,7 +134,7 @@ def batch_size_of(split: Split, phase: str, world: World, window: int) -> int | 
         window: batches per accumulation window; it counts in training only.
 
     Raises:
-        ValueError: the samples of an update cannot be divided into batches of the same size.
+        ValueError: the samples of a step cannot be divided into batches of the same size.
     """
     total = split.global_batch_size
     if total is None:

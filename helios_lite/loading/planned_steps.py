@@ -1,4 +1,4 @@
-"""The planned number of updates of a training."""
+"""The planned number of steps of a training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from helios_lite.options import Options
 
 
 class PlannedSteps:
-    """How many updates a training has, by its limits and the length of its epochs.
+    """How many steps a training has, by its limits and the length of its epochs.
 
     The epochs are counted as they are at the start of the call. Those that a resumed run has finished, and the one that
     it has begun, count as they were, so that the number is right if the batch size or the data have changed.
@@ -22,7 +22,7 @@ class PlannedSteps:
 
     def __init__(self, options: Options, train_data: TrainData) -> None:
         self._options, self._train_data = options, train_data
-        # From that epoch on, before which there are so many updates, every epoch has so many; 0 if it is unknown.
+        # From that epoch on, before which there are so many steps, every epoch has so many; 0 if it is unknown.
         self._epoch, self._before, self._per_epoch = 0, 0, 0
         self._saved: Mapping[str, Any] | None = None
         self._is_counted = False
@@ -38,7 +38,7 @@ class PlannedSteps:
         self._saved = saved
 
     def per_epoch(self) -> int | None:
-        """Return the number of updates of an epoch that has not begun yet, None if it is unknown."""
+        """Return the number of steps of an epoch that has not begun yet, None if it is unknown."""
         if not self._is_counted:
             self._is_counted = True
             self._per_epoch = self._train_data.steps_per_epoch() or 0
@@ -48,7 +48,7 @@ class PlannedSteps:
         return self._per_epoch or None
 
     def total(self) -> int:
-        """Return the planned number of updates.
+        """Return the planned number of steps.
 
         Raises:
             ValueError: it cannot be known; the message says why, and what to set.
@@ -67,14 +67,14 @@ class PlannedSteps:
         return min(limits)
 
     def known_total(self) -> int | None:
-        """Return the planned number of updates, None if it cannot be known."""
+        """Return the planned number of steps, None if it cannot be known."""
         try:
             return self.total()
         except ValueError:
             return None
 
     def epoch_ends(self) -> tuple[int, int]:
-        """Return the first epoch that is counted as it is now, and the number of updates before it."""
+        """Return the first epoch that is counted as it is now, and the number of steps before it."""
         self.per_epoch()
         return self._epoch, self._before
 

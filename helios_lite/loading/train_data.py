@@ -70,7 +70,7 @@ class TrainData:
         return self._loader
 
     def steps_per_epoch(self) -> int | None:
-        """Return the number of updates of a whole epoch of the present train split, None if it is unknown."""
+        """Return the number of steps of a whole epoch of the present train split, None if it is unknown."""
         if self._options.steps_per_epoch is not None:
             return self._options.steps_per_epoch
         batches = self.loader().num_batches()
@@ -101,12 +101,12 @@ class TrainData:
         return self._options.steps_per_epoch or self.loader().num_batches()
 
     def steps_left(self, state: Mapping[str, Any], saved: dict[str, Any], finished: int) -> int:
-        """Return the number of updates that the rest of an epoch has, whose number of batches is known.
+        """Return the number of steps that the rest of an epoch has, whose number of batches is known.
 
         Args:
             state: counters inside of the epoch, as a checkpoint holds them.
             saved: what `state_dict` had returned there.
-            finished: the updates of the epoch that are finished.
+            finished: the steps of the epoch that are finished.
         """
         passes = saved.get("passes", {}).get("steps_per_epoch")  # An epoch that has begun so ends so.
         if passes is not None or self._options.steps_per_epoch is not None:
@@ -164,7 +164,7 @@ class TrainData:
     def position(self, state: TrainingState, window_start: int) -> tuple[TrainingState, int, int | None]:
         """Return counters, the last boundary and the length of the epoch, by which a part of the epoch is measured.
 
-        They are what is given and `epoch_batches`; with `steps_per_epoch` all three count updates in place of batches,
+        They are what is given and `epoch_batches`; with `steps_per_epoch` all three count steps in place of batches,
         because the number of batches is not known.
 
         Args:
@@ -173,8 +173,8 @@ class TrainData:
         """
         if self._passes is None:
             return state, window_start, self.epoch_batches
-        updates = self._passes.updates
-        return dataclasses.replace(state, epoch_batch=updates), updates - 1, self._passes.steps_per_epoch
+        steps = self._passes.steps
+        return dataclasses.replace(state, epoch_batch=steps), steps - 1, self._passes.steps_per_epoch
 
     @property
     def batches_per_position(self) -> int:
@@ -209,7 +209,7 @@ class TrainData:
         """
         self._restored = by_rank
         mine = self._of_this_rank(by_rank)
-        if "passes" in mine and self._passes is None:  # An epoch that has begun is finished with as many updates.
+        if "passes" in mine and self._passes is None:  # An epoch that has begun is finished with as many steps.
             self._passes = PassReader(mine["passes"]["steps_per_epoch"], self._window)
             self._ends_passes = True
         if self._passes is not None and "passes" in mine:
@@ -261,25 +261,25 @@ class TrainData:
 
 
 class PassReader:
-    """Reads a split pass after pass, and gives epochs of `steps_per_epoch` updates.
+    """Reads a split pass after pass, and gives epochs of `steps_per_epoch` steps.
 
     The next epoch continues where the last one ended. A pass is what an epoch is otherwise: seeds, orders and
     `set_epoch` depend on its index, and its last accumulation window may be shorter.
 
     Args:
-        steps_per_epoch: updates per epoch; those that fp16 skips count.
+        steps_per_epoch: steps per epoch; those that fp16 skips count.
         window: batches per accumulation window.
 
     Attributes:
         steps_per_epoch: as given.
-        updates: the updates of the present epoch. At a boundary they are finished, as is all that is counted here.
+        steps: the steps of the present epoch. At a boundary they are finished, as is all that is counted here.
     """
 
     def __init__(self, steps_per_epoch: int, window: int) -> None:
         self.steps_per_epoch, self._window = steps_per_epoch, window
         self._loader: Loader | None = None
         self._batches: Iterator[Batch] = iter(())
-        self.updates = 0
+        self.steps = 0
         self._pass, self._pass_batches, self._pass_samples = 0, 0, 0
         self._is_restored = False
 
@@ -290,9 +290,9 @@ class PassReader:
         """
         if not self._is_restored and self._loader is None:  # A new run, or one whose epochs were passes until now.
             self._pass, self._pass_batches, self._pass_samples = state.epoch, state.epoch_batch, state.epoch_samples
-            self.updates = -(-state.epoch_batch // self._window)
+            self.steps = -(-state.epoch_batch // self._window)
         if state.epoch_batch == 0:
-            self.updates = 0
+            self.steps = 0
         if self._loader is not loader:
             self._loader = loader
             # A run that is not interrupted would not read here, so its random numbers must not depend on it.
@@ -319,14 +319,14 @@ class PassReader:
             "pass": self._pass,
             "pass_batches": self._pass_batches,
             "pass_samples": self._pass_samples,
-            "epoch_updates": self.updates,
+            "epoch_updates": self.steps,
             "steps_per_epoch": self.steps_per_epoch,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the position."""
         self._pass, self._pass_batches = state_dict["pass"], state_dict["pass_batches"]
-        self._pass_samples, self.updates = state_dict["pass_samples"], state_dict["epoch_updates"]
+        self._pass_samples, self.steps = state_dict["pass_samples"], state_dict["epoch_updates"]
         self._is_restored = True
 
     def _rest_of_pass(self, loader: Loader) -> Iterator[Batch]:
@@ -334,17 +334,17 @@ class PassReader:
         return loader.epoch(self._pass, **position, window=self._window).batches
 
     def _rest_of_epoch(self, loader: Loader) -> Iterator[Batch]:
-        while self.updates < self.steps_per_epoch:
+        while self.steps < self.steps_per_epoch:
             batch = next(self._batches, None)
             if batch is None:  # A new pass has a batch, or its loader raises an error.
                 self._pass, self._pass_batches, self._pass_samples = self._pass + 1, 0, 0
                 self._batches = self._rest_of_pass(loader)
                 continue
             self._pass_batches += 1
-            data, size, samples, loss_weight, completes_update, _ = batch
+            data, size, samples, loss_weight, completes_step, _ = batch
             self._pass_samples += samples
-            self.updates += completes_update
-            yield data, size, samples, loss_weight, completes_update, self.updates == self.steps_per_epoch
+            self.steps += completes_step
+            yield data, size, samples, loss_weight, completes_step, self.steps == self.steps_per_epoch
 
 
 def _in_words(source: Any) -> str:

@@ -21,8 +21,8 @@ the five seconds for which a DataLoader waits for a worker that it has terminate
 class WorkerInit:
     """Runs first in every DataLoader worker. Create it in the process that the worker loads for, its parent.
 
-    A signal to the process group reaches the workers too, but an update that is being finished still needs its batches.
-    SIGINT and SIGUSR1 are therefore ignored, and SIGTERM while the parent finishes an update after a signal of its own.
+    A signal to the process group reaches the workers too, but a step that is being finished still needs its batches.
+    SIGINT and SIGUSR1 are therefore ignored, and SIGTERM while the parent finishes a step after a signal of its own.
     When the parent does not, because it has failed or wants the worker to end, SIGTERM ends the worker at once. A
     worker whose parent is gone ends within a second.
 

@@ -67,7 +67,7 @@ class MetricAccumulator:
             value: a number or a tensor of one element, of any dtype and device; or a metric object.
             weight: the number of samples (or tokens) of which the value is the mean; used by "mean" and "std".
             reduce: "mean" and "std" (of the population) are weighted; "sum", "min", "max" and "last" are not.
-            step: the optimizer update in progress, reported if the value is not finite.
+            step: the step in progress, reported if the value is not finite.
 
         Raises:
             ValueError: `reduce` is unknown or differs from an earlier call, or the tensor has several elements.

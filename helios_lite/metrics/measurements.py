@@ -21,8 +21,8 @@ from helios_lite.state import MEASURED
 class LearningRates:
     """Notes the learning rates with which the optimizers step.
 
-    A scheduler changes a rate right after the update that used it, and a model may set it right before. Hooks of the
-    optimizers therefore read it when they step. They are registered for the updates that a row may follow only.
+    A scheduler changes a rate right after the step that used it, and a model may set it right before. Hooks of the
+    optimizers therefore read it when they step. They are registered for the steps that a row may follow only.
 
     Attributes:
         used: the rates of the last step since the last row, by the name of the optimizer.
@@ -171,7 +171,7 @@ class Throughput:
 
         Args:
             seconds: time since the last row, without validations and saves.
-            steps: updates since the last row.
+            steps: steps since the last row.
         """
         waited, samples = self._waited, self._samples
         self._waited, self._samples = 0.0, 0

@@ -89,7 +89,7 @@ class JsonlLogger:
         return self._file
 
     def rewind(self, step: int) -> None:
-        """Remove the rows after a step, because those updates are done again."""
+        """Remove the rows after a step, because those steps are done again."""
         self._open(None, step, keep_end=False)
 
     def log_config(self, config: Mapping[str, Any]) -> None:

@@ -30,13 +30,13 @@ class RunContext:
     """What a run gives to its model. The engine updates it through methods only, and the model reads it.
 
     Args:
-        precision: the number format of the forward pass, and how a loss becomes an update.
+        precision: the number format of the forward pass, and how a loss becomes a step.
         parallel: puts networks on the device and spans them over the processes.
         mover: moves batches to the device.
         trainer: what `Model.trainer` returns; None outside of a run.
         datamodule: the data of the run.
         run_folder: the run folder, None if no file is written.
-        planned: the planned number of updates; None outside of a run.
+        planned: the planned number of steps; None outside of a run.
 
     Attributes:
         device: the device of this process.
@@ -95,7 +95,7 @@ class RunContext:
         return self.trainer
 
     def num_training_steps(self) -> int:
-        """Return the planned number of updates; see `Model.num_training_steps`."""
+        """Return the planned number of steps; see `Model.num_training_steps`."""
         self.running_trainer("num_training_steps")
         assert self.planned is not None  # As long as a trainer runs the model.
         return self.planned.total()
@@ -105,7 +105,7 @@ class RunContext:
 
         Args:
             batch_size: number of samples, the default weight of a logged value.
-            step: the optimizer update in progress, reported if a logged value is not finite.
+            step: the step in progress, reported if a logged value is not finite.
             global_batch_size: number of samples of all ranks in this batch together.
         """
         self._num_begun += 1

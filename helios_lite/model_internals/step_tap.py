@@ -76,7 +76,7 @@ class StepTap:
 
     @contextlib.contextmanager
     def probing(self, *, runs_backward: bool = False) -> Iterator[list[Loss]]:
-        """Context in which steps update and log nothing; it gives the list of their losses.
+        """Context in which steps change no weight and log nothing; it gives the list of their losses.
 
         Args:
             runs_backward: whether gradients are computed.

@@ -24,7 +24,7 @@ _FIRST_BYTES, _BUCKET_BYTES = 2**20, 25 * 2**20
 _NUM_PLACES, _MODULUS = 5, 4096
 """A report ends with so many numbers, which are the same on ranks that are at the same place; modulo the second."""
 MIXED_WEIGHTS = (
-    "backward: losses with a weight and losses without one are in the same update, whose mean is not defined; give all "
+    "backward: losses with a weight and losses without one are in the same step, whose mean is not defined; give all "
     "of them a weight (that of a mean over samples is their number), or add them up and call backward once"
 )
 _USED_IN_HOOK = "backward: a hook has used or cleared a gradient before it was averaged over the ranks"
@@ -462,7 +462,7 @@ class GradientReducer:
         if not torch.equal(total, expected):
             place = f"backward pass {self._number + 1} before optimizer step {self._step + 1}"
             raise RuntimeError(
-                f"rank {self._world.rank} has come to {'the end' if self._step == _END else place} of an update, but "
+                f"rank {self._world.rank} has come to {'the end' if self._step == _END else place} of a step, but "
                 "another rank has called backward or optimizer_step more or less often, or in a hook of its own. All "
                 "ranks must call both equally often; where a rank has nothing to learn, multiply its loss by 0"
             )

@@ -52,7 +52,7 @@ class ParallelStrategy:
         self._strategy, self._precision = strategy, precision
         self._compile, self._checkpoint_activations = compile, checkpoint_activations
         self._has_blocks = False  # Any network.
-        self._completes_update = True
+        self._completes_step = True
         self._networks: list[nn.Module] = []
         self._with_buffers: list[nn.Module] = []
         self._reducer: GradientReducer | None = None  # Of those that are not sharded.
@@ -195,20 +195,20 @@ class ParallelStrategy:
             self.refresh()  # What the model has loaded may have more parameters than `setup` has made.
             self._reducer.load_state_dict(state_dict)
 
-    def begin_micro_batch(self, completes_update: bool) -> None:
+    def begin_micro_batch(self, completes_step: bool) -> None:
         """Prepare for a forward and backward pass. Call on every rank.
 
         A window begins with the buffers of rank 0, as a resumed run does. Its last micro-batch averages gradients.
         """
-        begins_window, self._completes_update = self._completes_update, completes_update
+        begins_window, self._completes_step = self._completes_step, completes_step
         if self.world.size == 1:
             return
         if begins_window:
             self.share_buffers()
         if self._reducer is not None:
-            self._reducer.begin_micro_batch(begins_window=begins_window, syncs=completes_update)
+            self._reducer.begin_micro_batch(begins_window=begins_window, syncs=completes_step)
         for net in self._sharded:
-            net.set_requires_gradient_sync(completes_update)
+            net.set_requires_gradient_sync(completes_step)
 
     def note_loss(self, *, has_weight: bool) -> None:
         """Let the other ranks know whether the backward pass that follows is that of a loss with a weight."""

@@ -1,4 +1,4 @@
-"""From a loss to an update: the number format of the forward pass, accumulation windows, weights, clipping."""
+"""From a loss to a step: the number format of the forward pass, accumulation windows, weights, clipping."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from helios_lite.processes.world import World
 
 _AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _MAX_SKIPPED_IN_A_ROW = 100
-"""Updates in a row that may be skipped: the loss scale has then fallen from 2**16 to 2**-84."""
+"""Steps in a row that may be skipped: the loss scale has then fallen from 2**16 to 2**-84."""
 GradientReport = Callable[[Optimizer, list[Tensor], Tensor], None]
 """Takes an optimizer, its parameters (which have gradients) and the 2-norm of these gradients before clipping."""
 
@@ -33,18 +33,18 @@ class Window(NamedTuple):
     """What an accumulation window was.
 
     Attributes:
-        is_update: whether it was an update, also that of a model that does not use `optimizer_step`.
+        is_step: whether it was a step, also that of a model that does not use `optimizer_step`.
         is_skipped: whether an optimizer was skipped, or all were.
         is_left_out: whether the model has not called `optimizer_step`, or no loss has reached its parameters.
     """
 
-    is_update: bool
+    is_step: bool
     is_skipped: bool
     is_left_out: bool = False
 
 
 class Precision:
-    """Makes updates exact: an accumulation window equals one large batch.
+    """Makes steps exact: an accumulation window equals one large batch.
 
     Args:
         name: "fp32", "bf16" or "fp16": the format of the forward pass.
@@ -56,7 +56,7 @@ class Precision:
     Attributes:
         scaler: scales the losses of fp16, so that small gradients do not underflow; None for other formats.
         last_loss: the last loss passed to `backward`, whose graph has been freed; None after one of weight 0, and after
-            an update that fp16 has skipped.
+            a step that fp16 has skipped.
         num_steps: grows with every step of an optimizer: by one if it is the only optimizer, in fp32 or bf16. A window
             in which it has not grown by one is closed by `close_window`.
     """
@@ -77,7 +77,7 @@ class Precision:
         self.last_loss: Tensor | None = None
         self._loss_weight = 1.0
         self._is_first_micro_batch = self._is_last_micro_batch = True
-        self._is_part = world.size > 1  # Of an update: others are computed from other micro-batches, or on other ranks.
+        self._is_part = world.size > 1  # Of a step: others are computed from other micro-batches, or on other ranks.
         self._report_gradients: GradientReport | None = None
         # The weight of the last backward, the optimizers that have counted it, and the weight of each in this window.
         self._weight: Tensor | float | None = None
@@ -98,18 +98,18 @@ class Precision:
         self._not_stepped_in_a_row = self._skipped_in_a_row = 0
 
     def begin_micro_batch(
-        self, loss_weight: float, completes_update: bool, report_gradients: GradientReport | None = None
+        self, loss_weight: float, completes_step: bool, report_gradients: GradientReport | None = None
     ) -> None:
         """Prepare for the next micro-batch; called by the loop before `train_step`.
 
         Args:
             loss_weight: the micro-batch's part of the samples of its window, times the number of ranks.
-            completes_update: whether it is the last of its window.
+            completes_step: whether it is the last of its window.
             report_gradients: called before clipping by every optimizer that steps.
         """
         self._loss_weight = loss_weight
-        self._is_first_micro_batch, self._is_last_micro_batch = self._is_last_micro_batch, completes_update
-        self._is_part = not (self._is_first_micro_batch and completes_update and self._world.size == 1)
+        self._is_first_micro_batch, self._is_last_micro_batch = self._is_last_micro_batch, completes_step
+        self._is_part = not (self._is_first_micro_batch and completes_step and self._world.size == 1)
         self._report_gradients = report_gradients
 
     def add_gradient_report(self, report: GradientReport) -> None:
@@ -153,7 +153,7 @@ class Precision:
             self.last_loss = None
             return  # The mean over no items may not be finite, and neither are gradients of it times 0.
         if self._is_part:
-            if weight is not None:  # In an update of one batch it would be multiplied and divided again.
+            if weight is not None:  # In a step of one batch it would be multiplied and divided again.
                 loss = loss * weight
             elif self._loss_weight != 1.0:
                 loss = loss * self._loss_weight
@@ -199,7 +199,7 @@ class Precision:
 
     @property
     def makes_steps(self) -> bool:
-        """Whether the model computes its updates with `step`, as far as is known."""
+        """Whether the model uses `Model.optimizer_step`, as far as is known."""
         return bool(self._makes_steps)
 
     def set_optimizers(self, optimizers: Sequence[Optimizer]) -> None:
@@ -232,9 +232,9 @@ class Precision:
         elif self._is_left_out():
             _clear_gradients([*self._trained, *self._noted()])
             self._forget_weights()
-            # Of sharded networks other ranks may have made the update, and all count alike.
+            # Of sharded networks other ranks may have made the step, and all count alike.
             is_shared = self._parallel is not None and self._parallel.has_shards
-            return Window(is_update=is_shared, is_skipped=not is_shared, is_left_out=True)
+            return Window(is_step=is_shared, is_skipped=not is_shared, is_left_out=True)
         if has_skipped:
             self.last_loss = None
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if has_skipped and not has_stepped else 0
@@ -243,7 +243,7 @@ class Precision:
         return Window(has_stepped or not has_skipped, has_skipped)
 
     def _is_left_out(self) -> bool:
-        """Return whether the model computes updates with `step`, but not in the window that ends."""
+        """Return whether the model uses `Model.optimizer_step`, but not in the window that ends."""
         if self._makes_steps is None and self.last_loss is not None:
             if self._before != _fingerprints(self._trained) or not any(map(_has_gradients, self._trained)):
                 self._makes_steps = False  # It calls the method of an optimizer itself, or something else steps.
@@ -388,7 +388,7 @@ def _has_gradients(optimizer: Optimizer) -> bool:
 def _step_without_gradients(optimizer: Optimizer) -> bool:
     """Let an optimizer step, and return whether it has changed a parameter.
 
-    Those of PyTorch do nothing without gradients. Others may compute an update of their own, or take the gradients
+    Those of PyTorch do nothing without gradients. Others may compute something of their own, or take the gradients
     from copies of the parameters.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -173,7 +173,7 @@ def _multiples(period: int | None, total: int) -> set[int]:
 
 
 def next_due(step: int, *periods: int | None, limit: int | None) -> float:
-    """Return the next update that completes one of the periods or reaches the limit; infinity without any."""
+    """Return the next step that completes one of the periods or reaches the limit; infinity without any."""
     steps = [step + period - step % period for period in periods if period is not None]
     return min([*steps, *([] if limit is None else [limit])], default=math.inf)
 

@@ -65,7 +65,7 @@ def launch(
         TypeError: an argument cannot be sent; the message names the attribute.
         Exception: the first exception of any process, with that process's traceback as its cause.
         RuntimeError: a process died without an exception, or could not import the program.
-        KeyboardInterrupt, SystemExit: after a signal; the processes have finished their update and saved.
+        KeyboardInterrupt, SystemExit: after a signal; the processes have finished their step and saved.
     """
     result: Any = None
     leave_if_importing()
@@ -193,7 +193,7 @@ class WorkerGroup:
             self._processes.append(process)
 
     def _terminate(self) -> None:
-        """Send SIGTERM once to each process: it finishes its update and saves, or dies if it is only starting.
+        """Send SIGTERM once to each process: it finishes its step and saves, or dies if it is only starting.
 
         A Ctrl-C in a terminal may have reached the processes already.
         """

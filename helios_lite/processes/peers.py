@@ -22,7 +22,7 @@ from helios_lite.processes.world import PARENT, World
 def watch_peers(world: World, shutdown: GracefulShutdown) -> Iterator[None]:
     """A context in which a process that torchrun has started ends on SIGTERM at once if another rank is gone.
 
-    torchrun sends SIGTERM to all ranks when one has failed. They would finish their update first, but an update may
+    torchrun sends SIGTERM to all ranks when one has failed. They would finish their step first, but a step may
     wait for the dead rank without a limit. Processes that the trainer has launched are watched by it (`RankWatch`).
     Call on every rank.
 

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGUSR1 during training: finish the update, save, then stop or go on. Standard library only."""
+"""SIGINT, SIGTERM and SIGUSR1 during training: finish the step, save, then stop or go on. Standard library only."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = add(
         "audit",
-        "look for errors of the program of a TOML file that raise none",
+        "look for silent bugs in the program of a TOML file",
         "Train the program that a TOML file describes for a few steps in many ways, and compare them: a right program "
         "resumes bit for bit, has the gradient of a large batch with micro-batches, and so on. The exit status is 1 if "
         "a relation breaks. The run folder is not used.",

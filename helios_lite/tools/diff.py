@@ -1,4 +1,4 @@
-"""The command `diff`: where two runs parted. It reads the files of their run folders, and executes nothing in them."""
+"""The command `diff`: where two runs diverged. It reads files of their run folders, and executes nothing in them."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def diff(arguments: argparse.Namespace) -> None:
     texts = [_compare_rows(rows[0], rows[1], configs[0]), _compare_checkpoints(*folders)]
     for text, _ in texts:
         print(text)
-    has_parted = any(parted for _, parted in texts)
-    if has_parted and not options:
+    has_diverged = any(diverged for _, diverged in texts)
+    if has_diverged and not options:
         print("config.json of both is equal: the code, the data or what it read differ, or something is not seeded")
-    if has_parted:
+    if has_diverged:
         sys.exit(1)
     print("the runs are equal bit for bit in all that both have")
 
@@ -142,7 +142,7 @@ def _describe_values(name: str, a: str, b: str) -> str:
 
 
 def _samples(config: Mapping[str, Any], start: int, end: int) -> str:
-    """Return which samples the updates after `start` up to `end` have read, "" if the configuration does not tell.
+    """Return which samples the steps after `start` up to `end` have read, "" if the configuration does not tell.
 
     It tells for a Split in the order of its dataset or in random order, if nothing limits the batches of an epoch.
     """
@@ -160,12 +160,12 @@ def _samples(config: Mapping[str, Any], start: int, end: int) -> str:
     num_batches = length // batch + (length % batch >= processes and not config.get("data.train.drop_last"))
     if num_batches == 0:
         return ""
-    updates, indices = math.ceil(num_batches / window), list[int]()
+    epoch_steps, indices = math.ceil(num_batches / window), list[int]()
     for step in range(start, min(end, start + _MOST_SHOWN + 1)):
-        epoch, update = divmod(step, updates)
+        epoch, window_index = divmod(step, epoch_steps)
         is_random = bool(config.get("data.train.shuffle"))
         order = sample_order.epoch_order(length, is_random, None, epoch, rng.derive_seed(seed, epoch), True)
-        part = order[update * window * batch : min((update + 1) * window, num_batches) * batch]
+        part = order[window_index * window * batch : min((window_index + 1) * window, num_batches) * batch]
         indices += [int(index) for index in part]
     shown = ", ".join(map(str, indices[:_MOST_SHOWN])) + (", ..." if len(indices) > _MOST_SHOWN else "")
     which = f"step {end}" if end == start + 1 else f"steps {start + 1} to {end}"

@@ -40,12 +40,12 @@ class HookDispatcher:
     def __init__(self, model: Model, datamodule: DataModule, options: Options) -> None:
         self._model, self._datamodule, self._options = model, datamodule, options
         self._adds_metrics = False  # Whether the model or a callback overrides `process_metrics`.
-        self._has_periods = False  # Whether a callback wants some updates or epochs only.
+        self._has_periods = False  # Whether a callback wants some steps or epochs only.
         self._reported: BaseException | None = None
-        self._update = self._epoch = 0  # Numbers of those that have begun, from 1; kept only if `_has_periods`.
+        self._step = self._epoch = 0  # Numbers of those that have begun, from 1; kept only if `_has_periods`.
 
     def call(self, hook: str, *arguments: Any) -> None:
-        """Call a hook of the model, and of every callback that is to be called in this update and epoch."""
+        """Call a hook of the model, and of every callback that is to be called in this step and epoch."""
         listeners = self._due_listeners(hook, *arguments) if self._has_periods else self._listeners()
         for listener in listeners:
             getattr(listener, hook)(*arguments)
@@ -123,12 +123,12 @@ class HookDispatcher:
 
     def _due_listeners(self, hook: str, *arguments: Any) -> list[Hooks]:
         if hook == "on_training_batch_start":
-            self._update = arguments[0].step + 1
+            self._step = arguments[0].step + 1
         elif hook == "on_training_epoch_start":
             self._epoch = arguments[0]
         callbacks = self._callbacks
         if hook in _STEP_HOOKS:
-            return [self._model, *(each for each in callbacks if self._update % each.every_n_steps == 0)]
+            return [self._model, *(each for each in callbacks if self._step % each.every_n_steps == 0)]
         if hook in _EPOCH_HOOKS:  # Outside of a training the epoch is 0, and all are called.
             return [self._model, *(each for each in callbacks if self._epoch % each.every_n_epochs == 0)]
         return self._listeners()

@@ -182,7 +182,7 @@ class Training:
 
     @contextlib.contextmanager
     def saved_on_error(self) -> Iterator[None]:
-        """A context that saves the finished updates when an error comes between two of them, in a run of one process.
+        """A context that saves the finished steps when an error comes between two of them, in a run of one process.
 
         That is, when a batch cannot be loaded, and in a validation. What an error in a step or in another hook has left
         behind is not a state of the training, and is not saved.
@@ -198,7 +198,7 @@ class Training:
             raise
 
     def save_after_error(self, error: Exception) -> None:
-        """Save the finished updates, and say where they are and which error has ended the run."""
+        """Save the finished steps, and say where they are and which error has ended the run."""
         if self.session.checkpoints is None:
             return
         self.session.hooks.report_exception(error)  # Averaged weights are put back.
@@ -236,7 +236,7 @@ class Training:
             logger.warning("%s: stopped at step %d%s", self.shutdown.received.name, self.state.step, saved)
 
     def end(self) -> None:
-        """Validate the final weights if no validation was due after the last update, and write the last row.
+        """Validate the final weights if no validation was due after the last step, and write the last row.
 
         The last checkpoint holds nothing of this validation, because a training that goes on from there has never had
         it. A start that finds the training finished reads the row, or does the same again if a kill came first.
@@ -304,18 +304,18 @@ class Training:
         logs_gradients, num_steps = options.log_grad_norm is not False, precision.num_steps
         log_every_steps, polls_model = options.log_every_steps, stop.polls_model
         has_batch_hooks = self.hooks.is_overridden("on_training_batch_start", "on_training_batch_end")
-        knows_last = self.train_data.knows_last_batch  # Otherwise a row may follow any update.
+        knows_last = self.train_data.knows_last_batch  # Otherwise a row may follow any step.
         loss_items = model._loss_items  # The default batch hooks matter only to a model that fills this table.
         window_start, next_check = state.epoch_batch, self.next_check()
 
-        for data, size, samples, loss_weight, completes_update, is_last in batches:
+        for data, size, samples, loss_weight, completes_step, is_last in batches:
             step = state.step + 1
-            should_log = completes_update and (is_last or step % log_every_steps == 0)
+            should_log = completes_step and (is_last or step % log_every_steps == 0)
             begin_batch(size, step, samples)
             if accumulates or logs_gradients:
                 report = self.log.report_gradients if logs_gradients and should_log else None
-                precision.begin_micro_batch(loss_weight, completes_update, report)
-                parallel.begin_micro_batch(completes_update)
+                precision.begin_micro_batch(loss_weight, completes_step, report)
+                parallel.begin_micro_batch(completes_step)
             if has_batch_hooks or loss_items:
                 self.hooks.call("on_training_batch_start", state)
             if should_log or not knows_last:
@@ -323,20 +323,20 @@ class Training:
 
             model.train_step(model.batch_to_device(data, "train") if needs_transfer else data, state)
 
-            meets = is_distributed and completes_update and (should_log or step >= next_check)
+            meets = is_distributed and completes_step and (should_log or step >= next_check)
             if meets:
                 parallel.end_window()
             state.batch += 1
             state.epoch_batch += 1
             state.epoch_samples += samples
-            if completes_update:
+            if completes_step:
                 num_steps += 1
                 if precision.num_steps != num_steps:  # Not one step of the only optimizer, in fp32 or bf16.
-                    is_update = self.close_window(num_steps - 1)
-                    if not is_update:
+                    is_step = self.close_window(num_steps - 1)
+                    if not is_step:
                         step -= 1
                         should_log = should_log and is_last
-                        next_check = step  # It counts on an update per window.
+                        next_check = step  # It counts on a step per window.
                     num_steps = precision.num_steps
                 state.step = step
             if has_batch_hooks or loss_items or (should_log and is_distributed):
@@ -352,7 +352,7 @@ class Training:
 
             # A boundary: skip it unless something may be due. All ranks must reach `sync` at the same step, so a signal
             # received by one rank waits until `next_check`.
-            if not completes_update:
+            if not completes_step:
                 continue
             if step < next_check and not is_last and (is_distributed or not shutdown.is_pending):
                 continue
@@ -367,7 +367,7 @@ class Training:
         return window_start, None
 
     def next_check(self) -> float:
-        """Return the next update at which something may be due, if every window until then is an update."""
+        """Return the next step at which something may be due, if every window until then is a step."""
         options, due_step = self.options, self.stop.next_check()
         if options.valid_every_epochs is None or options.valid_every_epochs >= 1 or not self.valid_loaders:
             return due_step
@@ -377,7 +377,7 @@ class Training:
         return min(due_step, state.step + max(1, left // self.train_data.batches_per_position))
 
     def close_window(self, num_steps: int) -> bool:
-        """End a window in which other optimizers have stepped than the only one; return whether it was an update."""
+        """End a window in which other optimizers have stepped than the only one; return whether it was a step."""
         window = self.session.context.precision.close_window(num_steps)
         self.state.skipped_steps += window.is_skipped
         if window.is_left_out and not self.has_left_out:
@@ -387,7 +387,7 @@ class Training:
                 "reached its parameters): the gradients are dropped, and the step is counted in skipped_steps",
                 self.state.batch,
             )
-        return window.is_update
+        return window.is_step
 
     def write_row(self, *, ends_epoch: bool) -> None:
         """Write and show the metrics since the last row, if there is anything new. Call on every rank."""

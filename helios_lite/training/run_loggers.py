@@ -42,7 +42,7 @@ class RunLoggers:
         return self._stack.__exit__(kind, error, traceback)
 
     def start(self, config: Mapping[str, Any], step: int, *, goes_back: bool) -> None:
-        """Begin a training that starts or resumes after `step` updates; with `goes_back` otherwise than before."""
+        """Begin a training that starts or resumes after a step; with `goes_back` otherwise than before."""
         for logger in self._loggers:
             _call_if_defined(logger, "branch" if goes_back and hasattr(logger, "branch") else "rewind", step)
             logger.log_config(config)

@@ -67,7 +67,7 @@ class Session:
         prints: whether this process prints the banner and the tables.
         metrics: the training values logged since the last row.
         train_data: the batches of the train split.
-        planned: the planned number of updates.
+        planned: the planned number of steps.
         context: what the model is given.
         tables: what this start consists of; see `describe_run`.
         was_set_up: whether an earlier call in this process has set the model up.

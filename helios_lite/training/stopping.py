@@ -22,7 +22,7 @@ class StopCoordinator:
 
     Attributes:
         reason: "should_training_stop" or "interrupted", shared by all ranks at the last `sync`, or None.
-        polls_model: whether the model overrides `should_training_stop`, so that ranks communicate at every update.
+        polls_model: whether the model overrides `should_training_stop`, so that ranks communicate at every step.
     """
 
     def __init__(self, session: Session, state: TrainingState, clock: Clock, shutdown: GracefulShutdown) -> None:
@@ -43,7 +43,7 @@ class StopCoordinator:
     def sync(self, now: bool = False) -> None:
         """Share what only some ranks know: received signals, a request to stop, the elapsed time. Call on every rank.
 
-        Ranks communicate about twice a second, which costs nothing; at every update if the model overrides
+        Ranks communicate about twice a second, which costs nothing; at every step if the model overrides
         `should_training_stop`. Each rank computes the step of the next exchange from the same values, so that all
         agree on it without asking.
 
@@ -92,7 +92,7 @@ class StopCoordinator:
         return self.limit_reached() or self.reason
 
     def next_check(self) -> float:
-        """Return the next update at which something may be due: an exchange, a validation, a checkpoint, the end."""
+        """Return the next step at which something may be due: an exchange, a validation, a checkpoint, the end."""
         options, step = self._session.options, self._state.step
         if self._uses_time or options.fast_dev_run or self.polls_model:
             return step + 1

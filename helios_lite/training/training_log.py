@@ -119,7 +119,7 @@ class TrainingLog:
         return self._throughput.loading_failed
 
     def watch_learning_rates(self) -> None:
-        """Note the learning rates that the next update uses, for the row that is written after it."""
+        """Note the learning rates that the next step uses, for the row that is written after it."""
         self._rates.watch()
 
     @contextlib.contextmanager
@@ -161,7 +161,7 @@ class TrainingLog:
         return self._session.hooks.process_metrics("train", values) if values else {}
 
     def write_row(self, *, ends_epoch: bool) -> dict[str, float]:
-        """Write the training metrics since the last row, and return them; none without an update since.
+        """Write the training metrics since the last row, and return them; none without a step since.
 
         Call on every rank.
 
@@ -169,10 +169,10 @@ class TrainingLog:
             ends_epoch: whether the epoch has ended. Its last row has its time, and every metric over the whole epoch as
                 "<name>/epoch"; if that row was written before the end was known, these have a row of their own.
         """
-        has_updates = self._state.step != self._logged_step
-        if ends_epoch and not has_updates:  # Windows that were no updates may have left something, on any rank.
-            has_updates = any(self._session.world.gather(not self._session.metrics.is_empty))
-        values = self._take_values() if has_updates else {}
+        has_steps = self._state.step != self._logged_step
+        if ends_epoch and not has_steps:  # Windows that were no steps may have left something, on any rank.
+            has_steps = any(self._session.world.gather(not self._session.metrics.is_empty))
+        values = self._take_values() if has_steps else {}
         if ends_epoch and not values:
             self._clock.tick()
         if ends_epoch and (seconds := self._epoch_time.seconds(self._clock.now)) is not None:
@@ -215,7 +215,7 @@ class TrainingLog:
         self._row_time = Stopwatch(0.0, self._clock.now)
         if self._logged_step == 0 and self._session.world.is_main:
             if not self._rates.used:
-                self._warn_of_no_update()
+                self._warn_of_no_step()
             self._warn_of_options_without_effect()
         # What the model logs under the name of something measured stays.
         values = self._session.hooks.process_metrics("train", _completed(summary.values, self._rates.take()))
@@ -227,7 +227,7 @@ class TrainingLog:
         self._logged_step = state.step
         return values
 
-    def _warn_of_no_update(self) -> None:
+    def _warn_of_no_step(self) -> None:
         """Say at the first row what is missing in `train_step`, if it has optimizers and none of them has stepped."""
         optimizers = self._optimizers.values()
         has_stepped = any(len(optimizer.state) > 0 for optimizer in optimizers) or self._state.skipped_steps > 0
@@ -242,7 +242,7 @@ class TrainingLog:
         )
 
     def _warn_of_options_without_effect(self) -> None:
-        """Say at the first row which options a model does not use that computes its updates itself."""
+        """Say at the first row which options have no effect on a model that steps its optimizers itself."""
         options = self._session.options
         wanted = {"accumulation_steps": options.accumulation_steps > 1, "clip_norm": options.clip_norm is not None}
         unused = [name for name, is_wanted in wanted.items() if is_wanted]

@@ -1,4 +1,4 @@
-"""A replay computes an update of a run again, bit for bit, shows what it consists of, and touches nothing."""
+"""A replay computes a step of a run again, bit for bit, shows what it consists of, and touches nothing."""
 
 import math
 from pathlib import Path
@@ -18,7 +18,7 @@ from helios_lite.tools.command import main
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was stopped twice and resumed, with a digest of every update, and all its checkpoints."""
+    """A run that was stopped twice and resumed, with a digest of every step, and all its checkpoints."""
     root = tmp_path_factory.mktemp("run")
     for steps in (10, 25, None):
         callbacks = [*trainer(root).callbacks, Digests(root / "digests")]

@@ -110,7 +110,7 @@ def checkpoint(root: Path, name: str, processes: int) -> Path:
 
 
 def trained(name: str, root: Path, **options: Any) -> dict[str, Any]:
-    """The full state, the average included, after a run that ends at the same update: a resume changes nothing."""
+    """The full state, the average included, after a run that ends at the same step: a resume changes nothing."""
     model, ema = MODELS[name](), EMA(decay=0.5)
     options = {"max_steps": STEPS, "strategy": "fsdp", "valid_every_epochs": None, "root": root, **options}
     quiet(**options, callbacks=[ema]).fit(model, data(40, batch_size=2))

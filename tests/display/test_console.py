@@ -321,7 +321,7 @@ def test_in_a_terminal_there_are_bars_over_the_run_the_epoch_and_the_evaluation(
 
 
 def test_in_a_terminal_the_bar_shows_the_metrics_that_ask_for_it_as_they_are_in_the_last_row(terminal, ending):
-    """The updates of the first row are 0 to 7, those of the second 8 to 15. A run that ends at 11 has no bar then."""
+    """The steps of the first row are 0 to 7, those of the second 8 to 15. A run that ends at 11 has no bar then."""
     shown = set(re.findall(r"train/x=(\S+) valid/y=123 best valid/loss=", terminal))
     assert shown == {"ends": {"7", "15"}, "stops inside an epoch": {"7"}, "raises": set()}[ending]
     assert ("valid/y=123" in terminal) == (ending != "raises")

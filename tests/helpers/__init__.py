@@ -7,7 +7,7 @@
 - clock: what time is it? The one that a test says.
 - batches: what do batches say of themselves? Those of a loader, with names for their parts.
 - right_programs, planted: what may the audit find? Programs without an error, and with one each.
-- replayed: what was each update? A training that leaves a digest after every one.
+- replayed: what was each step? A training that leaves a digest after every one.
 - sharded: what does a rank hold of a network? One of blocks that notes how many are gathered while it runs.
 - troubled: what if a rank fails? A model whose rank 1 fails on request: killed, terminated, or by an exception.
 - attacked: what if a rank fails anywhere? Every method of a user's program, and every kind of trouble.
@@ -22,6 +22,6 @@
 Programs stand beside this folder, thin layers over it: longrun.py and launched.py train `resumable` and `troubled` in a
 process of their own; hybrid.py trains `sharded` as one process of two machines; kill.py kills longrun.py again and
 again; fuzz_files.py damages run folders and resumes them; fuzz.py cuts and resumes random trainings of `fuzzing`;
-attack.py does all that `attacked` can; replays.py replays updates of `replayed`; mutations.py breaks the package to see
+attack.py does all that `attacked` can; replays.py replays steps of `replayed`; mutations.py breaks the package to see
 tests fail.
 """

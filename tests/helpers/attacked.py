@@ -179,7 +179,7 @@ def run(attack: Attack, *, num_workers: int = 0, **options: Any) -> None:
 
 
 def prepare(folder: Path) -> None:
-    """Leave a checkpoint after one update, so that an attacked training resumes."""
+    """Leave a checkpoint after one step, so that an attacked training resumes."""
     folder.mkdir()
     run(Attack("", "", -1, folder), max_steps=1)
 

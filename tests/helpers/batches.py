@@ -15,7 +15,7 @@ class NamedBatch(NamedTuple):
     size: int
     samples: int
     loss_weight: float
-    completes_update: bool
+    completes_step: bool
     is_last: bool
 
 

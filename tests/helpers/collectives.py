@@ -85,7 +85,7 @@ class OwnTime:
 
 
 class Signalled(Callback):
-    """Sends this rank a signal after an update."""
+    """Sends this rank a signal after a step."""
 
     def __init__(self, number: int, step: int) -> None:
         self.number, self.step = number, step

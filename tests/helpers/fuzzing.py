@@ -334,7 +334,7 @@ class Fuzzed(Model):
         loss = losses.mean() if weight is None else (losses * tokens).sum() / weight
         self.backward(loss, weight)
         self.optimizer_step(self.optimizers[0], self.per_step)
-        self.cutter.cut("train_step")  # Half of the update is done.
+        self.cutter.cut("train_step")  # Half of the step is done.
         if self.other is not None:
             with self.autocast():
                 difference = (self.other(x) - self.net(x).detach()).square().mean()
@@ -398,7 +398,7 @@ _add_hooks()
 
 
 class Counter(Callback):
-    """Counts updates, and uses random numbers."""
+    """Counts steps, and uses random numbers."""
 
     def __init__(self) -> None:
         self.seen = torch.zeros(2)

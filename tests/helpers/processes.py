@@ -106,7 +106,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 
 
 def wait_for_step(process: subprocess.Popen[str], step: int = 1) -> None:
-    """Read the process's output until it has done so many updates."""
+    """Read the process's output until it has done so many steps."""
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("step ") and int(line.split()[1]) >= step:

@@ -1,4 +1,4 @@
-"""A training whose every update leaves a digest, so that a replay can be compared with it."""
+"""A training whose every step leaves a digest, so that a replay can be compared with it."""
 
 import hashlib
 import json
@@ -57,7 +57,7 @@ class Dropped(Model):
 
 
 class Digests(Callback):
-    """Writes a digest of the state after every update into a file, and takes some seconds for it."""
+    """Writes a digest of the state after every step into a file, and takes some seconds for it."""
 
     def __init__(self, path: Path, pace: float = 0.0) -> None:
         self.path, self.pace, self.step = path, pace, 0
@@ -91,7 +91,7 @@ def digest(model: Model) -> str:
 
 
 def digests(path: Path) -> dict[int, str]:
-    """Return the digest after each update, the last one that was written."""
+    """Return the digest after each step, the last one that was written."""
     return dict(json.loads(line) for line in path.read_text().splitlines())
 
 

@@ -33,12 +33,12 @@ class Augmented(Dataset):
 
 
 class Rich(Model):
-    """Dropout, two optimizers, a scheduler per update and one per epoch, averaged weights, several metrics.
+    """Dropout, two optimizers, a scheduler per step and one per epoch, averaged weights, several metrics.
 
     Args:
-        log: where the indices of every update go, one line each; truncated by no one, so a test reads the truth.
+        log: where the indices of every step go, one line each; truncated by no one, so a test reads the truth.
         ballast: numbers in a buffer that makes saving take its time.
-        pace: seconds that an update takes at least.
+        pace: seconds that a step takes at least.
         sharded: what several processes can shard, so that all of it is the same on every rank: no statistics of
             batches, no copy of a network, and the ballast is a frozen parameter.
     """
@@ -95,7 +95,7 @@ class Rich(Model):
 
 
 class Counter(Callback):
-    """Counts batches over all resumes, and tells of every update on rank 0."""
+    """Counts batches over all resumes, and tells of every step on rank 0."""
 
     def __init__(self, talk: bool = False) -> None:
         self.batches, self.talk = 0, talk

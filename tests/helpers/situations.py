@@ -185,7 +185,7 @@ class FrozenWhole(Situation):
 
 
 class UnfrozenInStep(FrozenBefore):
-    """Trained from the second update on, and from there on every other."""
+    """Trained from the second step on, and from there on every other."""
 
     def on_training_epoch_start(self, epoch: int) -> None:
         pass
@@ -233,7 +233,7 @@ class GanToggled(Gan):
 
 
 class GanInTurn(Gan):
-    """The critic in every update, the generator in every other; with gradients over two micro-batches."""
+    """The critic in every step, the generator in every other; with gradients over two micro-batches."""
 
     options = {"accumulation_steps": 2}
     toggles = True
@@ -250,7 +250,7 @@ class GanInTurn(Gan):
 
 
 class Alternating(Gan):
-    """One network in every other update, the other one in between."""
+    """One network in every other step, the other one in between."""
 
     def train_step(self, batch: Any, state: Any) -> None:
         _, x = batch
@@ -511,7 +511,7 @@ class TokensSkipped(Situation):
 
 
 class WeightedInTurn(Situation):
-    """Losses with a weight in every other update, losses without one in between."""
+    """Losses with a weight in every other step, losses without one in between."""
 
     def train_step(self, batch: Any, state: Any) -> None:
         index, x = batch
@@ -671,7 +671,7 @@ class Half(SkippedByRank):
 
 
 class ClippedByValue(Situation):
-    """Uses the gradients between the backward pass and the update."""
+    """Uses the gradients between the backward pass and the step."""
 
     def train_step(self, batch: Any, state: Any) -> None:
         self.backward(self.loss(batch[1], batch[0]))
@@ -861,10 +861,10 @@ class Wrong(Situation):
         else:
             super().train_step(batch, state)
         if state.batch > 1:
-            raise AssertionError("one update more was made")
+            raise AssertionError("one step more was made")
 
     def differ(self, x: Tensor) -> None:
-        """Do something else in the second update."""
+        """Do something else in the second step."""
         raise NotImplementedError
 
     def is_first(self) -> bool:

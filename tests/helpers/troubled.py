@@ -32,7 +32,7 @@ class Troubled(Tiny):
         trouble: what rank 1 does.
         place: "setup", "train_step" (the third) or "valid_step" (the last sanity batch).
         asleep: whether the other ranks sleep then.
-        pace: seconds that an update takes at least.
+        pace: seconds that a step takes at least.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""`global_batch_size`: the samples of an update, however many processes and micro-batches share them."""
+"""`global_batch_size`: the samples of a step, however many processes and micro-batches share them."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -151,7 +151,7 @@ def test_a_stream_with_a_state_that_ends_in_a_part_of_a_batch_has_ended() -> Non
 
 # The same training by one process and by two.
 
-LENGTH, EPOCHS = 46, 3  # Five updates of eight samples in an epoch, and one of six.
+LENGTH, EPOCHS = 46, 3  # Five steps of eight samples in an epoch, and one of six.
 
 
 def fit(window: int, root: Path | None = None, **options: Any) -> Plain:

@@ -277,7 +277,7 @@ def test_a_share_is_the_part_of_the_samples_of_the_window(window):
         [torch.ones(n) for n in (3, 4, 1)],
     ):
         batches = epoch(source, window=window)
-        ends = [i for i, batch in enumerate(batches, start=1) if batch.completes_update]
+        ends = [i for i, batch in enumerate(batches, start=1) if batch.completes_step]
         assert ends == sorted({*range(window, len(batches), window), len(batches)})
         for low, high in itertools.pairwise([0, *ends]):
             total = sum(batch.size for batch in batches[low:high])
@@ -840,7 +840,7 @@ def test_a_sampler_may_be_much_longer_than_its_dataset():
 
 @pytest.mark.parametrize("source", [Split(Indices(5), 2), [torch.ones(2), torch.ones(2), torch.ones(1)]])
 def test_a_window_may_be_longer_than_any_epoch(source):
-    assert [batch.completes_update for batch in epoch(source, window=10**30)] == [False, False, True]
+    assert [batch.completes_step for batch in epoch(source, window=10**30)] == [False, False, True]
 
 
 @pytest.mark.parametrize("window", [1, 2, 3])

@@ -1,4 +1,4 @@
-"""Epochs of `steps_per_epoch` updates: the split goes on in the next epoch, over resumes as well."""
+"""Epochs of `steps_per_epoch` steps: the split goes on in the next epoch, over resumes as well."""
 
 import itertools
 import multiprocessing
@@ -139,7 +139,7 @@ def test_after_its_end_a_stream_begins_again_within_the_epoch_and_nothing_is_los
     passes = [*range(22)] * 9
     assert model.seen == passes[: len(model.seen)]
     assert result.state.step == 10
-    assert model.ends == ([20, 38] if window == 1 else [60, 110])  # A pass has 6 updates, or 2 of 16 and 6 samples.
+    assert model.ends == ([20, 38] if window == 1 else [60, 110])  # A pass has 6 steps, or 2 of 16 and 6 samples.
 
 
 def test_a_dataset_is_read_once_in_each_pass_in_another_order_whatever_the_epochs_are() -> None:
@@ -186,7 +186,7 @@ def test_a_stream_with_a_state_reads_no_batch_again_at_a_resume(tmp_path: Path) 
 
 @pytest.mark.parametrize(("window", "positions"), [(1, [2, 4, 6, 8]), (4, [4, 6, 10, 12])])
 def test_a_fraction_of_such_an_epoch_is_one_of_its_updates(window: int, positions: list[int]) -> None:
-    """In windows of four, a pass over 22 samples has two updates, of 16 samples and of 6."""
+    """In windows of four, a pass over 22 samples has two steps, of 16 samples and of 6."""
     model, result = fit(
         SOURCES["shuffled"](), steps_per_epoch=4, max_epochs=2, accumulation_steps=window, valid_every_epochs=0.5
     )
@@ -203,7 +203,7 @@ def test_the_option_may_be_set_and_changed_at_a_resume(tmp_path: Path) -> None:
         model, _ = fit(SOURCES["shuffled"](), tmp_path, max_steps=max_steps, steps_per_epoch=steps)
         seen += model.seen
         ends.append(model.ends)
-    assert ends == [[22], [8], [6], []]  # The second epoch, with two updates of six done, was given four.
+    assert ends == [[22], [8], [6], []]  # The second epoch, with two steps of six done, was given four.
     assert seen == fit(SOURCES["shuffled"](), max_steps=18)[0].seen
 
 

@@ -1,4 +1,4 @@
-"""The metric "train/lr": the rate with which the update of a row was made, whoever sets it and whenever."""
+"""The metric "train/lr": the rate with which the step of a row was made, whoever sets it and whenever."""
 
 import math
 from collections.abc import Iterator
@@ -151,7 +151,7 @@ class Unsized:
 def test_a_custom_loader_whose_end_is_not_known_has_the_same_rows(
     tmp_path: Path, log_every_steps: int, loader: Any
 ) -> None:
-    """Also if the run stops before the row of the epoch's last update, and is resumed."""
+    """Also if the run stops before the row of the epoch's last step, and is resumed."""
     for name, stops in (("whole", ()), ("parts", (2, 3, 4))):
         for limit in [*({"max_steps": step} for step in stops), {"max_epochs": 2}]:
             quiet(log_every_steps=log_every_steps, root=tmp_path / name, **limit).fit(Recorded(), DataModule(loader))

@@ -24,7 +24,7 @@ from helios_lite.model_internals.attributes import metric_objects, named_network
 def test_an_object_is_computed_over_the_row_the_epoch_and_the_evaluation(
     kind: str, shared: bool, tmp_path: Path
 ) -> None:
-    """A row has two updates and an epoch three, so that validations come within rows; both may share an object."""
+    """A row has two steps and an epoch three, so that validations come within rows; both may share an object."""
     model = Scored(kind, shared)
     options: dict[str, Any] = {"valid_every_steps": 1, "log_every_steps": 2, "sanity_batches": 0}
     result = quiet(max_epochs=2, root=tmp_path, **options).fit(model, data(train=30, valid=11, batch_size=10))
@@ -33,7 +33,7 @@ def test_an_object_is_computed_over_the_row_the_epoch_and_the_evaluation(
     epochs = [model.seen[:3], model.seen[3:]]
     name, expected = "train/score", []
     for i, epoch in enumerate(epochs):
-        # A row after every second update, and after the last of an epoch.
+        # A row after every second step, and after the last of an epoch.
         cuts = [epoch[:2], epoch[2:]] if i == 0 else [epoch[:1], epoch[1:]]
         for j, batches in enumerate(cuts):
             values = by_hand(kind, [*itertools.chain(*batches)], name)
@@ -185,7 +185,7 @@ class Few(Scored):
 
 
 def test_what_too_few_samples_do_not_give_is_missing_or_null_and_ends_nothing(tmp_path: Path, caplog: Any) -> None:
-    """A row has three updates of one sample each, the last has one; a save comes inside of rows."""
+    """A row has three steps of one sample each, the last has one; a save comes inside of rows."""
     options = {"max_steps": 10, "log_every_steps": 3, "valid_every_epochs": None, "save_every_steps": 1}
     result = quiet(root=tmp_path, **options).fit(Few("own"), data(train=40, batch_size=1))
     rows = read_rows(tmp_path / "plain")

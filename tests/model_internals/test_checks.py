@@ -1,4 +1,4 @@
-"""What an optimizer trains and no checkpoint holds is an error that names it, before the first update."""
+"""What an optimizer trains and no checkpoint holds is an error that names it, before the first step."""
 
 import dataclasses
 import time
@@ -50,7 +50,7 @@ class Stateful(Thing):
 
 
 class Built(Model):
-    """Its attributes are made by a function in `setup`; it counts its updates."""
+    """Its attributes are made by a function in `setup`; it counts its steps."""
 
     def __init__(self, build: Callable[[Any], None]) -> None:
         super().__init__("built")

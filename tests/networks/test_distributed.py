@@ -51,7 +51,7 @@ def ended() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of all scenarios, in which one process has left checkpoints after three updates, four and five."""
+    """The folder of all scenarios, in which one process has left checkpoints after three steps, four and five."""
     root = tmp_path_factory.mktemp("scenarios")
     quiet(max_steps=4, root=root / "from-one").fit(Plain(), data(22, batch_size=4))
     quiet(max_steps=5, root=root / "two-left").fit(Rarely(), data(22, batch_size=4))
@@ -68,7 +68,7 @@ def result(root: Path) -> Results:
 # The same result as by one process.
 
 CASES = [
-    # length of the training data, samples per update, accumulation, weighted
+    # length of the training data, samples per step, accumulation, weighted
     (16, 4, 1, False),
     (22, 4, 1, False),
     (23, 8, 2, False),
@@ -154,7 +154,7 @@ def test_every_index_is_evaluated_once_for_every_length_and_number_of_processes(
 
 @scenario(ranks=2)
 def replayed_by_two(root: Path, world: World) -> list[Any]:
-    """For some updates whether the replay has the bits of the run, and the samples of both ranks."""
+    """For some steps whether the replay has the bits of the run, and the samples of both ranks."""
     path = root / f"digests-{world.rank}"
     options = {"root": root, "run_name": "replayed", "max_steps": 9, "callbacks": []}
     trainer(**{**options, "callbacks": [Digests(path)]}).fit(Dropped(), replayed_data())
@@ -448,7 +448,7 @@ class Tabled(Plain):
 
 
 def tabled(batch_size: int, stops: tuple[int, ...] = (13,), root: Path | None = None) -> list[Any]:
-    """The running sums of a run that is stopped several times: updates of 4 samples, the last of an epoch of 2."""
+    """The running sums of a run that is stopped several times: steps of 4 samples, the last of an epoch of 2."""
     sums: list[Any] = []
     for steps in stops:
         model = Tabled()
@@ -524,7 +524,7 @@ def rest_of_the_epoch(root: Path) -> list[list[list[int]]]:
 def test_a_resume_with_other_numbers_of_processes_visits_every_index_of_the_epoch_once(
     root: Path, result: Results
 ) -> None:
-    """Two updates of four samples by two processes, two of two by one, and what is left by three."""
+    """Two steps of four samples by two processes, two of two by one, and what is left by three."""
     visited = [index for rank in result(first_two_updates_of_an_epoch, ranks=2) for batch in rank for index in batch]
     assert len(visited) == 8
     model = Plain()
@@ -546,7 +546,7 @@ def bucketed() -> DataModule:
 
 @scenario(ranks=2)
 def batches_of_similar_length(root: Path, world: World) -> dict[str, Any]:
-    """A training from its start, and the end of the epoch in which one process has done three updates."""
+    """A training from its start, and the end of the epoch in which one process has done three steps."""
     whole, rest = Plain(), Plain()
     quiet(max_steps=3, root=root / "buckets-of-two").fit(whole, bucketed())
     path = root / "buckets/plain/checkpoints/plain_epoch_0_iter_3.pth"
@@ -572,7 +572,7 @@ def test_two_processes_share_batches_of_similar_length_and_go_on_where_one_was(r
 
 
 class Rarely(Plain):
-    """Logs one name in the fourth update only."""
+    """Logs one name in the fourth step only."""
 
     def train_step(self, batch: Any, state: Any) -> None:
         super().train_step(batch, state)
@@ -650,7 +650,7 @@ def test_a_trained_part_that_was_not_parallelized_is_an_error_that_names_it(resu
 
 
 class StopsOnOne(Plain):
-    """Rank 1 alone wants to stop after the third update."""
+    """Rank 1 alone wants to stop after the third step."""
 
     def should_training_stop(self) -> bool:
         return self.global_rank == 1 and len(self.rates) == 3
@@ -675,7 +675,7 @@ class Dealt(IterableDataset):
 
 @scenario(ranks=2)
 def epochs_of_some_updates(root: Path, world: World) -> dict[str, Any]:
-    """A dataset in passes of 6 updates and a stream, in epochs of 4; the run is cut after an epoch and inside one."""
+    """A dataset in passes of 6 steps and a stream, in epochs of 4; the run is cut after an epoch and inside one."""
     found: dict[str, Any] = {}
     for name, source in (("dataset", Split(Indices(22), 2, shuffle=True)), ("stream", Split(Dealt(), 2))):
         options: dict[str, Any] = {"steps_per_epoch": 4, "seed": 5}
@@ -783,7 +783,7 @@ def test_gradients_are_reduced_once_per_accumulation_window(result: Results) -> 
 
 
 class Normed(Tiny):
-    """Batch norm, whose buffers are shared at the start of every update; and dropout."""
+    """Batch norm, whose buffers are shared at the start of every step; and dropout."""
 
     def setup(self, fast_init: bool = False) -> None:
         self.net = self.parallelize(nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 1)))
@@ -851,7 +851,7 @@ BUFFERED = [("ddp", False), ("fsdp", False), ("ddp", True), ("fsdp", True)]  # S
 
 @scenario(ranks=2)
 def buffers_at_the_end_of_a_validation(root: Path, world: World) -> dict[str, list[Any]]:
-    """By case and rank, of a run and of one that was stopped between its last update and its last validation."""
+    """By case and rank, of a run and of one that was stopped between its last step and its last validation."""
     found = {}
     for case in BUFFERED:
         strategy, is_averaged = case
@@ -973,7 +973,7 @@ def test_a_checkpoint_of_two_processes_gives_the_average_that_was_validated(resu
 
 
 def four_updates(root: Path, source: str) -> Path:
-    """The checkpoint that was left after four updates: a folder by several processes under FSDP, a file otherwise."""
+    """The checkpoint that was left after four steps: a folder by several processes under FSDP, a file otherwise."""
     return root / f"from-{source}/plain/checkpoints/plain_epoch_0_iter_4{'' if source == 'fsdp' else '.pth'}"
 
 
@@ -1088,7 +1088,7 @@ def test_loggers_are_called_and_closed_on_rank_0_alone(result: Results) -> None:
 
 
 class Polled(Plain):
-    """Lets the ranks communicate at every update."""
+    """Lets the ranks communicate at every step."""
 
     def should_training_stop(self) -> bool:
         return False
@@ -1321,7 +1321,7 @@ def test_a_network_sends_nothing_after_a_fit(result: Results) -> None:
 
 
 class OnOne(Plain):
-    """From the second update on only rank 0 has a loss; that of the third update is not finite."""
+    """From the second step on only rank 0 has a loss; that of the third step is not finite."""
 
     def on_training_batch_start(self, state: Any) -> None:
         self.is_on_all, self.factor = state.step == 0, float("nan") if state.step == 2 else 1.0

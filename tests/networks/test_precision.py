@@ -1,4 +1,4 @@
-"""What happens between a loss and an update, compared with loops by hand: fp16, norms, curves, two optimizers."""
+"""What happens between a loss and a step, compared with loops by hand: fp16, norms, curves, two optimizers."""
 
 import copy
 import itertools
@@ -128,7 +128,7 @@ def test_an_update_whose_gradients_are_not_finite_is_left_out_and_counted() -> N
 
 
 def test_limits_and_log_points_count_the_updates_that_took_place(tmp_path: Path) -> None:
-    """One of two updates that are left out, with one between them, would have been a log point."""
+    """One of two steps that are left out, with one between them, would have been a log point."""
     model = Regression(bad=(6, 8))
     options = {"valid_every_epochs": None, "save_every_steps": 2, "keep_last": -1, "log_every_steps": 2}
     result = quiet(max_steps=12, precision="fp16", root=tmp_path, **options).fit(model, split(1))
@@ -283,13 +283,13 @@ def test_a_checkpoint_of_fp16_goes_on_in_another_format_and_back(tmp_path: Path)
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_norms_are_those_of_a_loop_by_hand(tmp_path: Path, accumulation: int, precision: str) -> None:
-    """At log points only, after unscaling, before clipping; parameters after the update."""
+    """At log points only, after unscaling, before clipping; parameters after the step."""
     options: dict[str, Any] = {"log_grad_norm": "per-parameter", "log_param_norm": "per-parameter"}
     options |= {"accumulation_steps": accumulation, "precision": precision, "clip_norm": 0.1, "log_every_steps": 2}
     quiet(max_epochs=2, root=tmp_path, **options).fit(Regression(), split(4 // accumulation))
     rows = read_rows(tmp_path / "regression")
     found: dict[int, Any] = {}
-    for row in rows:  # After an update that was left out at the end of an epoch, a second row has the same step.
+    for row in rows:  # After a step that was left out at the end of an epoch, a second row has the same step.
         if "train/loss" in row:
             found.setdefault(row["step"], row)
 
@@ -321,7 +321,7 @@ def test_norms_are_those_of_a_loop_by_hand(tmp_path: Path, accumulation: int, pr
     assert set(found) == {2, 4, 5, 6, 8, 10} or precision == "fp16"
     for at, row in found.items():
         norms = {name: value for name, value in row.items() if "_norm" in name}
-        if at % 2 == 1 and precision == "fp16":  # The end of an epoch whose last update was left out: none to measure.
+        if at % 2 == 1 and precision == "fp16":  # The end of an epoch whose last step was left out: none to measure.
             expected[at] = {name: value for name, value in expected[at].items() if name in norms}
         assert norms == pytest.approx(expected[at], rel=1e-5)
         assert "train/param_norm/net.0.weight" in norms
@@ -439,7 +439,7 @@ def test_a_loss_is_not_looked_at_without_check_finite() -> None:
 
 
 def test_the_loss_of_an_update_that_fp16_skips_is_not_judged(tmp_path: Path) -> None:
-    """The last update of an epoch is skipped, where a row and a checkpoint are written."""
+    """The last step of an epoch is skipped, where a row and a checkpoint are written."""
     options: dict[str, Any] = {"log_every_steps": 100, "precision": "fp16", "root": tmp_path}
     result = quiet(max_epochs=3, **options).fit(Silent(bad=(14,)), split())
     first = quiet(max_epochs=3, precision="fp16").fit(Silent(), split()).state.skipped_steps

@@ -39,7 +39,7 @@ def optimizer() -> Optimizer:
 
 
 def stepped(scheduler: Any, steps: int) -> list[float]:
-    """The highest rate that each update would use, of the scheduler itself."""
+    """The highest rate that each step would use, of the scheduler itself."""
     rates = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

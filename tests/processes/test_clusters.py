@@ -106,7 +106,7 @@ class Cluster:
         return subprocess.Popen(["bash", "job.sh"], cwd=self.folder, env=environment)
 
     def wait_for(self, step: int, task: int = 0) -> int:
-        """Wait until a task has begun an update, and return its process."""
+        """Wait until a task has begun a step, and return its process."""
         path = self.folder / f"pid_{task}"
         while True:
             words = path.read_text().split() if path.exists() else []
@@ -161,7 +161,7 @@ def test_a_signal_to_one_task_of_srun_saves_and_another_ends_all_of_them(tmp_pat
 
 
 class Signalled(Tiny):
-    """Gets a signal in its third update."""
+    """Gets a signal in its third step."""
 
     def train_step(self, batch: Any, state: Any) -> None:
         super().train_step(batch, state)
@@ -190,7 +190,7 @@ def test_sigusr1_saves_and_stops_if_the_option_says_so(tmp_path: Path) -> None:
     assert steps_of_checkpoints(tmp_path) == [3]
 
 
-# Sends itself SIGUSR1 in every call of a trainer, where no update is computed, and in the code of the caller.
+# Sends itself SIGUSR1 in every call of a trainer, where no step is computed, and in the code of the caller.
 EVERY_CALL = """
 import os, signal, sys
 from helpers.models import Tiny, data, quiet

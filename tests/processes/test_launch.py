@@ -405,7 +405,7 @@ def test_a_second_ctrl_c_ends_all_at_once(tmp_path: Path) -> None:
     wait_for(tmp_path / "trouble", process)
     os.killpg(process.pid, signal.SIGINT)
     time.sleep(1.0)
-    assert process.poll() is None  # It finishes its update.
+    assert process.poll() is None  # It finishes its step.
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=10)
     assert process.returncode == -signal.SIGINT, errors

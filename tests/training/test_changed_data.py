@@ -118,7 +118,7 @@ class Data:
         return [model.pairs[low:high] for low, high in itertools.pairwise(model.ends)]
 
     def checkpoints(self, root: Path, **options: Any) -> list[tuple[Path, int]]:
-        """Checkpoints after every update, each with the number of samples that were seen until then."""
+        """Checkpoints after every step, each with the number of samples that were seen until then."""
         numbers = []
 
         class Saving(Reading):
@@ -368,7 +368,7 @@ def test_a_split_of_another_kind_waits_for_the_end_of_the_epoch_where_positions_
     before: str, after: str, steps_per_epoch: int | None, tmp_path: Path
 ) -> None:
     options = {"steps_per_epoch": steps_per_epoch}
-    for step in (1, 4, 6):  # Four updates are an epoch here, but no pass.
+    for step in (1, 4, 6):  # Four steps are an epoch here, but no pass.
         root = tmp_path / str(step)
         seen = fit_kind(before, root, max_steps=step, **options)
         is_inside = step < 6 or steps_per_epoch is not None or "Iterable" in before  # Which is not known to have ended.
@@ -386,7 +386,7 @@ def test_a_split_of_another_kind_waits_for_the_end_of_the_epoch_where_positions_
 
 
 def said(before: Data, after: Data, root: Path, step: int, **options: Any) -> list[str]:
-    """The lines about the train split, of a resume after some updates."""
+    """The lines about the train split, of a resume after some steps."""
     before.fit(root, max_steps=step, **options)
     after.fit(root, max_steps=100, max_epochs=9, **options)
     lines = (root / "reading/train.log").read_text().splitlines()
@@ -505,7 +505,7 @@ def test_a_split_that_a_hook_makes_anew_in_every_epoch_is_no_other_one_within_an
 
 
 def test_epochs_of_updates_that_are_not_wanted_any_more_end_first(tmp_path: Path) -> None:
-    """Passes of six updates in epochs of four; then epochs that are passes again."""
+    """Passes of six steps in epochs of four; then epochs that are passes again."""
     whole = Data().epochs(8)
     flat = [*itertools.chain.from_iterable(whole)]
     for step in range(1, 14):

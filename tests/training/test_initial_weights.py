@@ -163,7 +163,7 @@ def test_averaged_weights_are_taken_and_an_average_starts_from_what_was_taken(tm
     fit(model, init_from=path, callbacks=[ema])
     assert same(model.start["net"], averaged)
     assert same(model.evaluated, averaged)
-    assert same(dict(ema.averaged.module.state_dict()), weights(model)["net"])  # A copy, after the first update.
+    assert same(dict(ema.averaged.module.state_dict()), weights(model)["net"])  # A copy, after the first step.
     fit(model, init_from=path, init_parts="all")
     assert same(model.start, state(path))  # Those that the optimizer belongs to.
 

@@ -23,7 +23,7 @@ from helios_lite.checkpoints.folder import CheckpointFolder
 
 
 class Signal(Callback):
-    """Sends this process a signal in the middle of an update."""
+    """Sends this process a signal in the middle of a step."""
 
     def __init__(self, number: int, step: int = 2) -> None:
         self.number, self.step = number, step
@@ -167,7 +167,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize(("context", "persistent"), [("fork", False), ("fork", True), ("forkserver", False)])
 def test_an_exception_ends_a_program_with_loading_processes_at_once(context: str, persistent: bool) -> None:
-    """They are ended by SIGTERM, which they would survive if an update were being finished."""
+    """They are ended by SIGTERM, which they would survive if a step were being finished."""
     script = FAILING.format(tests=str(TESTS), context=context, persistent=persistent)
     done = scripts.run("-c", script, check=False)
     assert time.time() - float(done.stdout) < 5 * scripts.SLOWNESS
@@ -418,7 +418,7 @@ def test_the_file_is_the_moment_of_the_save_even_if_the_weights_change_at_once(t
 
 def test_an_error_in_the_background_surfaces_at_the_next_save_or_at_the_end(tmp_path: Path) -> None:
     class Vanishing(Callback):
-        """Takes away the folder that the checkpoint after the first update is written into."""
+        """Takes away the folder that the checkpoint after the first step is written into."""
 
         def on_training_batch_end(self, state: Any, should_log: bool = False) -> None:
             seen.append(state.step)

@@ -449,7 +449,7 @@ def test_rows_are_written_at_log_points_validations_and_epoch_ends(tmp_path: Pat
 
 
 class Paced(Tiny):
-    """Its first three updates, its validations and its saves take some time."""
+    """Its first three steps, its validations and its saves take some time."""
 
     def train_step(self, batch: Any, state: Any) -> None:
         super().train_step(batch, state)
@@ -543,7 +543,7 @@ def test_an_unknown_one_of_several_reductions_is_an_error_that_names_it() -> Non
 
 
 class Exploding(Tiny):
-    """Its loss is NaN at the fourth update."""
+    """Its loss is NaN at the fourth step."""
 
     def train_step(self, batch: Any, state: Any) -> None:
         super().train_step(batch, state)

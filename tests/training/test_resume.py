@@ -35,7 +35,7 @@ class CutError(Exception):
 
 
 class Cut(Callback):
-    """Ends the run after an update, by an exception or by asking to stop."""
+    """Ends the run after a step, by an exception or by asking to stop."""
 
     def __init__(self, step: int, how: str) -> None:
         self.step, self.how = step, how
@@ -46,7 +46,7 @@ class Cut(Callback):
 
 
 class Stopping(resumable.Rich):
-    """A model that asks to stop after some update."""
+    """A model that asks to stop after some step."""
 
     stop_at = 0
     asked = False
@@ -160,7 +160,7 @@ def test_a_resume_that_only_extends_max_epochs(tmp_path: Path, uninterrupted: di
 
 
 def test_early_stopping_counts_on_over_resumes(tmp_path: Path) -> None:
-    """The same run with patience, once whole and once in pieces, stops at the same update."""
+    """The same run with patience, once whole and once in pieces, stops at the same step."""
     options: dict[str, Any] = {"max_epochs": 30, "patience": 3}
     for name in ("whole", "pieces"):
         (tmp_path / name).mkdir()

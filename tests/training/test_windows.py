@@ -1,4 +1,4 @@
-"""Accumulation windows: each begins without gradients, and one in which no optimizer has stepped is no update."""
+"""Accumulation windows: each begins without gradients, and one in which no optimizer has stepped is no step."""
 
 import json
 import logging
@@ -164,7 +164,7 @@ def test_losses_with_a_weight_and_without_are_an_error_in_an_update_of_several_b
     model = Weighted(*weights)
     fit(model, [1, 1], 1)
     assert model.nets[0].weight.item() == -4.0
-    with pytest.raises(RuntimeError, match="losses with a weight and losses without one are in the same update"):
+    with pytest.raises(RuntimeError, match="losses with a weight and losses without one are in the same step"):
         fit(Weighted(*weights), [1, 1], 2)
 
 

@@ -1,4 +1,4 @@
-"""Runs a program against relations that hold for every right training program, to find errors that raise none."""
+"""Runs a program against relations that hold for every right training program, to find silent bugs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def audit(
 ) -> list[Finding]:
     """Return a finding for each relation, in their order. The run folder of the program is not used.
 
-    Each relation trains the program for a few updates in a scratch folder, in fresh processes, with small epochs and
+    Each relation trains the program for a few steps in a scratch folder, in fresh processes, with small epochs and
     few validation batches. The program is called there, so a script needs `if __name__ == "__main__":` around the call.
     Loggers, `compile` and sharding are left out; callbacks are kept.
 

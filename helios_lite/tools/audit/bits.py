@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from helios_lite.tools.audit.processes import Trials
-from helios_lite.tools.audit.record import Record, Update
+from helios_lite.tools.audit.record import Record, Step
 from helios_lite.tools.audit.trial import WITHOUT_VALIDATION, Break, NotApplicable, Trial
 
 BASE = Trial(records_bits=True)
@@ -16,7 +16,7 @@ BASE = Trial(records_bits=True)
 def base(trials: Trials) -> Record:
     """Return the record of the program as it is; `NotApplicable` if it does not train."""
     record = trials.kept(BASE).checked("the training itself", NotApplicable)
-    if not record.updates:
+    if not record.steps:
         raise NotApplicable("the training makes no step")
     return record
 
@@ -26,14 +26,14 @@ def check_repeat(trials: Trials) -> str:
     expected = base(trials)
     _compare(expected, trials.run(BASE), "in the second process")
     _compare(expected, trials.run(_base_with(changes_hash_seed=True)), "with other hashes of strings")
-    return f"{len(expected.updates)} steps in several processes, one of them with other hashes of strings"
+    return f"{len(expected.steps)} steps in several processes, one of them with other hashes of strings"
 
 
 def check_resume(trials: Trials) -> str:
     """End the training twice as a crash would, once inside and once at the end of an epoch, and go on."""
     expected = base(trials)
     saving = {"save_every_steps": 1, "keep_last": 1}
-    total = len(expected.updates)
+    total = len(expected.steps)
     cuts = [cut for cut in (3, 8) if cut < total]
     if not cuts:
         raise NotApplicable(f"the training ends after {total} steps")
@@ -42,9 +42,9 @@ def check_resume(trials: Trials) -> str:
         part = trials.run(_base_with(options=saving, ends_after=end), folder="cut")
         parts.append(part.checked(f"{'the resume after' if i else 'the training before'} the crash"))
     for cut, part in zip(cuts, parts[1:], strict=True):
-        if part.updates and part.first_update != cut + 1:
-            raise Break(f"the resume after step {cut} went on with step {part.first_update}")
-    joined = Record(updates=[update for part in parts for update in part.updates])
+        if part.steps and part.first_step != cut + 1:
+            raise Break(f"the resume after step {cut} went on with step {part.first_step}")
+    joined = Record(steps=[step for part in parts for step in part.steps])
     _compare(expected, joined, f"after a resume (crashes after the steps {' and '.join(map(str, cuts))})")
     return f"crashes after the steps {' and '.join(map(str, cuts))} of {total}, then a resume"
 
@@ -64,18 +64,18 @@ def check_workers(trials: Trials) -> str:
 
 
 def check_validation(trials: Trials) -> str:
-    """Train with a validation after every update, and without any."""
+    """Train with a validation after every step, and without any."""
     if not base(trials).facts.has_valid:
         raise NotApplicable("there is no validation split")
     never, often = (
         trials.run(_base_with(options=options)).checked("a training of this kind", NotApplicable)
         for options in (WITHOUT_VALIDATION, {**WITHOUT_VALIDATION, "valid_every_steps": 1})
     )
-    for i, (a, b) in enumerate(zip(often.updates, never.updates, strict=False)):
-        if repr(a.rates) != repr(b.rates) and (i == 0 or often.updates[i - 1].losses == never.updates[i - 1].losses):
+    for i, (a, b) in enumerate(zip(often.steps, never.steps, strict=False)):
+        if repr(a.rates) != repr(b.rates) and (i == 0 or often.steps[i - 1].losses == never.steps[i - 1].losses):
             raise NotApplicable("the learning rate depends on the validations")
     _compare(never, often, "with a validation after every step")
-    return f"{len(never.updates)} steps with {len(often.validations)} validations, and without any"
+    return f"{len(never.steps)} steps with {len(often.validations)} validations, and without any"
 
 
 def _base_with(**changes: Any) -> Trial:
@@ -92,11 +92,11 @@ def _compare(expected: Record, found: Record, when: str) -> None:
         when: how the other trial differs, for the message.
     """
     found.checked(f"{when} the training")
-    for i, (a, b) in enumerate(zip(expected.updates, found.updates, strict=False)):
+    for i, (a, b) in enumerate(zip(expected.steps, found.steps, strict=False)):
         if (difference := _difference(a, b)) is not None:
             raise Break(f"{when} step {i + 1} differs: {difference}")
-    if len(expected.updates) != len(found.updates):
-        raise Break(f"{when} there are {len(found.updates)} steps, otherwise {len(expected.updates)}")
+    if len(expected.steps) != len(found.steps):
+        raise Break(f"{when} there are {len(found.steps)} steps, otherwise {len(expected.steps)}")
     for i, (before, after) in enumerate(zip(expected.validations, found.validations, strict=False)):
         if len(expected.validations) == len(found.validations) and _measured(before) != _measured(after):
             names = [name for name in before if before[name] != after.get(name)]
@@ -108,8 +108,8 @@ def _measured(metrics: dict[str, float]) -> dict[str, str]:
     return {name: repr(value) for name, value in metrics.items()}
 
 
-def _difference(a: Update, b: Update) -> str | None:
-    """Return what differs first, in the order in which an update computes it."""
+def _difference(a: Step, b: Step) -> str | None:
+    """Return what differs first, in the order in which a step computes it."""
     if a.batches != b.batches:
         return "its batch is another one"
     if repr(a.rates) != repr(b.rates):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from helios_lite.tools.audit.bits import BASE, base
 from helios_lite.tools.audit.processes import Trials
-from helios_lite.tools.audit.trial import EPOCH_UPDATES, WITHOUT_WORKERS, Break, NotApplicable, Trial
+from helios_lite.tools.audit.trial import EPOCH_STEPS, WITHOUT_WORKERS, Break, NotApplicable, Trial
 
 _TOLERANCE = 1e-5  # Relative difference of metrics that were computed again in another process.
-_WATCHED = Trial(EPOCH_UPDATES, train=WITHOUT_WORKERS, valid=WITHOUT_WORKERS, reads_samples=True, watches_modes=True)
+_WATCHED = Trial(EPOCH_STEPS, train=WITHOUT_WORKERS, valid=WITHOUT_WORKERS, reads_samples=True, watches_modes=True)
 """One epoch that is watched closely."""
 
 
@@ -117,7 +117,7 @@ def check_checkpoint(trials: Trials) -> str:
     if not base(trials).facts.has_valid:
         raise NotApplicable("there is no validation split")
     saving = {"valid_every_steps": 1, "save_every_steps": 1}
-    saved = trials.run(Trial(EPOCH_UPDATES, options=saving), folder="loaded").checked("an epoch", NotApplicable)
+    saved = trials.run(Trial(EPOCH_STEPS, options=saving), folder="loaded").checked("an epoch", NotApplicable)
     if not saved.validations:
         raise NotApplicable("an epoch has no validation")
     loaded = trials.run(Trial(loads_checkpoint=True), folder="loaded")

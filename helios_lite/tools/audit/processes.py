@@ -20,7 +20,7 @@ from helios_lite.processes.forkserver import fresh_process
 from helios_lite.processes.launch import NO_GUARD_STATUS, NO_GUARD_TEXT
 from helios_lite.tools.audit.record import Record
 from helios_lite.tools.audit.recorder import Enough, Recorder
-from helios_lite.tools.audit.trial import EPOCH_UPDATES, Source, Trial
+from helios_lite.tools.audit.trial import EPOCH_STEPS, Source, Trial
 from helios_lite.trainer import Trainer
 
 _RUN = "run"  # The name of the run folder of a trial.
@@ -194,11 +194,11 @@ def _options(trainer: Trainer, trial: Trial, folder: Path) -> dict[str, Any]:
         "run_name": _RUN,
         "resume": "auto",
         "fast_dev_run": False,
-        "max_epochs": None if trainer.max_epochs is None else max(trainer.max_epochs, trial.updates),
-        "max_steps": trial.updates,
+        "max_epochs": None if trainer.max_epochs is None else max(trainer.max_epochs, trial.steps),
+        "max_steps": trial.steps,
         "max_minutes": None,
-        "steps_per_epoch": EPOCH_UPDATES if is_endless else None,
-        "limit_train_batches": None if is_endless else EPOCH_UPDATES * trainer.accumulation_steps,
+        "steps_per_epoch": EPOCH_STEPS if is_endless else None,
+        "limit_train_batches": None if is_endless else EPOCH_STEPS * trainer.accumulation_steps,
         "limit_valid_batches": 2,
         "overfit_batches": None,
         "valid_every_epochs": 1,

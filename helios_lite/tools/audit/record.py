@@ -27,7 +27,7 @@ class Facts:
         is_valid_map_style: whether all validation splits are Splits of map-style datasets.
         valid_batch_size, valid_length: the largest batch size and the shortest length of these.
         num_losses: the losses that one `train_step` passes to `Model.backward`.
-        carries_state: whether a second call of `train_step` with a batch has another loss, without an update.
+        carries_state: whether a second call of `train_step` with the same batch and weights has another loss.
         draws_in_training, draws_in_validation: whether the steps use random numbers, in evaluation mode.
         num_optimizers: the optimizers that have stepped.
         precision, accumulation_steps: the options.
@@ -51,13 +51,13 @@ class Facts:
 
 
 @dataclasses.dataclass(frozen=True)
-class Update:
-    """What happened in one update.
+class Step:
+    """What happened in one step.
 
     Attributes:
         batches: a digest of each micro-batch, if the trial records bits.
         losses: the value and the weight of each loss that was passed to `backward`.
-        state: digests of the leaves of `Model.state_dict` after the update, by name, if the trial records bits.
+        state: digests of the leaves of `Model.state_dict` after the step, by name, if the trial records bits.
         rates: the learning rates of all parameter groups that stepped.
         gradients: the gradients that the optimizers used, by parameter, if the trial records them.
     """
@@ -99,8 +99,8 @@ class Record:
 
     Attributes:
         facts: what is to know of the program.
-        updates: the updates, from the one on with which the process began.
-        first_update: the number of the first of them, from 1.
+        steps: the steps, from the one on with which the process began.
+        first_step: the number of the first of them, from 1.
         validations: the metrics of each validation, in order, with that of the sanity check.
         reduced: how each metric of `log` is reduced.
         samples: what reading the samples has shown, by split.
@@ -109,16 +109,16 @@ class Record:
         modes: of each module with modes and of functional dropout: the modes ("training", "evaluation") in the steps
             "train" and "valid", and "is_frozen".
         moved: buffers of frozen parts that have changed.
-        not_finite_batch: the update and place of a value in a batch that is not finite, "" if there is none, or if the
+        not_finite_batch: the step and place of a value in a batch that is not finite, "" if there is none, or if the
             trial does not record bits.
         error: the exception that has ended the trial, "" if there is none.
         is_late: whether the trial was ended at its deadline, which says nothing about the program.
-        held_out: the loss of samples that are not trained on, before the first update and then after every eighth.
+        held_out: the loss of samples that are not trained on, before the first step and then after every eighth.
     """
 
     facts: Facts = dataclasses.field(default_factory=Facts)
-    updates: list[Update] = dataclasses.field(default_factory=list)
-    first_update: int = 1
+    steps: list[Step] = dataclasses.field(default_factory=list)
+    first_step: int = 1
     validations: list[dict[str, float]] = dataclasses.field(default_factory=list)
     reduced: dict[str, str] = dataclasses.field(default_factory=dict)
     samples: dict[str, SampleRead] = dataclasses.field(default_factory=dict)
@@ -131,8 +131,8 @@ class Record:
     held_out: list[float] = dataclasses.field(default_factory=list)
 
     def mean_losses(self) -> list[float]:
-        """Return the mean loss of each update."""
-        return [update.mean_loss() for update in self.updates]
+        """Return the mean loss of each step."""
+        return [step.mean_loss() for step in self.steps]
 
     def checked(self, what: str, raises: type[Exception] = Break) -> Record:
         """Return this record of a trial that has succeeded.

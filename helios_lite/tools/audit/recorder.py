@@ -18,7 +18,7 @@ from helios_lite.model_internals.step_tap import Loss, StepTap
 from helios_lite.nested import leaves
 from helios_lite.state import TrainingState
 from helios_lite.tools.audit.program_data import SampleReader, change_splits, describe_splits
-from helios_lite.tools.audit.record import Facts, Record, SampleRead, Update, digest, place_not_finite
+from helios_lite.tools.audit.record import Facts, Record, SampleRead, Step, digest, place_not_finite
 from helios_lite.tools.audit.trial import Trial
 from helios_lite.tools.audit.watches import ModeWatch, OptimizerWatch, frozen_buffers
 
@@ -39,11 +39,11 @@ class Recorder(Callback):
     def __init__(self, trial: Trial) -> None:
         self._trial = trial
         self._facts: dict[str, Any] = {}
-        self._updates: list[Update] = []
-        self._first_update = 1
-        self._batches: list[str] = []  # Of the present update, as the losses.
+        self._steps: list[Step] = []
+        self._first_step = 1
+        self._batches: list[str] = []  # Of the present step, as the losses.
         self._losses: list[Loss] = []
-        self._mean_losses: list[float] = []  # Of the updates.
+        self._mean_losses: list[float] = []  # Of the steps.
         self._validations: list[dict[str, float]] = []
         self._reduced: dict[str, str] = {}
         self._samples: dict[str, SampleRead] = {}
@@ -66,8 +66,8 @@ class Recorder(Callback):
         """Return what has been recorded."""
         return Record(
             facts=Facts(**self._facts, num_optimizers=self._optimizers.num_stepped()),
-            updates=self._updates,
-            first_update=self._first_update,
+            steps=self._steps,
+            first_step=self._first_step,
             validations=self._validations,
             reduced=self._reduced,
             samples=self._samples,
@@ -113,20 +113,20 @@ class Recorder(Callback):
             scaler.update(trial.loss_scale)
 
     def on_training_batch_start(self, state: TrainingState) -> None:
-        """End the trial if it has enough updates."""
-        if not self._updates:
-            self._first_update = state.step + 1
+        """End the trial if it has enough steps."""
+        if not self._steps:
+            self._first_step = state.step + 1
         if self._trial.ends_after is not None and state.step >= self._trial.ends_after:
             raise Enough
 
     def on_training_batch_end(self, state: TrainingState, should_log: bool = False) -> None:
-        """Record the update, if the batch has completed it."""
-        if state.step < self._first_update + len(self._updates):
+        """Record the step, if the batch has completed it."""
+        if state.step < self._first_step + len(self._steps):
             return
         content = self.model.state_dict() if self._trial.records_bits else {}
         digests = {name: digest(leaf) for name, leaf in leaves(content)} if content else {}
-        self._updates.append(Update(self._batches, [*self._losses], digests, *self._optimizers.take_update()))
-        self._mean_losses.append(self._updates[-1].mean_loss())
+        self._steps.append(Step(self._batches, [*self._losses], digests, *self._optimizers.take_step()))
+        self._mean_losses.append(self._steps[-1].mean_loss())
         self._batches = []
         self._losses.clear()
         with torch.no_grad():
@@ -161,7 +161,7 @@ class Recorder(Callback):
         if trial.is_evaluating:
             for net in named_networks(self.model).values():
                 net.eval()
-        if trial.holds_out and len(self._updates) % 8 == 0:
+        if trial.holds_out and len(self._steps) % 8 == 0:
             losses = self._probe(self.model.batch_to_device(self._held_out, "train"), state)
             self._held_out_losses.append(sum(value for value, _ in losses) / max(1, len(losses)))
         if trial.repeats > 0:
@@ -171,7 +171,7 @@ class Recorder(Callback):
             self._tap.train_step(batch, state)
 
     def _repeat(self, batch: Any, state: TrainingState) -> None:
-        """Call the step several times without an update; note whether it uses random numbers or its own past."""
+        """Call `train_step` several times without a change of weights; note whether it draws or uses its past."""
         states = _rng_states()
         repeated = [self._probe(batch, state) for _ in range(self._trial.repeats)]
         draws = _rng_states() != states
@@ -182,7 +182,7 @@ class Recorder(Callback):
         self._facts["carries_state"] = carries or self._facts.get("carries_state", False)
 
     def _probe(self, batch: Any, state: TrainingState) -> list[Loss]:
-        """Return the losses of a batch, and update nothing."""
+        """Return the losses of a batch, and change nothing."""
         with self._tap.probing() as losses:
             self._tap.train_step(batch, state)
         return losses

@@ -14,7 +14,7 @@ from helios_lite.tools.audit.bits import base
 from helios_lite.tools.audit.processes import Trials
 from helios_lite.tools.audit.record import Facts, Record
 from helios_lite.tools.audit.trial import (
-    EPOCH_UPDATES,
+    EPOCH_STEPS,
     WITHOUT_VALIDATION,
     WITHOUT_WORKERS,
     Break,
@@ -27,7 +27,7 @@ TOLERANCE = 1e-3
 SCALE_TOLERANCE = 0.05  # The same for gradients of fp16, whose small values are rounded away.
 REPEATS = 24  # How often something random is repeated for its mean.
 STANDARD_ERRORS = 5.0  # By how many of them two means must differ.
-_PROBE = Trial(updates=2, options=WITHOUT_VALIDATION, is_evaluating=True, repeats=2)
+_PROBE = Trial(steps=2, options=WITHOUT_VALIDATION, is_evaluating=True, repeats=2)
 """The same batch twice."""
 _TRAINING_ONLY = {**WITHOUT_VALIDATION, "limit_valid_batches": None, "steps_per_epoch": None}
 _COMPARABLE = {**_TRAINING_ONLY, "precision": "fp32", "clip_norm": None}
@@ -60,7 +60,7 @@ def check_accumulation(trials: Trials) -> str:
     large = _gradients(trials, facts, f"a batch of {size * window}", size * window, 1)
     small = _gradients(trials, facts, f"{window} micro-batches of {size}", size, window)
     _compare_gradients(large, small, f"with {window} micro-batches of {size} for a batch of {size * window}", facts)
-    return f"gradients of {len(large.updates)} steps: one batch of {size * window}, {window} of {size}"
+    return f"gradients of {len(large.steps)} steps: one batch of {size * window}, {window} of {size}"
 
 
 def check_devices(trials: Trials) -> str:
@@ -76,23 +76,23 @@ def check_devices(trials: Trials) -> str:
     one = _gradients(trials, facts, f"one process, {size * number}", size * number, 1, options)
     several = _gradients(trials, facts, f"{number} processes, {size}", size, 1, options, number)
     _compare_gradients(one, several, f"with {number} processes", facts)
-    return f"gradients of {len(one.updates)} steps: batches of {size * number}, or of {size} in {number} processes"
+    return f"gradients of {len(one.steps)} steps: batches of {size * number}, or of {size} in {number} processes"
 
 
 def _gradients(
     trials: Trials, facts: Facts, name: str, size: int, window: int, options: Any = None, processes: int = 1
 ) -> Record:
-    """Return the gradients of updates at the initial weights; the last window of samples is not full."""
+    """Return the gradients of steps at the initial weights; the last window of samples is not full."""
     total = size * window * processes
-    length = (EPOCH_UPDATES - 1) * total + total // 2 + 1
+    length = (EPOCH_STEPS - 1) * total + total // 2 + 1
     if facts.draws_in_training:
         limits: dict[str, Any] = {"overfit_batches": window, "limit_train_batches": None}
     else:
-        limits = {"limit_train_batches": EPOCH_UPDATES * window}
+        limits = {"limit_train_batches": EPOCH_STEPS * window}
     if facts.train_kind == "iterable":
         length = 0
     trial = Trial(
-        updates=REPEATS if facts.draws_in_training else EPOCH_UPDATES,
+        steps=REPEATS if facts.draws_in_training else EPOCH_STEPS,
         options={**_COMPARABLE, "accumulation_steps": window, **limits, **(options or {})},
         train={**WITHOUT_WORKERS, "batch_size": size},
         train_samples=length or None,
@@ -108,13 +108,13 @@ def _compare_gradients(expected: Record, found: Record, when: str, facts: Facts)
     if facts.draws_in_training:
         _compare_means(expected, found, when)
         return
-    for i, (a, b) in enumerate(zip(expected.updates, found.updates, strict=False)):
+    for i, (a, b) in enumerate(zip(expected.steps, found.steps, strict=False)):
         if repr(a.rates) != repr(b.rates):
             raise Break(f"{when} step {i + 1} has the learning rate {b.rates[:1]}, otherwise {a.rates[:1]}")
         if (difference := _largest_difference(a.gradients, b.gradients)) is not None:
             raise Break(f"{when} the gradient of step {i + 1} differs: {difference}")
-    if len(expected.updates) != len(found.updates):
-        raise Break(f"{when} the epoch has {len(found.updates)} steps, otherwise {len(expected.updates)}")
+    if len(expected.steps) != len(found.steps):
+        raise Break(f"{when} the epoch has {len(found.steps)} steps, otherwise {len(expected.steps)}")
 
 
 def _largest_difference(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: float = TOLERANCE) -> str | None:
@@ -132,10 +132,10 @@ def _largest_difference(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: f
 
 
 def _compare_means(expected: Record, found: Record, when: str) -> None:
-    """Compare mean gradients over repeated updates, by their standard errors."""
+    """Compare mean gradients over repeated steps, by their standard errors."""
     means, errors = [], []
     for record in (expected, found):
-        rows = torch.stack([_flat(update.gradients) for update in record.updates if update.gradients])
+        rows = torch.stack([_flat(step.gradients) for step in record.steps if step.gradients])
         means.append(rows.mean(0))
         errors.append(float(rows.var(0).sum()) / len(rows))
     if means[0].shape != means[1].shape:
@@ -144,7 +144,7 @@ def _compare_means(expected: Record, found: Record, when: str) -> None:
     error = math.sqrt(errors[0] + errors[1])
     if distance > STANDARD_ERRORS * error + TOLERANCE * float(means[0].norm()):
         raise Break(
-            f"{when} the mean gradient over {len(expected.updates)} repetitions differs by {distance:.3g}, "
+            f"{when} the mean gradient over {len(expected.steps)} repetitions differs by {distance:.3g}, "
             f"{distance / error:.1f} standard errors"
         )
 
@@ -179,14 +179,14 @@ def check_samples_alone(trials: Trials) -> str:
     return f"{size} samples together and alone" + (f", {REPEATS} times" if facts.draws_in_training else "")
 
 
-def _losses(trials: Trials, facts: Facts, size: int, updates: int) -> Record:
+def _losses(trials: Trials, facts: Facts, size: int, steps: int) -> Record:
     repeats = REPEATS if facts.draws_in_training else 1
-    limit = None if facts.train_kind == "map" else updates
+    limit = None if facts.train_kind == "map" else steps
     trial = Trial(
-        updates=updates,
+        steps=steps,
         options={**_COMPARABLE, "accumulation_steps": 1, "limit_train_batches": limit},
         train={**WITHOUT_WORKERS, "batch_size": size, "drop_last": False},
-        train_samples=size * updates,
+        train_samples=size * steps,
         is_evaluating=True,
         keeps_weights=True,
         repeats=repeats,
@@ -197,8 +197,8 @@ def _losses(trials: Trials, facts: Facts, size: int, updates: int) -> Record:
 def _weighted_mean(record: Record, position: int, num_losses: int, sizes: list[int]) -> tuple[float, float, float]:
     """Return the mean of a loss over all batches, its standard error, and the sum of the weights."""
     total = variance = weights = 0.0
-    for update, size in zip(record.updates, sizes, strict=True):
-        losses = update.losses[position::num_losses]
+    for step, size in zip(record.steps, sizes, strict=True):
+        losses = step.losses[position::num_losses]
         values = torch.tensor([value for value, _ in losses], dtype=torch.float64)
         weight = losses[0][1]
         weight = float(size) if weight is None else weight
@@ -240,7 +240,7 @@ def _validated(trials: Trials, size: int, length: int) -> Record:
     """Return the record of a training that begins with a validation of the first samples."""
     options = {**WITHOUT_VALIDATION, "sanity_batches": length, "limit_valid_batches": None, "precision": "fp32"}
     trial = Trial(
-        updates=1,
+        steps=1,
         options={**options, "valid_every_steps": 1_000_000},
         valid={**WITHOUT_WORKERS, "batch_size": size, "drop_last": False},
         valid_samples=length,
@@ -259,12 +259,12 @@ def check_loss_scale(trials: Trials) -> str:
     scales = (2.0**14, 2.0**7)
     records = []
     for scale in scales:
-        trial = Trial(updates=1, loss_scale=scale, records_gradients=True, is_evaluating=True)
+        trial = Trial(steps=1, loss_scale=scale, records_gradients=True, is_evaluating=True)
         record = trials.run(trial).checked(f"the training with the scale {scale:g}", NotApplicable)
-        if not record.updates:
+        if not record.steps:
             raise NotApplicable(f"with the scale {scale:g} there is no step")
         records.append(record)
-    a, b = (record.updates[0].gradients for record in records)
+    a, b = (record.steps[0].gradients for record in records)
     if (difference := _largest_difference(a, b, SCALE_TOLERANCE)) is not None:
         raise Break(f"with the scale {scales[1]:g} in place of {scales[0]:g} the gradient differs: {difference}")
     return f"gradients with the scales {scales[0]:g} and {scales[1]:g}"

@@ -12,8 +12,8 @@ from helios_lite.data import DataModule
 from helios_lite.model import Model
 from helios_lite.trainer import Trainer
 
-EPOCH_UPDATES = 4
-"""The updates of an epoch of a trial, so that a few updates pass the end of an epoch."""
+EPOCH_STEPS = 4
+"""The steps of an epoch of a trial, so that a few steps pass the end of an epoch."""
 WITHOUT_VALIDATION: Mapping[str, Any] = {"valid_every_epochs": None, "monitor": None, "sanity_batches": 0}
 """Options of a trial that only trains."""
 WITHOUT_WORKERS: Mapping[str, Any] = {"num_workers": 0}
@@ -43,30 +43,30 @@ class Trial:
     """What is changed in the program, and what is recorded.
 
     Attributes:
-        updates: the number of updates.
+        steps: the number of steps.
         options: options of the trainer that replace those of all trials.
         train, valid: values that replace those of the train Split, and of each validation Split.
         train_samples, valid_samples: use this many samples from the start of a map-style dataset; None for all.
         holds_out: train on every other sample only, and record the loss of some of the samples that are left out.
         is_evaluating: whether the networks are in evaluation mode in `train_step`: then dropout does nothing, and batch
             normalization uses its running statistics, so that no sample should look at another.
-        keeps_weights: whether the networks get their initial weights back after every update, so that the gradients of
-            all updates belong to the same weights.
-        repeats: how often each `train_step` is called with its batch, without any update; 0 trains as usual.
+        keeps_weights: whether the networks get their initial weights back after every step, so that the gradients of
+            all steps belong to the same weights.
+        repeats: how often each `train_step` is called with its batch, while no weight changes; 0 trains as usual.
         records_bits: whether digests of batches and of the state are recorded, to compare them bit for bit, and where a
             batch is not finite.
         records_gradients, reads_samples, watches_modes: what is recorded beside the losses.
         loss_scale: the scale of fp16 at the start; None for the usual one.
-        ends_after: raise `Enough` at the first batch after this update; None trains to the end of `updates`.
-        ends_when: a function of a module that is given the mean losses of the updates so far, and those of the samples
-            that are left out: the trial ends after the first update for which it returns True.
+        ends_after: raise `Enough` at the first batch after this step; None trains to the end of `steps`.
+        ends_when: a function of a module that is given the mean losses of the steps so far, and those of the samples
+            that are left out: the trial ends after the first step for which it returns True.
         processes: the number of processes.
         changes_hash_seed: start a new interpreter, whose hashes of strings differ.
         loads_checkpoint: build the model with `load_from_checkpoint` from the newest checkpoint of an earlier trial in
             the same folder, and only validate it.
     """
 
-    updates: int = 10
+    steps: int = 10
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     train: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     valid: Mapping[str, Any] = dataclasses.field(default_factory=dict)

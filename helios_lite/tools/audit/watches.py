@@ -136,7 +136,7 @@ class OptimizerWatch:
         keeps_gradients: whether the gradients are kept, and not only looked at.
 
     Attributes:
-        rates, gradients: the learning rate of each group, and the gradient of each parameter, in the present update.
+        rates, gradients: the learning rate of each group, and the gradient of each parameter, in the present step.
     """
 
     def __init__(self, keeps_gradients: bool) -> None:
@@ -155,8 +155,8 @@ class OptimizerWatch:
         for name, net in networks.items():
             self._names.update((id(parameter), f"{name}.{path}") for path, parameter in net.named_parameters())
 
-    def take_update(self) -> tuple[list[float], dict[str, Tensor]]:
-        """Return the rates and gradients of the update that has ended."""
+    def take_step(self) -> tuple[list[float], dict[str, Tensor]]:
+        """Return the rates and gradients of the step that has ended."""
         taken = self.rates, self.gradients
         self.rates, self.gradients = [], {}
         return taken

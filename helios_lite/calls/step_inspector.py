@@ -1,4 +1,4 @@
-"""Looks at one update of a training, and ends the training after it; finds what is not finite in it."""
+"""Looks at one step of a training, and ends the training after it; finds what is not finite in it."""
 
 from __future__ import annotations
 
@@ -105,15 +105,15 @@ _TOLERANCE = 1e-3  # Relative difference of a batch's loss and the mean of its s
 
 
 class Inspected(Exception):
-    """Raised after the update, to end the training."""
+    """Raised after the step, to end the training."""
 
 
-class EarlierUpdateFound(Exception):
-    """Raised after an update before the one to inspect whose loss is not finite; its argument is the number."""
+class EarlierStepFound(Exception):
+    """Raised after a step before the one to inspect whose loss is not finite; its argument is the number."""
 
 
 class _Part(NamedTuple):
-    """A micro-batch of the update, on the device, and what is needed to compute it again."""
+    """A micro-batch of the step, on the device, and what is needed to compute it again."""
 
     data: Any
     size: int
@@ -122,16 +122,16 @@ class _Part(NamedTuple):
     losses: list[Loss]
 
 
-class UpdateInspector(Callback):
-    """Records one update; it must be the last callback. Nothing is touched before the update is done.
+class StepInspector(Callback):
+    """Records one step; it must be the last callback. Nothing is touched before the step is done.
 
     What needs more than looking (the losses of samples, the first module that is not finite) is computed again
-    afterwards, from the weights and the RNG states before the update.
+    afterwards, from the weights and the RNG states before the step.
 
     Args:
-        step: the number of the update, from 1.
-        started_at: the update after which the training begins.
-        checks_finite: whether to look for an earlier update whose loss is not finite.
+        step: the number of the step, from 1.
+        started_at: the step after which the training begins.
+        checks_finite: whether to look for an earlier step whose loss is not finite.
     """
 
     def __init__(self, step: int, started_at: int, checks_finite: bool) -> None:
@@ -143,7 +143,7 @@ class UpdateInspector(Callback):
             on_log=self._note_log,
             before_step=self._note_step,
         )
-        self._num_done = 0  # Updates before the present batch.
+        self._num_done = 0  # Steps before the present batch.
         self._parts: list[_Part] = []
         self._before: list[Tensor] = []
         self._names: dict[int, str] = {}
@@ -168,7 +168,7 @@ class UpdateInspector(Callback):
         self._tap.attach(self.model)
 
     def on_training_batch_start(self, state: TrainingState) -> None:
-        """Begin to record, if the update to inspect begins."""
+        """Begin to record, if the step to inspect begins."""
         self._num_done = state.step
         if state.step != self._step - 1:
             return
@@ -182,7 +182,7 @@ class UpdateInspector(Callback):
         precision.add_gradient_report(self._note_gradients)
 
     def on_training_batch_end(self, state: TrainingState, should_log: bool = False) -> None:
-        """End the training after the update to inspect, or after an earlier one whose loss is not finite."""
+        """End the training after the step to inspect, or after an earlier one whose loss is not finite."""
         if state.step >= self._step:
             self.result = self._inspect(state)
             raise Inspected
@@ -191,7 +191,7 @@ class UpdateInspector(Callback):
         if self._records or not self._checks_finite:
             return
         if any(world.gather(loss is not None and not math.isfinite(float(loss.detach())))):
-            raise EarlierUpdateFound(self._num_done + 1)
+            raise EarlierStepFound(self._num_done + 1)
 
     # What the model and its optimizers call.
 
@@ -223,10 +223,10 @@ class UpdateInspector(Callback):
             name = self._names.get(id(parameter), "a parameter of no network")
             self._norms.setdefault(name, float(full_tensor(parameter.grad.detach().float().norm())))
 
-    # After the update.
+    # After the step.
 
     def _inspect(self, state: TrainingState) -> Replay:
-        """Return what the update shows. Call on every rank."""
+        """Return what the step shows. Call on every rank."""
         world = self.model._context.world
         numbers = [*self._norms.values(), *(loss for part in self._parts for loss, _ in part.losses)]
         finite_parts = [samples_not_finite(part.data, part.size) for part in self._parts]
@@ -277,7 +277,7 @@ class UpdateInspector(Callback):
                 value.copy_(kept)
 
     def _find_first_not_finite(self, state: TrainingState) -> str | None:
-        """Compute the update again, and return the first module that is not finite. Call on every rank."""
+        """Compute the step again, and return the first module that is not finite. Call on every rank."""
         self._write_back(self._before)
         finder = NotFiniteFinder()
         with (
