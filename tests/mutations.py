@@ -1042,6 +1042,12 @@ MUTATIONS = [
         "signal.signal(signal.SIGUSR2, signals.do_nothing)",
         HANGS + "test_a_loading_process_writes_its_stack",
     ),
+    Mutation(
+        "loading/workers.py",
+        "isinstance(info.dataset, SeededDataset)",
+        "False",
+        LOADERS + "test_a_worker_init_fn_finds_and_changes_the_dataset_that_the_worker_reads",
+    ),
     # Where two runs diverged.
     Mutation("tools/diff.py", "if found[0] not in _WHERE_ONLY", "if not found", DIFF + "[option]"),
     Mutation("tools/diff.py", "order = sample_order", "order = range(length) or sample_order", DIFF + "[one sample]"),

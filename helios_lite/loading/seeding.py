@@ -79,7 +79,7 @@ class SeededDataset(Dataset[Any]):
     first index. A worker tells the dataset the epoch of the batches that it reads.
 
     Args:
-        dataset: a map-style dataset.
+        dataset: a map-style dataset, also an attribute.
         collate: makes a batch from a list of samples; PyTorch's `default_collate` if None.
         seeds: whether RNG states are seeded at all.
         tells_epochs: whether the dataset is told the epoch; in the training process the loader has told it.
@@ -92,7 +92,7 @@ class SeededDataset(Dataset[Any]):
         seeds: bool = True,
         tells_epochs: bool = False,
     ) -> None:
-        self._dataset = dataset
+        self.dataset = dataset
         self._collate = collate
         self._seeds, self._tells_epochs = seeds, tells_epochs
         self._epoch: int | None = None  # That a worker has told the dataset last.
@@ -102,7 +102,7 @@ class SeededDataset(Dataset[Any]):
         seed, epoch, indices = position
         if get_worker_info() is not None:
             if self._tells_epochs and epoch != self._epoch:
-                set_epoch(self._dataset, epoch)
+                set_epoch(self.dataset, epoch)
                 self._epoch = epoch
             return self._fetch(seed, indices)
         if not self._seeds:
@@ -113,17 +113,17 @@ class SeededDataset(Dataset[Any]):
 
     def _fetch(self, seed: int, indices: list[int]) -> Any:
         if not self._seeds:
-            reads = getattr(self._dataset, "__getitems__", None) if self._reads_batches else None
-            samples = [self._dataset[index] for index in indices] if reads is None else reads(indices)
+            reads = getattr(self.dataset, "__getitems__", None) if self._reads_batches else None
+            samples = [self.dataset[index] for index in indices] if reads is None else reads(indices)
             return (self._collate or default_collate)(samples)
         if self._reads_batches:
             rng.seed_cpu(_seed_of_sample(seed, indices[0]))
-            samples = self._dataset.__getitems__(plain(indices))  # type: ignore[attr-defined]
+            samples = self.dataset.__getitems__(plain(indices))  # type: ignore[attr-defined]
         else:
             samples = []
             for index in indices:
                 rng.seed_cpu(_seed_of_sample(seed, index))
-                samples.append(self._dataset[index.index if isinstance(index, Copy) else index])
+                samples.append(self.dataset[index.index if isinstance(index, Copy) else index])
         if self._collate is None:
             return default_collate(samples)
         rng.seed_cpu(rng.derive_seed(seed, int(plain(indices[:1])[0]), 1))

@@ -10,6 +10,9 @@ import threading
 import time
 from collections.abc import Callable
 
+import torch.utils.data
+
+from helios_lite.loading.seeding import SeededDataset
 from helios_lite.processes import signals
 from helios_lite.processes.peers import is_alive
 
@@ -24,7 +27,8 @@ class WorkerInit:
     A signal to the process group reaches the workers too, but a step that is being finished still needs its batches.
     SIGINT and SIGUSR1 are therefore ignored, and SIGTERM while the parent finishes a step after a signal of its own.
     When the parent does not, because it has failed or wants the worker to end, SIGTERM ends the worker at once. A
-    worker whose parent is gone ends within a second.
+    worker whose parent is gone ends within a second. `get_worker_info().dataset` is the copy of the user's dataset, of
+    which the samples are read: an attribute that `worker_init_fn` sets there is that of `self` in `__getitem__`.
 
     Args:
         user_init: the user's `worker_init_fn`, called with the number of the worker.
@@ -38,6 +42,9 @@ class WorkerInit:
 
     def __call__(self, worker: int) -> None:
         """Install the handlers, watch the parent in a thread, and call the user's function."""
+        info = torch.utils.data.get_worker_info()
+        if info is not None and isinstance(info.dataset, SeededDataset):  # Its class refuses plain assignments.
+            object.__setattr__(torch.utils.data.get_worker_info(), "dataset", info.dataset.dataset)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signals.do_nothing)
         faulthandler.register(signal.SIGUSR2, file=2)  # Of a hanging run: writes the stacks of this process to stderr.

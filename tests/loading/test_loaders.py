@@ -26,6 +26,7 @@ from torch.utils.data import (
     Subset,
     TensorDataset,
     WeightedRandomSampler,
+    get_worker_info,
     random_split,
 )
 
@@ -1240,3 +1241,30 @@ def test_a_count_of_the_models_own_is_asked_for_every_batch() -> None:
     batches = [[torch.ones(4), torch.ones(4)] for _ in range(3)]
     loader = make_loader(batches, "train", 0, World(), count=lambda batch: next(counts))
     assert [batch.size for batch in named(loader.epoch(0).batches)] == [4, 2, 4]
+
+
+# What workers see.
+
+
+class Shifted(Indices):
+    """Its samples are their indices and what `worker_init_fn` has set."""
+
+    shift = 0
+
+    def __getitem__(self, index):
+        return index + self.shift, get_worker_info().dataset is self
+
+
+class ToldShifted(Shifted):
+    def set_epoch(self, number):
+        pass
+
+
+def set_shift(worker):
+    get_worker_info().dataset.shift = 100
+
+
+def test_a_worker_init_fn_finds_and_changes_the_dataset_that_the_worker_reads() -> None:
+    for dataset, seed_samples in ((Shifted(3), True), (Shifted(3), False), (ToldShifted(3), False)):
+        split = Split(dataset, 3, num_workers=1, worker_init_fn=set_shift, seed_samples=seed_samples)
+        assert plain(epoch(split)) == [[[100, 101, 102], [True, True, True]]]
