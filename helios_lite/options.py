@@ -122,8 +122,9 @@ class Options:
     """Whether cuDNN measures its algorithms and chooses the fastest. This is faster if the shapes of the inputs do not
     change, but the results are not reproducible. Validations and tests never do this."""
     fast_dev_run: bool = False
-    """Whether to run only one step, one validation batch and one test batch, without files, as a quick check. There is
-    no validation before it, whatever `sanity_batches` says."""
+    """Whether to run only one step, one validation batch and one test batch, without files, as a quick check. With
+    `resume=PATH` it is the next step of that checkpoint. There is no validation before it, whatever `sanity_batches`
+    says."""
 
     # Length
     max_epochs: int | None = None

@@ -1048,6 +1048,18 @@ MUTATIONS = [
         "False",
         LOADERS + "test_a_worker_init_fn_finds_and_changes_the_dataset_that_the_worker_reads",
     ),
+    Mutation(
+        "planning/due.py",
+        "if state.step > start else None",
+        "if state.step > 0 else None",
+        TRAINING + "test_fast_dev_run_does_the_next_step_of_any_checkpoint",
+    ),
+    Mutation(
+        "training/loop.py",
+        "return bool(self.valid_loaders) and self.stop.limit_reached() is not None",
+        "return bool(self.valid_loaders) and self.state.validated_step is None",
+        TRAINING + "test_fast_dev_run_does_the_next_step_of_any_checkpoint",
+    ),
     # Where two runs diverged.
     Mutation("tools/diff.py", "if found[0] not in _WHERE_ONLY", "if not found", DIFF + "[option]"),
     Mutation("tools/diff.py", "order = sample_order", "order = range(length) or sample_order", DIFF + "[one sample]"),

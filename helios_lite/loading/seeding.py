@@ -79,10 +79,13 @@ class SeededDataset(Dataset[Any]):
     first index. A worker tells the dataset the epoch of the batches that it reads.
 
     Args:
-        dataset: a map-style dataset, also an attribute.
+        dataset: a map-style dataset.
         collate: makes a batch from a list of samples; PyTorch's `default_collate` if None.
         seeds: whether RNG states are seeded at all.
         tells_epochs: whether the dataset is told the epoch; in the training process the loader has told it.
+
+    Attributes:
+        dataset: as given.
     """
 
     def __init__(

@@ -178,7 +178,7 @@ def next_due(step: int, *periods: int | None, limit: int | None) -> float:
     return min([*steps, *([] if limit is None else [limit])], default=math.inf)
 
 
-def limit_reached(state: TrainingState, options: Options, seconds: float) -> str | None:
+def limit_reached(state: TrainingState, options: Options, seconds: float, start: int = 0) -> str | None:
     """Return the option that ends the run at these counters, None if training continues.
 
     It depends on the counters and the present options only, so that a finished run continues if its limit was raised.
@@ -187,9 +187,10 @@ def limit_reached(state: TrainingState, options: Options, seconds: float) -> str
         state: the counters.
         options: the trainer.
         seconds: the seconds of training that all ranks agree on.
+        start: the step at which this call began, after which `fast_dev_run` does one.
     """
     if options.fast_dev_run:
-        return "fast_dev_run" if state.step > 0 else None
+        return "fast_dev_run" if state.step > start else None
     if options.max_epochs is not None and state.epoch >= options.max_epochs:
         return "max_epochs"
     if options.max_steps is not None and state.step >= options.max_steps:

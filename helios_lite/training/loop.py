@@ -126,6 +126,7 @@ class Training:
         saves = self.session.checkpoints is not None
         self.planning = Planning(self.model, self.options, self.session.planned, self.train_data, saves=saves)
         resumed = resume(self.session, resumption, self.checkpointer, self.monitor, is_tried=is_tried)
+        self.stop.begin()
         if not self.valid_loaders:
             self.monitor.drop()
         return resumed
@@ -444,7 +445,7 @@ class Training:
     def validation_due(self, window_start: int, epoch_complete: bool) -> bool:
         """Return whether a validation is due at this boundary; `window_start` is `epoch_batch` at the previous one."""
         if not self.valid_loaders or self.options.fast_dev_run:
-            return bool(self.valid_loaders) and self.state.validated_step is None
+            return bool(self.valid_loaders) and self.stop.limit_reached() is not None
         state, window_start, epoch_batches = self.train_data.position(self.state, window_start)
         return due.validation_due(
             state,

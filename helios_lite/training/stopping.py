@@ -33,7 +33,12 @@ class StopCoordinator:
         options = session.options
         self._uses_time = options.max_minutes is not None or options.save_every_minutes is not None
         self._is_requested = False  # By the model on this rank.
+        self._start = 0
         self._synced_step, self._synced_seconds, self._next_sync_step = 0, 0.0, 0
+
+    def begin(self) -> None:
+        """Note where training begins, after a checkpoint has been loaded."""
+        self._start = self._state.step
 
     def poll_model(self) -> None:
         """Ask the model on this rank whether to stop, if it overrides `should_training_stop`."""
@@ -80,7 +85,7 @@ class StopCoordinator:
 
     def limit_reached(self) -> str | None:
         """Return the option that ends the run at the present counters, None if training continues."""
-        return limit_reached(self._state, self._session.options, self._clock.shared_seconds)
+        return limit_reached(self._state, self._session.options, self._clock.shared_seconds, self._start)
 
     def stop_reason(self) -> str | None:
         """Return why the run stops at this boundary, None if training continues.

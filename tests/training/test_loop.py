@@ -195,6 +195,22 @@ def test_fast_dev_run_uses_one_batch_of_everything_and_writes_nothing(tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_fast_dev_run_does_the_next_step_of_any_checkpoint(tmp_path: Path) -> None:
+    whole = Tiny()
+    options = {"max_epochs": 2, "save_every_steps": 1, "keep_last": -1, "valid_every_steps": 2}
+    quiet(root=tmp_path, **options).fit(whole, data())
+    before = sorted(tmp_path.rglob("*"))
+    for step, samples in ((1, whole.seen[4:8]), (2, whole.seen[8:10]), (3, whole.seen[10:14]), (6, None)):
+        (path,) = tmp_path.glob(f"tiny/checkpoints/*_iter_{step}.pth")
+        model = Tiny()
+        result = quiet(root=tmp_path, fast_dev_run=True, resume=path, **options).fit(model, data())
+        assert (result.state.step, result.stop_reason) == (step + 1, "fast_dev_run")
+        assert len(model.seen) == (4 if samples is None else len(samples))
+        assert model.seen == samples or samples is None
+        assert len(model.validated) == 4
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_root_none_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     model, datamodule = Tiny(), data()
