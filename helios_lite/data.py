@@ -139,6 +139,9 @@ class DataModule:
     loader and its samplers are seeded from (seed, epoch). A resume restores the object's `state_dict` if it has one;
     otherwise it reads and drops the finished batches of the epoch. Random numbers inside its dataset are not seeded per
     sample.
+
+    A subclass with `state_dict` and `load_state_dict` has a state in the checkpoints of a training, that of rank 0. It
+    is loaded on every rank, after `setup`.
     """
 
     train: Any = None

@@ -56,6 +56,9 @@ DIFFERENT_HPARAMS = RESUME + "test_hparams_of_another_value_differ"
 GOING_BACK = RESUME + "test_going_back_to_the_best_sets_the_newer_checkpoints_and_their_rows_aside"
 ON_DEVICE = RESUME + "test_optimizers_count_on_the_cpu_after_a_resume_on_a_device_and_other_tensors_are_there"
 ENDS = "training/test_ends.py::"
+STATES = "training/test_states.py::"
+NAMED_STATE = STATES + "test_a_value_that_no_checkpoint_can_hold_is_named_before_the_first_step"
+OF_STATE = STATES + "test_wherever_it_is_it_is_named_before_the_first_step"
 CLAIMING = "calls/test_claiming.py::"
 OBJECTS = "metrics/test_metric_objects.py::"
 DISTRIBUTED_OBJECTS = "networks/test_distributed.py::test_two_ranks_compute_what_one_computes_over_the_samples_of_both"
@@ -376,6 +379,28 @@ MUTATIONS = [
         "elif warn_unknown and state:",
         "elif False:",
         RESUME + "test_only_a_lost_state_of_a_callback_is_told",
+    ),
+    # States.
+    Mutation("training/loop.py", "            self.checkpointer.check_states()\n", "            pass\n", NAMED_STATE),
+    Mutation("checkpoints/files.py", "    except RecursionError:\n", "    except OverflowError:\n", NAMED_STATE),
+    Mutation(
+        "training/checkpointer.py", '            yield f"{type(datamodule)', '            f"{type(datamodule)', OF_STATE
+    ),
+    Mutation(
+        "training/checkpointer.py", '        yield "train.state_dict()"', '        "train.state_dict()"', OF_STATE
+    ),
+    Mutation("planning/schedule_reading.py", "copy.deepcopy([{**group", "([{**group", OF_STATE),
+    Mutation(
+        "training/checkpointer.py",
+        "is_stateful(session.datamodule)",
+        "False",
+        STATES + "test_the_state_of_a_datamodule_and_what_a_file_can_hold_go_on_after_a_resume",
+    ),
+    Mutation(
+        "training/checkpointer.py",
+        'if name != "datamodule" or name in content:',
+        "if True:",
+        STATES + "test_the_state_of_a_datamodule_and_what_a_file_can_hold_go_on_after_a_resume",
     ),
     # Evaluations.
     Mutation(

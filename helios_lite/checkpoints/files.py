@@ -209,26 +209,37 @@ def to_serializable(value: Any, where: str = "checkpoint") -> Any:
     Raises:
         TypeError: the value holds something that `torch.load(weights_only=True)` refuses; the message says where.
     """
+    try:
+        return _to_serializable(value, where)
+    except RecursionError:
+        raise TypeError(f"{where} contains itself, or its containers are nested too deeply for a file") from None
+
+
+def _to_serializable(value: Any, where: str) -> Any:
     kind = type(value)
     if kind in _MAPPING_TYPES:
         copied = copy.copy(value)  # An OrderedDict keeps the versions of modules, which are an attribute of it.
         copied.clear()
         for key, item in value.items():
-            copied[to_serializable(key, where)] = to_serializable(item, f"{where}[{key!r}]")
+            key_there = key if type(key) in _PLAIN_TYPES else _to_serializable(key, f"a key of {where}")
+            copied[key_there] = _to_serializable(item, f"{where}[{key!r}]")
         if kind is not dict:
-            to_serializable(dict(vars(value)), f"vars({where})")
+            _to_serializable(dict(vars(value)), f"vars({where})")
         return copied
     if kind in (list, tuple, set):
-        return kind(to_serializable(item, f"{where}[{i}]") for i, item in enumerate(value))
+        return kind(_to_serializable(item, f"{where}[{i}]") for i, item in enumerate(value))
     if kind in _TENSOR_TYPES:
-        to_serializable(dict(vars(value)), f"vars({where})")
+        _to_serializable(dict(vars(value)), f"vars({where})")
         return value
     if kind in _PLAIN_TYPES:
         return value
     if "numpy" in sys.modules and isinstance(value, sys.modules["numpy"].generic):
-        return to_serializable(value.item(), where)
-    name = f"{kind.__module__}.{kind.__qualname__}"
-    raise TypeError(f"{where} is a {name}: a checkpoint holds tensors and plain containers only")
+        return _to_serializable(value.item(), where)
+    raise TypeError(
+        f"{where} is a {kind.__module__}.{kind.__qualname__}: a checkpoint holds only tensors, numbers, strings, and "
+        "dicts, lists, tuples and sets of them; leave it out of the state, or save what it is made of again, such as "
+        "dict(table), torch.from_numpy(array) or generator.get_state()"
+    )
 
 
 def _write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:

@@ -240,7 +240,7 @@ def _is_number(value: Any) -> bool:
 
 def _copied(scheduler: LRScheduler) -> Any:
     """Return a copy with an optimizer that has the same numbers, and no parameters and states."""
-    groups = [{**group, "params": []} for group in scheduler.optimizer.param_groups]
+    groups = copy.deepcopy([{**group, "params": []} for group in scheduler.optimizer.param_groups])
     return copy.deepcopy(scheduler, {id(scheduler.optimizer): copied_optimizer(scheduler.optimizer, groups)})
 
 

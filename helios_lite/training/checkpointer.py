@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
-from helios_lite.checkpoints.files import FORMAT_VERSION
-from helios_lite.checkpoints.sharded_content import state_names
+from helios_lite.checkpoints.files import FORMAT_VERSION, to_serializable
+from helios_lite.checkpoints.sharded_content import state_names, take_sharded
 from helios_lite.metrics.metric_objects import (
     copied_metric,
     has_seen,
@@ -20,7 +21,7 @@ from helios_lite.metrics.metric_objects import (
     state_of,
 )
 from helios_lite.model import Model
-from helios_lite.model_internals.attributes import metric_objects, stateful_parts
+from helios_lite.model_internals.attributes import is_stateful, metric_objects, stateful_parts
 from helios_lite.model_internals.evaluation_weights import evaluation_state_of
 from helios_lite.planning.due import save_due, steps_until_save
 from helios_lite.processes import rng
@@ -87,6 +88,8 @@ class Checkpointer:
             "metrics": log,
             "planned": session.planned,
         }
+        if is_stateful(session.datamodule):
+            self.parts["datamodule"] = cast(Stateful, session.datamodule)
         self.per_rank: dict[str, StatefulPerRank] = {
             "rng": self._rng,
             "data": session.train_data,
@@ -147,6 +150,37 @@ class Checkpointer:
             logger.debug("saved %s", self.last_checkpoint)
             self._saved_at, self._saved_seconds = (state.step, state.epoch), self._clock.shared_seconds
             self._safe_seconds = state.seconds
+
+    def check_states(self) -> None:
+        """Check before the first step that a checkpoint can hold all states. Call on every rank; no tensor is copied.
+
+        Raises:
+            TypeError: it cannot; the message has the path of the value, such as "pool.state_dict()['items'][3]".
+        """
+        if self._session.checkpoints is None:
+            return
+        has_shards = self._session.context.parallel.has_shards
+        try:
+            for where, state in self._states_of_users():
+                to_serializable(take_sharded(state, {})[0] if has_shards else state, where)
+        except Exception as error:
+            error.add_note("found before the first step, from which on a checkpoint may be saved at any time")
+            raise
+
+    def _states_of_users(self) -> Iterator[tuple[str, Any]]:
+        """Yield the states that classes of the user may have made, each with the expression that it comes from."""
+        session = self._session
+        model, datamodule = session.model, self.parts.get("datamodule")
+        if type(model).state_dict is Model.state_dict:
+            yield from ((f"{name}.state_dict()", part.state_dict()) for name, part in stateful_parts(model))
+        else:
+            yield f"{type(model).__name__}.state_dict()", model.state_dict()
+        yield from ((f"{name}.state_dict()", state) for name, state in session.hooks.state_dict().items())
+        if datamodule is not None:
+            yield f"{type(datamodule).__name__}.state_dict()", datamodule.state_dict()
+        yield "train.state_dict()", self.per_rank["data"].state_dict().get("loader")
+        objects = self.per_rank["metric_objects"].state_dict()["states"]
+        yield from ((f"the state of {name}", state) for name, state in objects.items())
 
     def warn_of_rare_saves(self) -> None:
         """Say once if a kill would lose more than half an hour of training. Called on rank 0 after a row."""
@@ -213,7 +247,8 @@ class Checkpointer:
         world, ranks = self._session.world, content["ranks"]
         self._session.metrics.reset()  # What `setup` has logged is in the checkpoint.
         for name, part in self.parts.items():
-            part.load_state_dict(content[name])
+            if name != "datamodule" or name in content:  # It had no state when that was saved.
+                part.load_state_dict(content[name])
         for name, rank_part in self.per_rank.items():
             rank_part.load_ranks([rank[name] for rank in ranks], world)
         if len(ranks) != world.size:

@@ -284,6 +284,8 @@ class Training:
         self.log.begin_epoch(parts)
         batches = self.log.timed(self.train_data.rest_of_epoch(state))
         self.session.progress.start(f"epoch {state.epoch + 1}", self.train_data.epoch_batches, state.epoch_batch)
+        if state.batch == self.start_batch:
+            self.checkpointer.check_states()
         # In a resumed epoch this comes last, because the hook was called again and may have used random numbers.
         self.checkpointer.restore_rng()
         return batches
