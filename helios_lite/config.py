@@ -46,6 +46,7 @@ from helios_lite.object_tables import (
     unknown_message,
 )
 from helios_lite.option_class import option_hint
+from helios_lite.processes.tracebacks import ShortTraceback
 from helios_lite.state import FitResult
 from helios_lite.trainer import Trainer
 
@@ -85,7 +86,8 @@ def fit_from_config(config: Mapping[str, Any], overrides: Mapping[str, Any] | No
         ConfigError, Exception: see `load`.
         Exception: see `Trainer.fit`.
     """
-    return Trainer.fit(*_build_all(config, overrides, None))
+    with ShortTraceback():
+        return Trainer.fit(*_build_all(config, overrides, None))
 
 
 def load(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> tuple[Trainer, Model, DataModule]:
@@ -114,7 +116,8 @@ def load(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = Non
     folder = path.resolve().parent
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))
-    return _build_all(tables, overrides, folder)
+    with ShortTraceback():
+        return _build_all(tables, overrides, folder)
 
 
 def _build_all(

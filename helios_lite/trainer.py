@@ -22,6 +22,7 @@ from helios_lite.option_class import documented, option_class, option_hint
 from helios_lite.options import Options
 from helios_lite.processes.devices import choose_accelerator, choose_devices
 from helios_lite.processes.slurm import adopt_world_of_srun
+from helios_lite.processes.tracebacks import ShortTraceback
 from helios_lite.processes.world import is_launched
 from helios_lite.state import FitResult
 
@@ -57,7 +58,8 @@ class Trainer(Options):
             Exception: the import of a module or a constructor failed.
         """
         require_kind("config", config, Mapping, "a dict of options by name")
-        trainer: Self = build(cls, {**config, **overrides}, "", None, option_hint)
+        with ShortTraceback():
+            trainer: Self = build(cls, {**config, **overrides}, "", None, option_hint)
         return trainer
 
     @classmethod
@@ -110,7 +112,8 @@ class Trainer(Options):
         from helios_lite.calls.fit import train
         from helios_lite.calls.launching import run
 
-        return run(call, train)
+        with ShortTraceback():
+            return run(call, train)
 
     def plan(self, model: Model, datamodule: DataModule) -> Plan:
         """Return what `fit` would do now, without training. `print` of the result shows it.
@@ -127,7 +130,8 @@ class Trainer(Options):
         self._check_limits(model)
         from helios_lite.calls.plan import plan
 
-        return plan(call)
+        with ShortTraceback():
+            return plan(call)
 
     def validate(
         self, model: Model, datamodule: DataModule, checkpoint: str | os.PathLike[str] | None = "best"
@@ -209,7 +213,8 @@ class Trainer(Options):
         call = self._call("predict", model, datamodule)
         from helios_lite.calls.predict import predict_to_file
 
-        predict_to_file(call, checkpoint, Path(path))
+        with ShortTraceback():
+            predict_to_file(call, checkpoint, Path(path))
 
     def replay(self, model: Model, datamodule: DataModule, step: int) -> Replay:
         """Compute one step of a run again, bit for bit, and return what it shows.
@@ -236,7 +241,8 @@ class Trainer(Options):
         call = self._call("replay", model, datamodule)
         from helios_lite.calls.replay import replay
 
-        return replay(call, step)
+        with ShortTraceback():
+            return replay(call, step)
 
     def _evaluate(self, method: str, model: Model, datamodule: DataModule, checkpoint: Any) -> dict[str, float]:
         """Evaluate the split of a method: "validate" or "test"."""
@@ -246,7 +252,8 @@ class Trainer(Options):
         from helios_lite.calls.launching import run
 
         phase = "valid" if method == "validate" else method
-        return run(call, functools.partial(evaluate, phase=phase, checkpoint=checkpoint))
+        with ShortTraceback():
+            return run(call, functools.partial(evaluate, phase=phase, checkpoint=checkpoint))
 
     def _call(self, method: str, model: Model, datamodule: DataModule) -> Call:
         """Check the arguments and options, and return the call of a method."""

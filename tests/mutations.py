@@ -67,6 +67,8 @@ MODEL = "test_model.py::"
 CHANGED = "training/test_changed_numbers.py::"
 PLAN = "training/test_plan.py::"
 REPRS = "test_reprs.py::"
+TRACEBACKS = "calls/test_tracebacks.py::test_"
+SHORT = TRACEBACKS + "at_most_three_functions_of_the_package_stand_before_a_line_of_the_users"
 READING = "planning/test_schedule_reading.py::"
 DATA = "training/test_changed_data.py::"
 GLOBAL = "loading/test_global_batch_size.py::"
@@ -724,6 +726,75 @@ MUTATIONS = [
         "is not installed: pip install {library}",
         "is not installed: pip install 'helios_lite[{library}]'",
         LOGGERS + "test_a_missing_library_is_an_error_with_the_command",
+    ),
+    # What stands in a traceback.
+    Mutation(
+        "config.py",
+        "with ShortTraceback():\n        return _build_all(",
+        "if True:\n        return _build_all(",
+        "test_config.py::test_an_error_of_a_constructor_stays_what_it_is_with_a_note",
+    ),
+    Mutation("processes/tracebacks.py", "    error.__traceback__ = entry", "    pass", SHORT),
+    Mutation(
+        "processes/tracebacks.py",
+        "_is_of_another_process(error, above[-1])",
+        "True",
+        TRACEBACKS + "nothing_is_left_out_where_no_line_is_the_users_or_all_is_asked_for",
+    ),
+    Mutation("processes/tracebacks.py", 'co_name == "reraise"', 'co_name == ""', SHORT),
+    Mutation(
+        "processes/tracebacks.py",
+        "isinstance(error.__cause__, RemoteTraceback)",
+        "False",
+        LAUNCH + "test_the_trouble_of_one_rank_ends_all_within_ten_seconds_and_reaches_the_caller",
+    ),
+    Mutation("processes/tracebacks.py", '"helios_lite", "torch", ', '"helios_lite", ', SHORT),
+    Mutation("processes/tracebacks.py", ", *sys.stdlib_module_names", "", SHORT),
+    Mutation(
+        "processes/tracebacks.py",
+        "*in_loop[-1:], ours[-1])",
+        "*in_loop[-1:])",
+        TRACEBACKS + "what_the_users_line_calls_and_the_functions_of_pytorch_stay",
+    ),
+    Mutation(
+        "processes/tracebacks.py",
+        "*in_loop[-1:], ours[-1])",
+        "ours[-1])",
+        TRACEBACKS + "what_the_users_line_calls_and_the_functions_of_pytorch_stay",
+    ),
+    Mutation(
+        "processes/tracebacks.py",
+        ' or os.environ.get("HELIOS_LITE_FULL_TRACEBACKS")',
+        "",
+        TRACEBACKS + "nothing_is_left_out_where_no_line_is_the_users_or_all_is_asked_for",
+    ),
+    Mutation(
+        "processes/tracebacks.py",
+        ' or _package(each) not in ("helios_lite", "contextlib")',
+        "",
+        TRACEBACKS + "what_the_users_line_calls_and_the_functions_of_pytorch_stay",
+    ),
+    Mutation(
+        "processes/worker.py",
+        "with ShortTraceback():",
+        "if True:",
+        LAUNCH + "test_the_trouble_of_one_rank_ends_all_within_ten_seconds_and_reaches_the_caller",
+    ),
+    *(
+        Mutation(
+            file, f"{indent}with ShortTraceback():\n{indent}    {call}", f"{indent}if True:\n{indent}    {call}", SHORT
+        )
+        for file, indent, call in (
+            ("trainer.py", " " * 8, "return run(call, train)"),
+            ("trainer.py", " " * 8, "return run(call, functools.partial"),
+            ("trainer.py", " " * 8, "return plan(call)"),
+            ("trainer.py", " " * 8, "return replay(call, step)"),
+            ("tools/command.py", " " * 12, "_run(arguments)"),
+            ("trainer.py", " " * 8, "predict_to_file(call"),
+            ("calls/predict.py", " " * 4, "yield from _numbered"),
+            ("trainer.py", " " * 8, "trainer: Self = build("),
+            ("config.py", " " * 4, "return Trainer.fit"),
+        )
     ),
     Mutation("option_class.py", "if values:", "if False:", "test_options.py::test_options_have_names_only"),
     Mutation("option_class.py", "if option not in known:", "if False:", UNKNOWN_OPTION),

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from helpers.compare import same, weights
+from helpers.tracebacks import functions
 
 from helios_lite import DataModule, Trainer
 from helios_lite.callbacks import EMA
@@ -335,6 +336,7 @@ def test_an_error_of_a_constructor_stays_what_it_is_with_a_note(write):
         load(write('class = "project.Broken"'))
     assert not isinstance(caught.value, ConfigError)
     assert caught.value.__notes__ == ["(while making the object of [model])"]
+    assert functions(caught.value) == ["load", "build", "__init__"]
 
 
 def test_a_module_that_misses_another_one_is_not_called_missing_itself(write, tmp_path):

@@ -26,6 +26,7 @@ from helios_lite.processes import rng
 from helios_lite.processes.devices import DeviceMover
 from helios_lite.processes.launch import launched_beside
 from helios_lite.processes.signals import GracefulShutdown
+from helios_lite.processes.tracebacks import ShortTraceback
 from helios_lite.training.evaluator import evaluation_mode
 from helios_lite.training.session import Session
 
@@ -57,7 +58,9 @@ def predict(call: Call, checkpoint: Checkpoint) -> Iterator[tuple[Tensor, Any]]:
         call: the call.
         checkpoint: the checkpoint, as in `Trainer.test`.
     """
-    return _numbered(_predict_here(call, checkpoint) if call.processes == 1 else _predict_launched(call, checkpoint))
+    predicted = _predict_here if call.processes == 1 else _predict_launched
+    with ShortTraceback():
+        yield from _numbered(predicted(call, checkpoint))
 
 
 def predict_to_file(call: Call, checkpoint: Checkpoint, path: Path) -> None:

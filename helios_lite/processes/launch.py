@@ -26,6 +26,7 @@ import torch
 from helios_lite.processes.forkserver import fresh_process
 from helios_lite.processes.rank_watch import RankFailure, RankWatch, exit_status, send_signal
 from helios_lite.processes.signals import GracefulShutdown
+from helios_lite.processes.tracebacks import RemoteTraceback
 from helios_lite.processes.worker import (
     TASK_FILE,
     Interruption,
@@ -220,14 +221,6 @@ class WorkerGroup:
                 for process in self._processes:
                     send_signal(process, signal.SIGKILL)
             time.sleep(0.02)
-
-
-class RemoteTraceback(Exception):
-    """The traceback of an exception in another process, as text."""
-
-    def __str__(self) -> str:
-        """Return the text on lines of its own."""
-        return f"\n{self.args[0]}"
 
 
 def _first_error(folder: Path, attempt: int, failure: RankFailure) -> tuple[BaseException, BaseException | None]:

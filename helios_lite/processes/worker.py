@@ -22,6 +22,7 @@ import torch
 
 from helios_lite.processes.peers import exit_now, exit_with_parent
 from helios_lite.processes.signals import do_nothing
+from helios_lite.processes.tracebacks import ShortTraceback
 
 _ERROR_FILE = "HELIOS_LITE_ERROR_FILE"
 """The environment variable with the file of `leave_error`."""
@@ -122,7 +123,8 @@ def run_worker(
         # read: data takes its memory once for all processes, and what one of them changes is its own copy.
         function, arguments = torch.load(folder / TASK_FILE, mmap=True, weights_only=False)
         try:
-            result = function(**arguments)
+            with ShortTraceback():
+                result = function(**arguments)
         except WorkerInterrupted as interrupted:
             received = interrupted.number
             result = Interruption(received)

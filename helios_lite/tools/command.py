@@ -16,6 +16,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
+from helios_lite.processes.tracebacks import ShortTraceback
 from helios_lite.tools.usage import UsageError
 from helios_lite.version import __version__
 
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     try:
         try:
-            _run(arguments)
+            with ShortTraceback():
+                _run(arguments)
         finally:
             sys.stdout.flush()  # Here and not when Python ends, which would print an error of its own.
     except BrokenPipeError:

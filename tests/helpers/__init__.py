@@ -6,6 +6,7 @@
 - resumable: what must a resume restore? A training with all of it, and what is left of it in the end.
 - clock: what time is it? The one that a test says.
 - batches: what do batches say of themselves? Those of a loader, with names for their parts.
+- tracebacks: what stands in the traceback of an error?
 - right_programs, planted: what may the audit find? Programs without an error, and with one each.
 - replayed: what was each step? A training that leaves a digest after every one.
 - sharded: what does a rank hold of a network? One of blocks that notes how many are gathered while it runs.

@@ -19,6 +19,7 @@ from helpers import scripts, troubled
 from helpers.compare import same, weights
 from helpers.models import Plain, Tiny
 from helpers.processes import DEADLINE, alive, deadline, launched, wait_for
+from helpers.tracebacks import MOST, PACKAGE, functions
 from helpers.troubled import Early, Troubled, data, outcome, trainer
 from torch import nn
 
@@ -257,6 +258,8 @@ def test_the_trouble_of_one_rank_ends_all_within_ten_seconds_and_reaches_the_cal
         text = str(caught.value.__cause__)
         assert "in the process of rank 1:" in text
         assert f", in {trouble.__name__}\n" in text
+        assert functions(caught.value) == ["fit", "launch"]
+        assert text.count(f'  File "{PACKAGE}') <= MOST
 
 
 def test_a_killed_rank_starts_all_again_and_the_end_is_the_same(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.models import HOOKS, Indices, Tiny, quiet
+from helpers.tracebacks import MOST, functions, functions_of_package
 
 from helios_lite import Callback, DataModule, Split
 
@@ -393,6 +394,8 @@ def test_an_error_in_any_hook_reaches_the_caller_as_itself_after_teardown(failin
         everything()
     assert caught.value is error
     assert events[-1] == "data.teardown"
+    assert len(functions_of_package(error)) <= MOST
+    assert functions(error)[-1] == "fail"
 
 
 def test_the_state_a_hook_gets_is_plain_data() -> None:

@@ -893,7 +893,7 @@ def test_a_model_with_buffers_of_a_tensor_dataset_trains_in_bf16() -> None:
 
 
 def test_two_frames_stand_between_the_launcher_and_a_step() -> None:
-    """A traceback of a user's step is short: what starts the task, `run`, and the loop over the batches."""
+    """What a debugger shows in a user's step is short: what starts the task, `run`, and the loop over the batches."""
     names: list[str] = []
 
     class Looking(Tiny):
