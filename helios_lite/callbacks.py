@@ -386,7 +386,8 @@ class Profile(Callback):
         """Make the callback of a range of steps.
 
         Args:
-            folder: the folder of the files "trace_<rank>.json".
+            folder: the folder of the files "trace_<rank>.json". If it is relative, it belongs to the working directory
+                in which the callback is made.
             first: the first recorded step, from 1; earlier steps are the warm-up.
             last: the last recorded step.
             options: options of `torch.profiler.profile`, such as `with_stack=True`.
@@ -394,6 +395,7 @@ class Profile(Callback):
         if not 1 <= first <= last:
             raise ValueError(f"first={first}, last={last}: must be 1 <= first <= last")
         self.folder, self.first, self.last, self.options = Path(folder), first, last, options
+        self._path = self.folder.absolute()
         self._profiler: Any = None
 
     def on_training_batch_start(self, state: TrainingState) -> None:
@@ -416,6 +418,6 @@ class Profile(Callback):
     def _write(self) -> None:
         if self._profiler is not None:
             self._profiler.stop()
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._profiler.export_chrome_trace(str(self.folder / f"trace_{self.model.global_rank}.json"))
+            self._path.mkdir(parents=True, exist_ok=True)
+            self._profiler.export_chrome_trace(str(self._path / f"trace_{self.model.global_rank}.json"))
             self._profiler = None

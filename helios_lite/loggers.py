@@ -1,7 +1,8 @@
 """Where metrics go: the Logger protocol, and adapters to other libraries.
 
-An adapter imports its library when a run begins, so that it can be sent to other processes before. What a library can
-show besides numbers goes to its own object, which every adapter has as an attribute, on rank 0 only:
+An adapter imports its library when a run begins, so that it can be sent to other processes before. A relative path
+belongs to the working directory in which the adapter is made. What a library can show besides numbers goes to its own
+object, which every adapter has as an attribute, on rank 0 only:
 
     def on_validation_end(self, validation_cycle):
         writer = self.trainer.loggers[0].writer
@@ -76,6 +77,7 @@ class TensorBoardLogger:
         """
         _require("tensorboard")
         self._folder, self._options = Path(folder), options
+        self._path = self._folder.absolute()
         self._purge_step: int | None = None
         self._writer: Any = None
 
@@ -85,7 +87,7 @@ class TensorBoardLogger:
         if self._writer is None and _is_main():
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self._folder), purge_step=self._purge_step, **self._options)
+            self._writer = SummaryWriter(str(self._path), purge_step=self._purge_step, **self._options)
             self._purge_step = None
         return self._writer
 
@@ -145,6 +147,7 @@ class MLflowLogger:
         """
         _require("mlflow")
         self._experiment, self._id_file = experiment, Path(id_file)
+        self._path = self._id_file.absolute()
         self._run_name, self._tracking_uri = run_name, tracking_uri
         self._client: Any = None
         self._is_training = False
@@ -153,7 +156,7 @@ class MLflowLogger:
     @property
     def run_id(self) -> str | None:
         """The id of the MLflow run, None before the first start."""
-        return self._id_file.read_text().strip() if self._id_file.exists() else None
+        return self._path.read_text().strip() if self._path.exists() else None
 
     @property
     def client(self) -> Any:
@@ -182,8 +185,8 @@ class MLflowLogger:
     def _begin(self, experiment_id: str, tags: Mapping[str, str] | None = None) -> None:
         """Make an MLflow run, and note its id."""
         created = self._client.create_run(experiment_id, run_name=self._run_name, tags=tags)
-        self._id_file.parent.mkdir(parents=True, exist_ok=True)
-        self._id_file.write_text(created.info.run_id)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text(created.info.run_id)
         self._client.set_terminated(created.info.run_id)  # It runs only during a training.
 
     def log_config(self, config: Mapping[str, Any]) -> None:
@@ -254,6 +257,7 @@ class WandbLogger:
         """
         _require("wandb")
         self._project, self._id_file, self._options = project, Path(id_file), options
+        self._path = self._id_file.absolute()
         self._run: Any = None
         self._is_training = False
         self._exit_code = 0
@@ -263,7 +267,7 @@ class WandbLogger:
     @property
     def run_id(self) -> str | None:
         """The id of the W&B run, None before the first start."""
-        return json.loads(self._id_file.read_text())["id"] if self._id_file.exists() else None
+        return json.loads(self._path.read_text())["id"] if self._path.exists() else None
 
     @property
     def run(self) -> Any:
@@ -273,7 +277,7 @@ class WandbLogger:
 
             parent, self._branches_from = self._branches_from, None
             own = None if parent is not None else self.run_id
-            self._last = {} if own is None else json.loads(self._id_file.read_text())["last"]
+            self._last = {} if own is None else json.loads(self._path.read_text())["last"]
             self._run = wandb.init(project=self._project, id=own, resume="allow", **self._options)
             if parent is not None:
                 self._run.config.update({"parent_run": parent})
@@ -316,10 +320,10 @@ class WandbLogger:
         self._run, self._is_training, self._exit_code = None, False, 0
 
     def _remember(self) -> None:
-        self._id_file.parent.mkdir(parents=True, exist_ok=True)
-        part = self._id_file.with_name(self._id_file.name + ".part")
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        part = self._path.with_name(self._path.name + ".part")
         part.write_text(json.dumps({"id": self._run.id, "last": self._last}))
-        part.replace(self._id_file)
+        part.replace(self._path)
 
 
 def _is_main() -> bool:

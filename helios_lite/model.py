@@ -119,7 +119,7 @@ class Model(Hooks, abc.ABC):
     def run_folder(self) -> Path | None:
         """The run folder, which exists in a training from its start on and in which a hook may write files of its own.
 
-        None with `root=None` and `fast_dev_run`; a RuntimeError if no Trainer runs the model.
+        The path is absolute. None with `root=None` and `fast_dev_run`; a RuntimeError if no Trainer runs the model.
         """
         self._context.running_trainer(f"{type(self).__name__}.run_folder")
         return self._context.run_folder

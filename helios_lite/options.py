@@ -94,7 +94,8 @@ class Options:
     run_name: str | None = None
     """The name of the run folder, a path inside of `root`. If None, it is the `save_name` of the model."""
     root: str | os.PathLike[str] | None = "runs"
-    """The folder of all runs. If None, the run writes no files, which suits sweeps and tests."""
+    """The folder of all runs. If None, the run writes no files, which suits sweeps and tests. A relative path, here and
+    in the other options and arguments of a call, belongs to the working directory in which the call begins."""
     resume: Literal["auto", "never", "new", "best"] | os.PathLike[str] | str = "auto"
     """Which checkpoint to resume from. "auto" resumes from the newest valid checkpoint in the run folder, or starts a
     new training if there is none. "never" starts a new training, and raises an error if the run folder has a

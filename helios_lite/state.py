@@ -65,6 +65,8 @@ class TrainingState:
 class FitResult:
     """What `Trainer.fit` returns. It is the same on every rank. A notebook shows it as a table.
 
+    Paths are absolute.
+
     Attributes:
         state: the counters at the end.
         metrics: the last value of every metric, by its full name ("train/loss", "valid/accuracy").

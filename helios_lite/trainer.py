@@ -214,7 +214,7 @@ class Trainer(Options):
         from helios_lite.calls.predict import predict_to_file
 
         with ShortTraceback():
-            predict_to_file(call, checkpoint, Path(path))
+            predict_to_file(call, checkpoint, path)
 
     def replay(self, model: Model, datamodule: DataModule, step: int) -> Replay:
         """Compute one step of a run again, bit for bit, and return what it shows.
@@ -271,7 +271,8 @@ class Trainer(Options):
         from helios_lite.calls.launching import Call
 
         devices = choose_devices(choose_accelerator(self.accelerator), self.devices)
-        return Call(method, self, model, datamodule, 1 if is_launched() else len(devices))
+        processes = 1 if is_launched() else len(devices)
+        return Call(method, self, model, datamodule, processes, Path.cwd())
 
     def _check_limits(self, model: Model) -> None:
         """Raise a ValueError if nothing would end a training. Whether the model does is not known before `fit`."""

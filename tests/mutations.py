@@ -60,6 +60,7 @@ STATES = "training/test_states.py::"
 NAMED_STATE = STATES + "test_a_value_that_no_checkpoint_can_hold_is_named_before_the_first_step"
 OF_STATE = STATES + "test_wherever_it_is_it_is_named_before_the_first_step"
 CLAIMING = "calls/test_claiming.py::"
+MOVED = "calls/test_working_directory.py::test_all_files_of_a_call_are_where_it_began_wherever_its_hooks_go"
 OBJECTS = "metrics/test_metric_objects.py::"
 DISTRIBUTED_OBJECTS = "networks/test_distributed.py::test_two_ranks_compute_what_one_computes_over_the_samples_of_both"
 INITIAL = "training/test_initial_weights.py::"
@@ -4170,7 +4171,7 @@ MUTATIONS = [
     ),
     Mutation(
         "calls/claiming.py",
-        ", fit {_claims[named.absolute()]}",
+        ", fit {_claims[named]}",
         "",
         CLAIMING + "test_a_job_that_is_queued_again_goes_on_in_its_own_folders",
     ),
@@ -4218,8 +4219,8 @@ MUTATIONS = [
     ),
     Mutation(
         "training/session.py",
-        "self.folder = self.world.broadcast(self.folder)",
-        "self.world.broadcast(self.folder)",
+        "self.folder.with_name(self.world.broadcast(self.folder.name))",
+        "self.folder",
         CLAIMING + "test_all_ranks_have_the_folder_that_is_the_newest_for_rank_0",
     ),
     Mutation(
@@ -4227,6 +4228,25 @@ MUTATIONS = [
         '"run_folder": str(session.folder), ',
         "",
         CLAIMING + "test_each_training_has_a_folder_of_its_own_which_all_of_its_files_name",
+    ),
+    Mutation(
+        "training/session.py",
+        "return directory / options.root / (",
+        "return Path(options.root) / (",
+        MOVED,
+    ),
+    Mutation(
+        "training/resuming.py",
+        "    path = session.directory / choice\n",
+        "    path = Path(choice)\n",
+        MOVED,
+    ),
+    Mutation("calls/predict.py", "file = call.directory / path", "file = Path(path)", MOVED),
+    Mutation(
+        "calls/launching.py",
+        "call = Call(method, trainer, model, datamodule, 1, directory)",
+        "call = Call(method, trainer, model, datamodule, 1, Path.cwd())",
+        CLAIMING + "test_two_programs_that_start_at_the_same_moment_have_two_folders",
     ),
 ]
 

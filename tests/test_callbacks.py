@@ -179,12 +179,14 @@ def test_memory_is_that_of_the_process() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_profile_has_the_updates_asked_for(tmp_path: Path) -> None:
+def test_a_profile_has_the_updates_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
     for last in (2, 4):
-        folder = tmp_path / str(last)
-        quiet(max_steps=6, callbacks=[Profile(folder, first=2, last=last)]).fit(Tiny(), data())
-        events = json.loads((folder / "trace_0.json").read_text())["traceEvents"]
+        monkeypatch.chdir(tmp_path)
+        profile = Profile(str(last), first=2, last=last)
+        monkeypatch.chdir(tmp_path.parent)
+        quiet(max_steps=6, callbacks=[profile]).fit(Tiny(), data())
+        events = json.loads((tmp_path / str(last) / "trace_0.json").read_text())["traceEvents"]
         counts.append(sum(event.get("name", "").startswith("Optimizer.step#Adam") for event in events))
     assert counts == [1, 3]
 

@@ -91,5 +91,5 @@ def test_the_smallest_program_trains(tmp_path, monkeypatch):
 
     assert result.metrics["train/loss"] < 0.69  # What guessing costs: log(2).
     assert result.best_metrics["valid/accuracy"] == result.state.best_score
-    assert result.best_checkpoint.parent == Path("runs/digits/checkpoints")
+    assert result.best_checkpoint.parent == tmp_path / "runs/digits/checkpoints"
     assert result.best_checkpoint.is_file()

@@ -389,12 +389,15 @@ def rows(folder, name="train/loss"):
     return [(row["step"], row[name]) for row in found if name in row]
 
 
-def test_tensorboard_has_every_row_once_also_after_a_kill(tmp_path):
+def test_tensorboard_has_every_row_once_also_after_a_kill(tmp_path, monkeypatch):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    killed(tmp_path, TensorBoardLogger(tmp_path / "events"))
-    run(tmp_path, TensorBoardLogger(tmp_path / "events"), 16)
+    monkeypatch.chdir(tmp_path)
+    loggers = [TensorBoardLogger("events") for _ in range(2)]
+    monkeypatch.chdir(tmp_path.parent)
+    killed(tmp_path, loggers[0])
+    run(tmp_path, loggers[1], 16)
     events = EventAccumulator(str(tmp_path / "events"))
     events.Reload()
     found = [(event.step, event.value) for event in events.Scalars("train/loss")]

@@ -18,7 +18,7 @@ _claims: Counter[Path] = Counter()
 """How many folders of each name this program has claimed. When it is started again, each `fit` finds its own."""
 
 
-def claim_run_folder(options: Options, model: Model) -> None:
+def claim_run_folder(options: Options, model: Model, directory: Path) -> None:
     """Claim the run folder of a training, if it needs one of its own. Call on every rank that torchrun has started.
 
     Rank 0 makes the folder. Processes that the trainer launches get it with the model.
@@ -26,8 +26,9 @@ def claim_run_folder(options: Options, model: Model) -> None:
     Args:
         options: the trainer.
         model: the model, which remembers the folder.
+        directory: the working directory in which the call has begun.
     """
-    named = named_folder(options, model)
+    named = named_folder(options, model, directory)
     if named is None or options.resume != "new":
         return
     leave_if_importing()
@@ -36,6 +37,6 @@ def claim_run_folder(options: Options, model: Model) -> None:
 
 
 def _claimed(named: Path) -> Path:
-    _claims[named.absolute()] += 1
-    owner = f"{job_name()}, fit {_claims[named.absolute()]}"
+    _claims[named] += 1
+    owner = f"{job_name()}, fit {_claims[named]}"
     return run_folders.claim(named, owner, is_restarted=is_restarted())

@@ -56,6 +56,7 @@ class Call:
         model: the model.
         datamodule: its data.
         processes: the number of processes to launch; 1 if the call runs in this one.
+        directory: the working directory in which it has begun, to which relative paths belong.
     """
 
     method: str
@@ -63,10 +64,11 @@ class Call:
     model: Model
     datamodule: DataModule
     processes: int
+    directory: Path
 
     def __str__(self) -> str:
         """Return the method, the model and the run folder, for messages."""
-        folder = run_folder(self.options, self.model)
+        folder = run_folder(self.options, self.model, self.directory)
         where = "without files" if folder is None else f"in {folder}"
         return f"Trainer.{self.method} of {self.model.save_name!r} {where}"
 
@@ -78,7 +80,7 @@ class Call:
     def arguments(self, work: Callable[..., Any]) -> dict[str, Any]:
         """Return the arguments of `do_as_worker`, by the names that messages about them have."""
         names = {"method": self.method, "trainer": self.options, "model": self.model, "datamodule": self.datamodule}
-        return {**names, "work": work}
+        return {**names, "directory": self.directory, "work": work}
 
 
 @contextlib.contextmanager
@@ -105,7 +107,7 @@ def alone(call: Call, *, is_worker: bool = False) -> Iterator[None]:
         )
     try:
         if call.method == "fit" and not is_worker:
-            claim_run_folder(call.options, call.model)
+            claim_run_folder(call.options, call.model, call.directory)
             own[0] = str(call)
         call.options.begin_use(own[0])
         yield
@@ -166,6 +168,7 @@ def here(call: Call, *, is_worker: bool = False) -> Iterator[tuple[Session, Grac
                 options,
                 call.model,
                 call.datamodule,
+                call.directory,
                 is_training=call.trains,
                 data_is_prepared=is_worker,
                 is_logged=call.method != "plan",
@@ -207,7 +210,7 @@ def launched(call: Call) -> Iterator[Path]:
 
 
 def _report_failure(call: Call, error: Exception) -> None:
-    folder = run_folder(call.options, call.model)
+    folder = run_folder(call.options, call.model, call.directory)
     with contextlib.ExitStack() as stack:
         if folder is not None and folder.is_dir():  # Otherwise nothing has begun there.
             if call.trains:  # Nothing is reported if another run is running in the folder.
@@ -232,18 +235,19 @@ def do_as_worker(
     trainer: Options,
     model: Model,
     datamodule: DataModule,
+    directory: Path,
     work: Callable[[Session, GracefulShutdown], Result],
     final: Path,
 ) -> Result:
     """Do the work of a call in a launched process, leave the final weights, and return the result.
 
     Args:
-        method, trainer, model, datamodule: what the call consists of; see `Call`.
+        method, trainer, model, datamodule, directory: what the call consists of; see `Call`.
         work: see `run`.
         final: where the process that has launched this one reads the final weights: a file, or a folder if networks
             are sharded, so that no rank needs memory for all of them.
     """
-    call = Call(method, trainer, model, datamodule, processes=1)
+    call = Call(method, trainer, model, datamodule, 1, directory)
     with here(call, is_worker=True) as (session, shutdown):
         result = work(session, shutdown)
     content = {"format": FORMAT_VERSION, "model": model.state_dict(), "metrics": model.metrics}
@@ -279,7 +283,7 @@ def take_final_weights(call: Call, final: Path) -> None:
             datamodule.setup()
             rng.seed_cpu(options.seed)
             train_data = TrainData(datamodule, options, World(size=call.processes), count_samples)
-            folder = run_folder(options, model)
+            folder = run_folder(options, model, call.directory)
             set_up_trained(model, content, options, datamodule, folder, PlannedSteps(options, train_data))
         if not call.trains:
             model.eval()

@@ -63,18 +63,19 @@ def predict(call: Call, checkpoint: Checkpoint) -> Iterator[tuple[Tensor, Any]]:
         yield from _numbered(predicted(call, checkpoint))
 
 
-def predict_to_file(call: Call, checkpoint: Checkpoint, path: Path) -> None:
+def predict_to_file(call: Call, checkpoint: Checkpoint, path: str | os.PathLike[str]) -> None:
     """Write the indices and outputs of all ranks to a file. Arguments as for `predict`. Call on every rank."""
+    file = call.directory / path
     if call.processes > 1:
-        written = write_outputs(predict(call, checkpoint), path)
+        written = write_outputs(predict(call, checkpoint), file)
         with RunLog(None, call.options.log_level):  # The processes had their own.
-            logger.info("wrote %s: %s", path, written)
+            logger.info("wrote %s: %s", file, written)
         return
     with here(call) as (session, _):
         predictions = _numbered(_run(session, checkpoint, gathers=True))
         if session.world.is_main:
-            written = write_outputs(predictions, path)
-            logger.info("wrote %s: %s", path, written)
+            written = write_outputs(predictions, file)
+            logger.info("wrote %s: %s", file, written)
         else:
             next(predictions, None)  # This rank takes part, and rank 0 gets all.
         session.world.barrier()  # The file exists before any rank goes on.

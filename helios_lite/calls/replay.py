@@ -10,7 +10,6 @@ from helios_lite.calls.launching import Call, run
 from helios_lite.calls.replay_result import Replay
 from helios_lite.calls.step_inspector import EarlierStepFound, Inspected, StepInspector
 from helios_lite.checkpoints import naming
-from helios_lite.model import Model
 from helios_lite.options import Options
 from helios_lite.processes.signals import GracefulShutdown
 from helios_lite.training.loop import Training
@@ -27,7 +26,7 @@ def replay(call: Call, step: int) -> Replay:
     Raises:
         ValueError: the run ends before the step.
     """
-    checkpoint, started_at = _newest_before(call.options, call.model, step)
+    checkpoint, started_at = _newest_before(call, step)
     found: Replay | int = step
     while isinstance(found, int):
         inspector = StepInspector(found, started_at, call.options.check_finite)
@@ -55,13 +54,13 @@ def _inspect(session: Session, shutdown: GracefulShutdown, *, step: int, inspect
     return inspector.result
 
 
-def _newest_before(options: Options, model: Model, step: int) -> tuple[Path | None, int]:
+def _newest_before(call: Call, step: int) -> tuple[Path | None, int]:
     """Return the newest checkpoint of the run before a step, and its step; (None, 0) to begin at the start."""
-    folder = run_folder(options, model)
+    folder, name = run_folder(call.options, call.model, call.directory), call.model.save_name
     if folder is None or not folder.is_dir():
         raise FileNotFoundError(f"step={step}: there is no run to replay" + ("" if folder is None else f" in {folder}"))
-    for path in naming.find(folder / "checkpoints", model.save_name):
-        counters = naming.counters(path.name, model.save_name)
+    for path in naming.find(folder / "checkpoints", name):
+        counters = naming.counters(path.name, name)
         if counters is not None and counters[0] < step:
             return path, counters[0]
     return None, 0

@@ -95,7 +95,7 @@ def _require_checkpoint(name: str, trainer: Trainer, model: Model) -> None:
         return
     if trainer.fast_dev_run or type(model).load_for_testing is not Model.load_for_testing:
         return  # The model is used without a checkpoint of the run.
-    folder = run_folder(trainer, model)
+    folder = run_folder(trainer, model, Path.cwd())
     if folder is None or not naming.find(folder / "checkpoints", model.save_name):
         run = "a run without files" if folder is None else folder
         raise UsageError(f"{run} has no checkpoint; train first, or name one with --checkpoint PATH")

@@ -288,7 +288,7 @@ def load_checkpoint(
             content = read_on_every_rank(path, world, like, is_needed)
             return path, placed(content, dict(stateful_parts(session.model)), session.context.mover)
         except (CheckpointError, FileNotFoundError) as error:
-            if path == Path(choice) or isinstance(error, OtherFormatError):
+            if path == session.directory / choice or isinstance(error, OtherFormatError):
                 raise
             if world.is_main:
                 logger.warning("passing over a checkpoint: %s", error)
@@ -326,7 +326,7 @@ def placed(content: dict[str, Any], parts: Mapping[str, Any], mover: DeviceMover
 
 def _candidates(session: Session, choice: str | os.PathLike[str], of_folder: str, option: str) -> Iterator[Path]:
     """Yield the checkpoints to read for a choice, until one of them can be read."""
-    path = Path(choice)
+    path = session.directory / choice
     if choice in ("best", "last"):
         if session.checkpoints is not None:
             yield from session.checkpoints.candidates(str(choice))

@@ -56,6 +56,7 @@ class Session:
         options: the trainer, which is also what `model.trainer` returns.
         model: the model.
         datamodule: its data.
+        directory: the working directory in which the call has begun; relative paths in options belong to it.
 
     Attributes:
         world: the rank of this process and the number of processes.
@@ -74,14 +75,14 @@ class Session:
         needs_transfer: whether `Model.batch_to_device` must be called.
     """
 
-    def __init__(self, options: Options, model: Model, datamodule: DataModule) -> None:
-        self.options, self.model, self.datamodule = options, model, datamodule
+    def __init__(self, options: Options, model: Model, datamodule: DataModule, directory: Path) -> None:
+        self.options, self.model, self.datamodule, self.directory = options, model, datamodule, directory
         device_type = choose_accelerator(options.accelerator)
         self.world = join_world(device_type)
         self.device = choose_device(device_type, options.devices, self.world)
-        self.folder = run_folder(options, model)
-        if options.resume == "new":  # Another program may make a newer one at this moment.
-            self.folder = self.world.broadcast(self.folder)
+        self.folder = run_folder(options, model, directory)
+        if options.resume == "new" and self.folder is not None:  # Another program may make a newer one at this moment.
+            self.folder = self.folder.with_name(self.world.broadcast(self.folder.name))
         self.checkpoints: CheckpointFolder | None = None
         if self.folder is not None:
             self.checkpoints = checkpoint_folder(options, model, self.folder)
@@ -223,22 +224,22 @@ def checkpoint_folder(options: Options, model: Model, folder: Path) -> Checkpoin
     )
 
 
-def run_folder(options: Options, model: Model) -> Path | None:
-    """Return the run folder, None if the run writes no files.
+def run_folder(options: Options, model: Model, directory: Path) -> Path | None:
+    """Return the run folder of a call that has begun in a working directory, None if the run writes no files.
 
     With `resume="new"` it is the one that the last `fit` of this model has claimed, else the newest of the name.
     """
-    named = named_folder(options, model)
+    named = named_folder(options, model, directory)
     if named is None or options.resume != "new":
         return named
     return model._folders.get(named) or newest(named)
 
 
-def named_folder(options: Options, model: Model) -> Path | None:
-    """Return the run folder that the options name, None if the run writes no files."""
+def named_folder(options: Options, model: Model, directory: Path) -> Path | None:
+    """Return the run folder that the options name, None if the run writes no files. Arguments as for `run_folder`."""
     if options.root is None or options.fast_dev_run:
         return None
-    return Path(options.root) / (options.run_name or model.save_name)
+    return directory / options.root / (options.run_name or model.save_name)
 
 
 @contextlib.contextmanager
@@ -246,6 +247,7 @@ def open_session(
     options: Options,
     model: Model,
     datamodule: DataModule,
+    directory: Path,
     *,
     is_training: bool,
     data_is_prepared: bool,
@@ -259,13 +261,14 @@ def open_session(
         options: the trainer.
         model: the model.
         datamodule: its data.
+        directory: the working directory in which the call has begun.
         is_training: whether the run folder is written to, and so closed to other runs. Rank 0 does both.
         data_is_prepared: whether `prepare_data` has run, in the process that launched this one.
         is_logged: whether the log of the run folder is written.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(cleanup(datamodule.teardown))
-        session = Session(options, model, datamodule)
+        session = Session(options, model, datamodule, directory)
         stack.callback(lambda: model._context.end_run())
         stack.callback(session.close)
         if is_training and session.world.is_main and session.checkpoints is not None:

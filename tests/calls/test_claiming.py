@@ -131,9 +131,14 @@ def test_of_many_that_ask_at_once_each_gets_a_folder(tmp_path: Path) -> None:
 
 
 PROGRAM = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from helpers.models import Tiny, data, quiet
+from helios_lite import DataModule
+
+class Away(DataModule):
+    def prepare_data(self):
+        os.chdir("/")
 
 if __name__ == "__main__":
     root, devices = Path(sys.argv[1]), int(sys.argv[2])
@@ -141,7 +146,9 @@ if __name__ == "__main__":
     (root.parent / f"ready-{sys.argv[3]}").touch()
     while len([*root.parent.glob("ready-*")]) < 2:
         time.sleep(0.001)
-    result = trainer.fit(model, data(train=40))
+    folder = os.getcwd()
+    result = trainer.fit(model, Away(data(train=40).train))
+    os.chdir(folder)
     trainer.test(model, data())
     print(result.run_folder.name, result.last_checkpoint.parents[1].name)
 """
@@ -153,7 +160,7 @@ def test_two_programs_that_start_at_the_same_moment_have_two_folders(devices: in
     program.write_text(PROGRAM)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     started = [
-        scripts.start(program, tmp_path / "runs", devices, number, env=ENVIRONMENT, **pipes) for number in range(2)
+        scripts.start(program, "runs", devices, number, cwd=tmp_path, env=ENVIRONMENT, **pipes) for number in range(2)
     ]
     printed = []
     for process in started:
@@ -247,5 +254,5 @@ class Seeing(Tiny):
 
 
 def test_all_ranks_have_the_folder_that_is_the_newest_for_rank_0(tmp_path: Path) -> None:
-    folder = Path("runs/tiny-2")
-    assert Results(__name__, tmp_path)(folders_of_ranks, ranks=2) == [[folder], [folder]]
+    number_2 = [[tmp_path / f"seen-by-{rank}/runs/tiny-2"] for rank in range(2)]
+    assert Results(__name__, tmp_path)(folders_of_ranks, ranks=2) == number_2
