@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from helios_lite.networks.dtensors import is_dtensor
 from helios_lite.networks.meta_device import MetaInitializer, bottom_up
 from helios_lite.processes.world import World
 
@@ -64,11 +65,24 @@ def shard(
     policy = MixedPrecisionPolicy()
     if precision == "bf16":
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    attributes = {name: vars(p) for name, p in net.named_parameters()}
     initializer = MetaInitializer(net, device)
     for path, module in bottom_up(net):
         initializer.fill(path, module)
         if module is net or module in blocks:
             fully_shard(module, mesh=mesh, mp_policy=policy)
+    for name, p in net.named_parameters():
+        vars(p).update(attributes[name])
+
+
+def check_hooks(parameters: Iterable[tuple[str, Any]]) -> None:
+    """Raise a ValueError that names a parameter whose hook is never called, as it is sharded or gets its memory."""
+    for name, p in parameters:
+        if p._backward_hooks or (p._post_accumulate_grad_hooks and not is_dtensor(p)):
+            raise ValueError(
+                f"parallelize: {name} has a hook that would never be called; register it after parallelize, if the "
+                "network is sharded by register_post_accumulate_grad_hook, to which p.grad is a shard of the average"
+            )
 
 
 def sharded_modules(net: nn.Module) -> list[Any]:

@@ -98,6 +98,7 @@ class MetaInitializer:
             new.fill_(torch.nan)
         if isinstance(tensor, nn.Parameter):
             new = nn.Parameter(new, tensor.requires_grad)
+        vars(new).update(vars(tensor))
         for module, name in self._owners.pop(tensor):
             setattr(module, name, new)
 

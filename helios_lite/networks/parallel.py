@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from helios_lite.networks import dtensors
 from helios_lite.networks.forward_turns import ForwardTurns
-from helios_lite.networks.fsdp import explain, make_mesh, reshard, shard, sharded_modules
+from helios_lite.networks.fsdp import check_hooks, explain, make_mesh, reshard, shard, sharded_modules
 from helios_lite.networks.gradient_reducer import GradientReducer
 from helios_lite.networks.meta_device import materialize
 from helios_lite.processes.world import World
@@ -80,7 +80,9 @@ class ParallelStrategy:
             dtensors.load_any_placement(net)
         self._networks.append(net)
         is_frozen = not any(p.requires_grad for p in net.parameters())
-        if self._strategy != "ddp" and self.world.size > 1 and not is_frozen:
+        is_sharded = self._strategy != "ddp" and self.world.size > 1 and not is_frozen
+        check_hooks((name, p) for name, p in net.named_parameters() if is_sharded or p.is_meta)
+        if is_sharded:
             for name, p in net.named_parameters():
                 if dtensors.is_dtensor(p):
                     raise ValueError(
@@ -174,13 +176,14 @@ class ParallelStrategy:
         """Take parameters that were added to networks, with the values of rank 0. Call on every rank.
 
         Raises:
-            ValueError: one was added to a sharded network.
+            ValueError: one was added to a sharded network, or has a hook that is never called.
         """
         self.reshard()  # The parameters of a sharded network are those that optimizers train.
         for net in self._sharded:
             for name, p in net.named_parameters():
                 if not dtensors.is_dtensor(p):
                     raise ValueError(f"{name}: was added to a network after parallelize, which has sharded the rest")
+            check_hooks(net.named_parameters())
         self._find_buffers()
         if self._reducer is not None:
             _broadcast(self._reducer.refresh(), is_main=self.world.is_main)

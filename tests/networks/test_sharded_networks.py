@@ -23,6 +23,7 @@ from helios_lite import DataModule, Model, Split
 from helios_lite.callbacks import EMA
 from helios_lite.networks.dtensors import full_tensor, is_dtensor
 from helios_lite.networks.fsdp import make_mesh
+from helios_lite.networks.parallel import ParallelStrategy
 from helios_lite.processes.world import World
 
 TESTS = Path(__file__).parents[1]
@@ -190,6 +191,56 @@ def test_a_network_made_on_the_meta_device_has_the_same_initial_values(strategy:
     assert not same(trained, initial[0])
 
 
+class Marked(nn.Module):
+    """Parameters with an attribute, of which one has a hook of a kind."""
+
+    def __init__(self, hook: str | None = None) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+        for index, p in enumerate(self.parameters()):
+            p.order = [index]  # type: ignore[attr-defined]
+        if hook is not None:
+            getattr(self.last.bias, hook)(lambda p: p)
+
+
+def marked(world: World, strategy: str, device: str) -> list[Any]:
+    """The attributes of the parameters after `parallelize`, and for each kind of hook what its error says."""
+    found = list[Any]()
+    for hook in (None, "register_hook", "register_post_accumulate_grad_hook"):
+        with torch.device(device):
+            net = Marked(hook)
+        strategies = ParallelStrategy(torch.device("cpu"), world, strategy)
+        try:
+            strategies.wrap(net, (nn.Linear,))
+            if hook is None and strategy == "fsdp":
+                net.last.bias.register_post_accumulate_grad_hook(lambda p: None)
+                strategies.refresh()
+                net.last.bias.register_hook(lambda gradient: gradient)
+                strategies.refresh()
+        except ValueError as error:
+            found.append(str(error))
+        if hook is None:
+            found.append([p.order for p in net.parameters()])
+    return found
+
+
+@scenario(ranks=2)
+def marked_by_two(root: Path, world: World) -> dict[str, list[Any]]:
+    return {device: marked(world, "fsdp", device) for device in ("cpu", "meta")}
+
+
+@pytest.mark.parametrize(("strategy", "device"), [("ddp", "meta"), ("fsdp", "cpu"), ("fsdp", "meta")])
+def test_attributes_of_parameters_are_kept_and_hooks_that_would_be_dropped_are_an_error(
+    strategy: str, device: str, result: Results
+) -> None:
+    found = marked(World(), "ddp", device) if strategy == "ddp" else result(marked_by_two, ranks=2)[device]
+    *errors, last, other = [each for each in found if isinstance(each, str)]
+    assert [[0], [1], [2], [3]] in found
+    assert len(errors) == (strategy == "fsdp")  # Of the hook that was added later.
+    for error in (*errors, last, other):
+        assert error.startswith("parallelize: last.bias has a hook that would never be called; register it after")
+
+
 class NoReset(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -276,6 +327,32 @@ def sum_of_gradients_in_bf16(root: Path, world: World) -> Tensor:
 
 def test_gradients_are_reduced_in_fp32_under_bf16(result: Results) -> None:
     assert result(sum_of_gradients_in_bf16, ranks=2).item() == (1 + 2.0**-9) / 2
+
+
+def halve(p: Tensor) -> None:
+    assert p.grad is not None
+    p.grad *= 0.5
+
+
+class Halved(Deep):
+    """A hook changes gradients of one parameter."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup(fast_init)
+        self.net.first.weight.register_post_accumulate_grad_hook(halve)
+
+
+@scenario(ranks=2)
+def sharded_training_with_a_hook(root: Path, world: World) -> Any:
+    model = Halved()
+    fit(model)
+    return weights(model)["net"]
+
+
+def test_a_hook_of_a_sharded_parameter_changes_its_average(result: Results) -> None:
+    one = Halved()
+    fit(one, batch_size=4, strategy="ddp")
+    assert close(result(sharded_training_with_a_hook, ranks=2), weights(one)["net"])
 
 
 @scenario(ranks=2)
