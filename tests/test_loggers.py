@@ -4,12 +4,14 @@ import contextlib
 import json
 import math
 import os
+import runpy
 import shutil
 import signal
 import struct
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from helios_lite.loggers import JsonlLogger, Logger, MLflowLogger, TensorBoardLo
 from helios_lite.metrics.measurements import is_measured
 from helios_lite.metrics.rows import append_evaluation
 
+RECIPES = Path(__file__).parent.parent / "examples/recipes"
 EXTRAS = {"tensorboard", "mlflow", "wandb"}
 ROWS = [{"step": step, "train/loss": 1 / step} for step in (1, 2, 3)]
 
@@ -694,6 +697,21 @@ def records(file):
         if kind in (1, 4):  # Whole, or the last part.
             yield Record.FromString(parts)
             parts = b""
+
+
+@pytest.mark.loggers
+@pytest.mark.filterwarnings("ignore")
+def test_trackio_has_every_row_once_by_the_logger_of_its_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRACKIO_DIR", "runs/trackio")
+    pytest.importorskip("trackio")
+    from trackio.sqlite_storage import SQLiteStorage
+
+    logger = runpy.run_path(str(RECIPES / "live_view_with_trackio.py"))["TrackioLogger"]
+    killed(tmp_path, logger("tests", "tiny", "seen.json"))
+    run(tmp_path, logger("tests", "tiny", "seen.json"), 16)
+    found = [(row["step"], row["train/loss"]) for row in SQLiteStorage.get_logs("tests", "tiny") if "train/loss" in row]
+    assert found == rows(tmp_path)
 
 
 @pytest.mark.parametrize(
