@@ -4255,6 +4255,42 @@ MUTATIONS = [
         "call = Call(method, trainer, model, datamodule, 1, Path.cwd())",
         CLAIMING + "test_two_programs_that_start_at_the_same_moment_have_two_folders",
     ),
+    Mutation(
+        "checkpoints/folder.py",
+        'if entry in save.after or entry["file"] in left]',
+        "if entry in save.after]",
+        FOLDER + "test_a_file_that_cannot_be_deleted_is_named_once_and_deleted_by_a_later_save",
+    ),
+    Mutation(
+        "checkpoints/folder.py",
+        "if name not in self._undeleted:",
+        "if True:",
+        FOLDER + "test_a_file_that_cannot_be_deleted_is_named_once_and_deleted_by_a_later_save",
+    ),
+    Mutation(
+        "checkpoints/folder.py",
+        "        except OSError as error:\n            if name not in",
+        "        except IsADirectoryError as error:\n            if name not in",
+        FOLDER + "test_a_file_that_cannot_be_deleted_is_named_once_and_deleted_by_a_later_save",
+    ),
+    Mutation(
+        "checkpoints/folder.py",
+        "self._manifest.write(self._entries, unsure=left)",
+        "self._manifest.write(save.after)",
+        FOLDER + "test_the_run_after_deletes_what_could_not_be_deleted",
+    ),
+    Mutation(
+        "checkpoints/files.py",
+        "            path.unlink(missing_ok=True)\n    except OSError",
+        "            path.unlink(missing_ok=True)\n    except ZeroDivisionError",
+        FOLDER + "test_the_run_after_deletes_what_could_not_be_deleted",
+    ),
+    Mutation(
+        "checkpoints/files.py",
+        "    if temporary.is_dir():\n        shutil.rmtree(temporary)\n",
+        "",
+        FOLDER + "test_what_is_left_of_a_sharded_one_that_cannot_be_deleted_is_deleted_by_another_call",
+    ),
 ]
 
 

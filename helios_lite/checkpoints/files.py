@@ -10,6 +10,7 @@ import collections
 import contextlib
 import copy
 import json
+import logging
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ import torch
 from helios_lite.checkpoints.naming import COUNTERS, is_sharded
 from helios_lite.version import __version__
 
+logger = logging.getLogger("helios_lite")
 FORMAT_VERSION = 4
 """The version of the layout of a checkpoint's content; a file with another one is refused."""
 _PLAIN_TYPES = {type(None), bool, int, float, complex, str, torch.Size, torch.dtype, torch.device}
@@ -166,13 +168,19 @@ def publish_folder(temporary: Path, path: Path) -> None:
     temporary.rename(path)
     _sync_folder(path.parent)
     if replaced.exists():
-        shutil.rmtree(replaced)
+        _delete(replaced)
 
 
 def remove(path: Path) -> None:
-    """Delete a checkpoint, if it exists. A folder loses its name first, so that no part of it counts as one."""
+    """Delete a checkpoint, if it exists. A folder loses its name first, so that no part of it counts as one.
+
+    Raises:
+        OSError: it cannot be deleted. What is left of a folder that has lost its name is deleted by another call.
+    """
+    temporary = temporary_folder(path)
+    if temporary.is_dir():
+        shutil.rmtree(temporary)
     if path.suffix != ".pth" and path.is_dir():
-        temporary = temporary_folder(path)
         path.rename(temporary)
         shutil.rmtree(temporary)
     else:
@@ -182,16 +190,27 @@ def remove(path: Path) -> None:
 def remove_half_written(folder: Path) -> None:
     """Remove what a killed process was writing or deleting, and give a folder back the name that it had taken away."""
     for path in folder.glob(".*"):
-        if path.is_dir() and re.fullmatch(r"\..+\.\d+\.shards\.tmp", path.name):
-            shutil.rmtree(path)
-        elif not path.is_dir() and re.fullmatch(r"\..+\.\d+\.tmp", path.name):
-            path.unlink(missing_ok=True)
+        if re.fullmatch(r"\..+\.\d+\.shards\.tmp" if path.is_dir() else r"\..+\.\d+\.tmp", path.name):
+            _delete(path)
         elif re.fullmatch(rf"\..+{COUNTERS}.*\.old", path.name) and is_sharded(path):
             named = path.with_name(path.name[1:].removesuffix(".old"))
             if named.exists():
-                shutil.rmtree(path)
+                _delete(path)
             else:
                 path.rename(named)
+
+
+def _delete(path: Path) -> None:
+    """Delete a file or a folder that is no checkpoint; one that cannot be deleted, such as a busy one, is a warning."""
+    try:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        logger.warning(
+            "%s: cannot be deleted (%s); the next start of the run tries again", path, error.strerror or error
+        )
 
 
 def write_json(content: Any, path: Path) -> None:

@@ -44,7 +44,8 @@ class CheckpointFolder:
     """The checkpoints of one model in one folder, and which of them are kept.
 
     `manifest.json` beside them lists the files that runs in this folder wrote, with scores. Only files listed there are
-    ever deleted, and only after a newer one is durable. It is read at the first call that needs it, on rank 0.
+    ever deleted, and only after a newer one is durable. One that cannot be deleted, such as a busy file, stays listed,
+    and each save tries again. The manifest is read at the first call that needs it, on rank 0.
 
     Args:
         folder: made by `locked` if missing.
@@ -70,6 +71,7 @@ class CheckpointFolder:
         self._shards: ShardWriter | None = None
         self._unfinished: tuple[_Save, Path] | None = None  # The last sharded checkpoint, and where it is written.
         self._entries: list[Entry] = []
+        self._undeleted: set[str] = set()  # What a warning has named.
         self._is_open = self._is_locked = False
 
     @contextlib.contextmanager
@@ -389,7 +391,7 @@ class CheckpointFolder:
         return _Save(self.folder / name, before, self._entries)
 
     def _commit(self, save: _Save, write: Callable[[], object]) -> None:
-        """Write a checkpoint by calling `write`, and delete those that are not kept."""
+        """Write a checkpoint by calling `write`, and delete those that are not kept, as far as they can be deleted."""
         # The manifest lists the file before it exists: a run that is killed in between must not leave a file behind
         # that no later run deletes.
         self._manifest.found.discard(save.path.name)  # From now on it is a file that this run wrote.
@@ -400,10 +402,21 @@ class CheckpointFolder:
         except BaseException:
             self._forget(save)
             raise
-        for entry in save.before:
-            if entry not in save.after:
-                files.remove(self.folder / entry["file"])
-        self._manifest.write(save.after)
+        left = [name for name in deleted if not self._delete(name)]
+        self._entries = [entry for entry in save.before if entry in save.after or entry["file"] in left]
+        self._manifest.write(self._entries, unsure=left)
+
+    def _delete(self, name: str) -> bool:
+        """Delete a checkpoint; return False if it cannot be deleted, with a warning the first time."""
+        try:
+            files.remove(self.folder / name)
+        except OSError as error:
+            if name not in self._undeleted:
+                text = "%s: cannot be deleted (%s); it is tried again at each save"
+                logger.warning(text, self.folder / name, error.strerror or error)
+            self._undeleted.add(name)
+            return False
+        return True
 
     def _commit_and_keep_error(self, *arguments: Any) -> None:
         try:

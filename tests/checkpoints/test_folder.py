@@ -10,6 +10,7 @@ import threading
 import pytest
 import torch
 from helpers.compare import listing
+from helpers.damage import immutable, replaced_by_folder
 from helpers.models import Tiny, content, data, quiet
 from helpers.processes import DEADLINE, run_python
 
@@ -606,6 +607,53 @@ def test_the_background_keeps_the_same_files(tmp_path):
         save(checkpoints, step, score)
     checkpoints.join()
     assert steps(tmp_path) == [2, 5]
+
+
+@pytest.mark.parametrize("undeletable", [immutable, replaced_by_folder])
+def test_a_file_that_cannot_be_deleted_is_named_once_and_deleted_by_a_later_save(tmp_path, undeletable, caplog):
+    checkpoints = opened(tmp_path, keep_best=0, background=True)
+    file = save(checkpoints, 1)
+    checkpoints.join()
+    with undeletable(file):
+        for step in (2, 3):
+            save(checkpoints, step)
+        checkpoints.join()
+        assert file.exists()
+        (message,) = caplog.messages
+        assert message.startswith(f"{file}: cannot be deleted (")
+    assert steps(tmp_path) == [1, 3]
+    save(checkpoints, 4)
+    checkpoints.join()
+    assert steps(tmp_path) == [4]
+
+
+def test_the_run_after_deletes_what_could_not_be_deleted(tmp_path, caplog):
+    checkpoints = opened(tmp_path, keep_best=0)
+    file = save(checkpoints, 1)
+    half_written = tmp_path / ".net_epoch_0_iter_2.pth.123.tmp"
+    half_written.touch()
+    with immutable(file), immutable(half_written):
+        save(checkpoints, 2)
+        with opened(tmp_path, keep_best=0).locked():
+            assert steps(tmp_path) == [1, 2]
+        assert [message.partition(" ")[0] for message in caplog.messages] == [f"{file}:", f"{half_written}:"]
+    with opened(tmp_path, keep_best=0).locked():
+        save(opened(tmp_path, keep_best=0), 3)
+    assert set(listing(tmp_path)) == {".lock", "manifest.json", "net_epoch_0_iter_3.pth"}
+
+
+def test_what_is_left_of_a_sharded_one_that_cannot_be_deleted_is_deleted_by_another_call(tmp_path):
+    sharded, other_name = tmp_path / "net_epoch_0_iter_1", tmp_path / "main.pth"
+    sharded.mkdir()
+    other_name.touch()
+    (sharded / "main.pth").hardlink_to(other_name)
+    with immutable(other_name):
+        for _ in range(2):
+            with pytest.raises(PermissionError):
+                files.remove(sharded)
+            assert naming.find(tmp_path, "net") == []
+    files.remove(sharded)
+    assert list(tmp_path.iterdir()) == [other_name]
 
 
 def test_the_end_of_a_run_waits_for_the_background(tmp_path):

@@ -1,14 +1,17 @@
 """What may happen to the files of a run folder, and what a run must then do."""
 
+import contextlib
 import logging
 import random
 import re
 import shutil
+import subprocess
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from helios_lite import FitResult
@@ -19,6 +22,31 @@ from helpers.processes import deadline
 
 OPTIONS: dict[str, Any] = {"save_every_steps": 1, "keep_last": 3, "async_save": False}
 NOT_OURS = {"checkpoints/notes.txt": b"mine", "checkpoints/rich.pth": b"mine too", "checkpoints/.x.tmp": b"and this"}
+
+
+@contextlib.contextmanager
+def immutable(path: Path) -> Iterator[None]:
+    """A context in which the system refuses to delete a file; the test is skipped where no file can be made so."""
+    command = shutil.which("chattr")
+    if command is None or subprocess.run([command, "+i", path], capture_output=True).returncode != 0:
+        pytest.skip("needs the right to make a file immutable")
+    try:
+        yield
+    finally:
+        subprocess.run([command, "-i", path], check=True)
+
+
+@contextlib.contextmanager
+def replaced_by_folder(path: Path) -> Iterator[None]:
+    """A context in which a folder is in the place of a file, which no process can delete as a file."""
+    aside = path.with_name("aside")
+    path.rename(aside)
+    path.mkdir()
+    try:
+        yield
+    finally:
+        path.rmdir()
+        aside.rename(path)
 
 
 class Original:
