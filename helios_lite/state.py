@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,23 @@ from helios_lite.html_table import html_table
 
 MEASURED = ("seconds", "/samples_per_second", "/data_wait", "/memory_mib")
 """The ends of the names of metrics that are measured with a clock or a meter, and so differ in every run."""
+
+
+def is_extra(name: str) -> bool:
+    """Return whether a metric is left out where few are shown: a time or speed, a mean over an epoch beside the values
+    of its rows, or the norm of a single parameter.
+    """
+    return name.endswith((*MEASURED, "/epoch")) or name.startswith(("train/grad_norm/", "train/param_norm/"))
+
+
+def table_of_metrics(metrics: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
+    """Return what a table of results has of metrics, by full name, and lines that explain it.
+
+    Training metrics are means over the last epoch where there are some, and not the values of the last row.
+    """
+    shown = {name: metrics.get(f"{name}/epoch", value) for name, value in metrics.items() if not is_extra(name)}
+    has_means = any(f"{name}/epoch" in metrics for name in shown)
+    return shown, ["train/...: means over the last epoch"] if has_means else []
 
 
 @dataclasses.dataclass
@@ -99,20 +116,19 @@ class FitResult:
         return f"{type(self).__name__}({', '.join(parts)})"
 
     def _repr_html_(self) -> str:
-        """Return what a notebook shows: a table of the last and the best metrics, without what was measured."""
+        """Return what a notebook shows: the final table of the run."""
         state, best = self.state, f"best (step {self.state.best_step})"
         has_best = bool(self.best_metrics)
-        rows = []
-        for name, value in self.metrics.items():
-            if not name.endswith(MEASURED):
-                # Training metrics belong to the steps before a row, not to the best state.
-                best_value = self.best_metrics.get(name) if name.startswith("valid/") else None
-                cells = [name, f"{value:.6g}", "" if best_value is None else f"{best_value:.6g}"]
-                rows.append(cells if has_best else cells[:2])
+        rows, (shown, captions) = [], table_of_metrics(self.metrics)
+        for name, value in shown.items():
+            # Training metrics belong to the steps before a row, not to the best state.
+            best_value = self.best_metrics.get(name) if name.startswith("valid/") else None
+            cells = [name, f"{value:.6g}", "" if best_value is None else f"{best_value:.6g}"]
+            rows.append(cells if has_best else cells[:2])
         files = {"best checkpoint": self.best_checkpoint, "last checkpoint": self.last_checkpoint}
         title = f"stopped by {self.stop_reason}: {state.epoch} epochs, {state.step} steps, {state.seconds:.1f} s"
         headers = ["metric", "last", best] if has_best else ["metric", "last"]
-        notes = (f"{name}: {path}" for name, path in files.items() if path is not None)
+        notes = [*captions, *(f"{name}: {path}" for name, path in files.items() if path is not None)]
         return html_table(title, headers, rows, notes)
 
     def _score(self) -> str:

@@ -175,6 +175,9 @@ def test_a_notebook_shows_the_result_as_a_small_table():
     bare = Reader(FitResult(TrainingState(step=3), METRICS, {}, None, None, "max_steps")._repr_html_())
     assert bare.rows == [["metric", "last"], ["train/loss", "0.123457"], ["valid/accuracy", "0.9"]]
     assert bare.lines == ["stopped by max_steps: 0 epochs, 3 steps, 0.0 s"]
+    means = {"train/loss": 0.1, "train/loss/epoch": 0.5}  # As in the table that a terminal shows.
+    page = Reader(FitResult(TrainingState(), means, {}, None, None, "max_steps")._repr_html_())
+    assert (page.rows[1:], page.lines[1:]) == ([["train/loss", "0.5"]], ["train/...: means over the last epoch"])
 
 
 def test_a_notebook_shows_a_replay_as_a_small_table():

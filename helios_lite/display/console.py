@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from helios_lite.display.lines import duration, is_extra
+from helios_lite.display.lines import duration
 from helios_lite.metrics.measurements import is_measured
 from helios_lite.options import Options
 from helios_lite.processes.rng import fork_rng
-from helios_lite.state import FitResult
+from helios_lite.state import FitResult, table_of_metrics
 from helios_lite.version import __version__
 
 if TYPE_CHECKING:
@@ -60,10 +60,10 @@ def result_table(result: FitResult, monitor: str | Sequence[str] | None, history
     """
     from rich.text import Text
 
-    has_best, state, metrics = bool(result.best_metrics), result.state, result.metrics
+    has_best, state = bool(result.best_metrics), result.state
     # Training metrics belong to the steps before a row, not to the best state.
     best = {name: value for name, value in result.best_metrics.items() if name.startswith("valid/")}
-    shown = {name: metrics.get(f"{name}/epoch", value) for name, value in metrics.items() if not is_extra(name)}
+    shown, captions = table_of_metrics(result.metrics)
     rows = [(name, format_number(value), format_number(best.get(name))) for name, value in shown.items()]
     counters = ("epochs / steps", f"{state.epoch} / {state.step}", f"step {state.best_step}")
     columns = 3 if has_best else 2
@@ -73,9 +73,6 @@ def result_table(result: FitResult, monitor: str | Sequence[str] | None, history
         counters[:columns],
         ("time", duration(state.seconds)),
     )
-    captions = []
-    if any(f"{name}/epoch" in metrics for name in shown):
-        captions.append("train/...: means over the last epoch")
     if monitor is not None and len(history) > 1 and can_print("▁█"):
         name = monitor if isinstance(monitor, str) else " + ".join(monitor)
         ends = [format(value, ".4g") for value in (history[0], history[-1])]

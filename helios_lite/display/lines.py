@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from helios_lite.metrics.measurements import is_measured
 from helios_lite.options import Options
-from helios_lite.state import TrainingState
+from helios_lite.state import TrainingState, is_extra
 
 _MOST_VALUES = 6  # More metrics than these are in metrics.jsonl, but not in a line.
 
@@ -119,13 +118,6 @@ def with_limits(title: str, options: Options, *phases: str) -> str:
     """Return a title that says which splits are limited."""
     text = limits_text(options, *phases)
     return f"{title} ({text})" if text else title
-
-
-def is_extra(name: str) -> bool:
-    """Return whether a metric is left out where few are shown: a time or speed, a mean over an epoch beside the values
-    of its rows, or the norm of a single parameter.
-    """
-    return is_measured(name) or name.endswith("/epoch") or name.startswith(("train/grad_norm/", "train/param_norm/"))
 
 
 def _values(phase: str, values: Mapping[str, float]) -> dict[str, str]:
