@@ -16,6 +16,7 @@ from helios_lite.data import DataModule
 from helios_lite.hooks import Hooks
 from helios_lite.model import Model
 from helios_lite.model_internals.attributes import named_networks
+from helios_lite.nested import leaves
 from helios_lite.networks.dtensors import is_dtensor, load_any_placement
 from helios_lite.networks.fsdp import has_shards, reshard, shards_of
 from helios_lite.options import Options
@@ -96,7 +97,8 @@ class Callback(Hooks, Generic[ModelT]):
     def on_exception(self, error: BaseException) -> None:
         """Called when an exception, Ctrl-C or a signal ends the call, on the ranks where it does.
 
-        Undo here what is undone otherwise in a hook that is not reached then.
+        Undo here what is undone otherwise in a hook that is not reached then. In an evaluation it is called before the
+        trainer restores the modes of the training.
 
         Args:
             error: the exception, a KeyboardInterrupt or SystemExit after a signal.
@@ -122,6 +124,9 @@ class EMA(Callback):
     average is in the `callbacks` part of checkpoints, and a test and `Model.load_from_checkpoint` give the network its
     average, with which it was validated. `averaged.module` is a copy of the network that has it. Of a sharded network
     every rank averages its own shards, and `averaged.module` has no forward pass. Runs on every rank.
+
+    Of several averages of one network, or of networks that share a part, evaluations use the last one in the order of
+    the callbacks.
     """
 
     averaged: Any = None
@@ -142,7 +147,7 @@ class EMA(Callback):
         self._step = self._num_averaged = 0
         self._is_sharded = False
         self._averaged_model: Model | None = None  # Of which the average is.
-        self._kept: list[tuple[Tensor, Tensor]] = []  # Pairs of a tensor of the network and its value, in evaluations.
+        self._kept: list[tuple[Tensor, Tensor]] = []  # In evaluations: tensors of the network and what they had.
 
     def setup(self, fast_init: bool = False) -> None:
         """Copy the network. A test of the same model after its training in this process keeps the average."""
@@ -195,15 +200,22 @@ class EMA(Callback):
         self._put_back()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the average."""
+        """Return the average, also of what other networks share with this one, by their names."""
         return {
-            "evaluation_weights": {self.name: self.averaged.module.state_dict()},
+            "evaluation_weights": {**self._shared(), self.name: self.averaged.module.state_dict()},
+            "name": self.name,
             "num_averaged": self._num_averaged,
             "step": self._step,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the average."""
+        """Restore the average; raise a ValueError if it is that of another network."""
+        saved = state_dict.get("name", self.name)
+        if saved != self.name:
+            raise ValueError(
+                f"EMA(name={self.name!r}): the checkpoint has the average of {saved!r} in its place; averages are "
+                "found by their order, so give the callbacks EMA in the order that the run began with"
+            )
         self.averaged.module.load_state_dict(state_dict["evaluation_weights"][self.name])
         self._num_averaged = int(state_dict["num_averaged"])
         self._step = state_dict["step"]
@@ -224,6 +236,19 @@ class EMA(Callback):
                 f"EMA(name={next(iter(networks), 'net')!r}): {', '.join(networks) or 'none'}"
             )
         return networks[self.name]
+
+    def _shared(self) -> dict[str, dict[str, Tensor]]:
+        """Return the averages of tensors that other networks have too, by network and by name in its `state_dict`."""
+        means = {id(mine): mean for mine, mean in self._pairs()}
+        shared = {}
+        for name, net in named_networks(self.model).items():
+            tensors = net.state_dict(keep_vars=True) if name != self.name else {}
+            shared[name] = {key: means[id(tensor)] for key, tensor in tensors.items() if id(tensor) in means}
+        return {name: tensors for name, tensors in shared.items() if tensors}
+
+    def _pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """Return each tensor of the network with its average."""
+        return [*zip(_tensors(self._net()), _tensors(self.averaged.module), strict=True)]
 
     @torch.no_grad()
     def _update(self, net: nn.Module) -> None:
@@ -246,26 +271,23 @@ class EMA(Callback):
         """Put the average in place of the weights, and keep them."""
         if self._step == 0:
             return  # There is no average yet, but only a copy of the weights that `Model.setup` made.
-        # Another average of the network may be in place already; what is put back are the weights.
-        averages = [each for each in self.trainer.callbacks if isinstance(each, EMA) and each is not self]
-        weights = {id(tensor): value for each in averages for tensor, value in each._kept}
-        for mine, mean in zip(_tensors(self._net()), _tensors(self.averaged.module), strict=True):
+        for mine, mean in self._pairs():
             if is_dtensor(mine):  # FSDP gathers from the memory of the shard that it has made, so the values move.
-                self._kept.append((mine, weights.get(id(mine), mine.detach().clone())))
+                self._kept.append((mine, mine.detach().clone()))
                 mine.copy_(mean)
             else:
-                self._kept.append((mine, weights.get(id(mine), mine.data)))
+                self._kept.append((mine, mine.data))
                 mine.data = mean.data.to(mine.dtype)
 
     @torch.no_grad()
     def _put_back(self) -> None:
-        """Put the weights back, if the average is in their place."""
-        for mine, value in self._kept:
+        """Put back what was in the place of the average, in reverse: another average, or the weights."""
+        while self._kept:
+            mine, value = self._kept.pop()
             if is_dtensor(mine):
                 mine.copy_(value)
             else:
                 mine.data = value
-        self._kept.clear()
 
 
 def _widen(net: nn.Module) -> None:
@@ -290,10 +312,13 @@ def _tensors(net: nn.Module) -> list[Tensor]:
 
 
 class ActivationStatistics(Callback):
-    """Logs mean, standard deviation and fraction of zeros of the outputs of modules, in the steps that are logged.
+    """Logs mean, standard deviation and fraction of zeros of the outputs of modules, in the last batch before each row.
 
-    The names are "train/activation/<path>/mean", "/std" and "/zeros". The forward hooks are registered in these steps
-    only. Every rank measures its part of the batch.
+    The names are "train/activation/<path>/mean", "/std" and "/zeros". Of a module whose output is a tuple, a list or a
+    dict, every floating-point tensor in it is measured, with its place after the path: "train/activation/lstm/1.0/mean"
+    is that of the first state that an LSTM returns. For a module that is called several times in the batch, the value
+    is the mean of the calls. The forward hooks are registered for these batches only. Every rank measures its part of
+    the batch.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
@@ -309,33 +334,30 @@ class ActivationStatistics(Callback):
         self.paths = list(paths)
         self._handles: list[Any] = []
         self._modules: dict[str, nn.Module] = {}
+        self._measured: dict[str, list[Tensor]] = {}  # Mean, standard deviation and zeros of each call.
 
     def setup(self, fast_init: bool = False) -> None:
         """Find the modules; an AttributeError names a path that does not exist."""
         self._modules.update((path, self._find(path)) for path in self.paths)
 
     def on_training_batch_start(self, state: TrainingState) -> None:
-        """Register the hooks, if the next step is a logging step."""
-        if not self._handles and (state.step + 1) % self.model.trainer.log_every_steps == 0:
+        """Register the hooks, if a row may follow the batch."""
+        if self.model._context.expects_row:
             for path, module in self._modules.items():
                 self._handles.append(module.register_forward_hook(self._measure(path)))
 
     def on_training_batch_end(self, state: TrainingState, should_log: bool = False) -> None:
-        """Remove the hooks after the step."""
-        if should_log:
-            self._remove()
-
-    def on_validation_start(self, validation_cycle: int) -> None:
-        """Remove the hooks, in case the step was skipped (fp16)."""
+        """Remove the hooks, and log what they have measured."""
         self._remove()
-
-    def on_training_end(self) -> None:
-        """Remove the hooks."""
-        self._remove()
+        for name, calls in self._measured.items():
+            for kind, value in zip(("mean", "std", "zeros"), torch.stack(calls).mean(0), strict=True):
+                self.model.log(f"activation/{name}/{kind}", value, reduce="last")
+        self._measured.clear()
 
     def on_exception(self, error: BaseException) -> None:
         """Remove the hooks."""
         self._remove()
+        self._measured.clear()
 
     def _remove(self) -> None:
         for handle in self._handles:
@@ -349,11 +371,12 @@ class ActivationStatistics(Callback):
 
     def _measure(self, path: str) -> Any:
         def hook(module: nn.Module, arguments: Any, output: Any) -> None:
-            if isinstance(output, Tensor):
-                values = output.detach().float()
-                self.model.log(f"activation/{path}/mean", values.mean())
-                self.model.log(f"activation/{path}/std", values.std() if values.numel() > 1 else 0.0)
-                self.model.log(f"activation/{path}/zeros", (values == 0).float().mean())
+            for place, value in leaves(output):
+                if isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 0:
+                    values = value.detach().float()
+                    deviation = values.std() if values.numel() > 1 else torch.zeros_like(values.mean())
+                    measured = torch.stack([values.mean(), deviation, (values == 0).float().mean()])
+                    self._measured.setdefault(f"{path}/{place}" if place else path, []).append(measured)
 
         return hook
 
@@ -366,8 +389,8 @@ class DeviceMemory(Callback):
     """
 
     def on_training_batch_end(self, state: TrainingState, should_log: bool = False) -> None:
-        """Log the peak memory at logging steps."""
-        if should_log:
+        """Log the peak memory, if a row may follow the batch."""
+        if self.model._context.expects_row:
             self.model.log("memory_mib", self._bytes() / 2**20, reduce="max")
 
     def _bytes(self) -> float:
@@ -380,14 +403,20 @@ class DeviceMemory(Callback):
 
 
 class Profile(Callback):
-    """Records some steps with `torch.profiler`, in one file per rank for Perfetto or chrome://tracing."""
+    """Records some steps with `torch.profiler`, in one file per rank for Perfetto or chrome://tracing.
+
+    However the training ends, the profiler ends with it, and the file has what was recorded until then. A training that
+    is resumed between the first and the last step records the rest in a file of its own. `fast_dev_run`, a replay and
+    an audit record nothing.
+    """
 
     def __init__(self, folder: str | os.PathLike[str], first: int, last: int, **options: Any) -> None:
         """Make the callback of a range of steps.
 
         Args:
-            folder: the folder of the files "trace_<rank>.json". If it is relative, it belongs to the working directory
-                in which the callback is made.
+            folder: the folder of the files "trace_<rank>.json"; of a training that is resumed behind the first step
+                they are "trace_<rank>_from_<step>.json". If it is relative, it belongs to the working directory in
+                which the callback is made.
             first: the first recorded step, from 1; earlier steps are the warm-up.
             last: the last recorded step.
             options: options of `torch.profiler.profile`, such as `with_stack=True`.
@@ -397,13 +426,15 @@ class Profile(Callback):
         self.folder, self.first, self.last, self.options = Path(folder), first, last, options
         self._path = self.folder.absolute()
         self._profiler: Any = None
+        self._begun = first
 
     def on_training_batch_start(self, state: TrainingState) -> None:
-        """Start recording before the first step."""
-        if self._profiler is None and state.step + 1 == self.first:
+        """Start recording before the first step that is left of the range."""
+        step = state.step + 1
+        if self._profiler is None and self.first <= step <= self.last and not self.trainer.fast_dev_run:
             from torch.profiler import profile
 
-            self._profiler = profile(**self.options)
+            self._profiler, self._begun = profile(**self.options), step
             self._profiler.start()
 
     def on_training_batch_end(self, state: TrainingState, should_log: bool = False) -> None:
@@ -415,9 +446,14 @@ class Profile(Callback):
         """Write the file, if the run ended before the last step."""
         self._write()
 
+    def on_exception(self, error: BaseException) -> None:
+        """Write the file, if the recording has not ended."""
+        self._write()
+
     def _write(self) -> None:
-        if self._profiler is not None:
-            self._profiler.stop()
+        profiler, self._profiler = self._profiler, None
+        if profiler is not None:
+            profiler.stop()
             self._path.mkdir(parents=True, exist_ok=True)
-            self._profiler.export_chrome_trace(str(self._path / f"trace_{self.model.global_rank}.json"))
-            self._profiler = None
+            of_rest = f"_from_{self._begun}" if self._begun > self.first else ""
+            profiler.export_chrome_trace(str(self._path / f"trace_{self.model.global_rank}{of_rest}.json"))

@@ -11,8 +11,9 @@ class Hooks:
     """The hooks of a run. Each does nothing until it is overridden, and runs on every rank.
 
     Numbers that people read (`current_epoch`, `validation_cycle`) count from 1, batch indices (`step`) count from 0.
-    The model's hook is called first, then those of the callbacks in their order. An exception ends the run, and reaches
-    the caller of the trainer unchanged.
+    The model's hook is called first, then those of the callbacks in their order; at the end of a validation, test or
+    prediction from the last callback to the first. An exception ends the run, and reaches the caller of the trainer
+    unchanged.
     """
 
     def setup(self, fast_init: bool = False) -> None:

@@ -1422,9 +1422,9 @@ MUTATIONS = [
     Mutation(
         "training/loop.py",
         """            if should_log or not knows_last:
-                self.log.watch_learning_rates()
+                self.log.expect_row()
 """,
-        """            self.log.watch_learning_rates()
+        """            self.log.expect_row()
 """,
         LEARNING_RATES + "test_the_rate_is_read_in_updates_of_logging_steps_only",
     ),
@@ -1944,10 +1944,100 @@ MUTATIONS = [
     Mutation("callbacks.py", "and self._averaged_model is self.model", "", OTHER_AVERAGE),
     Mutation("training/hook_dispatch.py", "callbacks[name].forget_state()", "pass", OTHER_AVERAGE),
     Mutation(
+        "training/hook_dispatch.py",
+        "in (model, *reversed(callbacks))",
+        "in (model, *callbacks)",
+        CALLBACKS + "test_whatever_fails_nothing_of_a_callback_stays_in_the_model",
+    ),
+    Mutation(
+        "training/hook_dispatch.py",
+        "for callback in reversed(self._callbacks):",
+        "for callback in self._callbacks:",
+        CALLBACKS + "test_whatever_fails_nothing_of_a_callback_stays_in_the_model",
+    ),
+    Mutation(
+        "training/evaluator.py",
+        "                session.hooks.report_exception(error)  # Before",
+        "                pass  # Before",
+        CALLBACKS + "test_whatever_fails_nothing_of_a_callback_stays_in_the_model",
+    ),
+    Mutation(
         "callbacks.py",
-        "weights.get(id(mine), mine.data)",
-        "mine.data",
-        CALLBACKS + "test_two_averages_of_one_network_leave_the_training_as_it_is_without",
+        "{**self._shared(), self.name:",
+        "{self.name:",
+        CALLBACKS + "test_each_of_several_averages_is_what_it_is_alone_and_the_last_is_evaluated",
+    ),
+    Mutation(
+        "checkpoints/reading.py",
+        "{**state[name], **weights[name]}",
+        "weights[name]",
+        CALLBACKS + "test_each_of_several_averages_is_what_it_is_alone_and_the_last_is_evaluated",
+    ),
+    Mutation(
+        "model_internals/inference.py",
+        "    expect_evaluation_weights(model)\n",
+        "",
+        CALLBACKS + "test_each_of_several_averages_is_what_it_is_alone_and_the_last_is_evaluated",
+    ),
+    Mutation(
+        "callbacks.py",
+        "        if saved != self.name:",
+        "        if False:",
+        CALLBACKS + "test_an_average_of_another_network_in_a_checkpoint_is_an_error_that_names_both",
+    ),
+    Mutation(
+        "training/training_log.py",
+        "self._session.context.expect_row(False)",
+        "pass",
+        CALLBACKS + "test_activations_are_measured_at_log_points_only",
+    ),
+    Mutation(
+        "callbacks.py",
+        "for place, value in leaves(output):",
+        'for place, value in [("", output)]:',
+        CALLBACKS + "test_every_row_has_the_activations_of_the_batch_before_it",
+    ),
+    Mutation(
+        "callbacks.py",
+        "torch.stack(calls).mean(0)",
+        "calls[-1]",
+        CALLBACKS + "test_every_row_has_the_activations_of_the_batch_before_it",
+    ),
+    Mutation(
+        "callbacks.py",
+        " and value.numel() > 0:",
+        ":",
+        CALLBACKS + "test_every_row_has_the_activations_of_the_batch_before_it",
+    ),
+    Mutation(
+        "callbacks.py",
+        "self.first <= step <= self.last",
+        "step == self.first",
+        CALLBACKS + "test_a_profile_ends_with_the_training_and_each_part_of_a_cut_one_has_its_file",
+    ),
+    Mutation(
+        "callbacks.py",
+        " and not self.trainer.fast_dev_run:",
+        ":",
+        CALLBACKS + "test_a_profile_ends_with_the_training_and_each_part_of_a_cut_one_has_its_file",
+    ),
+    Mutation(
+        "callbacks.py",
+        'if self._begun > self.first else ""',
+        'if False else ""',
+        CALLBACKS + "test_a_profile_ends_with_the_training_and_each_part_of_a_cut_one_has_its_file",
+    ),
+    Mutation(
+        "callbacks.py",
+        '"""Write the file, if the recording has not ended."""\n        self._write()',
+        '"""Write the file, if the recording has not ended."""',
+        CALLBACKS + "test_a_profile_ends_with_the_training_and_each_part_of_a_cut_one_has_its_file",
+    ),
+    Mutation(
+        "calls/replay.py",
+        "if not isinstance(each, Profile)",
+        "if True",
+        CALLBACKS + "test_a_profile_ends_with_the_training_and_each_part_of_a_cut_one_has_its_file",
     ),
     # What loaders know.
     Mutation("loading/split_loader.py", "seeding.set_epoch(split.dataset, epoch)", "pass", TOLD),
@@ -2019,11 +2109,13 @@ MUTATIONS = [
         "",
         MISTAKES + "test_what_setup_puts_in_evaluation_mode_stays_in_it_in_a_second_fit_too",
     ),
-    Mutation("callbacks.py", "values.std() if values.numel() > 1 else 0.0", "values.std()", SINGLE),
+    Mutation(
+        "callbacks.py", "values.std() if values.numel() > 1 else torch", "values.std() if True else torch", SINGLE
+    ),
     Mutation(
         "callbacks.py",
-        '"""Remove the hooks."""\n        self._remove()\n\n    def _remove',
-        '"""Remove the hooks."""\n\n    def _remove',
+        '"""Remove the hooks."""\n        self._remove()\n        self._measured.clear()',
+        '"""Remove the hooks."""',
         SINGLE,
     ),
     # What a reading has found.

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 from helpers.compare import same, weights
-from helpers.models import Tiny, data, quiet
+from helpers.models import HOOKS, Indices, Tiny, data, quiet
 from helpers.rows import read_rows
 from torch import nn
+from torch.utils.data import DataLoader
 
-from helios_lite import Callback, DataModule, Model
+from helios_lite import Callback, DataModule, Model, Split, Trainer
 from helios_lite.callbacks import EMA, ActivationStatistics, DeviceMemory, Profile
 
 
@@ -121,9 +122,11 @@ class Halves(Tiny):
     def setup(self, fast_init: bool = False) -> None:
         super().setup(fast_init)
         self.probe = nn.ReLU()
+        self.is_measured: list[bool] = []
 
     def train_step(self, batch: Any, state: Any) -> None:
         super().train_step(batch, state)
+        self.is_measured.append(len(self.probe._forward_hooks) > 0)
         self.probe(torch.tensor([-1.0, 2.0, 2.0, -1.0]))
 
 
@@ -140,7 +143,50 @@ def test_activations_are_measured_at_log_points_only(tmp_path: Path) -> None:
         assert row["train/activation/probe/std"] == pytest.approx((4 / 3) ** 0.5)
         assert row["train/activation/probe/zeros"] == 0.5
         assert row["train/activation/net.0/std"] > 0
-    assert not model.probe._forward_hooks
+    assert model.is_measured == [False, False, True] * 2
+
+
+class Nested(Tiny):
+    """Has modules with several outputs, and one that is called twice; the loss is the number of the step."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup(fast_init)
+        self.lstm, self.twice, self.made = nn.LSTM(3, 4), nn.Identity(), Made()
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        super().train_step(batch, state)
+        self.lstm(batch[1][:, None])
+        self.made(batch[1])
+        self.twice(torch.full((2,), 2.0 * state.batch))
+        self.twice(torch.full((2,), 4.0 * state.batch))
+
+
+class Made(nn.Module):
+    def forward(self, x: torch.Tensor) -> Any:
+        return {"ids": torch.arange(3), "none": None, "empty": x[:0], "pair": [x.bfloat16(), x > 0]}
+
+
+@pytest.mark.parametrize("is_sized", [True, False])
+def test_every_row_has_the_activations_of_the_batch_before_it(tmp_path: Path, is_sized: bool) -> None:
+    model, paths = Nested(), ["lstm", "twice", "made"]
+    callbacks = [ActivationStatistics(paths), DeviceMemory()]
+    train = Split(Indices(10), 2) if is_sized else Batches()
+    run = quiet(root=tmp_path, log_every_steps=2, max_epochs=2, accumulation_steps=2, callbacks=callbacks)
+    run.fit(model, DataModule(train=train))
+    rows = [row for row in read_rows(tmp_path / "tiny") if "train/loss" in row]
+    assert [row["step"] for row in rows] == [2, 3, 4, 6]
+    for row, batch in zip(rows, (3, 4, 6, 9), strict=True):
+        assert row["train/activation/twice/mean"] == 3.0 * batch
+        assert row["train/memory_mib"] > 0
+        names = {name.removeprefix("train/activation/").rsplit("/", 1)[0] for name in row if "activation" in name}
+        assert names == {"lstm/0", "lstm/1.0", "lstm/1.1", "twice", "made/pair.0"}
+
+
+class Batches:
+    """Five batches of two samples, without a length."""
+
+    def __iter__(self) -> Any:
+        return iter(DataLoader(Indices(10), 2))
 
 
 def test_activations_of_a_module_that_is_not_there_are_an_error_that_names_it() -> None:
@@ -189,6 +235,35 @@ def test_a_profile_has_the_updates_asked_for(tmp_path: Path, monkeypatch: pytest
         events = json.loads((tmp_path / str(last) / "trace_0.json").read_text())["traceEvents"]
         counts.append(sum(event.get("name", "").startswith("Optimizer.step#Adam") for event in events))
     assert counts == [1, 3]
+
+
+def steps_in(trace: Path) -> int:
+    events = json.loads(trace.read_text())["traceEvents"]
+    return sum(event.get("name", "").startswith("Optimizer.step#") for event in events)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_profile_ends_with_the_training_and_each_part_of_a_cut_one_has_its_file(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"root": tmp_path, "callbacks": [Profile(tmp_path / "traces", first=2, last=5)]}
+    cut = quiet(max_steps=3, **options)
+    cut.fit(Tiny(), data())
+    cut.fit(Tiny(), data())
+    quiet(fast_dev_run=True, callbacks=[Profile(tmp_path / "traces", first=1, last=1)]).fit(Tiny(), data())
+    run = quiet(max_steps=8, **options)
+    run.fit(Tiny(), data())
+    files = sorted((tmp_path / "traces").iterdir())
+    assert {path.name: steps_in(path) for path in files} == {"trace_0.json": 2, "trace_0_from_4.json": 2}
+    written = [path.read_bytes() for path in files]
+    run.replay(Tiny(), data(), step=3)
+    run.test(Tiny(), data(), "last")
+    assert [path.read_bytes() for path in sorted((tmp_path / "traces").iterdir())] == written
+    for where in ("train_step", "valid_step"):
+        folder = tmp_path / where
+        profile = Profile(folder, first=2, last=50)
+        with pytest.raises(KeyError):
+            quiet(callbacks=[profile], max_epochs=2, sanity_batches=0).fit(Sharing(fails_in=where), data())
+        assert not torch._C._autograd._profiler_enabled()
+        assert steps_in(folder / "trace_0.json") == {"train_step": 1, "valid_step": 2}[where]
 
 
 def test_a_profile_that_ends_before_it_begins_is_an_error(tmp_path: Path) -> None:
@@ -461,12 +536,172 @@ def test_the_average_of_one_model_is_not_that_of_another(tmp_path: Path) -> None
     assert same(other.evaluated[-1], weights(other)["net"])
 
 
-def test_two_averages_of_one_network_leave_the_training_as_it_is_without() -> None:
-    found = []
-    for callbacks in ([], [EMA(decay=0.5), EMA(decay=0.9)]):
-        model = Noting()
-        run = quiet(callbacks=callbacks, **OPTIONS)
-        run.fit(model, data(valid=4))
-        run.validate(model, data(valid=4), checkpoint=None)
-        found.append((model.trained, weights(model)["net"]))
-    assert same(*found)
+class TwoSided(torch.optim.SGD):
+    """Evaluates half of the weights that it trains, as schedule-free optimizers evaluate others."""
+
+    is_eval = False
+
+    @torch.no_grad()
+    def scale(self, factor: float) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.mul_(factor)
+
+    def eval(self) -> None:
+        if not self.is_eval:
+            self.scale(0.5)
+        self.is_eval = True
+
+    def train(self) -> None:
+        if self.is_eval:
+            self.scale(2)
+        self.is_eval = False
+
+
+class Sharing(Noting):
+    """Two networks and a part of both, which is a network too; fails where it is told to."""
+
+    def __init__(self, order: str = "net other part", fails_in: str = "") -> None:
+        super().__init__()
+        self.order, self.fails_in = order.split(), fails_in
+
+    def setup(self, fast_init: bool = False) -> None:
+        part = nn.Linear(3, 8)
+        made = {
+            "part": part,
+            "net": nn.Sequential(part, nn.Linear(8, 1)),
+            "other": nn.Sequential(part, nn.Linear(8, 2)),
+        }
+        for name in self.order:
+            setattr(self, name, self.parallelize(made[name]))
+        parameters = {id(p): p for name in self.order for p in made[name].parameters()}
+        self.optimizer = TwoSided(parameters.values(), lr=0.1)
+
+    def fail(self, where: str) -> None:
+        if where == self.fails_in:
+            raise KeyError(where)
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        loss = (self.net(batch[1]) - 1).square().mean() + (self.other(batch[1]) + 1).square().mean()
+        if state.step == 2:
+            self.fail("train_step")
+        self.backward(loss)
+        self.optimizer_step(self.optimizer)
+
+    def valid_step(self, batch: Any, step: int) -> None:
+        self.evaluated.append(weights(self))
+        self.fail("valid_step")
+
+    def test_step(self, batch: Any, step: int) -> None:
+        self.evaluated.append(weights(self))
+        self.fail("test_step")
+
+    def predict_step(self, batch: Any, step: int) -> Any:
+        self.fail("predict_step")
+
+    def on_training_batch_end(self, state: Any, should_log: bool = False) -> None:
+        self.trained.append((state.step, weights(self)))
+
+
+class Swapping(Callback):
+    """Puts other weights in place of those of a network, in the way of a user."""
+
+    def __init__(self, in_place: bool) -> None:
+        self.in_place = in_place
+        self.kept: list[torch.Tensor] = []
+
+    def on_validation_start(self, validation_cycle: int) -> None:
+        self.kept = [p.detach().clone() if self.in_place else p.data for p in self.model.net.parameters()]
+        for p in self.model.net.parameters():
+            if self.in_place:
+                p.detach().zero_()
+            else:
+                p.data = torch.ones_like(p)
+
+    def on_validation_end(self, validation_cycle: int) -> None:
+        for p, value in zip(self.model.net.parameters(), self.kept, strict=len(self.kept) > 0):
+            if self.in_place:
+                p.detach().copy_(value)
+            else:
+                p.data = value
+        self.kept = []
+
+    def on_exception(self, error: BaseException) -> None:
+        self.on_validation_end(0)
+
+
+class FailingIn(Callback):
+    """Raises an error in one of its hooks."""
+
+    def __init__(self, hook: str) -> None:
+        setattr(self, hook, self.fail)
+
+    def fail(self, *arguments: Any, **options: Any) -> Any:
+        raise KeyError("callback")
+
+
+def swapping_callbacks() -> list[Callback]:
+    """Several of everything that puts weights in place of others, with all other callbacks between them."""
+    averages = [EMA(0.5), EMA(0.9), EMA(0.9, name="other"), EMA(0.5, name="part")]
+    return [
+        Swapping(True),
+        averages[0],
+        Swapping(False),
+        *averages[1:],
+        ActivationStatistics(["net.1"]),
+        DeviceMemory(),
+    ]
+
+
+def fit_test_and_predict(run: Trainer, model: Model) -> None:
+    run.fit(model, data())
+    run.test(model, data(), None)
+    list(run.predict(model, data(), None))
+
+
+STEPS = ["train_step", "valid_step", "test_step", "predict_step"]
+
+
+def test_whatever_fails_nothing_of_a_callback_stays_in_the_model() -> None:
+    ways = [(step, None) for step in STEPS]
+    ways += [(hook, place) for hook in HOOKS if hook != "setup" for place in (0, len(swapping_callbacks()))]
+    for where, place in ways:
+        model, callbacks = Sharing(fails_in=where), swapping_callbacks()
+        if place is not None:
+            callbacks.insert(place, FailingIn(where))
+        run = quiet(callbacks=callbacks, max_epochs=1, sanity_batches=0, log_every_steps=1)
+        with pytest.raises(KeyError):
+            fit_test_and_predict(run, model)
+        assert not model.optimizer.is_eval or where.startswith(("test", "predict", "on_test", "on_predict")), where
+        model.optimizer.train()
+        assert same(weights(model), model.trained[-1][1] if model.trained else weights(model)), where
+        assert not any(module._forward_hooks for module in model.net.modules()), where
+
+
+def test_each_of_several_averages_is_what_it_is_alone_and_the_last_is_evaluated(tmp_path: Path) -> None:
+    """Whatever the order of the networks in the model, and of the averages."""
+    plain = Sharing()
+    quiet(max_epochs=2, sanity_batches=0).fit(plain, data())
+    both = {"net other part": ["net", "net-net", "net-part-other"], "part other net": ["other-net", "part-net"]}
+    for order, cases in both.items():
+        for case in cases:
+            model, root, names = Sharing(order), tmp_path / case, case.split("-")
+            averages = [EMA(0.5 + 0.1 * i, name) for i, name in enumerate(names)]
+            result = quiet(root=root, callbacks=averages, max_epochs=2, sanity_batches=0).fit(model, data())
+            assert same({name: weights(model)[name] for name in weights(plain)}, weights(plain))
+            validated, last = model.evaluated[-1], averages[-1]
+            assert same(validated[names[-1]], {**last.averaged.module.state_dict()})
+            expected = average([net[names[-1]] for _, net in plain.trained], last.decay)[-1]
+            for key, value in validated[names[-1]].items():
+                torch.testing.assert_close(value, expected[key])
+            for callbacks in ([], [EMA(0.5 + 0.1 * i, name) for i, name in enumerate(names)]):
+                tested = Sharing(order)
+                quiet(root=root, callbacks=callbacks, max_epochs=2).test(tested, data(), "last")
+                assert same(tested.evaluated[-1], validated)
+            assert same(weights(Sharing.load_from_checkpoint(result.last_checkpoint, order=order)), validated)
+
+
+def test_an_average_of_another_network_in_a_checkpoint_is_an_error_that_names_both(tmp_path: Path) -> None:
+    quiet(root=tmp_path, callbacks=[EMA(name="other"), EMA()], max_steps=1, sanity_batches=0).fit(Sharing(), data())
+    with pytest.raises(ValueError, match=r"EMA\(name='net'\): the checkpoint has the average of 'other'"):
+        quiet(root=tmp_path, callbacks=[EMA()], max_steps=2, sanity_batches=0).fit(Sharing(), data())

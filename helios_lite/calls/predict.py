@@ -138,7 +138,7 @@ def _run(session: Session, checkpoint: Checkpoint, *, gathers: bool = False) -> 
                     yield prediction
         with evaluation_mode(session, 0):
             parallel.finish_forward()  # What a hook sends between ranks needs all of them.
-            hooks.call("on_predicting_end")
+            hooks.call_in_reverse("on_predicting_end")
             parallel.finish_forward()
     session.progress.close()
     model.eval()

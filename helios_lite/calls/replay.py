@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from pathlib import Path
 
+from helios_lite.callbacks import Profile
 from helios_lite.calls.launching import Call, run
 from helios_lite.calls.replay_result import Replay
 from helios_lite.calls.step_inspector import EarlierStepFound, Inspected, StepInspector
@@ -74,7 +75,7 @@ def _without_files(options: Options, checkpoint: Path | None, inspector: StepIns
         options,
         root=None,
         resume=start if checkpoint is None else checkpoint,
-        callbacks=[*options.callbacks, inspector],
+        callbacks=[*(each for each in options.callbacks if not isinstance(each, Profile)), inspector],
         loggers=[],
         log_level="quiet",
         progress=False,

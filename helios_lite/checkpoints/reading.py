@@ -100,5 +100,5 @@ def evaluation_state(content: dict[str, Any]) -> dict[str, Any]:
     state.update(content.get("evaluation_weights", {}))
     for callback in content.get("callbacks", {}).values():
         weights = callback.get("evaluation_weights", {}) if isinstance(callback, dict) else {}
-        state.update((name, weights[name]) for name in weights if name in state)
+        state.update((name, {**state[name], **weights[name]}) for name in weights if name in state)
     return state

@@ -14,6 +14,7 @@ from helios_lite.checkpoints.files import CheckpointError
 from helios_lite.checkpoints.folder import candidates_of_run
 from helios_lite.checkpoints.reading import evaluation_state, read_checkpoint
 from helios_lite.model_internals.attributes import named_networks
+from helios_lite.model_internals.evaluation_weights import expect_evaluation_weights
 from helios_lite.model_internals.run_context import RunContext
 
 logger = logging.getLogger("helios_lite")
@@ -43,7 +44,9 @@ def load_for_inference(cls: Any, path: Path, device: torch.device | str, overrid
             "arguments to load_from_checkpoint"
         ) from None
     model = cls(**arguments)
-    _set_up(model, evaluation_state(content), RunContext.standalone(torch.device(device)))
+    _set_up(model, RunContext.standalone(torch.device(device)))
+    expect_evaluation_weights(model)
+    model.load_state_dict(evaluation_state(content), fast_init=True)
     model.eval()
     return model
 
@@ -90,18 +93,18 @@ def set_up_trained(model: Any, content: dict[str, Any], *of_run: Any) -> None:
     """
     context = RunContext.standalone(torch.device("cpu"), *of_run)
     try:
-        _set_up(model, content["model"], context)
+        _set_up(model, context)
+        model.load_state_dict(content["model"], fast_init=True)
     finally:
         model._attach(context, content.get("hparams"))
         context.record(content["metrics"])
         context.end_run()
 
 
-def _set_up(model: Any, state_dict: dict[str, Any], context: RunContext) -> None:
+def _set_up(model: Any, context: RunContext) -> None:
     model._attach(context)
     from helios_lite.schedules import planned_steps  # Here, because only some programs use schedules.
 
     with planned_steps(context.num_training_steps):
         model.setup(fast_init=True)
     context.mark_set_up()
-    model.load_state_dict(state_dict, fast_init=True)

@@ -46,6 +46,7 @@ class RunContext:
         latest: the last value of every metric, by full name.
         shown: full names of the metrics that are shown beside the bar, in the order in which they were logged first.
         is_set_up: whether `Model.setup` has run.
+        expects_row: whether a row of training metrics may follow the present batch.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class RunContext:
         self.improved = True
         self.latest: dict[str, float] = {}
         self.shown: list[str] = []
-        self.is_set_up = False
+        self.is_set_up = self.expects_row = False
         self._logged: set[str] = set()  # Full names of what has been logged.
         self._num_begun = 0  # Batches, in trainings and in evaluations.
         self._is_callers_turn = False
@@ -121,6 +122,10 @@ class RunContext:
         """
         self._num_begun += 1
         self._phase, self.metrics, self._batch_size = phase, metrics, batch_size
+
+    def expect_row(self, expects: bool) -> None:
+        """Set whether a row of training metrics may follow the present batch."""
+        self.expects_row = expects
 
     @contextlib.contextmanager
     def refuse_log(self) -> Iterator[None]:

@@ -60,7 +60,7 @@ class Evaluator:
                 is_idle = self._run_batches(phase, loaders, limit, metrics)
                 context.parallel.finish_forward()  # What a hook sends between ranks needs all of them.
                 context.begin_phase(phase, metrics)
-                session.hooks.call(f"{name}_end", *arguments)
+                session.hooks.call_in_reverse(f"{name}_end", *arguments)
                 context.parallel.finish_forward()
                 for score_name, score in (model._test_scores if testing else model._val_scores).items():
                     metrics.update(f"{phase}/{score_name}", score, 1)
@@ -68,6 +68,9 @@ class Evaluator:
                 values = dict(summary.values)
                 for metric_name, metric in summary.objects.items():
                     values |= values_of(metric_name, metric)
+            except BaseException as error:
+                session.hooks.report_exception(error)  # Before the weights and modes of the training are restored.
+                raise
             finally:
                 metrics.reset()  # Those of the next evaluation begin anew.
             return session.hooks.process_metrics(phase, values)

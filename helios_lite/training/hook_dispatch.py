@@ -50,12 +50,21 @@ class HookDispatcher:
         for listener in listeners:
             getattr(listener, hook)(*arguments)
 
+    def call_in_reverse(self, hook: str, *arguments: Any) -> None:
+        """Call a hook at the end of an evaluation: that of the model, and those of the callbacks from the last on.
+
+        What several callbacks have put in place of the same weights is so undone in reverse.
+        """
+        model, *callbacks = self._due_listeners(hook, *arguments) if self._has_periods else self._listeners()
+        for listener in (model, *reversed(callbacks)):
+            getattr(listener, hook)(*arguments)
+
     def report_exception(self, error: BaseException) -> None:
-        """Tell every callback of the exception that ends the call, once. What they raise is logged."""
+        """Tell the callbacks, from the last on and once, of the exception that ends the call; log what they raise."""
         if error is self._reported:
             return
         self._reported = error
-        for callback in self._callbacks:
+        for callback in reversed(self._callbacks):
             try:
                 callback.on_exception(error)
             except Exception:

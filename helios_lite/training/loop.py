@@ -319,10 +319,10 @@ class Training:
                 report = self.log.report_gradients if logs_gradients and should_log else None
                 precision.begin_micro_batch(loss_weight, completes_step, report)
                 parallel.begin_micro_batch(completes_step)
+            if should_log or not knows_last:
+                self.log.expect_row()
             if has_batch_hooks or loss_items:
                 self.hooks.call("on_training_batch_start", state)
-            if should_log or not knows_last:
-                self.log.watch_learning_rates()
 
             model.train_step(model.batch_to_device(data, "train") if needs_transfer else data, state)
 

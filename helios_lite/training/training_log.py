@@ -118,9 +118,10 @@ class TrainingLog:
         """Whether the last batch could not be loaded."""
         return self._throughput.loading_failed
 
-    def watch_learning_rates(self) -> None:
-        """Note the learning rates that the next step uses, for the row that is written after it."""
+    def expect_row(self) -> None:
+        """Note the learning rates that the next step uses, for the row that may be written after it."""
         self._rates.watch()
+        self._session.context.expect_row(True)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -224,6 +225,7 @@ class TrainingLog:
         if (peak := peak_memory_mib(self._session.device)) is not None:
             values.setdefault("train/memory_mib", peak)  # The callback DeviceMemory has that of all ranks.
         self._session.metrics.reset()
+        self._session.context.expect_row(False)
         self._logged_step = state.step
         return values
 

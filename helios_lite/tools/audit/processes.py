@@ -15,6 +15,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from helios_lite.callbacks import Profile
 from helios_lite.checkpoints.naming import find
 from helios_lite.processes.forkserver import fresh_process
 from helios_lite.processes.launch import NO_GUARD_STATUS, NO_GUARD_TEXT
@@ -171,7 +172,8 @@ def run_trial(source: Source, trial: Trial, folder: Path) -> Record:
     """
     trainer, model, datamodule = source.make()
     recorder = Recorder(trial)
-    trainer = dataclasses.replace(trainer, **_options(trainer, trial, folder), callbacks=[*trainer.callbacks, recorder])
+    callbacks = [*(each for each in trainer.callbacks if not isinstance(each, Profile)), recorder]
+    trainer = dataclasses.replace(trainer, **_options(trainer, trial, folder), callbacks=callbacks)
     if trial.loads_checkpoint:
         model = type(model).load_from_checkpoint(find(folder / _RUN / "checkpoints", model.save_name)[0])
         trainer.validate(model, datamodule, checkpoint=None)
