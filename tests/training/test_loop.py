@@ -195,6 +195,13 @@ def test_fast_dev_run_uses_one_batch_of_everything_and_writes_nothing(tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
+class ToldOfTheEnd(Tiny):
+    validated_before_the_end: list[int]
+
+    def on_training_end(self) -> None:
+        self.validated_before_the_end = self.validated.copy()
+
+
 def test_fast_dev_run_does_the_next_step_of_any_checkpoint(tmp_path: Path) -> None:
     whole = Tiny()
     options = {"max_epochs": 2, "save_every_steps": 1, "keep_last": -1, "valid_every_steps": 2}
@@ -202,12 +209,12 @@ def test_fast_dev_run_does_the_next_step_of_any_checkpoint(tmp_path: Path) -> No
     before = sorted(tmp_path.rglob("*"))
     for step, samples in ((1, whole.seen[4:8]), (2, whole.seen[8:10]), (3, whole.seen[10:14]), (6, None)):
         (path,) = tmp_path.glob(f"tiny/checkpoints/*_iter_{step}.pth")
-        model = Tiny()
+        model = ToldOfTheEnd()
         result = quiet(root=tmp_path, fast_dev_run=True, resume=path, **options).fit(model, data())
         assert (result.state.step, result.stop_reason) == (step + 1, "fast_dev_run")
         assert len(model.seen) == (4 if samples is None else len(samples))
         assert model.seen == samples or samples is None
-        assert len(model.validated) == 4
+        assert model.validated == model.validated_before_the_end == [0, 1, 2, 3]
     assert sorted(tmp_path.rglob("*")) == before
 
 
