@@ -179,6 +179,7 @@ ON_META = NETWORKS + "test_a_network_made_on_the_meta_device_has_the_same_initia
 RECOMPUTED = NETWORKS + "test_recomputed_activations_do_not_change_one_bit"
 FEW_BARS = "display/test_console.py::test_bars_are_drawn_ten_times_a_second_at_most_and_what_is_shorter_has_none"
 FEW_ROWS_IN_TRAIN_LOG = "display/test_console.py::test_train_log_has_a_row_a_second_at_most_and_metrics_jsonl_has_all"
+IN_BF16 = NETWORKS + "test_sharded_networks_in_bf16_leave_inputs_to_autocast_and_normalize_in_fp32"
 MARKED = NETWORKS + "test_attributes_of_parameters_are_kept_and_hooks_that_would_be_dropped_are_an_error"
 PRECISION = "networks/test_precision.py::"
 TWO_OPTIMIZERS = PRECISION + "test_fp16_with_two_optimizers_under_accumulation_is_the_loop_by_hand"
@@ -1791,6 +1792,11 @@ MUTATIONS = [
     Mutation("networks/meta_device.py", "tensor.copy_(values)", "pass", ON_META),
     Mutation("networks/meta_device.py", "vars(new).update(vars(tensor))", "pass", MARKED),
     Mutation("networks/fsdp.py", "vars(p).update(attributes[name])", "pass", MARKED),
+    Mutation("networks/fsdp.py", "not torch.is_autocast_enabled(self._device_type)", "True", IN_BF16),
+    Mutation("networks/fsdp.py", "not torch.is_autocast_enabled(self._device_type)", "False", IN_BF16),
+    Mutation("networks/fsdp.py", "p if p is None else p.float()", "p", IN_BF16),
+    Mutation("networks/fsdp.py", "parameters.update(gathered)", "pass", IN_BF16),
+    Mutation("networks/fsdp.py", 'precision == "bf16" and ("dtype"', 'False and ("dtype"', IN_BF16),
     Mutation("networks/fsdp.py", "if p._backward_hooks or (", "if (", MARKED),
     Mutation("networks/parallel.py", "            check_hooks(net.named_parameters())\n", "", MARKED),
     Mutation("networks/parallel.py", "if is_sharded or p.is_meta)", "if p.is_meta)", MARKED),

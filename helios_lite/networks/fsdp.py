@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import traceback
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,9 @@ from helios_lite.processes.world import World
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+"""Modules that PyTorch cannot compute with running statistics or inputs in fp32, and parameters in bf16."""
 
 
 def make_mesh(device: torch.device, world: World, *, is_hybrid: bool) -> DeviceMesh:
@@ -62,9 +66,13 @@ def shard(
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    policy = MixedPrecisionPolicy()
+    policy: Any = MixedPrecisionPolicy()
     if precision == "bf16":
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        policy = _LikeAutocast(device.type)
+        for module in net.modules():
+            kind: Any = type(module)
+            if issubclass(kind, _NORMS):
+                module.__class__ = _normalizing_in_fp32(kind)
     attributes = {name: vars(p) for name, p in net.named_parameters()}
     initializer = MetaInitializer(net, device)
     for path, module in bottom_up(net):
@@ -73,6 +81,41 @@ def shard(
             fully_shard(module, mesh=mesh, mp_policy=policy)
     for name, p in net.named_parameters():
         vars(p).update(attributes[name])
+
+
+class _LikeAutocast:
+    """The policy of FSDP2 that gathers parameters in bf16, and leaves the inputs of networks and blocks to autocast.
+
+    Outside of autocast inputs become bf16, as the parameters that meet them are.
+    """
+
+    param_dtype, reduce_dtype, output_dtype = torch.bfloat16, torch.float32, None
+
+    def __init__(self, device_type: str) -> None:
+        self._device_type = device_type
+
+    @property
+    def cast_forward_inputs(self) -> bool:
+        return not torch.is_autocast_enabled(self._device_type)
+
+
+@functools.cache
+def _normalizing_in_fp32(kind: type[nn.Module]) -> type[nn.Module]:
+    """Return a type of normalizations whose parameters are fp32 in the forward pass, as under autocast.
+
+    A compiler takes one type for all modules of a kind, where it would take a method of each for something else.
+    """
+
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        parameters: dict[str, Any] = self._parameters
+        gathered = dict(parameters)
+        parameters.update({name: p if p is None else p.float() for name, p in gathered.items()})
+        try:
+            return kind.forward(self, *args, **kwargs)
+        finally:
+            parameters.update(gathered)
+
+    return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
 
 
 def check_hooks(parameters: Iterable[tuple[str, Any]]) -> None:
@@ -124,12 +167,13 @@ def shards_of(net: nn.Module) -> nn.Module:
     return visit(net)
 
 
-def explain(error: BaseException, networks: Mapping[str, nn.Module]) -> None:
+def explain(error: BaseException, networks: Mapping[str, nn.Module], precision: str) -> None:
     """Add a note to an error that says what a program has done that FSDP2 cannot do, and what to do instead.
 
     Args:
         error: raised by the program.
         networks: its sharded networks by name.
+        precision: the trainer's.
     """
     if not networks or not isinstance(error, RuntimeError):
         return
@@ -143,6 +187,11 @@ def explain(error: BaseException, networks: Mapping[str, nn.Module]) -> None:
         error.add_note(
             "a sharded network does not support sparse gradients, torch.autograd.grad with its parameters, and "
             "gradients of gradients; use strategy='ddp'"
+        )
+    elif precision == "bf16" and ("dtype" in text or "scalar type" in text):
+        error.add_note(
+            "with precision='bf16' the parameters of a sharded network are bfloat16 while it runs, also where one "
+            "process has float32; convert one of the tensors, as by x.to(parameter.dtype)"
         )
 
 

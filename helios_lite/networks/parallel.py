@@ -313,7 +313,8 @@ class ParallelStrategy:
             error: raised by the program.
             networks: those of the model by name.
         """
-        explain(error, {name: net for name, net in networks.items() if net in self._sharded})
+        sharded = {name: net for name, net in networks.items() if net in self._sharded}
+        explain(error, sharded, self._precision)
 
     def finish_forward(self) -> None:
         """Wait in an evaluation until no rank runs a forward pass before it comes here. Call on every rank."""

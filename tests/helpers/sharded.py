@@ -78,7 +78,7 @@ class Deep(Model):
         self.log("loss", (self.net(x) - 1).square().mean())
 
 
-def fit(model: Deep, length: int = 16, batch_size: int = 2, valid: int = 3, **options: Any) -> dict[str, float]:
+def fit(model: Model, length: int = 16, batch_size: int = 2, valid: int = 3, **options: Any) -> dict[str, float]:
     """Train for two epochs; return the metrics."""
     trainer = quiet(**{"max_epochs": 2, "strategy": "fsdp", **options})
     return trainer.fit(model, data(length, valid=valid, batch_size=batch_size)).metrics

@@ -2,9 +2,10 @@
 
 import copy
 import dataclasses
+import functools
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -304,6 +305,75 @@ def test_a_sharded_network_is_gathered_in_bf16_and_keeps_its_weights_in_fp32(res
     assert kept == {torch.float32}
     one = fit(Deep(), batch_size=4, precision="bf16", strategy="ddp")
     assert loss == pytest.approx(one["train/loss"], rel=0.02)
+
+
+class Timed(nn.Module):
+    """A block with two normalizations. It notes the value and the type of a float input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.before, self.after = nn.Linear(3, 3), nn.LayerNorm(3), nn.BatchNorm1d(3)
+        self.seen: set[tuple[torch.dtype, float]] = set()
+
+    def forward(self, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        x, time = inputs
+        self.seen.add((time.dtype, time[0].item()))
+        return x + self.after(self.linear(self.before(x))) * (0.01 * time).cos(), time
+
+
+class Mixing(nn.Linear):
+    """An operation that takes tensors of one type only."""
+
+    def forward(self, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        x, time = inputs
+        return torch.lerp(x, self.bias.expand_as(x), 0.5), time
+
+
+class Times(Model):
+    """Trains under autocast, and validates without."""
+
+    def __init__(self, *kinds: Callable[[], nn.Module]) -> None:
+        super().__init__("times")
+        self.kinds = kinds
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.net = self.parallelize(nn.Sequential(*(kind() for kind in self.kinds)), blocks=(Timed,))
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1)
+
+    def loss(self, x: Tensor) -> Tensor:
+        y, _ = self.net((x, torch.full((len(x), 1), 257.0)))  # 256 or 258 in bf16.
+        return (y - x.cos()).square().mean()
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        with self.autocast():
+            loss = self.loss(batch[1])
+        self.backward(loss)
+        self.optimizer_step(self.optimizer)
+
+    def valid_step(self, batch: Any, step: int) -> None:
+        self.loss(batch[1])
+
+
+@scenario(ranks=2)
+def inputs_and_normalizations_in_bf16(root: Path, world: World) -> Any:
+    found = {}
+    for strategy in STRATEGIES:
+        model = Times(Timed, Timed)
+        fit(model, batch_size=8, valid=4, precision="bf16", strategy=strategy)
+        found[strategy] = weights(model)["net"], model.net[1].seen
+    with pytest.raises(RuntimeError) as error:
+        fit(Times(functools.partial(Mixing, 3, 3)), precision="bf16", valid_every_epochs=None)
+    found["notes"] = error.value.__notes__
+    return found
+
+
+def test_sharded_networks_in_bf16_leave_inputs_to_autocast_and_normalize_in_fp32(result: Results) -> None:
+    found = result(inputs_and_normalizations_in_bf16, ranks=2)
+    (replicated, exact), (sharded, seen) = found["ddp"], found["fsdp"]
+    assert all((sharded[name].float() - value).abs().max() < 0.01 for name, value in replicated.items())
+    assert exact == {(torch.float32, 257.0)}
+    assert seen == {*exact, (torch.bfloat16, 256.0)}  # Outside of autocast inputs become what the parameters are.
+    assert "convert one of the tensors" in found["notes"][0]
 
 
 @scenario(ranks=2)
