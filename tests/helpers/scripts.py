@@ -159,9 +159,39 @@ def _server() -> socket.socket | None:
         return _started_server()
 
 
+# For shell scripts: a file that does what `python` does with its arguments. Signals are passed on to the program.
+AS_PYTHON = f"""#!{sys.executable} -ES
+import os, signal, sys
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from helpers import scripts
+program = scripts.start(*{{first}}, *sys.argv[1:])
+for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda number, frame: program.send_signal(number))
+status = program.wait()
+os._exit(status if status >= 0 else 128 - status)
+"""
+
+
+def write_python(path: Path, *first: str) -> dict[str, str]:
+    """Write a file that shell scripts may start as `python` followed by these arguments.
+
+    Returns:
+        What it has to find in its environment.
+    """
+    path.write_text(AS_PYTHON.format(first=first))
+    path.chmod(0o755)
+    _server()
+    return {"TEST_SERVER": _address()}
+
+
+def _address() -> str:
+    own = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    return os.environ.get("TEST_SERVER", f"tests of {own}")
+
+
 @functools.cache
 def _started_server() -> socket.socket:
-    address = f"\0tests of {os.getppid() if 'PYTEST_XDIST_WORKER' in os.environ else os.getpid()}"
+    address = f"\0{_address()}"
     listener, ours = (socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2))
     with listener:
         try:

@@ -77,10 +77,12 @@ class Cluster:
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(text)
             (folder / name).chmod(0o755)
-        (folder / "bin/python").symlink_to(sys.executable)
+        scripts.write_python(folder / "bin/python")
+        server = scripts.write_python(folder / "bin/torchrun", "-m", "torch.distributed.run")
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("SLURM")},
-            "PATH": f"{folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            **server,
+            "PATH": f"{folder / 'bin'}:{os.environ['PATH']}",
             "PYTHONPATH": os.pathsep.join([str(TESTS), str(TESTS.parent), *sys.path]),
             "OMP_NUM_THREADS": "1",
             "SLURM_JOB_ID": str(os.getpid()),
