@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import json
 import multiprocessing
 import os
@@ -65,6 +66,7 @@ class _Name(str):
 
 
 def _begin(name: str, variables: Mapping[str, str]) -> str:
+    gc.freeze()  # What the server has imported stays; to look through it would copy its memory.
     os.environ.clear()
     os.environ.update(variables)
     torch.default_generator.seed()  # That of the module `random` is another one after every fork.

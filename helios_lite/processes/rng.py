@@ -36,7 +36,8 @@ def seed_all(seed: int, device: torch.device | None = None) -> None:
     """
     seed_cpu(seed)
     if device is None:
-        torch.manual_seed(seed)
+        if torch.accelerator.is_available():  # Otherwise torch would note, with a traceback, what to seed later.
+            torch.manual_seed(seed)
     elif device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)
 
