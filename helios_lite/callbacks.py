@@ -38,17 +38,17 @@ class Callback(Hooks, Generic[ModelT]):
     A callback whose state must survive a resume overrides `state_dict` and `load_state_dict`. One that is slow may set
     `every_n_steps` or `every_n_epochs`, in its class or in `__init__`. For type checkers, one that is for a class of
     models names it, as in `class Notes(Callback[Digits])`, so that `self.model` is one.
-
-    Attributes:
-        every_n_steps: call `on_training_batch_start` and `on_training_batch_end` only for the batches of every n-th
-            step: with 100, those of steps 100, 200, ... With accumulation a step has several batches.
-        every_n_epochs: call `on_training_epoch_start`, `on_training_epoch_end` and the hooks of validations only in
-            every n-th epoch: with 5, in epochs 5, 10, ... The hooks of the sanity validation, of `Trainer.validate` and
-            of `Trainer.test`, and those of predictions, are always called.
     """
 
     every_n_steps: int = 1
+    """Call `on_training_batch_start` and `on_training_batch_end` only for the batches of every n-th step: with 100,
+    those of steps 100, 200, ... With accumulation a step has several batches.
+    """
     every_n_epochs: int = 1
+    """Call `on_training_epoch_start`, `on_training_epoch_end` and the hooks of validations only in every n-th epoch:
+    with 5, in epochs 5, 10, ... The hooks of the sanity validation, of `Trainer.validate` and of `Trainer.test`, and
+    those of predictions, are always called.
+    """
     _run_model: ModelT | None = None
     _run_datamodule: DataModule | None = None
 

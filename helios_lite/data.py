@@ -150,6 +150,14 @@ class DataModule:
     predict: Any = None
 
     def __init__(self, train: Any = None, valid: Any = None, test: Any = None, predict: Any = None) -> None:
+        """Take the splits, in place of a `setup` that assigns them.
+
+        Args:
+            train: the Split, or a loader, to train with.
+            valid: the Split of validations, or a dict of several by name.
+            test: the Split of `Trainer.test`, or a dict of several by name.
+            predict: the Split of `Trainer.predict`; `test` if None.
+        """
         self.train, self.valid, self.test, self.predict = train, valid, test, predict
 
     def prepare_data(self) -> None:

@@ -52,8 +52,6 @@ class Model(Hooks, abc.ABC):
             unless the trainer has a `run_name`, so it must be a path inside of `root`.
 
     Attributes:
-        hparams: a plain dict that the subclass may fill with its constructor's arguments; it is stored in
-            checkpoints, given to loggers and used by `load_from_checkpoint`.
         _loss_items, _running_losses, _val_scores, _test_scores: tables by name, which may be filled instead of calling
             `log`; see `helios_lite.metrics.score_tables.ScoreTables`.
     """
@@ -75,6 +73,9 @@ class Model(Hooks, abc.ABC):
         self._modes = Modes()
         self._folders: dict[Path, Path] = {}
         self.hparams: dict[str, Any] = {}
+        """A plain dict that the subclass may fill with the arguments of its constructor. It is stored in checkpoints,
+        given to loggers and used by `load_from_checkpoint`.
+        """
 
     def _attach(self, context: RunContext, hparams: dict[str, Any] | None = None) -> None:
         """Use the device, precision, strategy and metrics of a run from now on, and the hparams that a run has set."""

@@ -35,35 +35,34 @@ class TrainingState:
     """The counters of a run. They count what is finished, so resuming needs no correction.
 
     The trainer alone writes them; hooks read them. Equal on every rank, but for `seconds`.
-
-    Attributes:
-        epoch: epochs finished; while the third epoch runs it is 2.
-        step: steps finished, the clock of everything public (logs, limits, file names).
-        skipped_steps: steps in which an optimizer was left out because gradients of fp16 were not finite, and windows
-            that were no step because no optimizer has stepped.
-        batch: micro-batches finished since the start of the run.
-        epoch_batch: micro-batches finished in the current epoch.
-        epoch_samples: samples of the current epoch finished by all ranks together: the position in the data.
-        validation_cycle: validations finished (sanity batches do not count).
-        validated_step: `step` at the last validation, so that none is ever done twice; None before the first.
-        early_stop_count: validations in a row without an improvement.
-        best_score: the best monitored value so far, None without `monitor` or before the first validation.
-        best_step: `step` at the best validation, None before it.
-        seconds: wall time spent training and validating, over all resumes.
     """
 
     epoch: int = 0
+    """Epochs finished; while the third epoch runs it is 2."""
     step: int = 0
+    """Steps finished, the clock of everything public (logs, limits, file names)."""
     skipped_steps: int = 0
+    """Steps in which an optimizer was left out because gradients of fp16 were not finite, and windows that were no step
+    because no optimizer has stepped.
+    """
     batch: int = 0
+    """Micro-batches finished since the start of the run."""
     epoch_batch: int = 0
+    """Micro-batches finished in the current epoch."""
     epoch_samples: int = 0
+    """Samples of the current epoch finished by all ranks together: the position in the data."""
     validation_cycle: int = 0
+    """Validations finished (sanity batches do not count)."""
     validated_step: int | None = None
+    """`step` at the last validation, so that none is ever done twice; None before the first."""
     early_stop_count: int = 0
+    """Validations in a row without an improvement."""
     best_score: float | None = None
+    """The best monitored value so far, None without `monitor` or before the first validation."""
     best_step: int | None = None
+    """`step` at the best validation, None before it."""
     seconds: float = 0.0
+    """Wall time spent training and validating, over all resumes."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counters as a plain dict."""
@@ -83,28 +82,26 @@ class FitResult:
     """What `Trainer.fit` returns. It is the same on every rank. A notebook shows it as a table.
 
     Paths are absolute.
-
-    Attributes:
-        state: the counters at the end.
-        metrics: the last value of every metric, by its full name ("train/loss", "valid/accuracy").
-        best_metrics: `metrics` as they were at the best validation; empty if no validation was compared.
-        best_checkpoint: the file with the best validation, None if no validation was compared or none is kept.
-        last_checkpoint: the newest file, None with `root=None`.
-        stop_reason: "max_epochs", "max_steps", "max_minutes", "patience", "should_training_stop"
-            or "fast_dev_run".
-        run_folder: the folder of the run, which `Trainer.test`, the command line and `load_from_checkpoint` take; None
-            with `root=None`.
-        monitor: the `monitor` of the trainer, whose best value is `state.best_score`.
     """
 
     state: TrainingState
+    """The counters at the end."""
     metrics: dict[str, float]
+    """The last value of every metric, by its full name ("train/loss", "valid/accuracy")."""
     best_metrics: dict[str, float]
+    """`metrics` as they were at the best validation; empty if no validation was compared."""
     best_checkpoint: Path | None
+    """The file with the best validation, None if no validation was compared or none is kept."""
     last_checkpoint: Path | None
+    """The newest file, None with `root=None`."""
     stop_reason: str
+    """Why it ended: "max_epochs", "max_steps", "max_minutes", "patience", "should_training_stop" or "fast_dev_run"."""
     run_folder: Path | None = None
+    """The folder of the run, which `Trainer.test`, the command line and `load_from_checkpoint` take; None with
+    `root=None`.
+    """
     monitor: str | Sequence[str] | None = None
+    """The `monitor` of the trainer, whose best value is `state.best_score`."""
 
     def __repr__(self) -> str:
         """Return one line: how the run ended, its best monitored value, and the run folder."""

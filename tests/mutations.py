@@ -846,6 +846,8 @@ MUTATIONS = [
         "trainer.py", "@dataclasses.dataclass(kw_only=True, repr=False, eq=False)  # Its own", "# Not its own", EDITOR
     ),
     Mutation("data.py", '    """Use a new random order in every epoch."""\n', "", EDITOR),
+    Mutation("data.py", "            valid: the Split of validations, or a dict of several by name.\n", "", EDITOR),
+    Mutation("state.py", "Steps finished, the clock of everything public", "Steps", EDITOR),
     # Epochs of a fixed number of steps.
     Mutation(
         "loading/train_data.py",

@@ -16,7 +16,8 @@ from helios_lite.loggers import TensorBoardLogger
 jedi = pytest.importorskip("jedi", reason="needs jedi: pip install -e '.[editor]'")
 pytest.importorskip("basedpyright", reason="needs basedpyright: pip install -e '.[editor]'")
 
-IMPORTS = "from helios_lite import Split, Trainer\nfrom helios_lite.callbacks import EMA\n"
+IMPORTS = "from helios_lite import Callback, DataModule, FitResult, Model, Split, Trainer\n"
+IMPORTS += "from helios_lite.callbacks import EMA\n"
 IMPORTS += "from helios_lite.loggers import TensorBoardLogger\n"
 CLASSES = [Trainer, Split, EMA, TensorBoardLogger]
 DOCUMENTED = {
@@ -24,6 +25,21 @@ DOCUMENTED = {
     "trainer = Trainer()\ntrainer.pat|ience": ("patience: int | None", "The number of validations in a row without an"),
     "Split([], batch_si|ze=3)": ("batch_size: int | None", "Samples per batch and process."),
     "split = Split([], 3)\nsplit.shuf|fle": ("shuffle: bool", "Use a new random order in every epoch."),
+    "def f(result: FitResult): result.best_check|point": ("best_checkpoint: Path | None", "The file with the best"),
+    "def f(result: FitResult): result.state.st|ep": ("step: int", "Steps finished, the clock of everything public"),
+    "DataModule(val|id=None)": ("valid: Any", "the Split of validations, or a dict of several by name."),
+    "class A(Model):\n  def f(self): self.hpar|ams": (
+        "hparams: dict[str, Any]",
+        "A plain dict that the subclass",
+    ),
+    "class A(Model):\n  def on_training_ep|och_end(self, n): ...": (
+        "on_training_epoch_end(",
+        "Called at the end",
+    ),
+    "class A(Callback):\n  def f(self): self.every_n_st|eps": (
+        "every_n_steps: int",
+        "Call `on_training_batch_start`",
+    ),
     "EMA(dec|ay=0.9)": ("decay: float", "the factor of the average at a step"),
     "ema = EMA()\nema.aver|aged": ("averaged: Any", "The `AveragedModel` of the network"),
     "TensorBoardLogger(fol|der='x')": (

@@ -16,28 +16,26 @@ _MOST_SHOWN = 16
 
 @dataclasses.dataclass(frozen=True)
 class ReplayedBatch:
-    """A micro-batch of a replayed step.
-
-    Attributes:
-        rank: the rank that has computed it.
-        batch: the batch as `train_step` got it, with its tensors on the CPU.
-        indices: the indices of its samples in the dataset, int64 of shape (batch_size,); None for a custom loader.
-        losses: the losses that were passed to `Model.backward`, in order.
-        weight: the weight that was passed to it, None if there was none.
-        sample_losses: the loss of each sample alone, in evaluation mode and with the weights before the step, of
-            shape (batch_size,); None if `why_no_sample_losses` says why not.
-        why_no_sample_losses: empty if there are.
-        not_finite: the positions of the samples whose data or loss alone is NaN or infinite.
-    """
+    """A micro-batch of a replayed step."""
 
     rank: int
+    """The rank that has computed it."""
     batch: Any
+    """The batch as `train_step` got it, with its tensors on the CPU."""
     indices: Tensor | None
+    """The indices of its samples in the dataset, int64 of shape (batch_size,); None for a custom loader."""
     losses: tuple[float, ...]
+    """The losses that were passed to `Model.backward`, in order."""
     weight: float | None
+    """The weight that was passed to it, None if there was none."""
     sample_losses: Tensor | None
+    """The loss of each sample alone, in evaluation mode and with the weights before the step, of shape (batch_size,);
+    None if `why_no_sample_losses` says why not.
+    """
     why_no_sample_losses: str
+    """Why there are none; empty if there are."""
     not_finite: tuple[int, ...]
+    """The positions of the samples whose data or loss alone is NaN or infinite."""
 
     def not_finite_indices(self) -> list[int]:
         """Return the indices of the samples of `not_finite`, or their positions if the indices are not known."""
@@ -46,29 +44,26 @@ class ReplayedBatch:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Replay:
-    """What `Trainer.replay` returns: one step, computed again. It is the same on every rank.
-
-    Attributes:
-        step: the number of the step. It is smaller than the one that was asked for if a loss before that was not
-            finite (with `check_finite`): then it is the first such step.
-        epoch: the number of its epoch, from 1.
-        started_at: the step after which the replay began, that of a checkpoint or 0.
-        batches: the micro-batches of all ranks.
-        learning_rates: the learning rates that the step used, by optimizer and group.
-        gradient_norms: the 2-norm of the gradient of each parameter, before clipping.
-        logged: the values that `log` got, the last of each name, on rank 0.
-        first_not_finite: the first module with an output, or else with a gradient, that is NaN or infinite; None if all
-            were finite.
-    """
+    """What `Trainer.replay` returns: one step, computed again. It is the same on every rank."""
 
     step: int
+    """The number of the step. It is smaller than the one that was asked for if a loss before that was not finite (with
+    `check_finite`): then it is the first such step.
+    """
     epoch: int
+    """The number of its epoch, from 1."""
     started_at: int
+    """The step after which the replay began, that of a checkpoint or 0."""
     batches: tuple[ReplayedBatch, ...]
+    """The micro-batches of all ranks."""
     learning_rates: dict[str, float]
+    """The learning rates that the step used, by optimizer and group."""
     gradient_norms: dict[str, float]
+    """The 2-norm of the gradient of each parameter, before clipping."""
     logged: dict[str, float]
+    """The values that `log` got, the last of each name, on rank 0."""
     first_not_finite: str | None
+    """The first module with an output, or else with a gradient, that is NaN or infinite; None if all were finite."""
 
     def __repr__(self) -> str:
         """Return one line: the step, where the replay began, and the loss of each micro-batch."""
