@@ -94,16 +94,6 @@ class Callback(Hooks, Generic[ModelT]):
     def forget_state(self) -> None:
         """Called when the model gets weights from a checkpoint that has no state of this callback."""
 
-    def on_exception(self, error: BaseException) -> None:
-        """Called when an exception, Ctrl-C or a signal ends the call, on the ranks where it does.
-
-        Undo here what is undone otherwise in a hook that is not reached then. In an evaluation it is called before the
-        trainer restores the modes of the training.
-
-        Args:
-            error: the exception, a KeyboardInterrupt or SystemExit after a signal.
-        """
-
     def _not_running(self, name: str) -> RuntimeError:
         """Return the error of what a run gives, by its name, without one."""
         return RuntimeError(f"{type(self).__name__}.{name}: no Trainer is running this callback")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from helios_lite.state import TrainingState
@@ -61,6 +62,17 @@ class Hooks:
     def on_validation_end(self, validation_cycle: int) -> None:
         """Called after the last validation batch, still in evaluation mode without gradients."""
 
+    def on_validation_metrics(self, metrics: dict[str, float]) -> None:
+        """Called after every validation of a training but the sanity check, when it was compared with the best so far.
+
+        It is called once for each validation, in training mode. It is the place for what follows a validation, such as
+        the step of a `ReduceLROnPlateau`.
+
+        Args:
+            metrics: the values of all splits, reduced over batches and ranks, by full name ("valid/loss"). It is a
+                copy, equal on every rank.
+        """
+
     def on_testing_start(self) -> None:
         """Called at the start of a test, in evaluation mode without gradients."""
 
@@ -78,6 +90,36 @@ class Hooks:
 
     def on_predicting_end(self) -> None:
         """Called after the last batch of a prediction, also if its caller takes no more outputs."""
+
+    def on_checkpoint_saved(self, path: Path, is_best: bool) -> None:
+        """Called on rank 0 when a checkpoint is durable under its name, and older ones are deleted.
+
+        With `async_save` it is called in the thread that writes, while the training goes on, so it must not use
+        networks or optimizers. What it raises ends the run, at the next save or at the end.
+
+        Args:
+            path: the file, or the folder of a sharded checkpoint.
+            is_best: whether the validation of exactly these weights was the best so far. The final weights are
+                validated after they are saved, so of the last checkpoint it may not be known.
+        """
+
+    def on_exception(self, error: BaseException) -> None:
+        """Called when an exception, Ctrl-C or a signal ends the call, on the ranks where it does.
+
+        Undo here what is undone otherwise in a hook that is not reached then. In an evaluation it is called before the
+        trainer restores the modes of the training. What it raises is logged, and the caller gets the first error.
+
+        Args:
+            error: the exception, a KeyboardInterrupt or SystemExit after a signal.
+        """
+
+    def should_training_stop(self) -> bool:
+        """Return whether training should end now. Called after every batch, every validation and every epoch.
+
+        With several processes one rank is enough. They communicate at every step if it is overridden; `request_stop` of
+        the model in any hook costs nothing.
+        """
+        return False
 
     def process_metrics(self, phase: str, metrics: dict[str, float]) -> dict[str, float]:
         """Return metrics that are computed from others, such as a perplexity from the mean loss of all tokens.

@@ -126,6 +126,21 @@ class Model(Hooks, abc.ABC):
         return self._context.run_folder
 
     @property
+    def split_name(self) -> str:
+        """The split at work, which is also the prefix of what is logged: "train", "valid" or "test".
+
+        One of several splits is "valid/clean". In predictions it is "predict", or "test" if that split is predicted. A
+        RuntimeError if no Trainer runs the model.
+        """
+        self._context.running_trainer(f"{type(self).__name__}.split_name")
+        return self._context.split_name
+
+    @property
+    def batch(self) -> Any:
+        """The batch on the device, as the step gets it, in the hooks before and after the step; None elsewhere."""
+        return self._context.batch
+
+    @property
     def num_training_steps(self) -> int:
         """The planned number of steps, also in `setup`, where the data is known: for the length of a schedule.
 
@@ -229,10 +244,6 @@ class Model(Hooks, abc.ABC):
         trainer's `monitor`, `mode` and `min_delta`, and is True without a monitor. `self.metrics` has the values.
         """
         return self._context.improved
-
-    def should_training_stop(self) -> bool:
-        """Return whether training should end now. Called after every batch, every validation and every epoch."""
-        return False
 
     def should_save_checkpoint(self) -> bool:
         """Return whether a checkpoint that is due may be saved; the last state of a run is saved in any case."""
@@ -428,6 +439,28 @@ class Model(Hooks, abc.ABC):
             value: any value that can be pickled. Tensors in it arrive on the CPU; detach those that need gradients.
         """
         return self._context.gather(value)
+
+    # What a hook may ask for.
+
+    def request_stop(self) -> None:
+        """End the training at the next boundary, as if `should_training_stop` had returned True.
+
+        A boundary is the end of a step; with several processes it is one at which they communicate, about twice a
+        second, and it is enough that one rank asks. So it is for the other requests.
+        """
+        self._context.request("stop")
+
+    def request_save(self) -> None:
+        """Save a checkpoint at the next boundary; see `request_stop`."""
+        self._context.request("save")
+
+    def request_validation(self) -> None:
+        """Validate at the next boundary, unless these weights have been validated; see `request_stop`.
+
+        In a run that does not validate, because it has no valid split or its validations are turned off, that boundary
+        raises a RuntimeError.
+        """
+        self._context.request("validation")
 
     # Modes, and the defaults of the hooks that keep the tables.
 

@@ -207,11 +207,14 @@ class Options:
 
     # Monitoring and early stopping
     monitor: str | Sequence[str] | None = None
-    """The validation metric that decides which checkpoint is the best, or several metrics whose sum decides."""
+    """The metric that decides which checkpoint is the best, or several metrics whose sum decides: metrics of the
+    validation, compared after each validation, or of the train split ("train/loss"), whose means over the epoch are
+    compared at the end of each epoch, also without a validation."""
     mode: Literal["min", "max"] = "min"
     """Whether a lower ("min") or a higher ("max") value of the monitored metric is better."""
     patience: int | None = None
-    """The number of validations in a row without an improvement after which the run ends. None disables this."""
+    """The number of validations in a row without an improvement after which the run ends; of epochs if `monitor` is a
+    metric of the train split. None disables this."""
     min_delta: float = 0.0
     """The change that an improvement of the score must exceed."""
 
@@ -327,10 +330,22 @@ class Options:
                 f"devices={shown(self.devices)}: CPUs have no numbers; write devices={len(indices)} for so many "
                 "processes, or another accelerator"
             )
+        if self.monitors_training and not all(name.startswith("train/") for name in self._monitored()):
+            raise ValueError(
+                f"monitor={shown(self.monitor)}: must be metrics of the train split or of the validation, not of both"
+            )
         for name, others in _EXCLUDED.items():
             for other in others:
                 if getattr(self, name) is not None and getattr(self, other) is not None:
                     raise ValueError(f"{name}: excludes {other}; set one of them to None")
+
+    @property
+    def monitors_training(self) -> bool:
+        """Whether `monitor` is a metric of the train split, or the sum of several."""
+        return any(name.startswith("train/") for name in self._monitored())
+
+    def _monitored(self) -> list[str]:
+        return [self.monitor] if isinstance(self.monitor, str) else [*(self.monitor or ())]
 
     def limit_of(self, phase: str) -> int | float | None:
         """Return the limit of a split: a number of batches, a part of them (a float), or None for all.

@@ -56,6 +56,8 @@ DIFFERENT_HPARAMS = RESUME + "test_hparams_of_another_value_differ"
 GOING_BACK = RESUME + "test_going_back_to_the_best_sets_the_newer_checkpoints_and_their_rows_aside"
 ON_DEVICE = RESUME + "test_optimizers_count_on_the_cpu_after_a_resume_on_a_device_and_other_tensors_are_there"
 ENDS = "training/test_ends.py::"
+REQUESTS = "training/test_requests.py::"
+MONITORED = "training/test_monitored_training.py::"
 STATES = "training/test_states.py::"
 NAMED_STATE = STATES + "test_a_value_that_no_checkpoint_can_hold_is_named_before_the_first_step"
 OF_STATE = STATES + "test_wherever_it_is_it_is_named_before_the_first_step"
@@ -248,6 +250,85 @@ POISONED = REPLAY + "a_poisoned_sample_is_named_also_by_a_replay_of_a_later_upda
 NOT_FINITE_MODULE = REPLAY + "the_first_module_with_an_output_or_gradient_that_is_not_finite_is_named"
 
 MUTATIONS = [
+    # What hooks see and may ask for.
+    Mutation(
+        "training/loop.py",
+        "self.monitor.update(self.log.epoch_means)",
+        "pass",
+        MONITORED + "test_the_mean_over_an_epoch_decides_best_and_patience",
+    ),
+    Mutation(
+        "training/monitor.py",
+        'state_dict["score"], state_dict["step"]',
+        'state_dict["score"], None',
+        MONITORED + "test_a_validation_that_fails_after_the_decision_changes_nothing",
+    ),
+    Mutation(
+        "checkpoints/manifest.py",
+        'content["monitor"]["step"]',
+        'state["validated_step"]',
+        MONITORED + "test_a_validation_that_fails_after_the_decision_changes_nothing",
+    ),
+    Mutation(
+        "training/loop.py",
+        '        if decided is None:\n            self.hooks.call("on_validation_metrics"',
+        '        if not self.state.epoch_batch:\n            self.hooks.call("on_validation_metrics"',
+        MONITORED + "test_a_plateau_sees_each_validation_once_whatever_their_interval",
+    ),
+    Mutation(
+        "training/stopping.py",
+        "self._shutdown.wake()",
+        "pass",
+        REQUESTS + "test_every_hook_may_end_the_training_at_the_next_boundary",
+    ),
+    Mutation(
+        "training/stopping.py",
+        "save, validation, stop = map(bool, shared)",
+        "save, validation, stop = [*map(bool, shared[:2]), False]",
+        DISTRIBUTED + "test_what_one_rank_asks_for_all_ranks_do",
+    ),
+    Mutation(
+        "training/loop.py",
+        "data = context.hold_batch(None)",
+        "pass",
+        REQUESTS + "test_batch_hooks_see_the_batch_that_the_step_gets",
+    ),
+    Mutation(
+        "training/loop.py",
+        "moves and not has_batch_hooks",
+        "moves",
+        REQUESTS + "test_batch_hooks_see_the_batch_that_the_step_gets",
+    ),
+    Mutation(
+        "training/evaluator.py",
+        "                del batch  # Its",
+        "                # Its",
+        REQUESTS + "test_no_batch_on_the_device_is_kept_alive_while_the_next_is_loaded",
+    ),
+    Mutation(
+        "calls/predict.py",
+        "session.context.begin_predictions(name)",
+        "pass",
+        REQUESTS + "test_steps_and_hooks_know_the_split_at_work",
+    ),
+    Mutation(
+        "checkpoints/folder.py",
+        'save.before[-1]["improved"]',
+        "True",
+        REQUESTS + "test_a_checkpoint_is_told_when_it_is_durable",
+    ),
+    Mutation(
+        "training/hook_dispatch.py",
+        "return any(wants)",
+        "return wants[0]",
+        REQUESTS + "test_a_callback_may_stop_as_a_model_may",
+    ),
+    Mutation(
+        "docs/order_of_hooks.md",
+        "| `setup` | model, callbacks |",
+        "| `setup` | model |",
+        DISTRIBUTED + "test_the_page_says_what_each_method_has_in_hand",
+    ),
     # What a resume restores.
     Mutation(
         "training/loop.py",
@@ -599,7 +680,7 @@ MUTATIONS = [
     ),
     # What random cuts must find.
     Mutation("callbacks.py", 'self._step = state_dict["step"]', "pass", FUZZ),
-    Mutation("training/monitor.py", 'self._score = state_dict["score"]', "pass", FUZZ),
+    Mutation("training/monitor.py", 'state_dict["score"], state_dict["step"]', 'None, state_dict["step"]', FUZZ),
     Mutation("processes/rng.py", "random.setstate((version, tuple(words.tolist()), gauss))", "pass", FUZZ),
     Mutation("training/training_log.py", "self._logged_step, self._num_kept_rows =", "_, self._num_kept_rows =", FUZZ),
     # What people see is not drawn and written more often than they can read it.
@@ -1006,7 +1087,7 @@ MUTATIONS = [
     ),
     Mutation(
         "training/stopping.py",
-        "self._save_requested |= bool(save_requested)",
+        "save |= bool(by_signal)",
         "pass",
         CLUSTERS + "test_a_signal_to_one_task_of_srun_saves_and_another_ends_all_of_them",
     ),
@@ -1695,8 +1776,8 @@ MUTATIONS = [
     ),
     Mutation(
         "training/stopping.py",
-        "self._session.options, self._clock.shared_seconds)",
-        "self._session.options, self._state.seconds)",
+        "self._session.options, self._clock.shared_seconds, self._start)",
+        "self._session.options, self._state.seconds, self._start)",
         DISTRIBUTED + "test_ranks_whose_clocks_differ_stop_and_save_together",
     ),
     Mutation(
@@ -1915,7 +1996,7 @@ MUTATIONS = [
         LEAVES + "test_no_worker_is_left_after_an_exception_of_the_data",
     ),
     Mutation("loading/train_data.py", "            self._loader.close()\n", "            pass\n", LEAVES_ENDED),
-    Mutation("training/hook_dispatch.py", "callback.on_exception(error)", "pass", EVALUATION_FAILS),
+    Mutation("training/hook_dispatch.py", "listener.on_exception(error)", "pass", EVALUATION_FAILS),
     Mutation(
         "training/evaluator.py",
         "    finally:\n        model.train()\n",
@@ -3182,7 +3263,7 @@ MUTATIONS = [
     ),
     Mutation(
         "training/loop.py",
-        "            self.monitor.drop()\n",
+        "            self.monitor.end()\n",
         "            pass\n",
         ENDS + "test_a_validation_that_fails_can_be_turned_off",
     ),

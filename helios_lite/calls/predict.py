@@ -122,10 +122,12 @@ def _run(session: Session, checkpoint: Checkpoint, *, gathers: bool = False) -> 
     with rng.callers_rng():
         session.setup(fast_init=True)
         parallel = session.context.parallel  # That of an earlier call, if it has set up the model.
-        loader = session.loader(_source(session.datamodule), "predict")
+        name, source = _source(session.datamodule)
+        loader = session.loader(source, "predict")
         path, _ = load_for_evaluation(session, checkpoint)
     logger.debug("predict%s", "" if path is None else f" of {path.name}")
     model.eval()
+    session.context.begin_predictions(name)
     with parallel.uneven_forward(), session.context.refuse_log():
         with evaluation_mode(session, 0):
             hooks.call("on_predicting_start")
@@ -144,14 +146,14 @@ def _run(session: Session, checkpoint: Checkpoint, *, gathers: bool = False) -> 
     model.eval()
 
 
-def _source(datamodule: DataModule) -> Any:
+def _source(datamodule: DataModule) -> tuple[str, Any]:
     name = "test" if datamodule.predict is None else "predict"
     source = getattr(datamodule, name)
     if source is None:
         raise ValueError("the datamodule has no predict split, and no test split in its place")
     if isinstance(source, Mapping):
         raise ValueError(f"the {name} split is a dict of splits: assign one of them to `predict` of the datamodule")
-    return source
+    return name, source
 
 
 def _predictions(session: Session, loader: Loader) -> Iterator[_Prediction]:

@@ -26,7 +26,7 @@ from helios_lite.checkpoints.naming import COUNTERS, is_sharded
 from helios_lite.version import __version__
 
 logger = logging.getLogger("helios_lite")
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """The version of the layout of a checkpoint's content; a file with another one is refused."""
 _PLAIN_TYPES = {type(None), bool, int, float, complex, str, torch.Size, torch.dtype, torch.device}
 _TENSOR_TYPES = {torch.Tensor, torch.nn.Parameter}

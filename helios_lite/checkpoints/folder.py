@@ -54,17 +54,27 @@ class CheckpointFolder:
         keep_last: number of newest files kept, at least one; -1: all.
         keep_best: number of best files kept; -1: all that have a score or an improvement.
         background: write in a thread, from a snapshot, while training continues.
+        on_saved: called when a checkpoint is durable and the manifest lists it, in the thread that writes, with its
+            path and whether the validation of exactly these weights was the best so far. Its error is that of the save.
     """
 
     def __init__(
-        self, folder: Path, save_name: str, *, mode: str, keep_last: int, keep_best: int, background: bool
+        self,
+        folder: Path,
+        save_name: str,
+        *,
+        mode: str,
+        keep_last: int,
+        keep_best: int,
+        background: bool,
+        on_saved: Callable[[Path, bool], None] | None = None,
     ) -> None:
         self.folder = folder
         self.save_name = save_name
         self._manifest = Manifest(folder, save_name)
         self._sign = 1 if mode == "min" else -1
         self._keep_last, self._keep_best = keep_last, keep_best
-        self._background = background
+        self._background, self._on_saved = background, on_saved
         self._snapshot = CpuSnapshot(of_all=background)
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -405,6 +415,8 @@ class CheckpointFolder:
         left = [name for name in deleted if not self._delete(name)]
         self._entries = [entry for entry in save.before if entry in save.after or entry["file"] in left]
         self._manifest.write(self._entries, unsure=left)
+        if self._on_saved is not None:
+            self._on_saved(save.path, save.before[-1]["improved"])
 
     def _delete(self, name: str) -> bool:
         """Delete a checkpoint; return False if it cannot be deleted, with a warning the first time."""

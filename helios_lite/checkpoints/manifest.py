@@ -162,10 +162,10 @@ class Manifest:
 def _describe(content: dict[str, Any], name: str) -> Entry:
     """Return the entry of a checkpoint, computed from its content."""
     state, score = content["state"], content["monitor"]["score"]
-    is_validated = state["validated_step"] == state["step"]
-    if not is_validated or (isinstance(score, float) and math.isnan(score)):
+    is_compared = content["monitor"]["step"] == state["step"]
+    if not is_compared or (isinstance(score, float) and math.isnan(score)):
         score = None
-    improved = is_validated and state["best_step"] == state["step"]
+    improved = is_compared and state["best_step"] == state["step"]
     return {"file": name, "epoch": state["epoch"], "step": state["step"], "score": score, "improved": improved}
 
 

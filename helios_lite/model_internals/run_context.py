@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ class RunContext:
         shown: full names of the metrics that are shown beside the bar, in the order in which they were logged first.
         is_set_up: whether `Model.setup` has run.
         expects_row: whether a row of training metrics may follow the present batch.
+        split_name: the split at work: "train", "valid", "test" or "predict", for one of several splits "valid/<name>".
+        batch: the batch on the device, in batch hooks; None elsewhere.
     """
 
     def __init__(
@@ -67,17 +69,19 @@ class RunContext:
         self.latest: dict[str, float] = {}
         self.shown: list[str] = []
         self.is_set_up = self.expects_row = False
+        self._requests: Callable[[str], None] | None = None
         self._logged: set[str] = set()  # Full names of what has been logged.
         self._num_begun = 0  # Batches, in trainings and in evaluations.
         self._is_callers_turn = False
-        self._phase = "train"
+        self.split_name = "train"
+        self.batch: Any = None
         self._batch_size = 1
         self._step = 0
         self._global_batch_size = 1
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the data, which a copy of the model, such as a teacher, does not read."""
-        return {**vars(self), "datamodule": None, "planned": None}
+        """Leave out what a copy of the model, such as a teacher, does not use: the data, and the training."""
+        return {**vars(self), "datamodule": None, "planned": None, "batch": None, "_requests": None}
 
     @classmethod
     def standalone(cls, device: torch.device, *of_run: Any) -> RunContext:
@@ -121,7 +125,16 @@ class RunContext:
             batch_size: number of samples in the batch of an evaluation.
         """
         self._num_begun += 1
-        self._phase, self.metrics, self._batch_size = phase, metrics, batch_size
+        self.split_name, self.metrics, self._batch_size = phase, metrics, batch_size
+
+    def hold_batch(self, batch: Any) -> Any:
+        """Show a batch to the hooks, and return it; None ends it."""
+        self.batch = batch
+        return batch
+
+    def begin_predictions(self, split_name: str) -> None:
+        """Note which split is predicted."""
+        self.split_name = split_name
 
     def expect_row(self, expects: bool) -> None:
         """Set whether a row of training metrics may follow the present batch."""
@@ -150,13 +163,13 @@ class RunContext:
                 f"log({name!r}): works only while a Trainer runs the model, and not in process_metrics or predict_step"
             )
         weight = self._batch_size if weight is None else weight
-        full_name = f"{self._phase}/{name}"
+        full_name = f"{self.split_name}/{name}"
         if full_name not in self._logged:
             self._logged.add(full_name)
-            if name.startswith(f"{self._phase}/"):
+            if name.startswith(f"{self.split_name}/"):
                 logger.warning(
                     "log(%r): the phase is put before the name, which makes %r; write log(%r)",
-                    name, full_name, name.removeprefix(f"{self._phase}/"),
+                    name, full_name, name.removeprefix(f"{self.split_name}/"),
                 )  # fmt: skip
         if isinstance(reduce, str):
             self.metrics.update(full_name, value, weight, reduce, self._step)
@@ -178,6 +191,16 @@ class RunContext:
             self.log(name, loss, None, "mean")
         if should_log or self.world.size == 1:
             tables.reduce_losses(self.world)
+
+    def take_requests(self, requests: Callable[[str], None] | None) -> None:
+        """Give what hooks ask of a training ("stop", "save", "validation") to a function from now on."""
+        self._requests = requests
+
+    def request(self, what: str) -> None:
+        """Ask the training for something; see `Model.request_stop`."""
+        if self._requests is None:
+            raise RuntimeError(f"request_{what}: no training is running this model")
+        self._requests(what)
 
     def gather(self, value: Any) -> list[Any]:
         """Return the values of all ranks; see `Model.gather`."""
@@ -213,4 +236,5 @@ class RunContext:
 
     def end_run(self) -> None:
         """Note that no trainer runs the model any more; its device and its last metrics are kept."""
-        self.trainer = self.datamodule = self.run_folder = self.planned = self.metrics = None
+        self.trainer = self.datamodule = self.run_folder = self.planned = self.metrics = self.batch = None
+        self._requests = None

@@ -20,17 +20,23 @@ if TYPE_CHECKING:
 _MOST_STEPS = 100_000  # Of a plan: more are not counted.
 
 
-def monitored_score(metrics: Mapping[str, float], monitor: str | Sequence[str]) -> float:
+def monitored_score(metrics: Mapping[str, float], monitor: str | Sequence[str], source: str = "validation") -> float:
     """Return the metric that `monitor` names, or the sum of several.
+
+    Args:
+        metrics: the metrics by full name; means over an epoch are also found as "<name>/epoch", as rows have them.
+        monitor: the option.
+        source: what the metrics are of, for the message.
 
     Raises:
         ValueError: a name is not one of the metrics; the message lists them.
     """
     names = [monitor] if isinstance(monitor, str) else list(monitor)
-    for name in names:
-        if name not in metrics:
-            raise ValueError(f"monitor={name!r} is not a metric of the validation, which has {sorted(metrics)}")
-    return sum(metrics[name] for name in names)
+    found = [metrics.get(name, metrics.get(name.removesuffix("/epoch"))) for name in names]
+    for name, value in zip(names, found, strict=True):
+        if value is None:
+            raise ValueError(f"monitor={name!r} is not a metric of the {source}, which has {sorted(metrics)}")
+    return sum(value for value in found if value is not None)
 
 
 def has_improved(score: float, best: float | None, mode: str, min_delta: float) -> bool:

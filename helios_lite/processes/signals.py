@@ -44,7 +44,7 @@ class GracefulShutdown:
     Attributes:
         received: the signal that ends the training, None if there is none.
         save_requested: whether a SIGUSR1 has asked for a checkpoint since `take_save_request`.
-        is_pending: whether there is either.
+        is_pending: whether there is either, or something else that the next boundary must look at.
     """
 
     def __init__(
@@ -86,6 +86,10 @@ class GracefulShutdown:
     def receive(self, number: signal.Signals) -> None:
         """Set `received`: to the signal of another rank, or of a process that this one has started."""
         self.received, self.is_pending = number, True
+
+    def wake(self) -> None:
+        """Set `is_pending`, as a request to save does, until `take_save_request`."""
+        self.is_pending = True
 
     def take_save_request(self) -> bool:
         """Return whether a SIGUSR1 has asked for a checkpoint, once for each."""

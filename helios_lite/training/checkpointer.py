@@ -111,7 +111,7 @@ class Checkpointer:
         if session.checkpoints is None or self._saved_at == (state.step, state.epoch):
             return False
         due = save_due(state, session.options, self._clock.shared_seconds - self._saved_seconds)
-        if state.validated_step == state.step:
+        if self._monitor.is_current:
             kept = session.world.is_main and session.checkpoints.would_be_kept(*self._monitor.current())
             due = session.world.broadcast(due or kept)
         if due and type(session.model).should_save_checkpoint is not Model.should_save_checkpoint:
@@ -220,8 +220,8 @@ class Checkpointer:
 
     def forget_final_score(self) -> None:
         """Forget what an earlier start noted so, when training goes on from there. Rank 0 does it."""
-        checkpoints, path, state = self._session.checkpoints, self.resumed_from, self._state
-        if checkpoints is None or path is None or state.validated_step == state.step:
+        checkpoints, path = self._session.checkpoints, self.resumed_from
+        if checkpoints is None or path is None or self._monitor.is_current:
             return
         if self._session.world.is_main:
             checkpoints.forget_final_score(path)

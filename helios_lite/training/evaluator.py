@@ -82,6 +82,7 @@ class Evaluator:
         session, model, context = self._session, self._session.model, self._session.context
         name, run_step = ("on_testing", model.test_step) if phase == "test" else ("on_validation", model.valid_step)
         has_batch_hooks = session.hooks.is_overridden(f"{name}_batch_start", f"{name}_batch_end")
+        moves = session.needs_transfer
         step, is_idle = 0, False
         for prefix, loader in loaders.items():
             batches, length = loader.epoch(0)
@@ -89,11 +90,15 @@ class Evaluator:
             done = 0
             for done, (data, size, *_) in enumerate(itertools.islice(batches, limit), start=1):
                 context.begin_phase(prefix, metrics, size)
+                batch = model.batch_to_device(data, phase) if moves else data
                 if has_batch_hooks:
+                    context.hold_batch(batch)
                     session.hooks.call(f"{name}_batch_start", step)
-                run_step(model.batch_to_device(data, phase) if session.needs_transfer else data, step)
+                run_step(batch, step)
                 if has_batch_hooks:
                     session.hooks.call(f"{name}_batch_end", step)
+                    context.hold_batch(None)
+                del batch  # Its memory is free while the next one is loaded.
                 step += 1
                 session.progress.update(done)
             session.progress.finish()

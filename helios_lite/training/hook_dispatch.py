@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from numbers import Real
+from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor
@@ -60,15 +61,28 @@ class HookDispatcher:
             getattr(listener, hook)(*arguments)
 
     def report_exception(self, error: BaseException) -> None:
-        """Tell the callbacks, from the last on and once, of the exception that ends the call; log what they raise."""
+        """Tell the model and the callbacks, from the last on and once, of the exception that ends the call.
+
+        What they raise is logged.
+        """
         if error is self._reported:
             return
         self._reported = error
-        for callback in reversed(self._callbacks):
+        for listener in (self._model, *reversed(self._callbacks)):
             try:
-                callback.on_exception(error)
+                listener.on_exception(error)
             except Exception:
-                logger.exception("one more error in %s.on_exception", type(callback).__name__)
+                logger.exception("one more error in %s.on_exception", type(listener).__name__)
+
+    def should_training_stop(self) -> bool:
+        """Return whether the model or a callback wants to stop; all of them are asked."""
+        wants = [listener.should_training_stop() for listener in self._listeners()]
+        return any(wants)
+
+    def checkpoint_saved(self, path: Path, is_best: bool) -> None:
+        """Tell the model and every callback that a checkpoint is durable. Rank 0 does it."""
+        for listener in self._listeners():
+            listener.on_checkpoint_saved(path, is_best)
 
     def process_metrics(self, phase: str, metrics: dict[str, float]) -> dict[str, float]:
         """Return metrics together with those that `process_metrics` adds. Call on every rank.

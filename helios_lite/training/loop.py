@@ -128,7 +128,7 @@ class Training:
         resumed = resume(self.session, resumption, self.checkpointer, self.monitor, is_tried=is_tried)
         self.stop.begin()
         if not self.valid_loaders:
-            self.monitor.drop()
+            self.monitor.end()
         return resumed
 
     @property
@@ -160,7 +160,9 @@ class Training:
         """Run some validation batches before a new training starts, so that errors in them come early."""
         limit = 0 if self.options.fast_dev_run else self.options.sanity_batches  # It validates after its step.
         if self.valid_loaders and self.checkpointer.resumed_from is None and limit > 0:
-            self.monitor.check(self.evaluator.evaluate("valid", self.valid_loaders, cycle=0, limit=limit))
+            values = self.evaluator.evaluate("valid", self.valid_loaders, cycle=0, limit=limit)
+            if not self.monitor.is_of_training:
+                self.monitor.check(values)
 
     def start(self) -> None:
         """Switch to training."""
@@ -259,7 +261,8 @@ class Training:
         if is_due:
             self.compare(values)
             self.report.show_validation(values, is_best=state.best_step == state.step, ends_run=True)
-            self.checkpointer.record_final_score()
+            if not self.monitor.is_of_training:
+                self.checkpointer.record_final_score()
 
     def validate_at_end(self) -> dict[str, float]:
         """Return the metrics of the final weights."""
@@ -301,12 +304,13 @@ class Training:
         state, model, stop, options = self.state, self.model, self.stop, self.options
         context, progress, shutdown = self.session.context, self.session.progress, self.shutdown
         precision, parallel = context.precision, context.parallel
-        begin_batch, needs_transfer = context.begin_batch, self.session.needs_transfer
+        begin_batch, moves = context.begin_batch, self.session.needs_transfer
         is_distributed = self.session.world.size > 1
         accumulates = is_distributed or options.accumulation_steps > 1
         logs_gradients, num_steps = options.log_grad_norm is not False, precision.num_steps
-        log_every_steps, polls_model = options.log_every_steps, stop.polls_model
+        log_every_steps, polls_hooks = options.log_every_steps, stop.polls_hooks
         has_batch_hooks = self.hooks.is_overridden("on_training_batch_start", "on_training_batch_end")
+        needs_transfer = moves and not has_batch_hooks  # The hooks see the batch on the device.
         knows_last = self.train_data.knows_last_batch  # Otherwise a row may follow any step.
         loss_items = model._loss_items  # The default batch hooks matter only to a model that fills this table.
         window_start, next_check = state.epoch_batch, self.next_check()
@@ -322,6 +326,8 @@ class Training:
             if should_log or not knows_last:
                 self.log.expect_row()
             if has_batch_hooks or loss_items:
+                if has_batch_hooks:
+                    data = context.hold_batch(model.batch_to_device(data, "train") if moves else data)
                 self.hooks.call("on_training_batch_start", state)
 
             model.train_step(model.batch_to_device(data, "train") if needs_transfer else data, state)
@@ -344,12 +350,13 @@ class Training:
                 state.step = step
             if has_batch_hooks or loss_items or (should_log and is_distributed):
                 self.hooks.call("on_training_batch_end", state, should_log)
+                data = context.hold_batch(None)
             if meets:
                 parallel.end_window()
             if should_log:
                 self.write_row(ends_epoch=is_last)
-            if polls_model:
-                stop.poll_model()
+            if polls_hooks:
+                stop.poll_hooks()
             if progress.has_bars:
                 progress.update(state.epoch_batch)
 
@@ -362,7 +369,7 @@ class Training:
             stop.sync()
             if is_last and (stop.reason is None or stop.limit_reached() is not None):
                 break  # What is due at this step is due at the end of the epoch, which a signal must not leave out.
-            if self.validation_due(window_start, epoch_complete=False):
+            if self.validation_due(window_start, epoch_complete=False) or self.validation_requested():
                 self.validate(ends_epoch=False)
             if (reason := self.stop_or_save()) is not None:
                 return window_start, reason
@@ -406,7 +413,10 @@ class Training:
         state = self.state
         self.session.progress.finish()
         self.write_row(ends_epoch=True)
-        if self.monitor.has_begun or self.validation_due(window_start, epoch_complete=True):
+        if self.monitor.is_of_training and not self.monitor.has_begun:  # It comes before the validation.
+            self.monitor.update(self.log.epoch_means)
+        is_due = self.validation_due(window_start, epoch_complete=True)
+        if self.monitor.has_begun or self.validation_requested() or is_due:
             self.validate(ends_epoch=True)
         self.report.show_epoch(self.log.epoch_means)
         self.session.context.begin_phase("train", self.session.metrics)
@@ -417,7 +427,7 @@ class Training:
             self.planning.look(state, ends_epoch=True)
         state.epoch += 1
         state.epoch_batch = state.epoch_samples = 0
-        self.stop.poll_model()
+        self.stop.poll_hooks()
         self.stop.sync(now=True)
         return self.stop_or_save()
 
@@ -437,10 +447,11 @@ class Training:
         options = self.options
         has_split = len(self.valid_loaders) > 0
         validates = has_split and (options.valid_every_epochs is not None or options.valid_every_steps is not None)
-        if options.monitor is not None and not validates:
+        if options.monitor is not None and not (validates or options.monitors_training):
             missing = "valid_every_epochs or valid_every_steps" if has_split else "a valid split in the datamodule"
             raise ValueError(f"monitor={options.monitor!r} needs {missing}")
-        if options.patience is not None and not (self.monitor.enabled and validates):
+        compares = self.monitor.enabled and (validates or options.monitors_training)
+        if options.patience is not None and not compares:
             raise ValueError(f"patience={options.patience} needs a validation, and monitor or have_metrics_improved")
         return validates
 
@@ -457,6 +468,13 @@ class Training:
             epoch_complete=epoch_complete,
         )
 
+    def validation_requested(self) -> bool:
+        """Return whether a hook has asked for a validation, and these weights have not been validated."""
+        is_requested = self.stop.take_validation_request()
+        if is_requested and not self.valid_loaders:
+            raise RuntimeError("request_validation: this run does not validate; it has no valid split, or it is off")
+        return is_requested and self.state.validated_step != self.state.step
+
     def validate(self, *, ends_epoch: bool) -> None:
         """Run a validation cycle, and compare it with the best so far."""
         with self.log.paused():
@@ -466,14 +484,18 @@ class Training:
             self.log.write(values)
             self.compare(values)
             self.report.show_validation(values, is_best=self.state.best_step == self.state.step)
-            self.stop.poll_model()
+            self.stop.poll_hooks()
             self.stop.sync(now=True)
 
     def compare(self, values: dict[str, float], *, decided: bool | None = None) -> None:
         """Count a validation, and compare it with the best so far."""
         self.state.validation_cycle += 1
         self.state.validated_step = self.state.step
-        self.monitor.update(values, decided=decided)
+        self.monitor.end()
+        if not self.monitor.is_of_training:
+            self.monitor.update(values, decided=decided)
+        if decided is None:
+            self.hooks.call("on_validation_metrics", dict(values))
 
     def result(self, reason: str, title: str) -> FitResult:
         """Return what `fit` returns, and show it. Call on every rank."""

@@ -83,10 +83,10 @@ class Session:
         self.folder = run_folder(options, model, directory)
         if options.resume == "new" and self.folder is not None:  # Another program may make a newer one at this moment.
             self.folder = self.folder.with_name(self.world.broadcast(self.folder.name))
+        self.hooks = HookDispatcher(model, datamodule, options)
         self.checkpoints: CheckpointFolder | None = None
         if self.folder is not None:
-            self.checkpoints = checkpoint_folder(options, model, self.folder)
-        self.hooks = HookDispatcher(model, datamodule, options)
+            self.checkpoints = checkpoint_folder(options, model, self.folder, self.hooks.checkpoint_saved)
         is_seen = self.world.is_main and options.log_level != "quiet"
         self.progress = Progress(options.progress and is_seen)
         self.prints = options.print_banner and is_seen
@@ -212,8 +212,17 @@ class Session:
         return RunContext(precision, parallel, mover, options, self.datamodule, self.folder, self.planned)
 
 
-def checkpoint_folder(options: Options, model: Model, folder: Path) -> CheckpointFolder:
-    """Return the checkpoints in a run folder, with what the options say of keeping them."""
+def checkpoint_folder(
+    options: Options, model: Model, folder: Path, on_saved: Callable[[Path, bool], None] | None = None
+) -> CheckpointFolder:
+    """Return the checkpoints in a run folder, with what the options say of keeping them.
+
+    Args:
+        options: the trainer.
+        model: the model.
+        folder: the run folder.
+        on_saved: as for `CheckpointFolder`.
+    """
     return CheckpointFolder(
         folder / "checkpoints",
         model.save_name,
@@ -221,6 +230,7 @@ def checkpoint_folder(options: Options, model: Model, folder: Path) -> Checkpoin
         keep_last=options.keep_last,
         keep_best=options.keep_best,
         background=options.async_save,
+        on_saved=on_saved,
     )
 
 

@@ -1,10 +1,10 @@
-"""Decides when a run stops: by limits, signals, and the model's `should_training_stop`; shares requests to save."""
+"""Decides when a run stops: by limits, signals and `should_training_stop`; shares what hooks and signals ask for."""
 
 from __future__ import annotations
 
+import functools
 from signal import Signals
 
-from helios_lite.model import Model
 from helios_lite.planning.due import limit_reached, next_due
 from helios_lite.processes.signals import GracefulShutdown
 from helios_lite.state import TrainingState
@@ -12,6 +12,7 @@ from helios_lite.training.clock import Clock
 from helios_lite.training.session import Session
 
 _SECONDS_BETWEEN_EXCHANGES = 0.5
+_REQUESTS = ("save", "validation", "stop")
 
 
 class StopCoordinator:
@@ -22,17 +23,17 @@ class StopCoordinator:
 
     Attributes:
         reason: "should_training_stop" or "interrupted", shared by all ranks at the last `sync`, or None.
-        polls_model: whether the model overrides `should_training_stop`, so that ranks communicate at every step.
     """
 
     def __init__(self, session: Session, state: TrainingState, clock: Clock, shutdown: GracefulShutdown) -> None:
         self._session, self._state, self._clock, self._shutdown = session, state, clock, shutdown
-        self.polls_model = type(session.model).should_training_stop is not Model.should_training_stop
         self.reason: str | None = None
-        self._save_requested = False  # By SIGUSR1 on any rank.
+        # By a hook on any rank, or a signal.
+        self._save_requested = self._validation_requested = self._stop_requested = False
         options = session.options
         self._uses_time = options.max_minutes is not None or options.save_every_minutes is not None
-        self._is_requested = False  # By the model on this rank.
+        self._requests: set[str] = set()  # Of hooks on this rank.
+        session.context.take_requests(self._request)
         self._start = 0
         self._synced_step, self._synced_seconds, self._next_sync_step = 0, 0.0, 0
 
@@ -40,15 +41,28 @@ class StopCoordinator:
         """Note where training begins, after a checkpoint has been loaded."""
         self._start = self._state.step
 
-    def poll_model(self) -> None:
-        """Ask the model on this rank whether to stop, if it overrides `should_training_stop`."""
-        if self.polls_model:
-            self._is_requested |= self._session.model.should_training_stop()
+    @functools.cached_property
+    def polls_hooks(self) -> bool:
+        """Whether the model or a callback has `should_training_stop`, so that ranks communicate at every step.
+
+        It is read after `setup`, in which callbacks may change.
+        """
+        return self._session.hooks.is_overridden("should_training_stop")
+
+    def poll_hooks(self) -> None:
+        """Ask the model and the callbacks on this rank whether to stop, if one has `should_training_stop`."""
+        if self.polls_hooks and self._session.hooks.should_training_stop():
+            self._requests.add("stop")
+
+    def _request(self, what: str) -> None:
+        """Note what a hook asks for: "stop", "save" or "validation". The next boundary looks at it."""
+        self._requests.add(what)
+        self._shutdown.wake()
 
     def sync(self, now: bool = False) -> None:
-        """Share what only some ranks know: received signals, a request to stop, the elapsed time. Call on every rank.
+        """Share what only some ranks know: received signals, requests of hooks, the elapsed time. Call on every rank.
 
-        Ranks communicate about twice a second, which costs nothing; at every step if the model overrides
+        Ranks communicate about twice a second, which costs nothing; at every step if the model or a callback has
         `should_training_stop`. Each rank computes the step of the next exchange from the same values, so that all
         agree on it without asking.
 
@@ -57,30 +71,42 @@ class StopCoordinator:
         """
         state, world, shutdown = self._state, self._session.world, self._shutdown
         if world.size == 1:
-            is_requested, signal = self._is_requested, shutdown.received
-            self._save_requested |= shutdown.take_save_request()
+            signal = shutdown.received
+            save, validation, stop = (what in self._requests for what in _REQUESTS)
+            save |= shutdown.take_save_request()
             if self._uses_time:
                 self._clock.tick()
                 self._clock.share(state.seconds)
         else:
-            if not now and not self.polls_model and state.step < self._next_sync_step:
+            if not now and not self.polls_hooks and state.step < self._next_sync_step:
                 return
             self._clock.tick()
-            own = [self._is_requested, shutdown.received or 0, shutdown.take_save_request(), state.seconds]
-            requested, number, save_requested, seconds = world.all_reduce_max(own)
+            asked = [what in self._requests for what in _REQUESTS]
+            own = [shutdown.received or 0, state.seconds, shutdown.take_save_request(), *asked]
+            number, seconds, by_signal, *shared = world.all_reduce_max(own)
             self._clock.share(seconds)
-            is_requested, signal = bool(requested), Signals(int(number)) if number else None
-            self._save_requested |= bool(save_requested)
+            signal = Signals(int(number)) if number else None
+            save, validation, stop = map(bool, shared)
+            save |= bool(by_signal)
             seconds_per_step = (state.seconds - self._synced_seconds) / max(1, state.step - self._synced_step)
             self._synced_step, self._synced_seconds = state.step, state.seconds
             self._next_sync_step = state.step + max(1, int(_SECONDS_BETWEEN_EXCHANGES / max(seconds_per_step, 1e-6)))
+        self._requests.clear()
+        self._save_requested |= save
+        self._validation_requested |= validation
+        self._stop_requested |= stop
         if signal is not None:  # Otherwise a signal that has just come here would be lost.
             shutdown.receive(signal)
-        self.reason = "should_training_stop" if is_requested else "interrupted" if signal is not None else None
+        self.reason = "should_training_stop" if self._stop_requested else "interrupted" if signal is not None else None
 
     def take_save_request(self) -> bool:
-        """Return whether a rank was asked to save by SIGUSR1, once per `sync` that found it. Call on every rank."""
+        """Return whether a rank was asked to save, once per `sync` that found it. Call on every rank."""
         requested, self._save_requested = self._save_requested, False
+        return requested
+
+    def take_validation_request(self) -> bool:
+        """Return whether a hook has asked for a validation, once per `sync` that found it. Call on every rank."""
+        requested, self._validation_requested = self._validation_requested, False
         return requested
 
     def limit_reached(self) -> str | None:
@@ -99,7 +125,7 @@ class StopCoordinator:
     def next_check(self) -> float:
         """Return the next step at which something may be due: an exchange, a validation, a checkpoint, the end."""
         options, step = self._session.options, self._state.step
-        if self._uses_time or options.fast_dev_run or self.polls_model:
+        if self._uses_time or options.fast_dev_run or self.polls_hooks:
             return step + 1
         due = next_due(step, options.valid_every_steps, options.save_every_steps, limit=options.max_steps)
         return due if self._session.world.size == 1 else min(due, self._next_sync_step)

@@ -138,7 +138,11 @@ LINES: dict[str, Callable[[Path], Any]] = {
     "a step in write_predictions": of_model("predict_step", "write_predictions", path="unused", checkpoint=None),
     "load_state_dict in test": of_model("load_state_dict", "test"),
     "a metric": lambda folder: quiet(max_steps=1).fit(LoggingMetric(), data()),
-    **{f"{name} of a callback": of_callback(name) for name in (*HOOKS, "state_dict", "load_state_dict")},
+    **{
+        f"{name} of a callback": of_callback(name)
+        for name in (*HOOKS, "state_dict", "load_state_dict")
+        if name != "on_exception"
+    },
     **{f"{name} of the data": of_data(name) for name in ("prepare_data", "setup", "teardown")},
     **{f"{name} of a logger": of_logger(name) for name in vars(Logger) if not name.startswith("_")},
     "a sample": of_split(Split(UNREADABLE, 2)),

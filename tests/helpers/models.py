@@ -66,6 +66,16 @@ class Tiny(Model):
         self.log("loss", (self.net(x) - 1).square().mean())
 
 
+class Judged(Tiny):
+    """Logs values whose mean over the 10 samples of an epoch is that of `SCORES`."""
+
+    SCORES = (5.0, 3.0, 4.0, 3.5, 1.0)
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        super().train_step(batch, state)
+        self.log("score", self.SCORES[state.epoch] + (batch[0].double() - 4.5).mean())
+
+
 class Plain(Model):
     """Nothing random, so that the number of processes must not matter; `weighted` by index, as by tokens."""
 

@@ -16,10 +16,11 @@ import pytest
 import torch
 import torch.distributed as dist
 import torchmetrics
+from helpers import hook_table
 from helpers.clock import Time
 from helpers.collectives import Collectives, first_difference, where_they_part
 from helpers.compare import close, same, saved, timeless, weights
-from helpers.models import Indices, Plain, Tiny, data, quiet
+from helpers.models import Indices, Judged, Plain, Tiny, data, quiet
 from helpers.processes import deadline
 from helpers.replayed import Digests, Dropped, digest, digests, trainer
 from helpers.replayed import data as replayed_data
@@ -29,8 +30,9 @@ from helpers.scored import KINDS, NoMerge, Scored, With, by_hand, only
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from helios_lite import DataModule, Split
+from helios_lite import Callback, DataModule, Split
 from helios_lite.callbacks import EMA
+from helios_lite.checkpoints.naming import find
 from helios_lite.checkpoints.reading import read_checkpoint
 from helios_lite.metrics.measurements import is_measured
 from helios_lite.metrics.score_tables import ScoreTables
@@ -601,6 +603,58 @@ def test_ranks_that_a_checkpoint_does_not_have_need_not_have_logged_what_it_rest
 # What only one rank does.
 
 
+@scenario(ranks=2)
+def judged_by_two(root: Path, world: World) -> list[Any]:
+    datamodule = DataModule(Split(Indices(10), batch_size=2))
+    result = quiet(max_epochs=5, monitor="train/score", patience=2).fit(Judged(), datamodule)
+    return world.gather([result.stop_reason, result.state.step, result.state.best_step, result.state.best_score])
+
+
+def test_ranks_compare_the_same_mean_over_an_epoch(result: Results) -> None:
+    assert result(judged_by_two, ranks=2) == [["patience", 12, 6, pytest.approx(3.0)]] * 2
+
+
+class Requesting(Callback):
+    """Rank 1 asks for something after some steps."""
+
+    def __init__(self, asked: dict[int, str]) -> None:
+        self.asked = asked
+
+    def on_training_batch_end(self, state: Any, should_log: bool = False) -> None:
+        if self.model.global_rank == 1 and state.step in self.asked:
+            getattr(self.model, f"request_{self.asked[state.step]}")()
+
+
+class Meeting(Requesting):
+    """Ranks communicate at every step."""
+
+    def should_training_stop(self) -> bool:
+        return False
+
+
+@scenario(ranks=2)
+def requests_of_rank_1(root: Path, world: World) -> list[Any]:
+    asked, ends = {2: "validation", 3: "save", 5: "stop"}, []
+    for callback, limit in ((Meeting(asked), 8), (Requesting(asked), 100_000)):
+        folder = root / type(callback).__name__
+        trainer = quiet(root=folder, callbacks=[callback], max_steps=limit, valid_every_epochs=10**6, keep_last=-1)
+        result = trainer.fit(Plain(), data(22))
+        steps = [int(path.stem.rpartition("_")[2]) for path in find(folder / "plain" / "checkpoints", "plain")]
+        ends.append([result.stop_reason, result.state.step, result.state.validation_cycle, steps])
+    return world.gather(ends)
+
+
+def test_what_one_rank_asks_for_all_ranks_do(result: Results) -> None:
+    (meeting, seldom), others = result(requests_of_rank_1, ranks=2)
+    assert [meeting, seldom] == others
+    assert meeting == ["should_training_stop", 5, 2, [5, 3]]
+    reason, step, validations, steps = seldom
+    assert reason == "should_training_stop"
+    assert validations in (1, 2)  # The ranks may communicate between the requests.
+    assert 5 <= step < 100_000
+    assert step in steps
+
+
 def message(function: Any) -> str:
     """The message of the exception that a call raises."""
     try:
@@ -766,6 +820,18 @@ def test_all_ranks_leave_out_an_update_if_the_gradients_of_one_are_not_finite(st
     assert (step_after, skipped_after) == (step, skipped + 1)
     assert same(before, after)
     assert first[3][0] == step + 1
+
+
+# What each method has in hand.
+
+
+@scenario(ranks=2)
+def in_hand(root: Path, world: World) -> str:
+    return hook_table.everywhere(root / "in-hand", world)
+
+
+def test_the_page_says_what_each_method_has_in_hand(result: Results) -> None:
+    assert hook_table.of_the_page() == result(in_hand, ranks=2)
 
 
 # Gradients, buffers and generators.

@@ -23,10 +23,12 @@ MODEL_HOOKS = [
     "test_step",
     "predict_step",
     "have_metrics_improved",
-    "should_training_stop",
     "should_save_checkpoint",
     "append_metadata_to_chkpt_name",
 ]
+
+
+NEVER_FAIL = ("load_state_dict", "test_step", "on_exception")  # Or are not called here.
 
 
 def noted(events: list[str], name: str, arguments: tuple[Any, ...]) -> None:
@@ -67,7 +69,7 @@ def run(events: list[str], *, train: int = 8, valid: int | None = 4, model: Any 
         predict=[torch.zeros(4, 3)],
     )
     datamodule.events = events
-    trainer = quiet(**options)
+    trainer = quiet(async_save=False, **options)  # So that on_checkpoint_saved is called in this thread.
     return model, datamodule, trainer
 
 
@@ -88,8 +90,9 @@ def validation(cycle: int) -> list[str]:
     ]
 
 
-VERDICT = ["have_metrics_improved", "should_training_stop"]
-SAVE = ["append_metadata_to_chkpt_name"]
+COMPARED = ["have_metrics_improved", "on_validation_metrics"]
+VERDICT = [*COMPARED, "should_training_stop"]
+SAVE = ["append_metadata_to_chkpt_name", "on_checkpoint_saved"]
 
 
 def test_an_epoch_run(tmp_path: Path) -> None:
@@ -149,7 +152,7 @@ def test_a_step_run_that_validates_and_saves_inside_the_epoch(tmp_path: Path) ->
         *SAVE,
         "process_metrics(train)",  # For what was logged since the last row.
         *validation(2),
-        "have_metrics_improved",
+        *COMPARED,
         "data.teardown",
     ]
 
@@ -159,7 +162,7 @@ def test_a_step_limit_on_the_last_batch_of_an_epoch_ends_the_epoch() -> None:
     model, datamodule, trainer = run(events, max_steps=2, sanity_batches=0)
     trainer.fit(model, datamodule)
     assert (
-        events[-12:]
+        events[-13:]
         == [
             *validation(1),
             *VERDICT,
@@ -167,7 +170,7 @@ def test_a_step_limit_on_the_last_batch_of_an_epoch_ends_the_epoch() -> None:
             "should_training_stop",
             "on_training_end",
             "data.teardown",
-        ][-12:]
+        ][-13:]
     )
 
 
@@ -278,21 +281,28 @@ def test_a_prediction() -> None:
     ]
 
 
-def test_callbacks_have_the_same_hooks_right_after_the_models() -> None:
+IN_REVERSE = ("on_validation_end", "on_testing_end", "on_predicting_end", "on_exception")
+
+
+def test_callbacks_have_the_same_hooks_right_after_the_models(tmp_path: Path) -> None:
     events: list[str] = []
     callbacks = [RecordingCallback(), RecordingCallback()]
     for number, callback in enumerate(callbacks, start=1):
         callback.events, callback.label = events, f"{number}."
-    model, datamodule, trainer = run(events, max_epochs=1, callbacks=callbacks)
+    model, datamodule, trainer = run(events, max_epochs=1, callbacks=callbacks, root=tmp_path)
     trainer.fit(model, datamodule)
     trainer.test(model, datamodule)
     list(trainer.predict(model, datamodule))
+    datamodule.train = None
+    with pytest.raises(ValueError, match="no train split"):
+        trainer.fit(model, datamodule)
     for hook in HOOKS:
         positions = [i for i, event in enumerate(events) if event.partition("(")[0] == hook]
         assert positions, hook
         for i in positions:
-            assert events[i + 1 : i + 3] == [f"1.{events[i]}", f"2.{events[i]}"] or hook == "setup"
-    assert events.count("1.setup") == 3
+            numbers = (2, 1) if hook in IN_REVERSE else (1, 2)
+            assert events[i + 1 : i + 3] == [f"{number}.{events[i]}" for number in numbers] or hook == "setup"
+    assert events.count("1.setup") == 4
 
 
 def test_counters_count_what_is_finished_at_every_hook() -> None:
@@ -370,7 +380,7 @@ def test_evaluation_runs_in_evaluation_mode_without_gradients_and_training_with(
     assert modes == [("train", True, True), ("valid", False, False), ("end", False, False)] * 2
 
 
-@pytest.mark.parametrize("failing", [name for name in MODEL_HOOKS if name not in ("load_state_dict", "test_step")])
+@pytest.mark.parametrize("failing", [name for name in MODEL_HOOKS if name not in NEVER_FAIL])
 def test_an_error_in_any_hook_reaches_the_caller_as_itself_after_teardown(failing: str, tmp_path: Path) -> None:
     class Unusual(Exception):
         pass
