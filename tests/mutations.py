@@ -1318,8 +1318,8 @@ MUTATIONS = [
     Mutation("checkpoints/files.py", "path.rename(named)", "shutil.rmtree(path)", SHARDED + HALF_WRITTEN),
     Mutation(
         "checkpoints/files.py",
-        "if path.is_dir() and re.fullmatch",
-        "if False and re.fullmatch",
+        'r"\\..+\\.\\d+\\.shards\\.tmp" if path',
+        'r"none" if path',
         SHARDED + HALF_WRITTEN,
     ),
     Mutation(
@@ -1442,8 +1442,8 @@ MUTATIONS = [
     ),
     Mutation(
         "checkpoints/files.py",
-        'elif not path.is_dir() and re.fullmatch(r"\\..+\\.\\d+\\.tmp", path.name):',
-        'elif not path.is_dir() and path.suffix == ".tmp":',
+        'else r"\\..+\\.\\d+\\.tmp"',
+        'else r".*\\.tmp"',
         "checkpoints/test_damaged_folders.py::test_a_run_with_damaged_files_ends_like_one_without_or_names_the_file",
     ),
     Mutation(
@@ -4477,6 +4477,12 @@ MUTATIONS = [
         "    if temporary.is_dir():\n        shutil.rmtree(temporary)\n",
         "",
         FOLDER + "test_what_is_left_of_a_sharded_one_that_cannot_be_deleted_is_deleted_by_another_call",
+    ),
+    Mutation(
+        "training/monitor.py",
+        "        self.is_changed = True\n",
+        "",
+        RESUME + "test_another_monitor_at_a_resume_starts_its_verdicts_anew",
     ),
 ]
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from helios_lite.arguments import did_you_mean
 from helios_lite.state import TrainingState
 
 if TYPE_CHECKING:
@@ -29,13 +30,14 @@ def monitored_score(metrics: Mapping[str, float], monitor: str | Sequence[str], 
         source: what the metrics are of, for the message.
 
     Raises:
-        ValueError: a name is not one of the metrics; the message lists them.
+        ValueError: a name is not one of the metrics; the message has the most similar one, or lists them.
     """
     names = [monitor] if isinstance(monitor, str) else list(monitor)
     found = [metrics.get(name, metrics.get(name.removesuffix("/epoch"))) for name in names]
     for name, value in zip(names, found, strict=True):
         if value is None:
-            raise ValueError(f"monitor={name!r} is not a metric of the {source}, which has {sorted(metrics)}")
+            hint = did_you_mean(name, sorted(metrics))
+            raise ValueError(f"monitor={name!r} is not a metric of the {source}; {hint}")
     return sum(value for value in found if value is not None)
 
 

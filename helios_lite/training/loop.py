@@ -157,9 +157,13 @@ class Training:
         return ["train", "valid"] if self.valid_loaders else ["train"]
 
     def check_validation(self) -> None:
-        """Run some validation batches before a new training starts, so that errors in them come early."""
+        """Run some validation batches before a new training starts, so that errors in them come early.
+
+        A run that goes on does it only if another metric is monitored than before, whose name may be wrong.
+        """
         limit = 0 if self.options.fast_dev_run else self.options.sanity_batches  # It validates after its step.
-        if self.valid_loaders and self.checkpointer.resumed_from is None and limit > 0:
+        is_new = self.checkpointer.resumed_from is None or self.monitor.is_changed
+        if self.valid_loaders and is_new and limit > 0:
             values = self.evaluator.evaluate("valid", self.valid_loaders, cycle=0, limit=limit)
             if not self.monitor.is_of_training:
                 self.monitor.check(values)

@@ -393,6 +393,15 @@ def test_draws_of_a_collate_function_are_exact_too(tmp_path: Path, in_memory: bo
 
 def test_another_monitor_at_a_resume_starts_its_verdicts_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fit(tmp_path, max_epochs=1)
+    cycles: list[int] = []
+
+    class Cycles(Callback):
+        def on_validation_start(self, validation_cycle: int) -> None:
+            cycles.append(validation_cycle)
+
+    with pytest.raises(ValueError, match=r"monitor='valid/lost' is not a metric .* did you mean valid/loss\?"):
+        fit(tmp_path, max_epochs=2, monitor="valid/lost", callbacks=[Cycles()])
+    assert cycles == [0]  # Before the first step.
     result = fit(tmp_path, max_epochs=2, monitor="valid/loss", mode="max")
     assert " is monitored now: what was best so far is forgotten" in caplog.text
     assert result.state.best_step > 3
