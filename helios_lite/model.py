@@ -94,10 +94,6 @@ class Model(Hooks, abc.ABC):
         """Forget the modes of modules that `setup` is about to replace."""
         self._modes = Modes()
 
-    def _remember_folder(self, named: Path, folder: Path) -> None:
-        """Remember the run folder that a training has claimed in place of the one of its name (`resume="new"`)."""
-        self._folders[named] = folder
-
     # The run.
 
     @property

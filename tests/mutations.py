@@ -4377,9 +4377,27 @@ MUTATIONS = [
     ),
     Mutation(
         "calls/claiming.py",
-        "    leave_if_importing()\n",
+        "if world.is_main and run_folders.give_back(folder):",
+        "if False:",
+        CLAIMING + "test_a_training_that_fails_before_it_begins_gives_its_folder_back",
+    ),
+    Mutation(
+        "calls/claiming.py",
+        "            del model._folders[named]\n",
+        "            pass\n",
+        CLAIMING + "test_a_training_that_fails_before_it_begins_gives_its_folder_back",
+    ),
+    Mutation(
+        "checkpoints/run_folders.py",
+        "    if not files <=",
+        "    if False and not files <=",
+        CLAIMING + "test_a_folder_stays_in_which_a_training_has_begun_or_there_are_files_of_others",
+    ),
+    Mutation(
+        "training/resuming.py",
+        "        session.planned.goes_on(None if content is None else _header_of(content))\n",
         "",
-        CLAIMING + "test_a_program_without_a_main_guard_claims_one_folder_only",
+        "training/test_plan.py::test_the_steps_are_planned_from_the_checkpoint_that_can_be_read",
     ),
     Mutation(
         "calls/launching.py",

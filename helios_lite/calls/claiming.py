@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from helios_lite.checkpoints import run_folders
@@ -18,10 +20,12 @@ _claims: Counter[Path] = Counter()
 """How many folders of each name this program has claimed. When it is started again, each `fit` finds its own."""
 
 
-def claim_run_folder(options: Options, model: Model, directory: Path) -> None:
-    """Claim the run folder of a training, if it needs one of its own. Call on every rank that torchrun has started.
+@contextlib.contextmanager
+def own_run_folder(options: Options, model: Model, directory: Path) -> Iterator[None]:
+    """Context of a training in a run folder of its own, if it needs one. Call on every rank that torchrun has started.
 
-    Rank 0 makes the folder. Processes that the trainer launches get it with the model.
+    Rank 0 makes the folder. After an error that comes before the run has begun there, it removes the folder again.
+    Processes that the trainer launches get it with the model.
 
     Args:
         options: the trainer.
@@ -30,10 +34,18 @@ def claim_run_folder(options: Options, model: Model, directory: Path) -> None:
     """
     named = named_folder(options, model, directory)
     if named is None or options.resume != "new":
+        yield
         return
     leave_if_importing()
     world = join_world(choose_accelerator(options.accelerator))
-    model._remember_folder(named, world.broadcast(_claimed(named) if world.is_main else named))
+    folder = world.broadcast(_claimed(named) if world.is_main else named)
+    model._folders[named] = folder
+    try:
+        yield
+    except BaseException:
+        if world.is_main and run_folders.give_back(folder):
+            del model._folders[named]
+        raise
 
 
 def _claimed(named: Path) -> Path:

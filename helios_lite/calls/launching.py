@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from helios_lite.calls.claiming import claim_run_folder
+from helios_lite.calls.claiming import own_run_folder
 from helios_lite.checkpoints.files import FORMAT_VERSION, to_serializable, write_file
 from helios_lite.checkpoints.reading import read_checkpoint
 from helios_lite.checkpoints.sharded_content import take_sharded
@@ -106,11 +106,12 @@ def alone(call: Call, *, is_worker: bool = False) -> Iterator[None]:
             "handlers it uses; wait until it has ended, or start another process"
         )
     try:
-        if call.method == "fit" and not is_worker:
-            claim_run_folder(call.options, call.model, call.directory)
-            own[0] = str(call)
-        call.options.begin_use(own[0])
-        yield
+        with contextlib.ExitStack() as stack:
+            if call.method == "fit" and not is_worker:
+                stack.enter_context(own_run_folder(call.options, call.model, call.directory))
+                own[0] = str(call)
+            call.options.begin_use(own[0])
+            yield
     finally:
         call.options.end_use()
         del _running[process]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shutil
 from pathlib import Path
 
 CLAIM = ".claim"
@@ -37,6 +38,18 @@ def claim(named: Path, owner: str, *, is_restarted: bool = False) -> Path:
         (path / CLAIM).write_text(f"{owner}\n", encoding="utf-8")
         return path
     raise AssertionError("there is always a next number")
+
+
+def give_back(path: Path) -> bool:
+    """Remove a claimed folder in which no run has begun, and return whether it is removed; one with other files stays.
+
+    A run begins when it has been set up, and writes its options then.
+    """
+    files = {each.relative_to(path).as_posix() for each in path.rglob("*") if not each.is_dir()}
+    if not files <= {CLAIM, "train.log", "checkpoints/.lock"}:
+        return False
+    shutil.rmtree(path, ignore_errors=True)
+    return True
 
 
 def newest(named: Path) -> Path:

@@ -29,13 +29,15 @@ class PlannedSteps:
         self._samples: int | None = None
         self._length: int | None = None
 
-    def goes_on(self, saved: Mapping[str, Any]) -> None:
-        """Count on from a checkpoint. Called before `Model.setup`.
+    def goes_on(self, saved: Mapping[str, Any] | None) -> None:
+        """Count on from a checkpoint. Called before `Model.setup`, and after it if that checkpoint is damaged.
 
         Args:
-            saved: of its content what was "planned", the "state", the "config", and the "data" of rank 0.
+            saved: of its content what was "planned", the "state", the "config", and the "data" of rank 0; None to count
+                from the beginning.
         """
-        self._saved = saved
+        self._saved, self._is_counted = saved, False
+        self._epoch = self._before = 0
 
     def per_epoch(self) -> int | None:
         """Return the number of steps of an epoch that has not begun yet, None if it is unknown."""

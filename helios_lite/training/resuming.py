@@ -70,19 +70,33 @@ class Resumption:
         """Return the path and the content of the checkpoint; None if the run folder has none. Call on every rank."""
         return load_checkpoint(session, self._of_folder, "last", option="resume", candidates=self._candidates)
 
+    def plan_anew(self, session: Session, content: dict[str, Any] | None) -> None:
+        """Plan the steps from another checkpoint than that of the header, if tensors of that one are damaged.
+
+        Args:
+            session: the session, after its `setup`.
+            content: what `read` has returned.
+        """
+        if self.header is None or (content is not None and content["state"] == self.header["state"]):
+            return
+        before = session.planned.known_total()
+        session.planned.goes_on(None if content is None else _header_of(content))
+        now = session.planned.known_total()
+        if before != now and session.world.is_main:
+            text = "num_training_steps: setup had %s, from the damaged checkpoint, and it is %s; if a schedule is made "
+            logger.warning(text + "for it, delete that file and start again", before, now)
+
 
 def _header(path: Path) -> dict[str, Any] | None:
     """Return what is needed of a checkpoint before `Model.setup`; None if it cannot be read, which `read` says."""
     try:
-        content = read_checkpoint_header(path)
-        return {
-            "planned": content["planned"],
-            "state": content["state"],
-            "config": content["config"],
-            "data": content["ranks"][0]["data"],
-        }
+        return _header_of(read_checkpoint_header(path))
     except (CheckpointError, FileNotFoundError, KeyError):
         return None
+
+
+def _header_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {**{name: content[name] for name in ("planned", "state", "config")}, "data": content["ranks"][0]["data"]}
 
 
 def resume(
@@ -107,6 +121,7 @@ def resume(
     choice = resumption.choice
     found = resumption.read(session)
     if found is None:
+        resumption.plan_anew(session, None)
         if choice == "best" and not session.options.fast_dev_run:
             where = "a run without files (root=None)" if session.folder is None else session.folder
             raise FileNotFoundError(f'resume="best": {where} has no checkpoint; use "auto" to start anew')
@@ -141,6 +156,7 @@ def resume(
         allows=isinstance(choice, Path) or session.options.allow_changed_hparams,
         fits=loads_itself or not misfits(parts, content["model"]),
     )
+    resumption.plan_anew(session, content)
     if not loads_itself:
         compare_parts(path, content, parts, session.tables["made"])
     elif texts := changed_numbers(content["tables"]["made"], session.tables["made"]):

@@ -104,6 +104,47 @@ def test_the_number_is_the_next_after_the_highest_and_other_runs_do_not_count(tm
     assert run_folders.claim(tmp_path / "more/sweep/c", "me") == tmp_path / "more/sweep/c"
 
 
+def test_a_training_that_fails_before_it_begins_gives_its_folder_back(tmp_path: Path) -> None:
+    model = Failing()
+    with pytest.raises(KeyError, match="setup"):
+        fit_new(tmp_path, model)
+    assert folders(tmp_path) == []
+    result = fit_new(tmp_path)
+    with pytest.raises(KeyError, match="setup"):
+        fit_new(tmp_path, model)
+    assert folders(tmp_path) == ["tiny"]
+    trainer = quiet(root=tmp_path, resume="new")
+    assert trainer.test(model, data()) == quiet(root=tmp_path).test(Tiny(), data())
+    assert result.last_checkpoint.exists()
+
+
+class Failing(Tiny):
+    """Cannot be trained."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        if not fast_init:
+            raise KeyError("setup")
+        super().setup(fast_init)
+
+
+def test_a_folder_stays_in_which_a_training_has_begun_or_there_are_files_of_others(tmp_path: Path) -> None:
+    class FailsLater(Tiny):
+        def train_step(self, batch: Any, state: Any) -> None:
+            raise KeyError("step")
+
+    class Leaves(Failing):
+        def setup(self, fast_init: bool = False) -> None:
+            (self.run_folder / "notes").touch()
+            super().setup(fast_init)
+
+    for model in (FailsLater(), Leaves()):
+        with pytest.raises(KeyError):
+            fit_new(tmp_path, model)
+    assert folders(tmp_path) == ["tiny", "tiny-2"]
+    assert "KeyError: 'step'" in (tmp_path / "tiny/train.log").read_text()
+    assert (tmp_path / "tiny-2/notes").exists()
+
+
 def test_nothing_is_claimed_by_a_training_without_files_and_by_other_calls(tmp_path: Path) -> None:
     fit_new(None)  # type: ignore[arg-type]
     fit_new(tmp_path, fast_dev_run=True)
@@ -196,7 +237,7 @@ def test_a_program_without_a_main_guard_claims_one_folder_only(tmp_path: Path) -
     (tmp_path / "ready-other").touch()
     ended = scripts.run(program, tmp_path / "runs", 2, 0, check=False, env=ENVIRONMENT)
     assert "__main__" in ended.stderr
-    assert folders(tmp_path / "runs") == ["tiny"]
+    assert folders(tmp_path / "runs") == []  # Nothing has begun.
 
 
 def test_under_torchrun_one_rank_claims_and_a_restart_goes_on_there(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from torch.optim import SGD, lr_scheduler
 from torch.utils.data import DataLoader, RandomSampler
 
 from helios_lite import Callback, DataModule, Split, Trainer, schedules
+from helios_lite.checkpoints import naming
+from helios_lite.checkpoints.reading import read_checkpoint
 from helios_lite.planning.due import steps_until_save
 from helios_lite.samplers import BucketBatchSampler
 from helios_lite.state import TrainingState
@@ -321,6 +323,20 @@ def test_the_banner_has_the_plan(tmp_path: Path) -> None:
     text = (tmp_path / "scheduled" / "train.log").read_text()
     for line in PLAN.splitlines():
         assert f"DEBUG {line}\n" in text
+
+
+def test_the_steps_are_planned_from_the_checkpoint_that_can_be_read(tmp_path: Path, caplog: Any) -> None:
+    options: dict[str, Any] = {"root": tmp_path, "keep_last": 2}
+    quiet(max_epochs=2, **options).fit(Planned(), of(Split(Indices(12), 4)))
+    newest, _ = naming.find(tmp_path / "planned/checkpoints", "planned")
+    content, tensor = newest.read_bytes(), read_checkpoint(newest)["model"]["net"]["0.weight"].numpy().tobytes()
+    newest.write_bytes(content.replace(tensor, bytes(len(tensor))))
+    model = Planned()
+    result = quiet(max_epochs=4, **options).fit(model, of(Split(Indices(12), 2)))
+    assert result.state.step == 3 + 3 * 6
+    assert (model.asked[0], {*model.asked[2:]}) == (6 + 2 * 6, {result.state.step})
+    assert "num_training_steps: setup had 18, from the damaged checkpoint, and it is 21; " in caplog.text
+    assert read_checkpoint(result.last_checkpoint)["planned"]["total"] == result.state.step
 
 
 def test_the_plan_says_what_a_start_would_do_and_changes_nothing(tmp_path: Path, caplog: Any) -> None:
