@@ -331,8 +331,8 @@ class Model(Hooks, abc.ABC):
 
         Raises:
             ValueError: a module on the meta device has no `reset_parameters`, or one that leaves a tensor unfilled; or,
-                with several processes, the ranks have made different networks, a parameter has no shape yet, or belongs
-                to another network that is sharded; or one that is sharded or on the meta device has a hook already.
+                with several processes, the ranks have made different networks, or a parameter has no shape yet. Or one
+                that is sharded, or on the meta device, has a hook already, or belongs to another network as well.
         """
         require_kind("net", net, nn.Module, "an nn.Module")
         if not isinstance(blocks, tuple) or not all(isinstance(block, type) for block in blocks):

@@ -182,6 +182,8 @@ RECOMPUTED = NETWORKS + "test_recomputed_activations_do_not_change_one_bit"
 FEW_BARS = "display/test_console.py::test_bars_are_drawn_ten_times_a_second_at_most_and_what_is_shorter_has_none"
 FEW_ROWS_IN_TRAIN_LOG = "display/test_console.py::test_train_log_has_a_row_a_second_at_most_and_metrics_jsonl_has_all"
 IN_BF16 = NETWORKS + "test_sharded_networks_in_bf16_leave_inputs_to_autocast_and_normalize_in_fp32"
+SHARED_BY_TWO = NETWORKS + "test_a_parameter_of_two_networks_stays_one_or_is_an_error_that_names_both"
+SENT = NETWORKS + "test_a_model_that_was_set_up_here_can_be_sent_to_processes"
 MARKED = NETWORKS + "test_attributes_of_parameters_are_kept_and_hooks_that_would_be_dropped_are_an_error"
 PRECISION = "networks/test_precision.py::"
 TWO_OPTIMIZERS = PRECISION + "test_fp16_with_two_optimizers_under_accumulation_is_the_loop_by_hand"
@@ -1875,6 +1877,11 @@ MUTATIONS = [
     Mutation("networks/meta_device.py", "tensor.copy_(values)", "pass", ON_META),
     Mutation("networks/meta_device.py", "vars(new).update(vars(tensor))", "pass", MARKED),
     Mutation("networks/fsdp.py", "vars(p).update(attributes[name])", "pass", MARKED),
+    Mutation("networks/parallel.py", "(is_sharded or id(p) not in present)", "id(p) not in present", SHARED_BY_TWO),
+    Mutation("networks/parallel.py", "(is_sharded or id(p) not in present)", "is_sharded", SHARED_BY_TWO),
+    Mutation("networks/parallel.py", "(is_sharded or id(p) not in present)", "True", SHARED_BY_TWO),
+    Mutation("networks/parallel.py", "or self._owner(p) for p in others", "for p in others", SHARED_BY_TWO),
+    Mutation("networks/parallel.py", 'return {**vars(self), "_owners": {}}', "return vars(self)", SENT),
     Mutation("networks/fsdp.py", "not torch.is_autocast_enabled(self._device_type)", "True", IN_BF16),
     Mutation("networks/fsdp.py", "not torch.is_autocast_enabled(self._device_type)", "False", IN_BF16),
     Mutation("networks/fsdp.py", "p if p is None else p.float()", "p", IN_BF16),

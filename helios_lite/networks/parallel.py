@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -58,6 +59,12 @@ class ParallelStrategy:
         self._reducer: GradientReducer | None = None  # Of those that are not sharded.
         self._sharded: list[Any] = []  # Root modules; each is an FSDPModule.
         self._turns: ForwardTurns | None = None
+        # By identity, all parameters that networks have, or had before they were sharded: which ones they are.
+        self._owners: dict[int, tuple[weakref.ref[Tensor], str]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out references that cannot be pickled with a model that has been set up."""
+        return {**vars(self), "_owners": {}}
 
     def wrap(self, net: nn.Module, block_types: tuple[type[nn.Module], ...]) -> nn.Module:
         """Return the network ready for training. Call on every rank, in the same order.
@@ -78,20 +85,18 @@ class ParallelStrategy:
                 part.compile()
         if self._strategy != "ddp" and self.world.size > 1:
             dtensors.load_any_placement(net)
-        self._networks.append(net)
         is_frozen = not any(p.requires_grad for p in net.parameters())
         is_sharded = self._strategy != "ddp" and self.world.size > 1 and not is_frozen
+        self._check_not_shared(net, is_sharded=is_sharded)
         check_hooks((name, p) for name, p in net.named_parameters() if is_sharded or p.is_meta)
+        self._networks.append(net)
+        kind = type(net).__name__
+        self._note_owner(net, kind)
         if is_sharded:
-            for name, p in net.named_parameters():
-                if dtensors.is_dtensor(p):
-                    raise ValueError(
-                        f"parallelize: {name} belongs to another network, which is sharded already; pass one module "
-                        "that contains both networks to parallelize"
-                    )
             mesh = make_mesh(self.device, self.world, is_hybrid=self._strategy == "hsdp")
             shard(net, blocks, mesh, self.device, self._precision)
             self._sharded.append(net)
+            self._note_owner(net, kind)
         else:
             materialize(net, self.device)
             net.to(self.device)
@@ -99,6 +104,28 @@ class ParallelStrategy:
                 self._replicate(net)
         self._find_buffers()
         return net
+
+    def _note_owner(self, net: nn.Module, kind: str) -> None:
+        self._owners |= {id(p): (weakref.ref(p), f"{name} of a {kind}") for name, p in net.named_parameters()}
+
+    def _owner(self, p: Tensor) -> str | None:
+        """Return which parameter a tensor is or was in a network that was passed before; None if it is new."""
+        known, owner = self._owners.get(id(p), (None, ""))
+        return None if known is None or known() is not p else owner
+
+    def _check_not_shared(self, net: nn.Module, *, is_sharded: bool) -> None:
+        """Raise a ValueError for a parameter that another network has too, and that would become two.
+
+        Replicas keep their parameters. Sharded networks, and those from the meta device, get others.
+        """
+        present = {id(p) for each in self._networks for p in each.parameters()}
+        for name, p in net.named_parameters():
+            owner = self._owner(p)
+            if dtensors.is_dtensor(p) or (owner is not None and (is_sharded or id(p) not in present)):
+                raise ValueError(
+                    f"parallelize: {name} of a {type(net).__name__} is also {owner or 'sharded already'}, and would "
+                    "become another parameter; pass one module that contains both networks to parallelize"
+                )
 
     def _replicate(self, net: nn.Module) -> None:
         """Give a network the values of rank 0, and average its gradients from now on."""
@@ -153,7 +180,8 @@ class ParallelStrategy:
         optimizers = [part for _, part in parts if isinstance(part, torch.optim.Optimizer)]
         trained = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
         for name, part in parts:
-            if isinstance(part, nn.Module) and any(id(p) in trained - passed for p in part.parameters()):
+            others = [p for p in part.parameters() if id(p) not in passed] if isinstance(part, nn.Module) else []
+            if any(id(p) in trained or self._owner(p) for p in others):
                 raise ValueError(
                     f"{name}: is trained by {self.world.size} processes but not passed through parallelize"
                 )

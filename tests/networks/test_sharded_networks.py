@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+import pickle
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
@@ -240,6 +241,57 @@ def test_attributes_of_parameters_are_kept_and_hooks_that_would_be_dropped_are_a
     assert len(errors) == (strategy == "fsdp")  # Of the hook that was added later.
     for error in (*errors, last, other):
         assert error.startswith("parallelize: last.bias has a hook that would never be called; register it after")
+
+
+class Sharing(nn.Module):
+    def __init__(self, other: nn.Linear) -> None:
+        super().__init__()
+        self.own, self.tied = nn.Linear(3, 3), nn.Linear(3, 3, bias=False)
+        self.tied.weight = other.weight
+
+
+def shared(world: World, strategy: str, device: str, frozen: str = "none") -> str:
+    """What happens to a parameter that two networks share, of which the first, the last or none is frozen."""
+    with torch.device(device):
+        first = nn.Linear(3, 3)
+        last = Sharing(first)
+    for name, net in (("first", first), ("last", last)):
+        net.requires_grad_(name != frozen)
+    strategies = ParallelStrategy(torch.device("cpu"), world, strategy)
+    try:
+        strategies.wrap(first, ())
+        strategies.wrap(last, (nn.Linear,))
+    except ValueError as error:
+        return str(error)
+    assert first.weight is last.tied.weight
+    return "shared"
+
+
+@scenario(ranks=2)
+def shared_by_networks(root: Path, world: World) -> dict[str, str]:
+    found = {frozen: shared(world, "fsdp", "cpu", frozen) for frozen in ("none", "first", "last")}
+    found["replicas"] = shared(world, "ddp", "cpu")
+    strategies = ParallelStrategy(torch.device("cpu"), world, "fsdp")
+    first = nn.Linear(3, 3)
+    head = Sharing(first)
+    strategies.wrap(first, ())
+    with pytest.raises(ValueError, match="tied") as error:
+        strategies.check_passed([("first", first), ("tied", head)])
+    return {**found, "alone": str(error.value)}
+
+
+def test_a_parameter_of_two_networks_stays_one_or_is_an_error_that_names_both(result: Results) -> None:
+    found = result(shared_by_networks, ranks=2)
+    assert shared(World(), "ddp", "cpu") == found.pop("replicas") == "shared"
+    assert found.pop("alone") == "tied: is trained by 2 processes but not passed through parallelize"
+    for message in (*found.values(), shared(World(), "ddp", "meta")):
+        assert message.startswith("parallelize: tied.weight of a Sharing is also weight of a Linear, and would become")
+
+
+def test_a_model_that_was_set_up_here_can_be_sent_to_processes() -> None:
+    model = Deep()
+    model.setup()
+    assert same(weights(pickle.loads(pickle.dumps(model))), weights(model))
 
 
 class NoReset(nn.Module):
