@@ -1911,9 +1911,10 @@ MUTATIONS = [
     ),
     Mutation(
         "networks/parallel.py",
-        "net.set_requires_gradient_sync(completes_step)",
-        "pass",
-        NETWORKS + "test_a_sharded_network_reduces_gradients_once_per_accumulation_window",
+        "        if self._reducer is not None:\n            self._reducer.begin_micro_batch(",
+        "        [net.set_requires_gradient_sync(completes_step) for net in self._sharded]\n"
+        "        if self._reducer is not None:\n            self._reducer.begin_micro_batch(",
+        SITUATIONS + "test_shards_train_what_one_process_trains_or_say_why_not[AccumulatedInTurn-2]",
     ),
     Mutation(
         "networks/parallel.py", "use_reentrant=False", "use_reentrant=False, preserve_rng_state=False", RECOMPUTED

@@ -229,7 +229,8 @@ class ParallelStrategy:
     def begin_micro_batch(self, completes_step: bool) -> None:
         """Prepare for a forward and backward pass. Call on every rank.
 
-        A window begins with the buffers of rank 0, as a resumed run does. Its last micro-batch averages gradients.
+        A window begins with the buffers of rank 0, as a resumed run does. Its last micro-batch averages gradients of
+        replicas. Those of sharded networks are averaged in every one, so that they stay sharded.
         """
         begins_window, self._completes_step = self._completes_step, completes_step
         if self.world.size == 1:
@@ -238,8 +239,6 @@ class ParallelStrategy:
             self.share_buffers()
         if self._reducer is not None:
             self._reducer.begin_micro_batch(begins_window=begins_window, syncs=completes_step)
-        for net in self._sharded:
-            net.set_requires_gradient_sync(completes_step)
 
     def note_loss(self, *, has_weight: bool) -> None:
         """Let the other ranks know whether the backward pass that follows is that of a loss with a weight."""

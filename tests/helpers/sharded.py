@@ -51,7 +51,6 @@ class Deep(Model):
         super().__init__("deep")
         self.dropout, self.made_on = dropout, device
         self.validated: list[int] = []
-        self.reduced: list[bool] = []
 
     def setup(self, fast_init: bool = False) -> None:
         with torch.device(self.made_on):
@@ -68,7 +67,6 @@ class Deep(Model):
         with self.autocast():
             loss = (self.net(x).float() - x.sum(1, keepdim=True)).square().mean()
         self.backward(loss)
-        self.reduced.append(any(p.grad is not None for p in self.net.parameters()))
         self.log("loss", loss)
         self.optimizer_step(self.optimizer)
 

@@ -477,6 +477,23 @@ class Accumulated(Situation):
     options = {"accumulation_steps": 2}
 
 
+class AccumulatedInTurn(Situation):
+    """One network in the first micro-batch of a window, the other in the second; what a first loss adds is cleared."""
+
+    options = {"accumulation_steps": 2}
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.nets = nn.ModuleList([self.parallelize(Net()), self.parallelize(Net(3))])
+        self.optimizer = self.sgd(self.nets.parameters())
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        net = self.nets[state.batch % 2]
+        self.backward(net(batch[1]).sum())
+        net.zero_grad()
+        self.backward(net(batch[1]).square().mean())
+        self.optimizer_step(self.optimizer)
+
+
 class AccumulatedByRank(UnusedByRank):
     """Some micro-batches use a part that others do not."""
 

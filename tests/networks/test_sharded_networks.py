@@ -477,21 +477,6 @@ def test_a_hook_of_a_sharded_parameter_changes_its_average(result: Results) -> N
     assert close(result(sharded_training_with_a_hook, ranks=2), weights(one)["net"])
 
 
-@scenario(ranks=2)
-def sharded_training_with_accumulation(root: Path, world: World) -> Any:
-    model = Deep()
-    fit(model, length=23, accumulation_steps=3)
-    return weights(model)["net"], model.reduced
-
-
-def test_a_sharded_network_reduces_gradients_once_per_accumulation_window(result: Results) -> None:
-    found, reduced = result(sharded_training_with_accumulation, ranks=2)
-    one = Deep()
-    fit(one, length=23, batch_size=4, accumulation_steps=3, strategy="ddp")
-    assert close(found, weights(one)["net"])
-    assert reduced == [False, False, True] * 4
-
-
 def recomputed(strategy: str) -> list[Any]:
     """The weights after a training with and without `checkpoint_activations`, and the forward passes of a block."""
     found = []
