@@ -195,7 +195,7 @@ def test_taking_over_what_other_processes_have_trained_uses_no_random_numbers_of
     torch.manual_seed(1)
     expected = torch.rand(2)
     torch.manual_seed(1)
-    take_final_weights(Call("fit", run, model, datamodule, 2), tmp_path / "final")
+    take_final_weights(Call("fit", run, model, datamodule, 2, tmp_path), tmp_path / "final")
     assert torch.equal(torch.rand(2), expected)
     assert datamodule.calls == ["setup", "teardown"] * 2
 
