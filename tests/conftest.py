@@ -13,12 +13,16 @@ os.environ["TEST_MARK"] = uuid.uuid4().hex
 started = time.monotonic()
 import torch  # noqa: E402
 
+from helios_lite.processes import forkserver  # noqa: E402
+
 # Limits, which are for hangs only, are longer where everything is.
 os.environ["TEST_IMPORT_SECONDS"] = str(time.monotonic() - started)
 
 # Networks this small only wait for their threads, here and in the programs that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+
+forkserver.PRELOADED.append("pytest")  # Launched processes import modules of tests.
 
 HAS_LOGGERS = all(importlib.util.find_spec(name) is not None for name in ("mlflow", "wandb"))
 

@@ -302,7 +302,7 @@ def sharded_training_with_one_validation_sample(root: Path, world: World) -> dic
         models = [Plain(), Plain()]
         for model, every_steps in zip(models, (1, None), strict=True):
             trainer = quiet(**options, valid_every_epochs=None, valid_every_steps=every_steps)
-            trainer.fit(model, data(24, valid=1, batch_size=2))
+            trainer.fit(model, data(12, valid=1, batch_size=2))
         found[accumulation] = [sum(world.gather(len(models[0].validated))), *map(weights, models)]
     return found
 
@@ -923,7 +923,7 @@ def buffers_at_the_end_of_a_validation(root: Path, world: World) -> dict[str, li
         strategy, is_averaged = case
         name = f"{strategy}-{is_averaged}"
         ends: dict[str, list[Any]] = {}
-        for run, max_steps in (("whole", 8), ("stopped", 3), ("stopped", 7), ("stopped", 8)):
+        for run, max_steps in (("whole", 4), ("stopped", 3), ("stopped", 4)):
             callbacks = [EMA(decay=0.5)] if is_averaged else []
             options = {"strategy": strategy, "callbacks": callbacks, "valid_every_steps": 2, "max_steps": max_steps}
             model = fit_normed(f"{run}-{name}", root, **options)
@@ -975,9 +975,9 @@ def runs_of_loaders_with_a_state(root: Path, world: World) -> dict[Any, list[Any
     found: dict[Any, list[Any]] = {}
     for options in ({}, {"accumulation_steps": 3}, {"steps_per_epoch": 3}, {"strategy": "fsdp"}):
         name = "-".join(options) or "plain"
-        whole = drawn(root / "drawn" / name / "whole", world.rank, max_steps=9, **options)
+        whole = drawn(root / "drawn" / name / "whole", world.rank, max_steps=6, **options)
         parts: list[list[int]] = []
-        for steps in (2, 4, 7, 9):
+        for steps in (3, 4, 6):
             parts += drawn(root / "drawn" / name / "parts", world.rank, max_steps=steps, **options)
         found[name] = world.gather((whole, parts))
     return found
@@ -1478,7 +1478,7 @@ def test_the_last_value_of_several_ranks_is_that_of_one(result: Results) -> None
 @scenario(ranks=(2, 3))
 def collectives_of_random_runs(root: Path, world: World) -> list[str]:
     first = 100 * world.size
-    return first_difference(0, range(first, first + 4), root / f"collectives-{world.size}", world)
+    return first_difference(0, range(first, first + 8 // world.size), root / f"collectives-{world.size}", world)
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
