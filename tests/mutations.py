@@ -3721,6 +3721,30 @@ MUTATIONS = [
     ),
     Mutation(
         "changes/made.py",
+        "            group.update(made)\n",
+        "            pass\n",
+        CHANGED + "test_a_second_phase_goes_on_with_the_rates_of_one_that_had_them_from_the_start",
+    ),
+    Mutation(
+        "changes/made.py",
+        "            schedulers[key].load_state_dict(state)\n",
+        "            pass\n",
+        CHANGED + "test_a_second_phase_goes_on_with_the_rates_of_one_that_had_them_from_the_start",
+    ),
+    Mutation(
+        "changes/made.py",
+        "if sum(numbers.values()) in finished and",
+        "if False and",
+        CHANGED + "test_a_second_phase_goes_on_with_the_rates_of_one_that_had_them_from_the_start",
+    ),
+    Mutation(
+        "changes/made.py",
+        "if plateaus and changed:",
+        "if False:",
+        CHANGED + "test_cuts_that_cannot_be_kept_are_named",
+    ),
+    Mutation(
+        "changes/made.py",
         "state |= {part: value for part, value in self.states[key].items() if part in kept}",
         "pass",
         CHANGED + "test_a_plateau_keeps_what_it_has_seen",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import math
 import types
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -94,15 +95,22 @@ class Remaking:
         parts: the stateful parts of the model by name, as `setup` has made them.
         saved: what `describe` has returned when the run that saved the states was set up.
         states: the saved states by name.
+        counters: the saved counters of the run, "step" and "epoch".
 
     Attributes:
         states: the states to load in place of the saved ones.
         changes: a sentence for each number that differs.
     """
 
-    def __init__(self, parts: Mapping[str, Any], saved: Mapping[str, Any], states: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        parts: Mapping[str, Any],
+        saved: Mapping[str, Any],
+        states: Mapping[str, Any],
+        counters: Mapping[str, Any],
+    ) -> None:
         self.changes: list[str] = []
-        self._parts, self._saved, self._now = parts, saved, describe(parts)
+        self._parts, self._saved, self._now, self._counters = parts, saved, describe(parts), counters
         self.states = dict(states)
         names = {id(part): name for name, part in list(parts.items())[::-1] if isinstance(part, Optimizer)}
         for name in reversed(names.values()):  # Each once, under its first name.
@@ -167,19 +175,54 @@ class Remaking:
     def _move(self, name: str, schedulers: Mapping[str, LRScheduler]) -> list[float]:
         """Step schedulers as often as those of the run; return by which factors those of plateaus have cut rates."""
         plateaus = [key for key, each in schedulers.items() if isinstance(each, ReduceLROnPlateau)]
-        steps = {key: _number_of_steps(self.states[key]) for key in schedulers if key not in plateaus}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # The optimizer does not step in between, and epochs are not given.
-            for step in range(max(steps.values(), default=0)):
-                for key, number in steps.items():
-                    if step < number:
-                        schedulers[key].step()
-        made, saved = self._saved[name]["groups"], self.states[name]["param_groups"]
-        is_cut = bool(plateaus) and not steps
-        return [
-            float(after["lr"]) / before["lr"] if is_cut and before.get("lr") else 1.0
-            for before, after in zip(made, saved, strict=True)
-        ]
+        stepped = {key: each for key, each in schedulers.items() if key not in plateaus}
+        order = self._order(name, stepped)
+        factors = [1.0] * len(self._now[name]["groups"])
+        changed = [key for key in stepped if not all("base_lrs." in text for text in self._differences_of(key))]
+        if plateaus and changed:
+            names = ", ".join(plateaus), ", ".join(changed)
+            self.changes.append(f"{names[0]}: cut rates before, and uncut ones now because {names[1]} has changed")
+        elif plateaus:
+            pairs = zip(self.states[name]["param_groups"], self._uncut_rates(name, stepped, order), strict=True)
+            factors = [float(group["lr"]) / rate if rate else 1.0 for group, rate in pairs]
+        _step(stepped, order)
+        return factors
+
+    def _order(self, name: str, schedulers: Mapping[str, LRScheduler]) -> list[str]:
+        """Return the names of the schedulers in the order in which the run has stepped them, as far as it shows.
+
+        They were used one after the other if each step, or epoch, was one of theirs, and together otherwise.
+        """
+        numbers = {key: _number_of_steps(self.states[key]) for key in schedulers}
+        finished = (self._counters["step"], self._counters["epoch"])
+        if sum(numbers.values()) in finished and not {*numbers.values()} <= {*finished}:
+            rates = [group["lr"] for group in self.states[name]["param_groups"]]
+            last = sorted(numbers, key=lambda key: self.states[key].get("_last_lr") == rates)  # That of now is theirs.
+            return [key for key in last for _ in range(numbers[key])]
+        together = range(max(numbers.values(), default=0))
+        return [key for step in together for key, number in numbers.items() if step < number]
+
+    def _uncut_rates(self, name: str, schedulers: Mapping[str, LRScheduler], order: Sequence[str]) -> list[float]:
+        """Return the rates that these schedulers, which have changed in nothing but the rate, have set in the run.
+
+        For that they are moved from the rate that the optimizer had, and back again.
+        """
+        groups = self._parts[name].param_groups
+        values = [dict(group) for group in groups]
+        states = {key: copy.deepcopy(each.state_dict()) for key, each in schedulers.items()}
+        for group, made in zip(groups, self._saved[name]["groups"], strict=True):
+            group.update(made)
+        for scheduler in _with_inner(schedulers.values()):
+            if hasattr(scheduler, "base_lrs"):  # One that chains others has none.
+                scheduler.base_lrs = [group["initial_lr"] for group in groups]
+        _step(schedulers, order)
+        rates = [float(group["lr"]) for group in groups]
+        for group, before in zip(groups, values, strict=True):
+            group.clear()
+            group.update(before)
+        for key, state in states.items():
+            schedulers[key].load_state_dict(state)
+        return rates
 
 
 def changed_numbers(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -194,6 +237,21 @@ def changed_numbers(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
 
 def _is_of(part: Any, optimizer: Optimizer) -> bool:
     return isinstance(part, LRScheduler) and getattr(part, "optimizer", None) is optimizer
+
+
+def _with_inner(schedulers: Iterable[Any]) -> Iterator[Any]:
+    """Yield schedulers, and those inside of them."""
+    for scheduler in schedulers:
+        yield scheduler
+        yield from _with_inner(getattr(scheduler, "_schedulers", ()))
+
+
+def _step(schedulers: Mapping[str, LRScheduler], order: Iterable[str]) -> None:
+    """Step schedulers by name in an order."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # The optimizer does not step in between, and epochs are not given.
+        for key in order:
+            schedulers[key].step()
 
 
 def _changed(saved: Mapping[str, Any], now: Mapping[str, Any]) -> set[str]:

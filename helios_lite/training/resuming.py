@@ -162,7 +162,7 @@ def resume(
     elif texts := changed_numbers(content["tables"]["made"], session.tables["made"]):
         kind = type(session.model).__name__
         logger.warning("%s: not used, because %s has a load_state_dict of its own", "; ".join(texts), kind)
-    remaking = Remaking(parts, content["tables"]["made"], {} if loads_itself else content["model"])
+    remaking = Remaking(parts, content["tables"]["made"], {} if loads_itself else content["model"], content["state"])
     checkpointer.load(path, {**content, "model": {**content["model"], **remaking.states}})
     step = content["state"]["step"]
     said = [_continuing(session, path, content), *changed_hparams]

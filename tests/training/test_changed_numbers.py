@@ -139,6 +139,68 @@ def test_a_plateau_keeps_what_it_has_seen(tmp_path: Path) -> None:
     assert run(make(2**-6, 0.25), 7) == [2**-7, 2**-9, 2**-9]
 
 
+class Phases(Trained):
+    """Its second scheduler takes over after the first three steps: a schedule, or one that waits for a plateau."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup(fast_init)
+        self.second, self.first = self.scheduler[::-1]
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        self.used.append([group["lr"] for group in self.optimizer.param_groups])
+        self.backward((self.net(batch[1]) - 1).square().mean())
+        self.optimizer_step(self.optimizer, self.first if state.step < 3 else None)
+        if state.step >= 3:
+            is_plateau = isinstance(self.second, torch_schedules.ReduceLROnPlateau)
+            self.second.step(*[1.0] * is_plateau)
+
+
+def linear(optimizer: Any) -> Any:
+    return torch_schedules.LinearLR(optimizer, 0.5, total_iters=3)
+
+
+def by_function(optimizer: Any) -> Any:
+    return torch_schedules.LambdaLR(optimizer, lambda step: (step + 1) / 4)
+
+
+def plateau(optimizer: Any) -> Any:
+    return torch_schedules.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+
+
+def of_phases(phases: Any, lr: float, steps: int, root: Path | None = None) -> list[Any]:
+    def make(net: Any) -> Any:
+        groups = [{"params": net[0].parameters()}, {"params": net[1].parameters(), "lr": 3 * lr}]
+        optimizer = SGD(groups, lr)
+        return optimizer, tuple(phase(optimizer) for phase in phases)
+
+    model = Phases(make)
+    quiet(root=root, max_steps=steps, sanity_batches=0).fit(model, data(40, batch_size=4))
+    return model.used
+
+
+@pytest.mark.parametrize("cut", [2, 5])
+@pytest.mark.parametrize("first", [linear, by_function])
+@pytest.mark.parametrize("second", [plateau, lambda each: torch_schedules.LambdaLR(each, lambda step: 0.8**step)])
+def test_a_second_phase_goes_on_with_the_rates_of_one_that_had_them_from_the_start(
+    first: Any, second: Any, cut: int, tmp_path: Path
+) -> None:
+    phases = (first, second)
+    of_phases(phases, 0.1, cut, tmp_path)
+    found, expected = of_phases(phases, 0.04, 9, tmp_path), of_phases(phases, 0.04, 9)
+    torch.testing.assert_close(found, expected[cut:], rtol=1e-12, atol=0)
+
+
+def test_cuts_that_cannot_be_kept_are_named(tmp_path: Path) -> None:
+    of_phases((linear, plateau), 0.1, 5, tmp_path)
+    found = of_phases(
+        (lambda optimizer: torch_schedules.LinearLR(optimizer, 0.25, total_iters=3), plateau), 0.1, 6, tmp_path
+    )
+    assert found == [[pytest.approx(0.1), pytest.approx(0.3)]]
+    text = (tmp_path / "trained" / "train.log").read_text()
+    changed = "cut rates before, and uncut ones now because scheduler.0 has changed: used from step 6 on"
+    assert f"scheduler.1: {changed}" in text
+
+
 def test_another_optimizer_is_an_error_that_names_both(tmp_path: Path) -> None:
     used(lambda net: (SGD(net.parameters(), 0.1), None), tmp_path, steps=2)
     text = "made otherwise: optimizer: torch.optim.sgd.SGD in the checkpoint, torch.optim.adam.Adam now"

@@ -76,7 +76,9 @@ def test_a_validation_that_fails_after_the_decision_changes_nothing(tmp_path: Pa
 def test_what_cannot_be_monitored_is_an_error_that_names_the_option() -> None:
     with pytest.raises(ValueError, match=r"^monitor=.*of the train split or of the validation, not of both"):
         quiet(max_epochs=1, monitor=["train/score", "valid/loss"])
-    with pytest.raises(ValueError, match=r"^monitor='train/acc' is not a metric of the epoch; did you mean train/score"):
+    with pytest.raises(
+        ValueError, match=r"^monitor='train/acc' is not a metric of the epoch; did you mean train/score"
+    ):
         quiet(max_epochs=1, monitor="train/acc").fit(Judged(), splits(False))
 
 
