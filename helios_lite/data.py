@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import multiprocessing
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from multiprocessing.context import BaseContext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, Sampler
 
-from helios_lite.arguments import integer, require, require_kind
+from helios_lite.arguments import choice, integer, number, optional, require, require_kind, shown
 from helios_lite.option_class import documented
 from helios_lite.samplers import BucketBatchSampler
 
@@ -26,6 +28,9 @@ class Split:
     the count of finished samples: a resume continues there without reading the samples before it, for any
     `num_workers`. An IterableDataset is batched by a DataLoader, with the weaker guarantees that `DataModule` states
     for custom loaders.
+
+    The options may be assigned between epochs, for example in `on_training_epoch_start`. They are checked again, and
+    take effect when the next epoch, or the next evaluation of the split, begins.
 
     Raises:
         ValueError, TypeError: an option has a wrong value, or two options exclude each other.
@@ -88,9 +93,8 @@ class Split:
         for name in ("sampler", "batch_sampler"):
             if getattr(self, name) is not None:
                 require_kind(name, getattr(self, name), Iterable, "a sampler or None")
-        require_kind("timeout", self.timeout, (int, float), "a number of seconds")
-        if self.prefetch_factor is not None:
-            require_kind("prefetch_factor", self.prefetch_factor, int, "an int or None")
+        require("timeout", self.timeout, number(allow_zero=True))
+        require("prefetch_factor", self.prefetch_factor, optional(integer(least=1)))
         has_size = self.batch_size is not None or self.global_batch_size is not None
         if self.batch_sampler is not None:
             if has_size or self.shuffle or self.drop_last or self.sampler is not None:
@@ -116,6 +120,14 @@ class Split:
             num_lengths = len(self.batch_sampler.lengths)
             raise ValueError(f"batch_sampler: has {num_lengths} lengths for a dataset of {len(self.dataset)} samples")
         require("num_workers", self.num_workers, integer(least=0))
+        if (context := self.multiprocessing_context) is not None and not isinstance(context, BaseContext):
+            require("multiprocessing_context", context, choice(*multiprocessing.get_all_start_methods()))
+        for name in ("timeout", "prefetch_factor", "persistent_workers", "multiprocessing_context"):
+            if self.num_workers == 0 and (value := getattr(self, name)):
+                raise ValueError(
+                    f"{name}={shown(value)}: is an option of workers, and num_workers=0 has none; leave it out, or set "
+                    "num_workers to 1 or more"
+                )
 
     def __repr__(self) -> str:
         """Return one line: the dataset, its number of samples, and the options that differ from their defaults."""
@@ -132,7 +144,7 @@ class DataModule:
 
     Each is a Split or None: `train`, `valid`, `test`, and `predict`, in place of which `test` is used if it is None.
     `valid` and `test` may also be a dict of splits by name, whose metrics are named `valid/<name>/...`. The trainer
-    reads `train` again at every epoch, so it may change between epochs.
+    reads `train` again at every epoch, so it may change between epochs; the others are read when a call begins.
 
     A ready DataLoader, or any iterable of batches that can be iterated again in every epoch, is accepted too, with
     weaker guarantees: before each epoch `set_epoch` is called wherever it exists, and the `torch.Generator`s of the

@@ -1246,9 +1246,58 @@ MUTATIONS = [
     ),
     Mutation(
         "training/loop.py",
-        "return bool(self.valid_loaders) and self.stop.limit_reached() is not None",
-        "return bool(self.valid_loaders) and self.state.validated_step is None",
+        "return bool(self.valid_names) and self.stop.limit_reached() is not None",
+        "return bool(self.valid_names) and self.state.validated_step is None",
         TRAINING + "test_fast_dev_run_does_the_next_step_of_any_checkpoint",
+    ),
+    # Options of a Split that are assigned, or contradict each other.
+    Mutation(
+        "loading/loaders.py",
+        "source is self._source and all(",
+        "source is self._source or all(",
+        LOADERS + "test_every_option_of_a_split_may_be_assigned_between_epochs",
+    ),
+    Mutation(
+        "loading/loaders.py",
+        "        source = copy.copy(source)\n",
+        "",
+        LOADERS + "test_every_option_of_a_split_may_be_assigned_between_epochs",
+    ),
+    Mutation(
+        "loading/loaders.py",
+        "        source.__post_init__()  # Its",
+        "        pass  # Its",
+        LOADERS + "test_a_wrong_value_that_is_assigned_to_a_split_is_the_error_of_split",
+    ),
+    Mutation(
+        "loading/loaders.py",
+        "            earlier.close()",
+        "            pass",
+        LOADERS + "test_the_workers_of_a_split_that_was_assigned_an_option_end",
+    ),
+    Mutation(
+        "training/session.py",
+        "return self._keepers[name].current()",
+        "return self._keepers[name]._loader",
+        "training/test_changed_data.py::test_options_assigned_to_a_split_count_from_the_next_epoch_and_evaluation_on_also_after_a_cut",
+    ),
+    Mutation(
+        "loading/train_data.py",
+        "        if self._loader is None:\n            self._loader = loader\n",
+        "        self._loader = loader\n",
+        "training/test_changed_data.py::test_options_assigned_to_a_split_count_from_the_next_epoch_and_evaluation_on_also_after_a_cut",
+    ),
+    Mutation(
+        "data.py",
+        'for name in ("timeout", "prefetch_factor"',
+        'for name in ("prefetch_factor"',
+        "test_data.py::test_a_bad_option_of_a_split_is_an_error_that_names_it",
+    ),
+    Mutation(
+        "data.py",
+        'require("prefetch_factor", self.prefetch_factor, optional(integer(least=1)))',
+        "pass",
+        "test_data.py::test_a_bad_option_of_a_split_is_an_error_that_names_it",
     ),
     # Where two runs diverged.
     Mutation("tools/diff.py", "if found[0] not in _WHERE_ONLY", "if not found", DIFF + "[option]"),
@@ -2951,14 +3000,14 @@ MUTATIONS = [
     # The end of a run.
     Mutation(
         "training/loop.py",
-        "is_due = bool(self.valid_loaders) and state.validated_step != state.step > 0",
+        "is_due = bool(self.valid_names) and state.validated_step != state.step > 0",
         "is_due = False",
         ENDS + "test_final_weights_are_validated_where_no_validation_was_due",
     ),
     Mutation(
         "training/loop.py",
-        "is_due = bool(self.valid_loaders) and state.validated_step != state.step > 0",
-        "is_due = bool(self.valid_loaders)",
+        "is_due = bool(self.valid_names) and state.validated_step != state.step > 0",
+        "is_due = bool(self.valid_names)",
         ENDS + "test_nothing_is_validated_twice_or_against_the_options",
     ),
     Mutation(

@@ -37,11 +37,11 @@ def evaluate(
     model, options = session.model, session.options
     with RunLoggers(options.loggers, is_main=session.world.is_main, is_training=False) as loggers:
         session.setup(fast_init=True)
-        loaders = session.loaders(phase)
-        if not loaders:
+        names = session.open_split(phase)
+        if not names:
             raise ValueError(f"the datamodule has no {phase} split")
         path, state = load_for_evaluation(session, checkpoint)
-        metrics = Evaluator(session, in_training=False).evaluate(phase, loaders, cycle=1)
+        metrics = Evaluator(session, in_training=False).evaluate(phase, names, cycle=1)
         session.context.record(metrics)
         model.eval()
         session.progress.close()

@@ -39,6 +39,6 @@ def _plan(session: Session, shutdown: GracefulShutdown) -> Plan:
             start = f"raises {type(error).__name__}: {error}"
         assert training.planning is not None
         found = training.planning.plan(
-            training.state, validates=bool(training.valid_loaders), start=start, changes=changes
+            training.state, validates=bool(training.valid_names), start=start, changes=changes
         )
         return dataclasses.replace(found, checkpoint_bytes=checkpoint_bytes(list(stateful_parts(session.model))))

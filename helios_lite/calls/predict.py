@@ -123,7 +123,7 @@ def _run(session: Session, checkpoint: Checkpoint, *, gathers: bool = False) -> 
         session.setup(fast_init=True)
         parallel = session.context.parallel  # That of an earlier call, if it has set up the model.
         name, source = _source(session.datamodule)
-        loader = session.loader(source, "predict")
+        loader = session.open_loader(source, "predict")
         path, _ = load_for_evaluation(session, checkpoint)
     logger.debug("predict%s", "" if path is None else f" of {path.name}")
     model.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -29,7 +30,7 @@ def make_loader(
     count: Callable[[Any], int] = count_samples,
     window: int = 1,
 ) -> Loader:
-    """Return the loader of a split.
+    """Return the loader of a split. Of a Split it has a copy, which later assignments do not change.
 
     Args:
         source: a Split, a DataLoader or another iterable of batches.
@@ -44,12 +45,14 @@ def make_loader(
         window: batches per accumulation window, by which a `global_batch_size` is divided in training.
 
     Raises:
-        TypeError: the source is none of these.
-        ValueError: it has length zero, is a DataLoader that does not divide its samples among several ranks, or has a
-            `global_batch_size` that cannot be divided.
+        TypeError: the source is none of these, or an option of a Split has a value of a wrong kind.
+        ValueError: an option of a Split has a wrong value, or the source has length zero, is a DataLoader that does not
+            divide its samples among several ranks, or has a `global_batch_size` that cannot be divided.
     """
     check_split(source, phase)
     if isinstance(source, Split):
+        source = copy.copy(source)
+        source.__post_init__()  # Its attributes may have been assigned.
         batch_size = batch_size_of(source, phase, world, window)
         if isinstance(source.dataset, IterableDataset):
             return IterableLoader(source, stock_loader(source, batch_size), phase, seed, world, limit, count)
@@ -62,6 +65,41 @@ def make_loader(
     if phase == "train" and isinstance(source, DataLoader) and source.persistent_workers:
         _warn_of_hidden_epoch(source.dataset)
     return IterableLoader(source, source, phase, seed, world, limit, count)
+
+
+class LoaderKeeper:
+    """Keeps the loader of a split as long as the split is what it was when the loader was made.
+
+    Args:
+        make: returns the loader of a split.
+    """
+
+    def __init__(self, make: Callable[[Any], Loader]) -> None:
+        self._make = make
+        self._source: Any = None
+        self._attributes: dict[str, Any] = {}
+        self._loader: Loader | None = None
+
+    def of(self, source: Any) -> Loader:
+        """Return the loader of a split, made anew if the split is another one or has been assigned an option."""
+        now = dict(vars(source)) if isinstance(source, Split) else {}
+        is_same = source is self._source and all(now[name] is self._attributes.get(name) for name in now)
+        if self._loader is None or not is_same:
+            self._loader = self._make(source)
+            self._source, self._attributes = source, now
+        return self._loader
+
+    def current(self) -> Loader:
+        """Return the loader of the split of the last `of`, as the split is now; the workers of the one before end."""
+        earlier, loader = self._loader, self.of(self._source)
+        if earlier is not None and earlier is not loader:
+            earlier.close()
+        return loader
+
+    def close(self) -> None:
+        """End the epoch that is read, and all workers."""
+        if self._loader is not None:
+            self._loader.close()
 
 
 def check_splits(datamodule: DataModule) -> None:

@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 
 from helios_lite.data import DataModule, Split
 from helios_lite.loading.batches import Batch, Loader, batch_size_of
-from helios_lite.loading.loaders import make_loader
+from helios_lite.loading.loaders import LoaderKeeper, make_loader
 from helios_lite.loading.split_loader import SplitLoader
 from helios_lite.options import Options
 from helios_lite.processes import rng
@@ -25,7 +25,9 @@ logger = logging.getLogger("helios_lite")
 
 
 class TrainData:
-    """Makes the loader of the train split, and keeps it until the datamodule has another train split.
+    """Makes the loader of the train split, and keeps it until the datamodule has another train split or has changed it.
+
+    An epoch that has begun is read to its end as it has begun.
 
     Args:
         datamodule: the data.
@@ -40,12 +42,17 @@ class TrainData:
     """
 
     def __init__(self, datamodule: DataModule, options: Options, world: World, count: Callable[[Any], int]) -> None:
-        self._datamodule, self._options, self._world, self._count = datamodule, options, world, count
+        self._datamodule, self._options, self._world = datamodule, options, world
         self._window = options.accumulation_steps
         self._repeats = options.overfit_batches is not None  # Every epoch has the batches of the first, unshuffled.
         self.epoch_batches: int | None = None
         self.knows_last_batch = False
-        self._loader: Loader | None = None
+        self._keeper = LoaderKeeper(
+            lambda source: make_loader(
+                source, "train", options.seed, world, options.limit_of("train"), self._repeats, count, self._window
+            )
+        )
+        self._loader: Loader | None = None  # That of the present epoch, and before the first one that of the start.
         self._restored: list[dict[str, Any]] = []
         self._passes: PassReader | None = None
         self._ends_passes = False  # Whether the present epoch is the last that is no pass, as the option was removed.
@@ -61,13 +68,12 @@ class TrainData:
         source = self._datamodule.train
         if source is None:
             raise ValueError("the datamodule has no train split")
-        if self._loader is None or self._loader.source is not source:
-            seed, limit = self._options.seed, self._options.limit_of("train")
-            order = (limit, self._repeats)
-            self._loader = make_loader(source, "train", seed, self._world, *order, self._count, self._window)
-        if self._restored and self._loader.takes_state():
+        loader = self._keeper.of(source)
+        if self._loader is None:
+            self._loader = loader
+        if self._restored and loader.takes_state():
             self._check_number_of_ranks()
-        return self._loader
+        return loader
 
     def steps_per_epoch(self) -> int | None:
         """Return the number of steps of a whole epoch of the present train split, None if it is unknown."""
@@ -130,7 +136,10 @@ class TrainData:
             )  # fmt: skip
             self._passes.close()
             self._passes, self._ends_passes = None, False
-        earlier, loader = self._loader, self.loader()
+        loader = self.loader()
+        earlier, self._loader = self._loader, loader
+        if earlier is not None and earlier is not loader:
+            earlier.close()
         is_resumed = len(self._restored) > 0
         if is_resumed:  # Only now, since a hook may have put another split in place, as it has when this was saved.
             mine = self._of_this_rank(self._restored)

@@ -6,11 +6,10 @@ import contextlib
 import copy
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
-from helios_lite.loading.batches import Loader
 from helios_lite.metrics.accumulator import MetricAccumulator
 from helios_lite.metrics.metric_objects import restore, state_of, values_of
 from helios_lite.model_internals.attributes import metric_objects, networks
@@ -34,14 +33,12 @@ class Evaluator:
     def __init__(self, session: Session, *, in_training: bool) -> None:
         self._session, self._in_training = session, in_training
 
-    def evaluate(
-        self, phase: str, loaders: dict[str, Loader], cycle: int, limit: int | None = None
-    ) -> dict[str, float]:
+    def evaluate(self, phase: str, names: Sequence[str], cycle: int, limit: int | None = None) -> dict[str, float]:
         """Evaluate and return the metrics over all ranks by full name. Call on every rank.
 
         Args:
             phase: "valid" or "test".
-            loaders: the loaders of the split, by the prefix of their metrics.
+            names: the prefixes of the metrics of the parts of the split.
             cycle: the number of the validation; not used for a test.
             limit: number of batches of each loader, None for all that it has.
         """
@@ -57,7 +54,7 @@ class Evaluator:
                 session.hooks.call(f"{name}_start", *arguments)
                 context.parallel.finish_forward()
                 context.parallel.share_buffers()  # Once more, since the hooks may have put averaged weights in place.
-                is_idle = self._run_batches(phase, loaders, limit, metrics)
+                is_idle = self._run_batches(phase, names, limit, metrics)
                 context.parallel.finish_forward()  # What a hook sends between ranks needs all of them.
                 context.begin_phase(phase, metrics)
                 session.hooks.call_in_reverse(f"{name}_end", *arguments)
@@ -75,17 +72,15 @@ class Evaluator:
                 metrics.reset()  # Those of the next evaluation begin anew.
             return session.hooks.process_metrics(phase, values)
 
-    def _run_batches(
-        self, phase: str, loaders: dict[str, Loader], limit: int | None, metrics: MetricAccumulator
-    ) -> bool:
+    def _run_batches(self, phase: str, names: Sequence[str], limit: int | None, metrics: MetricAccumulator) -> bool:
         """Evaluate the batches of this rank, and return whether a loader had none, so that its names are missing."""
         session, model, context = self._session, self._session.model, self._session.context
         name, run_step = ("on_testing", model.test_step) if phase == "test" else ("on_validation", model.valid_step)
         has_batch_hooks = session.hooks.is_overridden(f"{name}_batch_start", f"{name}_batch_end")
         moves = session.needs_transfer
         step, is_idle = 0, False
-        for prefix, loader in loaders.items():
-            batches, length = loader.epoch(0)
+        for prefix in names:
+            batches, length = session.loader(prefix).epoch(0)
             session.progress.start(prefix, length)
             done = 0
             for done, (data, size, *_) in enumerate(itertools.islice(batches, limit), start=1):
@@ -103,7 +98,7 @@ class Evaluator:
                 session.progress.update(done)
             session.progress.finish()
             is_idle |= done == 0
-            if len(loaders) > 1:  # A metric object that several of them share has a value for each.
+            if len(names) > 1:  # A metric object that several of them share has a value for each.
                 metrics.detach_objects()
         return is_idle
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from helios_lite.checkpoints.files import to_serializable
 from helios_lite.display import console
 from helios_lite.display.lines import limits_text, with_limits
-from helios_lite.loading.batches import Batch, Loader
+from helios_lite.loading.batches import Batch
 from helios_lite.model_internals.attributes import networks
 from helios_lite.planning import due
 from helios_lite.planning.training_plan import Planning
@@ -39,7 +39,7 @@ class Training:
     def __init__(self, session: Session, shutdown: GracefulShutdown) -> None:
         self.session, self.shutdown = session, shutdown
         self.options, self.model, self.hooks = session.options, session.model, session.hooks
-        self.valid_loaders: dict[str, Loader] = {}
+        self.valid_names: list[str] = []
         self.state = TrainingState()
         self.start_batch = 0
         self.has_left_out = False
@@ -103,7 +103,7 @@ class Training:
         self.log.open(goes_on=reason is None, resumed_from=source, goes_back=resumed.goes_back)
         if self.session.world.is_main and self.planning is not None:
             self.planning.start(self.state)
-            plan = self.planning.plan(self.state, validates=bool(self.valid_loaders)) if reason is None else None
+            plan = self.planning.plan(self.state, validates=bool(self.valid_names)) if reason is None else None
             self.report.open(plan)
             for text in () if plan is None else plan.warnings:
                 logger.warning("%s", text)
@@ -120,14 +120,14 @@ class Training:
             self.session.planned.goes_on(resumption.header)
         self.session.setup(fast_init=False)
         to_serializable(self.model.hparams, "hparams")
-        self.valid_loaders.update(self.session.loaders("valid"))
+        self.valid_names.extend(self.session.open_split("valid"))
         if not self.validates():
-            self.valid_loaders.clear()
+            self.valid_names.clear()
         saves = self.session.checkpoints is not None
         self.planning = Planning(self.model, self.options, self.session.planned, self.train_data, saves=saves)
         resumed = resume(self.session, resumption, self.checkpointer, self.monitor, is_tried=is_tried)
         self.stop.begin()
-        if not self.valid_loaders:
+        if not self.valid_names:
             self.monitor.end()
         return resumed
 
@@ -154,7 +154,7 @@ class Training:
 
     def phases(self) -> list[str]:
         """Return the splits that this run uses."""
-        return ["train", "valid"] if self.valid_loaders else ["train"]
+        return ["train", "valid"] if self.valid_names else ["train"]
 
     def check_validation(self) -> None:
         """Run some validation batches before a new training starts, so that errors in them come early.
@@ -163,8 +163,8 @@ class Training:
         """
         limit = 0 if self.options.fast_dev_run else self.options.sanity_batches  # It validates after its step.
         is_new = self.checkpointer.resumed_from is None or self.monitor.is_changed
-        if self.valid_loaders and is_new and limit > 0:
-            values = self.evaluator.evaluate("valid", self.valid_loaders, cycle=0, limit=limit)
+        if self.valid_names and is_new and limit > 0:
+            values = self.evaluator.evaluate("valid", self.valid_names, cycle=0, limit=limit)
             if not self.monitor.is_of_training:
                 self.monitor.check(values)
 
@@ -249,7 +249,7 @@ class Training:
         it. A start that finds the training finished reads the row, or does the same again if a kill came first.
         """
         state = self.state
-        is_due = bool(self.valid_loaders) and state.validated_step != state.step > 0
+        is_due = bool(self.valid_names) and state.validated_step != state.step > 0
         values = self.log.read_end()
         has_validated = values is not None and any(name.startswith("valid/") for name in values)
         if values is not None and (has_validated or not is_due):
@@ -271,7 +271,7 @@ class Training:
     def validate_at_end(self) -> dict[str, float]:
         """Return the metrics of the final weights."""
         try:
-            return self.evaluator.evaluate("valid", self.valid_loaders, self.state.validation_cycle + 1)
+            return self.evaluator.evaluate("valid", self.valid_names, self.state.validation_cycle + 1)
         except Exception as error:
             saved = self.checkpointer.last_checkpoint
             error.add_note(
@@ -383,7 +383,7 @@ class Training:
     def next_check(self) -> float:
         """Return the next step at which something may be due, if every window until then is a step."""
         options, due_step = self.options, self.stop.next_check()
-        if options.valid_every_epochs is None or options.valid_every_epochs >= 1 or not self.valid_loaders:
+        if options.valid_every_epochs is None or options.valid_every_epochs >= 1 or not self.valid_names:
             return due_step
         state, _, epoch_batches = self.train_data.position(self.state, 0)
         part = due.part_of_epoch(options.valid_every_epochs, epoch_batches)
@@ -449,7 +449,7 @@ class Training:
     def validates(self) -> bool:
         """Return whether this run validates at all; raise a ValueError for options that need a validation."""
         options = self.options
-        has_split = len(self.valid_loaders) > 0
+        has_split = len(self.valid_names) > 0
         validates = has_split and (options.valid_every_epochs is not None or options.valid_every_steps is not None)
         if options.monitor is not None and not (validates or options.monitors_training):
             missing = "valid_every_epochs or valid_every_steps" if has_split else "a valid split in the datamodule"
@@ -461,8 +461,8 @@ class Training:
 
     def validation_due(self, window_start: int, epoch_complete: bool) -> bool:
         """Return whether a validation is due at this boundary; `window_start` is `epoch_batch` at the previous one."""
-        if not self.valid_loaders or self.options.fast_dev_run:
-            return bool(self.valid_loaders) and self.stop.limit_reached() is not None
+        if not self.valid_names or self.options.fast_dev_run:
+            return bool(self.valid_names) and self.stop.limit_reached() is not None
         state, window_start, epoch_batches = self.train_data.position(self.state, window_start)
         return due.validation_due(
             state,
@@ -475,7 +475,7 @@ class Training:
     def validation_requested(self) -> bool:
         """Return whether a hook has asked for a validation, and these weights have not been validated."""
         is_requested = self.stop.take_validation_request()
-        if is_requested and not self.valid_loaders:
+        if is_requested and not self.valid_names:
             raise RuntimeError("request_validation: this run does not validate; it has no valid split, or it is off")
         return is_requested and self.state.validated_step != self.state.step
 
@@ -483,7 +483,7 @@ class Training:
         """Run a validation cycle, and compare it with the best so far."""
         with self.log.paused():
             self.monitor.begin(ends_epoch=ends_epoch)
-            values = self.evaluator.evaluate("valid", self.valid_loaders, self.state.validation_cycle + 1)
+            values = self.evaluator.evaluate("valid", self.valid_names, self.state.validation_cycle + 1)
             self.clock.tick()
             self.log.write(values)
             self.compare(values)

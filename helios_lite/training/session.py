@@ -16,7 +16,7 @@ from helios_lite.data import DataModule
 from helios_lite.display.progress import Progress
 from helios_lite.display.run_log import RunLog
 from helios_lite.loading.batches import Loader
-from helios_lite.loading.loaders import check_splits, make_loader, split_parts
+from helios_lite.loading.loaders import LoaderKeeper, check_splits, make_loader, split_parts
 from helios_lite.loading.planned_steps import PlannedSteps
 from helios_lite.loading.train_data import TrainData
 from helios_lite.metrics.accumulator import MetricAccumulator
@@ -91,7 +91,7 @@ class Session:
         self.progress = Progress(options.progress and is_seen)
         self.prints = options.print_banner and is_seen
         self.metrics = MetricAccumulator(self.device, is_held=lambda metric: id(metric) in metric_names(model))
-        self._loaders: list[Loader] = []
+        self._keepers: dict[str, LoaderKeeper] = {}
         self.was_set_up = model._context.is_set_up
         self.tables: dict[str, Any] = {}
         self.train_data = TrainData(datamodule, options, self.world, self.count_samples)
@@ -174,25 +174,30 @@ class Session:
         is_own = type(self.model).count_samples is not Model.count_samples
         return self.model.count_samples if is_own else count_samples
 
-    def loaders(self, phase: str) -> dict[str, Loader]:
-        """Return the loaders of the "valid" or "test" split, by the prefix of their metrics; none without a split."""
+    def open_split(self, phase: str) -> list[str]:
+        """Make the loaders of the "valid" or "test" split, and return the prefixes of their metrics."""
         parts = split_parts(self.datamodule, phase)
-        limit = self.options.limit_of(phase)
-        return {name: self.loader(part, name, limit) for name, part in parts.items()}
+        for name, part in parts.items():
+            self.open_loader(part, name, self.options.limit_of(phase))
+        return [*parts]
 
-    def loader(self, source: Any, name: str, limit: int | float | None = None) -> Loader:
+    def open_loader(self, source: Any, name: str, limit: int | float | None = None) -> Loader:
         """Return the loader of a part of a split, whose workers end with the session."""
-        seed, count = self.options.seed, self.count_samples
-        loader = make_loader(source, name, seed, self.world, limit, count=count)
-        self._loaders.append(loader)
-        return loader
+        seed, world, count = self.options.seed, self.world, self.count_samples
+        keeper = LoaderKeeper(lambda source: make_loader(source, name, seed, world, limit, count=count))
+        self._keepers[name] = keeper
+        return keeper.of(source)
+
+    def loader(self, name: str) -> Loader:
+        """Return the loader of a part of a split that was opened, as its split is now."""
+        return self._keepers[name].current()
 
     def close(self) -> None:
         """End the workers of all loaders, let networks go, and reset metric objects of a row that was not written."""
         self.context.parallel.close()
         self.metrics.reset()
-        for loader in self._loaders:
-            loader.close()
+        for keeper in self._keepers.values():
+            keeper.close()
 
     def _make_context(self) -> RunContext:
         options = self.options

@@ -1,5 +1,6 @@
 """Loaders: order and randomness are functions of (seed, epoch, index), and any position can be jumped to."""
 
+import dataclasses
 import gc
 import itertools
 import math
@@ -32,7 +33,7 @@ from torch.utils.data import (
 
 from helios_lite import Split
 from helios_lite.loading import seeding
-from helios_lite.loading.loaders import make_loader
+from helios_lite.loading.loaders import LoaderKeeper, make_loader
 from helios_lite.processes.world import World
 from helios_lite.samplers import BucketBatchSampler
 
@@ -1268,3 +1269,102 @@ def test_a_worker_init_fn_finds_and_changes_the_dataset_that_the_worker_reads() 
     for dataset, seed_samples in ((Shifted(3), True), (Shifted(3), False), (ToldShifted(3), False)):
         split = Split(dataset, 3, num_workers=1, worker_init_fn=set_shift, seed_samples=seed_samples)
         assert plain(epoch(split)) == [[[100, 101, 102], [True, True, True]]]
+
+
+# A Split whose options are assigned.
+
+
+class Read(Indices):
+    """Its samples are their indices, and whether a worker has read them."""
+
+    shift = 0
+
+    def __getitem__(self, index):
+        return index + self.shift, get_worker_info() is not None
+
+
+def tens(samples):
+    return torch.tensor([10 * index for index, _ in samples])
+
+
+WORKER = {"num_workers": 1}
+ASSIGNED = {
+    "dataset": ({}, {"dataset": Read(5)}),
+    "batch_size": ({}, {"batch_size": 3}),
+    "global_batch_size": ({"batch_size": None, "global_batch_size": 2}, {"global_batch_size": 3}),
+    "shuffle": ({}, {"shuffle": True}),
+    "drop_last": ({}, {"drop_last": True}),
+    "collate_fn": ({}, {"collate_fn": tens}),
+    "sampler": ({}, {"sampler": [5, 4, 3]}),
+    "batch_sampler": ({}, {"batch_size": None, "batch_sampler": [[0], [1, 2]]}),
+    "num_workers": ({}, WORKER),
+    "worker_init_fn": (WORKER, {"worker_init_fn": set_shift}),
+}
+UNSEEN = {
+    "seed_samples": ({}, {"seed_samples": False}),
+    "pin_memory": ({}, {"pin_memory": True}),
+    "timeout": (WORKER, {"timeout": 9}),
+    "multiprocessing_context": (WORKER, {"multiprocessing_context": "spawn"}),
+    "prefetch_factor": (WORKER, {"prefetch_factor": 5}),
+    "persistent_workers": (WORKER, {"persistent_workers": True}),
+}
+
+
+def keeper_of(split):
+    keeper = LoaderKeeper(lambda source: make_loader(source, "train", 3))
+    return keeper, keeper.of(split)
+
+
+def test_every_option_of_a_split_may_be_assigned_between_epochs():
+    assert ASSIGNED.keys() | UNSEEN.keys() == {field.name for field in dataclasses.fields(Split)}
+    streams = {"of a stream": ({"dataset": Stream(7)}, {"batch_size": 3}), "another kind": ({}, {"dataset": Stream(7)})}
+    for name, (before, after) in {**ASSIGNED, **UNSEEN, **streams}.items():
+        options = {"dataset": Read(9), "batch_size": 2, **before}
+        split = Split(**options)
+        keeper, first = keeper_of(split)
+        assert keeper.of(split) is first
+        for option, value in after.items():
+            setattr(split, option, value)
+        changed = keeper.of(split)
+        assert changed is not first
+        assert keeper.of(split) is changed
+        assert all(getattr(changed.source, option) == value for option, value in after.items())
+        assert not any(getattr(first.source, option) == value for option, value in after.items())
+        if name not in UNSEEN:
+            found = plain(changed.epoch(1).batches)
+            assert found == plain(make_loader(Split(**{**options, **after}), "train", 3).epoch(1).batches)
+            assert found != plain(first.epoch(1).batches)
+
+
+def test_a_wrong_value_that_is_assigned_to_a_split_is_the_error_of_split():
+    wrong = {
+        "batch_size": 0,
+        "shuffle": 1,
+        "num_workers": -1,
+        "collate_fn": 3,
+        "sampler": 3,
+        "timeout": 2,
+        "dataset": 3,
+    }
+    for name, value in wrong.items():
+        with pytest.raises((TypeError, ValueError)) as expected:
+            Split(**{"dataset": Indices(4), "batch_size": 2, name: value})
+        split = Split(Indices(4), 2)
+        keeper, _ = keeper_of(split)
+        setattr(split, name, value)
+        for _ in range(2):
+            with pytest.raises(type(expected.value), match=f"^{re.escape(str(expected.value))}$"):
+                keeper.of(split)
+
+
+def test_the_workers_of_a_split_that_was_assigned_an_option_end():
+    split = Split(Read(4), 2, num_workers=1, persistent_workers=True)
+    keeper, loader = keeper_of(split)
+    assert [sizes.size for sizes in named(loader.epoch(0).batches)] == [2, 2]
+    assert len(multiprocessing.active_children()) == 1
+    assert keeper.current() is loader
+    split.batch_size = 3
+    assert [sizes.size for sizes in named(keeper.current().epoch(0).batches)] == [3, 1]
+    assert len(multiprocessing.active_children()) == 1
+    keeper.close()
+    assert multiprocessing.active_children() == []

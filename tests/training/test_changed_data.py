@@ -504,6 +504,41 @@ def test_a_split_that_a_hook_makes_anew_in_every_epoch_is_no_other_one_within_an
     assert first + seen(root=tmp_path) == whole[:8] + seen()[11:]
 
 
+class Assigning(Reading):
+    """Assigns options of its splits in the second step, and at the start of later epochs, as a resumed one must."""
+
+    def assign(self) -> None:
+        train, valid = self.datamodule.train, self.datamodule.valid
+        train.batch_size, train.shuffle, valid.batch_size, valid.dataset = 3, True, 3, Noisy(4)
+
+    def on_training_epoch_start(self, current_epoch: int) -> None:
+        if current_epoch > 1:
+            self.assign()
+
+    def on_training_batch_end(self, state: Any, should_log: bool = False) -> None:
+        if state.step == 2:
+            self.assign()
+
+    def valid_step(self, batch: Any, step: int) -> None:
+        self.validated.append(batch[0].tolist())
+
+
+def test_options_assigned_to_a_split_count_from_the_next_epoch_and_evaluation_on_also_after_a_cut(
+    tmp_path: Path,
+) -> None:
+    def fit(root: Path | None = None, **options: Any) -> Assigning:
+        model, data = Assigning(), DataModule(Split(Noisy(11), 2), Split(Noisy(6), 3))
+        quiet(root=root, log_every_steps=1, sanity_batches=0, **{"max_epochs": 3, **options}).fit(model, data)
+        return model
+
+    whole = fit()
+    shuffled = Data(split=lambda: {"batch_size": 3, "shuffle": True}).epochs(3)
+    assert whole.pairs == [*Data(split=lambda: {"batch_size": 2}).epochs(1)[0], *shuffled[1], *shuffled[2]]
+    assert whole.validated == [[0, 1, 2], [3]] * 3
+    for step in (1, 3, 6, 7):
+        assert fit(tmp_path / str(step), max_steps=step).pairs + fit(tmp_path / str(step)).pairs == whole.pairs
+
+
 def test_epochs_of_updates_that_are_not_wanted_any_more_end_first(tmp_path: Path) -> None:
     """Passes of six steps in epochs of four; then epochs that are passes again."""
     whole = Data().epochs(8)
