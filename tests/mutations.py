@@ -2097,8 +2097,8 @@ MUTATIONS = [
     ),
     Mutation(
         "training/hook_dispatch.py",
-        "for callback in reversed(self._callbacks):",
-        "for callback in self._callbacks:",
+        "for listener in (self._model, *reversed(self._callbacks)):",
+        "for listener in (self._model, *self._callbacks):",
         CALLBACKS + "test_whatever_fails_nothing_of_a_callback_stays_in_the_model",
     ),
     Mutation(
