@@ -6,7 +6,7 @@ import abc
 import contextlib
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
@@ -368,7 +368,7 @@ class Model(Hooks, abc.ABC):
         """
         return self._context.mover(batch)
 
-    def backward(self, loss: Tensor, weight: Tensor | float | None = None) -> None:
+    def backward(self, loss: Tensor, weight: Tensor | float | None = None, retain_graph: bool = False) -> None:
         """Add the gradients of a loss, scaled so that an accumulation window equals one large batch.
 
         Args:
@@ -376,15 +376,20 @@ class Model(Hooks, abc.ABC):
             weight: the number of items of which the loss is the mean, if these are not samples (such as the tokens of
                 the batch), as a number or scalar tensor. The step is then that of sum(weight * loss) / sum(weight)
                 over the window and all ranks. `optimizer_step` must be called before the next weighted backward.
+            retain_graph: keep the graph, because another loss of the same forward pass follows.
 
         A loss that passes through the parameters of another optimizer (a generator's loss through the critic) leaves
         gradients there, which are cleared at the end of the window. If that optimizer steps later in the same
         batch, or with accumulation, use `requires_grad_(False)` on its parameters meanwhile.
         """
-        self._context.precision.backward(loss, weight)
+        self._context.precision.backward(loss, weight, retain_graph)
 
     def optimizer_step(
-        self, optimizer: torch.optim.Optimizer, scheduler: Any = None, clip_norm: float | None = None
+        self,
+        optimizer: torch.optim.Optimizer,
+        scheduler: Any = None,
+        clip_norm: float | None = None,
+        closure: Callable[[], Any] | None = None,
     ) -> bool:
         """Update the parameters if the accumulation window is complete; do nothing before that.
 
@@ -392,10 +397,19 @@ class Model(Hooks, abc.ABC):
             optimizer: the optimizer; the gradients of its parameters are clipped, used and cleared.
             scheduler: any object with `step()`, called once per step.
             clip_norm: largest 2-norm of the gradients; the trainer's `clip_norm` if None.
+            closure: for an optimizer that computes the loss itself, such as `LBFGS` or SAM: a function that clears the
+                gradients, computes the loss of the batch, passes it to `backward` without a weight and returns it. Its
+                gradients are averaged over the ranks and clipped, and all ranks get the mean loss.
 
         Returns:
             Whether the parameters changed. Without any gradient they do not, and the scheduler is not called.
+
+        Raises:
+            ValueError: a closure with `precision="fp16"`, with `accumulation_steps` or for sharded networks.
         """
+        if closure is not None:
+            self._context.precision.step_with_closure(optimizer, scheduler, clip_norm, closure)
+            return True
         return self._context.precision.step(optimizer, scheduler, clip_norm)
 
     def log(

@@ -56,6 +56,7 @@ DIFFERENT_HPARAMS = RESUME + "test_hparams_of_another_value_differ"
 GOING_BACK = RESUME + "test_going_back_to_the_best_sets_the_newer_checkpoints_and_their_rows_aside"
 ON_DEVICE = RESUME + "test_optimizers_count_on_the_cpu_after_a_resume_on_a_device_and_other_tensors_are_there"
 ENDS = "training/test_ends.py::"
+GRADIENTS = "networks/test_gradients.py::"
 REQUESTS = "training/test_requests.py::"
 MONITORED = "training/test_monitored_training.py::"
 STATES = "training/test_states.py::"
@@ -252,6 +253,31 @@ POISONED = REPLAY + "a_poisoned_sample_is_named_also_by_a_replay_of_a_later_upda
 NOT_FINITE_MODULE = REPLAY + "the_first_module_with_an_output_or_gradient_that_is_not_finite_is_named"
 
 MUTATIONS = [
+    # Gradients of unusual programs.
+    Mutation(
+        "networks/precision.py",
+        "loss.backward(None, retain_graph)",
+        "loss.backward()",
+        GRADIENTS + "test_several_losses_of_one_graph_with_several_optimizers",
+    ),
+    Mutation(
+        "networks/precision.py",
+        "            self._finish_gradients(optimizer, limit)\n            self._report",
+        "            self._report",
+        GRADIENTS + "test_an_optimizer_with_a_closure_does_what_it_does_by_hand",
+    ),
+    Mutation(
+        "networks/precision.py",
+        "dist.all_reduce(mean)",
+        "pass",
+        DISTRIBUTED + "test_closures_and_hooks_of_steps_get_averages_over_the_ranks",
+    ),
+    Mutation(
+        "networks/precision.py",
+        "            p.grad = p.grad.coalesce()\n",
+        "            pass\n",
+        GRADIENTS + "test_sparse_gradients_are_weighted_measured_and_clipped_as_dense_ones",
+    ),
     # What hooks see and may ask for.
     Mutation(
         "training/loop.py",

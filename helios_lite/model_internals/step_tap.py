@@ -90,15 +90,15 @@ class StepTap:
 
     # What the model and its optimizers call.
 
-    def _backward(self, loss: Tensor, weight: Tensor | float | None = None) -> None:
+    def _backward(self, loss: Tensor, weight: Tensor | float | None = None, retain_graph: bool = False) -> None:
         found = float(loss.detach()), None if weight is None else float(weight)
         if self._probed is None:
             self._on_loss(found)
-            self._originals["backward"](loss, weight)
+            self._originals["backward"](loss, weight, retain_graph)
             return
         self._probed.append(found)
         if self._probe_runs_backward:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
 
     def _optimizer_step(self, *args: Any, **kwargs: Any) -> bool:
         return self._probed is None and bool(self._originals["optimizer_step"](*args, **kwargs))

@@ -75,6 +75,12 @@ class ParallelStrategy:
         """
         if net in self._networks:
             return net
+        for name, tensor in (*net.named_parameters(), *net.named_buffers()):
+            if nn.parameter.is_lazy(tensor):
+                raise ValueError(
+                    f"parallelize: {name} has no shape yet (it belongs to a lazy module); call the network with a "
+                    "batch before it is passed to parallelize"
+                )
         blocks = [module for module in net.modules() if isinstance(module, block_types)]
         self._has_blocks |= len(blocks) > 0
         if self._checkpoint_activations:
@@ -130,12 +136,6 @@ class ParallelStrategy:
     def _replicate(self, net: nn.Module) -> None:
         """Give a network the values of rank 0, and average its gradients from now on."""
         tensors = [*net.named_parameters(), *net.named_buffers()]
-        for name, tensor in tensors:
-            if nn.parameter.is_lazy(tensor):
-                raise ValueError(
-                    f"parallelize: {name} has no shape yet (it belongs to a lazy module); call the network with a "
-                    "batch before it is passed to parallelize"
-                )
         descriptions = [
             f"{name} ({tuple(tensor.shape)}, {tensor.dtype}, {'trained' if tensor.requires_grad else 'frozen'})"
             for name, tensor in tensors

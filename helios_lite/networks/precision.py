@@ -137,8 +137,24 @@ class Precision:
             return contextlib.nullcontext()
         return torch.autocast(self._device.type, self._dtype)
 
-    def backward(self, loss: Tensor, weight: Tensor | float | None) -> None:
+    def backward(self, loss: Tensor, weight: Tensor | float | None, retain_graph: bool = False) -> None:
         """Add the gradients of a loss; see `Model.backward`."""
+        if weight is None and not self._is_part:
+            self.last_loss, self._weight = loss, None
+        elif not self._counts(loss, weight):
+            return
+        elif self._is_part:  # A step of one batch would be multiplied by the weight and divided again.
+            loss = loss * (self._loss_weight if weight is None else weight)
+        if self.scaler is not None:
+            loss = self.scaler.scale(loss)
+        try:
+            loss.backward(None, retain_graph)  # type: ignore[no-untyped-call]
+        except AttributeError:
+            require_kind("loss", loss, Tensor, "a tensor of one element")
+            raise
+
+    def _counts(self, loss: Tensor, weight: Tensor | float | None) -> bool:
+        """Note a loss that has a weight or is a part of a step; return False if its weight is known to be 0."""
         if weight is not None:
             if self._weight is not None and not self._counted:
                 raise RuntimeError("backward(weight=...): the optimizer_step of the previous one is missing")
@@ -151,21 +167,10 @@ class Precision:
             self._is_weighted = weight is not None
         if weight is not None and _is_known_zero(weight) and (self._parallel is None or self._parallel.skip_pass()):
             self.last_loss = None
-            return  # The mean over no items may not be finite, and neither are gradients of it times 0.
-        if self._is_part:
-            if weight is not None:  # In a step of one batch it would be multiplied and divided again.
-                loss = loss * weight
-            elif self._loss_weight != 1.0:
-                loss = loss * self._loss_weight
-            if self._parallel is not None:
-                self._parallel.note_loss(has_weight=weight is not None)
-        if self.scaler is not None:
-            loss = self.scaler.scale(loss)
-        try:
-            loss.backward()  # type: ignore[no-untyped-call]
-        except AttributeError:
-            require_kind("loss", loss, Tensor, "a tensor of one element")
-            raise
+            return False  # The mean over no items may not be finite, and neither are gradients of it times 0.
+        if self._is_part and self._parallel is not None:
+            self._parallel.note_loss(has_weight=weight is not None)
+        return True
 
     def step(self, optimizer: Optimizer, scheduler: Any, clip_norm: float | None) -> bool:
         """Update the parameters if the window is complete; see `Model.optimizer_step`."""
@@ -196,6 +201,51 @@ class Precision:
             scheduler.step()
         optimizer.zero_grad(set_to_none=True)
         return True
+
+    def step_with_closure(
+        self, optimizer: Optimizer, scheduler: Any, clip_norm: float | None, closure: Callable[[], Any]
+    ) -> None:
+        """Let an optimizer step that computes the loss itself; see `Model.optimizer_step`."""
+        if self.scaler is not None or (self._parallel is not None and self._parallel.has_shards):
+            found = 'precision="fp16"' if self.scaler is not None else "sharded networks"
+            raise ValueError(f'optimizer_step(closure=...): not for {found}; use precision="bf16", strategy="ddp"')
+        if not (self._is_first_micro_batch and self._is_last_micro_batch):
+            raise ValueError(
+                "optimizer_step(closure=...): computes the loss of one batch, so accumulation_steps must be 1"
+            )
+        self._note(optimizer)
+        limit = self._clip_norm if clip_norm is None else clip_norm
+
+        def evaluate() -> Any:
+            with torch.enable_grad():
+                loss = closure()
+            if self._weight is not None:
+                raise ValueError("optimizer_step(closure=...): its losses must have no weight in backward")
+            self._finish_gradients(optimizer, limit)
+            self._report_gradients = None  # It was that of the first evaluation.
+            return self._mean_over_ranks(loss) if isinstance(loss, Tensor) else loss
+
+        if _has_gradients(optimizer):  # SAM finds those of the weights as they are.
+            self._finish_gradients(optimizer, limit)
+        optimizer.step(evaluate)
+        self.num_steps += self._growth
+        if scheduler is not None:
+            scheduler.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def _finish_gradients(self, optimizer: Optimizer, limit: float | None) -> None:
+        """Average, report and clip the gradients of a whole step."""
+        if self._parallel is not None:
+            self._parallel.average_gradients(optimizer)
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self._report_and_clip(optimizer, parameters, limit)
+
+    def _mean_over_ranks(self, loss: Tensor) -> Tensor:
+        if self._world.size == 1:
+            return loss
+        mean = loss.detach() * self._loss_weight  # The part of this rank in the samples, times the number of ranks.
+        dist.all_reduce(mean)
+        return mean / self._world.size
 
     @property
     def makes_steps(self) -> bool:
@@ -295,24 +345,28 @@ class Precision:
         if self.scaler is not None and not self._unscale(self.scaler, optimizer):
             self._has_skipped = True
             return False
-        gradients = [p.grad for p in parameters if p.grad is not None]
         if total is not None:
             weight = self._mean_weight(total)
             if _is_known_zero(weight):
                 return False
             # Without any item there is nothing to divide, which a device must not be asked about.
-            torch._foreach_div_(
-                gradients, torch.where(weight == 0, 1, weight) if isinstance(weight, Tensor) else weight
-            )
-        if limit is not None or self._report_gradients is not None:
-            norm = full_tensor(nn.utils.get_total_norm(gradients))
-            if self._report_gradients is not None:
-                self._report_gradients(optimizer, parameters, norm)
-            if limit is not None:
-                nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+            divisor = torch.where(weight == 0, 1, weight) if isinstance(weight, Tensor) else weight
+            torch._foreach_div_(gradient_values(parameters), divisor)
+        self._report_and_clip(optimizer, parameters, limit)
         optimizer.step()
         self.num_steps += self._growth
         return True
+
+    def _report_and_clip(self, optimizer: Optimizer, parameters: list[Tensor], limit: float | None) -> None:
+        """Report the norm of the gradients, and scale them down to the limit, if there is one."""
+        if limit is None and self._report_gradients is None:
+            return
+        values = gradient_values(parameters)
+        norm = full_tensor(nn.utils.get_total_norm(values))
+        if self._report_gradients is not None:
+            self._report_gradients(optimizer, parameters, norm)
+        if limit is not None:
+            nn.utils.clip_grads_with_norm_(parameters, limit, norm)
 
     def _unscale(self, scaler: torch.amp.GradScaler, optimizer: Optimizer) -> bool:
         """Divide gradients by the scale, and return whether they are finite. All ranks agree."""
@@ -354,6 +408,17 @@ class Precision:
             weight = torch.full((), total, dtype=torch.float32, device=self._device)  # Waits for no device.
         dist.all_reduce(weight)
         return weight / self._world.size
+
+
+def gradient_values(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Return the gradients of parameters, of sparse ones the values of all indices, each once."""
+    values = []
+    for p in parameters:
+        assert p.grad is not None
+        if p.grad.is_sparse:
+            p.grad = p.grad.coalesce()
+        values.append(p.grad._values() if p.grad.is_sparse else p.grad)
+    return values
 
 
 def _is_known_zero(weight: Tensor | float) -> bool:

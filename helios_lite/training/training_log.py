@@ -24,6 +24,7 @@ from helios_lite.metrics.measurements import (
 )
 from helios_lite.metrics.rows import JsonlLogger
 from helios_lite.model_internals.attributes import metric_names, metric_objects, named_networks
+from helios_lite.networks.precision import gradient_values
 from helios_lite.state import TrainingState
 from helios_lite.training.cleanup import cleanup
 from helios_lite.training.clock import Clock, Stopwatch
@@ -304,7 +305,7 @@ class TrainingLog:
         names = [name for name, part in self._optimizers.items() if part is optimizer and len(self._optimizers) > 1]
         self._log_last({"/".join(["grad_norm", *names]): norm})
         if self._session.options.log_grad_norm == "per-parameter":
-            gradients = [(p, p.grad) for p in parameters if p.grad is not None]
+            gradients = list(zip(parameters, gradient_values(parameters), strict=True))
             self._log_last(norms_by_parameter("grad_norm", self._networks(), gradients))
 
     def state_dict(self) -> dict[str, Any]:

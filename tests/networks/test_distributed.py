@@ -20,6 +20,8 @@ from helpers import hook_table
 from helpers.clock import Time
 from helpers.collectives import Collectives, first_difference, where_they_part
 from helpers.compare import close, same, saved, timeless, weights
+from helpers.fitting import CLOSING, Closing, Fitting
+from helpers.fitting import data as fitting_data
 from helpers.models import Indices, Judged, Plain, Tiny, data, quiet
 from helpers.processes import deadline
 from helpers.replayed import Digests, Dropped, digest, digests, trainer
@@ -835,6 +837,53 @@ def test_the_page_says_what_each_method_has_in_hand(result: Results) -> None:
 
 
 # Gradients, buffers and generators.
+
+
+class Watched(Closing):
+    """Notes what a hook before the steps of its optimizer sees."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup(fast_init)
+        self.noted: list[Any] = []
+        if self.made is torch.optim.SGD:
+            self.optimizer.register_step_pre_hook(lambda *_: self.noted.append([p.grad.clone() for p in fitted(self)]))
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        if self.made is torch.optim.SGD:
+            Fitting.train_step(self, batch, state)
+        else:
+            super().train_step(batch, state)
+
+
+def fitted(model: Watched) -> list[torch.nn.Parameter]:
+    return list(model.net.parameters())
+
+
+WATCHED = {**CLOSING, "sgd": (torch.optim.SGD, {"lr": 0.1})}
+
+
+def watched(batch_size: int) -> dict[str, Any]:
+    ends = {}
+    for kind, (made, options) in WATCHED.items():
+        model = Watched(made, **options)
+        quiet(max_epochs=1, clip_norm=0.05 if kind == "sam" else None).fit(model, fitting_data(batch_size))
+        ends[kind] = [model.net.state_dict(), model.noted]
+    return ends
+
+
+@scenario(ranks=2)
+def watched_by_two(root: Path, world: World) -> list[Any]:
+    return world.gather(watched(2))
+
+
+def test_closures_and_hooks_of_steps_get_averages_over_the_ranks(result: Results) -> None:
+    one, (first, second) = watched(4), result(watched_by_two, ranks=2)
+    assert same(first, second)
+    assert len(one["sgd"][1]) == 3
+    assert close([first["sgd"], first["sam"]], [one["sgd"], one["sam"]])
+    for kind in ("lbfgs", "line search"):  # They make much of a rounding.
+        found, expected = first[kind][0], one[kind][0]
+        assert all(torch.allclose(found[name], expected[name], atol=1e-4) for name in expected), kind
 
 
 @scenario(ranks=2)
