@@ -4605,8 +4605,8 @@ MUTATIONS = [
     ),
     Mutation(
         "training/monitor.py",
-        "        self.is_changed = True\n",
-        "",
+        "self.is_unknown = self._session.options.monitor is not None",
+        "self.is_unknown = False",
         RESUME + "test_another_monitor_at_a_resume_starts_its_verdicts_anew",
     ),
 ]

@@ -162,7 +162,7 @@ class Training:
         A run that goes on does it only if another metric is monitored than before, whose name may be wrong.
         """
         limit = 0 if self.options.fast_dev_run else self.options.sanity_batches  # It validates after its step.
-        is_new = self.checkpointer.resumed_from is None or self.monitor.is_changed
+        is_new = self.checkpointer.resumed_from is None or self.monitor.is_unknown
         if self.valid_names and is_new and limit > 0:
             values = self.evaluator.evaluate("valid", self.valid_names, cycle=0, limit=limit)
             if not self.monitor.is_of_training:

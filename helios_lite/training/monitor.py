@@ -27,7 +27,7 @@ class Monitor:
         is_of_training: whether a metric of the train split is monitored, so that epochs are compared.
         history: the monitored value of every validation, or of every epoch.
         best_metrics: the last value of every metric at the best validation or epoch, by full name.
-        is_changed: whether the run has monitored something else until now.
+        is_unknown: whether it is unknown that a validation has what is monitored, because something else was until now.
         has_begun: whether a validation has begun and not ended, because an error has ended it.
         ends_epoch: whether that validation was the one at the end of an epoch.
     """
@@ -39,7 +39,7 @@ class Monitor:
         self.is_of_training = session.options.monitors_training
         self.history: list[float] = []
         self.best_metrics: dict[str, float] = {}
-        self.is_changed = self.has_begun = self.ends_epoch = False
+        self.is_unknown = self.has_begun = self.ends_epoch = False
         self._score: float | None = None  # The last one, and the step of its weights.
         self._step: int | None = None
         self._has_warned = False  # Of a score that is not finite.
@@ -106,7 +106,7 @@ class Monitor:
 
     def reset(self) -> None:
         """Forget all earlier comparisons, because something else is monitored from now on."""
-        self.is_changed = True
+        self.is_unknown = self._session.options.monitor is not None and not self.is_of_training
         self._state.best_score = self._state.best_step = self._score = self._step = None
         self._state.early_stop_count = 0
         self.best_metrics, self.history = {}, []
