@@ -742,7 +742,7 @@ class Tied(Situation):
 class SharedByTwo(Situation):
     """A layer that belongs to two networks."""
 
-    sharded = "is sharded already"
+    sharded = "is also 0.weight of a Sequential"
 
     def setup(self, fast_init: bool = False) -> None:
         layer = nn.Linear(4, 4)
