@@ -22,7 +22,7 @@ os.environ["TEST_IMPORT_SECONDS"] = str(time.monotonic() - started)
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
-forkserver.PRELOADED.append("pytest")  # Launched processes import modules of tests.
+forkserver.PRELOADED += ["pytest", "torchmetrics"]  # Launched processes import modules of tests.
 
 HAS_LOGGERS = all(importlib.util.find_spec(name) is not None for name in ("mlflow", "wandb"))
 

@@ -243,7 +243,7 @@ def test_a_program_without_a_main_guard_claims_one_folder_only(tmp_path: Path) -
 def test_under_torchrun_one_rank_claims_and_a_restart_goes_on_there(tmp_path: Path) -> None:
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1")
     for name in ("tiny", "tiny-2"):
-        process = launched(tmp_path, "--test", "--die-once", "--resume", "new", by=torchrun)
+        process = launched(tmp_path, "--test", "--trouble", "die_once", "--resume", "new", by=torchrun)
         _, errors = process.communicate(timeout=DEADLINE)
         assert process.returncode == 0, errors
         log = (tmp_path / name / "train.log").read_text()

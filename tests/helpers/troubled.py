@@ -21,7 +21,7 @@ from helpers import models
 from helpers.compare import saved
 from helpers.models import Plain, Tiny, quiet
 
-STEPS = 90
+STEPS = 60
 
 
 class Troubled(Tiny):

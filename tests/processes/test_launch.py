@@ -276,7 +276,7 @@ def test_a_killed_rank_starts_all_again_and_the_end_is_the_same(
 def test_the_death_of_the_fork_server_changes_nothing(
     tmp_path: Path, root: Path, whole: tuple[Model, FitResult]
 ) -> None:
-    trainer(tmp_path, devices=2).fit(Troubled(tmp_path, troubled.kill_server), data())
+    require_success(launched(tmp_path, "--devices", 2, "--trouble", "kill_server"))
     assert (tmp_path / "trouble").exists()
     assert same(outcome(tmp_path), outcome(root))
 
@@ -330,9 +330,7 @@ def require_continues(folder: Path, root: Path) -> None:
         assert (folder / f"batches-{rank}").read_text() == (root / f"batches-{rank}").read_text()
 
 
-@pytest.mark.parametrize(
-    "trouble", [troubled.terminate_parent, troubled.kill_server_and_terminate_parent, troubled.terminate]
-)
+@pytest.mark.parametrize("trouble", [troubled.terminate_parent, troubled.terminate])
 def test_a_sigterm_to_the_parent_or_to_one_rank_saves_and_ends_all(
     tmp_path: Path, root: Path, whole: tuple[Model, FitResult], trouble: Callable[[], None]
 ) -> None:
@@ -347,6 +345,14 @@ def test_a_sigterm_to_the_parent_or_to_one_rank_saves_and_ends_all(
     require_saved(tmp_path)
     if trouble is troubled.terminate:
         require_continues(tmp_path, root)
+
+
+def test_a_sigterm_to_the_parent_saves_and_ends_all_though_the_fork_server_is_dead(tmp_path: Path) -> None:
+    trouble = ("--trouble", "kill_server_and_terminate_parent")
+    process = launched(tmp_path, "--devices", 2, "--pace", 0.05, *trouble)
+    _, errors = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 143, errors
+    require_saved(tmp_path)
 
 
 class Arriving:
@@ -450,7 +456,7 @@ def test_torchrun_on_one_machine_with_a_restart_and_on_two_does_the_same(
     node = (*torchrun, "--nnodes", "2", "--nproc-per-node", "1", *c10d)
     nodes = [launched(two, "--test", by=node) for _ in range(2)]
     again = (*torchrun, "--standalone", "--nproc-per-node", "2", "--max-restarts", "1")
-    require_success(launched(one, "--test", "--die-once", by=again), *nodes)
+    require_success(launched(one, "--test", "--trouble", "die_once", by=again), *nodes)
     assert (one / "trouble").exists()
     for folder in (one, two):
         assert same(outcome(folder), outcome(root)), folder

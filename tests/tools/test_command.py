@@ -47,7 +47,7 @@ def trained(tmp_path_factory):
     """Return the folder in which the example ran from its file for two epochs, and what it wrote."""
     folder = tmp_path_factory.mktemp("main")
     command = ("-m", "helios_lite", "fit", DIGITS, "--trainer.max_epochs", "2", f"--trainer.root={folder / 'runs'}")
-    return folder, run(*command, folder=folder, new_interpreter=True)  # Once, as a user starts the command.
+    return folder, run(*command, folder=folder)
 
 
 @pytest.fixture
