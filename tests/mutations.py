@@ -100,6 +100,12 @@ NO_FILE = PREDICTION + "test_what_a_file_cannot_hold_is_named_and_leaves_the_ear
 AS_ONE = PREDICTION + "test_launched_processes_write_the_file_of_one_process"
 WAITS = PREDICTION + "test_launched_processes_wait_for_the_caller_and_end_with_it"
 LOADERS = "loading/test_loaders.py::"
+MAPS = "processes/test_memory_maps.py::test_a_memory_map_is_sent_as_its_place_in_the_file"
+MAPS_COPIED = "processes/test_memory_maps.py::test_what_is_not_in_a_file_any_more_is_sent_as_a_copy"
+MAPS_OF_WORKERS = (
+    "processes/test_memory_maps.py::test_workers_get_the_place_too_and_other_processes_of_the_program_are_left_alone"
+)
+MAPS_SENT = "processes/test_launch.py::test_a_caller_reads_from_the_model_what_it_could_read_after_one_process"
 FEWER = LOADERS + "test_an_epoch_that_gives_fewer_batches_than_its_plan_is_an_error_that_says_how_many"
 TRAINING = "training/test_loop.py::"
 LEARNING_RATES = "metrics/test_learning_rates.py::"
@@ -1308,12 +1314,6 @@ MUTATIONS = [
         "training/test_changed_data.py::test_options_assigned_to_a_split_count_from_the_next_epoch_and_evaluation_on_also_after_a_cut",
     ),
     Mutation(
-        "loading/train_data.py",
-        "        if self._loader is None:\n            self._loader = loader\n",
-        "        self._loader = loader\n",
-        "training/test_changed_data.py::test_options_assigned_to_a_split_count_from_the_next_epoch_and_evaluation_on_also_after_a_cut",
-    ),
-    Mutation(
         "data.py",
         'for name in ("timeout", "prefetch_factor"',
         'for name in ("prefetch_factor"',
@@ -1325,6 +1325,17 @@ MUTATIONS = [
         "pass",
         "test_data.py::test_a_bad_option_of_a_split_is_an_error_that_names_it",
     ),
+    # Memory maps.
+    Mutation("processes/launch.py", "TASK_FILE, memory_maps, protocol)", "TASK_FILE, pickle, protocol)", MAPS_SENT),
+    Mutation("processes/memory_maps.py", "_reduced(value) if type(value) is", "NotImplemented if type(value) is", MAPS),
+    Mutation("processes/memory_maps.py", " + low - begin", "", MAPS),
+    Mutation("processes/memory_maps.py", "array.__array_finalize__(part)", "pass", MAPS),
+    Mutation("processes/memory_maps.py", "array.flags.writeable = writeable", "pass", MAPS),
+    Mutation("processes/memory_maps.py", ' or mode == "c"', "", MAPS_COPIED),
+    Mutation("processes/memory_maps.py", " or not os.path.isfile(path)", "", MAPS_COPIED),
+    Mutation("processes/memory_maps.py", "            del reducers[kind]", "            pass", MAPS_OF_WORKERS),
+    Mutation("loading/split_loader.py", "with sent_to_workers():", "if True:", MAPS_OF_WORKERS),
+    Mutation("loading/iterable_loader.py", "with sent_to_workers():", "if True:", MAPS_OF_WORKERS),
     # Where two runs diverged.
     Mutation("tools/diff.py", "if found[0] not in _WHERE_ONLY", "if not found", DIFF + "[option]"),
     Mutation("tools/diff.py", "order = sample_order", "order = range(length) or sample_order", DIFF + "[one sample]"),
@@ -2202,7 +2213,7 @@ MUTATIONS = [
     Mutation(
         "callbacks.py",
         '"""Write the file, if the recording has not ended."""\n        self._write()',
-        '"""Write the file, if the recording has not ended."""',
+        '"""Write the file, if the recording has not ended."""\n        self._profiler and self._profiler.stop()',
         CALLBACKS + "test_a_profile_ends_with_the_training_and_each_part_of_a_cut_one_has_its_file",
     ),
     Mutation(

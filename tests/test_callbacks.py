@@ -254,7 +254,7 @@ def test_a_profile_ends_with_the_training_and_each_part_of_a_cut_one_has_its_fil
     files = sorted((tmp_path / "traces").iterdir())
     assert {path.name: steps_in(path) for path in files} == {"trace_0.json": 2, "trace_0_from_4.json": 2}
     written = [path.read_bytes() for path in files]
-    run.replay(Tiny(), data(), step=3)
+    run.replay(Tiny(), data(), step=7)
     run.test(Tiny(), data(), "last")
     assert [path.read_bytes() for path in sorted((tmp_path / "traces").iterdir())] == written
     for where in ("train_step", "valid_step"):

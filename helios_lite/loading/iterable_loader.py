@@ -40,6 +40,7 @@ from helios_lite.loading.batches import (
 )
 from helios_lite.nested import count_samples, leaves
 from helios_lite.processes import rng
+from helios_lite.processes.memory_maps import sent_to_workers
 from helios_lite.processes.world import World
 
 logger = logging.getLogger("helios_lite")
@@ -108,7 +109,8 @@ class IterableLoader:
             raise ValueError(f"the {self._phase} split has no length: limit it to a number of batches, not to a part")
         if length == 0:
             raise ValueError(f"the {self._phase} split is empty")
-        iterator = iter(self._iterable)
+        with sent_to_workers():
+            iterator = iter(self._iterable)
         if batches > 0 and not is_restored:
             logger.info("reading and dropping %d batches of the %s split to reach the position", batches, self._phase)
             for _ in itertools.islice(iterator, batches):

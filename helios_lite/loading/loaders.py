@@ -81,20 +81,22 @@ class LoaderKeeper:
         self._loader: Loader | None = None
 
     def of(self, source: Any) -> Loader:
-        """Return the loader of a split, made anew if the split is another one or has been assigned an option."""
+        """Return the loader of a split, made anew if the split is another one or has been assigned an option.
+
+        The epoch that the one before has read, and its workers, end.
+        """
         now = dict(vars(source)) if isinstance(source, Split) else {}
         is_same = source is self._source and all(now[name] is self._attributes.get(name) for name in now)
         if self._loader is None or not is_same:
-            self._loader = self._make(source)
+            earlier, self._loader = self._loader, self._make(source)
             self._source, self._attributes = source, now
+            if earlier is not None:
+                earlier.close()
         return self._loader
 
     def current(self) -> Loader:
-        """Return the loader of the split of the last `of`, as the split is now; the workers of the one before end."""
-        earlier, loader = self._loader, self.of(self._source)
-        if earlier is not None and earlier is not loader:
-            earlier.close()
-        return loader
+        """Return the loader of the split of the last `of`, as the split is now."""
+        return self.of(self._source)
 
     def close(self) -> None:
         """End the epoch that is read, and all workers."""

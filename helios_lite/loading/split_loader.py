@@ -26,6 +26,7 @@ from helios_lite.loading.batches import (
 )
 from helios_lite.loading.begun_epoch import BegunEpoch, Changes, digest_of
 from helios_lite.processes import rng
+from helios_lite.processes.memory_maps import sent_to_workers
 from helios_lite.processes.world import World
 from helios_lite.samplers import BucketBatchSampler
 
@@ -243,7 +244,8 @@ class SplitLoader:
         length = len(order)
         total = 0
         i = -1
-        iterator = iter(self._loader if self._gather is None else self._gather.batches(order))
+        with sent_to_workers():
+            iterator = iter(self._loader if self._gather is None else self._gather.batches(order))
         with ending_workers(self._loader, iterator):
             for i, data in enumerate(iterator):
                 size, samples = order.size(i), order.samples(i)

@@ -27,8 +27,6 @@ logger = logging.getLogger("helios_lite")
 class TrainData:
     """Makes the loader of the train split, and keeps it until the datamodule has another train split or has changed it.
 
-    An epoch that has begun is read to its end as it has begun.
-
     Args:
         datamodule: the data.
         options: the trainer.
@@ -52,7 +50,7 @@ class TrainData:
                 source, "train", options.seed, world, options.limit_of("train"), self._repeats, count, self._window
             )
         )
-        self._loader: Loader | None = None  # That of the present epoch, and before the first one that of the start.
+        self._loader: Loader | None = None
         self._restored: list[dict[str, Any]] = []
         self._passes: PassReader | None = None
         self._ends_passes = False  # Whether the present epoch is the last that is no pass, as the option was removed.
@@ -60,7 +58,7 @@ class TrainData:
             self._passes = PassReader(options.steps_per_epoch, self._window)
 
     def loader(self) -> Loader:
-        """Return the loader of the present train split.
+        """Return the loader of the present train split; not to be called while an epoch is read.
 
         Raises:
             ValueError: there is no train split, it is empty, or its state was saved by another number of ranks.
@@ -68,12 +66,10 @@ class TrainData:
         source = self._datamodule.train
         if source is None:
             raise ValueError("the datamodule has no train split")
-        loader = self._keeper.of(source)
-        if self._loader is None:
-            self._loader = loader
-        if self._restored and loader.takes_state():
+        self._loader = self._keeper.of(source)
+        if self._restored and self._loader.takes_state():
             self._check_number_of_ranks()
-        return loader
+        return self._loader
 
     def steps_per_epoch(self) -> int | None:
         """Return the number of steps of a whole epoch of the present train split, None if it is unknown."""
@@ -136,10 +132,7 @@ class TrainData:
             )  # fmt: skip
             self._passes.close()
             self._passes, self._ends_passes = None, False
-        loader = self.loader()
-        earlier, self._loader = self._loader, loader
-        if earlier is not None and earlier is not loader:
-            earlier.close()
+        earlier, loader = self._loader, self.loader()
         is_resumed = len(self._restored) > 0
         if is_resumed:  # Only now, since a hook may have put another split in place, as it has when this was saved.
             mine = self._of_this_rank(self._restored)

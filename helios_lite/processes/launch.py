@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from helios_lite.processes import memory_maps
 from helios_lite.processes.forkserver import fresh_process
 from helios_lite.processes.rank_watch import RankFailure, RankWatch, exit_status, send_signal
 from helios_lite.processes.signals import GracefulShutdown
@@ -236,7 +237,8 @@ def _first_error(folder: Path, attempt: int, failure: RankFailure) -> tuple[Base
 def _write_task(function: Callable[..., Any], arguments: dict[str, Any], folder: Path) -> None:
     """Write what the processes do. By torch.save: torch.multiprocessing would let all processes train one tensor."""
     try:
-        torch.save((function, arguments), folder / TASK_FILE, pickle_protocol=pickle.DEFAULT_PROTOCOL)
+        protocol = pickle.DEFAULT_PROTOCOL
+        torch.save((function, arguments), folder / TASK_FILE, memory_maps, protocol)
     except Exception:
         for name, value in arguments.items():
             require_picklable(value, name)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import scripts, troubled
@@ -113,14 +114,16 @@ class WithData(Plain):
 
     def on_training_end(self) -> None:
         self.hparams["steps"] = self.trainer.max_steps
+        self.hparams["file of the map"] = str(getattr(self.noting.map, "filename", None))
 
 
 class Noting(DataModule):
-    """Assigns a random number in `setup`, and remembers what it was called for."""
+    """Assigns a random number in `setup`, and remembers what it was called for; has a memory map."""
 
-    def __init__(self) -> None:
+    def __init__(self, map: np.memmap | None = None) -> None:
         super().__init__()
         self.calls: list[str] = []
+        self.map = map
 
     def setup(self) -> None:
         self.calls.append("setup")
@@ -134,8 +137,9 @@ class Noting(DataModule):
 
 def test_a_caller_reads_from_the_model_what_it_could_read_after_one_process(tmp_path: Path) -> None:
     found = []
+    np.save(tmp_path / "map.npy", np.arange(5))
     for devices in (1, 2):
-        datamodule = Noting()
+        datamodule = Noting(np.load(tmp_path / "map.npy", mmap_mode="r"))
         model = WithData(datamodule)
         run = trainer(tmp_path / str(devices), devices=devices, max_steps=3, seed=7, log_every_steps=1)
         result = run.fit(model, datamodule)
@@ -150,6 +154,7 @@ def test_a_caller_reads_from_the_model_what_it_could_read_after_one_process(tmp_
         found.append((metrics, hparams, datamodule.width, datamodule.calls, list(model.metrics)))
     assert found[0] == found[1]
     assert found[0][3] == ["setup", "teardown"] * 2
+    assert found[0][1]["file of the map"] == str(tmp_path / "map.npy")
 
 
 CALLBACK_OF_THE_PROGRAM = """
