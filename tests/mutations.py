@@ -165,6 +165,8 @@ SPEED = "display/test_lines.py::test_the_wait_for_data_and_the_samples_per_secon
 EPOCH_MEANS = "display/test_lines.py::test_the_last_row_of_an_epoch_has_its_exact_means"
 SAME_MEANS = "display/test_lines.py::test_a_resume_inside_an_epoch_gives_the_same_means"
 FINISHED_PART = "display/test_lines.py::test_the_finished_part_is_that_of_the_limit_that_comes_first"
+COLUMNS_BELOW = "display/test_lines.py::test_the_lines_of_epochs_have_their_columns_below_each_other"
+TOO_LONG = "display/test_lines.py::test_a_line_that_is_too_long_loses_its_last_metrics_but_not_the_monitored_one"
 MISTAKES = "training/test_likely_mistakes.py::"
 CLUSTERS = "processes/test_clusters.py::"
 ANY_CALL = CLUSTERS + "test_sigusr1_outside_of_the_training_does_nothing_in_any_call"
@@ -1083,6 +1085,22 @@ MUTATIONS = [
         SAME_MEANS,
     ),
     Mutation("display/lines.py", "return max(parts, default=None)", "return min(parts, default=None)", FINISHED_PART),
+    # The lines of epochs.
+    Mutation("display/lines.py", "<= 8 else", "<= 9 else", COLUMNS_BELOW),
+    Mutation("display/lines.py", ":<8}", ":<7}", COLUMNS_BELOW),
+    Mutation("display/lines.py", "{number:>7}", "{number}", COLUMNS_BELOW),
+    Mutation("display/lines.py", ":>3.0%}", ":.0%}", COLUMNS_BELOW),
+    Mutation("display/lines.py", "done is not None and done > 0", "done is not None and 0 < done < 1", COLUMNS_BELOW),
+    Mutation("display/lines.py", '[*texts, "best"])) < width', "texts)) < width", TOO_LONG),
+    Mutation("display/lines.py", 'time = ""', 'time = " "', TOO_LONG),
+    Mutation("display/lines.py", "part.keys() - monitored", "part", TOO_LONG),
+    Mutation(
+        "display/console.py",
+        'print(f"{name}: {history[0]:.4g} {sparkline(history)}',
+        'print(f"{name}: {history[0]:.4g}\\n{sparkline(history)}',
+        "display/test_console.py::"
+        "test_the_final_table_has_last_and_best_values_and_counters_and_the_curve_is_on_one_line_below",
+    ),
     # Likely mistakes.
     Mutation(
         "model_internals/attributes.py",

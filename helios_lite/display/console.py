@@ -50,35 +50,21 @@ def show_table(table: Table) -> None:
         Console().print(table)
 
 
-def result_table(result: FitResult, monitor: str | Sequence[str] | None, history: Sequence[float]) -> Table:
-    """Return the final table.
-
-    Args:
-        result: what `fit` returns.
-        monitor: the name of the monitored metric, the names of several, or None.
-        history: the monitored value at every validation.
-    """
-    from rich.text import Text
-
+def result_table(result: FitResult) -> Table:
+    """Return the final table of what `fit` returns."""
     has_best, state = bool(result.best_metrics), result.state
     # Training metrics belong to the steps before a row, not to the best state.
     best = {name: value for name, value in result.best_metrics.items() if name.startswith("valid/")}
-    shown, captions = table_of_metrics(result.metrics)
+    shown, _ = table_of_metrics(result.metrics)
     rows = [(name, format_number(value), format_number(best.get(name))) for name, value in shown.items()]
     counters = ("epochs / steps", f"{state.epoch} / {state.step}", f"step {state.best_step}")
     columns = 3 if has_best else 2
-    table = make_table(
+    return make_table(
         ["", ">last", ">best"][:columns],
         [row[:columns] for row in rows],
         counters[:columns],
         ("time", duration(state.seconds)),
     )
-    if monitor is not None and len(history) > 1 and can_print("▁█"):
-        name = monitor if isinstance(monitor, str) else " + ".join(monitor)
-        ends = [format(value, ".4g") for value in (history[0], history[-1])]
-        captions.append(f"{name}  {ends[0]} {sparkline(history)} {ends[1]}")
-    table.caption = Text("\n".join(captions)) if captions else None
-    return table
 
 
 def show_result(
@@ -89,15 +75,22 @@ def show_result(
     *,
     with_timings: bool = False,
 ) -> None:
-    """Print how the run ended, the final table, and the files in lines of their own, where no table cuts them.
+    """Print how the run ended, the final table, and below it what no table may cut: the curve and the files.
 
     Args:
         title: how the run ended.
-        result, monitor, history: as in `result_table`.
+        result: what `fit` returns.
+        monitor: the name of the monitored metric, the names of several, or None.
+        history: the monitored value at every validation.
         with_timings: whether a second table has what was measured with a clock or a meter.
     """
     print(title)
-    show_table(result_table(result, monitor, history))
+    show_table(result_table(result))
+    for caption in table_of_metrics(result.metrics)[1]:
+        print(caption)
+    if monitor is not None and len(history) > 1 and can_print("▁█"):
+        name = monitor if isinstance(monitor, str) else " + ".join(monitor)
+        print(f"{name}: {history[0]:.4g} {sparkline(history)} {history[-1]:.4g}")
     if with_timings:
         measured = [(name, format_number(value)) for name, value in result.metrics.items() if is_measured(name)]
         show_table(make_table(["measured", ">last"], measured))

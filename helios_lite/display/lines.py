@@ -53,30 +53,26 @@ def epoch_line(
         is_best: whether that was the best so far.
         row: the last row of metrics, to show the speed.
         done: the finished part of the run, from 0 to 1; None if unknown.
-        width: the number of columns that there are: of the counters only those with a limit are shown, and metrics are
-            left out, the last ones first and the monitored one never, until the line fits.
+        width: the number of columns that there are: of the counters only those with a limit are shown; the time is left
+            out if the line does not fit, then metrics, the last ones first and the monitored one never. A line that
+            does not say "best" leaves room for it, so that all lines of a run show the same.
     """
     parts = [_values("train", means), _values("valid", valid)]
     counters = _counters(state, options) if width is None else _limited_counters(state, options)
     speed = [] if row is None else _speed(state, row, done)
     monitored = [options.monitor] if isinstance(options.monitor, str) else [*(options.monitor or ())]
+    time = duration(state.seconds)
     while True:
         train, validation = (list(part.values()) for part in parts)
-        line = _joined(
-            [
-                counters,
-                " ".join(train),
-                " ".join(["valid", *validation]) if validation else "",
-                *speed,
-                duration(state.seconds),
-                "best" if is_best else "",
-            ]
-        )
-        others = [[name for name in part if name not in monitored] for part in parts]
-        longest = max(others, key=len)
-        if width is None or len(line) < width or len(longest) < 2:
-            return line
-        del parts[others.index(longest)][longest[-1]]
+        valid_text = " ".join(["valid", *validation]) if validation else ""
+        texts = [counters, " ".join(train), valid_text, *speed, time]
+        left_out = max((part for part in parts if part.keys() - monitored), key=len, default=None)
+        if width is None or len(_joined([*texts, "best"])) < width or not (time or left_out):
+            return _joined([*texts, "best" if is_best else ""])
+        if time:
+            time = ""
+        elif left_out is not None:
+            del left_out[[name for name in left_out if name not in monitored][-1]]
 
 
 def finished_part(state: TrainingState, options: Options, epoch_part: float | None) -> float | None:
@@ -121,20 +117,26 @@ def with_limits(title: str, options: Options, *phases: str) -> str:
 
 
 def _values(phase: str, values: Mapping[str, float]) -> dict[str, str]:
-    """Return the metrics of a phase by name as "loss 0.3112 ", without its prefix; all have four digits and the same
-    width.
-    """
+    """Return the metrics of a phase by name as "loss 0.3112  ", without its prefix; all have the same width."""
     names = [name for name in values if name.startswith(f"{phase}/") and not is_extra(name)]
-    return {name: f"{name.removeprefix(f'{phase}/')} {f'{values[name]:#.4g}':<7}" for name in names[:_MOST_VALUES]}
+    return {name: f"{name.removeprefix(f'{phase}/')} {_number(values[name]):<8}" for name in names[:_MOST_VALUES]}
+
+
+def _number(value: float) -> str:
+    """Return a number with four digits; one that would need more than eight characters has an exponent and three."""
+    text = f"{value:#.4g}"
+    return text if len(text.removeprefix("-")) <= 8 else f"{value:.2e}"
 
 
 def _speed(state: TrainingState, values: Mapping[str, float], done: float | None) -> list[str]:
     """Return the samples per second with the part of the time that was spent waiting for them, and the time left."""
     texts = []
     if "train/samples_per_second" in values:
-        texts.append(f"{values['train/samples_per_second']:.4g} samples/s, data {values['train/data_wait']:.0%}")
-    if done is not None and 0 < done < 1:
-        texts.append(f"{duration(state.seconds / done * (1 - done))} left")
+        speed = values["train/samples_per_second"]
+        number = f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
+        texts.append(f"{number:>7} samples/s, data {values['train/data_wait']:>3.0%}")
+    if done is not None and done > 0:
+        texts.append(f"{duration(max(0.0, state.seconds / done * (1 - done)))} left")
     return texts
 
 

@@ -212,32 +212,34 @@ def test_a_sparkline_shows_what_is_finite_beside_what_is_not(value):
     assert (line[0], line[2], len(line)) == ("▁", "█", 3)
 
 
-def test_the_final_table_has_last_and_best_values_counters_and_the_curve():
+def test_the_final_table_has_last_and_best_values_and_counters_and_the_curve_is_on_one_line_below(capsys):
     metrics, best = {"train/loss": 0.1, "valid/accuracy": 0.5}, {"valid/accuracy": 0.75}
-    text = rendered(result_table(result(metrics, best), "valid/accuracy", [0.0, 0.75, 0.5]))
+    history = [0.0, 0.75, 0.5] * 20
+    show_result("ended", result(metrics, best), "valid/accuracy", history)
+    text = capsys.readouterr().out
+    assert f"\nvalid/accuracy: 0 {sparkline(history)} 0.5\n" in text
     rows = [line.split() for line in text.splitlines()]
     assert ["last", "best"] in rows
     assert ["train/loss", "0.1"] in rows
     assert ["valid/accuracy", "0.5", "0.75"] in rows
     assert ["epochs", "/", "steps", "3", "/", "120", "step", "80"] in rows
     assert ["time", "0:00:12"] in rows
-    assert ["valid/accuracy", "0", "▁█▆", "0.5"] in rows
 
 
 def test_the_final_table_has_means_over_the_last_epoch_and_no_timings_which_have_a_table_on_request(capsys):
     metrics = {"train/loss": 0.1, "train/step_seconds": 0.25, "train/loss/epoch": 0.5}
-    text = rendered(result_table(result(metrics, best={}), None, []))
-    assert ["train/loss", "0.5"] in [line.split() for line in text.splitlines()]
-    assert "step_seconds" not in text
-    assert "train/...: means over the last epoch" in " ".join(text.split())
     for with_timings in (False, True):
         show_result("ended", result(metrics, best={}), None, [], with_timings=with_timings)
-        rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+        text = capsys.readouterr().out
+        assert "\ntrain/...: means over the last epoch\n" in text
+        rows = [line.split() for line in text.splitlines()]
+        assert ["train/loss", "0.5"] in rows
         assert (["train/step_seconds", "0.25"] in rows) is with_timings
 
 
-def test_without_a_judged_validation_the_final_table_has_neither_best_values_nor_a_curve():
-    text = rendered(result_table(result({"train/loss": 0.1}, best={}), None, []))
+def test_without_a_judged_validation_the_final_table_has_neither_best_values_nor_a_curve(capsys):
+    show_result("ended", result({"train/loss": 0.1}, best={}), None, [])
+    text = capsys.readouterr().out
     assert "best" not in text
     assert "█" not in text
     assert ["train/loss", "0.1"] in [line.split() for line in text.splitlines()]
@@ -245,7 +247,7 @@ def test_without_a_judged_validation_the_final_table_has_neither_best_values_nor
 
 @pytest.mark.parametrize("name", ["valid/" + "x" * 200, "valid/" + "many words " * 20])
 def test_a_long_name_of_a_metric_is_folded_beside_whole_numbers(name):
-    text = rendered(result_table(result({name: 0.123456}), name, [0.0, 1.0]))
+    text = rendered(result_table(result({name: 0.123456})))
     assert lines_too_long(text) == []
     assert re.findall(r"0\.\d+", text) == ["0.123456", "0.123456"]
     table = text[text.index("valid/") : text.index("epochs / steps")]
@@ -253,9 +255,9 @@ def test_a_long_name_of_a_metric_is_folded_beside_whole_numbers(name):
 
 
 @pytest.mark.parametrize("name", ["valid/f1[macro]", "valid/f1[/macro]"])
-def test_brackets_in_the_name_of_a_metric_are_no_markup(name):
-    text = rendered(result_table(result({name: 0.5}), name, [0.0, 1.0]))
-    assert text.count(name) == 2  # In its row and beside its curve.
+def test_brackets_in_the_name_of_a_metric_are_no_markup(name, capsys):
+    show_result("ended", result({name: 0.5}), name, [0.0, 1.0])
+    assert capsys.readouterr().out.count(name) == 2  # In its row and beside its curve.
 
 
 @pytest.mark.parametrize("name", ["run[new]", "run[/new]"])

@@ -44,42 +44,50 @@ def test_the_line_of_a_row_has_counters_metrics_speed_and_when_it_ends() -> None
         "train/loss/epoch": 0.4,
     }
     line = display_lines.row_line(state(seconds=41.0), LIMITED, values, 0.5)
-    assert line == ("epoch 2/3 step 20/40 | loss 0.3112  lr 0.001000 | 5210 samples/s, data 3% | 0:00:41 left")
+    assert line == ("epoch 2/3 step 20/40 | loss 0.3112   lr 0.001000 |   5,210 samples/s, data  3% | 0:00:41 left")
     assert display_lines.row_line(state(), FREE, {"train/loss": math.nan}, None) == "epoch 2    step 20   | loss nan"
 
 
 def test_the_lines_of_a_validation_and_of_an_epoch_mark_the_best() -> None:
     valid = {"valid/loss": 0.5, "valid/accuracy": 0.75}
     assert display_lines.validation_line(state(), LIMITED, valid, True) == (
-        "epoch 2/3 step 20/40 | valid loss 0.5000  accuracy 0.7500  | best"
+        "epoch 2/3 step 20/40 | valid loss 0.5000   accuracy 0.7500   | best"
     )
     line = display_lines.epoch_line(state(seconds=3723.0), LIMITED, {"train/loss": 0.25}, valid, False)
-    assert line == "epoch 2/3 step 20/40 | loss 0.2500  | valid loss 0.5000  accuracy 0.7500  | 1:02:03"
+    assert line == "epoch 2/3 step 20/40 | loss 0.2500   | valid loss 0.5000   accuracy 0.7500   | 1:02:03"
     assert display_lines.epoch_line(state(), FREE, {}, {}, False) == "epoch 2    step 20   | 0:00:00"
 
 
 def test_the_lines_of_epochs_have_their_columns_below_each_other() -> None:
-    found = []
-    for number, loss in ((1, 12.5), (9, 0.06775), (10, 1234.5)):
-        counters = TrainingState(epoch=number - 1, step=19 * number)
-        means, valid = {"train/loss": loss}, {"valid/loss": loss, "valid/accuracy": 1.0}
-        found.append(display_lines.epoch_line(counters, Options(max_epochs=10), means, valid, number == 9))
-    places = [[match.start() for match in re.finditer(r"\||loss|accuracy|valid", line)] for line in found]
-    assert places[0] == places[2]
-    assert places[1][: len(places[0])] == places[0]
-    assert found[1].endswith(" | best")
+    options = Options(max_epochs=10, monitor="valid/accuracy")
+    values = (12.5, 0.06775, 1234.5, 0.0009539, 9.539e-7, 3.2e9, -1.5, math.nan, 0.0, 5e-4)
+    speeds = (4546.0, 0.512, 123456.7, 99.96, 100.4, 12.3, 1e-2, 1.0, 1e4, 1e3)
+    for width in (None, 80):
+        places = set()
+        for epoch, (value, speed) in enumerate(zip(values, speeds, strict=True)):
+            counters = TrainingState(epoch=epoch, step=19 * epoch, seconds=30.0 * epoch)
+            means, valid = {"train/loss": value}, {"valid/loss": value, "valid/accuracy": 1.0}
+            row = {"train/samples_per_second": speed, "train/data_wait": 0.05 * epoch}
+            about = {"row": row, "done": (epoch + 1) / 10} if width is None else {"width": width}
+            line = display_lines.epoch_line(counters, options, means, valid, epoch == 8, **about)
+            assert line.endswith(" | best") is (epoch == 8)
+            parts = re.finditer(r"\||loss|accuracy|valid|samples|left", line.removesuffix(" | best"))
+            places.add(tuple(part.start() for part in parts))
+        assert len(places) == 1
 
 
 def test_a_line_that_is_too_long_loses_its_last_metrics_but_not_the_monitored_one() -> None:
     means = {f"train/{name}": 0.5 for name in ("loss", "first", "second", "third")}
     valid = {f"valid/{name}": 0.5 for name in ("loss", "perplexity", "accuracy", "recall")}
     options = Options(max_epochs=10, monitor="valid/accuracy")
-    for width in range(82, 200):
+    for width in range(77, 200):
         line = display_lines.epoch_line(TrainingState(step=7), options, means, valid, True, width=width)
         assert len(line) < width
         assert "accuracy 0.5000" in line
         assert re.search(r"\| loss 0.5000 .*\| valid loss 0.5000", line)
-        assert line.endswith(" | best")
+        assert line.endswith("| best")
+        ordinary = display_lines.epoch_line(TrainingState(step=7), options, means, valid, False, width=width)
+        assert ordinary == line.removesuffix("| best").rstrip()
     assert "recall" in line
     assert "step" not in line  # The limit is one of epochs, and beside bars there is little room.
     stepped = Options(max_steps=9)
@@ -105,10 +113,10 @@ def test_the_finished_part_is_that_of_the_limit_that_comes_first(
 def test_without_a_terminal_a_run_writes_a_line_per_epoch(capsys: Any) -> None:
     options = {"max_epochs": 2, "log_every_steps": 2, "sanity_batches": 0, "monitor": "valid/loss"}
     quiet(progress=True, **options).fit(Tiny(), data(train=20, valid=4))
-    lines = [re.sub(r"[\d.]+e?-?\d*", "#", line) for line in capsys.readouterr().err.splitlines()]
+    lines = [re.sub(r"[\d.,]*\d(e-\d+)?", "#", line) for line in capsys.readouterr().err.splitlines()]
     line = "epoch #/# step # | loss # | valid loss # | # samples/s, data #% |"
     lines = [re.sub(" +", " ", line).removesuffix(" | best") for line in lines]
-    assert lines == [f"{line} #:#:# left | #:#:#", f"{line} #:#:#"]
+    assert lines == [f"{line} #:#:# left | #:#:#"] * 2
 
 
 def test_without_a_terminal_long_epochs_have_a_line_every_half_a_minute(
