@@ -166,6 +166,7 @@ EPOCH_MEANS = "display/test_lines.py::test_the_last_row_of_an_epoch_has_its_exac
 SAME_MEANS = "display/test_lines.py::test_a_resume_inside_an_epoch_gives_the_same_means"
 FINISHED_PART = "display/test_lines.py::test_the_finished_part_is_that_of_the_limit_that_comes_first"
 COLUMNS_BELOW = "display/test_lines.py::test_the_lines_of_epochs_have_their_columns_below_each_other"
+LONG_EPOCHS = "display/test_lines.py::test_without_a_terminal_long_epochs_have_a_line_every_half_a_minute"
 TOO_LONG = "display/test_lines.py::test_a_line_that_is_too_long_loses_its_last_metrics_but_not_the_monitored_one"
 MISTAKES = "training/test_likely_mistakes.py::"
 CLUSTERS = "processes/test_clusters.py::"
@@ -1101,6 +1102,21 @@ MUTATIONS = [
         "display/test_console.py::"
         "test_the_final_table_has_last_and_best_values_and_counters_and_the_curve_is_on_one_line_below",
     ),
+    Mutation(
+        "display/console.py",
+        "if path.is_relative_to(directory) else",
+        "if False else",
+        "display/test_console.py::"
+        "test_the_final_table_has_last_and_best_values_and_counters_and_the_curve_is_on_one_line_below",
+    ),
+    Mutation(
+        "training/session.py",
+        "console.shown_path(self.folder, self.directory)",
+        "self.folder",
+        DOCS + "test_a_program_runs_and_prints_what_the_page_says",
+    ),
+    Mutation("training/training_report.py", " and not ends_epoch and", " and", LONG_EPOCHS),
+    Mutation("training/training_report.py", "(not ends_epoch and self._state", "(self._state", LONG_EPOCHS),
     # Likely mistakes.
     Mutation(
         "model_internals/attributes.py",

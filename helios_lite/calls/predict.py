@@ -69,13 +69,13 @@ def predict_to_file(call: Call, checkpoint: Checkpoint, path: str | os.PathLike[
     if call.processes > 1:
         written = write_outputs(predict(call, checkpoint), file)
         with RunLog(None, call.options.log_level):  # The processes had their own.
-            logger.info("wrote %s: %s", file, written)
+            logger.info("wrote %s: %s", path, written)
         return
     with here(call) as (session, _):
         predictions = _numbered(_run(session, checkpoint, gathers=True))
         if session.world.is_main:
             written = write_outputs(predictions, file)
-            logger.info("wrote %s: %s", file, written)
+            logger.info("wrote %s: %s", path, written)
         else:
             next(predictions, None)  # This rank takes part, and rank 0 gets all.
         session.world.barrier()  # The file exists before any rank goes on.

@@ -8,6 +8,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -67,11 +68,17 @@ def result_table(result: FitResult) -> Table:
     )
 
 
+def shown_path(path: Path, directory: Path) -> Path:
+    """Return a path as people see it: relative to the working directory of the call, if it is below it."""
+    return path.relative_to(directory) if path.is_relative_to(directory) else path
+
+
 def show_result(
     title: str,
     result: FitResult,
     monitor: str | Sequence[str] | None,
     history: Sequence[float],
+    directory: Path,
     *,
     with_timings: bool = False,
 ) -> None:
@@ -82,6 +89,7 @@ def show_result(
         result: what `fit` returns.
         monitor: the name of the monitored metric, the names of several, or None.
         history: the monitored value at every validation.
+        directory: the working directory of the call.
         with_timings: whether a second table has what was measured with a clock or a meter.
     """
     print(title)
@@ -95,9 +103,9 @@ def show_result(
         measured = [(name, format_number(value)) for name, value in result.metrics.items() if is_measured(name)]
         show_table(make_table(["measured", ">last"], measured))
     if result.best_checkpoint is not None:
-        print(f"best checkpoint: {result.best_checkpoint}")
+        print(f"best checkpoint: {shown_path(result.best_checkpoint, directory)}")
     if result.last_checkpoint is not None:
-        print(f"last checkpoint: {result.last_checkpoint}")
+        print(f"last checkpoint: {shown_path(result.last_checkpoint, directory)}")
 
 
 def show_metrics(title: str, metrics: dict[str, float]) -> None:

@@ -58,7 +58,7 @@ class Training:
         with watch_peers(self.session.world, self.shutdown), self.log, contextlib.closing(self.train_data):
             reason = self.set_up()
             if reason is not None:
-                title = f"{self.name} at step {self.state.step}"
+                title = f"{self.session.name} at step {self.state.step}"
                 self.end()
             else:
                 self.check_validation()
@@ -131,23 +131,18 @@ class Training:
             self.monitor.end()
         return resumed
 
-    @property
-    def name(self) -> str:
-        """What messages call the run: its folder, or the model."""
-        return self.model.save_name if self.session.folder is None else str(self.session.folder)
-
     def finished_before(self, reason: str) -> str:
         """Return what is said of a run that had finished when this call began."""
-        state, limit = self.state, getattr(self.options, reason, None)
+        name, state, limit = self.session.name, self.state, getattr(self.options, reason, None)
         reached = {"max_steps": state.step, "max_epochs": state.epoch + (state.epoch_batch > 0)}.get(reason, 0)
         is_beyond = isinstance(limit, int) and reached > limit and reason != "patience"
         if is_beyond:
             return (
-                f"{self.name} is at step {state.step}, in epoch {state.epoch + (state.epoch_batch > 0)}, beyond "
+                f"{name} is at step {state.step}, in epoch {state.epoch + (state.epoch_batch > 0)}, beyond "
                 f"{reason}={limit}: nothing to train. To train on, raise {reason}"
             )
         return (
-            f"{self.name} had finished at step {state.step} ({reason}={limit}): nothing to train, also if the code or "
+            f"{name} had finished at step {state.step} ({reason}={limit}): nothing to train, also if the code or "
             f'the data have changed since. To train on, raise {reason}; for a new run set resume="new" or another '
             "run_name"
         )
@@ -407,7 +402,7 @@ class Training:
         """Write and show the metrics since the last row, if there is anything new. Call on every rank."""
         values = self.log.write_row(ends_epoch=ends_epoch)
         if values:
-            self.report.show_row(values, self.train_data.epoch_batches)
+            self.report.show_row(values, self.train_data.epoch_batches, ends_epoch=ends_epoch)
             if self.session.world.is_main and self.planning is not None:
                 self.checkpointer.warn_of_rare_saves()
                 self.planning.look(self.state, ends_epoch=False)
@@ -487,7 +482,8 @@ class Training:
             self.clock.tick()
             self.log.write(values)
             self.compare(values)
-            self.report.show_validation(values, is_best=self.state.best_step == self.state.step)
+            is_best = self.state.best_step == self.state.step
+            self.report.show_validation(values, is_best=is_best, ends_epoch=ends_epoch)
             self.stop.poll_hooks()
             self.stop.sync(now=True)
 
@@ -519,5 +515,7 @@ class Training:
         title = with_limits(title, self.options, *self.phases())
         if session.prints:
             is_verbose = self.options.log_level == "verbose"
-            console.show_result(title, result, self.options.monitor, self.monitor.history, with_timings=is_verbose)
+            console.show_result(
+                title, result, self.options.monitor, self.monitor.history, session.directory, with_timings=is_verbose
+            )
         return session.world.broadcast(result)  # Rank 0 alone writes files, and each rank measures its own times.

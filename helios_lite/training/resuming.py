@@ -182,13 +182,12 @@ def _continuing(session: Session, path: Path, content: dict[str, Any]) -> str:
     step, num_ranks = content["state"]["step"], len(content["ranks"])
     total = session.planned.known_total()
     of_total = "" if total is None else f" of {total}"
-    where = f"{session.folder}" if session.folder is not None else session.model.save_name
     world = ""
     if num_ranks != session.world.size:
         world = f", with {session.world.size} process{'es' * (session.world.size > 1)} in place of {num_ranks}"
     is_own = session.checkpoints is not None and path.parent.resolve() == session.checkpoints.folder.resolve()
     source = f" ({path.name})" if is_own else f", from {path}"
-    return f"continuing {where} at step {step}{of_total}{world}{source}"
+    return f"continuing {session.name} at step {step}{of_total}{world}{source}"
 
 
 def _forget_other_metric(session: Session, monitor: Monitor, saved: Mapping[str, Any], *, is_tried: bool) -> list[str]:
@@ -226,7 +225,7 @@ def _resume_choice(session: Session) -> str | Path:
     """
     option = session.options.resume
     if option == "new" and session.folder is not None:
-        logger.info('resume="new": this run is %s', session.folder)
+        logger.info('resume="new": this run is %s', session.name)
     if option == "new" or (option == "never" and is_restarted()):
         return "auto"  # The checkpoints are those of the run itself, which was started again after a failure.
     if option in ("auto", "never"):

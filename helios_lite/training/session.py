@@ -13,6 +13,7 @@ from helios_lite.changes.run_description import describe_run
 from helios_lite.checkpoints.folder import CheckpointFolder
 from helios_lite.checkpoints.run_folders import newest
 from helios_lite.data import DataModule
+from helios_lite.display import console
 from helios_lite.display.progress import Progress
 from helios_lite.display.run_log import RunLog
 from helios_lite.loading.batches import Loader
@@ -167,6 +168,11 @@ class Session:
         parts = check_names(self.model)
         check_trained(self.model, parts)
         return parts
+
+    @property
+    def name(self) -> str:
+        """What messages call the run: its folder, or the model."""
+        return self.model.save_name if self.folder is None else str(console.shown_path(self.folder, self.directory))
 
     @property
     def count_samples(self) -> Callable[[Any], int]:

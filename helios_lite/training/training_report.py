@@ -30,7 +30,7 @@ class TrainingReport:
     def open(self, plan: Plan | None) -> None:
         """Show the banner, with the plan of a run that has not finished, and the bar. Called on rank 0."""
         session, options, model, state = self._session, self._session.options, self._session.model, self._state
-        where = "without files" if session.folder is None else f"in {session.folder}"
+        where = "without files" if session.folder is None else f"in {session.name}"
         text = console.banner_text(where, session.device, session.world.size, options)
         planned = [] if plan is None else plan.lines()
         text = "\n".join([text, *(["plan: 1 step (fast_dev_run)"] if options.fast_dev_run else planned)])
@@ -43,27 +43,30 @@ class TrainingReport:
         else:
             session.progress.show_run(options.max_steps, "step", lambda: (state.step, self._status()))
 
-    def show_row(self, values: Mapping[str, float], epoch_batches: int | None) -> None:
+    def show_row(self, values: Mapping[str, float], epoch_batches: int | None, *, ends_epoch: bool) -> None:
         """Show a row of metrics in train.log, and inside of a long epoch without bars in a line of its own.
 
         Args:
             values: the metrics by full name.
             epoch_batches: number of batches in the present epoch, None if unknown.
+            ends_epoch: whether the line of the epoch follows, which has them as well.
         """
         self._describe_sometimes("train", values)
         if "train/step_seconds" in values:
             self._row = values
-            if not self._session.progress.has_bars and self._is_line_due():
+            if not self._session.progress.has_bars and not ends_epoch and self._is_line_due():
                 state, options = self._state, self._session.options
                 part = None if epoch_batches is None else state.epoch_batch / epoch_batches
                 done = lines.finished_part(state, options, part)
                 self._write(lines.row_line(state, options, values, done))
 
-    def show_validation(self, values: Mapping[str, float], *, is_best: bool, ends_run: bool = False) -> None:
+    def show_validation(
+        self, values: Mapping[str, float], *, is_best: bool, ends_epoch: bool = False, ends_run: bool = False
+    ) -> None:
         """Show a validation in the line of its epoch; inside of a long epoch, and at the end, in a line of its own."""
         self._validation = (values, is_best)
         self._describe_sometimes("valid", values)
-        if ends_run or (self._state.epoch_batch > 0 and self._is_line_due()):
+        if ends_run or (not ends_epoch and self._state.epoch_batch > 0 and self._is_line_due()):
             self._write(lines.validation_line(self._state, self._session.options, values, is_best), is_best=is_best)
 
     def show_epoch(self, means: Mapping[str, float]) -> None:

@@ -109,8 +109,8 @@ def result(metrics, best=None):
         state=TrainingState(epoch=3, step=120, best_step=80, seconds=12.34),
         metrics=metrics,
         best_metrics=metrics if best is None else best,
-        best_checkpoint=None,
-        last_checkpoint=None,
+        best_checkpoint=Path("/work/runs/first.pth"),
+        last_checkpoint=Path("/elsewhere/last.pth"),
         stop_reason="max_epochs",
     )
 
@@ -215,8 +215,9 @@ def test_a_sparkline_shows_what_is_finite_beside_what_is_not(value):
 def test_the_final_table_has_last_and_best_values_and_counters_and_the_curve_is_on_one_line_below(capsys):
     metrics, best = {"train/loss": 0.1, "valid/accuracy": 0.5}, {"valid/accuracy": 0.75}
     history = [0.0, 0.75, 0.5] * 20
-    show_result("ended", result(metrics, best), "valid/accuracy", history)
+    show_result("ended", result(metrics, best), "valid/accuracy", history, Path("/work"))
     text = capsys.readouterr().out
+    assert text.endswith("\nbest checkpoint: runs/first.pth\nlast checkpoint: /elsewhere/last.pth\n")
     assert f"\nvalid/accuracy: 0 {sparkline(history)} 0.5\n" in text
     rows = [line.split() for line in text.splitlines()]
     assert ["last", "best"] in rows
@@ -229,7 +230,7 @@ def test_the_final_table_has_last_and_best_values_and_counters_and_the_curve_is_
 def test_the_final_table_has_means_over_the_last_epoch_and_no_timings_which_have_a_table_on_request(capsys):
     metrics = {"train/loss": 0.1, "train/step_seconds": 0.25, "train/loss/epoch": 0.5}
     for with_timings in (False, True):
-        show_result("ended", result(metrics, best={}), None, [], with_timings=with_timings)
+        show_result("ended", result(metrics, best={}), None, [], Path(), with_timings=with_timings)
         text = capsys.readouterr().out
         assert "\ntrain/...: means over the last epoch\n" in text
         rows = [line.split() for line in text.splitlines()]
@@ -238,9 +239,9 @@ def test_the_final_table_has_means_over_the_last_epoch_and_no_timings_which_have
 
 
 def test_without_a_judged_validation_the_final_table_has_neither_best_values_nor_a_curve(capsys):
-    show_result("ended", result({"train/loss": 0.1}, best={}), None, [])
+    show_result("ended", result({"train/loss": 0.1}, best={}), None, [], Path())
     text = capsys.readouterr().out
-    assert "best" not in text
+    assert "best" not in text.replace("best checkpoint:", "")
     assert "█" not in text
     assert ["train/loss", "0.1"] in [line.split() for line in text.splitlines()]
 
@@ -256,7 +257,7 @@ def test_a_long_name_of_a_metric_is_folded_beside_whole_numbers(name):
 
 @pytest.mark.parametrize("name", ["valid/f1[macro]", "valid/f1[/macro]"])
 def test_brackets_in_the_name_of_a_metric_are_no_markup(name, capsys):
-    show_result("ended", result({name: 0.5}), name, [0.0, 1.0])
+    show_result("ended", result({name: 0.5}), name, [0.0, 1.0], Path())
     assert capsys.readouterr().out.count(name) == 2  # In its row and beside its curve.
 
 

@@ -131,12 +131,12 @@ def test_without_a_terminal_long_epochs_have_a_line_every_half_a_minute(
             passed[0] += 10
             super().train_step(batch, state)
 
-    options = {"max_epochs": 1, "log_every_steps": 1, "sanity_batches": 0, "valid_every_steps": 5}
-    quiet(progress=True, **options).fit(Slow(), data(train=40, valid=4))
+    options = {"max_epochs": 1, "log_every_steps": 1, "sanity_batches": 0, "valid_every_steps": 3}
+    quiet(progress=True, **options).fit(Slow(), data(train=36, valid=4))
     lines = capsys.readouterr().err.splitlines()
-    assert [re.search(r"step (\d+)", line)[1] for line in lines] == ["3", "6", "9", "10"]
+    assert [re.search(r"step (\d+)", line)[1] for line in lines] == ["3", "6", "9"]  # One of the end.
     assert "samples/s, data" in lines[0]
-    assert "valid" in lines[3]
+    assert "valid" in lines[2]
 
 
 @pytest.mark.parametrize("options", [{"progress": False}, {"log_level": "quiet"}])
