@@ -1093,7 +1093,6 @@ MUTATIONS = [
     Mutation("display/lines.py", ":>3.0%}", ":.0%}", COLUMNS_BELOW),
     Mutation("display/lines.py", "done is not None and done > 0", "done is not None and 0 < done < 1", COLUMNS_BELOW),
     Mutation("display/lines.py", '[*texts, "best"])) < width', "texts)) < width", TOO_LONG),
-    Mutation("display/lines.py", 'time = ""', 'time = " "', TOO_LONG),
     Mutation("display/lines.py", "part.keys() - monitored", "part", TOO_LONG),
     Mutation(
         "display/console.py",

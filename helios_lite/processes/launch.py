@@ -265,7 +265,10 @@ def require_picklable(value: Any, name: str, parents: tuple[int, ...] = ()) -> N
             parts |= {f"{name}[{i}]": item for i, item in enumerate(value)}
         for part, item in parts.items():
             require_picklable(item, part, (*parents, id(value)))
-        raise TypeError(f"{name} cannot be sent to another process: {error}") from error
+        raise TypeError(
+            f"{name} cannot be sent to another process ({error}): make it in setup, which runs in each of them, or "
+            "define its class or function at the top level of a file"
+        ) from error
 
 
 NO_GUARD_STATUS = 96
