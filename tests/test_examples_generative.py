@@ -153,7 +153,7 @@ def test_gan_comes_closer_to_the_digits_and_leaves_pictures(gan):
     assert distances[-1] < 0.8 * distances[0]
     names = [f"epoch_{epoch:04}.png" for epoch in (0, 2, 4, 5)]
     assert sorted(path.name for path in (folder / "runs/gan/samples").iterdir()) == names
-    last = Path("runs/gan/samples/epoch_0005.png")
+    last = folder / "runs/gan/samples/epoch_0005.png"
     assert first.stdout.splitlines()[-1] == f"what it draws: {last}"
     width, height, lines = gray_levels(folder / last)
     assert (width, height) == (10 * 10 * 6, 8 * 10 * 6)
@@ -166,7 +166,7 @@ def test_gan_with_more_epochs_resumes_and_run_again_says_that_it_had_finished(ga
     assert len(rows(folder / "runs/gan", "valid/distance")) == 6
     again = run(folder, f"{GAN} --epochs 6")
     assert "runs/gan had finished at step " in again.stderr
-    assert again.stdout.splitlines()[-1] == "what it draws: runs/gan/samples/epoch_0006.png"
+    assert again.stdout.splitlines()[-1] == f"what it draws: {folder / 'runs/gan/samples/epoch_0006.png'}"
 
 
 def test_gan_trains_in_two_processes(tmp_path):

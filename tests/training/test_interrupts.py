@@ -333,9 +333,12 @@ def test_a_checkpoint_of_a_newer_format_is_not_passed_over_or_replaced(tmp_path:
     quiet(max_steps=2, save_every_steps=1, **options).fit(Tiny(), data())
     folder = tmp_path / "tiny/checkpoints"
     newest = naming.find(folder, "tiny")[0]
-    torch.save({"format": files.FORMAT_VERSION + 1, "version": "9.8"}, newest)
+    read, written = files.FORMAT_VERSION, files.FORMAT_VERSION + 1
+    torch.save({"format": written, "version": "9.8"}, newest)
     before = {path: path.read_bytes() for path in folder.glob("*.pth")}
-    message = r"iter_2\.pth: a newer helios_lite \(9\.8\) wrote it in format 5, .* reads format 4; install a newer "
+    message = (
+        rf"iter_2\.pth: a newer helios_lite \(9\.8\) wrote it in format {written}, .* reads format {read}; install"
+    )
     task, _, choice = call.rpartition(" ")
     trainer = quiet(max_steps=3, resume="auto" if task else choice, **options)
     run: Any = functools.partial(getattr(trainer, task), checkpoint=choice) if task else trainer.fit
@@ -366,9 +369,9 @@ def test_a_run_folder_of_an_older_format_is_refused_in_one_line_and_stays_as_it_
     with pytest.raises(CheckpointError) as error:
         calls.get(call, fit)()
     assert str(error.value) == (
-        f"{newest}: an older helios_lite (0.0.1) wrote it in format 1, and this one ({__version__}) reads format 4; "
-        "finish that run with the helios_lite that has begun it, or choose another file, or start anew under another "
-        "run_name"
+        f"{newest}: an older helios_lite (0.0.1) wrote it in format 1, and this one ({__version__}) reads format "
+        f"{files.FORMAT_VERSION}; finish that run with the helios_lite that has begun it, or choose another file, or "
+        "start anew under another run_name"
     )
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "train.log"} == before
 
