@@ -110,6 +110,26 @@ def test_ranks_may_run_different_parts_of_a_sharded_network_in_an_evaluation(res
     assert close([*first[:-1], *second, first[-1]], one.outputs)
 
 
+class Attacked(Deep):
+    """Evaluates with inputs that a gradient has moved."""
+
+    @torch.enable_grad()
+    def valid_step(self, batch: Any, step: int) -> None:
+        x = batch[1].requires_grad_()
+        torch.autograd.grad(self.net(x).sum(), x)
+
+
+@scenario(ranks=2)
+def backward_pass_in_an_evaluation(root: Path, world: World) -> str:
+    with pytest.raises(RuntimeError) as error:
+        quiet(max_epochs=1, strategy="fsdp").validate(Attacked(), data(valid=4), checkpoint=None)
+    return str(error.value)
+
+
+def test_a_backward_pass_through_a_sharded_network_in_an_evaluation_is_an_error(result: Results) -> None:
+    assert result(backward_pass_in_an_evaluation, ranks=2).startswith("valid_step, test_step: a backward pass through")
+
+
 # How it is made.
 
 
