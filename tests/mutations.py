@@ -195,6 +195,7 @@ IN_BF16 = NETWORKS + "test_sharded_networks_in_bf16_leave_inputs_to_autocast_and
 SHARED_BY_TWO = NETWORKS + "test_a_parameter_of_two_networks_stays_one_or_is_an_error_that_names_both"
 SENT = NETWORKS + "test_a_model_that_was_set_up_here_can_be_sent_to_processes"
 BACKWARD_IN_EVALUATION = NETWORKS + "test_a_backward_pass_through_a_sharded_network_in_an_evaluation_is_an_error"
+OTHER_BLOCKS = NETWORKS + "test_ranks_that_run_other_blocks_are_an_error_that_names_them_before_a_wrong_step"
 MARKED = NETWORKS + "test_attributes_of_parameters_are_kept_and_hooks_that_would_be_dropped_are_an_error"
 PRECISION = "networks/test_precision.py::"
 TWO_OPTIMIZERS = PRECISION + "test_fp16_with_two_optimizers_under_accumulation_is_the_loop_by_hand"
@@ -1997,6 +1998,10 @@ MUTATIONS = [
     Mutation("networks/meta_device.py", "tensor.copy_(values)", "pass", ON_META),
     Mutation("networks/meta_device.py", "vars(new).update(vars(tensor))", "pass", MARKED),
     Mutation("networks/fsdp.py", "vars(p).update(attributes[name])", "pass", MARKED),
+    Mutation("networks/gather_order.py", "        _note(self._order, self._index)\n", "", OTHER_BLOCKS),
+    Mutation("networks/gather_order.py", "hook_gradient(p, functools", "str(functools", OTHER_BLOCKS),
+    Mutation("networks/gather_order.py", "elif any(is_dtensor(p)", "elif any(False", OTHER_BLOCKS),
+    Mutation("networks/parallel.py", "self._order.compare(optimizer)", "pass", OTHER_BLOCKS),
     Mutation("networks/forward_turns.py", "value.register_hook(_refuse)", "pass", BACKWARD_IN_EVALUATION),
     Mutation("networks/parallel.py", "(is_sharded or id(p) not in present)", "id(p) not in present", SHARED_BY_TWO),
     Mutation("networks/parallel.py", "(is_sharded or id(p) not in present)", "is_sharded", SHARED_BY_TWO),

@@ -108,7 +108,7 @@ class GradientReducer:
     """
 
     def __init__(self, world: World) -> None:
-        self._world, self._group = world, _cpu_group(dist.group.WORLD)
+        self._world, self._group = world, cpu_group(dist.group.WORLD)
         self._networks: list[nn.Module] = []
         self._parameters: list[nn.Parameter] = []
         self._kinds: list[Any] = []  # Identities, data types, devices and shapes of the parameters.
@@ -292,7 +292,7 @@ class GradientReducer:
         for hook in self._hooks:
             hook.remove()
         own = weakref.ref(self)  # A parameter that held this object by its hook would never be let go.
-        self._hooks = [_hook(p, functools.partial(_tell, own, i)) for i, p in enumerate(self._parameters)]
+        self._hooks = [hook_gradient(p, functools.partial(_tell, own, i)) for i, p in enumerate(self._parameters)]
         self._trained = {id(p) for p in self._parameters if id(p) in self._trained | self._newly_trained}
         self._newly_trained.clear()
         self._index_of = {id(p): index for index, p in enumerate(self._parameters)}
@@ -508,7 +508,7 @@ def _tell_of_step(reducer: weakref.ref[GradientReducer], optimizer: Any, *argume
         own._before_step(optimizer)
 
 
-def _hook(p: nn.Parameter, function: Callable[[Tensor], None]) -> Any:
+def hook_gradient(p: nn.Parameter, function: Callable[[Tensor], None]) -> Any:
     """Let a function be called after each backward pass that adds to a gradient, also if it is frozen until then."""
     is_trainable = p.requires_grad
     hook = p.requires_grad_(True).register_post_accumulate_grad_hook(function)  # type: ignore[no-untyped-call]
@@ -517,6 +517,6 @@ def _hook(p: nn.Parameter, function: Callable[[Tensor], None]) -> Any:
 
 
 @functools.cache
-def _cpu_group(world: Any) -> Any:
+def cpu_group(world: Any) -> Any:
     """Return the process group by which the ranks agree from CPU to CPU. Call on every rank."""
     return dist.new_group(backend="gloo")

@@ -8,7 +8,7 @@ import itertools
 import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,9 @@ from helios_lite.networks.fsdp import check_hooks, explain, make_mesh, reshard, 
 from helios_lite.networks.gradient_reducer import GradientReducer
 from helios_lite.networks.meta_device import materialize
 from helios_lite.processes.world import World
+
+if TYPE_CHECKING:
+    from helios_lite.networks.gather_order import GatherOrder
 
 _MESSAGE_BYTES = 2**25
 
@@ -59,6 +62,7 @@ class ParallelStrategy:
         self._reducer: GradientReducer | None = None  # Of those that are not sharded.
         self._sharded: list[Any] = []  # Root modules; each is an FSDPModule.
         self._turns: ForwardTurns | None = None
+        self._order: GatherOrder | None = None  # Of those that are sharded.
         # By identity, all parameters that networks have, or had before they were sharded: which ones they are.
         self._owners: dict[int, tuple[weakref.ref[Tensor], str]] = {}
 
@@ -101,6 +105,11 @@ class ParallelStrategy:
         if is_sharded:
             mesh = make_mesh(self.device, self.world, is_hybrid=self._strategy == "hsdp")
             shard(net, blocks, mesh, self.device, self._precision)
+            if self._order is None:
+                from helios_lite.networks.gather_order import GatherOrder  # Here, because it imports FSDP2.
+
+                self._order = GatherOrder(self.world)
+            self._order.add(net)
             self._sharded.append(net)
             self._note_owner(net, kind)
         else:
@@ -250,7 +259,12 @@ class ParallelStrategy:
 
         Returns:
             Whether the last loss has a weight on another rank that this rank cannot know of.
+
+        Raises:
+            RuntimeError: the ranks have run different parts of sharded networks, or are at different places.
         """
+        if self._order is not None:
+            self._order.compare(optimizer)
         return self._reducer is not None and self._reducer.finish(optimizer)
 
     def skip_pass(self) -> bool:
@@ -264,8 +278,9 @@ class ParallelStrategy:
 
     def close(self) -> None:
         """Let go of the networks, whose gradients are not averaged any more."""
-        if self._reducer is not None:
-            self._reducer.close()
+        for part in (self._reducer, self._order):
+            if part is not None:
+                part.close()
 
     def end_window(self) -> None:
         """Check that all ranks end a window, before they communicate otherwise. Call on every rank."""
@@ -282,7 +297,8 @@ class ParallelStrategy:
         with contextlib.ExitStack() as stack:
             self.share_buffers()
             stack.enter_context(self.without_averages())
-            if self._sharded:
+            if self._order is not None:
+                stack.enter_context(self._order.paused())
                 stack.enter_context(self._turns_of_forward())
             yield
 

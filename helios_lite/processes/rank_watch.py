@@ -45,7 +45,8 @@ class RankFailure(NamedTuple):
             return text
         return text + (
             "; messages of different sizes end a process so, too: all ranks must call backward, optimizer_step and all "
-            "that communicates in the same order, and their networks must have buffers of the same shapes"
+            "that communicates in the same order, run the same blocks of sharded networks, and their networks must "
+            "have buffers of the same shapes"
         )
 
 

@@ -110,6 +110,66 @@ def test_ranks_may_run_different_parts_of_a_sharded_network_in_an_evaluation(res
     assert close([*first[:-1], *second, first[-1]], one.outputs)
 
 
+class Routed(nn.Module):
+    """Runs one of its parts, and one more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts, self.last = nn.ModuleList([nn.Linear(3, 3) for _ in range(2)]), nn.Linear(3, 1)
+
+    def forward(self, x: Tensor, which: int) -> Tensor:
+        y: Tensor = self.last(self.parts[which](x))
+        return y
+
+
+class RoutedByRank(Model):
+    """Each rank runs its part; without blocks the other one in the second micro-batch, so that gradients reach both."""
+
+    def __init__(self, *blocks: type[nn.Module], is_own: bool = False) -> None:
+        super().__init__("routed")
+        self.blocks, self.is_own = blocks, is_own
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.net = self.parallelize(Routed(), blocks=self.blocks)
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1)
+        self.initial = weights(self)["net"]
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        loss = self.net(batch[1], (self.global_rank + state.batch) % 2).square().mean()
+        if self.is_own:
+            loss.backward()
+            self.optimizer.step()
+        else:
+            self.backward(loss)
+            self.optimizer_step(self.optimizer)
+
+
+@scenario(ranks=2)
+def ranks_that_run_other_blocks(root: Path, world: World) -> list[str]:
+    found = []
+    for model, micro_batches in (
+        (RoutedByRank(nn.Linear), 1),
+        (RoutedByRank(nn.Linear, is_own=True), 1),
+        (RoutedByRank(), 2),
+    ):
+        with pytest.raises(RuntimeError) as error:
+            fit(model, accumulation_steps=micro_batches, valid_every_epochs=None)
+        assert same(weights(model)["net"], model.initial)
+        found.append(str(error.value))
+    return found
+
+
+def test_ranks_that_run_other_blocks_are_an_error_that_names_them_before_a_wrong_step(result: Results) -> None:
+    blocks, own, parts = result(ranks_that_run_other_blocks, ranks=2)
+    start = "optimizer_step: the ranks have run other parts of sharded networks: rank 0"
+    assert blocks == own
+    assert blocks.startswith(
+        f"{start} gathers parts.0 where rank 1 gathers parts.1. All ranks must run the same blocks"
+    )
+    averages = "averages the gradient of parts"
+    assert parts.startswith(f"{start} {averages}.0.weight where rank 1 {averages}.1.weight.")
+
+
 class Attacked(Deep):
     """Evaluates with inputs that a gradient has moved."""
 
