@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, IterableDataset, Sampler
 
 from helios_lite.arguments import choice, integer, number, optional, require, require_kind, shown
 from helios_lite.option_class import documented
+from helios_lite.processes import rng
 from helios_lite.samplers import BucketBatchSampler
 
 
@@ -128,6 +129,36 @@ class Split:
                     f"{name}={shown(value)}: is an option of workers, and num_workers=0 has none; leave it out, or set "
                     "num_workers to 1 or more"
                 )
+
+    def order(self, seed: int, epoch: int) -> list[int]:
+        """Return the indices of the samples in the order of an epoch, for a loop by hand that reads what a run reads.
+
+        Several processes share this order out: each takes every n-th index of it.
+
+        Args:
+            seed: that of the `Trainer`.
+            epoch: its number, from 0, which is `state.epoch` while it runs.
+
+        Raises:
+            TypeError: the dataset has no length.
+            ValueError: a sampler or a batch sampler draws the order.
+        """
+        if self.sampler is not None or self.batch_sampler is not None:
+            raise ValueError("Split.order: the sampler of this split draws its order")
+        indices = rng.permutation(len(self.dataset), rng.derive_seed(seed, epoch)) if self.shuffle else None
+        return list(range(len(self.dataset))) if indices is None else indices.tolist()
+
+    def sample_seed(self, seed: int, epoch: int, index: int) -> int:
+        """Return the number with which `random` and PyTorch are seeded before a sample is read, below 2**63.
+
+        NumPy is seeded with its lower 32 bits (`number & 0xFFFFFFFF`), if the program has imported it. In a dataset
+        that reads whole batches (`__getitems__`) that of the first sample counts for all.
+
+        Args:
+            seed, epoch: as for `order`.
+            index: the index of the sample in the dataset.
+        """
+        return rng.derive_seed(rng.derive_seed(seed, epoch), index)
 
     def __repr__(self) -> str:
         """Return one line: the dataset, its number of samples, and the options that differ from their defaults."""

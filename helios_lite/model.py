@@ -61,6 +61,11 @@ class Model(Hooks, abc.ABC):
     _val_scores = score_tables.Table("val_scores")
     _test_scores = score_tables.Table("test_scores")
 
+    state_attributes: Sequence[str] = ()
+    """Names of plain attributes, such as a running average, a pool of images or a hidden state, that checkpoints hold
+    too: tensors, NumPy arrays, numbers, strings, and lists, tuples, sets, dicts and deques of them. Those of rank 0 are
+    saved, and every rank gets them."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         check_is_no_module(cls)
@@ -259,7 +264,7 @@ class Model(Hooks, abc.ABC):
     # Checkpoints.
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of every stateful attribute by name, in the order of assignment.
+        """Return the state of every stateful attribute, and of those in `state_attributes`, by name.
 
         In lists, tuples, deques and dicts the names are "name.0" and "name.key", in SimpleNamespaces and dataclasses
         "name.attribute". Call on every rank; that of rank 0 is saved. What an override returns is not checked.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,22 @@ class FitResult:
     """
     monitor: str | Sequence[str] | None = None
     """The `monitor` of the trainer, whose best value is `state.best_score`."""
+    rows: list[dict[str, float]] | None = dataclasses.field(default=None, compare=False)
+    """The rows of a run without a folder; `history` reads those of others."""
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The rows of metrics of the run, of earlier starts too, oldest first, as `pandas.DataFrame(...)` takes them.
+
+        Each has "step", "epoch" and "seconds", and metrics by full name. Training rows and validations are rows of
+        their own, and so is what was logged after the last step. They are read from metrics.jsonl, where a value that
+        is not finite is None.
+        """
+        if self.rows is not None or self.run_folder is None:
+            return list(self.rows or [])
+        lines = (self.run_folder / "metrics.jsonl").read_text("utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        return [row for row in rows if row.pop("kind", "end") == "end"]  # Others are of `validate` and `test`.
 
     def __repr__(self) -> str:
         """Return one line: how the run ended, its best monitored value, and the run folder."""

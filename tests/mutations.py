@@ -56,6 +56,7 @@ DIFFERENT_HPARAMS = RESUME + "test_hparams_of_another_value_differ"
 GOING_BACK = RESUME + "test_going_back_to_the_best_sets_the_newer_checkpoints_and_their_rows_aside"
 ON_DEVICE = RESUME + "test_optimizers_count_on_the_cpu_after_a_resume_on_a_device_and_other_tensors_are_there"
 ENDS = "training/test_ends.py::"
+ATTRIBUTES = "training/test_state_attributes.py::"
 GRADIENTS = "networks/test_gradients.py::"
 REQUESTS = "training/test_requests.py::"
 MONITORED = "training/test_monitored_training.py::"
@@ -264,6 +265,55 @@ POISONED = REPLAY + "a_poisoned_sample_is_named_also_by_a_replay_of_a_later_upda
 NOT_FINITE_MODULE = REPLAY + "the_first_module_with_an_output_or_gradient_that_is_not_finite_is_named"
 
 MUTATIONS = [
+    # What users of other trainers reach for.
+    Mutation(
+        "model_internals/attributes.py",
+        'for name in getattr(owner, "state_attributes", ()):',
+        "for name in ():",
+        ATTRIBUTES + "test_they_are_after_any_cut_what_they_are_without_one",
+    ),
+    Mutation(
+        "model_internals/attributes.py",
+        "deque(value[1:], maxlen=value[0])",
+        "deque(value[1:])",
+        ATTRIBUTES + "test_they_are_after_any_cut_what_they_are_without_one",
+    ),
+    Mutation(
+        "model_internals/attributes.py",
+        "value.copy()",
+        "value",
+        ATTRIBUTES + "test_they_are_after_any_cut_what_they_are_without_one",
+    ),
+    Mutation(
+        "changes/misfits.py",
+        " and not isinstance(part, AttributeState)",
+        "",
+        ATTRIBUTES + "test_a_program_may_name_more_and_fewer_of_them_later",
+    ),
+    Mutation(
+        "state.py",
+        'row.pop("kind", "end") == "end"',
+        'row.pop("kind", None) is None',
+        "training/test_history.py::test_it_has_every_row_of_the_run_once_with_files_and_without",
+    ),
+    Mutation(
+        "training/training_log.py",
+        "self.rows.append(",
+        "print(",
+        "training/test_history.py::test_it_has_every_row_of_the_run_once_with_files_and_without",
+    ),
+    Mutation(
+        "data.py",
+        "rng.derive_seed(rng.derive_seed(seed, epoch), index)",
+        "rng.derive_seed(seed, epoch, index)",
+        "test_data.py::test_a_loop_by_hand_can_read_what_a_run_reads",
+    ),
+    Mutation(
+        "model_internals/inference.py",
+        "with rng.fork_rng(torch.device(device)):",
+        "if True:",
+        "test_model.py::test_loading_draws_no_random_numbers",
+    ),
     # Gradients of unusual programs.
     Mutation(
         "networks/precision.py",
@@ -3769,8 +3819,8 @@ MUTATIONS = [
     ),
     Mutation(
         "changes/misfits.py",
-        "for name in parts if name not in states]",
-        "for name in parts if False]",
+        "if name not in states and not isinstance(part, AttributeState)]",
+        "if False]",
         RESUME + "test_a_model_that_is_made_otherwise_does_not_resume_and_keeps_its_weights[another]",
     ),
     Mutation(

@@ -1,6 +1,10 @@
 """What a user says of the data: the options of a Split, and the DataModule."""
 
+import random
+
+import numpy
 import pytest
+import torch
 from helpers.models import Indices, Stream, Tiny, quiet
 from torch.utils.data import (
     DataLoader,
@@ -127,3 +131,37 @@ def test_an_attribute_of_a_datamodule_that_hides_a_method_is_an_error():
     module.setup = True
     with pytest.raises(AttributeError, match=r"^DataModule\.setup: .* hides the method `setup` of DataModule"):
         quiet(max_steps=1).fit(Tiny(), module)
+
+
+class Drawing(Indices):
+    """Its samples are random numbers of the three generators."""
+
+    def __getitem__(self, index):
+        drawn = [torch.rand(()).item(), random.random(), float(numpy.random.random())]
+        return index, torch.tensor(drawn, dtype=torch.float64)
+
+
+class Reading(Tiny):
+    def train_step(self, batch, state):
+        self.seen += [(state.epoch, index, drawn) for index, drawn in zip(batch[0].tolist(), batch[1], strict=True)]
+        super().train_step([batch[0], batch[1].float()], state)
+        del self.seen[-len(batch[0]) :]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_loop_by_hand_can_read_what_a_run_reads(shuffle):
+    split, model = Split(Drawing(10), batch_size=3, shuffle=shuffle), Reading()
+    quiet(max_epochs=2, seed=5).fit(model, DataModule(split))
+    assert [index for _, index, _ in model.seen] == split.order(5, 0) + split.order(5, 1)
+    assert (split.order(5, 0) == split.order(5, 1)) is not shuffle
+    for epoch, index, drawn in model.seen:
+        seed = split.sample_seed(5, epoch, index)
+        torch.manual_seed(seed)
+        random.seed(seed)
+        numpy.random.seed(seed & 0xFFFFFFFF)
+        assert torch.equal(Drawing(10)[index][1], drawn)
+
+
+def test_a_split_with_a_sampler_has_no_order_of_its_own():
+    with pytest.raises(ValueError, match=r"^Split\.order: the sampler"):
+        Split(Indices(3), batch_size=1, sampler=[0, 1]).order(0, 0)

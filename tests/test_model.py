@@ -51,8 +51,8 @@ HOOKS = {
 TOOLS = {
     "parallelize": "net, blocks=()",
     "autocast": "",
-    "backward": "loss, weight=None",
-    "optimizer_step": "optimizer, scheduler=None, clip_norm=None",
+    "backward": "loss, weight=None, retain_graph=False",
+    "optimizer_step": "optimizer, scheduler=None, clip_norm=None, closure=None",
     "log": "name, value, count=None, reduce='mean', bar=False",
     "gather": "value",
     "batch_to_device": "batch, phase",
@@ -402,6 +402,13 @@ def test_load_from_checkpoint_rebuilds_the_trained_model_from_its_hparams(model,
     assert loaded.save_name == save_name
     assert not loaded.net.training
     assert not hasattr(loaded, "optimizer")
+
+
+def test_loading_draws_no_random_numbers(tmp_path):
+    result = quiet(max_steps=1, root=tmp_path).fit(Tiny(), data())
+    before = torch.get_rng_state()
+    Tiny.load_from_checkpoint(result.last_checkpoint, save_name="tiny")
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_load_from_checkpoint_takes_arguments_that_replace_the_stored_ones(tmp_path):

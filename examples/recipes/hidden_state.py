@@ -13,6 +13,8 @@ from helios_lite import DataModule, Model, Split, Trainer
 
 
 class Carried(Model):
+    state_attributes = ("hidden",)  # Checkpoints hold it.
+
     def setup(self, fast_init=False):
         self.net = self.parallelize(nn.GRU(1, 8, batch_first=True))
         self.head = self.parallelize(nn.Linear(8, 1))
@@ -27,13 +29,6 @@ class Carried(Model):
         self.backward(loss)
         self.optimizer_step(self.optimizer)
         self.log("loss", loss)
-
-    def state_dict(self):
-        return {**super().state_dict(), "hidden": self.hidden}
-
-    def load_state_dict(self, state_dict, fast_init=False):
-        self.hidden = state_dict["hidden"]
-        super().load_state_dict({name: part for name, part in state_dict.items() if name != "hidden"}, fast_init)
 
 
 wave = torch.sin(torch.arange(160.0) / 7).reshape(4, 40, 1)  # Four sequences, in five parts of eight steps.

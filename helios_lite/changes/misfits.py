@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from helios_lite.metrics.metric_objects import is_network
+from helios_lite.model_internals.attributes import AttributeState
 
 _NUM_SHOWN = 5
 
@@ -26,7 +27,9 @@ def misfits(parts: Mapping[str, Any], states: Mapping[str, Any], *, networks_onl
     """
     if networks_only:
         parts = {name: part for name, part in parts.items() if is_network(part)}
-    found = [f"{name}: only in the model" for name in parts if name not in states]
+    # A plain attribute that the checkpoint lacks keeps what `setup` has given it.
+    new = [name for name, part in parts.items() if name not in states and not isinstance(part, AttributeState)]
+    found = [f"{name}: only in the model" for name in new]
     if not networks_only:
         found += [f"{name}: only in the checkpoint" for name in states if name not in parts]
     for name, part in parts.items():
@@ -90,7 +93,7 @@ def load_parts(owner: str, parts: Mapping[str, Any], states: Mapping[str, Any], 
     if found := misfits(parts, states, networks_only=networks_only):
         raise ValueError(f"{owner}: the model and the checkpoint do not fit: {first(found)}")
     for name, part in parts.items():
-        if is_network(part) or not networks_only:
+        if is_network(part) or (not networks_only and name in states):
             part.load_state_dict(states[name])
 
 

@@ -36,7 +36,7 @@ def epoch_order(
     if sampler is not None:
         return sample_all(sampler, epoch, seed, for_training, length)
     if shuffle:
-        return torch.randperm(length, generator=torch.Generator().manual_seed(seed))
+        return rng.permutation(length, seed)
     return range(length)
 
 

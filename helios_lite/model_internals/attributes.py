@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import sys
 from collections import UserDict, deque
 from collections.abc import Iterable, Iterator
 from types import MappingProxyType, NoneType, SimpleNamespace
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from helios_lite.metrics.metric_objects import is_network, metric_objects_in
+from helios_lite.nested import leaves
+from helios_lite.processes.devices import DeviceMover
 
 _ATOMS = frozenset(
     {type, bool, int, float, complex, str, bytes, NoneType, Tensor, nn.Parameter, torch.device, torch.dtype}
@@ -27,7 +30,7 @@ def stateful_parts(owner: object) -> Iterator[tuple[str, Any]]:
 
     In lists, tuples, deques and dicts the names are "name.0" and "name.key"; in a SimpleNamespace and in dataclasses
     "name.attribute". Other objects and sets are not entered. A part that is held twice has two names. Containers may
-    be nested to any depth, and may contain themselves.
+    be nested to any depth, and may contain themselves. Last come the plain attributes that `state_attributes` names.
     """
     stack: list[tuple[object, Iterator[tuple[str, Any]], int]] = [(owner, iter(vars(owner).items()), 0)]
     prefixes, entered, without_parts = [""], {id(owner)}, set[int]()
@@ -52,6 +55,46 @@ def stateful_parts(owner: object) -> Iterator[tuple[str, Any]]:
                 stack.append((value, children, num_parts))
                 prefixes.append(f"{prefixes[-1]}{name}.")
                 entered.add(id(value))
+    for name in getattr(owner, "state_attributes", ()):
+        if hasattr(owner, name):  # After `setup` it has.
+            yield name, AttributeState(owner, name)
+
+
+class AttributeState:
+    """A plain attribute of an object, as a part with a state.
+
+    The state is the value itself; that of a NumPy array is a tensor, and that of a deque a list.
+
+    Args:
+        owner: the object.
+        name: the name of the attribute.
+    """
+
+    def __init__(self, owner: object, name: str) -> None:
+        self._owner, self._name = owner, name
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the value, of which kind it is, and whether all its tensors are in CPU memory."""
+        value = getattr(self._owner, self._name)
+        is_array = "numpy" in sys.modules and isinstance(value, sys.modules["numpy"].ndarray)
+        kind = "array" if is_array else "deque" if type(value) is deque else ""
+        if is_array:
+            value = torch.from_numpy(value.copy())
+        elif kind == "deque":
+            value = [value.maxlen, *value]
+        is_on_cpu = all(leaf.device.type == "cpu" for _, leaf in leaves(value) if isinstance(leaf, Tensor))
+        return {"value": value, "kind": kind, "is_on_cpu": is_on_cpu}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Assign the value that `state_dict` returned."""
+        value = (
+            DeviceMover(torch.device("cpu"))(state_dict["value"]) if state_dict["is_on_cpu"] else state_dict["value"]
+        )
+        if state_dict["kind"] == "array":
+            value = value.numpy()
+        elif state_dict["kind"] == "deque":
+            value = deque(value[1:], maxlen=value[0])
+        setattr(self._owner, self._name, value)
 
 
 def named_networks(owner: object) -> dict[str, nn.Module]:

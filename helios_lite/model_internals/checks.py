@@ -36,8 +36,16 @@ def check_names(owner: object) -> list[tuple[str, Any]]:
     """Return the stateful parts of an object by name.
 
     Raises:
-        ValueError: two of them have the same name; one would replace the other in a checkpoint.
+        ValueError: two of them have the same name, of which one would replace the other in a checkpoint; or
+            `state_attributes` names an attribute that is not there.
     """
+    names = getattr(owner, "state_attributes", ())
+    if not isinstance(names, tuple | list):
+        raise TypeError(f"state_attributes={names!r}: must be a tuple of names of attributes")
+    for name in names:
+        if not hasattr(owner, name):
+            kind = type(owner).__name__
+            raise ValueError(f"state_attributes: {kind} has no attribute {name!r}; assign it in __init__ or in setup")
     parts = list(stateful_parts(owner))
     known: dict[str, Any] = {}
     for name, part in parts:

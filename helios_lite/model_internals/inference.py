@@ -16,6 +16,7 @@ from helios_lite.checkpoints.reading import evaluation_state, read_checkpoint
 from helios_lite.model_internals.attributes import named_networks
 from helios_lite.model_internals.evaluation_weights import expect_evaluation_weights
 from helios_lite.model_internals.run_context import RunContext
+from helios_lite.processes import rng
 
 logger = logging.getLogger("helios_lite")
 
@@ -43,10 +44,11 @@ def load_for_inference(cls: Any, path: Path, device: torch.device | str, overrid
             f"holds ({stored}); set self.hparams in __init__ to a dict of its arguments before you train, or pass the "
             "arguments to load_from_checkpoint"
         ) from None
-    model = cls(**arguments)
-    _set_up(model, RunContext.standalone(torch.device(device)))
-    expect_evaluation_weights(model)
-    model.load_state_dict(evaluation_state(content), fast_init=True)
+    with rng.fork_rng(torch.device(device)):  # The initial weights, which are replaced, are none of the caller's.
+        model = cls(**arguments)
+        _set_up(model, RunContext.standalone(torch.device(device)))
+        expect_evaluation_weights(model)
+        model.load_state_dict(evaluation_state(content), fast_init=True)
     model.eval()
     return model
 

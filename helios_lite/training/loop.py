@@ -511,6 +511,7 @@ class Training:
             stop_reason=reason,
             run_folder=session.folder,
             monitor=self.options.monitor,
+            rows=self.log.rows,
         )
         title = with_limits(title, self.options, *self.phases())
         if session.prints:

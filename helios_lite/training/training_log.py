@@ -51,6 +51,7 @@ class TrainingLog:
         self.end_values: dict[str, float] = {}
         self._has_end = False
         self._jsonl: JsonlLogger | None = None
+        self.rows: list[dict[str, float]] | None = [] if session.folder is None else None
         self._num_kept_rows = 0
         self._logged_step = 0
         self._row_time = Stopwatch(0.0)
@@ -262,6 +263,7 @@ class TrainingLog:
         row = self._row(values)
         if self._jsonl is not None:
             self._jsonl.log_metrics(row, self._state.step)
+        self._keep(row)
         self._loggers.log_metrics(row, self._state.step)
 
     @contextlib.contextmanager
@@ -298,6 +300,7 @@ class TrainingLog:
             row = self._row(values)
             if self._jsonl is not None:
                 self._jsonl.log_end(row, self._state.step)
+            self._keep(row)
             self._loggers.log_metrics(row, self._state.step)
 
     def report_gradients(self, optimizer: Optimizer, parameters: list[Tensor], norm: Tensor) -> None:
@@ -349,6 +352,10 @@ class TrainingLog:
     def _row(self, values: dict[str, float]) -> dict[str, float]:
         """Return a row of metrics with its epoch and time."""
         return {"epoch": self._state.epoch, "seconds": self._state.seconds, **values}
+
+    def _keep(self, row: dict[str, float]) -> None:
+        if self.rows is not None:
+            self.rows.append({"step": self._state.step, **row})
 
     def _networks(self) -> dict[str, nn.Module]:
         return named_networks(self._session.model)
