@@ -2797,6 +2797,12 @@ MUTATIONS = [
         DOCS + "test_links_lead_to_files_of_the_repository[docs/hooks.md]",
     ),
     Mutation(
+        "docs/metrics.md",
+        "it is `valid/<split>/loss`",
+        "it is valid/<split>/loss",
+        DOCS + "test_no_name_in_angle_brackets_is_hidden_as_a_tag_of_html[metrics]",
+    ),
+    Mutation(
         "docs/troubleshooting.md",
         "takes no positional",
         "takes no unnamed",

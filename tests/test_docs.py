@@ -147,6 +147,12 @@ def test_fragments_are_python(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_no_name_in_angle_brackets_is_hidden_as_a_tag_of_html(page: str) -> None:
+    text = re.sub(r"`[^`]*`", "", pages.BLOCK.sub("", PAGES[page]))
+    assert re.findall(r"<[a-zA-Z_]+>", text) == []
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_options_that_a_page_gives_to_a_trainer_or_a_split_exist(page: str) -> None:
     known = {kind.__name__: {field.name for field in dataclasses.fields(kind)} for kind in (Trainer, Split)}
     for code, _ in blocks(page, "python") + blocks(page, "py"):
