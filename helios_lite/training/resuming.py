@@ -125,9 +125,10 @@ def resume(
         if choice == "best" and not session.options.fast_dev_run:
             where = "a run without files (root=None)" if session.folder is None else session.folder
             raise FileNotFoundError(f'resume="best": {where} has no checkpoint; use "auto" to start anew')
-        if choice == "auto" and session.folder is not None and (session.folder / "metrics.jsonl").exists():
+        folder = session.folder if choice == "auto" and session.world.is_main else None
+        if folder is not None and (folder / "metrics.jsonl").exists():
             text = "%s has no checkpoint that can be read: the training begins at step 0, and replaces the rows there"
-            logger.warning(text, session.folder)
+            logger.warning(text, folder)
         return Resumed([], False)
     path, content = found
     if choice == "never":
