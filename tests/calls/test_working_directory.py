@@ -15,8 +15,9 @@ from helios_lite import DataModule, Split
 def moving(method):
     @functools.wraps(method)
     def moved(*arguments, **options):
-        os.makedirs("d", exist_ok=True)
-        os.chdir("d")
+        folder = Path.cwd() / "d"
+        folder.mkdir(exist_ok=True)
+        os.chdir(folder)
         return method(*arguments, **options)
 
     return moved
