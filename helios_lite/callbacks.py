@@ -418,12 +418,30 @@ class Profile(Callback):
         self._profiler: Any = None
         self._begun = first
 
+    def setup(self, fast_init: bool = False) -> None:
+        """Check that no other callback records the same steps or writes the same files; a ValueError names both."""
+        for each in self.trainer.callbacks:
+            if not isinstance(each, Profile) or each is self:
+                continue
+            if each._path == self._path:
+                raise ValueError(f"Profile(folder={str(self.folder)!r}): another Profile has it; give each its own")
+            if each.first <= self.last and self.first <= each.last:
+                raise ValueError(
+                    f"Profile(first={self.first}, last={self.last}): another Profile records steps {each.first} to "
+                    f"{each.last}, and there can be one at a time; give each a range of steps of its own"
+                )
+
     def on_training_batch_start(self, state: TrainingState) -> None:
-        """Start recording before the first step that is left of the range."""
+        """Start recording before the first step that is left of the range; a RuntimeError if another profiler runs."""
         step = state.step + 1
         if self._profiler is None and self.first <= step <= self.last and not self.trainer.fast_dev_run:
             from torch.profiler import profile
 
+            if torch._C._autograd._profiler_enabled():  # PyTorch would crash.
+                raise RuntimeError(
+                    f"Profile(first={self.first}, last={self.last}): another profiler is recording at step {step}, and "
+                    "there can be one at a time; give each of several a range of steps of its own"
+                )
             self._profiler, self._begun = profile(**self.options), step
             self._profiler.start()
 

@@ -210,6 +210,7 @@ JUDGED = CALLBACKS + "test_the_best_checkpoint_gives_the_average_that_was_valida
 AVERAGE_OF_SHARDS = (
     NETWORKS + "test_an_average_of_a_sharded_network_is_that_of_its_full_weights_and_resumes_with_the_same_bits"
 )
+PROFILES = CALLBACKS + "test_two_profiles_of_the_same_steps_are_an_error_that_names_them"
 DOCS = "test_docs.py::"
 SITE = "test_site.py::"
 SCHEDULES = "test_schedules.py::"
@@ -1410,6 +1411,15 @@ MUTATIONS = [
         "pass",
         "test_data.py::test_a_bad_option_of_a_split_is_an_error_that_names_it",
     ),
+    # A quick check of a finished run; several profiles.
+    Mutation(
+        "loading/planned_steps.py",
+        "return max(least, min(limits))",
+        "return min(limits)",
+        TRAINING + "test_fast_dev_run_does_the_next_step_of_any_checkpoint",
+    ),
+    Mutation("callbacks.py", "if each._path == self._path:", "if False:", PROFILES),
+    Mutation("callbacks.py", "if each.first <= self.last and", "if False and", PROFILES),
     # Memory maps.
     Mutation("processes/launch.py", "TASK_FILE, memory_maps, protocol)", "TASK_FILE, pickle, protocol)", MAPS_SENT),
     Mutation("processes/memory_maps.py", "_reduced(value) if type(value) is", "NotImplemented if type(value) is", MAPS),

@@ -271,6 +271,22 @@ def test_a_profile_that_ends_before_it_begins_is_an_error(tmp_path: Path) -> Non
         Profile(tmp_path, first=3, last=2)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_two_profiles_of_the_same_steps_are_an_error_that_names_them(tmp_path: Path) -> None:
+    several = [Profile(tmp_path / "a", first=1, last=2), Profile(tmp_path / "b", first=3, last=4)]
+    quiet(max_steps=3, callbacks=several).fit(Tiny(), data())
+    assert [steps_in(path) for path in sorted(tmp_path.glob("*/trace_0.json"))] == [2, 1]
+    with pytest.raises(ValueError, match=r"^Profile\(folder=.*/a'\): another Profile has it"):
+        quiet(max_steps=2, callbacks=[several[0], Profile(tmp_path / "a", 5, 6)]).fit(Tiny(), data())
+    with pytest.raises(ValueError, match=r"^Profile\(first=2, last=3\): another Profile records steps 3 to 4"):
+        quiet(max_steps=2, callbacks=[Profile(tmp_path, first=2, last=3), several[1]]).fit(Tiny(), data())
+    with (
+        torch.profiler.profile(),
+        pytest.raises(RuntimeError, match=r"^Profile\(first=1, last=2\): another profiler is recording at step 1"),
+    ):
+        quiet(max_steps=2, callbacks=several).fit(Tiny(), data())
+
+
 def test_a_callback_that_setup_of_the_model_adds_is_called() -> None:
     class Noted(Callback):
         steps = 0

@@ -66,7 +66,9 @@ class PlannedSteps:
                 "num_training_steps: is not known, because the train split has no length; set max_steps or "
                 "steps_per_epoch"
             )
-        return min(limits)
+        # A quick check of a checkpoint does its next step, though the training has ended there.
+        least = 0 if self._saved is None or not options.fast_dev_run else self._saved["state"]["step"] + 1
+        return max(least, min(limits))
 
     def known_total(self) -> int | None:
         """Return the planned number of steps, None if it cannot be known."""

@@ -196,14 +196,21 @@ def test_fast_dev_run_uses_one_batch_of_everything_and_writes_nothing(tmp_path: 
 
 
 class ToldOfTheEnd(Tiny):
+    """Has a schedule that cannot be stepped beyond the planned end."""
+
     validated_before_the_end: list[int]
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup(fast_init)
+        total_steps = self.num_training_steps
+        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, 0.01, total_steps=total_steps)
 
     def on_training_end(self) -> None:
         self.validated_before_the_end = self.validated.copy()
 
 
 def test_fast_dev_run_does_the_next_step_of_any_checkpoint(tmp_path: Path) -> None:
-    whole = Tiny()
+    whole = ToldOfTheEnd()
     options = {"max_epochs": 2, "save_every_steps": 1, "keep_last": -1, "valid_every_steps": 2}
     quiet(root=tmp_path, **options).fit(whole, data())
     before = sorted(tmp_path.rglob("*"))
