@@ -232,8 +232,9 @@ class EMA(Callback):
         means = {id(mine): mean for mine, mean in self._pairs()}
         shared = {}
         for name, net in named_networks(self.model).items():
-            tensors = net.state_dict(keep_vars=True) if name != self.name else {}
-            shared[name] = {key: means[id(tensor)] for key, tensor in tensors.items() if id(tensor) in means}
+            tensors = [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]
+            saved = net.state_dict() if name != self.name else {}
+            shared[name] = {key: means[id(each)] for key, each in tensors if key in saved and id(each) in means}
         return {name: tensors for name, tensors in shared.items() if tensors}
 
     def _pairs(self) -> list[tuple[Tensor, Tensor]]:

@@ -1383,7 +1383,7 @@ MUTATIONS = [
     ),
     Mutation(
         "loading/loaders.py",
-        "        source.__post_init__()  # Its",
+        "        Split.__post_init__(source)  # Its",
         "        pass  # Its",
         LOADERS + "test_a_wrong_value_that_is_assigned_to_a_split_is_the_error_of_split",
     ),

@@ -574,6 +574,18 @@ class TwoSided(torch.optim.SGD):
         self.is_eval = False
 
 
+class Part(nn.Linear):
+    """Has a buffer that no checkpoint holds, and a way of its own to make its state."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.register_buffer("scale", torch.ones(1), persistent=False)
+
+    def state_dict(self, *, keep_vars: bool = False, **options: Any) -> Any:
+        assert not keep_vars
+        return super().state_dict(**options)
+
+
 class Sharing(Noting):
     """Two networks and a part of both, which is a network too; fails where it is told to."""
 
@@ -582,7 +594,7 @@ class Sharing(Noting):
         self.order, self.fails_in = order.split(), fails_in
 
     def setup(self, fast_init: bool = False) -> None:
-        part = nn.Linear(3, 8)
+        part = Part(3, 8)
         made = {
             "part": part,
             "net": nn.Sequential(part, nn.Linear(8, 1)),

@@ -52,7 +52,7 @@ def make_loader(
     check_split(source, phase)
     if isinstance(source, Split):
         source = copy.copy(source)
-        source.__post_init__()  # Its attributes may have been assigned.
+        Split.__post_init__(source)  # Its options may have been assigned; a subclass makes them once only.
         batch_size = batch_size_of(source, phase, world, window)
         if isinstance(source.dataset, IterableDataset):
             return IterableLoader(source, stock_loader(source, batch_size), phase, seed, world, limit, count)

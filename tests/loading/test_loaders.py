@@ -1336,6 +1336,16 @@ def test_every_option_of_a_split_may_be_assigned_between_epochs():
             assert found != plain(first.epoch(1).batches)
 
 
+class Half(Split):
+    def __post_init__(self):
+        super().__post_init__()
+        self.dataset = Subset(self.dataset, range(len(self.dataset) // 2))
+
+
+def test_what_a_split_of_a_class_of_its_own_has_made_is_made_once():
+    assert order(Half(Indices(8), 2)) == [0, 1, 2, 3]
+
+
 def test_a_wrong_value_that_is_assigned_to_a_split_is_the_error_of_split():
     wrong = {
         "batch_size": 0,
