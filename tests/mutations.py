@@ -47,7 +47,7 @@ class Mutation:
 
 
 RESUME = "training/test_resume.py::"
-ANY_CUT = RESUME + "test_a_run_cut_after_any_update_ends_like_one_that_was_not"
+ANY_CUT = RESUME + "test_a_run_cut_after_any_step_ends_like_one_that_was_not"
 BEST_METRICS = RESUME + "test_the_metrics_of_the_best_validation_survive_a_resume"
 WORKERS = RESUME + "test_the_number_of_workers_may_change_at_a_resume"
 OTHER_HPARAMS = RESUME + "test_a_model_with_other_hparams_does_not_become_the_one_in_the_run_folder"
@@ -85,7 +85,7 @@ STAYS_GONE = DATA + "test_what_is_gone_stays_gone_when_the_epoch_is_stopped_agai
 LETTERS = DATA + "test_an_order_that_is_not_of_integers_is_compared_by_the_class_of_its_sampler_only"
 OTHER_KIND = DATA + "test_a_split_of_another_kind_waits_for_the_end_of_the_epoch_where_positions_would_differ"
 PASS_IS_NAMED = DATA + "test_of_passes_the_pass_is_named"
-NO_MORE_PASSES = DATA + "test_epochs_of_updates_that_are_not_wanted_any_more_end_first"
+NO_MORE_PASSES = DATA + "test_epochs_of_steps_that_are_not_wanted_any_more_end_first"
 SITUATIONS = "networks/test_situations.py::"
 LIMITS = "loading/test_limits.py::"
 FIRST_BATCHES = LIMITS + "test_a_limited_epoch_has_the_first_batches"
@@ -110,7 +110,7 @@ MAPS_SENT = "processes/test_launch.py::test_a_caller_reads_from_the_model_what_i
 FEWER = LOADERS + "test_an_epoch_that_gives_fewer_batches_than_its_plan_is_an_error_that_says_how_many"
 TRAINING = "training/test_loop.py::"
 LEARNING_RATES = "metrics/test_learning_rates.py::"
-RATES = LEARNING_RATES + "test_a_row_has_the_rate_that_its_update_used"
+RATES = LEARNING_RATES + "test_a_row_has_the_rate_that_its_step_used"
 ROWS = TRAINING + "test_rows_are_written_at_log_points_validations_and_epoch_ends"
 UNKNOWN_END = LEARNING_RATES + "test_a_custom_loader_whose_end_is_not_known_has_the_same_rows"
 RESUMED_TIMES = TRAINING + "test_the_times_of_a_resumed_row_and_epoch_have_what_was_done_before"
@@ -123,7 +123,7 @@ BAR_METRICS = CONSOLE + "test_in_a_terminal_the_bar_shows_the_metrics_that_ask_f
 RUNNING_LOSSES = "networks/test_distributed.py::test_running_losses_are_those_of_one_process_with_the_double_batch"
 INTERRUPTS = "training/test_interrupts.py::"
 AN_EXCEPTION = INTERRUPTS + "test_an_exception_ends_a_program_with_loading_processes_at_once"
-A_SIGNAL = INTERRUPTS + "test_a_signal_finishes_the_update_saves_tears_down_and_ends"
+A_SIGNAL = INTERRUPTS + "test_a_signal_finishes_the_step_saves_tears_down_and_ends"
 PASS_OVER = INTERRUPTS + "test_fit_and_test_pass_over_a_bad_file_with_a_warning_that_names_it"
 NOT_REPLACED = INTERRUPTS + "test_a_checkpoint_of_a_newer_format_is_not_passed_over_or_replaced"
 PASSES = "loading/test_passes.py::"
@@ -133,8 +133,8 @@ SERVER_DIES = LAUNCH + "test_the_death_of_the_fork_server_changes_nothing"
 SERVER = "processes/test_forkserver.py::"
 WINDOWS = "training/test_windows.py::"
 LEFT_OUT = WINDOWS + "test_a_window_whose_last_batch_does_not_step_is_dropped"
-MIXED = WINDOWS + "test_losses_with_a_weight_and_without_are_an_error_in_an_update_of_several_batches"
-NO_ITEMS = WINDOWS + "test_a_loss_over_no_items_counts_nothing_and_a_window_of_them_is_no_update"
+MIXED = WINDOWS + "test_losses_with_a_weight_and_without_are_an_error_in_a_step_of_several_batches"
+NO_ITEMS = WINDOWS + "test_a_loss_over_no_items_counts_nothing_and_a_window_of_them_is_no_step"
 LEAVES = "calls/test_leaves_nothing_behind.py::"
 LEAVES_SUCCESS = LEAVES + "test_nothing_is_left_after_success"
 LEAVES_ENDED = LEAVES + "test_nothing_is_left_after_an_exception_in_any_hook"
@@ -172,9 +172,7 @@ TOO_LONG = "display/test_lines.py::test_a_line_that_is_too_long_loses_its_last_m
 MISTAKES = "training/test_likely_mistakes.py::"
 CLUSTERS = "processes/test_clusters.py::"
 ANY_CALL = CLUSTERS + "test_sigusr1_outside_of_the_training_does_nothing_in_any_call"
-LAUNCHED_REPLAY = (
-    "calls/test_replay.py::test_launched_processes_replay_an_update_or_its_cause_and_their_weights_come_back"
-)
+LAUNCHED_REPLAY = "calls/test_replay.py::test_launched_processes_replay_a_step_or_its_cause_and_their_weights_come_back"
 HANGS = "processes/test_hangs.py::"
 DIFF = "tools/test_diff.py::test_a_planted_difference_is_named"
 SHARDED = "checkpoints/test_sharded.py::"
@@ -201,7 +199,7 @@ MARKED = NETWORKS + "test_attributes_of_parameters_are_kept_and_hooks_that_would
 PRECISION = "networks/test_precision.py::"
 TWO_OPTIMIZERS = PRECISION + "test_fp16_with_two_optimizers_under_accumulation_is_the_loop_by_hand"
 NORMS = PRECISION + "test_norms_are_those_of_a_loop_by_hand"
-NOT_FINITE = PRECISION + "test_an_update_whose_gradients_are_not_finite_is_left_out_and_counted"
+NOT_FINITE = PRECISION + "test_a_step_whose_gradients_are_not_finite_is_left_out_and_counted"
 COMPLETENESS = "model_internals/test_checks.py::"
 CALLBACKS = "test_callbacks.py::"
 AVERAGE = CALLBACKS + "test_validations_and_tests_use_the_average_and_training_does_not_notice"
@@ -217,7 +215,7 @@ SCHEDULES = "test_schedules.py::"
 SAMPLERS = "test_samplers.py::"
 LITTLE_PADDING = SAMPLERS + "test_little_is_padded_and_batches_have_other_samples_in_every_epoch"
 ANY_RANKS = SAMPLERS + "test_any_number_of_ranks_goes_on_from_any_position_with_every_index_once"
-FORMULA = SCHEDULES + "test_every_update_has_the_learning_rate_of_the_formula_in_every_group"
+FORMULA = SCHEDULES + "test_every_step_has_the_learning_rate_of_the_formula_in_every_group"
 PLAIN_SCHEDULER = SCHEDULES + "test_a_scheduler_holds_plain_data_and_can_be_copied_and_sent"
 LOGGERS = "test_loggers.py::"
 COMMAND = "tools/test_command.py::"
@@ -249,20 +247,20 @@ NAMED_BATCH = AUDIT + "what_differs_first_is_named"
 NOT_JUDGED = AUDIT + "a_program_that_hangs_or_fails_is_not_judged_and_the_reason_is_given"
 TOO_SLOW = AUDIT + "a_training_that_is_too_slow_for_one_relation_breaks_none"
 SHARED_TRIALS = AUDIT + "relations_that_look_at_the_same_training_share_it"
-NO_DOUBT = AUDIT + "a_training_ends_before_its_last_update_only_where_there_is_no_doubt"
+NO_DOUBT = AUDIT + "a_training_ends_before_its_last_step_only_where_there_is_no_doubt"
 LEARNED = AUDIT + "a_training_that_only_has_to_learn_ends_when_it_has"
 RIGHT = AUDIT + "nothing_breaks_in_a_right_program_and_few_relations_are_left_out"
 REPLAY = "calls/test_replay.py::test_"
-REPLAYED = REPLAY + "an_update_of_a_resumed_run_is_computed_again_bit_for_bit_and_no_file_changes"
+REPLAYED = REPLAY + "a_step_of_a_resumed_run_is_computed_again_bit_for_bit_and_no_file_changes"
 REPLAYED_AGAIN = REPLAY + "the_model_can_be_replayed_again_and_trained_afterwards"
 REPLAYED_NORMS = REPLAY + "norms_rates_and_values_are_those_that_the_run_logs"
 NESTED = "test_nested.py"
 REPLAYED_STREAM = REPLAY + "a_stream_and_epochs_of_some_steps_are_replayed_too"
 TAP = "model_internals/test_step_tap.py::test_"
 TAPPED = TAP + "a_tapped_training_has_the_bits_of_another_and_all_its_calls_are_seen"
-PROBED = TAP + "a_probe_gives_losses_and_gradients_and_updates_and_logs_nothing"
+PROBED = TAP + "a_probe_gives_losses_and_gradients_and_steps_and_logs_nothing"
 UNTAPPED = TAP + "a_tap_leaves_nothing_behind"
-POISONED = REPLAY + "a_poisoned_sample_is_named_also_by_a_replay_of_a_later_update"
+POISONED = REPLAY + "a_poisoned_sample_is_named_also_by_a_replay_of_a_later_step"
 NOT_FINITE_MODULE = REPLAY + "the_first_module_with_an_output_or_gradient_that_is_not_finite_is_named"
 
 MUTATIONS = [
@@ -760,7 +758,7 @@ MUTATIONS = [
         "callbacks.py",
         "if self._step == 0:",
         "if False:",
-        CALLBACKS + "test_before_the_first_update_the_weights_are_validated",
+        CALLBACKS + "test_before_the_first_step_the_weights_are_validated",
     ),
     Mutation(
         "callbacks.py",
@@ -1030,13 +1028,13 @@ MUTATIONS = [
         "loading/train_data.py",
         'state_dict["pass_samples"], state_dict["epoch_updates"]',
         "0, state_dict['epoch_updates']",
-        PASSES + "test_a_run_cut_after_any_update_ends_like_one_that_was_not",
+        PASSES + "test_a_run_cut_after_any_step_ends_like_one_that_was_not",
     ),
     Mutation(
         "loading/train_data.py",
         'rng.fork_rng(torch.device("cpu")) if is_inside else contextlib.nullcontext()',
         "contextlib.nullcontext()",
-        PASSES + "test_a_run_cut_after_any_update_ends_like_one_that_was_not",
+        PASSES + "test_a_run_cut_after_any_step_ends_like_one_that_was_not",
     ),
     Mutation(
         "loading/train_data.py",
@@ -1048,7 +1046,7 @@ MUTATIONS = [
         "loading/train_data.py",
         "steps - 1, self._passes.steps_per_epoch",
         "window_start, self._passes.steps_per_epoch",
-        PASSES + "test_a_fraction_of_such_an_epoch_is_one_of_its_updates",
+        PASSES + "test_a_fraction_of_such_an_epoch_is_one_of_its_steps",
     ),
     Mutation(
         "training/loop.py",
@@ -1203,7 +1201,7 @@ MUTATIONS = [
         "processes/signals.py",
         "self.save_requested = self.is_pending = True",
         "pass",
-        CLUSTERS + "test_sigusr1_saves_after_the_update_and_the_training_goes_on",
+        CLUSTERS + "test_sigusr1_saves_after_the_step_and_the_training_goes_on",
     ),
     Mutation(
         "training/stopping.py",
@@ -1653,7 +1651,7 @@ MUTATIONS = [
         "loading/workers.py",
         "if phase == signals.OUTSIDE:",
         "if True:",
-        INTERRUPTS + "test_sigterm_to_the_whole_group_finishes_the_update_with_loading_processes",
+        INTERRUPTS + "test_sigterm_to_the_whole_group_finishes_the_step_with_loading_processes",
     ),
     Mutation(
         "loading/workers.py",
@@ -1693,7 +1691,7 @@ MUTATIONS = [
 """,
         """            self.log.expect_row()
 """,
-        LEARNING_RATES + "test_the_rate_is_read_in_updates_of_logging_steps_only",
+        LEARNING_RATES + "test_the_rate_is_read_in_steps_of_logging_steps_only",
     ),
     Mutation(
         "training/training_log.py",
@@ -2442,7 +2440,7 @@ MUTATIONS = [
         "networks/precision.py",
         "if self._before != _fingerprints(self._trained) or not any(map(_has_gradients, self._trained)):",
         "if False:",
-        WINDOWS + "test_a_model_with_an_optimizer_of_its_own_makes_updates",
+        WINDOWS + "test_a_model_with_an_optimizer_of_its_own_makes_steps",
     ),
     Mutation(
         "training/training_log.py",
@@ -2561,7 +2559,7 @@ MUTATIONS = [
         "training/loop.py",
         "should_log = should_log and is_last",
         "pass",
-        PRECISION + "test_limits_and_log_points_count_the_updates_that_took_place",
+        PRECISION + "test_limits_and_log_points_count_the_steps_that_took_place",
     ),
     Mutation(
         "networks/precision.py",
@@ -2591,20 +2589,20 @@ MUTATIONS = [
         "networks/precision.py",
         "        if has_skipped:\n            self.last_loss = None\n",
         "",
-        PRECISION + "test_the_loss_of_an_update_that_fp16_skips_is_not_judged",
+        PRECISION + "test_the_loss_of_a_step_that_fp16_skips_is_not_judged",
     ),
     # What no checkpoint would hold.
     Mutation(
         "model_internals/checks.py",
         "if id(p) not in held and",
         "if False and",
-        COMPLETENESS + "test_a_trained_tensor_that_no_checkpoint_holds_is_named_before_the_first_update",
+        COMPLETENESS + "test_a_trained_tensor_that_no_checkpoint_holds_is_named_before_the_first_step",
     ),
     Mutation(
         "model_internals/checks.py",
         "names = module._buffers.keys() - module._non_persistent_buffers_set",
         "names = module._buffers.keys()",
-        COMPLETENESS + "test_a_trained_tensor_that_no_checkpoint_holds_is_named_before_the_first_update",
+        COMPLETENESS + "test_a_trained_tensor_that_no_checkpoint_holds_is_named_before_the_first_step",
     ),
     Mutation(
         "model_internals/checks.py",
@@ -2616,7 +2614,7 @@ MUTATIONS = [
         "model_internals/checks.py",
         "pending.extend((path, item, True) for item in value)",
         "pass",
-        COMPLETENESS + "test_a_part_where_checkpoints_do_not_look_is_named_before_the_first_update",
+        COMPLETENESS + "test_a_part_where_checkpoints_do_not_look_is_named_before_the_first_step",
     ),
     Mutation(
         "model_internals/checks.py",
@@ -2628,7 +2626,7 @@ MUTATIONS = [
         "training/loop.py",
         "self.session.check_checkpoint_holds_all()",
         "pass",
-        COMPLETENESS + "test_a_group_that_a_hook_adds_is_checked_before_its_first_update",
+        COMPLETENESS + "test_a_group_that_a_hook_adds_is_checked_before_its_first_step",
     ),
     Mutation(
         "training/checkpointer.py",
@@ -2662,7 +2660,7 @@ MUTATIONS = [
         "callbacks.py",
         "if state.step >= self.last:",
         "if state.step > self.last:",
-        CALLBACKS + "test_a_profile_has_the_updates_asked_for",
+        CALLBACKS + "test_a_profile_has_the_steps_asked_for",
     ),
     # Logs and loggers.
     Mutation("metrics/rows.py", '(kind == "end" and keep_end)', 'kind == "end"', GOES_ON),
@@ -3200,13 +3198,13 @@ MUTATIONS = [
         "training/loop.py",
         "            if is_between and self.session.world.size == 1 and self.state.batch > self.start_batch:",
         "            if False:",
-        ENDS + "test_a_sample_that_cannot_be_read_loses_no_update",
+        ENDS + "test_a_sample_that_cannot_be_read_loses_no_step",
     ),
     Mutation(
         "training/loop.py",
         "            if is_between and self.session.world.size == 1 and self.state.batch > self.start_batch:",
         "            if True:",
-        ENDS + "test_what_an_error_inside_of_an_update_leaves_behind_is_not_saved",
+        ENDS + "test_what_an_error_inside_of_a_step_leaves_behind_is_not_saved",
     ),
     Mutation(
         "training/loop.py",
@@ -3218,7 +3216,7 @@ MUTATIONS = [
         "training/loop.py",
         "        self.session.hooks.report_exception(error)  # Averaged weights are put back.\n",
         "",
-        ENDS + "test_an_error_in_a_validation_loses_no_update_and_the_validation_is_done_again",
+        ENDS + "test_an_error_in_a_validation_loses_no_step_and_the_validation_is_done_again",
     ),
     Mutation(
         "training/hook_dispatch.py",
@@ -3230,13 +3228,13 @@ MUTATIONS = [
         "training/loop.py",
         "        self.checkpointer.restore_rng()\n        self.validate(ends_epoch=False)",
         "        self.validate(ends_epoch=False)",
-        ENDS + "test_an_error_in_a_validation_loses_no_update_and_the_validation_is_done_again",
+        ENDS + "test_an_error_in_a_validation_loses_no_step_and_the_validation_is_done_again",
     ),
     Mutation(
         "training/loop.py",
         "            self.monitor.begin(ends_epoch=ends_epoch)\n",
         "",
-        ENDS + "test_an_error_in_a_validation_loses_no_update_and_the_validation_is_done_again",
+        ENDS + "test_an_error_in_a_validation_loses_no_step_and_the_validation_is_done_again",
     ),
     Mutation(
         "training/loop.py",
@@ -3285,13 +3283,13 @@ MUTATIONS = [
         "training/loop.py",
         "                        next_check = step  # It counts on a step per window.\n",
         "",
-        PRECISION + "test_parts_of_an_epoch_are_counted_in_batches_also_where_updates_are_left_out",
+        PRECISION + "test_parts_of_an_epoch_are_counted_in_batches_also_where_steps_are_left_out",
     ),
     Mutation(
         "training/loop.py",
         "self.train_data.batches_per_position))",
         "1))",
-        PRECISION + "test_parts_of_an_epoch_are_counted_in_batches_also_where_updates_are_left_out",
+        PRECISION + "test_parts_of_an_epoch_are_counted_in_batches_also_where_steps_are_left_out",
     ),
     Mutation(
         "metrics/score_tables.py",
@@ -4083,7 +4081,7 @@ MUTATIONS = [
         "planning/schedule_reading.py",
         "formulas = [_formula(each) for each in scheduler._schedulers]",
         "formulas = [None for each in scheduler._schedulers] * 0 or [None]",
-        READING + "test_the_highest_rate_of_a_long_schedule_is_found_and_reading_takes_no_step_per_update",
+        READING + "test_the_highest_rate_of_a_long_schedule_is_found_and_reading_takes_nothing_per_step",
     ),
     Mutation(
         "planning/schedule_reading.py",
@@ -4352,7 +4350,7 @@ MUTATIONS = [
         "loading/batches.py",
         "return total // (world.size * window)",
         "return total // world.size",
-        GLOBAL + "test_an_update_has_as_many_samples_whatever_shares_them",
+        GLOBAL + "test_a_step_has_as_many_samples_whatever_shares_them",
     ),
     Mutation(
         "loading/batches.py",
@@ -4376,13 +4374,13 @@ MUTATIONS = [
         "loading/iterable_loader.py",
         "        batch_size=batch_size,\n",
         "        batch_size=split.batch_size,\n",
-        GLOBAL + "test_a_stream_gives_each_process_its_part_of_an_update",
+        GLOBAL + "test_a_stream_gives_each_process_its_part_of_a_step",
     ),
     Mutation(
         "loading/train_data.py",
         "*order, self._count, self._window)",
         "*order, self._count)",
-        GLOBAL + "test_an_update_has_as_many_samples_whatever_shares_them",
+        GLOBAL + "test_a_step_has_as_many_samples_whatever_shares_them",
     ),
     Mutation(
         "loading/split_loader.py",
@@ -4394,7 +4392,7 @@ MUTATIONS = [
         "tools/diff.py",
         "batch_size = total // max(1, processes * window)",
         "batch_size = total",
-        "tools/test_diff.py::test_the_samples_of_an_update_are_told_of_a_global_batch_size_too",
+        "tools/test_diff.py::test_the_samples_of_a_step_are_told_of_a_global_batch_size_too",
     ),
     Mutation(
         "data.py",

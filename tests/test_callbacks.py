@@ -101,7 +101,7 @@ def test_the_best_checkpoint_gives_the_average_that_was_validated(tmp_path: Path
         assert metrics["test/loss"] == result.best_metrics["valid/loss"]
 
 
-def test_before_the_first_update_the_weights_are_validated(tmp_path: Path) -> None:
+def test_before_the_first_step_the_weights_are_validated(tmp_path: Path) -> None:
     """Such as those of a checkpoint that has no average; the average itself begins with a copy of what `setup` made."""
     result = quiet(root=tmp_path, max_epochs=1).fit(Tiny(), data())
     model = Noting()
@@ -225,7 +225,7 @@ def test_memory_is_that_of_the_process() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_profile_has_the_updates_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_profile_has_the_steps_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
     for last in (2, 4):
         monkeypatch.chdir(tmp_path)

@@ -604,7 +604,7 @@ def test_clipping_is_that_of_torch_by_argument_or_else_by_option(argument, optio
     assert_same_weights(model.net, net, tolerance=0)
 
 
-def test_ten_batches_at_accumulation_four_make_three_updates_and_scheduler_steps():
+def test_ten_batches_at_accumulation_four_make_three_steps_and_scheduler_steps():
     model = Regression()
     result = fit(model, Split(regression_data(20), batch_size=2), accumulation_steps=4)
     assert model.changed == [False, False, False, True, False, False, False, True, False, True]
@@ -648,9 +648,9 @@ def token_data(samples=7, length=6):
     return TensorDataset(x, x.sum(-1, keepdim=True).sin(), torch.arange(length) < lengths)
 
 
-def train_by_hand(net, data, samples_per_update):
+def train_by_hand(net, data, samples_per_step):
     """One epoch in which every step is the mean over all tokens of its samples."""
-    parts = zip(*(tensor.split(samples_per_update) for tensor in data.tensors), strict=True)
+    parts = zip(*(tensor.split(samples_per_step) for tensor in data.tensors), strict=True)
     for x, y, mask in parts:
         gradients = torch.autograd.grad(F.mse_loss(net(x)[mask], y[mask]), list(net.parameters()))
         with torch.no_grad():
@@ -663,7 +663,7 @@ def train_by_hand(net, data, samples_per_update):
 @pytest.mark.parametrize(
     "weigh", [float, int, torch.Tensor.float, torch.Tensor.clone], ids=["float", "int", "float-tensor", "int-tensor"]
 )
-def test_a_weighted_update_is_the_weighted_mean_over_the_window(weigh, window):
+def test_a_weighted_step_is_the_weighted_mean_over_the_window(weigh, window):
     data = token_data()
     model = Tokens(weigh)
     fit(model, Split(data, batch_size=2), accumulation_steps=window)

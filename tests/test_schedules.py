@@ -79,14 +79,14 @@ SCHEDULES: dict[str, tuple[Callable[..., LambdaLR], Callable[[int, int], float]]
 
 @pytest.mark.parametrize("warmup", [0, 1, WARMUP])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_every_update_has_the_learning_rate_of_the_formula_in_every_group(name: str, warmup: int) -> None:
+def test_every_step_has_the_learning_rate_of_the_formula_in_every_group(name: str, warmup: int) -> None:
     make, formula = SCHEDULES[name]
     found = used(lambda o: make(o, warmup), TOTAL + 5, 1.0, 0.25)
     expected = [[formula(n, warmup), 0.25 * formula(n, warmup)] for n in range(TOTAL + 5)]
     assert found == [pytest.approx(rates, rel=1e-12) for rates in expected]
 
 
-def test_ends_are_exact_and_no_update_is_lost_to_a_rate_of_zero() -> None:
+def test_ends_are_exact_and_no_step_is_lost_to_a_rate_of_zero() -> None:
     falling: list[Callable[..., LambdaLR]] = [
         lambda o: schedules.cosine(o, WARMUP, TOTAL),
         lambda o: schedules.linear(o, WARMUP, TOTAL),

@@ -27,7 +27,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("step", [1, 6, 7, 8, 11, 26, 48])
-def test_an_update_of_a_resumed_run_is_computed_again_bit_for_bit_and_no_file_changes(step: int, run: Path) -> None:
+def test_a_step_of_a_resumed_run_is_computed_again_bit_for_bit_and_no_file_changes(step: int, run: Path) -> None:
     before = files(run)
     model = Dropped()
     replayed = trainer(run).replay(model, data(num_workers=step % 2 * 2), step)
@@ -68,7 +68,7 @@ def test_norms_rates_and_values_are_those_that_the_run_logs(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("poisoned", [0, 13, 43])
-def test_a_poisoned_sample_is_named_also_by_a_replay_of_a_later_update(poisoned: int, tmp_path: Path) -> None:
+def test_a_poisoned_sample_is_named_also_by_a_replay_of_a_later_step(poisoned: int, tmp_path: Path) -> None:
     with pytest.raises(
         FloatingPointError,
         match=r"finite at step \d; Trainer.replay\(model, datamodule, step=\d\), or helios-lite replay",
@@ -87,7 +87,7 @@ def test_a_poisoned_sample_is_named_also_by_a_replay_of_a_later_update(poisoned:
         )
 
 
-def test_launched_processes_replay_an_update_or_its_cause_and_their_weights_come_back(tmp_path: Path) -> None:
+def test_launched_processes_replay_a_step_or_its_cause_and_their_weights_come_back(tmp_path: Path) -> None:
     trained, replaying = Dropped(), Dropped()
     run = trainer(tmp_path, devices=2, max_steps=3)
     run.fit(trained, data())
@@ -188,7 +188,7 @@ def test_what_cannot_be_replayed_is_said(run: Path, tmp_path: Path) -> None:
             trainer(run).replay(Dropped(), data(), step)  # type: ignore[arg-type]
 
 
-def test_the_command_shows_an_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+def test_the_command_shows_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.toml").write_text(
         '[trainer]\nmax_steps = 4\nlog_level = "quiet"\n'

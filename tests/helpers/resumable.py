@@ -65,14 +65,14 @@ class Rich(Model):
                 torch.optim.AdamW(self.nets[0].parameters(), lr=0.01),
                 torch.optim.SGD(self.nets[1].parameters(), lr=0.01, momentum=0.9),
             ]
-            self.per_update = torch.optim.lr_scheduler.OneCycleLR(self.optimizers[0], 0.02, total_steps=1000)
+            self.per_step = torch.optim.lr_scheduler.OneCycleLR(self.optimizers[0], 0.02, total_steps=1000)
             self.per_epoch = torch.optim.lr_scheduler.StepLR(self.optimizers[1], 1, 0.8)
 
     def train_step(self, batch: Any, state: Any) -> None:
         index, x = batch
         loss = (self.nets[0](x) - 1).square().mean()
         self.backward(loss)
-        if self.optimizer_step(self.optimizers[0], self.per_update, clip_norm=1.0) and not self.sharded:
+        if self.optimizer_step(self.optimizers[0], self.per_step, clip_norm=1.0) and not self.sharded:
             self.average.update_parameters(self.nets[0])
         other = (self.nets[1](x) - self.nets[0](x).detach()).square().mean()
         self.backward(other)

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from helios_lite import DataModule, Model, Split
 from helios_lite.callbacks import EMA
 
-PER_UPDATE, LENGTH = 12, 30  # The last batch of an epoch has half the samples.
+PER_STEP, LENGTH = 12, 30  # The last batch of an epoch has half the samples.
 
 
 class Samples(Dataset):
@@ -1020,5 +1020,5 @@ def _below(base: type[Situation]) -> Iterator[type[Any]]:
 
 
 def samples(processes: int, accumulation_steps: int = 1, *, validates: bool = True) -> DataModule:
-    split = Split(Samples(), PER_UPDATE // processes // accumulation_steps, shuffle=True)
+    split = Split(Samples(), PER_STEP // processes // accumulation_steps, shuffle=True)
     return DataModule(split, Split(Samples(), 6 // processes) if validates else None)

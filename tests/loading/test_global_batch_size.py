@@ -24,7 +24,7 @@ def sizes(split: Split, phase: str = "train", size: int = 1, window: int = 1) ->
 
 
 @pytest.mark.parametrize(("size", "window"), [(1, 1), (2, 1), (1, 2), (2, 2), (4, 3), (12, 1)])
-def test_an_update_has_as_many_samples_whatever_shares_them(size: int, window: int) -> None:
+def test_a_step_has_as_many_samples_whatever_shares_them(size: int, window: int) -> None:
     found = sizes(Split(Indices(24), global_batch_size=12), "train", size, window)
     assert found == [[12 // (size * window)] * (2 * window)] * size
 
@@ -116,7 +116,7 @@ def a_stream_by_two(root: Path, world: World) -> Any:
     return world.gather({name: [batch[1] for batch in loader.epoch(0).batches] for name, loader in phases.items()})
 
 
-def test_a_stream_gives_each_process_its_part_of_an_update(result: Results) -> None:
+def test_a_stream_gives_each_process_its_part_of_a_step(result: Results) -> None:
     found = result(a_stream_by_two, ranks=2)
     assert found == [{"train": [2, 2, 2, 2, 2, 1], "valid": [4, 4, 3]}] * 2
     assert sizes(Split(Shared(), global_batch_size=8), window=2) == [[4, 4, 4, 4, 4, 2]]
@@ -189,7 +189,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Results:
     return Results(__name__, root)
 
 
-def test_another_number_of_processes_changes_neither_the_updates_nor_what_they_compute(result: Results) -> None:
+def test_another_number_of_processes_changes_neither_the_steps_nor_what_they_compute(result: Results) -> None:
     with deadline(240):
         found = result(by_two, ranks=2)
     one = summary(fit(1))

@@ -109,7 +109,7 @@ LIMITS: list[dict[str, Any]] = [{"limit_train_batches": 3, "limit_valid_batches"
 
 @pytest.mark.parametrize("limits", LIMITS)
 @pytest.mark.parametrize("window", [1, 2])
-def test_a_limited_run_that_is_cut_after_any_update_ends_like_one_that_was_not(
+def test_a_limited_run_that_is_cut_after_any_step_ends_like_one_that_was_not(
     tmp_path: Path, limits: dict[str, Any], window: int
 ) -> None:
     options = {"max_epochs": 2, "accumulation_steps": window, **limits}

@@ -150,7 +150,7 @@ def test_a_dataset_is_read_once_in_each_pass_in_another_order_whatever_the_epoch
 
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if name not in ("workers", "worker")])
-def test_a_run_cut_after_any_update_ends_like_one_that_was_not(name: str, tmp_path: Path) -> None:
+def test_a_run_cut_after_any_step_ends_like_one_that_was_not(name: str, tmp_path: Path) -> None:
     parts = ("state", "model", "monitor", "metrics", "ranks")
     for window in (1, 2):
         options = {"steps_per_epoch": 4, "accumulation_steps": window, "valid_every_epochs": 0.5, "keep_last": 1}
@@ -185,13 +185,13 @@ def test_a_stream_with_a_state_reads_no_batch_again_at_a_resume(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("window", "positions"), [(1, [2, 4, 6, 8]), (4, [4, 6, 10, 12])])
-def test_a_fraction_of_such_an_epoch_is_one_of_its_updates(window: int, positions: list[int]) -> None:
+def test_a_fraction_of_such_an_epoch_is_one_of_its_steps(window: int, positions: list[int]) -> None:
     """In windows of four, a pass over 22 samples has two steps, of 16 samples and of 6."""
     model, result = fit(
         SOURCES["shuffled"](), steps_per_epoch=4, max_epochs=2, accumulation_steps=window, valid_every_epochs=0.5
     )
-    per_update = [4, 8, 12, 16, 20, 22, 26, 30] if window == 1 else [16, 22, 38, 44, 60, 66, 82, 88]
-    assert model.validations == [(i, per_update[2 * i - 1]) for i in (1, 2, 3, 4)]
+    per_step = [4, 8, 12, 16, 20, 22, 26, 30] if window == 1 else [16, 22, 38, 44, 60, 66, 82, 88]
+    assert model.validations == [(i, per_step[2 * i - 1]) for i in (1, 2, 3, 4)]
     assert result.state.validated_step == 8
 
 

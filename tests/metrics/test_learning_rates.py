@@ -52,7 +52,7 @@ def rates(folder: Path) -> dict[int, Any]:
 
 @pytest.mark.parametrize("log_every_steps", [1, 2, 5])
 @pytest.mark.parametrize("model_class", [Recorded, ByHand, Replaced])
-def test_a_row_has_the_rate_that_its_update_used(tmp_path: Path, model_class: Any, log_every_steps: int) -> None:
+def test_a_row_has_the_rate_that_its_step_used(tmp_path: Path, model_class: Any, log_every_steps: int) -> None:
     model = model_class()
     quiet(max_epochs=2, log_every_steps=log_every_steps, root=tmp_path).fit(model, data(train=12))
     found = rates(tmp_path)
@@ -88,7 +88,7 @@ def test_several_optimizers_and_groups_have_rates_of_their_own(tmp_path: Path) -
     assert found == [[pytest.approx(0.01 * 0.97**i), 0.5 / 2 ** (i // 2), 0.25] for i in range(4)]
 
 
-def test_the_rate_is_read_in_updates_of_logging_steps_only() -> None:
+def test_the_rate_is_read_in_steps_of_logging_steps_only() -> None:
     hooks = []
 
     class Counting(Tiny):

@@ -117,7 +117,7 @@ def buffer_not_persistent(model: Any) -> None:
         (buffer_not_persistent, r"net\.cache: .*\(3,\)"),
     ],
 )
-def test_a_trained_tensor_that_no_checkpoint_holds_is_named_before_the_first_update(build: Any, words: str) -> None:
+def test_a_trained_tensor_that_no_checkpoint_holds_is_named_before_the_first_step(build: Any, words: str) -> None:
     model = Built(build)
     with pytest.raises(ValueError, match=words):
         quiet(max_epochs=1).fit(model, DATA)
@@ -150,7 +150,7 @@ def scheduler_in_an_object(model: Any) -> None:
         (scheduler_in_an_object, r"things\.schedule: is a StepLR that no checkpoint holds"),
     ],
 )
-def test_a_part_where_checkpoints_do_not_look_is_named_before_the_first_update(build: Any, words: str) -> None:
+def test_a_part_where_checkpoints_do_not_look_is_named_before_the_first_step(build: Any, words: str) -> None:
     model = Built(build)
     with pytest.raises(ValueError, match=words):
         quiet(max_epochs=1).fit(model, DATA)
@@ -202,7 +202,7 @@ def test_a_model_that_overrides_state_dict_is_not_checked() -> None:
 
 
 @pytest.mark.parametrize("hook", ["on_training_start", "on_training_epoch_start"])
-def test_a_group_that_a_hook_adds_is_checked_before_its_first_update(hook: str) -> None:
+def test_a_group_that_a_hook_adds_is_checked_before_its_first_step(hook: str) -> None:
     model = Built(lambda model: setattr(model, "optimizer", sgd(*model.net.parameters())))
     add = lambda *_: model.optimizer.add_param_group({"params": [parameter(8)]})  # noqa: E731
     setattr(Built, hook, add)

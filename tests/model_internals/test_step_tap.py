@@ -88,7 +88,7 @@ def test_a_tapped_training_has_the_bits_of_another_and_all_its_calls_are_seen(tm
     assert [rates for _, rates in seen.steps[:2]] == [[0.01], [0.01 * 0.99]]
 
 
-def test_a_probe_gives_losses_and_gradients_and_updates_and_logs_nothing(tmp_path: Path) -> None:
+def test_a_probe_gives_losses_and_gradients_and_steps_and_logs_nothing(tmp_path: Path) -> None:
     seen = Tapping(probes=True)
     fitted(tmp_path, seen)
     assert len(seen.losses) == len(seen.batches) == 15  # Eleven in the first epoch.

@@ -84,8 +84,8 @@ CASES = [
 
 
 def trained(case: tuple[int, int, int, bool], world_size: int, **options: Any) -> dict[str, Any]:
-    length, per_update, accumulation, weighted = case
-    batch_size = per_update // accumulation // world_size
+    length, per_step, accumulation, weighted = case
+    batch_size = per_step // accumulation // world_size
     model = Plain(weighted)
     datamodule = DataModule(
         Split(Indices(length), batch_size=batch_size, shuffle=True), Split(Indices(7), batch_size=batch_size)
@@ -171,7 +171,7 @@ def replayed_by_two(root: Path, world: World) -> list[Any]:
     return found
 
 
-def test_ranks_replay_an_update_together_and_show_the_samples_of_all(result: Results) -> None:
+def test_ranks_replay_a_step_together_and_show_the_samples_of_all(result: Results) -> None:
     for is_equal, indices, started_at in result(replayed_by_two, ranks=2):
         assert is_equal == [True, True]
         assert [rank for rank, _ in indices] == [0, 0, 1, 1]
@@ -511,7 +511,7 @@ def test_training_drops_fewer_samples_than_there_are_ranks_and_repeats_none(resu
 
 
 @scenario(ranks=2)
-def first_two_updates_of_an_epoch(root: Path, world: World) -> list[list[list[int]]]:
+def first_two_steps_of_an_epoch(root: Path, world: World) -> list[list[list[int]]]:
     model = Plain()
     quiet(max_steps=2, root=root / "elastic").fit(model, data(23, batch_size=2))
     return world.gather(model.seen)
@@ -529,7 +529,7 @@ def test_a_resume_with_other_numbers_of_processes_visits_every_index_of_the_epoc
     root: Path, result: Results
 ) -> None:
     """Two steps of four samples by two processes, two of two by one, and what is left by three."""
-    visited = [index for rank in result(first_two_updates_of_an_epoch, ranks=2) for batch in rank for index in batch]
+    visited = [index for rank in result(first_two_steps_of_an_epoch, ranks=2) for batch in rank for index in batch]
     assert len(visited) == 8
     model = Plain()
     quiet(max_steps=4, root=root / "elastic").fit(model, data(23, batch_size=2))
@@ -717,7 +717,7 @@ def fit_that_one_rank_stops(root: Path, world: World) -> list[int]:
     return world.gather(quiet().fit(StopsOnOne(), data(22, batch_size=2)).state.step)
 
 
-def test_a_wish_to_stop_on_one_rank_stops_all_at_the_same_update(result: Results) -> None:
+def test_a_wish_to_stop_on_one_rank_stops_all_at_the_same_step(result: Results) -> None:
     assert result(fit_that_one_rank_stops, ranks=2) == [3, 3]
 
 
@@ -730,7 +730,7 @@ class Dealt(IterableDataset):
 
 
 @scenario(ranks=2)
-def epochs_of_some_updates(root: Path, world: World) -> dict[str, Any]:
+def epochs_of_some_steps(root: Path, world: World) -> dict[str, Any]:
     """A dataset in passes of 6 steps and a stream, in epochs of 4; the run is cut after an epoch and inside one."""
     found: dict[str, Any] = {}
     for name, source in (("dataset", Split(Indices(22), 2, shuffle=True)), ("stream", Split(Dealt(), 2))):
@@ -746,8 +746,8 @@ def epochs_of_some_updates(root: Path, world: World) -> dict[str, Any]:
     return found
 
 
-def test_epochs_of_some_updates_go_on_on_two_ranks_and_over_resumes(result: Results) -> None:
-    found = result(epochs_of_some_updates, ranks=2)
+def test_epochs_of_some_steps_go_on_on_two_ranks_and_over_resumes(result: Results) -> None:
+    found = result(epochs_of_some_steps, ranks=2)
     for ranks in found.values():
         for whole, parts, expected, resumed in ranks:
             assert parts == whole
@@ -764,7 +764,7 @@ def test_epochs_of_some_updates_go_on_on_two_ranks_and_over_resumes(result: Resu
 def test_the_number_of_processes_may_change_inside_a_pass_that_epochs_do_not_end(
     result: Results, root: Path, tmp_path: Path
 ) -> None:
-    result(epochs_of_some_updates, ranks=2)
+    result(epochs_of_some_steps, ranks=2)
     shutil.copytree(root / "passes-dataset", tmp_path / "copied")
     options: dict[str, Any] = {"steps_per_epoch": 4, "seed": 5}
     resumed, alone = Plain(), Plain()
@@ -815,7 +815,7 @@ def fit_with_steep_gradients_on_one_rank(root: Path, world: World) -> dict[str, 
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_all_ranks_leave_out_an_update_if_the_gradients_of_one_are_not_finite(strategy: str, result: Results) -> None:
+def test_all_ranks_leave_out_a_step_if_the_gradients_of_one_are_not_finite(strategy: str, result: Results) -> None:
     first, second = result(fit_with_steep_gradients_on_one_rank, ranks=2)[strategy]
     assert same(first, second)
     (step, skipped, before), (step_after, skipped_after, after) = first[1:3]
@@ -1087,7 +1087,7 @@ def test_a_checkpoint_of_two_processes_gives_the_average_that_was_validated(resu
 # Strategies.
 
 
-def four_updates(root: Path, source: str) -> Path:
+def four_steps(root: Path, source: str) -> Path:
     """The checkpoint that was left after four steps: a folder by several processes under FSDP, a file otherwise."""
     return root / f"from-{source}/plain/checkpoints/plain_epoch_0_iter_4{'' if source == 'fsdp' else '.pth'}"
 
@@ -1099,7 +1099,7 @@ def resumes_under_every_strategy(root: Path, world: World) -> dict[tuple[str, st
     found = {}
     for source in ("one", "ddp", "fsdp"):
         for strategy in ("ddp", "fsdp"):
-            path = four_updates(root, source)
+            path = four_steps(root, source)
             model = Plain()
             trainer = quiet(max_steps=9, root=root / f"{source}-to-{strategy}", resume=path, strategy=strategy)
             trainer.fit(model, data(22, batch_size=2))
@@ -1114,7 +1114,7 @@ def test_checkpoints_of_every_strategy_go_on_under_every_strategy(root: Path, re
     for (source, strategy), found in result(resumes_under_every_strategy, ranks=2).items():
         assert close(found, uninterrupted), (source, strategy)
     for source in ("one", "ddp", "fsdp"):
-        path = four_updates(root, source)
+        path = four_steps(root, source)
         content = read_checkpoint(path)
         assert list(content["model"]["net"]) == ["0.weight", "0.bias", "2.weight", "2.bias"]
         model = Plain()

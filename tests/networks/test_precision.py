@@ -109,7 +109,7 @@ def test_fp16_is_the_loop_by_hand_with_a_grad_scaler() -> None:
     assert model.rates[-1] == scheduler.get_last_lr()[0]
 
 
-def test_an_update_whose_gradients_are_not_finite_is_left_out_and_counted() -> None:
+def test_a_step_whose_gradients_are_not_finite_is_left_out_and_counted() -> None:
     bad = (7, 8)
     model = Regression(bad)
     result = quiet(max_epochs=3, precision="fp16").fit(model, split())
@@ -127,7 +127,7 @@ def test_an_update_whose_gradients_are_not_finite_is_left_out_and_counted() -> N
     assert len(model.rates) == result.state.step
 
 
-def test_limits_and_log_points_count_the_updates_that_took_place(tmp_path: Path) -> None:
+def test_limits_and_log_points_count_the_steps_that_took_place(tmp_path: Path) -> None:
     """One of two steps that are left out, with one between them, would have been a log point."""
     model = Regression(bad=(6, 8))
     options = {"valid_every_epochs": None, "save_every_steps": 2, "keep_last": -1, "log_every_steps": 2}
@@ -141,7 +141,7 @@ def test_limits_and_log_points_count_the_updates_that_took_place(tmp_path: Path)
 
 
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
-def test_parts_of_an_epoch_are_counted_in_batches_also_where_updates_are_left_out(accumulation_steps: int) -> None:
+def test_parts_of_an_epoch_are_counted_in_batches_also_where_steps_are_left_out(accumulation_steps: int) -> None:
     class Noted(Regression):
         def on_training_batch_end(self, state: Any, should_log: bool = False) -> None:
             self.num_batches = state.batch
@@ -337,7 +337,7 @@ def test_norms_are_measured_only_if_asked_for() -> None:
 # Schedules.
 
 
-def test_the_curve_of_learning_rates_over_updates_is_the_same_for_every_accumulation() -> None:
+def test_the_curve_of_learning_rates_over_steps_is_the_same_for_every_accumulation() -> None:
     curves = []
     for accumulation in (1, 2, 4):
         model = Regression()
@@ -438,7 +438,7 @@ def test_a_loss_is_not_looked_at_without_check_finite() -> None:
     assert not any("loss" in name for name in result.metrics)
 
 
-def test_the_loss_of_an_update_that_fp16_skips_is_not_judged(tmp_path: Path) -> None:
+def test_the_loss_of_a_step_that_fp16_skips_is_not_judged(tmp_path: Path) -> None:
     """The last step of an epoch is skipped, where a row and a checkpoint are written."""
     options: dict[str, Any] = {"log_every_steps": 100, "precision": "fp16", "root": tmp_path}
     result = quiet(max_epochs=3, **options).fit(Silent(bad=(14,)), split())

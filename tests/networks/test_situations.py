@@ -48,7 +48,7 @@ Plain FrozenBefore UnfrozenInStep GanInTurn Alternating NormedTeacher Codebook U
 SkippedByRank TokensSkipped MorePasses Large WeightThenRaw Half Sparse Types Tied SharedByTwo Added OwnState Averaged
 """
 ARE_RESUMED = some(RESUMED, ALL)
-UPDATES, CUT = 4, 2  # An epoch has three.
+STEPS, CUT = 4, 2  # An epoch has three.
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -76,7 +76,7 @@ def trained(situation: type[Situation], processes: int, **options: Any) -> dict[
     model = situation()
     accumulation_steps = situation.options.get("accumulation_steps", 1)
     datamodule = samples(processes, accumulation_steps, validates=situation.validates)
-    options = {"max_steps": UPDATES, "sanity_batches": 0, "hang_minutes": 0.5, **situation.options, **options}
+    options = {"max_steps": STEPS, "sanity_batches": 0, "hang_minutes": 0.5, **situation.options, **options}
     result = quiet(**options).fit(model, datamodule)
     return {**weights(model), "metrics": timeless(result.metrics)}
 
@@ -164,7 +164,7 @@ def perceptron() -> nn.Module:
 def beside_ddp(root: Path, world: World) -> tuple[list[Any], list[Any]]:
     """The weights of the trainer, and those of a loop around a DistributedDataParallel with the same batches."""
     model = Noting()
-    quiet(max_steps=UPDATES).fit(model, samples(2))
+    quiet(max_steps=STEPS).fit(model, samples(2))
     net = perceptron()
     replica, optimizer = DistributedDataParallel(net), model.sgd(net.parameters())
     for x in model.seen:

@@ -64,7 +64,7 @@ def test_the_rates_that_are_read_are_those_that_steps_set(kind: str) -> None:
     assert first_highest_last == pytest.approx((wanted[0], max(wanted), wanted[-1]), rel=1e-9, abs=1e-15)
 
 
-def test_the_highest_rate_of_a_long_schedule_is_found_and_reading_takes_no_step_per_update() -> None:
+def test_the_highest_rate_of_a_long_schedule_is_found_and_reading_takes_nothing_per_step() -> None:
     warmup = 123_456
     schedule = Schedule("scheduler", schedules.cosine(optimizer(), warmup, 10**9))
     assert schedule.first_highest_last(10**9)[1] == pytest.approx(0.3, rel=1e-12)

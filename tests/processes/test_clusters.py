@@ -176,7 +176,7 @@ def steps_of_checkpoints(root: Path) -> list[int]:
     return sorted(int(path.stem.rpartition("_")[2]) for path in paths)
 
 
-def test_sigusr1_saves_after_the_update_and_the_training_goes_on(tmp_path: Path) -> None:
+def test_sigusr1_saves_after_the_step_and_the_training_goes_on(tmp_path: Path) -> None:
     options: dict[str, Any] = {"max_epochs": 2, "keep_last": -1, "save_every_epochs": None, "root": tmp_path}
     result = quiet(**options).fit(Signalled(), data(train=40))
     assert result.stop_reason == "max_epochs"

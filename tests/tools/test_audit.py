@@ -134,17 +134,17 @@ def test_what_differs_first_is_named() -> None:
         assert text in next(finding.text for finding in planted(name) if finding.relation == relation)
 
 
-def number_of_updates(finding: Finding) -> int:
+def number_of_steps(finding: Finding) -> int:
     return int(re.search(r"in (\d+) steps", finding.text)[1])
 
 
 def test_a_training_that_only_has_to_learn_ends_when_it_has() -> None:
-    assert number_of_updates(right("classifier")["overfit"]) < 50
-    assert 24 < number_of_updates(right("classifier")["pairing"]) < 200
-    assert [number_of_updates(right("distilled")[name]) for name in ("overfit", "pairing")] == [150, 400]
+    assert number_of_steps(right("classifier")["overfit"]) < 50
+    assert 24 < number_of_steps(right("classifier")["pairing"]) < 200
+    assert [number_of_steps(right("distilled")[name]) for name in ("overfit", "pairing")] == [150, 400]
 
 
-def test_a_training_ends_before_its_last_update_only_where_there_is_no_doubt() -> None:
+def test_a_training_ends_before_its_last_step_only_where_there_is_no_doubt() -> None:
     assert has_halved([2.0, 1.0, 0.8, 0.7], [])
     assert not has_halved([2.0, 1.0, 1.0, 1.0], [])
     assert not has_halved([-2.0, -2.5, -2.5, -2.5], [])

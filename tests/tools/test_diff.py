@@ -147,7 +147,7 @@ def test_equal_runs_are_said_to_be_equal_wherever_they_are(first: Path, tmp_path
     assert "trainer." not in text
 
 
-def test_the_update_that_read_another_sample_is_the_one_that_is_named(first: Path, tmp_path: Path, capsys: Any) -> None:
+def test_the_step_that_read_another_sample_is_the_one_that_is_named(first: Path, tmp_path: Path, capsys: Any) -> None:
     _, text = told(capsys, first, train(tmp_path, dataset=OneOther(16), max_steps=4))
     order = torch.randperm(16, generator=torch.Generator().manual_seed(seed_of_epoch_0())).tolist()
     update = order.index(7) // 4 + 1
@@ -155,7 +155,7 @@ def test_the_update_that_read_another_sample_is_the_one_that_is_named(first: Pat
     assert f"step {update} of A read the samples {samples} of its train split" in text
 
 
-def test_the_samples_of_an_update_are_told_of_a_global_batch_size_too(tmp_path: Path, capsys: Any) -> None:
+def test_the_samples_of_a_step_are_told_of_a_global_batch_size_too(tmp_path: Path, capsys: Any) -> None:
     split, options = {"batch_size": None, "global_batch_size": 8}, {"accumulation_steps": 2, "max_steps": 2}
     a, b = (
         train(tmp_path / name, dataset=dataset, split=split, **options)

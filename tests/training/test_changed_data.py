@@ -539,7 +539,7 @@ def test_options_assigned_to_a_split_count_from_the_next_epoch_and_evaluation_on
         assert fit(tmp_path / str(step), max_steps=step).pairs + fit(tmp_path / str(step)).pairs == whole.pairs
 
 
-def test_epochs_of_updates_that_are_not_wanted_any_more_end_first(tmp_path: Path) -> None:
+def test_epochs_of_steps_that_are_not_wanted_any_more_end_first(tmp_path: Path) -> None:
     """Passes of six steps in epochs of four; then epochs that are passes again."""
     whole = Data().epochs(8)
     flat = [*itertools.chain.from_iterable(whole)]

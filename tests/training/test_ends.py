@@ -284,7 +284,7 @@ def end(folder: Path, result: FitResult) -> Any:
 
 
 @pytest.mark.parametrize("broken", [0, 3, 11, 19])
-def test_a_sample_that_cannot_be_read_loses_no_update(broken: int, tmp_path: Path, caplog: Any) -> None:
+def test_a_sample_that_cannot_be_read_loses_no_step(broken: int, tmp_path: Path, caplog: Any) -> None:
     whole = with_errors(tmp_path / "whole", Sensitive())
     order = (first := Sensitive(), with_errors(tmp_path / "order", first))[0].seen
     num_finished = order.index(broken) // 4
@@ -298,7 +298,7 @@ def test_a_sample_that_cannot_be_read_loses_no_update(broken: int, tmp_path: Pat
 
 @pytest.mark.parametrize("where", ["valid_step", "on_validation_start"])
 @pytest.mark.parametrize("at", [2, 3])
-def test_an_error_in_a_validation_loses_no_update_and_the_validation_is_done_again(
+def test_an_error_in_a_validation_loses_no_step_and_the_validation_is_done_again(
     where: str, at: int, tmp_path: Path
 ) -> None:
     """Validations are at the steps 4, 5 (the end of an epoch), 8, 10, 12 and 15."""
@@ -312,7 +312,7 @@ def test_an_error_in_a_validation_loses_no_update_and_the_validation_is_done_aga
 
 
 @pytest.mark.parametrize("where", ["train_step", "on_training_batch_start", "on_training_batch_end"])
-def test_what_an_error_inside_of_an_update_leaves_behind_is_not_saved(where: str, tmp_path: Path) -> None:
+def test_what_an_error_inside_of_a_step_leaves_behind_is_not_saved(where: str, tmp_path: Path) -> None:
     model = Sensitive()
     model.where, model.at = where, 3
     with pytest.raises(OSError, match=f"broken in {where}"):

@@ -40,7 +40,7 @@ class TornDown(Exception):
 
 
 @pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
-def test_a_signal_finishes_the_update_saves_tears_down_and_ends(
+def test_a_signal_finishes_the_step_saves_tears_down_and_ends(
     tmp_path: Path, number: int, error: type[BaseException], capfd: pytest.CaptureFixture[str]
 ) -> None:
     torn: list[int] = []
@@ -134,7 +134,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return resumable.outcome(root)
 
 
-def test_ctrl_c_reaches_loading_processes_too_and_still_finishes_the_update(
+def test_ctrl_c_reaches_loading_processes_too_and_still_finishes_the_step(
     tmp_path: Path, whole: dict[str, Any]
 ) -> None:
     process = start(tmp_path, "--num-workers", "2", pace=0.3)
@@ -200,7 +200,7 @@ def test_a_loading_process_ignores_ctrl_c() -> None:
     assert model.seen == [0, 1, 2, 3, 4, 5]
 
 
-def test_sigterm_to_the_whole_group_finishes_the_update_with_loading_processes(
+def test_sigterm_to_the_whole_group_finishes_the_step_with_loading_processes(
     tmp_path: Path, whole: dict[str, Any]
 ) -> None:
     process = start(tmp_path, "--num-workers", "2", "--save-every-steps", "100", pace=0.3)

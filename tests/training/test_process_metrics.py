@@ -136,7 +136,7 @@ def test_callbacks_see_what_was_added_before_and_change_nothing_but_by_what_they
         ({"valid/x": torch.tensor(1j)}, r"must be a number"),
     ],
 )
-def test_anything_but_numbers_by_name_is_an_error_before_the_first_update(value: Any, message: str) -> None:
+def test_anything_but_numbers_by_name_is_an_error_before_the_first_step(value: Any, message: str) -> None:
     model = Returning(value)
     with pytest.raises(TypeError, match=message):
         quiet(max_epochs=1).fit(model, data())

@@ -89,7 +89,7 @@ def require_same(root: Path, expected: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("how", ["limit", "stop", "exception"])
 @pytest.mark.parametrize("step", range(1, STEPS))
-def test_a_run_cut_after_any_update_ends_like_one_that_was_not(
+def test_a_run_cut_after_any_step_ends_like_one_that_was_not(
     tmp_path: Path, uninterrupted: dict[str, Any], step: int, how: str
 ) -> None:
     if how == "exception":
@@ -120,7 +120,7 @@ def test_the_metrics_of_the_best_validation_survive_a_resume(mode: str, best: fl
 
 
 @pytest.mark.parametrize("async_save", [False, True])
-def test_a_run_cut_after_every_update_ends_like_one_that_was_not(
+def test_a_run_cut_after_every_step_ends_like_one_that_was_not(
     tmp_path: Path, uninterrupted: dict[str, Any], async_save: bool
 ) -> None:
     for step in range(1, STEPS):

@@ -175,7 +175,7 @@ def test_no_step_is_validated_twice(every):
     assert not validation_due(state, options, window_start=9, epoch_batches=10, epoch_complete=True)
 
 
-def test_no_validation_is_due_before_the_first_update():
+def test_no_validation_is_due_before_the_first_step():
     options = Trainer(valid_every_epochs=0.5, valid_every_steps=1)
     assert not validation_due(TrainingState(), options, window_start=0, epoch_batches=10, epoch_complete=False)
 

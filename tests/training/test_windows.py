@@ -160,7 +160,7 @@ class Weighted(Linear):
 
 
 @pytest.mark.parametrize("weights", [(2.0, None), (None, 2.0)])
-def test_losses_with_a_weight_and_without_are_an_error_in_an_update_of_several_batches(weights: Any) -> None:
+def test_losses_with_a_weight_and_without_are_an_error_in_a_step_of_several_batches(weights: Any) -> None:
     model = Weighted(*weights)
     fit(model, [1, 1], 1)
     assert model.nets[0].weight.item() == -4.0
@@ -186,7 +186,7 @@ class Masked(Linear):
 
 @pytest.mark.parametrize("as_tensor", [True, False])
 @pytest.mark.parametrize("window", [1, 2])
-def test_a_loss_over_no_items_counts_nothing_and_a_window_of_them_is_no_update(window: int, as_tensor: bool) -> None:
+def test_a_loss_over_no_items_counts_nothing_and_a_window_of_them_is_no_step(window: int, as_tensor: bool) -> None:
     model = Masked(as_tensor)
     result = fit(model, [-1, -1, 3, -1, 5, 7], window, log_every_steps=1)
     assert model.nets[0].weight.item() == (-15.0 if window == 1 else -9.0)
@@ -246,7 +246,7 @@ class Own:
 
 @pytest.mark.parametrize("has_other", [True, False])
 @pytest.mark.parametrize("in_place", [True, False])
-def test_a_model_with_an_optimizer_of_its_own_makes_updates(in_place: bool, has_other: bool) -> None:
+def test_a_model_with_an_optimizer_of_its_own_makes_steps(in_place: bool, has_other: bool) -> None:
     class Model(Linear):
         def setup(self, fast_init: bool = False) -> None:
             super().setup(fast_init)
