@@ -105,7 +105,8 @@ class Cluster:
         (self.folder / "job.sh").write_text(script)
         changes = {"PACE": str(pace), "TASKS": str(tasks), "OPTIONS": repr(options)}
         environment = {**self.environment, **changes, "SLURM_RESTART_COUNT": str(restarts)}
-        return subprocess.Popen(["bash", "job.sh"], cwd=self.folder, env=environment)
+        self.job = subprocess.Popen(["bash", "job.sh"], cwd=self.folder, env=environment)
+        return self.job
 
     def wait_for(self, step: int, task: int = 0) -> int:
         """Wait until a task has begun a step, and return its process."""
@@ -114,6 +115,7 @@ class Cluster:
             words = path.read_text().split() if path.exists() else []
             if len(words) == 2 and int(words[1]) >= step:
                 return int(words[0])
+            assert self.job.poll() is None, "the job has ended"
             time.sleep(0.02)
 
     def requeued(self) -> int:

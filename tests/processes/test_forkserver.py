@@ -118,12 +118,12 @@ def test_launched_processes_are_as_new_interpreters_but_import_nothing_anew(tmp_
 
 OWN = """
 import multiprocessing, os, sys
-from helios_lite.processes.launch import launch
 
 def look():
     return "json.tool" in sys.modules, os.getppid() == multiprocessing.parent_process().pid
 
 if __name__ == "__main__":
+    from helios_lite.processes.launch import launch
     context = multiprocessing.get_context("forkserver")
     if sys.argv[1] == "prepared":
         context.set_forkserver_preload(["json.tool"])
