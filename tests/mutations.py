@@ -2056,6 +2056,7 @@ MUTATIONS = [
     Mutation("networks/meta_device.py", "tensor.copy_(values)", "pass", ON_META),
     Mutation("networks/meta_device.py", "vars(new).update(vars(tensor))", "pass", MARKED),
     Mutation("networks/fsdp.py", "vars(p).update(attributes[name])", "pass", MARKED),
+    Mutation("networks/fsdp.py", "if any(attributes.values()):", "if False:", MARKED),
     Mutation("networks/gather_order.py", "        _note(self._order, self._index)\n", "", OTHER_BLOCKS),
     Mutation("networks/gather_order.py", "hook_gradient(p, functools", "str(functools", OTHER_BLOCKS),
     Mutation("networks/gather_order.py", "elif any(is_dtensor(p)", "elif any(False", OTHER_BLOCKS),

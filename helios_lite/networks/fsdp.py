@@ -79,6 +79,15 @@ def shard(
         initializer.fill(path, module)
         if module is net or module in blocks:
             fully_shard(module, mesh=mesh, mp_policy=policy)
+    _set_attributes(net, attributes)
+    if any(attributes.values()):  # The forward pass sees gathered parameters, which exist from the first time on.
+        for module in sharded_modules(net):
+            module.unshard()
+            _set_attributes(net, attributes)
+            module.reshard()
+
+
+def _set_attributes(net: nn.Module, attributes: dict[str, dict[str, Any]]) -> None:
     for name, p in net.named_parameters():
         vars(p).update(attributes[name])
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from helios_lite import DataModule, Model, Split
 from helios_lite.callbacks import EMA
 from helios_lite.networks.dtensors import full_tensor, is_dtensor
-from helios_lite.networks.fsdp import make_mesh
+from helios_lite.networks.fsdp import make_mesh, sharded_modules
 from helios_lite.networks.parallel import ParallelStrategy
 from helios_lite.processes.world import World
 
@@ -303,6 +303,9 @@ def marked(world: World, strategy: str, device: str) -> list[Any]:
             found.append(str(error))
         if hook is None:
             found.append([p.order for p in net.parameters()])
+            for module in sharded_modules(net):
+                module.unshard()
+            assert [p.order for p in net.parameters()] == found[-1]  # What a forward pass sees.
     return found
 
 
