@@ -79,6 +79,7 @@ class IterableLoader:
         self._phase = phase
         self._seed = seed
         self._state_to_load: Any = None
+        self._rng_at_start: dict[str, Any] | None = None  # Of an epoch of a loader without a state, which may draw.
         self._limit = limit
         if limit is not None and phase == "train" and self.takes_state():
             raise ValueError(
@@ -109,16 +110,45 @@ class IterableLoader:
             raise ValueError(f"the {self._phase} split has no length: limit it to a number of batches, not to a part")
         if length == 0:
             raise ValueError(f"the {self._phase} split is empty")
-        with sent_to_workers():
-            iterator = iter(self._iterable)
         if batches > 0 and not is_restored:
             logger.info("reading and dropping %d batches of the %s split to reach the position", batches, self._phase)
-            for _ in itertools.islice(iterator, batches):
-                pass
+            iterator = self._read_to(batches, window)
+        else:
+            if self._phase == "train" and not self.takes_state():
+                self._rng_at_start = rng.get_state(torch.device("cpu"))
+            with sent_to_workers():
+                iterator = iter(self._iterable)
         remaining = None if length is None else max(0, limited(length, self._limit) - batches)
         read = self._batches(iterator, batches, remaining, min(window, sys.maxsize))
         self._open = weakref.ref(read)
         return EpochBatches(read, remaining)
+
+    def _read_to(self, batches: int, window: int) -> Iterator[Any]:
+        """Return an iterator over what comes after so many batches, which are read with the RNG states of the start.
+
+        What the loader draws until the first step it draws again, as an order that it shuffles. Later the training has
+        drawn in between, so that other numbers come.
+        """
+        cpu = torch.device("cpu")
+        with rng.fork_rng(cpu):
+            state = rng.get_state(cpu)
+            if self._rng_at_start is not None:
+                rng.set_state(self._rng_at_start, cpu)
+            with sent_to_workers():
+                iterator: Iterator[Any] = iter(self._iterable)
+            for _ in itertools.islice(iterator, min(batches, window)):
+                pass
+            if self._rng_at_start is not None:
+                state = rng.get_state(cpu)
+            for _ in itertools.islice(iterator, max(0, batches - window)):
+                pass
+            if rng.has_drawn(state) and not _has_known_order(self._iterable):
+                logger.warning(
+                    "the %s split draws random numbers while it is read, between those of the training, so that the "
+                    "rest of this epoch may have other samples than if it had not been stopped, some of them for the "
+                    "second time: use a Split, or give the loader state_dict and load_state_dict", self._phase,
+                )  # fmt: skip
+        return iterator
 
     def num_batches(self, *, samples: int = 0, batches: int = 0) -> int | None:
         """Return what the length of the loader and a limit say; None if it has no length."""
@@ -132,9 +162,9 @@ class IterableLoader:
         return hasattr(self._stateful, "load_state_dict")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the loader's own state, if it has one."""
+        """Return the loader's own state, or else the RNG states with which it has begun the epoch."""
         if not hasattr(self._stateful, "state_dict"):
-            return {}
+            return {} if self._rng_at_start is None else {"rng": self._rng_at_start}
         state = self._stateful.state_dict() if self._state_to_load is None else self._state_to_load
         return {"loader": state, "exhausted": self._is_exhausted}
 
@@ -143,6 +173,7 @@ class IterableLoader:
         if "loader" in state_dict and self.takes_state():
             self._state_to_load = state_dict["loader"]
             self._is_exhausted = state_dict.get("exhausted", False)
+        self._rng_at_start = state_dict.get("rng")
 
     def close(self) -> None:
         """End the epoch that is read, and the workers of a Split; a loader of the user keeps those that persist."""
@@ -254,6 +285,12 @@ def _length(iterable: Any) -> int | None:
         return len(iterable)
     except TypeError:  # Every DataLoader has a __len__, but its dataset may not.
         return None
+
+
+def _has_known_order(loader: Any) -> bool:
+    """Return whether the order of samples does not depend on the random numbers of the training."""
+    is_stock = type(loader) is DataLoader and type(loader.batch_sampler) in (BatchSampler, type(None))
+    return type(loader) in (list, tuple) or (is_stock and isinstance(loader.sampler, _SIZED_SAMPLERS))
 
 
 def _has_exact_length(loader: Any) -> bool:

@@ -140,6 +140,8 @@ class TrainData:
                 # A hook puts another split in place from this epoch on, which takes effect also within a pass.
                 mine = {name: part for name, part in mine.items() if name not in ("begun", "source")}
             self._check_kind(loader, mine, state)
+            if len(self._restored) != self._world.size:
+                mine = {name: part for name, part in mine.items() if name != "rng"}  # They are those of another rank.
             loader.load_state_dict(mine)
             self._restored = []
         if self._passes is not None:

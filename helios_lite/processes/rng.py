@@ -83,6 +83,21 @@ def set_state(state: dict[str, Any], device: torch.device) -> None:
         sys.modules["numpy"].random.set_state((name, keys.tolist(), *rest))
 
 
+def has_drawn(since: dict[str, Any]) -> bool:
+    """Return whether torch, random or numpy have drawn random numbers on the CPU since `get_state` returned this."""
+    now = get_state(torch.device("cpu"))
+    return any(
+        not torch.equal(a, b) if isinstance(a, torch.Tensor) else a != b
+        for name in ("torch", "random", "numpy")
+        if name in since and name in now
+        for a, b in zip(_flat(since[name]), _flat(now[name]), strict=True)
+    )
+
+
+def _flat(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
 @contextlib.contextmanager
 def callers_rng() -> Iterator[None]:
     """Context of a call of a trainer, after which the generators are as its caller had them: those of torch on every
