@@ -180,7 +180,8 @@ class DataModule:
     A ready DataLoader, or any iterable of batches that can be iterated again in every epoch, is accepted too, with
     weaker guarantees: before each epoch `set_epoch` is called wherever it exists, and the `torch.Generator`s of the
     loader and its samplers are seeded from (seed, epoch). A resume restores the object's `state_dict` if it has one;
-    otherwise it reads and drops the finished batches of the epoch. Random numbers inside its dataset are not seeded per
+    otherwise it reads and drops the finished batches of the epoch, with the random numbers that the epoch has begun
+    with, so that what is shuffled then is the same. Random numbers inside its dataset are not seeded per
     sample.
 
     A subclass with `state_dict` and `load_state_dict` has a state in the checkpoints of a training, that of rank 0. It

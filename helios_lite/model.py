@@ -42,7 +42,8 @@ class Model(Hooks, abc.ABC):
 
     Override `setup` and the steps that are used; every other method has a default. A checkpoint holds the attributes
     that have `state_dict` and `load_state_dict`: networks, optimizers, schedulers, averaged weights, torchmetrics, also
-    in lists, tuples, deques, dicts, SimpleNamespaces and dataclasses. What an optimizer trains must be among them.
+    in lists, tuples, deques, dicts, SimpleNamespaces and dataclasses; and optimizers and schedulers that networks and
+    optimizers have. What an optimizer trains must be among them.
 
     A Model is not an `nn.Module`, and a subclass that is one too is a TypeError. An attribute with the name of a method
     of this class (`self.log = []`) is an AttributeError when a trainer is called, or after `setup`.

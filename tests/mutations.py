@@ -61,6 +61,17 @@ GRADIENTS = "networks/test_gradients.py::"
 REQUESTS = "training/test_requests.py::"
 MONITORED = "training/test_monitored_training.py::"
 STATES = "training/test_states.py::"
+WRAPPERS = "training/test_nested_optimizers.py::"
+INNER = WRAPPERS + "test_an_optimizer_in_a_network_or_in_another_one_goes_on_after_a_resume"
+WRAPPED = WRAPPERS + "test_what_is_wrapped_is_no_second_optimizer_for_rows_and_changes"
+NOT_HELD = WRAPPERS + "test_an_optimizer_that_no_checkpoint_holds_is_named"
+HELD_OTHERWISE = WRAPPERS + "test_an_optimizer_that_is_held_otherwise_or_ends_with_its_step_is_no_error"
+ADDED = "training/test_added_groups.py::"
+ADDED_ANYWHERE = ADDED + "test_a_group_that_is_added_anywhere_is_there_after_every_cut"
+NOT_AGAIN = ADDED + "test_what_cannot_be_made_again_is_said_when_it_happens"
+ORDER = "loading/test_custom_order.py::"
+KEPT_ORDER = ORDER + "test_an_order_that_is_drawn_when_an_epoch_begins_is_kept"
+DRAWN_LATER = ORDER + "test_an_order_that_is_drawn_between_the_numbers_of_the_training_is_a_warning"
 NAMED_STATE = STATES + "test_a_value_that_no_checkpoint_can_hold_is_named_before_the_first_step"
 OF_STATE = STATES + "test_wherever_it_is_it_is_named_before_the_first_step"
 CLAIMING = "calls/test_claiming.py::"
@@ -575,6 +586,78 @@ MUTATIONS = [
         'if name != "datamodule" or name in content:',
         "if True:",
         STATES + "test_the_state_of_a_datamodule_and_what_a_file_can_hold_go_on_after_a_resume",
+    ),
+    # Optimizers in others, and groups that are added.
+    Mutation(
+        "model_internals/attributes.py", "isinstance(part, nn.Module | Optimizer)", "isinstance(part, nn.Module)", INNER
+    ),
+    Mutation(
+        "model_internals/attributes.py", "isinstance(part, nn.Module | Optimizer)", "isinstance(part, Optimizer)", INNER
+    ),
+    Mutation(
+        "model_internals/attributes.py", "return is_duck or isinstance(value, LRScheduler)", "return is_duck", INNER
+    ),
+    Mutation(
+        "model_internals/attributes.py",
+        "    for name, part in parts:\n        for path",
+        "    for name, part in [*parts]:\n        for path",
+        INNER,
+    ),
+    Mutation("changes/misfits.py", "for a, b, is_same_list in pairs:", "for a, b, is_same_list in ():", INNER),
+    Mutation("changes/misfits.py", "for a, b in of_states:", "for a, b in ():", INNER),
+    Mutation(
+        "training/resuming.py",
+        "    with shared_groups(parts):",
+        "    if parts:",
+        WRAPPERS + "test_parts_of_another_run_are_taken_with_what_they_wrap",
+    ),
+    Mutation("model_internals/attributes.py", "any(share_groups(part, other) for", "any(False for", WRAPPED),
+    Mutation("model_internals/checks.py", "attributes = own_attributes(value)", "attributes = {}", NOT_HELD),
+    Mutation("networks/precision.py", "                self._check_held(optimizer)\n", "", NOT_HELD),
+    Mutation("networks/precision.py", "if is_held and not self._has_several", "if not self._has_several", NOT_HELD),
+    Mutation("networks/precision.py", "        self._num_windows += 1\n", "", NOT_HELD),
+    Mutation(
+        "networks/precision.py", "if is_held := window != self._num_windows:", "if is_held := True:", HELD_OTHERWISE
+    ),
+    Mutation("model_internals/checks.py", "for each in (owner, *others)", "for each in (owner,)", HELD_OTHERWISE),
+    Mutation(
+        "training/session.py",
+        "if self.checkpoints is None or type(",
+        "if type(",
+        WRAPPERS + "test_without_checkpoints_nothing_is_lost",
+    ),
+    Mutation("training/resuming.py", "    added.make()\n", "", ADDED_ANYWHERE),
+    Mutation("changes/added_groups.py", "            p.requires_grad_(is_trained)", "            pass", ADDED_ANYWHERE),
+    Mutation("changes/added_groups.py", "    if found not in pending:", "    if True:", ADDED_ANYWHERE),
+    Mutation(
+        "changes/added_groups.py",
+        "    pending.remove(found)\n",
+        "",
+        ADDED + "test_a_group_is_left_out_once_if_it_is_there_already",
+    ),
+    Mutation(
+        "changes/added_groups.py",
+        '"param_groups": [*states[name]["param_groups"], *saved[name]["param_groups"][-len(groups) :]]',
+        '"param_groups": saved[name]["param_groups"]',
+        ADDED + "test_another_rate_counts_with_groups_that_are_made_again",
+    ),
+    Mutation("changes/added_groups.py", 'if any("" in group["parameters"] for group in groups)', "if False", NOT_AGAIN),
+    Mutation(
+        "training/session.py", "                if text not in self._said:", "                if True:", NOT_AGAIN
+    ),
+    Mutation("loading/iterable_loader.py", "rng.set_state(self._rng_at_start, cpu)", "pass", KEPT_ORDER),
+    Mutation("loading/iterable_loader.py", "min(batches, window)", "1", KEPT_ORDER),
+    Mutation(
+        "loading/iterable_loader.py",
+        "if rng.has_drawn(state) and not _has_known_order(self._iterable):",
+        "if False:",
+        DRAWN_LATER,
+    ),
+    Mutation(
+        "loading/iterable_loader.py",
+        "and not _has_known_order(self._iterable)",
+        "",
+        ORDER + "test_samples_that_draw_are_no_warning_where_the_order_is_known",
     ),
     # Evaluations.
     Mutation(
@@ -2132,7 +2215,7 @@ MUTATIONS = [
     Mutation("training/loop.py", "self.has_left_out = True", "pass", LEFT_OUT),
     Mutation(
         "networks/precision.py",
-        "self._growth = 2 if self._has_several else self._growth",
+        "self._growth = 1 if self._only is optimizer and self.scaler is None else 2",
         "pass",
         WINDOWS + "test_optimizers_that_take_turns_do_not_use_what_the_loss_of_the_other_has_left",
     ),
@@ -3276,8 +3359,8 @@ MUTATIONS = [
     ),
     Mutation(
         "networks/precision.py",
-        "self._optimizers.append(weakref.ref(optimizer))",
-        "self._optimizers.append(lambda: optimizer)",
+        "_Noted(weakref.ref(optimizer), window)",
+        "_Noted(lambda: optimizer, window)",
         PRECISION + "test_optimizers_that_are_made_in_a_step_end_with_it",
     ),
     Mutation(
@@ -3810,7 +3893,7 @@ MUTATIONS = [
     ),
     Mutation(
         "training/resuming.py",
-        'compare_parts(path, content, parts, session.tables["made"])',
+        'compare_parts(path, {**content, "model": states}, parts, session.tables["made"])',
         "pass",
         RESUME + "test_a_model_that_is_made_otherwise_does_not_resume_and_keeps_its_weights[shape]",
     ),
@@ -3858,8 +3941,8 @@ MUTATIONS = [
     ),
     Mutation(
         "training/resuming.py",
-        '"model": {**content["model"], **remaking.states}',
-        '"model": content["model"]',
+        "added.put_back(remaking.states,",
+        "added.put_back(states,",
         CHANGED + "test_every_number_of_an_optimizer_is_the_one_of_now",
     ),
     Mutation(
@@ -4098,8 +4181,8 @@ MUTATIONS = [
     ),
     Mutation(
         "planning/schedule_reading.py",
-        "own = [(key, part) for key, part in schedulers if part.optimizer is optimizer and id(part) not in inner]",
-        "own = [(key, part) for key, part in schedulers if part.optimizer is optimizer]",
+        "own = [(key, part) for key, part in schedulers if moves(part, optimizer) and id(part) not in inner]",
+        "own = [(key, part) for key, part in schedulers if moves(part, optimizer)]",
         READING + "test_schedules_belong_to_their_optimizers_and_what_cannot_be_read_is_left_out",
     ),
     Mutation(

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
+from helios_lite.model_internals.attributes import moves, optimizers
+
 _NUMBERS = (bool, int, float, str, type(None))
 _DERIVED = ("base_lrs.", "_", "start ")
 _POSITION = {"last_epoch", "_step_count", "_last_lr", "_is_initial", "_get_lr_called_within_step"}
@@ -112,10 +114,10 @@ class Remaking:
         self.changes: list[str] = []
         self._parts, self._saved, self._now, self._counters = parts, saved, describe(parts), counters
         self.states = dict(states)
-        names = {id(part): name for name, part in list(parts.items())[::-1] if isinstance(part, Optimizer)}
-        for name in reversed(names.values()):  # Each once, under its first name.
-            if name in saved and "param_groups" in states[name]:
-                self._prepare(name, parts[name])
+        first = {id(part): name for name, part in list(parts.items())[::-1]}
+        for name, optimizer in optimizers(parts.items()).items():
+            if first[id(optimizer)] == name in saved and "param_groups" in states[name]:
+                self._prepare(name, optimizer)
 
     def _prepare(self, name: str, optimizer: Optimizer) -> None:
         schedulers = self._schedulers_of(optimizer)
@@ -134,7 +136,7 @@ class Remaking:
         self.changes += dict.fromkeys(said or changes)
         changed = [_changed(*pair) for pair in zip(self._saved[name]["groups"], self._now[name]["groups"], strict=True)]
         factors = [1.0] * len(changed)
-        if moves := bool(of_schedules) or any({"lr", "initial_lr"} & keys for keys in changed):
+        if has_moved := bool(of_schedules) or any({"lr", "initial_lr"} & keys for keys in changed):
             factors = self._move(name, schedulers)
             changed = [keys | {"lr", "initial_lr"} for keys in changed]
         groups = []
@@ -145,7 +147,7 @@ class Remaking:
                 numbers["lr"] = numbers["lr"] * factor
             groups.append({**saved, **numbers})
         for key, scheduler in self._parts.items():
-            if moves and _is_of(scheduler, optimizer) and key in self.states:
+            if has_moved and _is_of(scheduler, optimizer) and key in self.states:
                 self.states[key] = self._moved_state(key, scheduler, groups)
         for key, part in self._parts.items():
             if part is optimizer:
@@ -236,7 +238,7 @@ def changed_numbers(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
 
 
 def _is_of(part: Any, optimizer: Optimizer) -> bool:
-    return isinstance(part, LRScheduler) and getattr(part, "optimizer", None) is optimizer
+    return isinstance(part, LRScheduler) and moves(part, optimizer)
 
 
 def _with_inner(schedulers: Iterable[Any]) -> Iterator[Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from helios_lite.metrics.metric_objects import is_network
-from helios_lite.model_internals.attributes import AttributeState
+from helios_lite.model_internals.attributes import AttributeState, share_groups
 
 _NUM_SHOWN = 5
 
@@ -92,9 +94,30 @@ def load_parts(owner: str, parts: Mapping[str, Any], states: Mapping[str, Any], 
     """
     if found := misfits(parts, states, networks_only=networks_only):
         raise ValueError(f"{owner}: the model and the checkpoint do not fit: {first(found)}")
-    for name, part in parts.items():
-        if is_network(part) or (not networks_only and name in states):
-            part.load_state_dict(states[name])
+    with shared_groups(parts):
+        for name, part in parts.items():
+            if is_network(part) or (not networks_only and name in states):
+                part.load_state_dict(states[name])
+
+
+@contextlib.contextmanager
+def shared_groups(parts: Mapping[str, Any]) -> Iterator[None]:
+    """A context in which states are loaded, after which optimizers share what they have shared before.
+
+    `Optimizer.load_state_dict` makes new groups, but one that wraps another steps with those of the other.
+    """
+    optimizers = [part for part in parts.values() if isinstance(part, Optimizer)]
+    pairs = [(a, b, a.param_groups is b.param_groups) for a, b in itertools.combinations(optimizers, 2)]
+    pairs = [(a, b, is_same_list) for a, b, is_same_list in pairs if share_groups(a, b)]
+    of_states = [(a, b) for a, b in itertools.combinations(optimizers, 2) if a is not b and a.state is b.state]
+    yield
+    for a, b, is_same_list in pairs:
+        if not share_groups(a, b):
+            groups = a.param_groups if is_same_list else [*a.param_groups]
+            b.__setstate__({"state": b.state, "param_groups": groups})
+    for a, b in of_states:
+        if a.state is not b.state:
+            a.__setstate__({"state": b.state, "param_groups": a.param_groups})
 
 
 def first(found: Sequence[str]) -> str:

@@ -6,12 +6,14 @@ import dataclasses
 import gc
 import sys
 from collections import UserDict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import MappingProxyType, NoneType, SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from helios_lite.metrics.metric_objects import is_network, metric_objects_in
 from helios_lite.nested import leaves
@@ -23,6 +25,7 @@ _ATOMS = frozenset(
 _BUILTIN_CONTAINERS = frozenset({list, tuple, dict, set, frozenset, deque})
 _MAPPINGS, _SEQUENCES = (dict, UserDict, MappingProxyType), (list, tuple, deque)
 _SCANNED_LEVELS, _MAX_SCANNED_ITEMS = 3, 10_000_000
+_OF_PYTORCH = frozenset(vars(nn.Module())) | {"defaults", "param_groups", "state"}
 
 
 def stateful_parts(owner: object) -> Iterator[tuple[str, Any]]:
@@ -30,9 +33,71 @@ def stateful_parts(owner: object) -> Iterator[tuple[str, Any]]:
 
     In lists, tuples, deques and dicts the names are "name.0" and "name.key"; in a SimpleNamespace and in dataclasses
     "name.attribute". Other objects and sets are not entered. A part that is held twice has two names. Containers may
-    be nested to any depth, and may contain themselves. Last come the plain attributes that `state_attributes` names.
+    be nested to any depth, and may contain themselves.
+
+    Optimizers and schedulers that a network, or an optimizer that wraps another, has among its attributes come after
+    all these: "net.optimizer", "optimizer.base". Last come the plain attributes that `state_attributes` names.
     """
-    stack: list[tuple[object, Iterator[tuple[str, Any]], int]] = [(owner, iter(vars(owner).items()), 0)]
+    parts = [*_parts_in(owner, vars(owner), is_stateful)]
+    yield from parts
+    known = {id(part) for _, part in parts}
+    for name, part in parts:
+        for path, inner in _updaters_in(part):
+            if id(inner) not in known:
+                known.add(id(inner))
+                parts.append((f"{name}.{path}", inner))  # It may wrap one more.
+                yield parts[-1]
+    for name in getattr(owner, "state_attributes", ()):
+        if hasattr(owner, name):  # After `setup` it has.
+            yield name, AttributeState(owner, name)
+
+
+def optimizers(parts: Iterable[tuple[str, Any]]) -> dict[str, Optimizer]:
+    """Return the optimizers among parts by name, without those whose groups are those of one before, as if wrapped."""
+    found: dict[str, Optimizer] = {}
+    for name, part in parts:
+        if isinstance(part, Optimizer) and not any(share_groups(part, other) for other in found.values()):
+            found[name] = part
+    return found
+
+
+def share_groups(a: Optimizer, b: Optimizer) -> bool:
+    """Return whether two optimizers have the same parameter groups, of which one cannot change without the other."""
+    pairs = zip(a.param_groups, b.param_groups, strict=False)
+    return a is not b and len(a.param_groups) == len(b.param_groups) > 0 and all(x is y for x, y in pairs)
+
+
+def moves(scheduler: Any, optimizer: Optimizer) -> bool:
+    """Return whether a scheduler sets the learning rates of an optimizer."""
+    own = getattr(scheduler, "optimizer", None)
+    return own is optimizer or (isinstance(own, Optimizer) and share_groups(own, optimizer))
+
+
+def own_attributes(part: Any) -> dict[str, Any]:
+    """Return the attributes of a module or an optimizer that not every one has."""
+    return {
+        name: value for name, value in vars(part).items() if name not in _OF_PYTORCH and not name.endswith("_hooks")
+    }
+
+
+def _updaters_in(part: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the optimizers and schedulers among the attributes of a network, its modules, or an optimizer, by name."""
+    if isinstance(part, nn.Module | Optimizer):
+        for path, each in part.named_modules() if isinstance(part, nn.Module) else [("", part)]:
+            attributes = own_attributes(each)
+            if not set(map(type, attributes.values())) <= _ATOMS:
+                for name, updater in _parts_in(each, attributes, _is_updater):
+                    yield f"{path}.{name}".lstrip("."), updater
+
+
+def _is_updater(value: Any) -> bool:
+    is_duck = callable(getattr(type(value), "load_state_dict", None)) and hasattr(value, "param_groups")
+    return is_duck or isinstance(value, LRScheduler)
+
+
+def _parts_in(owner: object, attributes: dict[str, Any], is_part: Callable[[Any], bool]) -> Iterator[tuple[str, Any]]:
+    """Yield what is a part among attributes of an object, and in containers there, by name; see `stateful_parts`."""
+    stack: list[tuple[object, Iterator[tuple[str, Any]], int]] = [(owner, iter(attributes.items()), 0)]
     prefixes, entered, without_parts = [""], {id(owner)}, set[int]()
     num_parts = 0
     while stack:
@@ -46,7 +111,7 @@ def stateful_parts(owner: object) -> Iterator[tuple[str, Any]]:
                 without_parts.add(id(container))
         elif type(value) in _ATOMS:  # The most frequent case; a vocabulary may have millions of strings.
             continue
-        elif type(value) not in _BUILTIN_CONTAINERS and is_stateful(value):
+        elif type(value) not in _BUILTIN_CONTAINERS and is_part(value):
             num_parts += 1
             yield prefixes[-1] + name, value
         elif id(value) not in entered and id(value) not in without_parts:
@@ -55,9 +120,6 @@ def stateful_parts(owner: object) -> Iterator[tuple[str, Any]]:
                 stack.append((value, children, num_parts))
                 prefixes.append(f"{prefixes[-1]}{name}.")
                 entered.add(id(value))
-    for name in getattr(owner, "state_attributes", ()):
-        if hasattr(owner, name):  # After `setup` it has.
-            yield name, AttributeState(owner, name)
 
 
 class AttributeState:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from helios_lite.model_internals.attributes import holds_only_atoms, is_stateful, named_items, stateful_parts
+from helios_lite.model_internals.attributes import (
+    holds_only_atoms,
+    is_stateful,
+    named_items,
+    own_attributes,
+    stateful_parts,
+)
 
 _NOT_SEARCHED = (type, ModuleType, FunctionType, MethodType, BuiltinFunctionType)
 _WHERE = "hold it in an attribute of the model, or in a list, tuple, deque, dict, SimpleNamespace or dataclass there"
@@ -59,7 +65,8 @@ def check_hidden_parts(owner: object, parts: Sequence[tuple[str, Any]]) -> None:
     reference to something with a state.
 
     Args:
-        owner: its attributes are searched, also in sets and in objects that checkpoints do not enter.
+        owner: its attributes are searched, also in sets and in objects that checkpoints do not enter. What has a state
+            of its own decides itself what that holds.
         parts: its stateful parts by name.
 
     Raises:
@@ -67,7 +74,7 @@ def check_hidden_parts(owner: object, parts: Sequence[tuple[str, Any]]) -> None:
     """
     held = {id(part) for _, part in parts}
     held |= {id(module) for _, net in parts if isinstance(net, nn.Module) for module in net.modules()}
-    for path, value, is_in_set in _search(owner, enters_parts=False):
+    for path, value, is_in_set in _search(owner, _decide_themselves(parts)):
         if id(value) in held:
             continue
         if is_in_set and is_stateful(value):
@@ -77,6 +84,27 @@ def check_hidden_parts(owner: object, parts: Sequence[tuple[str, Any]]) -> None:
             )
         if isinstance(value, Optimizer | LRScheduler):
             raise ValueError(f"{path}: is a {type(value).__name__} that no checkpoint holds; {_WHERE}")
+
+
+def check_held(owner: object, others: Iterable[object], optimizer: Any) -> None:
+    """Check that checkpoints hold an optimizer that steps in one window after another.
+
+    Args:
+        owner: has it among its attributes, or not.
+        others: objects that hold themselves what they have.
+        optimizer: the optimizer.
+
+    Raises:
+        ValueError: they do not; the message has its path, if it can be found.
+    """
+    parts = list(stateful_parts(owner))
+    if any(part is optimizer for _, part in parts):
+        return
+    path = next((path for path, value, _ in _search(owner, _decide_themselves(parts)) if value is optimizer), None)
+    found = (value for each in (owner, *others) for _, value, _ in _search(each))
+    if path is not None or not any(value is optimizer for value in found):
+        kind = type(optimizer).__name__
+        raise ValueError(f"{path or 'optimizer_step'}: steps with a {kind} that no checkpoint holds; {_WHERE}")
 
 
 def check_trained(owner: object, parts: Sequence[tuple[str, Any]]) -> None:
@@ -104,12 +132,17 @@ def check_trained(owner: object, parts: Sequence[tuple[str, Any]]) -> None:
     others = _is_held_otherwise(parts)
     for name, i, p in missing:
         if not others(p):
-            paths = (path for path, value, _ in _search(owner, enters_parts=True) if value is p)
+            paths = (path for path, value, _ in _search(owner) if value is p)
             raise ValueError(
                 f"{next(paths, 'a tensor')}: is trained (optimizer {name}, group {i}, shape {tuple(p.shape)}), but no "
                 f"checkpoint holds it; make it a parameter of a network, make the optimizer after parallelize, and "
                 f"for the network: {_WHERE}"
             )
+
+
+def _decide_themselves(parts: Sequence[tuple[str, Any]]) -> set[int]:
+    """Return the identities of the parts whose states hold what their classes choose."""
+    return {id(part) for _, part in parts if not isinstance(part, nn.Module | Optimizer)}
 
 
 def _is_held_otherwise(parts: Sequence[tuple[str, Any]]) -> Callable[[Tensor], bool]:
@@ -131,14 +164,14 @@ def _is_held_otherwise(parts: Sequence[tuple[str, Any]]) -> Callable[[Tensor], b
     return lambda tensor: id(tensor) in identities or (tensor.numel() > 0 and tensor.data_ptr() in addresses)
 
 
-def _search(owner: object, *, enters_parts: bool) -> Iterator[tuple[str, Any, bool]]:
+def _search(owner: object, closed: Collection[int] | None = None) -> Iterator[tuple[str, Any, bool]]:
     """Yield every object that is reachable from the attributes of an object: (path, object, is in a set).
 
     Each object is visited once, in breadth-first order. Objects of helios_lite are not searched.
 
     Args:
         owner: the object.
-        enters_parts: whether to search the attributes of objects that have a state.
+        closed: the identities of objects whose attributes are not searched; None if tensors are looked for.
     """
     seen = {id(owner)}
     pending: deque[tuple[str, Any, bool]] = deque((name, value, False) for name, value in vars(owner).items())
@@ -148,19 +181,19 @@ def _search(owner: object, *, enters_parts: bool) -> Iterator[tuple[str, Any, bo
             continue
         seen.add(id(value))
         yield path, value, is_in_set
-        if isinstance(value, Tensor | Optimizer | LRScheduler) or _is_of_the_trainer(value):
+        if isinstance(value, Tensor | LRScheduler) or _is_of_the_trainer(value):
             continue
-        if is_stateful(value) and not enters_parts:
-            continue
-        if not enters_parts and holds_only_atoms(value):
+        if closed is not None and (id(value) in closed or holds_only_atoms(value)):
             continue
         if isinstance(value, set | frozenset):
             pending.extend((path, item, True) for item in value)
         elif (items := named_items(value)) is not None:
             pending.extend((f"{path}.{name}", item, False) for name, item in items)
         elif isinstance(attributes := getattr(value, "__dict__", None), dict):
+            if isinstance(value, nn.Module | Optimizer):
+                attributes = own_attributes(value)
             if isinstance(value, nn.Module):  # Its parameters have the names that its state dict gives them.
-                attributes = {**attributes, **value._parameters, **value._buffers, **value._modules}
+                attributes |= {**value._parameters, **value._buffers, **value._modules}
             pending.extend((f"{path}.{name}", item, False) for name, item in attributes.items())
 
 

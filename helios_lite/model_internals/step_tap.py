@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from helios_lite.metrics.measurements import before_steps
-from helios_lite.model_internals.attributes import stateful_parts
+from helios_lite.model_internals.attributes import optimizers, stateful_parts
 from helios_lite.state import TrainingState
 
 Loss = tuple[float, float | None]
@@ -58,8 +58,7 @@ class StepTap:
 
     def watch_optimizers(self) -> None:
         """Watch the optimizers that the model has now, also where a program calls their `step` itself."""
-        parts = stateful_parts(self._model)
-        self._handles += before_steps({name: part for name, part in parts if isinstance(part, Optimizer)}, self._step)
+        self._handles += before_steps(optimizers(stateful_parts(self._model)), self._step)
 
     def remove(self) -> None:
         """Give the model back what it had, and its optimizers too."""

@@ -43,6 +43,13 @@ class Window(NamedTuple):
     is_left_out: bool = False
 
 
+class _Noted(NamedTuple):
+    """An optimizer that steps: a reference, as one that is made in a step ends with it, and its first window."""
+
+    ref: weakref.ref[Optimizer]
+    window: int
+
+
 class Precision:
     """Makes steps exact: an accumulation window equals one large batch.
 
@@ -88,12 +95,14 @@ class Precision:
         self._are_weighted: dict[int, bool] = {}
         self.num_steps, self._growth = 0, 1 if self.scaler is None else 2
         self._has_skipped = False  # Any optimizer, in this window, because its gradients were not finite.
-        self._optimizers: list[weakref.ref[Optimizer]] = []  # One that is made in a step ends with it.
+        self._optimizers: list[_Noted] = []
         self._only: object = _NO_OPTIMIZER
         self._has_several = False
         # Whether the model steps with `step`; unknown until it does, or a parameter changes without it.
         self._makes_steps: bool | None = None
         self._trained: list[Optimizer] = []
+        self._check_held: Callable[[Optimizer], None] | None = None
+        self._num_windows = 0  # That have ended, but for those of the only optimizer, in fp32 or bf16.
         self._before: list[tuple[int, float]] = []
         self._not_stepped_in_a_row = self._skipped_in_a_row = 0
 
@@ -125,7 +134,8 @@ class Precision:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the last loss, which is not a leaf and cannot be copied. To detach it would cost every step."""
-        return {**vars(self), "last_loss": None, "_optimizers": [], "_only": _NO_OPTIMIZER, "_trained": []}
+        of_run: dict[str, Any] = {"_optimizers": [], "_only": _NO_OPTIMIZER, "_trained": [], "_check_held": None}
+        return {**vars(self), "last_loss": None, **of_run}
 
     def forget_loss(self) -> None:
         """Forget the last loss, which has been checked."""
@@ -252,9 +262,15 @@ class Precision:
         """Whether the model uses `Model.optimizer_step`, as far as is known."""
         return bool(self._makes_steps)
 
-    def set_optimizers(self, optimizers: Sequence[Optimizer]) -> None:
-        """Take the optimizers of the model, whose gradients a window without a step leaves behind."""
-        self._trained = [*optimizers]
+    def set_optimizers(self, optimizers: Sequence[Optimizer], check_held: Callable[[Optimizer], None] | None) -> None:
+        """Take the optimizers of the model, whose gradients a window without a step leaves behind.
+
+        Args:
+            optimizers: those that checkpoints hold.
+            check_held: called with another one when it steps in a second window. One that is made for a step ends with
+                it, and has nothing to be held.
+        """
+        self._trained, self._check_held = [*optimizers], check_held
         if self._makes_steps is None:
             self._before = _fingerprints(self._trained)
 
@@ -272,6 +288,7 @@ class Precision:
             FloatingPointError: gradients were not finite for so many windows in a row that no scale will help.
             RuntimeError: the losses of so many windows were passed to `backward`, and no optimizer has stepped in any.
         """
+        self._num_windows += 1
         has_stepped, has_skipped = self.num_steps != num_steps, self._has_skipped
         self._has_skipped = False
         if has_stepped or has_skipped:
@@ -329,15 +346,21 @@ class Precision:
         if not hasattr(optimizer, "param_groups"):
             raise TypeError(f"optimizer_step: needs an optimizer, not a {type(optimizer).__name__}")
         self._makes_steps = True
-        self._optimizers = [ref for ref in self._optimizers if ref() not in (None, optimizer)]
-        self._optimizers.append(weakref.ref(optimizer))
+        is_held, window = self._check_held is None or optimizer in self._trained, self._num_windows
+        if self._check_held is not None and not is_held:
+            window = next((noted.window for noted in self._optimizers if noted.ref() is optimizer), window)
+            if is_held := window != self._num_windows:
+                self._check_held(optimizer)
+                self._trained.append(optimizer)
+        self._optimizers = [noted for noted in self._optimizers if noted.ref() not in (None, optimizer)]
+        self._optimizers.append(_Noted(weakref.ref(optimizer), window))
         self._has_several |= len(self._optimizers) > 1
-        self._only = _NO_OPTIMIZER if self._has_several else optimizer
-        self._growth = 2 if self._has_several else self._growth
+        self._only = optimizer if is_held and not self._has_several else _NO_OPTIMIZER
+        self._growth = 1 if self._only is optimizer and self.scaler is None else 2
 
     def _noted(self) -> list[Optimizer]:
         """Return the optimizers that have stepped and still exist."""
-        return [optimizer for ref in self._optimizers if (optimizer := ref()) is not None]
+        return [optimizer for noted in self._optimizers if (optimizer := noted.ref()) is not None]
 
     def _clip_and_step(self, optimizer: Optimizer, limit: float | None, total: Tensor | float | None) -> bool:
         """Unscale, divide by the weight, report, clip, step, in this order; return whether parameters changed."""

@@ -24,6 +24,8 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
+from helios_lite.model_internals.attributes import moves, optimizers
+
 _PURE = {"abs", "bool", "cos", "exp", "float", "int", "log", "math", "max", "min", "pi", "pow", "round", "sin", "sqrt"}
 _NUM_READ = 400  # Positions, from which the shape of a schedule is seen.
 _MOST_STEPS = 50_000  # About 0.2 s. Only schedulers of other classes than PyTorch's common ones are stepped.
@@ -194,11 +196,10 @@ def schedules_of(parts: Sequence[tuple[str, Any]]) -> dict[str, list[Schedule]]:
     schedulers = [(name, part) for name, part in parts if isinstance(part, LRScheduler)]
     inner = {id(each) for _, part in schedulers for each in getattr(part, "_schedulers", ())}
     found: dict[str, list[Schedule]] = {}
-    for name, optimizer in parts:
-        if isinstance(optimizer, Optimizer):
-            own = [(key, part) for key, part in schedulers if part.optimizer is optimizer and id(part) not in inner]
-            made = [_made(key, part) for key, part in own if not isinstance(part, ReduceLROnPlateau)]
-            found[name] = [schedule for schedule in made if schedule is not None]
+    for name, optimizer in optimizers(parts).items():
+        own = [(key, part) for key, part in schedulers if moves(part, optimizer) and id(part) not in inner]
+        made = [_made(key, part) for key, part in own if not isinstance(part, ReduceLROnPlateau)]
+        found[name] = [schedule for schedule in made if schedule is not None]
     return found
 
 

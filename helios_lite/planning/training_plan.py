@@ -17,7 +17,7 @@ from helios_lite.display.plan import LearningRates, Plan
 from helios_lite.hooks import Hooks
 from helios_lite.loading.planned_steps import PlannedSteps
 from helios_lite.loading.train_data import TrainData
-from helios_lite.model_internals.attributes import stateful_parts
+from helios_lite.model_internals.attributes import optimizers, stateful_parts
 from helios_lite.nested import leaves
 from helios_lite.options import Options
 from helios_lite.planning.due import save_steps, validation_steps
@@ -48,8 +48,8 @@ class Planning:
         self._schedules = schedules_of(parts)
         self._rates = {
             name: max((float(group["lr"]) for group in part.param_groups), default=0.0)
-            for name, part in parts
-            if isinstance(part, Optimizer) and all(_has_rate(group) for group in part.param_groups)
+            for name, part in optimizers(parts).items()
+            if all(_has_rate(group) for group in part.param_groups)
         }
         self._unknown = [each for each in itertools.chain(*self._schedules.values()) if not each.is_of_package]
         self._start, self._counts = (0, 0), self._steps_of_schedulers()

@@ -10,6 +10,7 @@ from typing import Any, Protocol, cast
 
 import torch
 
+from helios_lite.changes.added_groups import added_groups
 from helios_lite.checkpoints.files import FORMAT_VERSION, to_serializable
 from helios_lite.checkpoints.sharded_content import state_names, take_sharded
 from helios_lite.metrics.metric_objects import (
@@ -240,6 +241,7 @@ class Checkpointer:
             "config": session.options.config(),
             "hparams": session.model.hparams,
             "tables": session.tables,
+            "added_groups": added_groups(stateful_parts(session.model), session.tables["made"]),
         }
 
     def load(self, path: Path, content: dict[str, Any]) -> None:

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch.optim import Optimizer
 
+from helios_lite.changes.added_groups import AddedGroups
 from helios_lite.changes.comparing import changed_options, compare_hparams, compare_parts
 from helios_lite.changes.made import Remaking, changed_numbers
-from helios_lite.changes.misfits import misfits
+from helios_lite.changes.misfits import misfits, shared_groups
 from helios_lite.changes.run_description import changes_of_run
 from helios_lite.checkpoints.files import CheckpointError, OtherFormatError
 from helios_lite.checkpoints.folder import candidates_of_run
@@ -149,22 +150,26 @@ def resume(
             )
     loads_itself = _loads_itself(session.model)
     parts = {} if loads_itself else dict(stateful_parts(session.model))
+    added = AddedGroups(parts, content.get("added_groups", {}), content["model"])
+    states = content["model"] if loads_itself else added.left_out(content["model"])
     changed_hparams = compare_hparams(
         path,
         content,
         session.model.hparams,
         session.planned.known_total(),
         allows=isinstance(choice, Path) or session.options.allow_changed_hparams,
-        fits=loads_itself or not misfits(parts, content["model"]),
+        fits=loads_itself or not misfits(parts, states),
     )
     resumption.plan_anew(session, content)
     if not loads_itself:
-        compare_parts(path, content, parts, session.tables["made"])
+        compare_parts(path, {**content, "model": states}, parts, session.tables["made"])
     elif texts := changed_numbers(content["tables"]["made"], session.tables["made"]):
         kind = type(session.model).__name__
         logger.warning("%s: not used, because %s has a load_state_dict of its own", "; ".join(texts), kind)
-    remaking = Remaking(parts, content["tables"]["made"], {} if loads_itself else content["model"], content["state"])
-    checkpointer.load(path, {**content, "model": {**content["model"], **remaking.states}})
+    remaking = Remaking(parts, content["tables"]["made"], {} if loads_itself else states, content["state"])
+    added.make()
+    states = {**content["model"], **added.put_back(remaking.states, content["model"])}
+    checkpointer.load(path, {**content, "model": states})
     step = content["state"]["step"]
     said = [_continuing(session, path, content), *changed_hparams]
     is_inside = content["state"]["epoch_batch"] > 0
@@ -407,11 +412,12 @@ def _load_parts(model: Model, path: Path, content: dict[str, Any], chosen: Any) 
         )
     # Averaged weights, with which the checkpoint was validated; an optimizer belongs to the weights that it trained.
     state = evaluation_state(content) if set(names) <= set(networks) else saved
-    for name in names:
-        try:
-            parts[name].load_state_dict(state[name])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise ValueError(f"init_from: {name!r} of {path} does not fit the model's: {error}") from error
+    with shared_groups(parts):
+        for name in names:
+            try:
+                parts[name].load_state_dict(state[name])
+            except (RuntimeError, ValueError, KeyError) as error:
+                raise ValueError(f"init_from: {name!r} of {path} does not fit the model's: {error}") from error
     if not is_exact:
         for text, left in (
             ("not in the checkpoint, and so as setup made them", [name for name in wanted if name not in saved]),

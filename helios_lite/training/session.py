@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from helios_lite.callbacks import Callback
+from helios_lite.changes.added_groups import not_made_again
 from helios_lite.changes.run_description import describe_run
 from helios_lite.checkpoints.folder import CheckpointFolder
 from helios_lite.checkpoints.run_folders import newest
@@ -30,6 +32,7 @@ from helios_lite.model_internals.attributes import (
     trained_in_evaluation_mode,
 )
 from helios_lite.model_internals.checks import (
+    check_held,
     check_hidden_parts,
     check_names,
     check_no_method_is_hidden,
@@ -95,6 +98,7 @@ class Session:
         self._keepers: dict[str, LoaderKeeper] = {}
         self.was_set_up = model._context.is_set_up
         self.tables: dict[str, Any] = {}
+        self._said: set[str] = set()  # Of groups that no start can make again.
         self.train_data = TrainData(datamodule, options, self.world, self.count_samples)
         self.planned = PlannedSteps(options, self.train_data)
         self.context = self._make_context()
@@ -167,12 +171,30 @@ class Session:
             return list(stateful_parts(self.model))
         parts = check_names(self.model)
         check_trained(self.model, parts)
+        if self.checkpoints is not None and self.tables and self.world.is_main:
+            for text in not_made_again(parts, self.tables["made"]):
+                if text not in self._said:
+                    self._said.add(text)
+                    logger.warning(
+                        "%s: no start can go on from the checkpoints that follow. Make all groups in setup: a frozen "
+                        "parameter has no gradient, and an optimizer leaves it as it is", text,
+                    )  # fmt: skip
         return parts
 
     @property
     def name(self) -> str:
         """What messages call the run: its folder, or the model."""
         return self.model.save_name if self.folder is None else str(console.shown_path(self.folder, self.directory))
+
+    @property
+    def check_held(self) -> Callable[[Any], None] | None:
+        """What raises a ValueError for an optimizer that no checkpoint would hold; None if none is checked.
+
+        What callbacks have is theirs to hold.
+        """
+        if self.checkpoints is None or type(self.model).state_dict is not Model.state_dict:
+            return None
+        return functools.partial(check_held, self.model, self.options.callbacks)
 
     @property
     def count_samples(self) -> Callable[[Any], int]:

@@ -23,7 +23,7 @@ from helios_lite.metrics.measurements import (
     peak_memory_mib,
 )
 from helios_lite.metrics.rows import JsonlLogger
-from helios_lite.model_internals.attributes import metric_names, metric_objects, named_networks
+from helios_lite.model_internals.attributes import metric_names, metric_objects, named_networks, optimizers
 from helios_lite.networks.precision import gradient_values
 from helios_lite.state import TrainingState
 from helios_lite.training.cleanup import cleanup
@@ -103,9 +103,9 @@ class TrainingLog:
 
     def begin_epoch(self, parts: Sequence[tuple[str, Any]]) -> None:
         """Note the optimizers among the stateful parts of the model, which may have replaced them."""
-        self._optimizers = {name: part for name, part in parts if isinstance(part, Optimizer)}
+        self._optimizers = optimizers(parts)
         self._rates.set_optimizers(self._optimizers)
-        self._session.context.precision.set_optimizers([*self._optimizers.values()])
+        self._session.context.precision.set_optimizers([*self._optimizers.values()], self._session.check_held)
         self.epoch_means = {}
         if self._state.epoch_batch == 0:
             self._epoch_time = Stopwatch(0.0, time.monotonic())

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.utils.data import default_collate
 
 from helios_lite.callbacks import Callback
-from helios_lite.model_internals.attributes import named_networks, stateful_parts
+from helios_lite.model_internals.attributes import named_networks, optimizers, stateful_parts
 from helios_lite.model_internals.step_tap import Loss, StepTap
 from helios_lite.nested import leaves
 from helios_lite.state import TrainingState
@@ -97,7 +96,7 @@ class Recorder(Callback):
         model, trial = self.model, self._trial
         self._tap.watch_optimizers()
         networks = named_networks(model)
-        self._optimizers.watch(networks, [part for _, part in stateful_parts(model) if isinstance(part, Optimizer)])
+        self._optimizers.watch(networks, [*optimizers(stateful_parts(model)).values()])
         if trial.keeps_weights:
             values = [value for net in networks.values() for value in [*net.parameters(), *net.buffers()]]
             self._initial = [(value, value.detach().clone()) for value in values]
