@@ -2340,8 +2340,8 @@ MUTATIONS = [
     ),
     Mutation(
         "model_internals/inference.py",
-        "    expect_evaluation_weights(model)\n",
-        "",
+        "expect_evaluation_weights(model)\n",
+        "pass\n",
         CALLBACKS + "test_each_of_several_averages_is_what_it_is_alone_and_the_last_is_evaluated",
     ),
     Mutation(
