@@ -3,11 +3,11 @@
 import contextlib
 import json
 import math
+import multiprocessing
 import os
 import runpy
 import shutil
 import signal
-import struct
 import sys
 import time
 import warnings
@@ -18,8 +18,9 @@ import torch
 from helpers.models import Tiny, data, quiet
 from helpers.rows import read_rows
 from helpers.scripts import DEADLINE
+from helpers.sequences import make_case, wandb_history, wandb_records, wrong
 
-from helios_lite.loggers import JsonlLogger, Logger, MLflowLogger, TensorBoardLogger, WandbLogger
+from helios_lite.loggers import JsonlLogger, Logger, MLflowLogger, TensorBoardLogger, WandbLogger, _mlflow_name
 from helios_lite.metrics.measurements import is_measured
 from helios_lite.metrics.rows import append_evaluation
 
@@ -329,15 +330,23 @@ def test_a_logger_is_told_how_the_training_ended(how, raised, status, tmp_path):
     assert third.calls == [("log_metrics", 4, "test/loss"), ("close",)]
 
 
-def test_a_logger_gets_what_is_logged_at_the_end(tmp_path):
-    class Closing(Tiny):
-        def on_training_end(self):
-            self.log("whole", 1.0)
+class Closing(Tiny):
+    """Logs at the end, also a name that it has used, and one that MLflow does not take."""
 
+    def train_step(self, batch, state):
+        super().train_step(batch, state)
+        self.log("acc@5", 0.5)
+
+    def on_training_end(self):
+        self.log("whole", 1.0)
+        self.log("loss", 3.0)
+
+
+def test_a_logger_gets_what_is_logged_at_the_end(tmp_path):
     logger = Noting()
     quiet(max_steps=2, loggers=[logger]).fit(Closing(), data(train=40))
     assert logger.calls[2:] == [
-        ("log_metrics", 2, "train/loss", "train/whole", "valid/loss"),
+        ("log_metrics", 2, "train/loss", "train/acc@5", "train/whole", "valid/loss"),
         ("log_status", "finished"),
         ("close",),
     ]
@@ -600,21 +609,76 @@ def test_wandb_has_every_row_once_in_one_run(tmp_path, wandb):
 
     killed(tmp_path, logger())
     first = logger().run_id
-    time.sleep(1.1)  # Its folders are named by the second.
     run(tmp_path, logger(), 16)
     assert logger().run_id == first
     assert wandb.run is None
-    files = sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
-    assert len(files) == 2
-    assert all(first in file.name for file in files)
+    assert len(list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))) == 2
+    assert wandb_curve(tmp_path, first, rows(tmp_path)) == rows(tmp_path)
 
-    def found():
-        return [(row["step"], row["train/loss"]) for file in files for row in history(file) if "train/loss" in row]
 
-    limit = time.monotonic() + DEADLINE  # Its own process may still be writing.
-    while found() != rows(tmp_path) and time.monotonic() < limit:
+class KilledAt(Tiny):
+    """Is killed after its eleventh step."""
+
+    def on_training_batch_end(self, state, should_log=False):
+        super().on_training_batch_end(state, should_log)
+        if state.step == 11:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.loggers
+@pytest.mark.filterwarnings("ignore")
+def test_wandb_has_every_row_in_another_run_if_a_kill_has_lost_some_of_the_first(tmp_path, wandb):
+    """W&B writes the rows of some seconds at once."""
+
+    def logger():
+        return WandbLogger("tests", tmp_path / "id", mode="offline", dir=str(tmp_path))
+
+    process = multiprocessing.get_context("fork").Process(target=run, args=(tmp_path, logger(), 16, KilledAt()))
+    process.start()
+    process.join(DEADLINE)
+    assert process.exitcode == -signal.SIGKILL
+    first = logger().run_id
+    for steps in (14, 16):  # The second start continues the new one.
+        run(tmp_path, logger(), steps)
+        assert logger().run_id != first
+    assert len(list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))) == 3
+    assert wandb_curve(tmp_path, logger().run_id, rows(tmp_path)) == rows(tmp_path)
+    assert parents(tmp_path, logger().run_id) == {first}
+
+
+@pytest.mark.loggers
+@pytest.mark.filterwarnings("ignore")
+def test_two_wandb_loggers_and_a_run_of_the_program_have_what_belongs_to_each(tmp_path, wandb):
+    options = {"mode": "offline", "dir": str(tmp_path)}
+    own = wandb.init(project="tests", **options)
+    loggers = [WandbLogger("tests", tmp_path / name, **options) for name in ("a", "b")]
+    quiet(root=tmp_path, max_steps=2, log_every_steps=1, loggers=loggers).fit(Closing(), data(train=40))
+    assert wandb.run is own
+    own.log({"train/loss": 5.0, "step": 0})
+    own.finish()
+    assert wandb_curve(tmp_path, own.id, [(0, 5.0)]) == [(0, 5.0)]
+    for logger in loggers:
+        for name in ("train/loss", "train/whole"):
+            assert wandb_curve(tmp_path, logger.run_id, rows(tmp_path, name), name) == rows(tmp_path, name)
+
+
+def wandb_curve(folder, run_id, expected, name="train/loss"):
+    """The values of a metric in the files of a run, as they are expected; W&B may still be writing."""
+    limit = time.monotonic() + DEADLINE
+    while True:
+        files = sorted((folder / "wandb").glob(f"offline-run-*/*{run_id}.wandb"))
+        found = [(row["step"], row[name]) for file in files for row in wandb_history(file) if name in row]
+        if found == expected or time.monotonic() > limit:
+            return found
         time.sleep(0.2)
-    assert found() == rows(tmp_path)
+
+
+def parents(folder, run_id):
+    """The runs that the configuration of a run of W&B names as its parent."""
+    files = sorted((folder / "wandb").glob(f"offline-run-*/*{run_id}.wandb"))
+    told = [update for file in files for record in wandb_records(file) for update in record.config.update]
+    told += [update for file in files for record in wandb_records(file) for update in record.run.config.update]
+    return {json.loads(update.value_json) for update in told if update.key == "parent_run"}
 
 
 @pytest.mark.loggers
@@ -625,8 +689,6 @@ def test_wandb_has_the_new_rows_in_a_run_that_names_the_one_that_went_further(tm
     def logger():
         made = WandbLogger("tests", tmp_path / "id", mode="offline", dir=str(tmp_path))
         ids.append(made.run_id)
-        if len(ids) > 1:
-            time.sleep(1.1)  # Its folders are named by the second.
         return made
 
     old = gone_back(tmp_path, logger)
@@ -637,21 +699,11 @@ def test_wandb_has_the_new_rows_in_a_run_that_names_the_one_that_went_further(tm
         caplog.text
     )
 
-    def curve(run_id):
-        files = sorted((tmp_path / "wandb").glob(f"offline-run-*/*{run_id}.wandb"))
-        return [(row["step"], row["train/loss"]) for file in files for row in history(file) if "train/loss" in row]
-
-    expected = [row for row in rows(tmp_path) if row[0] > 8]
-    limit = time.monotonic() + DEADLINE  # Its own process may still be writing.
-    while curve(last) != expected and time.monotonic() < limit:
-        time.sleep(0.2)
-    assert curve(last) == expected
-    assert [step for step, _ in expected] == [10, 12, 14, 16, 18, 20]
-    assert curve(first) == old
-    files = sorted((tmp_path / "wandb").glob(f"offline-run-*/*{last}.wandb"))
-    told = [update for file in files for record in records(file) for update in record.config.update]
-    told += [update for file in files for record in records(file) for update in record.run.config.update]
-    assert {json.loads(update.value_json) for update in told if update.key == "parent_run"} == {first}
+    expected = rows(tmp_path)
+    assert wandb_curve(tmp_path, last, expected) == expected
+    assert [step for step, _ in expected] == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]
+    assert wandb_curve(tmp_path, first, old) == old
+    assert parents(tmp_path, last) == {first}
 
 
 @pytest.mark.loggers
@@ -666,37 +718,12 @@ def test_wandb_ends_with_the_exit_code_of_the_training(how, code, tmp_path, wand
     (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
 
     def found():
-        return [record.exit.exit_code for record in records(file) if record.HasField("exit")]
+        return [record.exit.exit_code for record in wandb_records(file) if record.HasField("exit")]
 
     limit = time.monotonic() + DEADLINE  # Its own process may still be writing.
     while found() == [] and time.monotonic() < limit:
         time.sleep(0.2)
     assert found() == [code]
-
-
-def history(file):
-    """The rows of an offline run."""
-    for record in records(file):
-        if record.HasField("history"):
-            yield {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-
-
-def records(file):
-    """The records of an offline run: protobuf in LevelDB's log format, after a header of seven bytes."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    content, position, parts = file.read_bytes(), 7, b""
-    while position < len(content):
-        if 32768 - position % 32768 < 7:  # What is left of a block holds no record.
-            position += 32768 - position % 32768
-            continue
-        length, kind = struct.unpack_from("<HB", content, position + 4)
-        position += 7
-        parts += content[position : position + length]
-        position += length
-        if kind in (1, 4):  # Whole, or the last part.
-            yield Record.FromString(parts)
-            parts = b""
 
 
 @pytest.mark.loggers
@@ -760,3 +787,156 @@ def test_tensorboard_shows_images_and_runs_on_rank_0_only(devices, tmp_path):
     assert [event.step for event in events.Images("test")] == [0]
     assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6]
     assert [event.step for event in events.Scalars("test/loss")] == [6]
+
+
+class Writing(Painting):
+    """Uses the writer in `setup` too, without looking whether there is one."""
+
+    def setup(self, fast_init=False):
+        super().setup(fast_init)
+        self.trainer.loggers[0].writer.add_text("note", "set up", 0)
+
+    def on_training_batch_end(self, state, should_log=False):
+        super().on_training_batch_end(state, should_log)
+        if state.step == self.last:
+            raise KeyError("the end")
+
+
+def test_tensorboard_shows_everything_once_after_cuts_and_nothing_of_a_call_that_is_not_kept(tmp_path):
+    """The writer of `setup` is there before it is known where the run goes on, and images have another number."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = tmp_path / "events"
+
+    def made(last):
+        model = Writing()
+        model.last = last
+        return model
+
+    def present():
+        return {path: path.stat().st_size for path in tmp_path.rglob("*.tfevents.*")}
+
+    logger, noting = TensorBoardLogger(folder), Noting()
+    options = {"root": tmp_path, "valid_every_steps": 2, "log_every_steps": 2, "save_every_steps": 4}
+    for last in (6, 7, None, None):  # The last start has nothing left to do.
+        with contextlib.suppress(KeyError):
+            quiet(max_steps=9, loggers=[logger], **options).fit(made(last), data(train=40, batch_size=2))
+    before = present()
+    for change in ({"fast_dev_run": True}, {"run_name": "other", "fast_dev_run": True}):
+        options_of_it = {**options, **change, "max_steps": 9, "loggers": [logger, noting]}
+        quiet(**options_of_it).fit(made(None), data(train=40, batch_size=2))
+    trainer = quiet(max_steps=9, loggers=[logger, noting], **options)
+    trainer.replay(made(None), data(train=40, batch_size=2), step=3)
+    trainer.plan(made(None), data(train=40, batch_size=2))
+    assert (present(), noting.calls) == (before, [])
+    quiet(max_steps=9, loggers=[logger], **options).test(made(None), data(), checkpoint="last")
+    events = EventAccumulator(str(folder), size_guidance={"images": 0})
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6, 8, 9]
+    assert [event.step for event in events.Images("valid")] == [0, 1, 2, 3, 4, 5]
+    assert [event.step for event in events.Scalars("test/loss")] == [9]
+
+
+def test_runs_with_one_folder_of_tensorboard_are_beside_each_other_and_so_is_what_is_taken_back(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def make():
+        return TensorBoardLogger(tmp_path / "events")
+
+    def shown(name):
+        events = EventAccumulator(str(tmp_path / "events" / name))
+        events.Reload()
+        return [(event.step, event.value) for event in events.Scalars("train/loss")]
+
+    def in_fp32(values):
+        return [(step, torch.tensor(value).item()) for step, value in values]
+
+    old = gone_back(tmp_path, make)
+    quiet(root=tmp_path, run_name="other", max_steps=2, log_every_steps=1, loggers=[make()]).fit(Tiny(), data(train=40))
+    for _ in range(2):
+        quiet(root=None, max_steps=1, loggers=[make()]).fit(Tiny(), data(train=40))
+    run(tmp_path, make(), 22, Rated(0.5), monitor="valid/score")
+    assert shown("") == in_fp32(rows(tmp_path))
+    assert [step for step, _ in shown("")] == [*range(2, 23, 2)]
+    assert shown("set_aside_1") == in_fp32(old)
+    assert [[step for step, _ in shown(name)] for name in ("2", "3", "4")] == [[1, 2], [1], [1]]
+
+
+def test_a_file_of_rows_that_a_training_begins_anew_is_set_aside(path, tmp_path):
+    for name in ("first", "second"):
+        quiet(root=tmp_path, run_name=name, max_steps=1, loggers=[JsonlLogger(path)]).fit(Tiny(), data())
+    files = (path, path.with_name("metrics.jsonl.set_aside_1"))
+    own = [read(tmp_path / name / "metrics.jsonl") for name in ("second", "first")]
+    assert [[row["train/loss"] for row in read(file) if "train/loss" in row] for file in files] == [
+        [row["train/loss"] for row in rows_of_run if "train/loss" in row] for rows_of_run in own
+    ]
+
+
+@pytest.mark.loggers
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_has_all_rows_of_each_of_the_runs_with_one_id_file(uri, tmp_path, mlflow):
+    """One of them goes on after the other; both log at the end a name that they have used."""
+    client, ids = mlflow.MlflowClient(uri), {}
+    for name, steps in (("one", 8), ("two", 4), ("one", 12), ("two", 6)):
+        logger = MLflowLogger("tests", tmp_path / "id", tracking_uri=uri)
+        options = {"root": tmp_path, "run_name": name, "max_steps": steps, "log_every_steps": 2}
+        quiet(loggers=[logger], **options).fit(Closing(), data(train=40, batch_size=2))
+        assert ids.setdefault(name, logger.run_id) == logger.run_id
+    assert ids["one"] != ids["two"]
+    for name in ids:
+        found = read_rows(tmp_path / name)
+        for metric in ("train/loss", "train/acc@5", "train/whole"):
+            expected = [(row["step"], row[metric]) for row in found if metric in row]
+            if metric in ("train/loss", "train/whole"):
+                expected.append(
+                    (8 if name == "one" else 4, 3.0 if metric == "train/loss" else 1.0)
+                )  # Of the first end.
+            points = client.get_metric_history(ids[name], metric.replace("@", "_at_"))
+            assert sorted((point.step, point.value) for point in points) == sorted(expected)
+
+
+@pytest.mark.loggers
+def test_different_names_are_different_names_that_mlflow_takes(mlflow):
+    from mlflow.utils.validation import _validate_metric_name
+
+    names = [
+        "a",
+        "a@5",
+        "a#5",
+        "f1>0.5",
+        "f1<0.5",
+        "a b:c",
+        "train//x",
+        "/x",
+        "x/",
+        "..",
+        "a/../b",
+        "ä",
+        "é" * 300,
+        "n" * 251,
+    ]
+    taken = [_mlflow_name(name) for name in names]
+    assert len(set(taken)) == len(names)
+    for name in taken:
+        _validate_metric_name(name)
+    assert (taken[0], taken[1]) == ("a", "a_at_5")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("number", range(4))
+def test_after_a_random_sequence_of_calls_each_logger_has_every_row_once(number, tmp_path):
+    """Some of tests/sequences.py, which repeats one by its number."""
+    pytest.importorskip("tensorboard")
+    assert wrong(make_case(0, number), tmp_path) is None
+
+
+@pytest.mark.loggers
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("number", range(6))
+def test_after_a_random_sequence_of_calls_mlflow_and_wandb_have_every_row_once(number, tmp_path, empty_store, wandb):
+    def store(folder):
+        return f"sqlite:///{shutil.copy(empty_store, folder)}"
+
+    assert wrong(make_case(1, number), tmp_path, store) is None

@@ -17,7 +17,6 @@ from helios_lite.processes.signals import GracefulShutdown
 from helios_lite.state import TrainingState
 from helios_lite.training.evaluator import Evaluator
 from helios_lite.training.resuming import is_best, load_checkpoint
-from helios_lite.training.run_loggers import RunLoggers
 from helios_lite.training.session import Session
 
 logger = logging.getLogger("helios_lite")
@@ -35,23 +34,22 @@ def evaluate(
         checkpoint: "best", "last", a path, or None for the weights that the model has.
     """
     model, options = session.model, session.options
-    with RunLoggers(options.loggers, is_main=session.world.is_main, is_training=False) as loggers:
-        session.setup(fast_init=True)
-        names = session.open_split(phase)
-        if not names:
-            raise ValueError(f"the datamodule has no {phase} split")
-        path, state = load_for_evaluation(session, checkpoint)
-        metrics = Evaluator(session, in_training=False).evaluate(phase, names, cycle=1)
-        session.context.record(metrics)
-        model.eval()
-        session.progress.close()
-        title = with_limits(phase if path is None else f"{phase} of {path.name}", options, phase)
-        if session.world.is_main:
-            row = {"epoch": state.epoch, "seconds": state.seconds, **metrics}
-            _write_row(session, loggers, phase, path, state.step, row)
-            logger.debug("%s: %s", title, console.metrics_text(metrics))
-        if session.prints:
-            console.show_metrics(title, metrics)
+    session.setup(fast_init=True)
+    names = session.open_split(phase)
+    if not names:
+        raise ValueError(f"the datamodule has no {phase} split")
+    path, state = load_for_evaluation(session, checkpoint)
+    metrics = Evaluator(session, in_training=False).evaluate(phase, names, cycle=1)
+    session.context.record(metrics)
+    model.eval()
+    session.progress.close()
+    title = with_limits(phase if path is None else f"{phase} of {path.name}", options, phase)
+    if session.world.is_main:
+        row = {"epoch": state.epoch, "seconds": state.seconds, **metrics}
+        _write_row(session, phase, path, state.step, row)
+        logger.debug("%s: %s", title, console.metrics_text(metrics))
+    if session.prints:
+        console.show_metrics(title, metrics)
     return metrics
 
 
@@ -80,9 +78,7 @@ def load_for_evaluation(session: Session, choice: str | os.PathLike[str] | None)
     return path, state
 
 
-def _write_row(
-    session: Session, loggers: RunLoggers, phase: str, path: Path | None, step: int, row: dict[str, float]
-) -> None:
+def _write_row(session: Session, phase: str, path: Path | None, step: int, row: dict[str, float]) -> None:
     """Append the row of an evaluation to metrics.jsonl and send it to the loggers, unless a training is running there.
 
     The result does not depend on it: a folder that cannot be written to is a warning.
@@ -99,4 +95,4 @@ def _write_row(
             except (OSError, RuntimeError) as error:
                 logger.warning("no row of this %s is written to metrics.jsonl and the loggers: %s", kind, error)
                 return
-        loggers.log_metrics(row, step)
+        session.loggers.log_metrics(row, step)

@@ -36,7 +36,7 @@ from helios_lite.processes.signals import GracefulShutdown, usr1_without_effect
 from helios_lite.processes.worker import WorkerInterrupted, leave_error
 from helios_lite.processes.world import World
 from helios_lite.training.cleanup import cleanup
-from helios_lite.training.run_loggers import report_failure
+from helios_lite.training.run_loggers import RunLoggers, report_failure
 from helios_lite.training.session import Session, checkpoint_folder, open_session, run_folder
 
 Result = TypeVar("Result")
@@ -170,9 +170,8 @@ def here(call: Call, *, is_worker: bool = False) -> Iterator[tuple[Session, Grac
                 call.model,
                 call.datamodule,
                 call.directory,
-                is_training=call.trains,
+                method=call.method,
                 data_is_prepared=is_worker,
-                is_logged=call.method != "plan",
             ) as session,
         ):
             folder = None if session.folder is None else session.folder / "hangs"
@@ -219,7 +218,7 @@ def _report_failure(call: Call, error: Exception) -> None:
             with RunLog(folder / "train.log", call.options.log_level, is_required=False) as log:
                 log.record_failure(error)
         if call.trains:
-            report_failure(call.options.loggers)
+            report_failure(call.options.loggers, folder)
 
 
 def prepare_data(datamodule: DataModule) -> None:
@@ -279,7 +278,9 @@ def take_final_weights(call: Call, final: Path) -> None:
     options, model, datamodule = call.options, call.model, call.datamodule
     try:
         content = read_checkpoint(final)
-        with rng.fork_rng(torch.device("cpu")), cleanup(datamodule.teardown):
+        # Rank 0 has called the loggers; what `setup` gives them here once more is not kept.
+        loggers = RunLoggers(options.loggers, run_folder=None, method=call.method, keeps=False)
+        with rng.fork_rng(torch.device("cpu")), cleanup(datamodule.teardown), loggers:
             rng.seed_cpu(options.seed)
             datamodule.setup()
             rng.seed_cpu(options.seed)

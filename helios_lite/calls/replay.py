@@ -68,7 +68,7 @@ def _newest_before(call: Call, step: int) -> tuple[Path | None, int]:
 
 
 def _without_files(options: Options, checkpoint: Path | None, inspector: StepInspector) -> Options:
-    """Return the options of a replay: those of the run, but it writes no files, calls no loggers and prints nothing."""
+    """Return the options of a replay: those of the run, but it writes no files and prints nothing."""
     begins_elsewhere = options.resume not in ("auto", "never", "new", "best")
     start: str | Path = Path(options.resume) if begins_elsewhere else "never"
     return dataclasses.replace(
@@ -76,7 +76,6 @@ def _without_files(options: Options, checkpoint: Path | None, inspector: StepIns
         root=None,
         resume=start if checkpoint is None else checkpoint,
         callbacks=[*(each for each in options.callbacks if not isinstance(each, Profile)), inspector],
-        loggers=[],
         log_level="quiet",
         progress=False,
         print_banner=False,

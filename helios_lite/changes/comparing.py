@@ -13,6 +13,13 @@ from helios_lite.metrics.metric_objects import is_network
 _NOT_OF_THE_TRAINING = {"root", "run_name", "resume", "allow_changed_hparams", "progress", "print_banner", "log_level"}
 """Options whose change says nothing of what is trained."""
 
+OF_THE_END = {
+    "max_epochs", "max_steps", "max_minutes", "patience", "min_delta", "monitor", "mode", "max_restarts",
+    "hang_minutes", "save_every_epochs", "save_every_steps", "save_every_minutes", "async_save", "keep_last",
+    "keep_best", "loggers", "sigusr1", "limit_test_batches",
+}  # fmt: skip
+"""Options whose change moves the end, or what is kept, and no row before it."""
+
 
 def compare_hparams(
     path: Path, content: Mapping[str, Any], hparams: Mapping[str, Any], total: int | None, *, allows: bool, fits: bool
@@ -69,10 +76,10 @@ def compare_parts(path: Path, content: Mapping[str, Any], parts: Mapping[str, An
         )
 
 
-def changed_options(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def changed_options(saved: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
     """Return a sentence for each option of the training that differs between two configurations, as plain data."""
-    return [
-        f"{name}: {saved.get(name)!r} before, {value!r} now"
+    return {
+        name: f"{name}: {saved.get(name)!r} before, {value!r} now"
         for name, value in now.items()
         if name not in _NOT_OF_THE_TRAINING and not is_equal(saved.get(name), value)
-    ]
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -30,7 +31,8 @@ class JsonlLogger:
 
     Attributes:
         rows: how many rows the file has, without those of other kinds.
-        end: the values of the row of kind "end" that has stayed, None if there is none.
+        end: the values of the rows of kind "end" that have stayed, None if there is none.
+        has_cut: whether rows of a training have been removed, which come again.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class JsonlLogger:
         self.path = Path(path)
         self.rows = 0
         self.end: dict[str, float] | None = None
+        self.has_cut = False
         self._file: BinaryIO | None = None
         if rows is not None:
             self._open(rows, step, keep_end)
@@ -67,13 +70,14 @@ class JsonlLogger:
         kinds = [_kind_of_row(line, math.inf if step is None else step) for line in lines]
         rows = kinds.count("train") if rows is None else rows
         self.rows = min(rows, kinds.count("train"))
+        self.has_cut = kinds.count("train") > rows or "later" in kinds
         kept, num_trained = [], 0
         for line, kind in zip(lines, kinds, strict=True):
             num_trained += kind == "train"
             if (kind == "train" and num_trained <= rows) or kind == "evaluation" or (kind == "end" and keep_end):
                 kept.append(line)
                 if kind == "end":
-                    self.end = _values(line)
+                    self.end = {**(self.end or {}), **_values(line)}
         num_found = self.rows if step is None else num_trained
         is_regular = [kind for kind in kinds if kind not in ("evaluation", "end")][:rows] == ["train"] * rows
         is_expected = rows == 0 or (is_regular and num_found == rows)
@@ -89,8 +93,19 @@ class JsonlLogger:
         return self._file
 
     def rewind(self, step: int) -> None:
-        """Remove the rows after a step, because those steps are done again."""
+        """Remove the rows after a step, because those steps are done again; all, set aside, if a training begins."""
+        if step == 0:
+            self.branch(step)
+        else:
+            self._open(None, step, keep_end=False)
+
+    def branch(self, step: int) -> None:
+        """Remove the rows after a step, after copying the file to `<path>.set_aside_1` (2, 3, ...) if it has some."""
+        before = self.path.read_bytes() if self.path.exists() else b""
         self._open(None, step, keep_end=False)
+        if self.path.stat().st_size < len(before):
+            found = (self.path.with_name(f"{self.path.name}.set_aside_{i}") for i in itertools.count(1))
+            next(path for path in found if not path.exists()).write_bytes(before)
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Do nothing: `config.json` in the run folder holds it."""

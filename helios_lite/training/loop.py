@@ -100,7 +100,12 @@ class Training:
         if text := limits_text(self.options, *self.phases()):
             logger.info("%s", text)
         source = self.checkpointer.resumed_from
-        self.log.open(goes_on=reason is None, resumed_from=source, goes_back=resumed.goes_back)
+        self.log.open(
+            goes_on=reason is None,
+            resumed_from=source,
+            goes_back=resumed.goes_back,
+            changes_rows=resumed.changes_rows,
+        )
         if self.session.world.is_main and self.planning is not None:
             self.planning.start(self.state)
             plan = self.planning.plan(self.state, validates=bool(self.valid_names)) if reason is None else None
@@ -251,7 +256,7 @@ class Training:
             if is_due:
                 self.compare(values, decided=self.checkpointer.decided())
             return
-        values = self.log.unwritten() if values is None else values
+        values = self.log.unwritten() if values is None else {}
         if is_due:
             values |= self.validate_at_end()
         self.clock.tick()
@@ -478,10 +483,12 @@ class Training:
         """Run a validation cycle, and compare it with the best so far."""
         with self.log.paused():
             self.monitor.begin(ends_epoch=ends_epoch)
+            self.log.hold()
             values = self.evaluator.evaluate("valid", self.valid_names, self.state.validation_cycle + 1)
             self.clock.tick()
             self.log.write(values)
             self.compare(values)
+            self.log.release()
             is_best = self.state.best_step == self.state.step
             self.report.show_validation(values, is_best=is_best, ends_epoch=ends_epoch)
             self.stop.poll_hooks()

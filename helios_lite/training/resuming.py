@@ -14,7 +14,7 @@ import torch
 from torch.optim import Optimizer
 
 from helios_lite.changes.added_groups import AddedGroups
-from helios_lite.changes.comparing import changed_options, compare_hparams, compare_parts
+from helios_lite.changes.comparing import OF_THE_END, changed_options, compare_hparams, compare_parts
 from helios_lite.changes.made import Remaking, changed_numbers
 from helios_lite.changes.misfits import misfits, shared_groups
 from helios_lite.changes.run_description import changes_of_run
@@ -38,10 +38,12 @@ class Resumed(NamedTuple):
 
     - said: what to say: that it continues and where, and a sentence for each change; nothing of a new training.
     - goes_back: on rank 0 whether it goes back to the best checkpoint from a newer one.
+    - changes_rows: whether something has changed, so that later rows are others than they would have been.
     """
 
     said: list[str]
     goes_back: bool
+    changes_rows: bool
 
 
 class Resumption:
@@ -130,7 +132,7 @@ def resume(
         if folder is not None and (folder / "metrics.jsonl").exists():
             text = "%s has no checkpoint that can be read: the training begins at step 0, and replaces the rows there"
             logger.warning(text, folder)
-        return Resumed([], False)
+        return Resumed([], goes_back=False, changes_rows=False)
     path, content = found
     if choice == "never":
         raise FileExistsError(f'resume="never", but there is {path}; choose another run_name or resume="new"')
@@ -178,9 +180,12 @@ def resume(
     before, now = content["planned"]["samples_per_step"], session.planned.samples_per_step()
     if None not in (before, now) and before != now:
         said.append(f"a step takes {now} samples now, {before} before")
-    said += changed_options(content["config"], session.options.config())
+    options = changed_options(content["config"], session.options.config())
+    changes_rows = len(said) > 1 or not OF_THE_END.issuperset(options)
+    said += options.values()
     said += _forget_other_metric(session, monitor, content["config"], is_tried=is_tried)
-    return Resumed(said, choice == "best" and not is_tried and _set_aside_newer(session, path, step))
+    goes_back = choice == "best" and not is_tried and _set_aside_newer(session, path, step)
+    return Resumed(said, goes_back, changes_rows)
 
 
 def _continuing(session: Session, path: Path, content: dict[str, Any]) -> str:

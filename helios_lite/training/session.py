@@ -49,6 +49,7 @@ from helios_lite.processes.devices import DeviceMover, backend_flags, choose_acc
 from helios_lite.processes.world import join_world
 from helios_lite.training.cleanup import cleanup
 from helios_lite.training.hook_dispatch import HookDispatcher
+from helios_lite.training.run_loggers import RunLoggers
 
 logger = logging.getLogger("helios_lite")
 
@@ -61,6 +62,7 @@ class Session:
         model: the model.
         datamodule: its data.
         directory: the working directory in which the call has begun; relative paths in options belong to it.
+        method: the method of the trainer.
 
     Attributes:
         world: the rank of this process and the number of processes.
@@ -68,6 +70,7 @@ class Session:
         folder: the run folder, None if no file is written.
         checkpoints: the checkpoints in the run folder.
         hooks: calls the hooks of the model and the callbacks.
+        loggers: the loggers, on rank 0. A `fast_dev_run`, a `replay` and a `plan` leave nothing in them.
         progress: what is seen while the call lasts, on rank 0 only.
         prints: whether this process prints the banner and the tables.
         metrics: the training values logged since the last row.
@@ -79,7 +82,7 @@ class Session:
         needs_transfer: whether `Model.batch_to_device` must be called.
     """
 
-    def __init__(self, options: Options, model: Model, datamodule: DataModule, directory: Path) -> None:
+    def __init__(self, options: Options, model: Model, datamodule: DataModule, directory: Path, method: str) -> None:
         self.options, self.model, self.datamodule, self.directory = options, model, datamodule, directory
         device_type = choose_accelerator(options.accelerator)
         self.world = join_world(device_type)
@@ -91,6 +94,12 @@ class Session:
         self.checkpoints: CheckpointFolder | None = None
         if self.folder is not None:
             self.checkpoints = checkpoint_folder(options, model, self.folder, self.hooks.checkpoint_saved)
+        self.loggers = RunLoggers(
+            options.loggers if self.world.is_main else (),
+            run_folder=self.folder,
+            method=method,
+            keeps=not options.fast_dev_run and method not in ("replay", "plan"),
+        )
         is_seen = self.world.is_main and options.log_level != "quiet"
         self.progress = Progress(options.progress and is_seen)
         self.prints = options.print_banner and is_seen
@@ -292,9 +301,8 @@ def open_session(
     datamodule: DataModule,
     directory: Path,
     *,
-    is_training: bool,
+    method: str,
     data_is_prepared: bool,
-    is_logged: bool = True,
 ) -> Iterator[Session]:
     """Context of one call of the trainer: prepares the data, locks the run folder and opens its log.
 
@@ -305,19 +313,20 @@ def open_session(
         model: the model.
         datamodule: its data.
         directory: the working directory in which the call has begun.
-        is_training: whether the run folder is written to, and so closed to other runs. Rank 0 does both.
+        method: the method of the trainer. During `fit` and `replay` the run folder is closed to other runs, by rank 0;
+            `plan` does not write its log.
         data_is_prepared: whether `prepare_data` has run, in the process that launched this one.
-        is_logged: whether the log of the run folder is written.
     """
+    is_training = method in ("fit", "replay")
     with contextlib.ExitStack() as stack:
         stack.enter_context(cleanup(datamodule.teardown))
-        session = Session(options, model, datamodule, directory)
+        session = Session(options, model, datamodule, directory, method)
         stack.callback(lambda: model._context.end_run())
         stack.callback(session.close)
         if is_training and session.world.is_main and session.checkpoints is not None:
             stack.enter_context(session.checkpoints.locked())
         log = RunLog(
-            None if session.folder is None or not is_logged else session.folder / "train.log",
+            None if session.folder is None or method == "plan" else session.folder / "train.log",
             options.log_level,
             rank=session.world.rank,
             is_required=is_training,
@@ -329,6 +338,7 @@ def open_session(
         if session.world.is_main and not data_is_prepared:
             datamodule.prepare_data()
         session.world.barrier()  # The other ranks wait for the data.
+        stack.enter_context(session.loggers)
         try:
             yield session
         except BaseException as error:

@@ -28,7 +28,6 @@ from helios_lite.networks.precision import gradient_values
 from helios_lite.state import TrainingState
 from helios_lite.training.cleanup import cleanup
 from helios_lite.training.clock import Clock, Stopwatch
-from helios_lite.training.run_loggers import RunLoggers
 from helios_lite.training.session import Session
 
 logger = logging.getLogger("helios_lite")
@@ -37,7 +36,7 @@ logger = logging.getLogger("helios_lite")
 class TrainingLog:
     """The rows of metrics of a training.
 
-    Only rank 0 writes rows. As a context it closes the loggers, however the training ends.
+    Only rank 0 writes rows. As a context it closes the file of rows, however the training ends.
 
     Attributes:
         epoch_means: the metrics over the present epoch by full name, after its last row.
@@ -46,13 +45,14 @@ class TrainingLog:
 
     def __init__(self, session: Session, state: TrainingState, clock: Clock) -> None:
         self._session, self._state, self._clock = session, state, clock
-        self._loggers = RunLoggers(session.options.loggers, is_main=session.world.is_main, is_training=True)
         self.epoch_means: dict[str, float] = {}
         self.end_values: dict[str, float] = {}
         self._has_end = False
         self._jsonl: JsonlLogger | None = None
         self.rows: list[dict[str, float]] | None = [] if session.folder is None else None
         self._num_kept_rows = 0
+        self._logger_states: dict[str, Any] | None = None
+        self._held: dict[str, Any] | None = None
         self._logged_step = 0
         self._row_time = Stopwatch(0.0)
         self._epoch_time = Stopwatch(None)  # Unknown too when a row has had it.
@@ -63,20 +63,20 @@ class TrainingLog:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
-        self._stack.enter_context(self._loggers)
         self._stack.callback(self._rates.unwatch)
         return self
 
     def __exit__(self, *error: Any) -> bool | None:
         return self._stack.__exit__(*error)
 
-    def open(self, *, goes_on: bool, resumed_from: Path | None, goes_back: bool) -> None:
+    def open(self, *, goes_on: bool, resumed_from: Path | None, goes_back: bool, changes_rows: bool) -> None:
         """Write the configuration, open metrics.jsonl and start the loggers. Rank 0 does it.
 
         Args:
             goes_on: whether there is something left to train.
             resumed_from: the checkpoint from which the run goes on. The rows of another run are in its own folder.
             goes_back: whether the run goes back to its best checkpoint, and the rows after it do not hold any more.
+            changes_rows: whether they do not because something has changed.
         """
         session = self._session
         if not session.world.is_main:
@@ -89,11 +89,15 @@ class TrainingLog:
             write_json(about, session.folder / "config.json")
             path = session.folder / "metrics.jsonl"
             own = (session.folder / "checkpoints").resolve()
-            num_rows = 0 if resumed_from is None or resumed_from.resolve().parent != own else self._num_kept_rows
-            self._jsonl = JsonlLogger(path, num_rows, self._state.step, keep_end=not goes_on)
+            if resumed_from is None or resumed_from.resolve().parent != own:
+                self._num_kept_rows, self._logger_states = 0, None
+            self._jsonl = JsonlLogger(path, self._num_kept_rows, self._state.step, keep_end=not goes_on)
+            goes_back |= changes_rows and self._jsonl.has_cut
             self._stack.enter_context(cleanup(self._jsonl.close))
         config = {**session.options.config(), "hparams": session.model.hparams}
-        self._loggers.start(config, self._state.step, goes_back=goes_back)
+        if self._jsonl is None or self._jsonl.end is None:  # Otherwise the run has ended, and no row comes.
+            session.loggers.go_on(self._state.step, self._logger_states, differs=goes_back)
+        session.loggers.log_config(config)
 
     def restart(self) -> None:
         """Start the times of the row and of the epoch now; those of a resumed run go on."""
@@ -135,6 +139,21 @@ class TrainingLog:
         now = time.monotonic()
         self._row_time.start(now)
         self._epoch_time.start(now)
+
+    def hold(self) -> None:
+        """Let checkpoints have the rows and the loggers as they are now, until `release`.
+
+        If an error ends a validation, which is done again after a resume, what was written in it must not count.
+        """
+        self._held = self._written()
+
+    def release(self) -> None:
+        """Let checkpoints have the rows and the loggers as they are then."""
+        self._held = None
+
+    def _written(self) -> dict[str, Any]:
+        rows = 0 if self._jsonl is None else self._jsonl.rows
+        return {"rows": rows, "loggers": self._session.loggers.state_dict()}
 
     def compute(self, *, with_objects: bool = True) -> Summary:
         """Return the training metrics since the last row, with the values of metric objects. Call on every rank.
@@ -264,7 +283,7 @@ class TrainingLog:
         if self._jsonl is not None:
             self._jsonl.log_metrics(row, self._state.step)
         self._keep(row)
-        self._loggers.log_metrics(row, self._state.step)
+        self._session.loggers.log_metrics(row, self._state.step)
 
     @contextlib.contextmanager
     def ending(self) -> Iterator[None]:
@@ -298,10 +317,11 @@ class TrainingLog:
         if values:
             self._session.context.record(values)
             row = self._row(values)
+            # The loggers first: a start that finds no such row in the file sends it to them again.
+            self._session.loggers.log_end(row, self._state.step)
             if self._jsonl is not None:
                 self._jsonl.log_end(row, self._state.step)
             self._keep(row)
-            self._loggers.log_metrics(row, self._state.step)
 
     def report_gradients(self, optimizer: Optimizer, parameters: list[Tensor], norm: Tensor) -> None:
         """Log the 2-norm of an optimizer's gradients, and with "per-parameter" of each. Call on every rank."""
@@ -312,24 +332,27 @@ class TrainingLog:
             self._log_last(norms_by_parameter("grad_norm", self._networks(), gradients))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the last values, the step of the last row, the number of rows, what the next needs, and the end."""
+        """Return the last values, the step of the last row, the number of rows, what the next needs, the end, and
+        where the loggers are.
+        """
         now = time.monotonic()
         return {
             "latest": self._session.context.latest,
             "flushed_step": self._logged_step,
-            "rows": 0 if self._jsonl is None else self._jsonl.rows,
             "row_seconds": self._row_time.seconds(now),
             "epoch_seconds": self._epoch_time.seconds(now),
             "rates": dict(self._rates.used),
             "throughput": self._throughput.state_dict(),
             "epoch_totals": self._epoch_totals.state_dict(metric_names(self._session.model)),
             "end": self.end_values,
+            **(self._written() if self._held is None else self._held),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned; `open` then drops the rows that were written later."""
         self._session.context.record(state_dict["latest"])
         self._logged_step, self._num_kept_rows = state_dict["flushed_step"], state_dict["rows"]
+        self._logger_states = state_dict["loggers"]
         self._row_time = Stopwatch(state_dict["row_seconds"])
         self._epoch_time = Stopwatch(state_dict["epoch_seconds"])
         self._rates.restore(state_dict["rates"])
