@@ -277,6 +277,18 @@ NOT_FINITE_MODULE = REPLAY + "the_first_module_with_an_output_or_gradient_that_i
 MUTATIONS = [
     # What users of other trainers reach for.
     Mutation(
+        "model_internals/checks.py",
+        'name in _names_in(getattr(value, "__code__", None))',
+        "False",
+        "training/test_likely_mistakes.py::test_a_method_of_another_trainer_is_a_warning_unless_the_program_calls_it",
+    ),
+    Mutation(
+        "training/session.py",
+        "(self.datamodule, DataModule), *callbacks",
+        "*callbacks",
+        "training/test_likely_mistakes.py::test_a_method_of_another_trainer_is_a_warning_unless_the_program_calls_it",
+    ),
+    Mutation(
         "model_internals/attributes.py",
         'for name in getattr(owner, "state_attributes", ()):',
         "for name in ():",
@@ -286,12 +298,6 @@ MUTATIONS = [
         "model_internals/attributes.py",
         "deque(value[1:], maxlen=value[0])",
         "deque(value[1:])",
-        ATTRIBUTES + "test_they_are_after_any_cut_what_they_are_without_one",
-    ),
-    Mutation(
-        "model_internals/attributes.py",
-        "value.copy()",
-        "value",
         ATTRIBUTES + "test_they_are_after_any_cut_what_they_are_without_one",
     ),
     Mutation(

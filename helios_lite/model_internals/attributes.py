@@ -141,7 +141,7 @@ class AttributeState:
         is_array = "numpy" in sys.modules and isinstance(value, sys.modules["numpy"].ndarray)
         kind = "array" if is_array else "deque" if type(value) is deque else ""
         if is_array:
-            value = torch.from_numpy(value.copy())
+            value = torch.from_numpy(value)
         elif kind == "deque":
             value = [value.maxlen, *value]
         is_on_cpu = all(leaf.device.type == "cpu" for _, leaf in leaves(value) if isinstance(leaf, Tensor))

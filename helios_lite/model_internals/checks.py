@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from helios_lite.model_internals.attributes import (
     own_attributes,
     stateful_parts,
 )
+from helios_lite.other_trainers import METHODS_ELSEWHERE
 
 _NOT_SEARCHED = (type, ModuleType, FunctionType, MethodType, BuiltinFunctionType)
 _WHERE = "hold it in an attribute of the model, or in a list, tuple, deque, dict, SimpleNamespace or dataclass there"
@@ -26,15 +27,6 @@ _WHERE = "hold it in an attribute of the model, or in a list, tuple, deque, dict
 # Another callable may take the place of these methods.
 _REPLACEABLE = {"train_step", "valid_step", "test_step", "predict_step", "prepare_data", "setup", "teardown"}
 
-_OF_OTHERS = {
-    "training_step": "train_step",
-    "validation_step": "valid_step",
-    "val_step": "valid_step",
-    "eval_step": "valid_step",
-    "testing_step": "test_step",
-    "prediction_step": "predict_step",
-}
-"""The names of steps that other trainers have."""
 _LIKENESS = {"on_": 0.75, "step": 0.9}  # From 0 to 1; a model may have a method `pretrain_step` of its own.
 
 
@@ -235,27 +227,40 @@ def check_no_method_is_hidden(owner: object, base: type) -> None:
 
 
 def misspelt_hooks(owner: object, base: type) -> Iterator[tuple[str, str]]:
-    """Yield the names of methods that look like hooks and are none, each with the nearest name of a hook.
+    """Yield the names of methods that look like hooks and are none, each with what is in their place.
+
+    A method that another one of its class calls has a use of its own.
 
     Args:
         owner: an object of a user's class.
         base: the class of this package whose methods the user's class overrides.
     """
     known = [name for name in dir(base) if not name.startswith("_") and callable(getattr(base, name))]
-    for cls in type(owner).__mro__:
-        if not issubclass(cls, base) or cls is base:
+    classes = [cls for cls in type(owner).__mro__ if issubclass(cls, base) and cls is not base]
+    methods = [(cls, name, value) for cls in classes for name, value in vars(cls).items() if callable(value)]
+    for cls, name, _ in methods:
+        if name in known or (instead := _instead(name, known)) is None:
             continue
-        for name, value in vars(cls).items():
-            if callable(value) and name not in known and (nearest := _nearest(name, known)) is not None:
-                yield f"{cls.__name__}.{name}", nearest
+        others = (value for _, other, value in methods if other != name)
+        if not any(name in _names_in(getattr(value, "__code__", None)) for value in others):
+            yield f"{cls.__name__}.{name}", instead
 
 
-def _nearest(name: str, known: list[str]) -> str | None:
-    if name in _OF_OTHERS:
-        return _OF_OTHERS[name] if _OF_OTHERS[name] in known else None
+def _names_in(code: CodeType | None) -> set[str]:
+    """Return the names that a function uses, and the functions in it."""
+    if code is None:
+        return set()
+    inner = (_names_in(const) for const in code.co_consts if isinstance(const, CodeType))
+    return set(code.co_names).union(*inner)
+
+
+def _instead(name: str, known: list[str]) -> str | None:
+    if name in METHODS_ELSEWHERE:
+        return f"here it is {METHODS_ELSEWHERE[name]}"
     is_event = name.startswith("on_")
     if not is_event and not name.endswith("step"):
         return None
     candidates = [each for each in known if each.startswith("on_") and is_event]
     candidates += [each for each in known if each.endswith("step") and not is_event and each not in name]
-    return next(iter(difflib.get_close_matches(name, candidates, 1, _LIKENESS["on_" if is_event else "step"])), None)
+    nearest = difflib.get_close_matches(name, candidates, 1, _LIKENESS["on_" if is_event else "step"])
+    return f"the nearest is {nearest[0]}" if nearest else None

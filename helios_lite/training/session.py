@@ -156,9 +156,10 @@ class Session:
             rng.seed_all(rng.derive_seed(options.seed, self.world.rank))
 
     def _warn_of_likely_mistakes(self, fast_init: bool) -> None:
-        for owner, base in ((self.model, Model), *((callback, Callback) for callback in self.options.callbacks)):
-            for name, nearest in misspelt_hooks(owner, base):
-                logger.warning("%s is never called: there is no such hook; the nearest is %s", name, nearest)
+        callbacks = ((callback, Callback) for callback in self.options.callbacks)
+        for owner, base in ((self.model, Model), (self.datamodule, DataModule), *callbacks):
+            for name, instead in misspelt_hooks(owner, base):
+                logger.warning("%s is never called: there is no such hook; %s", name, instead)
         in_evaluation = [] if fast_init else trained_in_evaluation_mode(named_networks(self.model))
         if in_evaluation and type(self.model).train is Model.train:
             text = (

@@ -1,6 +1,7 @@
 """What people get wrong first, and the one line that they are told."""
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,11 @@ from helpers.compare import same, weights
 from helpers.models import Tiny, data, quiet
 from torch import nn
 
-from helios_lite import Callback, Model
+from helios_lite import Callback, DataModule, Model
+from helios_lite.options import Options
+from helios_lite.other_trainers import METHODS_ELSEWHERE
+
+REPOSITORY = Path(__file__).parents[2]
 
 PROGRAM = """
 import torch
@@ -64,11 +69,79 @@ class MisspeltCallback(Callback):
 def test_a_misspelt_hook_is_a_warning_with_the_nearest_name(warnings: Any) -> None:
     quiet(max_epochs=1, callbacks=[MisspeltCallback()]).fit(Misspelt(), data())
     assert warnings() == [
-        "Misspelt.on_train_epoch_end is never called: there is no such hook; the nearest is on_training_epoch_end",
-        "Misspelt.validation_step is never called: there is no such hook; the nearest is valid_step",
+        "Misspelt.on_train_epoch_end is never called: there is no such hook; here it is "
+        "on_training_epoch_end(current_epoch)",
+        "Misspelt.validation_step is never called: there is no such hook; here it is valid_step(batch, step)",
         "MisspeltCallback.on_validation_starts is never called: there is no such hook; the nearest is "
         "on_validation_start",
     ]
+
+
+class Ported(Tiny):
+    """Has methods of other trainers, of which it calls some itself."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup(fast_init)
+        self.configure_optimizers()
+
+    def configure_optimizers(self) -> None:
+        pass
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        super().train_step(batch, state)
+        [self.compute_loss(x) for x in batch[1]]
+
+    def compute_loss(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x).mean()
+
+    def compute_metrics(self, predictions: Any) -> dict[str, float]:
+        return {}
+
+    def on_save_checkpoint(self, checkpoint: Any) -> None:
+        super().on_save_checkpoint(checkpoint)  # type: ignore[misc]
+
+
+class PortedData(DataModule):
+    def val_dataloader(self) -> Any:
+        raise AssertionError("it is called after all")
+
+
+def test_a_method_of_another_trainer_is_a_warning_unless_the_program_calls_it(warnings: Any) -> None:
+    datamodule = PortedData(data().train, data().valid)
+    for _ in range(2):
+        quiet(max_epochs=1).fit(Ported(), datamodule)
+    found = [
+        "Ported.compute_metrics is never called: there is no such hook; here it is valid_step(batch, step), which "
+        "calls log",
+        "Ported.on_save_checkpoint is never called: there is no such hook; here it is state_dict; state_attributes for "
+        "plain attributes of a model",
+        "PortedData.val_dataloader is never called: there is no such hook; here it is the attribute `valid` of a "
+        "DataModule",
+    ]
+    assert warnings() == found * 2  # Once at each start.
+
+
+def test_what_is_in_the_place_of_a_method_of_another_trainer_exists() -> None:
+    known = {*dir(Model), *dir(Callback), *vars(DataModule()), *Options.__dataclass_fields__}
+    known |= {"Trainer", "DataModule", "Logger", "register_step_pre_hook", "step", "batch", "phase", "metrics", "state"}
+    for name, instead in METHODS_ELSEWHERE.items():
+        assert name not in dir(Model), name
+        called = re.findall(r"(\w+)\(", instead) + re.findall(r"\b(on_\w+|\w+_\w+)\b(?! of)", instead)
+        assert set(called) - known <= {
+            "should_log",
+            "current_epoch",
+            "validation_cycle",
+            "is_best",
+            "path",
+            "optimizer",
+        }, name
+
+
+def test_no_program_of_ours_has_such_a_method() -> None:
+    programs = [path.read_text("utf-8") for path in (REPOSITORY / "examples").rglob("*.py")]
+    pages = (path for path in (REPOSITORY / "docs").rglob("*.md") if not path.name.startswith("from_"))
+    for text in (*programs, *(path.read_text("utf-8") for path in pages)):
+        assert not set(re.findall(r"def (\w+)\(self", text)) & METHODS_ELSEWHERE.keys()
 
 
 def test_a_model_that_does_not_call_its_base_class_is_told_so() -> None:
