@@ -90,6 +90,8 @@ def test_a_line_that_is_too_long_loses_its_last_metrics_but_not_the_monitored_on
         assert ordinary == line.removesuffix("| best").rstrip()
     assert "recall" in line
     assert "step" not in line  # The limit is one of epochs, and beside bars there is little room.
+    narrow = display_lines.epoch_line(TrainingState(), options, {}, {"valid/accuracy": 0.5}, True, width=20)
+    assert re.search(r"\| valid accuracy 0.5000 +\| best$", narrow)
     stepped = Options(max_steps=9)
     assert display_lines.epoch_line(TrainingState(step=7), stepped, means, {}, False, width=80).startswith("step 7/9 |")
 
