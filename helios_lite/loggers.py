@@ -174,6 +174,8 @@ class TensorBoardLogger:
         ):  # The run folder has been moved, or copied with the event files in it.
             self._place = self._path / state_dict["folder"]
             self._earlier = [path for name in self._saved if (path := self._place / name).exists()]
+        if not any(path.name in self._saved for path in self._earlier):
+            self._saved = None  # It is the state of another logger: the loggers have another order now.
 
     def rewind(self, step: int) -> None:
         """Remove what was written after the checkpoint of a step; all, set aside, if the training begins anew."""

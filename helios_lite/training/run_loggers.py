@@ -29,7 +29,7 @@ class RunLoggers:
 
     def __init__(self, loggers: Iterable[Logger], *, run_folder: Path | None, method: str, keeps: bool) -> None:
         self._all = list(loggers)
-        self._run_folder = None if run_folder is None else str(run_folder.absolute())
+        self._run_folder = None if run_folder is None else str(run_folder.resolve())
         self._trains, self._keeps = method == "fit", keeps
         self._loggers = self._all if keeps and method in ("fit", "validate", "test") else []
         self._status: RunStatus = "finished"

@@ -264,7 +264,7 @@ class Sequence:
     """
 
     def __init__(self, case: Case, root: Path, store: str | None) -> None:
-        self.case, self.root, self.store = case, root, store
+        self.case, self.root, self.store = case, root.resolve(), store
         self.cutter = Cutter(Action("", ""))
         self.loggers = self.make_loggers()
         self.makes_runs = any(action.resume == "new" for action in case.actions)  # Whose names are not known.
