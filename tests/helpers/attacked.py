@@ -47,14 +47,16 @@ TROUBLES: dict[str, tuple[Callable[[], None], type[BaseException] | tuple[type[B
 # Methods of Model that a user calls; the others are called by the trainer, and may be overridden.
 FOR_CALLERS = {
     "parallelize", "autocast", "backward", "optimizer_step", "log", "gather", "num_parameters",
-    "load_from_checkpoint", "trained_state_dict",
+    "load_from_checkpoint", "trained_state_dict", "request_stop", "request_save", "request_validation",
 }  # fmt: skip
 
 FOR_LOADERS = {"count_samples"}  # Of users; a Split knows it.
 
+HOOKS_WITHOUT_ERROR = [hook for hook in HOOKS if hook != "on_exception"]
+
 METHODS = {
     "AttackedModel": [
-        *HOOKS,
+        *HOOKS_WITHOUT_ERROR,
         *(
             name
             for name, method in vars(Model).items()
@@ -64,7 +66,7 @@ METHODS = {
     "AttackedData": ["setup", "teardown"],  # `prepare_data` runs before there are ranks.
     "AttackedDataset": ["__len__", "__getitem__"],
     "AttackedLogger": ["log_config", "log_metrics", "close"],
-    "AttackedCallback": [*HOOKS, "state_dict", "load_state_dict"],
+    "AttackedCallback": [*HOOKS_WITHOUT_ERROR, "state_dict", "load_state_dict"],
 }
 """The methods that the trainer calls, by class."""
 
