@@ -50,7 +50,7 @@ class Nesting(Callback):
 
 
 @pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("hook", [name for name in HOOKS if not name.startswith(("on_testing", "on_predicting"))])
+@pytest.mark.parametrize("hook", [name for name in HOOKS if not name.startswith(("on_test", "on_predict", "on_exc"))])
 def test_a_call_inside_a_hook_of_fit_is_an_error_that_names_the_first(hook: str, task: str, tmp_path: Path) -> None:
     nesting = Nesting(hook, task)
     model, reference = Tiny(), Tiny()
