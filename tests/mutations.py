@@ -1517,7 +1517,12 @@ MUTATIONS = [
     Mutation("processes/memory_maps.py", " or not os.path.isfile(path)", "", MAPS_COPIED),
     Mutation("processes/memory_maps.py", "            del reducers[kind]", "            pass", MAPS_OF_WORKERS),
     Mutation("loading/split_loader.py", "with sent_to_workers():", "if True:", MAPS_OF_WORKERS),
-    Mutation("loading/iterable_loader.py", "with sent_to_workers():", "if True:", MAPS_OF_WORKERS),
+    Mutation(
+        "loading/iterable_loader.py",
+        "with sent_to_workers():\n                iterator = iter(",
+        "if True:\n                iterator = iter(",
+        MAPS_OF_WORKERS,
+    ),
     # Where two runs diverged.
     Mutation("tools/diff.py", "if found[0] not in _WHERE_ONLY", "if not found", DIFF + "[option]"),
     Mutation("tools/diff.py", "order = sample_order", "order = range(length) or sample_order", DIFF + "[one sample]"),
@@ -2173,14 +2178,14 @@ MUTATIONS = [
     ),
     Mutation(
         "networks/fsdp.py",
-        "param_dtype=torch.bfloat16, ",
-        "",
+        "reduce_dtype, output_dtype = torch.bfloat16, torch.float32, None",
+        "reduce_dtype, output_dtype = None, torch.float32, None",
         NETWORKS + "test_a_sharded_network_is_gathered_in_bf16_and_keeps_its_weights_in_fp32",
     ),
     Mutation(
         "networks/fsdp.py",
-        "reduce_dtype=torch.float32",
-        "reduce_dtype=torch.bfloat16",
+        "reduce_dtype, output_dtype = torch.bfloat16, torch.float32, None",
+        "reduce_dtype, output_dtype = torch.bfloat16, torch.bfloat16, None",
         NETWORKS + "test_gradients_are_reduced_in_fp32_under_bf16",
     ),
     Mutation(
@@ -3261,8 +3266,8 @@ MUTATIONS = [
     ),
     Mutation(
         "training/loop.py",
-        'title = f"{self.name} at step {self.state.step}"\n                self.end()',
-        'title = f"{self.name} at step {self.state.step}"',
+        'title = f"{self.session.name} at step {self.state.step}"\n                self.end()',
+        'title = f"{self.session.name} at step {self.state.step}"',
         ENDS + "test_a_kill_after_the_last_checkpoint_loses_no_row_and_no_result",
     ),
     Mutation(
@@ -3401,8 +3406,8 @@ MUTATIONS = [
     ),
     Mutation(
         "loading/seeding.py",
-        "self._dataset.__getitems__(plain(indices))",
-        "self._dataset.__getitems__(indices)",
+        "self.dataset.__getitems__(plain(indices))",
+        "self.dataset.__getitems__(indices)",
         "loading/test_loaders.py::test_a_dataset_that_reads_lists_gets_the_plain_indices_of_copies",
     ),
     Mutation(
@@ -3725,8 +3730,8 @@ MUTATIONS = [
     ),
     Mutation(
         "networks/parallel.py",
-        "if dtensors.is_dtensor(p):\n                    raise",
-        "if False:\n                    raise",
+        "if dtensors.is_dtensor(p) or (owner is not None and (is_sharded or id(p) not in present)):",
+        "if False:",
         SITUATIONS + "test_shards_train_what_one_process_trains_or_say_why_not[SharedByTwo-2]",
     ),
     Mutation(
@@ -4055,8 +4060,8 @@ MUTATIONS = [
     ),
     Mutation(
         "loading/planned_steps.py",
-        "        return min(limits)\n",
-        "        return max(limits)\n",
+        "return max(least, min(limits))",
+        "return max(least, *limits)",
         PLAN + "test_the_number_of_steps_is_known_in_setup_and_is_that_of_the_run",
     ),
     Mutation(
@@ -4468,8 +4473,8 @@ MUTATIONS = [
     ),
     Mutation(
         "loading/train_data.py",
-        "*order, self._count, self._window)",
-        "*order, self._count)",
+        "self._repeats, count, self._window",
+        "self._repeats, count",
         GLOBAL + "test_a_step_has_as_many_samples_whatever_shares_them",
     ),
     Mutation(
