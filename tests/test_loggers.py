@@ -412,7 +412,7 @@ def test_tensorboard_has_every_row_once_also_after_a_kill(tmp_path, monkeypatch)
     run(tmp_path, loggers[1], 16)
     events = EventAccumulator(str(tmp_path / "events"))
     events.Reload()
-    found = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    found = sorted((event.step, event.value) for event in events.Scalars("train/loss"))
     assert found == [(step, pytest.approx(value)) for step, value in rows(tmp_path)]
     assert [step for step, _ in found] == [2, 4, 6, 8, 10, 12, 14, 16]
     assert "max_steps: 16" in events.Tensors("config/text_summary")[-1].tensor_proto.string_val[0].decode()
@@ -783,10 +783,10 @@ def test_tensorboard_shows_images_and_runs_on_rank_0_only(devices, tmp_path):
     assert len(list((tmp_path / "events").iterdir())) == 3
     events = EventAccumulator(str(tmp_path / "events"))
     events.Reload()
-    assert [event.step for event in events.Images("valid")] == [0, 1, 2, 3]
-    assert [event.step for event in events.Images("test")] == [0]
-    assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6]
-    assert [event.step for event in events.Scalars("test/loss")] == [6]
+    assert sorted(event.step for event in events.Images("valid")) == [0, 1, 2, 3]
+    assert sorted(event.step for event in events.Images("test")) == [0]
+    assert sorted(event.step for event in events.Scalars("train/loss")) == [2, 4, 6]
+    assert sorted(event.step for event in events.Scalars("test/loss")) == [6]
 
 
 class Writing(Painting):
@@ -833,9 +833,9 @@ def test_tensorboard_shows_everything_once_after_cuts_and_nothing_of_a_call_that
     quiet(max_steps=9, loggers=[logger], **options).test(made(None), data(), checkpoint="last")
     events = EventAccumulator(str(folder), size_guidance={"images": 0})
     events.Reload()
-    assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6, 8, 9]
-    assert [event.step for event in events.Images("valid")] == [0, 1, 2, 3, 4, 5]
-    assert [event.step for event in events.Scalars("test/loss")] == [9]
+    assert sorted(event.step for event in events.Scalars("train/loss")) == [2, 4, 6, 8, 9]
+    assert sorted(event.step for event in events.Images("valid")) == [0, 1, 2, 3, 4, 5]
+    assert sorted(event.step for event in events.Scalars("test/loss")) == [9]
 
 
 def test_runs_with_one_folder_of_tensorboard_are_beside_each_other_and_so_is_what_is_taken_back(tmp_path):
@@ -848,7 +848,7 @@ def test_runs_with_one_folder_of_tensorboard_are_beside_each_other_and_so_is_wha
     def shown(name):
         events = EventAccumulator(str(tmp_path / "events" / name))
         events.Reload()
-        return [(event.step, event.value) for event in events.Scalars("train/loss")]
+        return sorted((event.step, event.value) for event in events.Scalars("train/loss"))
 
     def in_fp32(values):
         return [(step, torch.tensor(value).item()) for step, value in values]
@@ -877,7 +877,7 @@ def test_loggers_in_another_order_at_a_resume_lose_nothing(tmp_path):
     for name in names:
         events = EventAccumulator(str(tmp_path / name))
         events.Reload()
-        assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6, 8]
+        assert sorted(event.step for event in events.Scalars("train/loss")) == [2, 4, 6, 8]
 
 
 def test_a_file_of_rows_that_a_training_begins_anew_is_set_aside(path, tmp_path):
