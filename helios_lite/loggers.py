@@ -187,12 +187,8 @@ class TensorBoardLogger:
 
     def _remove_later(self, step: int, *, is_set_aside: bool) -> None:
         self._step = step
-        saved = self._saved
-        if saved is None:  # A checkpoint without this logger: TensorBoard hides the later steps.
-            later = self._earlier
-            saved = {} if step == 0 else {path.name: path.stat().st_size for path in later}
-        else:
-            later = [path for path in self._earlier if path.stat().st_size > saved.get(path.name, 0)]
+        saved = {} if self._saved is None else self._saved
+        later = [path for path in self._earlier if path.stat().st_size > saved.get(path.name, 0)]
         if not later:
             return
         if is_set_aside:
@@ -201,16 +197,16 @@ class TensorBoardLogger:
             target.mkdir()
             for path in self._earlier:
                 shutil.copyfile(path, target / path.name)
+        if self._saved is None and step > 0:  # A checkpoint without this logger: TensorBoard hides the later steps.
+            self._close_writer()
+            self._purge_step = step + 1
+            return
         for path in later:
             with contextlib.suppress(PermissionError):  # On Windows, of a file that TensorBoard reads.
                 if path.name in saved:
                     os.truncate(path, saved[path.name])
                 else:
                     path.unlink()
-        if all(path.name.endswith(self._digest) for path in self._place.glob("*.tfevents.*")):
-            # A TensorBoard that has read them forgets later steps when it comes to this, also those of others.
-            self._close_writer()
-            self._purge_step = step + 1
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Show the options in the TEXT tab."""
