@@ -2153,7 +2153,7 @@ MUTATIONS = [
     Mutation("networks/fsdp.py", "if any(attributes.values()):", "if False:", MARKED),
     Mutation("networks/gather_order.py", "        _note(self._order, self._index)\n", "", OTHER_BLOCKS),
     Mutation("networks/gather_order.py", "hook_gradient(p, functools", "str(functools", OTHER_BLOCKS),
-    Mutation("networks/gather_order.py", "elif any(is_dtensor(p)", "elif any(False", OTHER_BLOCKS),
+    Mutation("networks/gather_order.py", "elif any(id(p) in self._parameters", "elif any(False", OTHER_BLOCKS),
     Mutation("networks/parallel.py", "self._order.compare(optimizer)", "pass", OTHER_BLOCKS),
     Mutation("networks/forward_turns.py", "value.register_hook(_refuse)", "pass", BACKWARD_IN_EVALUATION),
     Mutation("networks/parallel.py", "(is_sharded or id(p) not in present)", "id(p) not in present", SHARED_BY_TWO),

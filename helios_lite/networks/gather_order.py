@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from helios_lite.networks.dtensors import is_dtensor
 from helios_lite.networks.gradient_reducer import cpu_group, hook_gradient
 from helios_lite.processes.world import World
 
@@ -34,6 +33,7 @@ class GatherOrder:
         self._world, self._group = world, cpu_group(dist.group.WORLD)
         self._names: list[str] = []
         self._order: list[int] = []  # Indices of names, since the last comparison.
+        self._parameters: dict[int, nn.Parameter] = {}  # By identity.
         self._is_on = True
         self._compared: torch.optim.Optimizer | None = None
         self._step_hook = register_optimizer_step_pre_hook(functools.partial(_tell_of_step, weakref.ref(self)))
@@ -46,6 +46,7 @@ class GatherOrder:
                 module.set_custom_all_gather(_NotedGather(own, len(self._names)))
                 self._names.append(f"gathers {path or 'a ' + type(net).__name__}")
         for name, p in net.named_parameters():
+            self._parameters[id(p)] = p
             hook_gradient(p, functools.partial(_note, own, len(self._names)))
             self._names.append(f"averages the gradient of {name}")
 
@@ -100,7 +101,7 @@ class GatherOrder:
         """Compare before a program steps an optimizer itself."""
         if optimizer is self._compared:
             self._compared = None
-        elif any(is_dtensor(p) for group in optimizer.param_groups for p in group["params"]):
+        elif any(id(p) in self._parameters for group in optimizer.param_groups for p in group["params"]):
             self.compare(optimizer)
             self._compared = None
 

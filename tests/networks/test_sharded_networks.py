@@ -153,8 +153,10 @@ def ranks_that_run_other_blocks(root: Path, world: World) -> list[str]:
         (RoutedByRank(), 2),
     ):
         with pytest.raises(RuntimeError) as error:
-            fit(model, accumulation_steps=micro_batches, valid_every_epochs=None)
+            fit(model, accumulation_steps=micro_batches, valid_every_epochs=None, clip_norm=1e-9)
         assert same(weights(model)["net"], model.initial)
+        gradients = [p.grad.to_local() for p in model.net.parameters() if is_dtensor(p.grad)]
+        assert sum(gradient.abs().sum() for gradient in gradients) > 1e-3  # They have not been clipped.
         found.append(str(error.value))
     return found
 
@@ -339,7 +341,8 @@ def shared(world: World, strategy: str, device: str, frozen: str = "none") -> st
         first = nn.Linear(3, 3)
         last = Sharing(first)
     for name, net in (("first", first), ("last", last)):
-        net.requires_grad_(name != frozen)
+        if name == frozen:
+            net.requires_grad_(False)
     strategies = ParallelStrategy(torch.device("cpu"), world, strategy)
     try:
         strategies.wrap(first, ())
