@@ -156,11 +156,12 @@ def _changes_states(net: nn.Module) -> bool:
             return True
         if type(module).load_state_dict is not nn.Module.load_state_dict:
             return True
-        if not all(map(_is_of_the_package, module._load_state_dict_pre_hooks.values())):
+        if not all(map(_is_known, module._load_state_dict_pre_hooks.values())):
             return True
     return False
 
 
-def _is_of_the_package(hook: Any) -> bool:
+def _is_known(hook: Any) -> bool:
+    """Return whether a hook is one of this package or of FSDP2, which find the places of shards only."""
     function = getattr(hook, "hook", hook)
-    return str(getattr(function, "__module__", "")).startswith(__name__.partition(".")[0])
+    return str(getattr(function, "__module__", "")).startswith((__name__.partition(".")[0], "torch.distributed.fsdp"))

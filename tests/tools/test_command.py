@@ -157,7 +157,7 @@ def test_inspect_shows_what_a_checkpoint_holds_within_80_columns(trained, capsys
     for row in (
         r"epochs / steps +2 / 38",
         r"best +step \d+ \(0\.\d+\)",
-        rf"written by +helios_lite {re.escape(__version__)} \(format 4\)",
+        rf"written by +helios_lite {re.escape(__version__)} \(format {FORMAT_VERSION}\)",
         r"valid/accuracy +0\.\d+ +0\.\d+",
         r"model\.net +8 +29,162 +0\.12",
         r"model\.optimizer +24 +58,332 +0\.23",

@@ -69,10 +69,14 @@ def test_the_monitored_score_is_a_metric_or_the_sum_of_several(monitor, score):
     assert monitored_score(METRICS, monitor) == score
 
 
-@pytest.mark.parametrize("monitor", ["valid/c", ["valid/a", "valid/c"]])
-def test_an_unknown_metric_is_an_error_that_names_it_and_lists_the_known(monitor):
-    with pytest.raises(ValueError, match=r"^monitor='valid/c' .*\['valid/a', 'valid/b', 'valid/zero'\]"):
-        monitored_score(METRICS, monitor)
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("valid/c", r"did you mean valid/b\?"), ("accuracy", "there are valid/a, valid/b, valid/zero")],
+)
+def test_an_unknown_metric_is_an_error_with_the_most_similar_one_or_all(name, hint):
+    for monitor in (name, ["valid/a", name]):
+        with pytest.raises(ValueError, match=f"^monitor='{name}' is not a metric of the validation; {hint}$"):
+            monitored_score(METRICS, monitor)
 
 
 @pytest.mark.parametrize(
