@@ -4475,7 +4475,7 @@ MUTATIONS = [
         "loading/train_data.py",
         "self._repeats, count, self._window",
         "self._repeats, count",
-        GLOBAL + "test_a_step_has_as_many_samples_whatever_shares_them",
+        GLOBAL + "test_it_is_an_error_before_anything_is_trained",
     ),
     Mutation(
         "loading/split_loader.py",
