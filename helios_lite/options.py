@@ -130,8 +130,8 @@ class Options:
     # Length
     max_epochs: int | None = None
     """The number of epochs after which the run ends. `fit` needs at least one of `max_epochs`, `max_steps` and
-    `max_minutes`, and the first limit that is reached ends the run. A model that overrides `should_training_stop` needs
-    none: without a limit the run ends when that method returns True."""
+    `max_minutes`, and the first limit that is reached ends the run. If the model or a callback overrides
+    `should_training_stop`, none is needed: without a limit the run ends when that method returns True."""
     max_steps: int | None = None
     """The number of steps after which the run ends."""
     max_minutes: float | None = None

@@ -275,10 +275,13 @@ class Trainer(Options):
         return Call(method, self, model, datamodule, processes, Path.cwd())
 
     def _check_limits(self, model: Model) -> None:
-        """Raise a ValueError if nothing would end a training. Whether the model does is not known before `fit`."""
+        """Raise a ValueError if nothing would end a training. Whether a hook does is not known before `fit`."""
         has_limit = self.fast_dev_run or not self.max_epochs is self.max_steps is self.max_minutes is None
-        if not has_limit and type(model).should_training_stop is Model.should_training_stop:
+        stops = any(
+            type(each).should_training_stop is not Model.should_training_stop for each in (model, *self.callbacks)
+        )
+        if not has_limit and not stops:
             raise ValueError(
-                "max_epochs, max_steps, max_minutes: at least one is needed, unless the model overrides "
+                "max_epochs, max_steps, max_minutes: at least one is needed, unless the model or a callback overrides "
                 "should_training_stop"
             )

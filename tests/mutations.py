@@ -376,9 +376,27 @@ MUTATIONS = [
     ),
     Mutation(
         "training/loop.py",
-        '        if decided is None:\n            self.hooks.call("on_validation_metrics"',
-        '        if not self.state.epoch_batch:\n            self.hooks.call("on_validation_metrics"',
+        '            self.hooks.call("on_validation_metrics", dict(values))\n',
+        "",
         MONITORED + "test_a_plateau_sees_each_validation_once_whatever_their_interval",
+    ),
+    Mutation(
+        "training/loop.py",
+        'self.hooks.call("on_validation_metrics", validated)',
+        'self.hooks.call("on_validation_metrics", values)',
+        MONITORED + "test_a_finished_run_has_no_validation_again",
+    ),
+    Mutation(
+        "training/loop.py",
+        "        is_requested = self.validation_requested()\n",
+        "        is_requested = False\n",
+        REQUESTS + "test_a_checkpoint_and_a_validation_on_request_come_at_the_end_of_the_step",
+    ),
+    Mutation(
+        "trainer.py",
+        "for each in (model, *self.callbacks)",
+        "for each in (model,)",
+        REQUESTS + "test_a_callback_that_stops_needs_no_limit",
     ),
     Mutation(
         "training/stopping.py",
@@ -1294,8 +1312,8 @@ MUTATIONS = [
     ),
     Mutation(
         "training/stopping.py",
-        "save |= bool(by_signal)",
-        "pass",
+        'asked = {"save"} if self._shutdown.take_save_request() else set[str]()',
+        "asked = set[str]()",
         CLUSTERS + "test_a_signal_to_one_task_of_srun_saves_and_another_ends_all_of_them",
     ),
     Mutation(

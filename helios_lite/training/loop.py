@@ -257,13 +257,14 @@ class Training:
                 self.compare(values, decided=self.checkpointer.decided())
             return
         values = self.log.unwritten() if values is None else {}
-        if is_due:
-            values |= self.validate_at_end()
+        validated = self.validate_at_end() if is_due else {}
+        values |= validated
         self.clock.tick()
         self.log.write_end(values)
         self.report.describe_row(values)
         if is_due:
             self.compare(values)
+            self.hooks.call("on_validation_metrics", validated)
             self.report.show_validation(values, is_best=state.best_step == state.step, ends_run=True)
             if not self.monitor.is_of_training:
                 self.checkpointer.record_final_score()
@@ -373,7 +374,7 @@ class Training:
             stop.sync()
             if is_last and (stop.reason is None or stop.limit_reached() is not None):
                 break  # What is due at this step is due at the end of the epoch, which a signal must not leave out.
-            if self.validation_due(window_start, epoch_complete=False) or self.validation_requested():
+            if self.validation_due(window_start, epoch_complete=False):
                 self.validate(ends_epoch=False)
             if (reason := self.stop_or_save()) is not None:
                 return window_start, reason
@@ -420,7 +421,7 @@ class Training:
         if self.monitor.is_of_training and not self.monitor.has_begun:  # It comes before the validation.
             self.monitor.update(self.log.epoch_means)
         is_due = self.validation_due(window_start, epoch_complete=True)
-        if self.monitor.has_begun or self.validation_requested() or is_due:
+        if self.monitor.has_begun or is_due:
             self.validate(ends_epoch=True)
         self.report.show_epoch(self.log.epoch_means)
         self.session.context.begin_phase("train", self.session.metrics)
@@ -460,11 +461,17 @@ class Training:
         return validates
 
     def validation_due(self, window_start: int, epoch_complete: bool) -> bool:
-        """Return whether a validation is due at this boundary; `window_start` is `epoch_batch` at the previous one."""
+        """Return whether a validation is due at this boundary, or a hook has asked for one.
+
+        Args:
+            window_start: `epoch_batch` at the previous boundary.
+            epoch_complete: whether the epoch has ended.
+        """
+        is_requested = self.validation_requested()
         if not self.valid_names or self.options.fast_dev_run:
             return bool(self.valid_names) and self.stop.limit_reached() is not None
         state, window_start, epoch_batches = self.train_data.position(self.state, window_start)
-        return due.validation_due(
+        return is_requested or due.validation_due(
             state,
             self.options,
             window_start=window_start,
@@ -488,6 +495,7 @@ class Training:
             self.clock.tick()
             self.log.write(values)
             self.compare(values)
+            self.hooks.call("on_validation_metrics", dict(values))
             self.log.release()
             is_best = self.state.best_step == self.state.step
             self.report.show_validation(values, is_best=is_best, ends_epoch=ends_epoch)
@@ -501,8 +509,6 @@ class Training:
         self.monitor.end()
         if not self.monitor.is_of_training:
             self.monitor.update(values, decided=decided)
-        if decided is None:
-            self.hooks.call("on_validation_metrics", dict(values))
 
     def result(self, reason: str, title: str) -> FitResult:
         """Return what `fit` returns, and show it. Call on every rank."""

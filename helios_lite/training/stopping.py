@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import deque
 from signal import Signals
 
 from helios_lite.planning.due import limit_reached, next_due
@@ -32,7 +33,7 @@ class StopCoordinator:
         self._save_requested = self._validation_requested = self._stop_requested = False
         options = session.options
         self._uses_time = options.max_minutes is not None or options.save_every_minutes is not None
-        self._requests: set[str] = set()  # Of hooks on this rank.
+        self._requests = deque[str]()  # Of hooks on this rank, in the thread that writes checkpoints too.
         session.context.take_requests(self._request)
         self._start = 0
         self._synced_step, self._synced_seconds, self._next_sync_step = 0, 0.0, 0
@@ -52,12 +53,19 @@ class StopCoordinator:
     def poll_hooks(self) -> None:
         """Ask the model and the callbacks on this rank whether to stop, if one has `should_training_stop`."""
         if self.polls_hooks and self._session.hooks.should_training_stop():
-            self._requests.add("stop")
+            self._requests.append("stop")
 
     def _request(self, what: str) -> None:
         """Note what a hook asks for: "stop", "save" or "validation". The next boundary looks at it."""
-        self._requests.add(what)
+        self._requests.append(what)
         self._shutdown.wake()
+
+    def _take_requests(self) -> list[bool]:
+        """Return which of `_REQUESTS` hooks of this rank have made, SIGUSR1 included; none is lost or given twice."""
+        asked = {"save"} if self._shutdown.take_save_request() else set[str]()
+        while self._requests:
+            asked.add(self._requests.popleft())
+        return [what in asked for what in _REQUESTS]
 
     def sync(self, now: bool = False) -> None:
         """Share what only some ranks know: received signals, requests of hooks, the elapsed time. Call on every rank.
@@ -72,8 +80,7 @@ class StopCoordinator:
         state, world, shutdown = self._state, self._session.world, self._shutdown
         if world.size == 1:
             signal = shutdown.received
-            save, validation, stop = (what in self._requests for what in _REQUESTS)
-            save |= shutdown.take_save_request()
+            save, validation, stop = self._take_requests()
             if self._uses_time:
                 self._clock.tick()
                 self._clock.share(state.seconds)
@@ -81,17 +88,14 @@ class StopCoordinator:
             if not now and not self.polls_hooks and state.step < self._next_sync_step:
                 return
             self._clock.tick()
-            asked = [what in self._requests for what in _REQUESTS]
-            own = [shutdown.received or 0, state.seconds, shutdown.take_save_request(), *asked]
-            number, seconds, by_signal, *shared = world.all_reduce_max(own)
+            own = [shutdown.received or 0, state.seconds, *self._take_requests()]
+            number, seconds, *shared = world.all_reduce_max(own)
             self._clock.share(seconds)
             signal = Signals(int(number)) if number else None
             save, validation, stop = map(bool, shared)
-            save |= bool(by_signal)
             seconds_per_step = (state.seconds - self._synced_seconds) / max(1, state.step - self._synced_step)
             self._synced_step, self._synced_seconds = state.step, state.seconds
             self._next_sync_step = state.step + max(1, int(_SECONDS_BETWEEN_EXCHANGES / max(seconds_per_step, 1e-6)))
-        self._requests.clear()
         self._save_requested |= save
         self._validation_requested |= validation
         self._stop_requested |= stop

@@ -73,6 +73,22 @@ def test_a_validation_that_fails_after_the_decision_changes_nothing(tmp_path: Pa
     assert "_iter_6" in result.best_checkpoint.name
 
 
+@pytest.mark.parametrize("monitor", ["train/score", "valid/loss", None])
+def test_a_finished_run_has_no_validation_again(monitor: str | None, tmp_path: Path) -> None:
+    class Noting(Judged):
+        def on_training_end(self) -> None:
+            self.log("last", 1.0)
+
+        def on_validation_metrics(self, metrics: dict[str, float]) -> None:
+            noted.append(sorted(metrics))
+
+    noted: list[list[str]] = []
+    options = {"root": tmp_path, "monitor": monitor, "valid_every_epochs": 3}
+    for _ in range(2):
+        quiet(max_epochs=2, **options).fit(Noting(), splits(True))
+    assert noted == [["valid/loss"]]  # The one of the final weights.
+
+
 def test_what_cannot_be_monitored_is_an_error_that_names_the_option() -> None:
     with pytest.raises(ValueError, match=r"^monitor=.*of the train split or of the validation, not of both"):
         quiet(max_epochs=1, monitor=["train/score", "valid/loss"])

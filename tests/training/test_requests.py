@@ -53,6 +53,37 @@ def test_a_saved_checkpoint_may_end_the_training(tmp_path: Path) -> None:
     assert (result.stop_reason, result.state.step) == ("should_training_stop", 3)
 
 
+def test_a_validation_that_is_due_answers_a_request_too(tmp_path: Path) -> None:
+    class Counting(Callback):
+        validated = 0
+
+        def on_validation_metrics(self, metrics: dict[str, float]) -> None:
+            self.validated += 1
+
+    for options in ({"valid_every_steps": 2, "valid_every_epochs": None, "save_every_steps": 3}, {}):
+        plain, asked = Counting(), Counting()
+        quiet(max_epochs=2, root=tmp_path / f"plain {len(options)}", callbacks=[plain], **options).fit(
+            Tiny(), data(train=16)
+        )
+        model = asking(Tiny, "train_step", "validation", step=1 if options else 3)
+        quiet(max_epochs=2, root=tmp_path / f"asked {len(options)}", callbacks=[asked], **options).fit(
+            model, data(train=16)
+        )
+        assert model.asked
+        assert asked.validated == plain.validated
+
+
+def test_a_callback_that_stops_needs_no_limit() -> None:
+    class Stopping(Callback):
+        def should_training_stop(self) -> bool:
+            return len(self.model.seen) >= 40
+
+    result = quiet(callbacks=[Stopping()]).fit(Tiny(), data())
+    assert (result.stop_reason, result.state.step) == ("should_training_stop", 12)
+    with pytest.raises(ValueError, match=r"^max_epochs, .*: at least one is needed, unless the model or a callback"):
+        quiet(callbacks=[Callback()]).fit(Tiny(), data())
+
+
 @pytest.mark.parametrize("accumulation_steps", [1, 2])
 def test_a_checkpoint_and_a_validation_on_request_come_at_the_end_of_the_step(
     accumulation_steps: int, tmp_path: Path
