@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from helios_lite.model_internals.attributes import (
+    AttributeState,
     holds_only_atoms,
     is_stateful,
     named_items,
@@ -145,7 +146,7 @@ def _is_held_otherwise(parts: Sequence[tuple[str, Any]]) -> Callable[[Tensor], b
             for module in part.modules():
                 names = module._buffers.keys() - module._non_persistent_buffers_set
                 identities |= {id(module._buffers[name]) for name in names}
-        elif not isinstance(part, Optimizer | LRScheduler):
+        elif not isinstance(part, Optimizer | LRScheduler | AttributeState):  # A resume assigns an attribute anew.
             pending = deque([part.state_dict()])
             while pending:
                 value = pending.popleft()

@@ -92,3 +92,19 @@ def test_what_cannot_be_held_is_an_error_before_the_first_step(
 
     with pytest.raises(error, match=text):
         quiet(max_steps=1, root=tmp_path).fit(Named(), data())
+
+
+def test_a_tensor_that_an_optimizer_trains_cannot_be_one_since_a_resume_would_replace_it(tmp_path: Path) -> None:
+    class Tempered(Tiny):
+        state_attributes = ("temperature",)
+
+        def setup(self, fast_init: bool = False) -> None:
+            super().setup(fast_init)
+            self.temperature = torch.ones(1, requires_grad=True)
+            self.optimizer.add_param_group({"params": [self.temperature]})
+
+        def train_step(self, batch: Any, state: Any) -> None:
+            raise AssertionError
+
+    with pytest.raises(ValueError, match=r"^temperature: is trained .* make it a parameter of a network"):
+        quiet(max_steps=1, root=tmp_path).fit(Tempered(), data())
