@@ -225,19 +225,21 @@ class Precision:
             )
         self._note(optimizer)
         limit = self._clip_norm if clip_norm is None else clip_norm
+        report = self._report_gradients
 
         def evaluate() -> Any:
             with torch.enable_grad():
                 loss = closure()
             if self._weight is not None:
                 raise ValueError("optimizer_step(closure=...): its losses must have no weight in backward")
+            self._is_weighted = None  # Those of another optimizer may have weights.
             self._finish_gradients(optimizer, limit)
-            self._report_gradients = None  # It was that of the first evaluation.
             return self._mean_over_ranks(loss) if isinstance(loss, Tensor) else loss
 
         if _has_gradients(optimizer):  # SAM finds those of the weights as they are.
             self._finish_gradients(optimizer, limit)
         optimizer.step(evaluate)
+        self._report_gradients = report  # Of the optimizers that follow.
         self.num_steps += self._growth
         if scheduler is not None:
             scheduler.step()
@@ -249,6 +251,7 @@ class Precision:
             self._parallel.average_gradients(optimizer)
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         self._report_and_clip(optimizer, parameters, limit)
+        self._report_gradients = None  # It is that of the first evaluation.
 
     def _mean_over_ranks(self, loss: Tensor) -> Tensor:
         if self._world.size == 1:

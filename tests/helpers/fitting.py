@@ -77,6 +77,20 @@ class Closing(Fitting):
         assert self.optimizer_step(self.optimizer, closure=closure)
 
 
+class ClosingAndPlain(Closing):
+    """A second network, whose losses have weights, is trained after the one of the closure."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup(fast_init)
+        self.other = self.parallelize(network())
+        self.plain = torch.optim.SGD(self.other.parameters(), lr=0.1)
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        super().train_step(batch, state)
+        self.backward(nn.functional.mse_loss(self.other(batch[0]), batch[1]), weight=len(batch[0]))
+        assert self.optimizer_step(self.plain)
+
+
 def closing_by_hand(made: Any, options: dict[str, Any], clip_norm: float | None, epochs: int) -> nn.Module:
     net = network()
     optimizer = made(net.parameters(), **options)

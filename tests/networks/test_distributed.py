@@ -20,7 +20,7 @@ from helpers import hook_table
 from helpers.clock import Time
 from helpers.collectives import Collectives, first_difference, where_they_part
 from helpers.compare import close, same, saved, timeless, weights
-from helpers.fitting import CLOSING, Closing, Fitting
+from helpers.fitting import CLOSING, Closing, ClosingAndPlain, Fitting
 from helpers.fitting import data as fitting_data
 from helpers.models import Indices, Judged, Plain, Tiny, data, quiet
 from helpers.processes import deadline
@@ -884,6 +884,25 @@ def test_closures_and_hooks_of_steps_get_averages_over_the_ranks(result: Results
     for kind in ("lbfgs", "line search"):  # They make much of a rounding.
         found, expected = first[kind][0], one[kind][0]
         assert all(torch.allclose(found[name], expected[name], atol=1e-4) for name in expected), kind
+
+
+def weighted_after_closing(batch_size: int) -> list[Any]:
+    ends = []
+    for kind in ("sam", "lbfgs"):
+        made, options = CLOSING[kind]
+        model = ClosingAndPlain(made, **options)
+        quiet(max_epochs=1).fit(model, fitting_data(batch_size))
+        ends.append(model.other.state_dict())
+    return ends
+
+
+@scenario(ranks=2)
+def weighted_after_closing_by_two(root: Path, world: World) -> list[Any]:
+    return weighted_after_closing(2)
+
+
+def test_losses_of_another_optimizer_than_that_of_a_closure_may_have_weights(result: Results) -> None:
+    assert close(result(weighted_after_closing_by_two, ranks=2), weighted_after_closing(4))
 
 
 @scenario(ranks=2)

@@ -1,12 +1,25 @@
 """Gradients of unusual programs: several losses of a graph, optimizers with a closure, hooks of steps, sparse ones."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers.compare import close, same
-from helpers.fitting import BATCHES, CLOSING, SMALL, Closing, Fitting, X, closing_by_hand, data, network
+from helpers.fitting import (
+    BATCHES,
+    CLOSING,
+    SMALL,
+    Closing,
+    ClosingAndPlain,
+    Fitting,
+    X,
+    Y,
+    closing_by_hand,
+    data,
+    network,
+)
 from helpers.models import quiet
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -94,6 +107,19 @@ def test_an_optimizer_with_a_closure_does_what_it_does_by_hand(
 def test_what_a_closure_cannot_have_is_an_error(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"^optimizer_step\(closure=\.\.\.\): "):
         quiet(max_epochs=1, **options).fit(Closing(torch.optim.LBFGS), data())
+
+
+@pytest.mark.parametrize("kind", CLOSING)
+def test_the_norm_of_gradients_is_that_of_the_weights_as_they_are_for_each_optimizer(kind: str, tmp_path: Path) -> None:
+    made, options = CLOSING[kind]
+    about = {"max_steps": 1, "log_every_steps": 1, "log_grad_norm": True, "root": tmp_path}
+    quiet(**about).fit(ClosingAndPlain(made, **options), data(12))
+    net = network()
+    nn.functional.mse_loss(net(X), Y).backward()
+    norm = nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None]).item()
+    (row, *_) = map(json.loads, (tmp_path / "fitting" / "metrics.jsonl").read_text().splitlines())
+    assert row["train/grad_norm/optimizer"] == pytest.approx(norm)
+    assert row["train/grad_norm/plain"] == pytest.approx(norm)
 
 
 # Hooks of steps, and sparse gradients.
