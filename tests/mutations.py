@@ -332,6 +332,30 @@ MUTATIONS = [
     ),
     # Gradients of unusual programs.
     Mutation(
+        "model_internals/step_tap.py",
+        '{"retain_graph": True} if retain_graph else {}',
+        '{"retain_graph": retain_graph}',
+        "calls/test_replay.py::test_a_model_may_override_backward_with_the_arguments_that_it_uses",
+    ),
+    Mutation(
+        "networks/precision.py",
+        "        self._report_gradients = report  # Of the",
+        "        # Of the",
+        GRADIENTS + "test_the_norm_of_gradients_is_that_of_the_weights_as_they_are_for_each_optimizer",
+    ),
+    Mutation(
+        "networks/precision.py",
+        "self._is_weighted = None  # Those of",
+        "pass  # Those of",
+        DISTRIBUTED + "test_losses_of_another_optimizer_than_that_of_a_closure_may_have_weights",
+    ),
+    Mutation(
+        "model_internals/checks.py",
+        "Optimizer | LRScheduler | AttributeState)",
+        "Optimizer | LRScheduler)",
+        ATTRIBUTES + "test_a_tensor_that_an_optimizer_trains_cannot_be_one_since_a_resume_would_replace_it",
+    ),
+    Mutation(
         "networks/precision.py",
         "loss.backward(None, retain_graph)",
         "loss.backward()",
@@ -339,8 +363,8 @@ MUTATIONS = [
     ),
     Mutation(
         "networks/precision.py",
-        "            self._finish_gradients(optimizer, limit)\n            self._report",
-        "            self._report",
+        "            self._finish_gradients(optimizer, limit)\n            return",
+        "            return",
         GRADIENTS + "test_an_optimizer_with_a_closure_does_what_it_does_by_hand",
     ),
     Mutation(

@@ -93,7 +93,8 @@ class StepTap:
         found = float(loss.detach()), None if weight is None else float(weight)
         if self._probed is None:
             self._on_loss(found)
-            self._originals["backward"](loss, weight, retain_graph)
+            options = {"retain_graph": True} if retain_graph else {}  # An override may not know it.
+            self._originals["backward"](loss, weight, **options)
             return
         self._probed.append(found)
         if self._probe_runs_backward:

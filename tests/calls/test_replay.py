@@ -203,3 +203,14 @@ def test_the_command_shows_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(SystemExit):
         main(["replay", "run.toml", "--step", "9"])
     assert "step=9: the run ends after step 4" in capsys.readouterr().err
+
+
+def test_a_model_may_override_backward_with_the_arguments_that_it_uses(tmp_path: Path) -> None:
+    class Doubling(Dropped):
+        def backward(self, loss: Any, weight: Any = None) -> None:  # type: ignore[override]
+            super().backward(2 * loss, weight)
+
+    model, replayed = Doubling(), Doubling()
+    trainer(tmp_path, max_steps=2).fit(model, data())
+    trainer(tmp_path).replay(replayed, data(), 2)
+    assert same(weights(replayed), weights(model))
