@@ -1325,7 +1325,12 @@ MUTATIONS = [
     ),
     # Clusters.
     Mutation("calls/launching.py", "            usr1_without_effect(),\n", "", ANY_CALL),
-    Mutation("calls/launching.py", "    with (\n        usr1_without_effect(),\n", "    with (\n", ANY_CALL),
+    Mutation(
+        "calls/launching.py",
+        "    with (\n        guarded_output(),\n        usr1_without_effect(),\n",
+        "    with (\n",
+        ANY_CALL,
+    ),
     Mutation("processes/signals.py", "or signal.getsignal(signal.SIGUSR1) != signal.SIG_DFL", "", ANY_CALL),
     Mutation("calls/replay.py", "while isinstance(found, int)", "if True", LAUNCHED_REPLAY),
     Mutation(
@@ -1475,7 +1480,7 @@ MUTATIONS = [
     ),
     Mutation(
         "loading/workers.py",
-        "faulthandler.register(signal.SIGUSR2, file=2)",
+        "faulthandler.register(signal.SIGUSR2, file=stderr)",
         "signal.signal(signal.SIGUSR2, signals.do_nothing)",
         HANGS + "test_a_loading_process_writes_its_stack",
     ),

@@ -32,6 +32,7 @@ from helios_lite.options import Options
 from helios_lite.processes import rng
 from helios_lite.processes.hang_watch import HangWatch, hang_seconds
 from helios_lite.processes.launch import launch
+from helios_lite.processes.output import guarded_output
 from helios_lite.processes.signals import GracefulShutdown, usr1_without_effect
 from helios_lite.processes.worker import WorkerInterrupted, leave_error
 from helios_lite.processes.world import World
@@ -162,6 +163,7 @@ def here(call: Call, *, is_worker: bool = False) -> Iterator[tuple[Session, Grac
     watch = HangWatch(hang_seconds(options.hang_minutes), leave_error)
     try:
         with (
+            guarded_output(),
             usr1_without_effect(),
             alone(call, is_worker=is_worker),
             watch,
@@ -180,7 +182,7 @@ def here(call: Call, *, is_worker: bool = False) -> Iterator[tuple[Session, Grac
     except (KeyboardInterrupt, SystemExit):
         if not is_worker or shutdown.received is None:
             raise
-        raise WorkerInterrupted(shutdown.received) from None
+        raise WorkerInterrupted(shutdown.received, shutdown.explanation) from None
 
 
 @contextlib.contextmanager
@@ -195,6 +197,7 @@ def launched(call: Call) -> Iterator[Path]:
         The path to which the processes write the final weights, in a folder that is private to this user.
     """
     with (
+        guarded_output(),
         usr1_without_effect(),
         alone(call),
         tempfile.TemporaryDirectory(prefix="helios_lite-", ignore_cleanup_errors=True) as name,

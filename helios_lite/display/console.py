@@ -132,7 +132,7 @@ def width() -> int:
 
 def can_print(text: str) -> bool:
     """Return whether stdout takes the characters of a text."""
-    return text.isascii() or (sys.stdout.encoding or "").lower().startswith("utf")
+    return text.isascii() or (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
 
 
 def sparkline(values: Sequence[float], width: int = 40) -> str:

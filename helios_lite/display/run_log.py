@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -54,7 +55,7 @@ class RunLog:
         handler.setFormatter(_ConsoleFormatter("%(levelname)s %(message)s"))
         self._handlers.append(handler)
         if self._path is not None:
-            kind = logging.FileHandler if self._is_required and self._rank == 0 else _OptionalFile
+            kind = _LogFile if self._is_required and self._rank == 0 else _OptionalFile
             self._file = kind(self._path, encoding="utf-8", delay=kind is _OptionalFile)
             self._file.setLevel(logging.WARNING if self._rank > 0 else logging.DEBUG)
             place = f" rank {self._rank}:" if self._rank > 0 else ""
@@ -96,6 +97,23 @@ class _ConsoleFormatter(logging.Formatter):
         return text if record.levelno < logging.WARNING else console.painted(level, "yellow") + text.removeprefix(level)
 
 
+class _LogFile(logging.FileHandler):
+    """Appends records to a file that could be opened. Those that a full disk does not take are lost, and it says so."""
+
+    _has_failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not self._has_failed:
+            self._has_failed = True
+            logger.warning(
+                "%s: cannot be written to (%s); the run goes on without it", self.baseFilename, sys.exception()
+            )
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # What it could not write before.
+            super().close()
+
+
 class _OptionalFile(logging.FileHandler):
     """Appends records to a file as long as that is possible."""
 
@@ -106,16 +124,26 @@ class _OptionalFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:
         pass
 
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
 
 class _Program(logging.Handler):
     """Gives records to the handlers of the program."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        logging.getLogger().callHandlers(record)
+        try:
+            logging.getLogger().callHandlers(record)
+        except Exception:  # Of a handler that lets them through.
+            self.handleError(record)
 
 
 class _AboveBars(logging.Handler):
     """Prints records above the progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        write_above_bars(self.format(record))
+        try:
+            write_above_bars(self.format(record))
+        except Exception:
+            self.handleError(record)

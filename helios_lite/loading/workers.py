@@ -14,6 +14,7 @@ import torch.utils.data
 
 from helios_lite.loading.seeding import SeededDataset
 from helios_lite.processes import signals
+from helios_lite.processes.output import guard_output, stderr_number
 from helios_lite.processes.peers import is_alive
 
 _SECONDS_TO_RECEIVE = 4.0
@@ -45,9 +46,11 @@ class WorkerInit:
         info = torch.utils.data.get_worker_info()
         if info is not None and isinstance(info.dataset, SeededDataset):  # Its class refuses plain assignments.
             object.__setattr__(torch.utils.data.get_worker_info(), "dataset", info.dataset.dataset)
+        guard_output()  # What a dataset prints is no reason to fail either.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signals.do_nothing)
-        faulthandler.register(signal.SIGUSR2, file=2)  # Of a hanging run: writes the stacks of this process to stderr.
+        if (stderr := stderr_number()) is not None:
+            faulthandler.register(signal.SIGUSR2, file=stderr)  # Of a hanging run: writes the stacks of this process.
         # The number of a signal goes to a pipe at once, whereas a Python handler waits for an operation in C++ to end.
         reader, writer = os.pipe()
         os.set_blocking(writer, False)

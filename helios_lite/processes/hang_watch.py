@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Self
 
 import torch
 
+from helios_lite.processes.output import write_stacks, write_stderr
 from helios_lite.processes.peers import exit_now, process_state
 from helios_lite.processes.world import World, is_launched
 
@@ -118,7 +119,7 @@ class HangWatch:
         where = "above" if self._folder is None else f"in {self._folder}"
         text = f"no progress for {seconds:g} seconds (hang_minutes); the stacks of all threads are {where}"
         text = "\n  ".join([text, *self._sentences(stands)])
-        os.write(2, f"{text}\n".encode())
+        write_stderr(f"{text}\n")
         with contextlib.suppress(OSError):
             self._fail(TimeoutError(text), "".join(traceback.format_stack(_main_frame())))
         exit_now(1)
@@ -129,13 +130,13 @@ class HangWatch:
             with contextlib.suppress(OSError):
                 os.kill(child.pid or 0, signal.SIGUSR2)
         if self._folder is None:
-            faulthandler.dump_traceback(2)
+            write_stacks()
             return [own]
         writing = threading.Thread(target=self._write, args=(self._folder, own), daemon=True)
         writing.start()
         writing.join(_SECONDS_FOR_FILES)
         if writing.is_alive():
-            faulthandler.dump_traceback(2)
+            write_stacks()
             return [own]
         limit = time.monotonic() + _SECONDS_FOR_FILES
         while len(stands := list(_read(self._folder, self._peers))) < self._world.size and time.monotonic() < limit:

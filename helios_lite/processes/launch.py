@@ -93,6 +93,7 @@ def launch(
             logger.warning("%s: %s; all processes start again", type(error).__name__, error)
         if isinstance(result, Interruption):
             shutdown.receive(shutdown.received or signal.Signals(result.number))
+            shutdown.explain(result.explanation)
     return result  # type: ignore[no-any-return]
 
 

@@ -6,7 +6,6 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,8 +13,11 @@ from multiprocessing import active_children
 from pathlib import Path
 from typing import NoReturn
 
+from helios_lite.processes.output import flush_output
 from helios_lite.processes.signals import GracefulShutdown
 from helios_lite.processes.world import PARENT, World
+
+_SECONDS_TO_FLUSH = 2.0  # Of a pipe whose reader has stopped nobody knows when it is read.
 
 
 @contextlib.contextmanager
@@ -75,9 +77,10 @@ def exit_now(status: int) -> NoReturn:
     try:
         for child in active_children():
             child.kill()
-        sys.stdout.flush()
-        sys.stderr.flush()
-    finally:  # Also if stdout is a broken pipe.
+        flushing = threading.Thread(target=flush_output, daemon=True)
+        flushing.start()
+        flushing.join(_SECONDS_TO_FLUSH)
+    finally:
         os._exit(status)
 
 

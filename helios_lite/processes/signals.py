@@ -13,6 +13,8 @@ from multiprocessing.sharedctypes import RawValue
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from helios_lite.processes.output import write_stderr
+
 OUTSIDE, WAITING, RECEIVED = range(3)
 """The phases of a process: without a `GracefulShutdown`, in one, and in one that has received a signal."""
 
@@ -30,10 +32,10 @@ def shared_phase() -> ctypes.c_byte:
 class GracefulShutdown:
     """A context in which the first SIGINT or SIGTERM only sets `received`, and a SIGUSR1 only `save_requested`.
 
-    At its end the former handlers are restored. Then a received SIGINT becomes a KeyboardInterrupt, and another signal
-    the SystemExit with the status of a process that it ended (143 for SIGTERM), unless another exception is being
-    raised. A second SIGINT raises KeyboardInterrupt at once. Outside of the main thread, where Python allows no signal
-    handlers, the context does nothing.
+    At its end the former handlers are restored. Then a received SIGINT becomes a KeyboardInterrupt, which says what
+    `explain` was given, and another signal the SystemExit with the status of a process that it ended (143 for SIGTERM),
+    unless another exception is being raised. A second SIGINT raises KeyboardInterrupt at once. Outside of the main
+    thread, where Python allows no signal handlers, the context does nothing.
 
     Args:
         announces: whether to print on stderr, at the first signal, that the process is about to stop.
@@ -45,6 +47,7 @@ class GracefulShutdown:
         received: the signal that ends the training, None if there is none.
         save_requested: whether a SIGUSR1 has asked for a checkpoint since `take_save_request`.
         is_pending: whether there is either, or something else that the next boundary must look at.
+        explanation: where the training has stopped, and how it goes on.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class GracefulShutdown:
     ) -> None:
         self.received: signal.Signals | None = None
         self.save_requested = self.is_pending = False
+        self.explanation = ""
         self._stops_on_usr1 = stops_on_usr1
         self._announces = announces
         self._ignore_further_signals = ignore_further_signals
@@ -81,11 +85,17 @@ class GracefulShutdown:
             self._phase.value = self._previous_phase
         self._previous_handlers.clear()
         if error is None and self.received is not None:
-            raise KeyboardInterrupt if self.received is signal.SIGINT else SystemExit(128 + self.received)
+            if self.received is not signal.SIGINT:
+                raise SystemExit(128 + self.received)
+            raise KeyboardInterrupt(self.explanation) if self.explanation else KeyboardInterrupt
 
     def receive(self, number: signal.Signals) -> None:
         """Set `received`: to the signal of another rank, or of a process that this one has started."""
         self.received, self.is_pending = number, True
+
+    def explain(self, text: str) -> None:
+        """Set `explanation`."""
+        self.explanation = text
 
     def wake(self) -> None:
         """Set `is_pending`, as a request to save does, until `take_save_request`."""
@@ -111,7 +121,7 @@ class GracefulShutdown:
         if self.received is not None:  # The first is the cause: after Ctrl-C the launching process sends SIGTERM.
             return
         if self._announces:
-            os.write(2, b"finishing the step and saving; Ctrl-C ends at once\n")  # print is not safe in a handler.
+            write_stderr("finishing the step and saving; press Ctrl-C again to end at once\n")
         self.receive(signal.Signals(number))
         self._phase.value = RECEIVED
 

@@ -28,6 +28,8 @@ class ShortTraceback:
     PyTorch's functions. An error without a line of the user's, which may be an error of this package, keeps its whole
     traceback. That of an error in another process is in the text of the error.
 
+    A KeyboardInterrupt leaves it without any of our functions: what the user has asked for needs no explanation.
+
     With the environment variable HELIOS_LITE_FULL_TRACEBACKS nothing is left out.
     """
 
@@ -37,6 +39,9 @@ class ShortTraceback:
         self, kind: type[BaseException] | None, error: BaseException | None, call: TracebackType | None
     ) -> None:
         if error is None or call is None or os.environ.get("HELIOS_LITE_FULL_TRACEBACKS"):
+            return
+        if isinstance(error, KeyboardInterrupt):
+            error.__traceback__ = _without_ours(call)
             return
         above, entry = [call], call.tb_next
         while entry is not None and _package(entry) in _NOT_OF_USERS:
@@ -50,6 +55,18 @@ class ShortTraceback:
             if each in (ours[0], *in_loop[-1:], ours[-1]) or _package(each) not in ("helios_lite", "contextlib"):
                 entry = TracebackType(entry, each.tb_frame, each.tb_lasti, each.tb_lineno)
         error.__traceback__ = entry
+
+
+def _without_ours(first: TracebackType) -> TracebackType | None:
+    """Return what a traceback has of others than this package, and than the contexts that it is called by."""
+    entries, entry = list[TracebackType](), first.tb_next
+    while entry is not None:
+        entries.append(entry)
+        entry = entry.tb_next
+    for each in reversed(entries):
+        if _package(each) not in ("helios_lite", "contextlib"):
+            entry = TracebackType(entry, each.tb_frame, each.tb_lasti, each.tb_lineno)
+    return entry
 
 
 def _module(entry: TracebackType) -> str:

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import torch
 
+from helios_lite.processes.output import guard_output
 from helios_lite.processes.peers import exit_now, exit_with_parent
 from helios_lite.processes.signals import do_nothing
 from helios_lite.processes.tracebacks import ShortTraceback
@@ -35,11 +36,12 @@ class WorkerInterrupted(BaseException):
 
     Attributes:
         number: the signal.
+        explanation: where the training has stopped, and how it goes on; of rank 0.
     """
 
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
+    def __init__(self, number: int, explanation: str = "") -> None:
+        super().__init__(number, explanation)
+        self.number, self.explanation = number, explanation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Interruption:
     """What a worker returns instead of a result after `WorkerInterrupted`."""
 
     number: int
+    explanation: str
 
 
 class WorkerStatus(NamedTuple):
@@ -111,6 +114,7 @@ def run_worker(
     """
     os.environ.update(variables)
     rank = os.environ["RANK"]
+    guard_output()
     multiprocessing.set_start_method(start_method, force=True)
     torch.set_num_threads(num_threads)
     exit_with_parent(parent, end_file(folder, attempt))
@@ -127,7 +131,7 @@ def run_worker(
                 result = function(**arguments)
         except WorkerInterrupted as interrupted:
             received = interrupted.number
-            result = Interruption(received)
+            result = Interruption(received, interrupted.explanation)
         if rank == "0":
             _write(pickle.dumps(result), result_file(folder, attempt))
     except BaseException as error:

@@ -14,6 +14,7 @@ import tomllib
 from collections.abc import Sequence
 from importlib import import_module, metadata
 from pathlib import Path
+from types import TracebackType
 from typing import Any, NoReturn
 
 from helios_lite.processes.tracebacks import ShortTraceback
@@ -55,10 +56,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 _run(arguments)
         finally:
             sys.stdout.flush()  # Here and not when Python ends, which would print an error of its own.
+    except KeyboardInterrupt:
+        sys.excepthook = _show_only_text  # Python ends the process as Ctrl-C does, with status 130.
+        raise
     except BrokenPipeError:
         if not _is_output_closed():
             raise  # Another pipe, such as one of the training.
         sys.exit(1)
+
+
+def _show_only_text(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """Print what a KeyboardInterrupt says, without the traceback."""
+    print(str(error) or kind.__name__, file=sys.stderr)
 
 
 def _run(arguments: Sequence[str] | None) -> None:

@@ -238,9 +238,8 @@ class Training:
         # What rank 0 has written exists before any rank ends, and none waits for one that a signal has ended.
         self.stop.sync(now=True)
         if self.shutdown.received is not None and self.session.world.is_main:
-            path = self.checkpointer.last_checkpoint
-            saved = "" if path is None else f", saved {path}; run again to resume"
-            logger.warning("%s: stopped at step %d%s", self.shutdown.received.name, self.state.step, saved)
+            checkpoint = self.checkpointer.last_checkpoint
+            self.shutdown.explain(self.report.describe_stop(self.shutdown.received, checkpoint))
 
     def end(self) -> None:
         """Validate the final weights if no validation was due after the last step, and write the last row.

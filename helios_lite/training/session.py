@@ -46,6 +46,7 @@ from helios_lite.networks.precision import Precision
 from helios_lite.options import Options
 from helios_lite.processes import rng
 from helios_lite.processes.devices import DeviceMover, backend_flags, choose_accelerator, choose_device
+from helios_lite.processes.output import flush_output, say_what_is_off
 from helios_lite.processes.world import join_world
 from helios_lite.training.cleanup import cleanup
 from helios_lite.training.hook_dispatch import HookDispatcher
@@ -334,6 +335,8 @@ def open_session(
             records_failure=not data_is_prepared,  # By the launching process, which knows which rank was the first.
         )
         stack.enter_context(log)
+        say_what_is_off()
+        stack.callback(flush_output)  # What cannot be shown is said in the log.
         stack.callback(session.progress.close)
         stack.enter_context(backend_flags(options.deterministic, options.benchmark))
         if session.world.is_main and not data_is_prepared:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
+from signal import Signals
 from typing import Any
 
 from helios_lite.display import console, lines
@@ -88,6 +90,23 @@ class TrainingReport:
         if is_best:
             line = line.removesuffix("best") + console.painted("best", "green")
         self._session.progress.write(line)
+
+    def describe_stop(self, received: Signals, checkpoint: Path | None) -> str:
+        """Log where a signal has stopped the training and how it goes on; return it for the exception.
+
+        Of Ctrl-C the exception alone tells it on the screen.
+        """
+        session, options, text = self._session, self._session.options, f"stopped at step {self._state.step}"
+        if checkpoint is None:
+            why = "fast_dev_run" if options.fast_dev_run else "root=None"
+            text += f"; nothing is saved ({why})"
+        else:
+            named = f' and run_name="{session.folder.name}"' if options.resume == "new" and session.folder else ""
+            way = "run the program again" if options.resume == "auto" else f'set resume="auto"{named}'
+            text += f", saved {console.shown_path(checkpoint, session.directory)}; to go on from there, {way}"
+        level = logging.DEBUG if received is Signals.SIGINT else logging.WARNING
+        logger.log(level, "%s: %s", received.name, text)
+        return text
 
     def describe_row(self, values: Mapping[str, float]) -> None:
         """Log a row of metrics for train.log; nothing if it is empty."""

@@ -323,8 +323,11 @@ def require_saved(folder: Path) -> None:
 
 def require_one_line_each(errors: str) -> None:
     """One process says that the run is about to stop, and one that it has stopped because of Ctrl-C."""
-    assert errors.count("finishing the step and saving; Ctrl-C ends at once\n") == 1, errors
-    assert re.findall(r"(\w+): stopped at step", errors) == ["SIGINT"], errors
+    assert errors.count("finishing the step and saving; press Ctrl-C again to end at once\n") == 1, errors
+    assert re.findall(
+        r"(\w+): stopped at step \d+, saved .*; to go on from there, run the program again\n", errors
+    ) == ["KeyboardInterrupt"], errors
+    assert "/helios_lite/" not in errors
 
 
 def require_continues(folder: Path, root: Path) -> None:
@@ -387,7 +390,7 @@ def test_ctrl_c_saves_and_ends_all(tmp_path: Path, root: Path, whole: tuple[Mode
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=DEADLINE)
     assert process.returncode == -signal.SIGINT
-    assert errors.splitlines()[-1] == "KeyboardInterrupt"
+    assert errors.splitlines()[-1].startswith("KeyboardInterrupt: stopped at step ")
     require_one_line_each(errors)
     require_saved(tmp_path)
     require_continues(tmp_path, root)
