@@ -140,6 +140,12 @@ NOT_REPLACED = INTERRUPTS + "test_a_checkpoint_of_a_newer_format_is_not_passed_o
 PASSES = "loading/test_passes.py::"
 FOLDER = "checkpoints/test_folder.py::"
 LAUNCH = "processes/test_launch.py::"
+BY_SIGTERM = LAUNCH + "test_a_sigterm_while_processes_are_starting_ends_them_without_a_restart"
+STATUS = "training/test_status.py::"
+DEAD = STATUS + "test_a_killed_run_is_said_to_be_dead"
+DOING = STATUS + "test_it_says_what_the_run_is_doing_and_how_it_has_ended"
+WHY_ENDED = STATUS + "test_it_says_why_a_run_was_ended"
+UNWRITABLE_STATUS = STATUS + "test_a_file_that_cannot_be_written_is_one_warning"
 SERVER_DIES = LAUNCH + "test_the_death_of_the_fork_server_changes_nothing"
 SERVER = "processes/test_forkserver.py::"
 WINDOWS = "training/test_windows.py::"
@@ -275,6 +281,36 @@ POISONED = REPLAY + "a_poisoned_sample_is_named_also_by_a_replay_of_a_later_step
 NOT_FINITE_MODULE = REPLAY + "the_first_module_with_an_output_or_gradient_that_is_not_finite_is_named"
 
 MUTATIONS = [
+    # What a run says of itself.
+    Mutation("training/status_file.py", 'process_start(process) != status.get("process_start")', "False", DEAD),
+    Mutation("training/status_file.py", 'status.get("host") != socket.gethostname() or ', "", DEAD),
+    Mutation("training/status_file.py", "return received.name", "pass", WHY_ENDED),
+    Mutation(
+        "training/status_file.py",
+        "            self._take_values()\n        self._content",
+        "            pass\n        self._content",
+        WHY_ENDED,
+    ),
+    Mutation("training/status_file.py", "if not self._has_warned:", "if True:", UNWRITABLE_STATUS),
+    Mutation(
+        "calls/launching.py",
+        "            status.end(error)",
+        "            pass",
+        HANGS + "test_the_line_that_hangs_is_named_and_the_run_fails",
+    ),
+    Mutation(
+        "calls/launching.py",
+        "        StatusFile() as status,",
+        "        StatusFile(writes_end=False) as status,",
+        BY_SIGTERM,
+    ),
+    Mutation("training/loop.py", '        self.report.show_status("running")\n', "", DOING),
+    Mutation(
+        "checkpoints/folder.py",
+        "        self._note_durable()\n        if self._on_saved",
+        "        if self._on_saved",
+        DOING,
+    ),
     # What users of other trainers reach for.
     Mutation(
         "model_internals/checks.py",
@@ -1273,7 +1309,7 @@ MUTATIONS = [
     Mutation("display/lines.py", ":<8}", ":<7}", COLUMNS_BELOW),
     Mutation("display/lines.py", "{number:>7}", "{number}", COLUMNS_BELOW),
     Mutation("display/lines.py", ":>3.0%}", ":.0%}", COLUMNS_BELOW),
-    Mutation("display/lines.py", "done is not None and done > 0", "done is not None and 0 < done < 1", COLUMNS_BELOW),
+    Mutation("display/lines.py", "None if not done else", "None if not done or done == 1 else", COLUMNS_BELOW),
     Mutation("display/lines.py", '[*texts, "best"])) < width', "texts)) < width", TOO_LONG),
     Mutation("display/lines.py", "part.keys() - monitored", "part", TOO_LONG),
     Mutation(

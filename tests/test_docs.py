@@ -44,7 +44,7 @@ RECIPES = {page: REPOSITORY / found[0] for page, text in PAGES.items() if len(fo
 
 # Tables and lists, and what is typed into a shell.
 NO_PROGRAM = {"seeds", "comparison", "promises", "clusters", "command_line", "glossary", "troubleshooting", "index"}
-NO_PROGRAM |= {"hooks", "sharded", "failures"}  # Tables, and programs for several machines.
+NO_PROGRAM |= {"hooks", "sharded", "failures", "interruptions"}  # Tables, and programs for several machines.
 
 
 def test_the_pages_are_there() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import tempfile
@@ -19,6 +20,7 @@ import torch
 
 from helios_lite.calls.claiming import own_run_folder
 from helios_lite.checkpoints.files import FORMAT_VERSION, to_serializable, write_file
+from helios_lite.checkpoints.lock import folder_lock
 from helios_lite.checkpoints.reading import read_checkpoint
 from helios_lite.checkpoints.sharded_content import take_sharded
 from helios_lite.data import DataModule
@@ -39,6 +41,7 @@ from helios_lite.processes.world import World
 from helios_lite.training.cleanup import cleanup
 from helios_lite.training.run_loggers import RunLoggers, report_failure
 from helios_lite.training.session import Session, checkpoint_folder, open_session, run_folder
+from helios_lite.training.status_file import StatusFile
 
 Result = TypeVar("Result")
 logger = logging.getLogger("helios_lite")
@@ -129,11 +132,11 @@ def run(call: Call, work: Callable[[Session, GracefulShutdown], Result]) -> Resu
     if call.processes == 1:
         with rng.callers_rng(), here(call) as (session, shutdown):
             return work(session, shutdown)
-    with rng.callers_rng(), launched(call) as final:
+    with rng.callers_rng(), launched(call) as (final, prepare):
         result: Result = launch(
             do_as_worker,
             {**call.arguments(work), "final": final},
-            before_start=lambda: prepare_data(call.datamodule),
+            before_start=prepare,
             processes=call.processes,
             max_restarts=call.options.max_restarts,
             shutdown=GracefulShutdown(stops_on_usr1=call.options.sigusr1 == "stop"),
@@ -160,12 +163,20 @@ def here(call: Call, *, is_worker: bool = False) -> Iterator[tuple[Session, Grac
     announces = not is_worker and int(os.environ.get("LOCAL_RANK", "0")) == 0
     stops_on_usr1 = options.sigusr1 == "stop"
     shutdown = GracefulShutdown(announces, ignore_further_signals=is_worker, stops_on_usr1=stops_on_usr1)
-    watch = HangWatch(hang_seconds(options.hang_minutes), leave_error)
+    status = StatusFile(writes_end=not is_worker)
+
+    def fail(error: Exception, stack: str) -> None:
+        leave_error(error, stack)
+        if not is_worker:  # Otherwise the process that has launched this one ends the call.
+            status.end(error)
+
+    watch = HangWatch(hang_seconds(options.hang_minutes), fail)
     try:
         with (
             guarded_output(),
             usr1_without_effect(),
             alone(call, is_worker=is_worker),
+            status,
             watch,
             open_session(
                 options,
@@ -173,6 +184,7 @@ def here(call: Call, *, is_worker: bool = False) -> Iterator[tuple[Session, Grac
                 call.datamodule,
                 call.directory,
                 method=call.method,
+                status=status,
                 data_is_prepared=is_worker,
             ) as session,
         ):
@@ -186,7 +198,7 @@ def here(call: Call, *, is_worker: bool = False) -> Iterator[tuple[Session, Grac
 
 
 @contextlib.contextmanager
-def launched(call: Call) -> Iterator[Path]:
+def launched(call: Call) -> Iterator[tuple[Path, Callable[[], None]]]:
     """Context in which this process launches others for a call.
 
     After it the model has the final weights of rank 0, its `hparams` and `metrics`. An exception is also written to
@@ -194,17 +206,19 @@ def launched(call: Call) -> Iterator[Path]:
     rank.
 
     Yields:
-        The path to which the processes write the final weights, in a folder that is private to this user.
+        The path to which the processes write the final weights, in a folder that is private to this user; and what
+        prepares the data, which is called before they start.
     """
     with (
         guarded_output(),
         usr1_without_effect(),
         alone(call),
+        StatusFile() as status,
         tempfile.TemporaryDirectory(prefix="helios_lite-", ignore_cleanup_errors=True) as name,
     ):
         final = Path(name) / "final"
         try:
-            yield final
+            yield final, functools.partial(prepare, call, status)
         except Exception as error:
             with contextlib.suppress(Exception):  # It must not hide the error.
                 _report_failure(call, error)
@@ -224,12 +238,18 @@ def _report_failure(call: Call, error: Exception) -> None:
             report_failure(call.options.loggers, folder)
 
 
-def prepare_data(datamodule: DataModule) -> None:
-    """Prepare the data before processes are launched; after an error it is torn down."""
+def prepare(call: Call, status: StatusFile) -> None:
+    """Prepare the data before processes are launched; after an error it is torn down. A training begins here."""
+    folder = run_folder(call.options, call.model, call.directory)
+    if call.method == "fit" and folder is not None:
+        with contextlib.suppress(OSError, RuntimeError):  # The processes raise it, such as that another run is here.
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            with folder_lock(folder / "checkpoints"):
+                status.begin(folder)
     try:
-        datamodule.prepare_data()
+        call.datamodule.prepare_data()
     except BaseException:
-        datamodule.teardown()
+        call.datamodule.teardown()
         raise
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from helios_lite.calls.evaluate import load_for_evaluation
-from helios_lite.calls.launching import Call, do_as_worker, here, launched, prepare_data
+from helios_lite.calls.launching import Call, do_as_worker, here, launched
 from helios_lite.calls.prediction_output import OutputWriter, take_in_turn, write_outputs
 from helios_lite.data import DataModule
 from helios_lite.display.run_log import RunLog
@@ -88,8 +88,8 @@ def _predict_here(call: Call, checkpoint: Checkpoint) -> Iterator[_Prediction]:
 
 
 def _predict_launched(call: Call, checkpoint: Checkpoint) -> Iterator[_Prediction]:
-    with launched(call) as final:
-        prepare_data(call.datamodule)
+    with launched(call) as (final, prepare):
+        prepare()
         work = functools.partial(_leave_outputs, checkpoint=checkpoint, folder=final.parent)
         arguments = {**call.arguments(work), "final": final}
         with launched_beside(do_as_worker, arguments, processes=call.processes) as ended:

@@ -213,9 +213,17 @@ def _delete(path: Path) -> None:
         )
 
 
-def write_json(content: Any, path: Path) -> None:
-    """Write plain data as json, atomically as a checkpoint; other objects are written as their `str`."""
-    _write_atomically(path, lambda file: file.write((json.dumps(content, indent=2, default=str) + "\n").encode()))
+def write_json(content: Any, path: Path, *, is_durable: bool = True) -> None:
+    """Write plain data as json, atomically as a checkpoint; other objects are written as their `str`.
+
+    Args:
+        content: the data.
+        path: the file.
+        is_durable: whether it is on the disk afterwards. If not, it does not wait for the disk, and a machine that
+            fails within seconds may leave an older or an empty file.
+    """
+    text = (json.dumps(content, indent=2, default=str) + "\n").encode()
+    _write_atomically(path, lambda file: file.write(text), is_durable=is_durable)
 
 
 def to_serializable(value: Any, where: str = "checkpoint") -> Any:
@@ -261,19 +269,21 @@ def _to_serializable(value: Any, where: str) -> Any:
     )
 
 
-def _write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+def _write_atomically(path: Path, write: Callable[[IO[bytes]], Any], *, is_durable: bool = True) -> None:
     """Write a file under a temporary name in the same folder, fsync it, rename it to `path`, and fsync the folder."""
     temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            if is_durable:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    if is_durable:
+        _sync_folder(path.parent)
 
 
 def _sync_folder(path: Path) -> None:

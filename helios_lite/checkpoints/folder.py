@@ -83,6 +83,7 @@ class CheckpointFolder:
         self._entries: list[Entry] = []
         self._undeleted: set[str] = set()  # What a warning has named.
         self._is_open = self._is_locked = False
+        self._durable: tuple[Path | None, Path | None] = (None, None)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -236,6 +237,7 @@ class CheckpointFolder:
         if changed != self._entries:
             self._entries = changed
             self._manifest.write(changed)
+            self._note_durable()
 
     def is_best(self, path: Path) -> bool:
         """Return whether the last validation that was the best so far is that of a file."""
@@ -247,6 +249,17 @@ class CheckpointFolder:
         """Forget all scores and improvements, because another metric is monitored from now on."""
         self._open()
         self._entries = [{**entry, "score": None, "improved": False} for entry in self._entries]
+
+    def durable(self) -> tuple[Path | None, Path | None]:
+        """Return the last file and the best one that are durable; None for one that does not exist. No file is read."""
+        self._open()
+        return self._durable
+
+    def _note_durable(self) -> None:
+        ranked = self._ranked()
+        entries = [self._entries[-1] if self._entries else None, ranked[0] if ranked else None]
+        last, best = (None if entry is None else self.folder / entry["file"] for entry in entries)
+        self._durable = (last, best)
 
     def newest(self) -> Path | None:
         """Return the newest file, None if there is none."""
@@ -334,6 +347,7 @@ class CheckpointFolder:
         self._is_open = True
         self._manifest.read()
         self._entries = self._manifest.own
+        self._note_durable()
         if self._is_locked:
             self._manifest.tidy()
 
@@ -415,6 +429,7 @@ class CheckpointFolder:
         left = [name for name in deleted if not self._delete(name)]
         self._entries = [entry for entry in save.before if entry in save.after or entry["file"] in left]
         self._manifest.write(self._entries, unsure=left)
+        self._note_durable()
         if self._on_saved is not None:
             self._on_saved(save.path, save.before[-1]["improved"])
 

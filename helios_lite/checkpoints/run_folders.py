@@ -46,7 +46,7 @@ def give_back(path: Path) -> bool:
     A run begins when it has been set up, and writes its options then.
     """
     files = {each.relative_to(path).as_posix() for each in path.rglob("*") if not each.is_dir()}
-    if not files <= {CLAIM, "train.log", "checkpoints/.lock"}:
+    if not files <= {CLAIM, "train.log", "status.json", "checkpoints/.lock"}:
         return False
     shutil.rmtree(path, ignore_errors=True)
     return True

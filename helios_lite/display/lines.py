@@ -93,6 +93,11 @@ def finished_part(state: TrainingState, options: Options, epoch_part: float | No
     return max(parts, default=None)
 
 
+def seconds_left(state: TrainingState, done: float | None) -> float | None:
+    """Return the seconds until a run will end, of which that part is finished; None if unknown."""
+    return None if not done else max(0.0, state.seconds / done * (1 - done))
+
+
 def duration(seconds: float) -> str:
     """Return a time as hours, minutes and seconds: "0:01:22"."""
     minutes, rest = divmod(round(seconds), 60)
@@ -135,8 +140,9 @@ def _speed(state: TrainingState, values: Mapping[str, float], done: float | None
         speed = values["train/samples_per_second"]
         number = f"{speed:,.0f}" if speed >= 100 else f"{speed:.3g}"
         texts.append(f"{number:>7} samples/s, data {values['train/data_wait']:>3.0%}")
-    if done is not None and done > 0:
-        texts.append(f"{duration(max(0.0, state.seconds / done * (1 - done)))} left")
+    left = seconds_left(state, done)
+    if left is not None:
+        texts.append(f"{duration(left)} left")
     return texts
 
 

@@ -22,11 +22,9 @@ from typing import Any, NamedTuple, Self
 import torch
 
 from helios_lite.processes.output import write_stacks, write_stderr
-from helios_lite.processes.peers import exit_now, process_state
+from helios_lite.processes.peers import SECONDS_FOR_FILES, exit_now, process_state, within
 from helios_lite.processes.world import World, is_launched
 
-_SECONDS_FOR_FILES = 5.0
-"""How long a rank waits for its own files, on a file system that may be stuck, and then for those of the others."""
 _PACKAGE = str(Path(__file__).parents[1])
 _TORCH = str(Path(torch.__file__).parent)
 _LIBRARIES = tuple({_PACKAGE, *(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))})
@@ -114,14 +112,13 @@ class HangWatch:
         stands = self._exchange(own)
         reporter = min(stand.rank for stand in stands)
         if own.rank != reporter:
-            time.sleep(_SECONDS_FOR_FILES)  # The rank that reports ends first.
+            time.sleep(SECONDS_FOR_FILES)  # The rank that reports ends first.
             exit_now(1)
         where = "above" if self._folder is None else f"in {self._folder}"
         text = f"no progress for {seconds:g} seconds (hang_minutes); the stacks of all threads are {where}"
         text = "\n  ".join([text, *self._sentences(stands)])
         write_stderr(f"{text}\n")
-        with contextlib.suppress(OSError):
-            self._fail(TimeoutError(text), "".join(traceback.format_stack(_main_frame())))
+        within(SECONDS_FOR_FILES, self._fail, TimeoutError(text), "".join(traceback.format_stack(_main_frame())))
         exit_now(1)
 
     def _exchange(self, own: Stand) -> list[Stand]:
@@ -132,13 +129,10 @@ class HangWatch:
         if self._folder is None:
             write_stacks()
             return [own]
-        writing = threading.Thread(target=self._write, args=(self._folder, own), daemon=True)
-        writing.start()
-        writing.join(_SECONDS_FOR_FILES)
-        if writing.is_alive():
+        if not within(SECONDS_FOR_FILES, self._write, self._folder, own):
             write_stacks()
             return [own]
-        limit = time.monotonic() + _SECONDS_FOR_FILES
+        limit = time.monotonic() + SECONDS_FOR_FILES  # For the files of the others.
         while len(stands := list(_read(self._folder, self._peers))) < self._world.size and time.monotonic() < limit:
             time.sleep(0.1)
         return stands or [own]

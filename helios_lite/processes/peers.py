@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import active_children
 from pathlib import Path
 from typing import NoReturn
@@ -18,10 +18,14 @@ from helios_lite.processes.signals import GracefulShutdown
 from helios_lite.processes.world import PARENT, World
 
 _SECONDS_TO_FLUSH = 2.0  # Of a pipe whose reader has stopped nobody knows when it is read.
+SECONDS_FOR_FILES = 5.0
+"""How long a process that is about to end at once waits for a file system, which may be stuck."""
 
 
 @contextlib.contextmanager
-def watch_peers(world: World, shutdown: GracefulShutdown) -> Iterator[None]:
+def watch_peers(
+    world: World, shutdown: GracefulShutdown, before_end: Callable[[BaseException, str], object]
+) -> Iterator[None]:
     """A context in which a process that torchrun has started ends on SIGTERM at once if another rank is gone.
 
     torchrun sends SIGTERM to all ranks when one has failed. They would finish their step first, but a step may
@@ -31,6 +35,7 @@ def watch_peers(world: World, shutdown: GracefulShutdown) -> Iterator[None]:
     Args:
         world: the ranks; a single process has no peers.
         shutdown: tells which signal this process has received.
+        before_end: called with what ends the process, and why, before it ends.
     """
     if world.size == 1 or PARENT in os.environ:
         yield
@@ -47,6 +52,7 @@ def watch_peers(world: World, shutdown: GracefulShutdown) -> Iterator[None]:
         while shutdown.received is not signal.SIGTERM:
             if done.wait(0.1):
                 return
+        within(SECONDS_FOR_FILES, before_end, SystemExit(128 + signal.SIGTERM), "another rank has ended")
         exit_now(128 + signal.SIGTERM)
 
     thread = threading.Thread(target=poll, name="watch_peers", daemon=True)
@@ -72,14 +78,25 @@ def exit_with_parent(parent: int, end: Path) -> None:
     threading.Thread(target=poll, name="exit_with_parent", daemon=True).start()
 
 
+def within(seconds: float, function: Callable[..., object], *arguments: object) -> bool:
+    """Call a function in a thread, and return whether it has ended after so many seconds. Its error is dropped."""
+
+    def call() -> None:
+        with contextlib.suppress(Exception):
+            function(*arguments)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
+
+
 def exit_now(status: int) -> NoReturn:
     """End this process and its children at once, without cleaning up."""
     try:
         for child in active_children():
             child.kill()
-        flushing = threading.Thread(target=flush_output, daemon=True)
-        flushing.start()
-        flushing.join(_SECONDS_TO_FLUSH)
+        within(_SECONDS_TO_FLUSH, flush_output)
     finally:
         os._exit(status)
 
@@ -87,6 +104,17 @@ def exit_now(status: int) -> NoReturn:
 def is_alive(pid: int) -> bool:
     """Return whether a process exists and is not a zombie."""
     return process_state(pid) not in (None, "Z")
+
+
+def process_start(pid: int) -> int | None:
+    """Return when a process has started, in clock ticks since the machine has; None if it is gone, or without /proc.
+
+    No two processes of a machine have the same number and the same start.
+    """
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
 
 
 def process_state(pid: int) -> str | None:

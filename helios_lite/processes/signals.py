@@ -29,6 +29,24 @@ def shared_phase() -> ctypes.c_byte:
     return _phase_of(os.getpid())
 
 
+def exit_status(error: BaseException | None) -> int:
+    """Return the exit status of a program that an exception ends, and 0 for None."""
+    if error is None:
+        return 0
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    if not isinstance(error, SystemExit):
+        return 1
+    return int(error.code is not None) if not isinstance(error.code, int) else error.code & 0xFF
+
+
+def signal_of(error: BaseException) -> signal.Signals | None:
+    """Return the signal that has caused an exception, None if none has."""
+    is_exit = isinstance(error, KeyboardInterrupt | SystemExit)
+    numbers = {128 + number: number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    return numbers.get(exit_status(error)) if is_exit else None
+
+
 class GracefulShutdown:
     """A context in which the first SIGINT or SIGTERM only sets `received`, and a SIGUSR1 only `save_requested`.
 

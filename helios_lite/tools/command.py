@@ -39,6 +39,7 @@ _FILES = {
     "consolidate": "checkpoints",
     "diff": "diff",
     "plot": "plot",
+    "status": "status",
     "env": "command",
 }
 """The file of this folder that has the function of each command, which takes the parsed arguments."""
@@ -237,6 +238,16 @@ def _parser() -> argparse.ArgumentParser:
         help="full names; default: all but times and speeds",
     )
     command.add_argument("--output", metavar="FILE", type=Path, default="curves.png", help="default: %(default)s")
+
+    command = add(
+        "status",
+        "tell what runs are doing",
+        "Tell what runs are doing, or how they have ended, as their status.json says. Of a folder of runs, it is every "
+        "run folder directly in it. A run whose process is gone without a word, as after a SIGKILL, is said to be "
+        "dead. The exit status is 1 if a run has failed or is dead.",
+    )
+    command.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run folder, or a folder of them")
+    command.add_argument("--json", action="store_true", help="print a list of what the files hold, as JSON")
 
     add("env", "print what a bug report needs", f"{env.__doc__}")
     return parser

@@ -55,11 +55,13 @@ class Training:
 
     def run(self) -> FitResult:
         """Train to the end, or until a signal; return the result. Call on every rank."""
-        with watch_peers(self.session.world, self.shutdown), self.log, contextlib.closing(self.train_data):
+        watching = watch_peers(self.session.world, self.shutdown, self.session.status.end)
+        with watching, self.log, contextlib.closing(self.train_data):
             reason = self.set_up()
             if reason is not None:
                 title = f"{self.session.name} at step {self.state.step}"
                 self.end()
+                self.report.show_status("stopping", reason)
             else:
                 self.check_validation()
                 with self.shutdown:
@@ -176,6 +178,7 @@ class Training:
         self.model.train()
         self.clock.restart()
         self.log.restart()
+        self.report.show_status("running")
 
     def validate_again(self) -> str | None:
         """Do the validation that an error has ended inside an epoch; return why the run stops, None if it does not.
@@ -226,6 +229,7 @@ class Training:
 
     def finish(self, reason: str) -> None:
         """Save the last checkpoint and wait until it is durable; unless the run goes on later, end it."""
+        self.report.show_status("stopping", reason)
         self.session.context.parallel.share_buffers()
         if reason != "interrupted":
             with self.log.ending():
@@ -237,6 +241,7 @@ class Training:
             self.end()
         # What rank 0 has written exists before any rank ends, and none waits for one that a signal has ended.
         self.stop.sync(now=True)
+        self.report.show_status("stopping", reason)
         if self.shutdown.received is not None and self.session.world.is_main:
             checkpoint = self.checkpointer.last_checkpoint
             self.shutdown.explain(self.report.describe_stop(self.shutdown.received, checkpoint))

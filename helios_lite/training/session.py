@@ -51,6 +51,7 @@ from helios_lite.processes.world import join_world
 from helios_lite.training.cleanup import cleanup
 from helios_lite.training.hook_dispatch import HookDispatcher
 from helios_lite.training.run_loggers import RunLoggers
+from helios_lite.training.status_file import StatusFile
 
 logger = logging.getLogger("helios_lite")
 
@@ -64,8 +65,10 @@ class Session:
         datamodule: its data.
         directory: the working directory in which the call has begun; relative paths in options belong to it.
         method: the method of the trainer.
+        status: the status of the call, which is written only on rank 0 of a `fit` with files.
 
     Attributes:
+        status: as above.
         world: the rank of this process and the number of processes.
         device: the device of this process.
         folder: the run folder, None if no file is written.
@@ -83,8 +86,17 @@ class Session:
         needs_transfer: whether `Model.batch_to_device` must be called.
     """
 
-    def __init__(self, options: Options, model: Model, datamodule: DataModule, directory: Path, method: str) -> None:
+    def __init__(
+        self,
+        options: Options,
+        model: Model,
+        datamodule: DataModule,
+        directory: Path,
+        method: str,
+        status: StatusFile,
+    ) -> None:
         self.options, self.model, self.datamodule, self.directory = options, model, datamodule, directory
+        self.status = status
         device_type = choose_accelerator(options.accelerator)
         self.world = join_world(device_type)
         self.device = choose_device(device_type, options.devices, self.world)
@@ -304,6 +316,7 @@ def open_session(
     directory: Path,
     *,
     method: str,
+    status: StatusFile,
     data_is_prepared: bool,
 ) -> Iterator[Session]:
     """Context of one call of the trainer: prepares the data, locks the run folder and opens its log.
@@ -317,16 +330,19 @@ def open_session(
         directory: the working directory in which the call has begun.
         method: the method of the trainer. During `fit` and `replay` the run folder is closed to other runs, by rank 0;
             `plan` does not write its log.
+        status: the status of the call, which begins here.
         data_is_prepared: whether `prepare_data` has run, in the process that launched this one.
     """
     is_training = method in ("fit", "replay")
     with contextlib.ExitStack() as stack:
         stack.enter_context(cleanup(datamodule.teardown))
-        session = Session(options, model, datamodule, directory, method)
+        session = Session(options, model, datamodule, directory, method, status)
         stack.callback(lambda: model._context.end_run())
         stack.callback(session.close)
         if is_training and session.world.is_main and session.checkpoints is not None:
             stack.enter_context(session.checkpoints.locked())
+            if method == "fit" and session.folder is not None:
+                status.begin(session.folder)
         log = RunLog(
             None if session.folder is None or method == "plan" else session.folder / "train.log",
             options.log_level,

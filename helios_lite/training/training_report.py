@@ -1,4 +1,4 @@
-"""What people see of a training: its banner, its lines, the text beside its bar, and its rows in train.log."""
+"""What is seen of a training: its banner, its lines, the text beside its bar, its rows in train.log, its status."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from helios_lite.display.plan import Plan
 from helios_lite.state import TrainingState
 from helios_lite.training.clock import Clock
 from helios_lite.training.session import Session
+from helios_lite.training.status_file import Phase
 
 logger = logging.getLogger("helios_lite")
 _SECONDS_BETWEEN_ROWS = 1.0  # The least time between two rows of a phase in train.log, which is read by people.
@@ -20,7 +21,7 @@ _SECONDS_BETWEEN_LINES = 30.0  # The least time between two lines on the screen 
 
 
 class TrainingReport:
-    """Shows a training on the screen and in train.log. Only rank 0 shows anything."""
+    """Shows a training on the screen, in train.log and in status.json. Only rank 0 shows anything."""
 
     def __init__(self, session: Session, state: TrainingState, clock: Clock) -> None:
         self._session, self._state, self._clock = session, state, clock
@@ -28,6 +29,7 @@ class TrainingReport:
         self._validation: tuple[Mapping[str, float], bool] = ({}, False)  # Of the present epoch.
         self._row: Mapping[str, float] = {}  # The last one, with the speed.
         self._line_written = clock.now
+        self._epoch_batches: int | None = None
 
     def open(self, plan: Plan | None) -> None:
         """Show the banner, with the plan of a run that has not finished, and the bar. Called on rank 0."""
@@ -54,13 +56,12 @@ class TrainingReport:
             ends_epoch: whether the line of the epoch follows, which has them as well.
         """
         self._describe_sometimes("train", values)
+        self._epoch_batches = epoch_batches
+        self.show_status("running")
         if "train/step_seconds" in values:
             self._row = values
             if not self._session.progress.has_bars and not ends_epoch and self._is_line_due():
-                state, options = self._state, self._session.options
-                part = None if epoch_batches is None else state.epoch_batch / epoch_batches
-                done = lines.finished_part(state, options, part)
-                self._write(lines.row_line(state, options, values, done))
+                self._write(lines.row_line(self._state, self._session.options, values, self._finished_part()))
 
     def show_validation(
         self, values: Mapping[str, float], *, is_best: bool, ends_epoch: bool = False, ends_run: bool = False
@@ -68,6 +69,8 @@ class TrainingReport:
         """Show a validation in the line of its epoch; inside of a long epoch, and at the end, in a line of its own."""
         self._validation = (values, is_best)
         self._describe_sometimes("valid", values)
+        if not ends_run:
+            self.show_status("running")
         if ends_run or (not ends_epoch and self._state.epoch_batch > 0 and self._is_line_due()):
             self._write(lines.validation_line(self._state, self._session.options, values, is_best), is_best=is_best)
 
@@ -80,6 +83,35 @@ class TrainingReport:
         line = lines.epoch_line(state, options, means, *self._validation, **about)
         self._write(line, is_best=self._validation[1])
         self._validation = ({}, False)
+
+    def show_status(self, phase: Phase, reason: str | None = None) -> None:
+        """Write status.json; see `StatusFile.write`."""
+        self._session.status.write(phase, self._status_values, reason)
+
+    def _status_values(self) -> dict[str, Any]:
+        """Return what status.json has of the training."""
+        session, state, done = self._session, self._state, self._finished_part()
+        last, best = (None, None) if session.checkpoints is None else session.checkpoints.durable()
+        return {
+            "step": state.step,
+            "total_steps": session.planned.known_total(),
+            "epoch": state.epoch,
+            "max_epochs": session.options.max_epochs,
+            "progress": None if done is None else min(1.0, done),
+            "seconds": state.seconds,
+            "seconds_left": lines.seconds_left(state, done),
+            "metrics": dict(session.context.latest),
+            "best_step": state.best_step,
+            "best_score": state.best_score,
+            "best_checkpoint": None if best is None else str(best),
+            "last_checkpoint": None if last is None else str(last),
+        }
+
+    def _finished_part(self) -> float | None:
+        """Return the finished part of the run, from 0 to 1; None if unknown."""
+        state, batches = self._state, self._epoch_batches
+        part = 0.0 if state.epoch_batch == 0 else None if batches is None else state.epoch_batch / batches
+        return lines.finished_part(state, self._session.options, part)
 
     def _is_line_due(self) -> bool:
         return self._clock.now - self._line_written >= _SECONDS_BETWEEN_LINES

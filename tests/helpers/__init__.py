@@ -2,7 +2,7 @@
 
 - models: what is trained? `Tiny` with dropout, `Plain` without anything random; their data; `quiet`, a silent trainer.
 - compare: are two results the same? `same` bit for bit, `close` to 1e-6; `weights` and `saved` give what is compared.
-- rows: what has a run measured?
+- rows: what has a run measured, and what does it say of itself?
 - resumable: what must a resume restore? A training with all of it, and what is left of it in the end.
 - clock: what time is it? The one that a test says.
 - batches: what do batches say of themselves? Those of a loader, with names for their parts.

@@ -20,6 +20,7 @@ import torch.distributed
 from helpers import scripts
 from helpers.models import Indices, Tiny, data, quiet
 from helpers.processes import deadline
+from helpers.rows import read_status
 
 from helios_lite import DataModule, Split
 from helios_lite.processes.hang_watch import hang_seconds
@@ -167,6 +168,10 @@ def test_the_line_that_hangs_is_named_and_the_run_fails(function: Any, ended: An
     assert re.search(rf"^  rank 0 \(process \d+ on .*\) stands in {PLACES[function]}", said, re.MULTILINE), said
     stacks = (root / "tiny/hangs/rank_0.txt").read_text()
     assert stacks.startswith("rank 0, process ")
+    if function is not in_predict:
+        left = read_status(root / "tiny")
+        assert (left["state"], left["exit_status"]) == ("failed", 1)
+        assert left["reason"].startswith("TimeoutError: no progress for 3 seconds (hang_minutes)")
     assert "most recent call first" in stacks
 
 

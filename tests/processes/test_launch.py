@@ -20,6 +20,7 @@ from helpers import scripts, troubled
 from helpers.compare import same, weights
 from helpers.models import Plain, Tiny
 from helpers.processes import DEADLINE, alive, deadline, launched, wait_for
+from helpers.rows import read_status
 from helpers.tracebacks import MOST, PACKAGE, functions
 from helpers.troubled import Early, Troubled, data, outcome, trainer
 from torch import nn
@@ -27,6 +28,7 @@ from torch import nn
 from helios_lite import DataModule, FitResult, Model
 from helios_lite.calls.launching import Call, take_final_weights
 from helios_lite.checkpoints.files import FORMAT_VERSION
+from helios_lite.processes.signals import exit_status
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -259,6 +261,7 @@ def test_the_trouble_of_one_rank_ends_all_within_ten_seconds_and_reaches_the_cal
         trainer(tmp_path, devices=2).fit(model, data(num_workers=int(asleep)))
     assert time.time() - (tmp_path / "trouble").stat().st_mtime < 10
     assert caught.type is kind
+    require_status(tmp_path, "failed", f"{kind.__name__}: {caught.value}", exit_status(caught.value))
     if kind is not RuntimeError or message.startswith("Odd"):
         text = str(caught.value.__cause__)
         assert "in the process of rank 1:" in text
@@ -274,6 +277,7 @@ def test_a_killed_rank_starts_all_again_and_the_end_is_the_same(
     result = trainer(tmp_path, devices=2, max_restarts=1).fit(model, data())
     assert (tmp_path / "trouble").exists()
     assert result.state.step == troubled.STEPS
+    require_status(tmp_path, "finished", "max_steps", 0)
     assert same(outcome(tmp_path), outcome(root))
     assert same(weights(model), weights(whole[0]))
 
@@ -284,6 +288,12 @@ def test_the_death_of_the_fork_server_changes_nothing(
     require_success(launched(tmp_path, "--devices", 2, "--trouble", "kill_server"))
     assert (tmp_path / "trouble").exists()
     assert same(outcome(tmp_path), outcome(root))
+
+
+def require_status(folder: Path, state: str, reason: str, exit_status: int) -> None:
+    """The file status.json says how the run has ended, and why."""
+    status = read_status(folder / "tiny")
+    assert (status["state"], status["reason"], status["exit_status"]) == (state, reason, exit_status)
 
 
 # What cannot be sent.
@@ -350,6 +360,7 @@ def test_a_sigterm_to_the_parent_or_to_one_rank_saves_and_ends_all(
     assert own.is_alive()
     own.kill()
     own.join()
+    require_status(tmp_path, "failed", "SIGTERM", 143)
     require_saved(tmp_path)
     if trouble is troubled.terminate:
         require_continues(tmp_path, root)
@@ -381,6 +392,7 @@ def test_a_sigterm_while_processes_are_starting_ends_them_without_a_restart(tmp_
     with pytest.raises(SystemExit) as caught:
         trainer(tmp_path, devices=2, max_restarts=3).fit(model, data())
     assert caught.value.code == 143
+    require_status(tmp_path, "failed", "SIGTERM", 143)
     assert not (tmp_path / "batches-0").exists()
 
 
@@ -403,6 +415,7 @@ def test_ctrl_c_under_torchrun_saves_and_prints_its_lines_once(tmp_path: Path) -
     os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=DEADLINE)
     require_one_line_each(errors)
+    require_status(tmp_path, "failed", "SIGINT", 130)
     require_saved(tmp_path)
 
 
@@ -468,6 +481,7 @@ def test_torchrun_on_one_machine_with_a_restart_and_on_two_does_the_same(
     assert (one / "trouble").exists()
     for folder in (one, two):
         assert same(outcome(folder), outcome(root)), folder
+        require_status(folder, "finished", "max_steps", 0)
     metrics = trainer(root).test(Troubled(root), data(), checkpoint="last")
     assert json.loads((one / "test.json").read_text()) == pytest.approx(metrics, rel=1e-6)
     assert (one / "test.json").read_text() == (two / "test.json").read_text()

@@ -358,7 +358,7 @@ def test_a_run_folder_of_an_older_format_is_refused_in_one_line_and_stays_as_it_
     newest, *others = naming.find(run / "checkpoints", "tiny")
     for path in (newest, *others):
         torch.save({**files.read_file(path), "format": 1, "version": "0.0.1"}, path)
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "train.log"}
+    before = contents(run)
     calls: dict[str, Any] = {
         "path": lambda: quiet(max_steps=3, resume=newest).fit(Tiny(), data()),
         "test": lambda: quiet(max_steps=3, **options).test(Tiny(), data()),
@@ -375,7 +375,13 @@ def test_a_run_folder_of_an_older_format_is_refused_in_one_line_and_stays_as_it_
         f"{files.FORMAT_VERSION}; finish that run with the helios_lite that has begun it, or choose another file, or "
         "start anew under another run_name"
     )
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "train.log"} == before
+    assert contents(run) == before
+
+
+def contents(run: Path) -> dict[Path, bytes]:
+    """What is in the files of a run, but for those that say how the last call has ended."""
+    paths = (path for path in run.rglob("*") if path.is_file())
+    return {path: path.read_bytes() for path in paths if path.name not in ("train.log", "status.json")}
 
 
 class Malicious:
