@@ -19,6 +19,7 @@ NAMES = (
     "workers",
     "checkpoint_stall",
     "resume_position",
+    "large_orders",
     "import_time",
     "start",
     "ddp",

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, IterableDataset, Sampler
 from helios_lite.arguments import choice, integer, number, optional, require, require_kind, shown
 from helios_lite.option_class import documented
 from helios_lite.processes import rng
+from helios_lite.processes.random_order import random_order
 from helios_lite.samplers import BucketBatchSampler
 
 
@@ -44,7 +45,8 @@ class Split:
     """Samples per batch and process. Must be left out with `global_batch_size`, and with `batch_sampler`, whose batches
     are dealt to the processes in turn."""
     shuffle: bool = False
-    """Use a new random order in every epoch."""
+    """Use a new random order in every epoch. From 2**24 samples on it is computed where it is read, and needs neither
+    time at the start nor memory."""
     drop_last: bool = False
     """Drop the last batch of an epoch if it is not full."""
     num_workers: int = 0
@@ -82,6 +84,10 @@ class Split:
     starting is a ValueError). Another number of processes, also at a resume, then changes neither the number of steps
     nor what they compute; only at the end of an epoch samples that are fewer than the processes are left out. For the
     other splits it is divided by the number of processes and rounded up."""
+    shuffle_block: int | None = None
+    """Shuffle so that samples which are read one after another are near each other in the dataset: `shuffle` permutes
+    blocks of so many neighbours, and then the samples of about 1,024 blocks. For datasets in files that are larger than
+    the memory; 256 is a good number. None shuffles all samples."""
 
     def __post_init__(self) -> None:
         if isinstance(self.dataset, Mapping):
@@ -110,6 +116,9 @@ class Split:
             require("global_batch_size", self.global_batch_size, integer(least=1))
         if self.sampler is not None and self.shuffle:
             raise ValueError("sampler: excludes shuffle")
+        require("shuffle_block", self.shuffle_block, optional(integer(least=1)))
+        if self.shuffle_block is not None and not self.shuffle:
+            raise ValueError("shuffle_block: is of a random order; set shuffle=True")
         if isinstance(self.dataset, IterableDataset):
             if self.shuffle or self.sampler is not None or self.batch_sampler is not None:
                 raise ValueError("dataset: an IterableDataset has no order to shuffle or sample")
@@ -145,8 +154,11 @@ class Split:
         """
         if self.sampler is not None or self.batch_sampler is not None:
             raise ValueError("Split.order: the sampler of this split draws its order")
-        indices = rng.permutation(len(self.dataset), rng.derive_seed(seed, epoch)) if self.shuffle else None
-        return list(range(len(self.dataset))) if indices is None else indices.tolist()
+        length = len(self.dataset)
+        if not self.shuffle:
+            return list(range(length))
+        order = random_order(length, rng.derive_seed(seed, epoch), self.shuffle_block)
+        return order.tolist() if isinstance(order, Tensor) else list(order)
 
     def sample_seed(self, seed: int, epoch: int, index: int) -> int:
         """Return the number with which `random` and PyTorch are seeded before a sample is read, below 2**63.

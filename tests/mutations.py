@@ -56,6 +56,15 @@ DIFFERENT_HPARAMS = RESUME + "test_hparams_of_another_value_differ"
 GOING_BACK = RESUME + "test_going_back_to_the_best_sets_the_newer_checkpoints_and_their_rows_aside"
 ON_DEVICE = RESUME + "test_optimizers_count_on_the_cpu_after_a_resume_on_a_device_and_other_tensors_are_there"
 ENDS = "training/test_ends.py::"
+ORDERS = "processes/test_random_order.py::"
+NO_PATTERN = ORDERS + "test_over_a_thousand_seeds_no_place_prefers_a_number_and_no_number_a_neighbour"
+ONCE = ORDERS + "test_every_number_comes_once"
+STORED_ORDER = ORDERS + "test_an_order_is_the_same_with_every_version"
+FEW_BLOCKS = ORDERS + "test_samples_that_are_read_near_each_other_are_in_few_blocks"
+RANDPERM = ORDERS + "test_below_two_to_the_24_the_order_without_blocks_is_that_of_randperm"
+SLICES = ORDERS + "test_slices_parts_and_iteration_agree_with_the_whole"
+BEGUN_BLOCKS = ORDERS + "test_a_resumed_epoch_goes_on_with_the_blocks_and_the_length_it_began_with"
+BILLIONS = ORDERS + "test_ten_billion_samples_are_shuffled_resumed_and_shared_without_memory_for_their_order"
 ATTRIBUTES = "training/test_state_attributes.py::"
 GRADIENTS = "networks/test_gradients.py::"
 REQUESTS = "training/test_requests.py::"
@@ -844,6 +853,27 @@ MUTATIONS = [
         "generator=None",
         SAMPLERS + "test_in_a_loader_of_ones_own_the_order_is_a_function_of_seed_and_epoch_too",
     ),
+    Mutation("processes/random_order.py", "_ROUNDS = 6", "_ROUNDS = 2", NO_PATTERN),
+    Mutation("processes/random_order.py", "_SORTED = 4096", "_SORTED = 4", NO_PATTERN),
+    Mutation("processes/random_order.py", "permuted >= self._length).any()", "permuted > self._length).any()", ONCE),
+    Mutation("processes/random_order.py", "derive_seed(self._seed, 2, window)", "derive_seed(2, window)", STORED_ORDER),
+    Mutation("processes/random_order.py", "derive_seed(seed, 1) % length", "0", FEW_BLOCKS),
+    Mutation("processes/random_order.py", "_BLOCKS_PER_WINDOW = 1024", "_BLOCKS_PER_WINDOW = 2**20", FEW_BLOCKS),
+    Mutation("processes/random_order.py", "length < LEAST_COMPUTED", "length <= LEAST_COMPUTED", RANDPERM),
+    Mutation("processes/random_order.py", "self._places[part]", "range(self._length)[part]", SLICES),
+    Mutation("loading/begun_epoch.py", "shuffled in blocks of {self.shuffle_block}", "shuffled", BEGUN_BLOCKS),
+    Mutation(
+        "loading/split_loader.py",
+        "            begun.shuffle_block,\n",
+        "            self._shuffle_block,\n",
+        BEGUN_BLOCKS,
+    ),
+    Mutation(
+        "loading/split_loader.py",
+        "self._order.tensors(batches - self._num_finished)",
+        "self._order.tensors(batches)",
+        BILLIONS,
+    ),
     Mutation("loading/sample_order.py", "world.size)[world.rank]", "world.size)[0]", ANY_RANKS),
     Mutation("loading/sample_order.py", "len(parts[i]) + 1) // 2", "len(parts[i]) + 1)", ANY_RANKS),
     Mutation(
@@ -1181,7 +1211,7 @@ MUTATIONS = [
     Mutation(
         "trainer.py", "@dataclasses.dataclass(kw_only=True, repr=False, eq=False)  # Its own", "# Not its own", EDITOR
     ),
-    Mutation("data.py", '    """Use a new random order in every epoch."""\n', "", EDITOR),
+    Mutation("data.py", '    """Drop the last batch of an epoch if it is not full."""\n', "", EDITOR),
     Mutation("data.py", "            valid: the Split of validations, or a dict of several by name.\n", "", EDITOR),
     Mutation("state.py", "Steps finished, the clock of everything public", "Steps", EDITOR),
     # Epochs of a fixed number of steps.

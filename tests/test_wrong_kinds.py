@@ -76,7 +76,9 @@ WALK: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, .
             "dataset": Indices(4),
             "batch_size": 2,
             **dict.fromkeys(("shuffle", "drop_last", "seed_samples", "pin_memory", "persistent_workers"), False),
-            **dict.fromkeys(("collate_fn", "worker_init_fn", "sampler", "prefetch_factor", "global_batch_size")),
+            **dict.fromkeys(
+                ("collate_fn", "worker_init_fn", "sampler", "prefetch_factor", "global_batch_size", "shuffle_block")
+            ),
             "num_workers": 0,
             "timeout": 0,
         },
@@ -87,6 +89,7 @@ WALK: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, .
             "sampler": (None, "x"),
             "prefetch_factor": NONE,
             "global_batch_size": NONE,
+            "shuffle_block": NONE,
             "timeout": NUMBER,
         },
     ),

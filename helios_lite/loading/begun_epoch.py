@@ -57,6 +57,7 @@ class BegunEpoch:
         digest: 64 bits of the order that one of them has drawn, which nothing else can make again. None without a
             sampler, in an evaluation, and if it draws anything but integers.
         num_samples: number of samples of the epoch, with limits.
+        shuffle_block: how many neighbours stay near each other in a random order; None for any.
         cuts: where resumes have found a shorter dataset: each a position and a length. Behind the position the indices
             from that length on are left out.
     """
@@ -69,6 +70,7 @@ class BegunEpoch:
     batch_sampler: str | None
     digest: int | None = None
     num_samples: int = 0
+    shuffle_block: int | None = None
     cuts: tuple[tuple[int, int], ...] = ()
 
     @property
@@ -139,7 +141,8 @@ class BegunEpoch:
         return self.num_samples != self.length
 
     def _order_in_words(self) -> str:
-        return self.sampler or self.batch_sampler or ("shuffled" if self.is_shuffled else "in the order of the dataset")
+        shuffled = "shuffled" if self.shuffle_block is None else f"shuffled in blocks of {self.shuffle_block}"
+        return self.sampler or self.batch_sampler or (shuffled if self.is_shuffled else "in the order of the dataset")
 
     def _error(self, text: str, now: BegunEpoch) -> ValueError:
         lengths = "" if self.length == now.length else f" ({self.length:,} samples then, {now.length:,} now)"

@@ -12,31 +12,40 @@ from torch import Tensor
 
 from helios_lite.loading import seeding
 from helios_lite.processes import rng
+from helios_lite.processes.random_order import RandomOrder, random_order
 from helios_lite.processes.world import World
 
 _MOST_ELEMENTS = 1_000_000  # A sampler may always yield so many per epoch, however small its dataset is.
 
 
 def epoch_order(
-    length: int, shuffle: bool, sampler: Iterable[Any] | None, epoch: int, seed: int, for_training: bool
-) -> Sequence[Any] | Tensor:
+    length: int,
+    shuffle: bool,
+    block: int | None,
+    sampler: Iterable[Any] | None,
+    epoch: int,
+    seed: int,
+    for_training: bool,
+) -> Sequence[Any] | Tensor | RandomOrder:
     """Return the order of the samples in an epoch: that of the sampler, else a random one, else that of the dataset.
 
     Args:
         length: the length of the dataset.
         shuffle: whether the order is random; it then depends on the seed alone.
+        block: how many neighbours stay near each other in a random order; None for any.
         sampler: a sampler of indices, or of batches of them.
         epoch: index of the epoch, from 0.
         seed: the seed of the epoch.
         for_training: whether to call `set_epoch` of the sampler.
 
     Returns:
-        A range, a list, or an int64 tensor of indices; of a sampler of batches a list of them.
+        A range, a list, an int64 tensor of indices, or an order that is computed; of a sampler of batches a list of
+        them.
     """
     if sampler is not None:
         return sample_all(sampler, epoch, seed, for_training, length)
     if shuffle:
-        return rng.permutation(length, seed)
+        return random_order(length, seed, block)
     return range(length)
 
 
@@ -84,7 +93,8 @@ def without_gone(order: Any, start: int, length: int, *, of_batches: bool) -> An
     """Return an order without the indices, from a position on, that a dataset of some length does not have.
 
     Args:
-        order: a range from 0, a list or a tensor of indices, or a list of batches of them.
+        order: a range from 0, a list, a tensor or a computed order of indices, or a list of batches of them. Of a
+            computed one the result is a tensor, since what is left can only be found by going through all of it.
         start: the position. That of batches is between two of them.
         length: the length of the dataset.
         of_batches: whether the order is one of batches; those of which nothing is left are left out.
@@ -98,6 +108,8 @@ def without_gone(order: Any, start: int, length: int, *, of_batches: bool) -> An
         return [part for part in parts if len(part) > 0]
     if isinstance(order, range):
         return order[: max(start, length)]
+    if isinstance(order, RandomOrder):
+        order = order.tensor()
     rest = order[start:]
     if isinstance(order, Tensor):
         return torch.cat([order[:start], rest[rest < length]])
@@ -130,7 +142,7 @@ class BatchPlan:
 
     def __init__(
         self,
-        order: Sequence[int] | Tensor,
+        order: Sequence[int] | Tensor | RandomOrder,
         start: int,
         batch_size: int,
         drop_last: bool,
@@ -165,23 +177,29 @@ class BatchPlan:
         for part in self._cut(self._order):
             yield part.tolist() if isinstance(part, Tensor) else list(part)
 
-    def tensors(self) -> Iterator[Tensor]:
-        """Yield the indices of each batch of this rank as an int64 tensor."""
+    def tensors(self, first: int = 0) -> Iterator[Tensor]:
+        """Yield the indices of each batch of this rank as an int64 tensor, from a batch on."""
         order = self._order
-        if isinstance(order, list):
-            order = torch.as_tensor(seeding.plain(order))
-        return self._cut(torch.arange(order.start, order.stop) if isinstance(order, range) else torch.as_tensor(order))
+        parts = self._cut(torch.as_tensor(seeding.plain(order)) if isinstance(order, list) else order, first)
+        return (torch.arange(part.start, part.stop) for part in parts) if isinstance(order, range) else parts
 
-    def _cut(self, order: Any) -> Iterator[Any]:
+    def _cut(self, order: Any, first: int = 0) -> Iterator[Any]:
+        bounds = self._bounds(first)
+        if isinstance(order, RandomOrder):
+            return order.parts(bounds)
+        return (order[low:high] for low, high in bounds)
+
+    def _bounds(self, first: int) -> Iterator[tuple[int, int]]:
+        """Yield the places in the order of each batch of this rank, from a batch on."""
         rank = self._world.rank
-        for i in range(len(self)):
+        for i in range(first, len(self)):
             if self._is_dealt:
                 of_others, size = rank * self._batch_size, self._batch_size  # The end of the order cuts the last one.
             else:
                 each, more = divmod(self.samples(i), self._world.size)
                 of_others, size = rank * each + min(rank, more), each + (rank < more)
             low = self._start + i * self._global_batch_size + of_others
-            yield order[low : low + size]
+            yield low, low + size
 
 
 class DealtBatches:
@@ -219,9 +237,9 @@ class DealtBatches:
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self._own)
 
-    def tensors(self) -> Iterator[Tensor]:
-        """Yield the indices of each batch of this rank as an int64 tensor."""
-        return (torch.as_tensor(seeding.plain(batch)) for batch in self._own)
+    def tensors(self, first: int = 0) -> Iterator[Tensor]:
+        """Yield the indices of each batch of this rank as an int64 tensor, from a batch on."""
+        return (torch.as_tensor(seeding.plain(batch)) for batch in self._own[first:])
 
 
 def _halved(batches: list[Sequence[int]], count: int) -> list[list[int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
@@ -55,6 +54,7 @@ class SplitLoader:
         self.source = split
         self._batch_size = 0 if batch_size is None else batch_size  # Not used with a batch sampler.
         self._limit, self._shuffle = limit, split.shuffle and not in_order
+        self._shuffle_block = split.shuffle_block if self._shuffle else None
         self._world = world
         self._is_training = phase == "train"
         self._num_averaged = world.size if self._is_training else 1
@@ -140,7 +140,8 @@ class SplitLoader:
 
     def indices_after(self, batches: int) -> Tensor:
         """Return the indices of the samples in the batch after so many finished ones of the last `epoch`."""
-        return next(itertools.islice(self.indices(), batches - self._num_finished, None)).clone()
+        assert self._order is not None
+        return next(self._order.tensors(batches - self._num_finished)).clone()
 
     def takes_state(self) -> bool:
         """Return False: the state is the same on every rank, and any number of ranks can go on with it."""
@@ -174,7 +175,9 @@ class SplitLoader:
             seeding.set_epoch(split.dataset, epoch)
         self._length = len(split.dataset)  # It may have changed since the last epoch, also by a hook.
         sampler, batch_sampler = map(_class_name, (split.sampler, split.batch_sampler))
-        now = BegunEpoch(epoch, self._seed, self._length, self._shuffle, sampler, batch_sampler)
+        now = BegunEpoch(
+            epoch, self._seed, self._length, self._shuffle, sampler, batch_sampler, shuffle_block=self._shuffle_block
+        )
         begun = now if restored is None else restored
         begun.check_samplers(now)
         drawn = self._drawn(begun, rng.derive_seed(begun.seed, epoch))
@@ -189,6 +192,7 @@ class SplitLoader:
         return sample_order.epoch_order(
             begun.length,
             begun.is_shuffled,
+            begun.shuffle_block,
             sampler if begun.has_sampler else None,
             begun.epoch,
             seed,

@@ -27,11 +27,6 @@ def derive_seed(*numbers: int) -> int:
     return mixed >> 1
 
 
-def permutation(length: int, seed: int) -> torch.Tensor:
-    """Return a random order of so many numbers, an int64 tensor, which depends on the seed alone."""
-    return torch.randperm(length, generator=torch.Generator().manual_seed(seed))
-
-
 def seed_all(seed: int, device: torch.device | None = None) -> None:
     """Seed torch and random, and numpy if the program has imported it.
 

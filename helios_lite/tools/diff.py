@@ -163,8 +163,8 @@ def _samples(config: Mapping[str, Any], start: int, end: int) -> str:
     epoch_steps, indices = math.ceil(num_batches / window), list[int]()
     for step in range(start, min(end, start + _MOST_SHOWN + 1)):
         epoch, window_index = divmod(step, epoch_steps)
-        is_random = bool(config.get("data.train.shuffle"))
-        order = sample_order.epoch_order(length, is_random, None, epoch, rng.derive_seed(seed, epoch), True)
+        is_random, block = bool(config.get("data.train.shuffle")), config.get("data.train.shuffle_block")
+        order = sample_order.epoch_order(length, is_random, block, None, epoch, rng.derive_seed(seed, epoch), True)
         part = order[window_index * window * batch : min((window_index + 1) * window, num_batches) * batch]
         indices += [int(index) for index in part]
     shown = ", ".join(map(str, indices[:_MOST_SHOWN])) + (", ..." if len(indices) > _MOST_SHOWN else "")

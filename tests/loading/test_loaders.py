@@ -1293,6 +1293,7 @@ ASSIGNED = {
     "batch_size": ({}, {"batch_size": 3}),
     "global_batch_size": ({"batch_size": None, "global_batch_size": 2}, {"global_batch_size": 3}),
     "shuffle": ({}, {"shuffle": True}),
+    "shuffle_block": ({"shuffle": True}, {"shuffle_block": 2}),
     "drop_last": ({}, {"drop_last": True}),
     "collate_fn": ({}, {"collate_fn": tens}),
     "sampler": ({}, {"sampler": [5, 4, 3]}),
