@@ -211,6 +211,8 @@ HALF_WRITTEN = "test_a_start_removes_half_written_folders_and_gives_a_replaced_o
 LIKE_ONE = DISTRIBUTED + "test_two_processes_do_what_one_does_with_the_double_batch"
 ITS_OWN_GENERATORS = DISTRIBUTED + "test_each_rank_gets_its_generators_back_and_validation_is_inert"
 OTHER_SIZE = DISTRIBUTED + "test_the_states_of_loaders_are_not_given_to_another_number_of_ranks"
+GO_ON = "test_states_of_any_shape_and_name_go_on_with_their_bits_and_as_those_of_one_process"
+CANNOT_STEP = "test_an_optimizer_that_cannot_train_shards_is_an_error_in_words_before_a_step"
 NETWORKS = "networks/test_sharded_networks.py::"
 ON_META = NETWORKS + "test_a_network_made_on_the_meta_device_has_the_same_initial_values"
 RECOMPUTED = NETWORKS + "test_recomputed_activations_do_not_change_one_bit"
@@ -1672,6 +1674,38 @@ MUTATIONS = [
         "torch.empty(shape, dtype=dtype)",
         STAYS_SHARDED,
     ),
+    # Optimizers of sharded networks.
+    Mutation("networks/sharded_optimizers.py", "(Adafactor, Muon, Rprop)", "(Adafactor, Rprop)", SHARDED + GO_ON),
+    Mutation("networks/sharded_optimizers.py", "(Adafactor, Muon, Rprop)", "(Muon, Rprop)", SHARDED + ANY_NUMBER),
+    Mutation("networks/sharded_optimizers.py", "(Adafactor, Muon, Rprop)", "(Adafactor, Muon)", SHARDED + ANY_NUMBER),
+    Mutation("networks/sharded_optimizers.py", "full.grad = full_tensor(p.grad)", "full.grad = full", SHARDED + GO_ON),
+    Mutation(
+        "networks/sharded_optimizers.py",
+        "{name: _like_parameter(value, p) for name, value in one.state[full].items()}",
+        "one.state[full]",
+        SHARDED + "test_the_tensors_are_in_the_shards_once_under_the_names_of_parameters",
+    ),
+    Mutation("networks/sharded_optimizers.py", '{"step", "eta", "mu", "mu_product"}', "set()", SHARDED + GO_ON),
+    Mutation(
+        "networks/sharded_optimizers.py", "if is_of_file and not is_number else", "if False else", SHARDED + GO_ON
+    ),
+    Mutation("networks/sharded_optimizers.py", "if isinstance(key, int) and", "if", SHARDED + ANY_NUMBER),
+    Mutation(
+        "networks/parallel.py", "post_hook(sharded_optimizers.settle_states)", "post_hook(print)", SHARDED + GO_ON
+    ),
+    Mutation("networks/parallel.py", "sharded_optimizers.check_can_step(name, part)", "pass", NETWORKS + CANNOT_STEP),
+    Mutation(
+        "networks/fsdp.py", "if networks and (note := note_of_step(error)):", "if note := None:", NETWORKS + CANNOT_STEP
+    ),
+    Mutation(
+        "networks/sharded_optimizers.py",
+        "if any(value is not None for value in (*args[1:], *kwargs.values())):",
+        "if False:",
+        NETWORKS + CANNOT_STEP,
+    ),
+    Mutation("checkpoints/sharded_content.py", "value = settled(value)", "pass", SHARDED + ANY_NUMBER),
+    Mutation("checkpoints/sharded.py", 'place["dim"] = dim', "pass", SHARDED + ANY_NUMBER),
+    Mutation("checkpoints/sharded.py", "dims[name] not in range(len(shape))", "False", ONLY_WHOLE),
     Mutation("networks/dtensors.py", "named(remove_duplicate=False)", "named()", SHARDED + ANY_NUMBER),
     Mutation("callbacks.py", "load_any_placement(self.averaged.module)", "pass", SHARDED + ANY_NUMBER),
     Mutation("checkpoints/sharded_content.py", "{names.get(prefix, prefix)}", "{prefix}", SHARDED + SHARD_NAMES),

@@ -45,7 +45,8 @@ from helios_lite.processes.world import World
 Places = dict[str, dict[str, Any]]
 """Where sharded tensors are, as plain data: by name the "shape", the "dtype" and the "chunks" of a tensor.
 
-A chunk is (offsets in the tensor, shape, name of a file in the folder, first byte, number of bytes) of an archive.
+It also has the "dim" along which a tensor is sharded, if that is not the first: None of one that every rank has. A
+chunk is (offsets in the tensor, shape, name of a file in the folder, first byte, number of bytes) of an archive.
 """
 _PLACES = "sharded"
 """The key of the places in main.pth. The archives in the other files have checksums of their own."""
@@ -90,7 +91,7 @@ class ShardWriter:
                 f"{len(stored_as)}): networks and optimizers must be alike on every rank"
             )
         options = {
-            "storage_writer": _FolderWriter(folder, publish),
+            "storage_writer": _FolderWriter(folder, lambda places: publish(_with_dims(places, sharded.tensors))),
             "planner": DefaultSavePlanner(flatten_state_dict=False),
             "process_group": group,
         }
@@ -195,17 +196,29 @@ def _places(metadata: Metadata) -> Places:
     return places
 
 
+def _with_dims(places: Places, tensors: dict[str, Tensor]) -> Places:
+    """Add the dimensions along which tensors are sharded."""
+    for name, place in places.items():
+        dim = getattr(tensors[name].placements[-1], "dim", None)  # type: ignore[attr-defined]
+        if dim != 0:
+            place["dim"] = dim
+    return places
+
+
 def _metadata(places: Places) -> Metadata:
-    """Return the metadata that `_places` has been made of.
+    """Return the metadata that `_places` has been made of, with the dimensions by name in "planner_data".
 
     Raises:
         Exception: the places are not those of whole tensors in files of the folder. A tensor of which a part has no
             place would keep what was in its memory.
     """
     tensors: dict[str, Any] = {}
-    storage = {}
+    storage, dims = {}, {}
     for name, entry in places.items():
         shape, dtype, chunks = torch.Size(entry["shape"]), entry["dtype"], []
+        dims[name] = entry.get("dim", 0)
+        if dims[name] is not None and dims[name] not in range(len(shape)):
+            raise ValueError(f"{name!r} has no dimension {dims[name]}")
         for offsets, sizes, file, start, length in entry["chunks"]:
             chunk = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
             is_inside = all(0 <= a <= a + n <= end for a, n, end in zip(offsets, sizes, shape, strict=True))
@@ -217,7 +230,7 @@ def _metadata(places: Places) -> Metadata:
         if sum(chunk.sizes.numel() for chunk in chunks) != shape.numel():
             raise ValueError(f"the parts of {name!r} are not the whole tensor")
         tensors[name] = TensorStorageMetadata(TensorProperties(dtype), shape, chunks)
-    return Metadata(tensors, storage_data=storage)
+    return Metadata(tensors, dims, storage_data=storage)
 
 
 def write_main(content: dict[str, Any], places: Places, folder: Path) -> None:
@@ -277,18 +290,20 @@ def read_parts(
         folder: the folder; all ranks must see the same.
         content: the content of `main.pth`.
         metadata: the metadata of the tensors.
-        like: a DTensor; those of the checkpoint get its device mesh and its placements.
+        like: a DTensor; those of the checkpoint get its device mesh, and are sharded over the last dimension of it.
         is_needed: tells by the name of a tensor whether it is read; the others keep their markers.
 
     Raises:
         CheckpointError: a rank has found a damaged tensor; raised on every rank.
     """
-    from torch.distributed.tensor import empty
+    from torch.distributed.tensor import Replicate, Shard, empty
 
-    mesh, placements = like.device_mesh, like.placements  # type: ignore[attr-defined]
+    mesh = like.device_mesh  # type: ignore[attr-defined]
     tensors: dict[str, Any] = {}
     for name in filter(is_needed, marked_names(content)):
         shape, dtype = _shape_and_dtype(metadata, name)
+        dim = metadata.planner_data[name]
+        placements = (*[Replicate()] * (mesh.ndim - 1), Replicate() if dim is None else Shard(dim))
         tensors[name] = empty(*shape, dtype=dtype, device_mesh=mesh, placements=placements)
     with files.explained(folder / naming.MAIN), _first_failure():
         load(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from helios_lite.networks.dtensors import is_dtensor
+from helios_lite.networks.sharded_optimizers import settled
 
 _MARKER = "sharded tensor"
 
@@ -36,6 +37,8 @@ class ShardedTensors(NamedTuple):
 def take_sharded(content: Any, names: Mapping[str, str]) -> tuple[Any, ShardedTensors]:
     """Return the content of a checkpoint with a marker in place of every DTensor, and the DTensors.
 
+    Call on every rank: a DTensor that is a part of a sum is reduced.
+
     Args:
         content: containers of any nesting; they are not changed.
         names: parts of the content that are called otherwise than by their path, as "model.optimizer.state.0".
@@ -46,6 +49,7 @@ def take_sharded(content: Any, names: Mapping[str, str]) -> tuple[Any, ShardedTe
     def mark(value: Any, path: str) -> Any:
         if not is_dtensor(value):
             return value
+        value = settled(value)
         prefix, _, rest = path.rpartition(".")
         name = f"{names.get(prefix, prefix)}.{rest}"
         while name in found.tensors:  # The key of a dict may contain a dot.

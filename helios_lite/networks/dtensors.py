@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 
@@ -39,12 +38,9 @@ def distribute_like(value: Any, like: Any) -> Any:
     return value if sharded.placements == like.placements else sharded.redistribute(placements=like.placements)
 
 
-def load_any_placement(part: nn.Module | torch.optim.Optimizer) -> None:
-    """Let `load_state_dict` of a network or an optimizer take full and sharded tensors. Call it on every rank then."""
-    if isinstance(part, nn.Module):
-        part.register_load_state_dict_pre_hook(_place_network)  # type: ignore[no-untyped-call]
-    else:
-        part.register_load_state_dict_pre_hook(_place_optimizer)
+def load_any_placement(net: nn.Module) -> None:
+    """Let `load_state_dict` of a network take full and sharded tensors. Call it on every rank then."""
+    net.register_load_state_dict_pre_hook(_place_network)  # type: ignore[no-untyped-call]
 
 
 def _place_network(
@@ -54,15 +50,6 @@ def _place_network(
     for name, value in [*parameters, *buffers]:  # Tied weights have a name each.
         if prefix + name in state:
             state[prefix + name] = distribute_like(state[prefix + name], value)
-
-
-def _place_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    parts = {
-        index: {name: distribute_like(value, parameters[index]) for name, value in part.items()}
-        for index, part in state["state"].items()
-    }
-    return {**state, "state": parts}
 
 
 def gathered_to_rank_0(state: dict[str, Any], is_main: bool) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from helios_lite.networks.dtensors import is_dtensor
 from helios_lite.networks.meta_device import MetaInitializer, bottom_up
+from helios_lite.networks.sharded_optimizers import note_of_step
 from helios_lite.processes.world import World
 
 if TYPE_CHECKING:
@@ -184,6 +185,9 @@ def explain(error: BaseException, networks: Mapping[str, nn.Module], precision: 
         networks: its sharded networks by name.
         precision: the trainer's.
     """
+    if networks and (note := note_of_step(error)):
+        error.add_note(note)
+        return
     if not networks or not isinstance(error, RuntimeError):
         return
     text = str(error)

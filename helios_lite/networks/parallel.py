@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.checkpoint import checkpoint
 
-from helios_lite.networks import dtensors
+from helios_lite.networks import dtensors, sharded_optimizers
 from helios_lite.networks.forward_turns import ForwardTurns
 from helios_lite.networks.fsdp import check_hooks, explain, make_mesh, reshard, shard, sharded_modules
 from helios_lite.networks.gradient_reducer import GradientReducer
@@ -63,6 +64,7 @@ class ParallelStrategy:
         self._sharded: list[Any] = []  # Root modules; each is an FSDPModule.
         self._turns: ForwardTurns | None = None
         self._order: GatherOrder | None = None  # Of those that are sharded.
+        self._step_hooks: list[Any] = []
         # By identity, all parameters that networks have, or had before they were sharded: which ones they are.
         self._owners: dict[int, tuple[weakref.ref[Tensor], str]] = {}
 
@@ -109,6 +111,10 @@ class ParallelStrategy:
                 from helios_lite.networks.gather_order import GatherOrder  # Here, because it imports FSDP2.
 
                 self._order = GatherOrder(self.world)
+                self._step_hooks = [
+                    register_optimizer_step_pre_hook(sharded_optimizers.step_by_parameter),
+                    register_optimizer_step_post_hook(sharded_optimizers.settle_states),
+                ]
             self._order.add(net)
             self._sharded.append(net)
             self._note_owner(net, kind)
@@ -195,8 +201,10 @@ class ParallelStrategy:
                     f"{name}: is trained by {self.world.size} processes but not passed through parallelize"
                 )
         if self._sharded:
-            for optimizer in optimizers:
-                dtensors.load_any_placement(optimizer)
+            for name, part in parts:
+                if isinstance(part, torch.optim.Optimizer):
+                    sharded_optimizers.check_can_step(name, part)
+                    part.register_load_state_dict_pre_hook(sharded_optimizers.place_states)
 
     def sharded_parameter(self) -> nn.Parameter | None:
         """Return a sharded parameter, whose device mesh and placements all others have; None if nothing is sharded."""
@@ -278,6 +286,8 @@ class ParallelStrategy:
 
     def close(self) -> None:
         """Let go of the networks, whose gradients are not averaged any more."""
+        for hook in self._step_hooks:
+            hook.remove()
         for part in (self._reducer, self._order):
             if part is not None:
                 part.close()

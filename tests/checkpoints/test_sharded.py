@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.compare import same, weights
+from helpers.compare import close, same, weights
 from helpers.models import Plain, data, quiet
+from helpers.optimizers import OPTIMIZERS
 from helpers.processes import deadline
 from helpers.scenarios import Results, scenario
 from torch import nn
@@ -100,7 +101,33 @@ class Own(Mixed):
             self.optimizers[1].load_state_dict(state_dict["sgd"])
 
 
-MODELS: dict[str, type[Mixed]] = {"mixed": Mixed, "own": Own}
+class Together(nn.ModuleDict):
+    """The sum of the losses of networks."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return sum((net(x) - x.cos()).square().mean() for net in self.values())
+
+
+class States(Model):
+    """A network for each optimizer, whose states have all kinds of shapes and names."""
+
+    names = ("Adafactor", "Rprop", "Muon", "norm", "factored", "named", "counting")
+
+    def __init__(self) -> None:
+        super().__init__("mixed")
+
+    def setup(self, fast_init: bool = False) -> None:
+        made = [nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3)) for _ in self.names]
+        self.net = self.parallelize(Together(zip(self.names, made, strict=True)), blocks=(nn.Sequential,))
+        self.optimizers = {name: OPTIMIZERS[name](net.parameters()) for name, net in self.net.items()}
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        self.backward(self.net(batch[1]))
+        for optimizer in self.optimizers.values():
+            self.optimizer_step(optimizer)
+
+
+MODELS: dict[str, type[Model]] = {"mixed": Mixed, "own": Own, "states": States}
 STEPS = 3
 
 
@@ -109,11 +136,11 @@ def checkpoint(root: Path, name: str, processes: int) -> Path:
     return path.with_name(f"{path.name}.pth") if processes == 1 else path
 
 
-def trained(name: str, root: Path, **options: Any) -> dict[str, Any]:
+def trained(name: str, root: Path, batch_size: int = 2, **options: Any) -> dict[str, Any]:
     """The full state, the average included, after a run that ends at the same step: a resume changes nothing."""
     model, ema = MODELS[name](), EMA(decay=0.5)
     options = {"max_steps": STEPS, "strategy": "fsdp", "valid_every_epochs": None, "root": root, **options}
-    quiet(**options, callbacks=[ema]).fit(model, data(40, batch_size=2))
+    quiet(**options, callbacks=[ema]).fit(model, data(40, batch_size=batch_size))
     average = {part: full_tensor(value).clone() for part, value in ema.averaged.module.state_dict().items()}
     return {"model": weights(model), "average": average, "updates": int(ema.averaged.n_averaged)}
 
@@ -131,6 +158,7 @@ RESUMES = [
     *(("mixed", source, "fsdp") for source in (1, 2, 3)),
     *(("mixed", source, "ddp") for source in (1, 3)),
     *(("own", 3, strategy) for strategy in ("ddp", "fsdp")),
+    *(("states", 3, strategy) for strategy in ("ddp", "fsdp")),
 ]
 
 
@@ -193,6 +221,29 @@ def test_any_number_of_processes_restores_what_any_other_has_saved_bit_for_bit(r
         for source in (2, 3):
             found = trained(name, root / f"{name}-{source}-to-1", resume=checkpoint(root, name, source))
             assert same(found, expected(root, name, source)), (name, source)
+
+
+@scenario(ranks=2)
+def gone_on_by_two(root: Path, world: World) -> list[dict[str, Any]]:
+    """The states two steps later: of a whole run, from the folder of two processes, and from the file of one."""
+    left_by_two = root / "states-by-2"
+    if not left_by_two.exists():
+        world.barrier()
+        trained("states", left_by_two)
+    found = []
+    for source, size in ((None, 2), (2, 2), (1, 1)):
+        options = {} if source is None else {"resume": checkpoint(root, "states", source)}
+        found.append(trained("states", root / f"on-from-{source}", size, max_steps=STEPS + 2, **options))
+    return found
+
+
+def test_states_of_any_shape_and_name_go_on_with_their_bits_and_as_those_of_one_process(
+    root: Path, result: Results
+) -> None:
+    whole, resumed, from_file = result(gone_on_by_two, ranks=2)
+    assert same(resumed, whole)
+    assert close(trained("states", root / "on-by-one", 4, max_steps=STEPS + 2), whole)
+    assert close(trained("states", root / "on-from-one", 2, max_steps=STEPS + 2), from_file)
 
 
 def test_a_sharded_checkpoint_holds_what_a_file_of_one_process_holds(root: Path) -> None:
@@ -608,6 +659,10 @@ def claim_a_size_that_the_file_does_not_have(places: Any) -> None:
     places["chunks"] = [((0,) * len(sizes), places["shape"], *rest)]
 
 
+def have_another_dimension(places: Any) -> None:
+    places["dim"] = 2
+
+
 def forget_a_part(places: Any) -> None:
     del places["chunks"][-1]
 
@@ -628,6 +683,7 @@ def be_numbers(places: Any) -> None:
         begin_before_the_tensor,
         reach_beyond_the_tensor,
         claim_a_size_that_the_file_does_not_have,
+        have_another_dimension,
         forget_a_part,
         have_no_dtype,
         be_numbers,

@@ -10,6 +10,8 @@
 - right_programs, planted: what may the audit find? Programs without an error, and with one each.
 - replayed: what was each step? A training that leaves a digest after every one.
 - sharded: what does a rank hold of a network? One of blocks that notes how many are gathered while it runs.
+- optimizers: what may the states of an optimizer be? One class for each kind.
+- shards: what does a random training end with that is cut and resumed by other ranks under another strategy?
 - troubled: what if a rank fails? A model whose rank 1 fails on request: killed, terminated, or by an exception.
 - attacked: what if a rank fails anywhere? Every method of a user's program, and every kind of trouble.
 - scripts: how does a program run in a process of its own, without importing PyTorch once more?
@@ -23,6 +25,6 @@
 Programs stand beside this folder, thin layers over it: longrun.py and launched.py train `resumable` and `troubled` in a
 process of their own; hybrid.py trains `sharded` as one process of two machines; kill.py kills longrun.py again and
 again; fuzz_files.py damages run folders and resumes them; fuzz.py cuts and resumes random trainings of `fuzzing`;
-attack.py does all that `attacked` can; replays.py replays steps of `replayed`; mutations.py breaks the package to see
-tests fail.
+shards.py compares those of `shards` with one process; attack.py does all that `attacked` can; replays.py replays steps
+of `replayed`; mutations.py breaks the package to see tests fail.
 """

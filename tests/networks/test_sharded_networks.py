@@ -15,6 +15,7 @@ import torch
 from helpers import scripts
 from helpers.compare import close, same, weights
 from helpers.models import Indices, data, quiet
+from helpers.optimizers import OPTIMIZERS
 from helpers.processes import deadline
 from helpers.scenarios import Results, scenario
 from helpers.sharded import Deep, Stack, fit
@@ -535,6 +536,41 @@ def sum_of_gradients_in_bf16(root: Path, world: World) -> Tensor:
 
 def test_gradients_are_reduced_in_fp32_under_bf16(result: Results) -> None:
     assert result(sum_of_gradients_in_bf16, ranks=2).item() == (1 + 2.0**-9) / 2
+
+
+class Chosen(Deep):
+    """Trains with an optimizer, which it gives a closure or not."""
+
+    def __init__(self, optimizer: str, *, has_closure: bool = False) -> None:
+        super().__init__()
+        self.name, self.has_closure = optimizer, has_closure
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup(fast_init)
+        self.optimizer = OPTIMIZERS[self.name](self.net.parameters())
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        if self.has_closure:
+            self.optimizer.step(lambda: self.backward(self.net(batch[1]).square().mean()))
+        super().train_step(batch, state)
+
+
+@scenario(ranks=2)
+def optimizers_that_cannot_be_sharded(root: Path, world: World) -> list[str]:
+    found = []
+    for model in (Chosen("LBFGS"), Chosen("in place"), Chosen("Muon", has_closure=True)):
+        with pytest.raises((ValueError, AssertionError, RuntimeError)) as error:
+            fit(model)
+        assert same(dict(weights(model)["net"]), model.initial)
+        found.append("\n".join([str(error.value), *getattr(error.value, "__notes__", [])]))
+    return found
+
+
+def test_an_optimizer_that_cannot_train_shards_is_an_error_in_words_before_a_step(result: Results) -> None:
+    vector, in_place, closure = result(optimizers_that_cannot_be_sharded, ranks=2)
+    assert vector.startswith("optimizer: LBFGS makes one vector of all parameters, which cannot be sharded; use")
+    assert "InPlace.step computes with the parameters of a sharded network, which are DTensors" in in_place
+    assert closure.startswith("Matrices.step: takes no closure for sharded networks; call backward before it")
 
 
 def halve(p: Tensor) -> None:
