@@ -4718,6 +4718,12 @@ MUTATIONS = [
     ),
     # Loggers of a run that goes back.
     Mutation(
+        "training/resuming.py",
+        "OF_THE_END.issuperset(options) or _began_otherwise(session)",
+        "OF_THE_END.issuperset(options)",
+        "test_loggers.py::test_a_logger_is_told_that_the_rows_of_a_start_between_were_of_another_configuration",
+    ),
+    Mutation(
         "training/run_loggers.py",
         '"branch" if differs and hasattr(logger, "branch") else "rewind"',
         '"rewind"',

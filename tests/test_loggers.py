@@ -506,6 +506,26 @@ def test_a_logger_is_told_that_a_training_goes_back_or_is_another_if_it_wants_to
             assert logger.calls[0] == (name, 0)
 
 
+def test_a_logger_is_told_that_the_rows_of_a_start_between_were_of_another_configuration(tmp_path):
+    class Branching(Noting):
+        def branch(self, step):
+            self.calls.append(("branch", step))
+
+    class Failing(Rated):
+        def train_step(self, batch, state):
+            super().train_step(batch, state)
+            if state.step == 6:
+                raise RuntimeError("fails after the row of step 6, before a checkpoint")
+
+    made = []
+    run(tmp_path, Noting(), 4, Rated(0.01))
+    for rate in (0.5, 0.01, 0.01):  # The second goes back to the rate of the checkpoint, and not of the rows after it.
+        made.append(Branching())
+        with pytest.raises(RuntimeError, match="before a checkpoint"):
+            run(tmp_path, made[-1], 8, Failing(rate))
+    assert [each.calls[0] for each in made] == [("rewind", 4), ("branch", 4), ("rewind", 4)]
+
+
 @pytest.mark.loggers
 @pytest.mark.filterwarnings("ignore")
 def test_mlflow_has_the_curve_that_holds_in_a_child_of_the_run_that_went_further(tmp_path, monkeypatch, caplog, mlflow):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import os
 import shutil
@@ -38,7 +39,8 @@ class Resumed(NamedTuple):
 
     - said: what to say: that it continues and where, and a sentence for each change; nothing of a new training.
     - goes_back: on rank 0 whether it goes back to the best checkpoint from a newer one.
-    - changes_rows: whether something has changed, so that later rows are others than they would have been.
+    - changes_rows: whether something has changed, so that later rows are others than they would have been, or than the
+      last start has written; rank 0 knows.
     """
 
     said: list[str]
@@ -181,7 +183,7 @@ def resume(
     if None not in (before, now) and before != now:
         said.append(f"a step takes {now} samples now, {before} before")
     options = changed_options(content["config"], session.options.config())
-    changes_rows = len(said) > 1 or not OF_THE_END.issuperset(options)
+    changes_rows = len(said) > 1 or not OF_THE_END.issuperset(options) or _began_otherwise(session)
     said += options.values()
     said += _forget_other_metric(session, monitor, content["config"], is_tried=is_tried)
     goes_back = choice == "best" and not is_tried and _set_aside_newer(session, path, step)
@@ -214,6 +216,22 @@ def _forget_other_metric(session: Session, monitor: Monitor, saved: Mapping[str,
     if session.checkpoints is not None and session.world.is_main:
         session.checkpoints.forget_scores()
     return []
+
+
+def _began_otherwise(session: Session) -> bool:
+    """Return whether the last start, which may have written no checkpoint, was of another configuration than this one.
+
+    Rank 0 knows, of a run folder that has a config.json.
+    """
+    if session.folder is None:
+        return False
+    try:
+        last = json.loads((session.folder / "config.json").read_text(encoding="utf-8"))
+        now = json.loads(json.dumps({"hparams": session.model.hparams, **session.tables}, default=str))
+        options = changed_options(last["trainer"], json.loads(json.dumps(session.options.config(), default=str)))
+        return any(last[name] != value for name, value in now.items()) or not OF_THE_END.issuperset(options)
+    except (OSError, ValueError, LookupError, TypeError):
+        return False  # There is none, or it is damaged.
 
 
 def _loads_itself(model: Model) -> bool:
