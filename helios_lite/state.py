@@ -10,15 +10,26 @@ from typing import Any
 
 from helios_lite.html_table import html_table
 
-MEASURED = ("seconds", "/samples_per_second", "/data_wait", "/memory_mib")
-"""The ends of the names of metrics that are measured with a clock or a meter, and so differ in every run."""
+MEASURED = frozenset(
+    {
+        "seconds",
+        "train/epoch_seconds",
+        "train/step_seconds",
+        "train/compute_seconds",
+        "train/samples_per_second",
+        "train/data_wait",
+        "train/memory_mib",
+    }
+)
+"""The names in a row of what the trainer measures with a clock or a meter, which differs in every run."""
 
 
 def is_extra(name: str) -> bool:
     """Return whether a metric is left out where few are shown: a time or speed, a mean over an epoch beside the values
     of its rows, or the norm of a single parameter.
     """
-    return name.endswith((*MEASURED, "/epoch")) or name.startswith(("train/grad_norm/", "train/param_norm/"))
+    is_of_epoch = name.endswith("/epoch")
+    return is_of_epoch or name in MEASURED or name.startswith(("train/grad_norm/", "train/param_norm/"))
 
 
 def table_of_metrics(metrics: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:

@@ -221,7 +221,8 @@ class Trainer(Options):
 
         The training goes on from the newest checkpoint before the step, or begins anew if there is none. It writes no
         files, reads the run folder only, and calls no logger. Pass the model, the data and the options of the run.
-        Afterwards the model has the weights after the step.
+        Afterwards the model has the weights after the step. The callbacks are copies of the trainer's, and what hooks
+        write to `run_folder` goes to a scratch folder, which is deleted.
 
         If a loss before the step is not finite (with `check_finite`), the first such step is returned, because it
         is the cause of the others. `print` of the result shows a short table.

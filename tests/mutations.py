@@ -279,6 +279,10 @@ NO_DOUBT = AUDIT + "a_training_ends_before_its_last_step_only_where_there_is_no_
 LEARNED = AUDIT + "a_training_that_only_has_to_learn_ends_when_it_has"
 RIGHT = AUDIT + "nothing_breaks_in_a_right_program_and_few_relations_are_left_out"
 REPLAY = "calls/test_replay.py::test_"
+REPLAYED_AS_IT_WAS = REPLAY + "a_step_is_looked_at_with_the_state_and_the_batch_that_it_had"
+NOT_EQUAL = "tools/test_diff.py::test_runs_without_a_common_step_are_not_called_equal"
+LEFT_OUT = "tools/test_diff.py::test_only_what_the_trainer_measures_is_left_out"
+SAMPLES_NOT_KNOWN = "tools/test_diff.py::test_samples_are_not_named_where_it_is_not_known_which_they_were"
 REPLAYED = REPLAY + "a_step_of_a_resumed_run_is_computed_again_bit_for_bit_and_no_file_changes"
 REPLAYED_AGAIN = REPLAY + "the_model_can_be_replayed_again_and_trained_afterwards"
 REPLAYED_NORMS = REPLAY + "norms_rates_and_values_are_those_that_the_run_logs"
@@ -1400,6 +1404,29 @@ MUTATIONS = [
         ANY_CALL,
     ),
     Mutation("processes/signals.py", "or signal.getsignal(signal.SIGUSR1) != signal.SIG_DFL", "", ANY_CALL),
+    Mutation("calls/replay.py", "copy.copy(each) for each", "each for each", REPLAYED_AS_IT_WAS),
+    Mutation("calls/replay.py", "    session.context.show_run(", "    str(", REPLAYED_AS_IT_WAS),
+    Mutation("calls/step_inspector.py", "part = _Part(_copied(batch),", "part = _Part(batch,", REPLAYED_AS_IT_WAS),
+    Mutation(
+        "calls/step_inspector.py",
+        "indices, rng_state, copy.copy(state), [])",
+        "indices, rng_state, state, [])",
+        REPLAYED_AS_IT_WAS,
+    ),
+    Mutation(
+        "calls/step_inspector.py",
+        "if state.skipped_steps != self._num_skipped:",
+        "if False:",
+        REPLAY + "windows_that_fp16_has_skipped_are_no_part_of_the_step_after_them",
+    ),
+    Mutation("tools/diff.py", "        if starts[0] != starts[1]:", "        if False:", DIFF + "[log points]"),
+    Mutation("tools/diff.py", "    if not any(comparison.number for comparison in found):", "    if False:", NOT_EQUAL),
+    Mutation("tools/diff.py", 'is_clock = name == "state.seconds"', 'is_clock = name.endswith("seconds")', LEFT_OUT),
+    Mutation("metrics/measurements.py", "return name in MEASURED", 'return name.endswith("seconds")', LEFT_OUT),
+    Mutation("tools/diff.py", "if not _skips_nothing(", "if False and not _skips_nothing(", SAMPLES_NOT_KNOWN),
+    Mutation(
+        "tools/diff.py", 'if any(row.get("epoch") not in', 'if False and any(row.get("epoch") not in', SAMPLES_NOT_KNOWN
+    ),
     Mutation("calls/replay.py", "while isinstance(found, int)", "if True", LAUNCHED_REPLAY),
     Mutation(
         "processes/signals.py",

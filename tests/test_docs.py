@@ -10,6 +10,7 @@ import inspect
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import pages, scripts
@@ -17,7 +18,7 @@ from helpers.compare import same
 from helpers.models import HOOKS
 from helpers.pages import require_shown, run
 
-from helios_lite import Model, Split, Trainer
+from helios_lite import DataModule, Model, Split, Trainer
 from helios_lite.hooks import Hooks
 
 REPOSITORY = Path(__file__).parent.parent
@@ -91,15 +92,25 @@ def test_the_tutorial_can_be_followed_from_its_first_line_to_its_last(tmp_path: 
 
 
 @pytest.mark.parametrize("page", RECIPES)
-def test_a_recipe_runs_and_prints_what_its_page_says(
+def test_a_recipe_runs_and_prints_what_its_page_says_and_its_last_step_can_be_replayed(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TRACKIO_DIR", "runs/trackio")
     if page in PACKAGES:
         pytest.importorskip(PACKAGES[page])
+    fit, calls = Trainer.fit, []
+
+    def noted(trainer: Trainer, model: Model, datamodule: DataModule) -> Any:
+        calls.append((trainer, model, datamodule, fit(trainer, model, datamodule)))
+        return calls[-1][-1]
+
+    monkeypatch.setattr(Trainer, "fit", noted)
     run(RECIPES[page].read_text(encoding="utf-8"), tmp_path, monkeypatch)
     if page != "live_view":  # Trackio prints lines of its own.
         require_shown(capsys.readouterr().out, "".join(text for text, _ in blocks(page, "text")))
+    trainer, model, datamodule, result = calls[-1]
+    if result.run_folder is not None:
+        assert trainer.replay(model, datamodule, result.state.step).step == result.state.step
     assert {path.name for path in tmp_path.iterdir()} <= {"program.py", "runs"}
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
+import tempfile
 from pathlib import Path
 
 from helios_lite.callbacks import Profile
@@ -29,17 +31,31 @@ def replay(call: Call, step: int) -> Replay:
     """
     checkpoint, started_at = _newest_before(call, step)
     found: Replay | int = step
-    while isinstance(found, int):
-        inspector = StepInspector(found, started_at, call.options.check_finite)
-        options = _without_files(call.options, checkpoint, inspector)
-        found = run(
-            dataclasses.replace(call, options=options), functools.partial(_inspect, step=found, inspector=inspector)
-        )
+    with tempfile.TemporaryDirectory(prefix="helios_lite-") as scratch:
+        while isinstance(found, int):
+            inspector = StepInspector(found, started_at, call.options.check_finite)
+            options = _without_files(call.options, checkpoint, inspector)
+            work = functools.partial(_inspect, step=found, inspector=inspector, scratch=Path(scratch))
+            found = run(dataclasses.replace(call, options=options), work)
     return found
 
 
-def _inspect(session: Session, shutdown: GracefulShutdown, *, step: int, inspector: StepInspector) -> Replay | int:
-    """Train up to the step, and return what was seen of it, or the number of an earlier step that is the cause."""
+def _inspect(
+    session: Session, shutdown: GracefulShutdown, *, step: int, inspector: StepInspector, scratch: Path
+) -> Replay | int:
+    """Train up to the step, and return what was seen of it, or the number of an earlier step that is the cause.
+
+    Args:
+        session: the session.
+        shutdown: what stops it.
+        step: the number of the step, from 1.
+        inspector: what looks at it.
+        scratch: the folder that the model sees as `root`, with a run folder in it in which hooks may write.
+    """
+    options = session.options
+    folder = scratch / (options.run_name or session.model.save_name)
+    folder.mkdir(parents=True, exist_ok=True)
+    session.context.show_run(dataclasses.replace(options, root=scratch), folder)
     training = Training(session, shutdown)
     inspector.watch(training)
     try:
@@ -68,14 +84,17 @@ def _newest_before(call: Call, step: int) -> tuple[Path | None, int]:
 
 
 def _without_files(options: Options, checkpoint: Path | None, inspector: StepInspector) -> Options:
-    """Return the options of a replay: those of the run, but it writes no files and prints nothing."""
+    """Return the options of a replay: those of the run, but it writes no files and prints nothing.
+
+    The callbacks are copies, so that those of the trainer keep what they have, as the average of an EMA.
+    """
     begins_elsewhere = options.resume not in ("auto", "never", "new", "best")
     start: str | Path = Path(options.resume) if begins_elsewhere else "never"
     return dataclasses.replace(
         options,
         root=None,
         resume=start if checkpoint is None else checkpoint,
-        callbacks=[*(each for each in options.callbacks if not isinstance(each, Profile)), inspector],
+        callbacks=[*(copy.copy(each) for each in options.callbacks if not isinstance(each, Profile)), inspector],
         log_level="quiet",
         progress=False,
         print_banner=False,

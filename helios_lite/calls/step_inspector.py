@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -90,6 +91,14 @@ def samples_not_finite(batch: Any, size: int) -> list[int]:
     return sorted(found)
 
 
+def _copied(batch: Any) -> Any:
+    """Return a copy of a batch, or the batch itself if it holds something that cannot be copied."""
+    try:
+        return copy.deepcopy(batch)
+    except Exception:  # Whatever a class of the user raises.
+        return batch
+
+
 def _tensors(value: Any) -> Iterator[Tensor]:
     """Yield the tensors of floating-point or complex numbers in nested containers."""
     tensors = (leaf for _, leaf in leaves(value) if isinstance(leaf, Tensor))
@@ -113,12 +122,17 @@ class EarlierStepFound(Exception):
 
 
 class _Part(NamedTuple):
-    """A micro-batch of the step, on the device, and what is needed to compute it again."""
+    """A micro-batch of the step as it was before it, on the device, and what is needed to compute it again.
+
+    A step may change its batch in place, and may do something else in every second step: so the batch is a copy, and
+    the state is that before the step.
+    """
 
     data: Any
     size: int
     indices: Tensor | None
     rng_state: dict[str, Any]
+    state: TrainingState
     losses: list[Loss]
 
 
@@ -143,7 +157,7 @@ class StepInspector(Callback):
             on_log=self._note_log,
             before_step=self._note_step,
         )
-        self._num_done = 0  # Steps before the present batch.
+        self._num_done = self._num_skipped = 0  # Steps before the present batch.
         self._parts: list[_Part] = []
         self._before: list[Tensor] = []
         self._names: dict[int, str] = {}
@@ -173,6 +187,11 @@ class StepInspector(Callback):
         if state.step != self._step - 1:
             return
         precision = self.model._context.precision
+        if state.skipped_steps != self._num_skipped:  # The windows before were no step: fp16 has skipped them.
+            self._num_skipped = state.skipped_steps
+            self._before = [value.detach().clone() for value in self._values()]
+            for noted in (self._parts, self._rates, self._norms, self._logged):
+                noted.clear()
         if not self._records:
             self._records = True
             self._before = [value.detach().clone() for value in self._values()]
@@ -199,7 +218,9 @@ class StepInspector(Callback):
         assert self._training is not None
         if self._records:
             context, indices = self.model._context, self._training.train_data.indices(state)
-            self._parts.append(_Part(batch, context._batch_size, indices, rng.get_state(context.device), []))
+            rng_state = rng.get_state(context.device)
+            part = _Part(_copied(batch), context._batch_size, indices, rng_state, copy.copy(state), [])
+            self._parts.append(part)
         self._tap.train_step(batch, state)
 
     def _note_loss(self, loss: Loss) -> None:
@@ -234,9 +255,9 @@ class StepInspector(Callback):
         after = [value.detach().clone() for value in self._values()]
         first, details = None, []
         if any(world.gather(is_odd)):
-            first = self._find_first_not_finite(state)
+            first = self._find_first_not_finite()
         for part, bad in zip(self._parts, finite_parts, strict=True):
-            losses, why = self._sample_losses(part, state)
+            losses, why = self._sample_losses(part)
             bad_losses = [] if losses is None else [i for i, x in enumerate(losses.tolist()) if not math.isfinite(x)]
             details.append((losses, why, tuple(sorted({*bad, *bad_losses}))))
         self._write_back(after)
@@ -276,7 +297,7 @@ class StepInspector(Callback):
             for value, kept in zip(self._values(), values, strict=True):
                 value.copy_(kept)
 
-    def _find_first_not_finite(self, state: TrainingState) -> str | None:
+    def _find_first_not_finite(self) -> str | None:
         """Compute the step again, and return the first module that is not finite. Call on every rank."""
         self._write_back(self._before)
         finder = NotFiniteFinder()
@@ -289,10 +310,10 @@ class StepInspector(Callback):
                 rng.set_state(part.rng_state, self.model.device)
                 if samples_not_finite(part.data, part.size):
                     finder.note("the batch itself")
-                self._tap.train_step(part.data, state)
+                self._tap.train_step(_copied(part.data), copy.copy(part.state))
         return finder.first
 
-    def _sample_losses(self, part: _Part, state: TrainingState) -> tuple[Tensor | None, str]:
+    def _sample_losses(self, part: _Part) -> tuple[Tensor | None, str]:
         """Return the loss of each sample alone, or why there is none."""
         if self.model._context.world.size > 1:
             return None, "the training has several processes"
@@ -305,7 +326,7 @@ class StepInspector(Callback):
             return None, "the batch cannot be divided into samples"
         self._write_back(self._before)
         try:
-            together, alone = (self._evaluated(each, part, state) for each in ([part.data], samples))
+            together, alone = (self._evaluated(each, part) for each in ([part.data], samples))
         except Exception as error:
             return None, f"train_step fails for a sample alone ({type(error).__name__}: {error})"
         finite = [loss for loss in alone if math.isfinite(loss)]
@@ -314,7 +335,7 @@ class StepInspector(Callback):
             return None, f"their mean is {mean:.6g}, and the loss of the batch {loss:.6g}"
         return torch.tensor(alone), ""
 
-    def _evaluated(self, batches: list[Any], part: _Part, state: TrainingState) -> list[float]:
+    def _evaluated(self, batches: list[Any], part: _Part) -> list[float]:
         """Return the loss of each batch in evaluation mode, without gradients."""
         modes = [(module, module.training) for net in named_networks(self.model).values() for module in net.modules()]
         try:
@@ -323,7 +344,7 @@ class StepInspector(Callback):
                     for net in named_networks(self.model).values():
                         net.eval()
                     rng.set_state(part.rng_state, self.model.device)
-                    self._tap.train_step(batch, state)
+                    self._tap.train_step(_copied(batch), copy.copy(part.state))
         finally:
             for module, mode in modes:
                 module.train(mode)

@@ -94,8 +94,8 @@ def before_steps(optimizers: Mapping[str, Optimizer], call: Callable[[str, Optim
 
 
 def is_measured(name: str) -> bool:
-    """Return whether a value is measured with a clock or a meter, by its name in a row: it differs in every run."""
-    return name.endswith(MEASURED)
+    """Return whether a value is measured by the trainer with a clock or a meter, by its name in a row."""
+    return name in MEASURED
 
 
 def peak_memory_mib(device: torch.device) -> float | None:

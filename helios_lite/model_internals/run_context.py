@@ -93,6 +93,10 @@ class RunContext:
         """
         return cls(Precision("fp32", device), ParallelStrategy(device, World()), DeviceMover(device), *of_run)
 
+    def show_run(self, trainer: Options, run_folder: Path | None) -> None:
+        """Show the model another trainer and run folder than those that the call uses."""
+        self.trainer, self.run_folder = trainer, run_folder
+
     def running_trainer(self, name: str) -> Options:
         """Return the trainer; raise a RuntimeError that has the name of what was asked for if none runs the model."""
         if self.trainer is None:

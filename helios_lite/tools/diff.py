@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,15 +58,29 @@ def diff(arguments: argparse.Namespace) -> None:
         more = [[f"and {len(options) - len(shown)} more", "", ""]] if len(options) > len(shown) else []
         console.show_table(make_table(["", "A", "B"], [*shown, *more]))
     rows = [_read_rows(folder) for folder in folders]
-    texts = [_compare_rows(rows[0], rows[1], configs[0]), _compare_checkpoints(*folders)]
-    for text, _ in texts:
-        print(text)
-    has_diverged = any(diverged for _, diverged in texts)
+    samples = functools.partial(_samples, configs[0], folders[0])
+    found = [_compare_rows(rows[0], rows[1], samples), _compare_checkpoints(*folders)]
+    for comparison in found:
+        print(comparison.text)
+    has_diverged = any(comparison.differs for comparison in found)
     if has_diverged and not options:
         print("config.json of both is equal: the code, the data or what it read differ, or something is not seeded")
     if has_diverged:
         sys.exit(1)
+    if not any(comparison.number for comparison in found):
+        print(
+            "nothing could be compared: the runs have no metrics of the same steps, and no checkpoints of the same step"
+        )
+        sys.exit(2)
     print("the runs are equal bit for bit in all that both have")
+
+
+class _Comparison(NamedTuple):
+    """What is to say about rows or checkpoints, whether they differ, and how many were compared."""
+
+    text: str
+    differs: bool
+    number: int
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -102,32 +117,68 @@ def _read_rows(folder: Path) -> list[Row]:
     return rows
 
 
-def _compare_rows(a: Sequence[Row], b: Sequence[Row], config: Mapping[str, Any]) -> tuple[str, bool]:
-    """Return what is to say about the rows of two runs, and whether they differ where both have rows."""
+def _compare_rows(a: Sequence[Row], b: Sequence[Row], samples: Callable[..., str]) -> _Comparison:
+    """Compare the rows of two runs at the steps that both have.
+
+    A value of a training is the mean since the row before, so it is compared only where that is of the same step too.
+
+    Args:
+        a, b: the rows.
+        samples: returns which samples of A the steps after one up to another have read, given A's rows; see `_samples`.
+    """
     if not a or not b:
-        return f"metrics.jsonl: {'neither run has' if not a and not b else 'only one run has'} rows", False
-    equal_until = 0
-    for row_a, row_b in zip(a, b, strict=False):
-        if row_a["step"] != row_b["step"]:
-            steps = (
-                f"A has its next row at step {row_a['step']} and B at step {row_b['step']}, so the rest is not compared"
-            )
-            return f"metrics.jsonl: equal up to step {equal_until}; {steps}", False
-        found = next(_differences(row_a, row_b), None)
-        if found is not None:
-            step = row_a["step"]
-            text = f"metrics.jsonl: equal up to step {equal_until}; at step {step} {_describe_values(*found)}"
-            if step > equal_until and (samples := _samples(config, equal_until, step)):
-                text += f"\n  {samples}"
-            return text, True
-        equal_until = row_a["step"]
-    if len(a) != len(b):
-        longer = "A" if len(a) > len(b) else "B"
-        return (
-            f"metrics.jsonl: equal up to step {equal_until}, where {'BA'[longer == 'B']} ends; {longer} goes on",
-            False,
+        return _Comparison(
+            f"metrics.jsonl: {'neither run has' if not a and not b else 'only one run has'} rows", False, 0
         )
-    return f"metrics.jsonl: {len(a)} rows are equal, up to step {equal_until}", False
+    by_step = [_by_step(rows) for rows in (a, b)]
+    common = sorted(by_step[0].keys() & by_step[1].keys())
+    equal_until, compared = 0, list[int]()
+    for step in common:
+        starts = [_start_of_row(rows, step) for rows in by_step]
+        rows = [rows[step] for rows in by_step]
+        if starts[0] != starts[1]:
+            rows = [{name: value for name, value in row.items() if _is_of_step(name)} for row in rows]
+        found = next(_differences(*rows), None)
+        if found is not None:
+            text = f"metrics.jsonl: equal up to step {equal_until}; at step {step} {_describe_values(*found)}"
+            if step > equal_until and (shown := samples(a, equal_until, step)):
+                text += f"\n  {shown}"
+            return _Comparison(text, True, len(compared) + 1)
+        if starts[0] == starts[1] or any(name.startswith("valid/") for name in rows[0]):
+            compared.append(step)
+            equal_until = step
+    if not compared:
+        return _Comparison("metrics.jsonl: the runs have no values of the same steps", False, 0)
+    last = [max(rows) for rows in by_step]
+    if by_step[0].keys() == by_step[1].keys():
+        text = f"{len(a)} rows are equal, up to step {equal_until}"
+    elif equal_until in last and [step for step in by_step[0] if step <= equal_until] == [
+        step for step in by_step[1] if step <= equal_until
+    ]:
+        longer = "A" if last[0] > last[1] else "B"
+        text = f"equal up to step {equal_until}, where {'BA'[longer == 'B']} ends; {longer} goes on"
+    else:
+        text = f"equal at {len(compared)} steps that both have, up to step {equal_until}; the others are not compared"
+    return _Comparison(f"metrics.jsonl: {text}", False, len(compared))
+
+
+def _by_step(rows: Sequence[Row]) -> dict[int, Row]:
+    """Return what the rows of each step have, in ascending order."""
+    found: dict[int, Row] = {}
+    for row in rows:
+        found.setdefault(row["step"], {}).update(row)
+    return dict(sorted(found.items()))
+
+
+def _start_of_row(rows: Mapping[int, Row], step: int) -> int:
+    """Return the step after which the training values of a row begin: that of the row before that has some."""
+    earlier = [each for each, row in rows.items() if each < step and any(not _is_of_step(name) for name in row)]
+    return max(earlier, default=0)
+
+
+def _is_of_step(name: str) -> bool:
+    """Return whether a value in a row is that of the step, and no mean since the row before."""
+    return "/" not in name or name.startswith(("valid/", "train/lr")) or name.endswith("/epoch")
 
 
 def _describe_values(name: str, a: str, b: str) -> str:
@@ -141,10 +192,11 @@ def _describe_values(name: str, a: str, b: str) -> str:
     return f"{printable(name)} is {numbers[0]:.9g} in A and {numbers[1]:.9g} in B (difference {size:.3g})"
 
 
-def _samples(config: Mapping[str, Any], start: int, end: int) -> str:
-    """Return which samples the steps after `start` up to `end` have read, "" if the configuration does not tell.
+def _samples(config: Mapping[str, Any], folder: Path, rows: Sequence[Row], start: int, end: int) -> str:
+    """Return which samples the steps after `start` up to `end` have read, "" if it is not known.
 
-    It tells for a Split in the order of its dataset or in random order, if nothing limits the batches of an epoch.
+    It is known for a Split in the order of its dataset or in random order, if nothing limits the batches of an epoch,
+    the rows are those of epochs with so many steps (a program may assign another split), and no window was skipped.
     """
     names = ("data.train.samples", "data.train.batch_size", "environment.processes", "trainer.accumulation_steps")
     numbers = [config.get(name) for name in (*names, "trainer.seed")]
@@ -161,6 +213,10 @@ def _samples(config: Mapping[str, Any], start: int, end: int) -> str:
     if num_batches == 0:
         return ""
     epoch_steps, indices = math.ceil(num_batches / window), list[int]()
+    if any(row.get("epoch") not in (row["step"] // epoch_steps, (row["step"] - 1) // epoch_steps) for row in rows):
+        return ""
+    if not _skips_nothing(folder, end, config.get("trainer.precision") == "fp16"):
+        return ""
     for step in range(start, min(end, start + _MOST_SHOWN + 1)):
         epoch, window_index = divmod(step, epoch_steps)
         is_random, block = bool(config.get("data.train.shuffle")), config.get("data.train.shuffle_block")
@@ -172,11 +228,27 @@ def _samples(config: Mapping[str, Any], start: int, end: int) -> str:
     return f"{which} of A read the samples {shown} of its train split"
 
 
+def _skips_nothing(folder: Path, end: int, must_be_seen: bool) -> bool:
+    """Return whether no window of a run was skipped up to a step, as far as its checkpoints tell.
+
+    Args:
+        folder: the run folder.
+        end: the step.
+        must_be_seen: whether a checkpoint of this step or a later one has to show it.
+    """
+    skipped = {step: _read(path)["state"].get("skipped_steps", 0) for step, path in _checkpoints(folder).items()}
+    if must_be_seen and not any(step >= end and number == 0 for step, number in skipped.items()):
+        return False
+    return all(number == 0 for step, number in skipped.items() if step <= end) or any(
+        number == 0 for step, number in skipped.items() if step >= end
+    )
+
+
 # The checkpoints.
 
 
-def _compare_checkpoints(a: Path, b: Path) -> tuple[str, bool]:
-    """Return what is to say about the checkpoints that two runs have at the same steps, and whether two differ."""
+def _compare_checkpoints(a: Path, b: Path) -> _Comparison:
+    """Compare the checkpoints that two runs have at the same steps."""
     files_a, files_b = _checkpoints(a), _checkpoints(b)
     common = sorted(files_a.keys() & files_b.keys())
     for i, step in enumerate(common):
@@ -184,10 +256,10 @@ def _compare_checkpoints(a: Path, b: Path) -> tuple[str, bool]:
         if found is not None:
             before = "" if i == 0 else f"equal at step {common[i - 1]}; "
             name, description = found
-            return f"checkpoints: {before}at step {step} {printable(name)} {description}", True
+            return _Comparison(f"checkpoints: {before}at step {step} {printable(name)} {description}", True, i + 1)
     if not common:
-        return "checkpoints: the runs have none at the same step", False
-    return f"checkpoints: equal at step {', '.join(map(str, common))}", False
+        return _Comparison("checkpoints: the runs have none at the same step", False, 0)
+    return _Comparison(f"checkpoints: equal at step {', '.join(map(str, common))}", False, len(common))
 
 
 def _checkpoints(folder: Path) -> dict[int, Path]:
@@ -222,7 +294,8 @@ def _content_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator
                     else (f"of A is at the place of {other_name} of B"),
                 )
                 return
-            if not is_measured(name) and (description := _difference(value, other)) is not None:
+            is_clock = name == "state.seconds"
+            if not is_clock and (description := _difference(value, other)) is not None:
                 yield name, description
 
 

@@ -90,7 +90,7 @@ def _choose_metrics(wanted: Sequence[str], runs: Sequence[Curves]) -> list[str]:
     for name in wanted:
         if name not in known:
             raise UsageError(f"--metric {name}: unknown; {did_you_mean(name, known)}")
-    metrics = list(dict.fromkeys(wanted or (name for name in known if not name.endswith(MEASURED))))
+    metrics = list(dict.fromkeys(wanted or (name for name in known if name not in MEASURED)))
     if not metrics:
         raise UsageError("there are no metrics yet")
     if not wanted and len(metrics) > _MAX_METRICS:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import IterableDataset, TensorDataset
 
 from helios_lite import DataModule, Model, Split
+from helios_lite.callbacks import EMA
 from helios_lite.tools.command import main
 
 
@@ -154,6 +155,54 @@ def test_losses_of_samples_are_shown_only_where_the_loss_is_their_mean(tmp_path:
         else:
             assert batch.sample_losses is None
             assert "their mean is" in batch.why_no_sample_losses
+
+
+class InTurns(Dropped):
+    """Every second step has another loss, which is NaN; it changes its batch, and writes into its run folder."""
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        assert batch[1].min() >= 0
+        assert self.trainer.root is not None
+        assert self.run_folder is not None
+        with (self.run_folder / "notes.txt").open("a") as file:
+            file.write(f"{state.step}\n")
+        x = batch[1].sub_(10)
+        loss = self.net(x).square().mean() if state.step % 2 == 0 else (self.net(x) * torch.nan).mean() * 3
+        self.backward(loss)
+        self.optimizer_step(self.optimizer, self.scheduler)
+
+
+def test_a_step_is_looked_at_with_the_state_and_the_batch_that_it_had(tmp_path: Path) -> None:
+    average = EMA(0.9)
+    options = {"callbacks": [average], "max_steps": 3, "check_finite": False, "accumulation_steps": 1}
+    trainer(tmp_path, **options).fit(InTurns(), data())
+    before, kept = files(tmp_path), repr(average.state_dict())
+    first, second = (trainer(tmp_path, **options).replay(InTurns(), data(), step) for step in (1, 2))
+    assert first.batches[0].sample_losses is not None
+    assert first.first_not_finite is None
+    assert first.batches[0].batch[1].min() >= 0
+    assert second.batches[0].not_finite == (0, 1, 2, 3)
+    assert files(tmp_path) == before
+    assert repr(average.state_dict()) == kept
+
+
+class Overflowing(Dropped):
+    """The gradients of the first windows are too large for the scale that fp16 begins with."""
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        with self.autocast():
+            loss = self.net(batch[1]).square().mean() * 1e3
+        self.backward(loss)
+        self.optimizer_step(self.optimizer)
+
+
+def test_windows_that_fp16_has_skipped_are_no_part_of_the_step_after_them(tmp_path: Path) -> None:
+    options = {"precision": "fp16", "max_steps": 1, "callbacks": [], "accumulation_steps": 2}
+    state = trainer(tmp_path, **options).fit(Overflowing(), data()).state
+    assert state.skipped_steps > 0
+    replayed = trainer(tmp_path, **options).replay(Overflowing(), data(), 1)
+    assert len(replayed.batches) == 2
+    assert math.isfinite(math.hypot(*replayed.gradient_norms.values()))
 
 
 class Endless(IterableDataset):

@@ -63,10 +63,15 @@ def saved(run: Path, *parts: str) -> dict[str, Any]:
 def timeless(value: Any) -> Any:
     """The same without measured times, which differ from run to run."""
     if isinstance(value, dict):
-        return {key: timeless(item) for key, item in value.items() if not is_measured(str(key))}
+        return {key: timeless(item) for key, item in value.items() if not _is_timed(str(key))}
     if isinstance(value, list | tuple):
         return [timeless(item) for item in value]
     return value
+
+
+def _is_timed(name: str) -> bool:
+    """Whether a value is measured: a metric of the trainer, or a stopwatch in a checkpoint."""
+    return is_measured(name) or name.endswith("seconds")
 
 
 def listing(folder: Path) -> dict[str, bytes]:

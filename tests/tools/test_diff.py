@@ -10,7 +10,7 @@ import torch
 from helpers.models import Indices, quiet
 from torch import nn
 
-from helios_lite import DataModule, Model, Split
+from helios_lite import Callback, DataModule, Model, Split
 from helios_lite.checkpoints import files
 from helios_lite.tools.command import main
 
@@ -49,6 +49,14 @@ class OneOther(Indices):
     def __getitem__(self, index: int) -> Any:
         value = super().__getitem__(index)
         return value if index != 7 else (index, value[1] + 1)
+
+
+class LateOther(Indices):
+    """A late sample is another one."""
+
+    def __getitem__(self, index: int) -> Any:
+        value = super().__getitem__(index)
+        return value if index != 12 else (index, value[1] + 1)
 
 
 class Backwards(Indices):
@@ -121,7 +129,7 @@ def planted() -> dict[str, tuple[dict[str, Any], list[str]]]:
         ),
         "log points": (
             {"log_every_steps": 2},
-            ["trainer.log_every_steps 1 2", "A has its next row at step 1 and B at step 2", "checkpoints: equal at"],
+            ["trainer.log_every_steps 1 2", "the runs have no values of the same steps", "checkpoints: equal at"],
         ),
     }
 
@@ -136,6 +144,94 @@ def test_a_planted_difference_is_named(name: str, first: Path, tmp_path: Path, c
     for expected in texts:
         assert expected in text
     assert status == (name not in SAME_BITS)
+
+
+def test_runs_without_a_common_step_are_not_called_equal(tmp_path: Path, capsys: Any) -> None:
+    pairs = {"a": (4, 0, 8), "b": (3, 1, 6)}
+    a, b = (
+        train(
+            tmp_path / name,
+            dataset=Indices(64),
+            log_every_steps=rows,
+            seed=seed,
+            max_steps=steps,
+            save_every_steps=None,
+        )
+        for name, (rows, seed, steps) in pairs.items()
+    )
+    for path in [*a.glob("checkpoints/*"), *b.glob("checkpoints/*")]:
+        path.unlink()
+    status, text = told(capsys, a, b)
+    assert status == 2
+    assert text.endswith("the runs have no metrics of the same steps, and no checkpoints of the same step")
+
+
+class Lagging(Line):
+    """A metric and a buffer whose names end as those of what is measured with a clock."""
+
+    def __init__(self, lag: float) -> None:
+        super().__init__()
+        self.lag = lag
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup(fast_init)
+        self.net.register_buffer("lag_seconds", torch.tensor(self.lag))
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        super().train_step(batch, state)
+        self.log("lag_seconds", self.lag)
+
+
+def test_only_what_the_trainer_measures_is_left_out(tmp_path: Path, capsys: Any) -> None:
+    status, text = told(capsys, train(tmp_path / "a", Lagging(1.0)), train(tmp_path / "b", Lagging(2.0)))
+    assert status == 1
+    assert "at step 1 train/lag_seconds is 1 in A and 2 in B" in text
+    assert "at step 4 model.net.lag_seconds differs in 1 of 1 elements" in text
+
+
+class Growing(DataModule):
+    """The train split is another one in every epoch."""
+
+    def __init__(self, dataset: Any) -> None:
+        super().__init__()
+        self.dataset = dataset
+
+    def setup(self) -> None:
+        self.train = Split(torch.utils.data.Subset(self.dataset, range(8)), batch_size=4, shuffle=True)
+
+    def teardown(self) -> None:
+        self.train = None
+
+
+class Grow(Callback):
+    def on_training_epoch_start(self, current_epoch: int) -> None:
+        self.datamodule.train = Split(
+            torch.utils.data.Subset(self.datamodule.dataset, range(8 * current_epoch)), batch_size=4, shuffle=True
+        )
+
+
+class Skipping(Line):
+    """The first windows overflow in fp16."""
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        with self.autocast():
+            loss = (self.net(batch[1]) - 1).square().mean() * 10
+        self.backward(loss)
+        self.optimizer_step(self.optimizer)
+        self.log("loss", loss)
+
+
+def test_samples_are_not_named_where_it_is_not_known_which_they_were(tmp_path: Path, capsys: Any) -> None:
+    for name in ("a", "b"):
+        dataset = Indices(16) if name == "a" else LateOther(16)
+        options = {"root": tmp_path / name, "log_every_steps": 1, "max_steps": 6}
+        quiet(**options, run_name="grown", callbacks=[Grow()]).fit(Line(), Growing(dataset))
+        data = DataModule(Split(dataset, batch_size=4, shuffle=True))
+        quiet(**options, run_name="skipped", precision="fp16").fit(Skipping(1e-4), data)
+    for run in ("grown", "skipped"):
+        status, text = told(capsys, tmp_path / "a" / run, tmp_path / "b" / run)
+        assert (status, "of A read the samples" in text) == (1, False)
+        assert "train/loss is" in text
 
 
 def test_equal_runs_are_said_to_be_equal_wherever_they_are(first: Path, tmp_path: Path, capsys: Any) -> None:
