@@ -157,14 +157,24 @@ def whole_or_fraction(value: Any) -> None:
         raise ValueError("must be whole or below 1")
 
 
-def batch_limit(value: Any) -> None:
-    """Accept a number of batches, as an int, or a part of them, as a float."""
-    if _is_integer(value):
-        integer(least=1)(value)
-    elif not isinstance(value, float):
-        raise TypeError("must be an int, the number of batches, or a float up to 1.0, the part of them")
-    elif not 0 < value <= 1:
-        raise ValueError("must be above 0 and at most 1.0 as a float, which is a part of the batches")
+def batch_limit(*, least: int) -> Rule:
+    """Accept a number of batches, as an int of at least `least`, or a part of them, as a float."""
+
+    def check(value: Any) -> None:
+        if _is_integer(value):
+            integer(least=least)(value)
+        elif not isinstance(value, float):
+            raise TypeError("must be an int, the number of batches, or a float up to 1.0, the part of them")
+        elif not 0 < value <= 1:
+            raise ValueError("must be above 0 and at most 1.0 as a float, which is a part of the batches")
+
+    return check
+
+
+def flag_or_count(value: Any) -> None:
+    """Accept True, False, and a number from 0 on."""
+    of_type(bool | int, "True, False or a number")(value)
+    integer(least=0)(int(value))
 
 
 def path(description: str, *, types: Any = str | os.PathLike) -> Rule:

@@ -15,6 +15,7 @@ from helios_lite.arguments import (
     choice,
     device_selection,
     flag,
+    flag_or_count,
     integer,
     list_of,
     metric_names,
@@ -41,14 +42,15 @@ RULES: dict[str, Rule] = {
     "init_from": optional(path("a path or None")),
     "init_parts": part_names,
     "seed": integer(least=0, below=2**64),
+    "fast_dev_run": flag_or_count,
     "max_epochs": optional(integer(least=1)),
     "max_steps": optional(integer(least=1)),
     "max_minutes": optional(number()),
     "steps_per_epoch": optional(integer(least=1)),
-    "limit_train_batches": optional(batch_limit),
-    "limit_valid_batches": optional(batch_limit),
-    "limit_test_batches": optional(batch_limit),
-    "overfit_batches": optional(batch_limit),
+    "limit_train_batches": optional(batch_limit(least=0)),
+    "limit_valid_batches": optional(batch_limit(least=0)),
+    "limit_test_batches": optional(batch_limit(least=0)),
+    "overfit_batches": optional(batch_limit(least=1)),
     "devices": device_selection,
     "max_restarts": integer(least=0),
     "hang_minutes": minutes_or_auto,
@@ -122,10 +124,10 @@ class Options:
     benchmark: bool = False
     """Whether cuDNN measures its algorithms and chooses the fastest. This is faster if the shapes of the inputs do not
     change, but the results are not reproducible. Validations and tests never do this."""
-    fast_dev_run: bool = False
-    """Whether to run only one step, one validation batch and one test batch, without files, as a quick check. With
-    `resume=PATH` it is the next step of that checkpoint. There is no validation before it, whatever `sanity_batches`
-    says."""
+    fast_dev_run: bool | int = False
+    """Whether to run only one step, one validation batch and one test batch, without files, as a quick check; a number
+    runs so many steps, and so many batches of each evaluation and prediction. With `resume=PATH` they are the next
+    steps of that checkpoint. There is no validation before the last of them, whatever `sanity_batches` says."""
 
     # Length
     max_epochs: int | None = None
@@ -146,12 +148,13 @@ class Options:
     limit_train_batches: int | float | None = None
     """The number of batches of an epoch, from the start of its order (an int), or the part of them (a float up to 1.0,
     at least one batch). With several processes a batch is that of all processes together. It excludes
-    `steps_per_epoch`, which ends an epoch too, but lets the next one go on where it ended."""
+    `steps_per_epoch`, which ends an epoch too, but lets the next one go on where it ended. 0 turns the split off, as if
+    the datamodule had none: `fit` is then a ValueError, and the other methods work."""
     limit_valid_batches: int | float | None = None
     """The same for each validation split. Tables and log lines say that a split was limited. `sanity_batches` and
-    `fast_dev_run` use fewer."""
+    `fast_dev_run` use their own numbers. 0 turns validations off."""
     limit_test_batches: int | float | None = None
-    """The same for each test split. Predictions are not limited."""
+    """The same for each test split; with 0 `test` is a ValueError. Predictions are not limited."""
     overfit_batches: int | float | None = None
     """The number or part of the first batches of the train split that every epoch repeats, without shuffling and with
     the random numbers of the first epoch: a correct model learns them by heart. The validation is limited alike, to the
@@ -348,19 +351,18 @@ class Options:
         return [self.monitor] if isinstance(self.monitor, str) else [*(self.monitor or ())]
 
     def limit_of(self, phase: str) -> int | float | None:
-        """Return the limit of a split: a number of batches, a part of them (a float), or None for all.
+        """Return the limit of a split: a number of batches (0 turns it off), a part of them (a float), None for all.
 
         Of training `fast_dev_run` limits the steps, which may take several batches.
 
         Args:
             phase: "train", "valid" or "test".
         """
-        if self.fast_dev_run and phase != "train":
-            return 1
-        if self.overfit_batches is not None and phase != "test":
-            return self.overfit_batches
         limits = {"train": self.limit_train_batches, "valid": self.limit_valid_batches}
-        return limits.get(phase, self.limit_test_batches)
+        limit = limits.get(phase, self.limit_test_batches)
+        if self.fast_dev_run and phase != "train" and limit != 0:
+            return int(self.fast_dev_run)
+        return self.overfit_batches if self.overfit_batches is not None and phase != "test" else limit
 
     def config(self) -> dict[str, Any]:
         """Return every option as plain data: numbers, strings, lists and dicts. `Trainer.from_config` takes it.

@@ -807,13 +807,13 @@ MUTATIONS = [
         "training/loop.py",
         "0 if self.options.fast_dev_run else self.options.sanity_batches",
         "self.options.sanity_batches",
-        TRAINING + "test_fast_dev_run_uses_one_batch_of_everything_and_writes_nothing",
+        TRAINING + "test_fast_dev_run_uses_so_many_batches_of_everything_and_writes_nothing",
     ),
     Mutation(
         "options.py",
-        'if self.fast_dev_run and phase != "train":',
+        'if self.fast_dev_run and phase != "train" and limit != 0:',
         "if False:",
-        TRAINING + "test_fast_dev_run_uses_one_batch_of_everything_and_writes_nothing",
+        TRAINING + "test_fast_dev_run_uses_so_many_batches_of_everything_and_writes_nothing",
     ),
     Mutation(
         "arguments.py",
@@ -1587,15 +1587,15 @@ MUTATIONS = [
     ),
     Mutation(
         "planning/due.py",
-        "if state.step > start else None",
+        "if state.step >= start + options.fast_dev_run else None",
         "if state.step > 0 else None",
-        TRAINING + "test_fast_dev_run_does_the_next_step_of_any_checkpoint",
+        TRAINING + "test_fast_dev_run_does_the_next_steps_of_any_checkpoint",
     ),
     Mutation(
         "training/loop.py",
         "return bool(self.valid_names) and self.stop.limit_reached() is not None",
         "return bool(self.valid_names) and self.state.validated_step is None",
-        TRAINING + "test_fast_dev_run_does_the_next_step_of_any_checkpoint",
+        TRAINING + "test_fast_dev_run_does_the_next_steps_of_any_checkpoint",
     ),
     # Options of a Split that are assigned, or contradict each other.
     Mutation(
@@ -1643,9 +1643,9 @@ MUTATIONS = [
     # A quick check of a finished run; several profiles.
     Mutation(
         "loading/planned_steps.py",
-        "return max(least, min(limits))",
-        "return min(limits)",
-        TRAINING + "test_fast_dev_run_does_the_next_step_of_any_checkpoint",
+        """return max(total, self._saved["state"]["step"] + options.fast_dev_run)""",
+        "return total",
+        TRAINING + "test_fast_dev_run_does_the_next_steps_of_any_checkpoint",
     ),
     Mutation("callbacks.py", "if each._path == self._path:", "if False:", PROFILES),
     Mutation("callbacks.py", "if each.first <= self.last and", "if False and", PROFILES),

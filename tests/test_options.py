@@ -31,7 +31,6 @@ FIELDS = {field.name for field in dataclasses.fields(Trainer)}
 FLAGS = [
     "deterministic",
     "benchmark",
-    "fast_dev_run",
     "allow_changed_hparams",
     "compile",
     "checkpoint_activations",
@@ -66,6 +65,7 @@ class SomeLogger:
 
 WRONG_TYPE = [
     *((name, value) for name in FLAGS for value in (None, 0, 1, "yes")),
+    *(("fast_dev_run", value) for value in (None, "yes", 1.0)),
     *((name, value) for name in INTEGERS for value in (None, True, "1", 1.0, math.nan, math.inf)),
     *((name, value) for name in OPTIONAL_INTEGERS for value in (True, "1", 1.0, math.inf)),
     *((name, value) for name in OPTIONAL_NUMBERS for value in (True, "1", [1])),
@@ -115,7 +115,9 @@ WRONG_VALUE = [
         for name in ("run_name", "root", "resume", "init_from")
         for value in ("a\0b", "\ud800", "x" * 256 + "/x")
     ),
-    *((name, value) for name in LIMITS for value in (0, -1, 2**63, 0.0, 1.5, -0.5, math.nan, math.inf)),
+    *((name, value) for name in LIMITS for value in (-1, 2**63, 0.0, 1.5, -0.5, math.nan, math.inf)),
+    ("overfit_batches", 0),
+    *(("fast_dev_run", value) for value in (-1, 2**63)),
     *(("hang_minutes", value) for value in (-1, 0, 0.001, math.nan, math.inf, "never")),
     ("devices", 2**16),
     ("devices", [2**16]),
@@ -157,6 +159,8 @@ EDGES = [
     *((name, value) for name in OPTIONAL_INTEGERS for value in (None, 1, 10**9)),
     *((name, value) for name in OPTIONAL_NUMBERS for value in (None, 1, 1e-6)),
     *((name, value) for name in LIMITS for value in (None, 1, 10**9, 1e-6, 1.0)),
+    *((name, 0) for name in LIMITS if name.startswith("limit_")),
+    *(("fast_dev_run", value) for value in (False, True, 0, 1, 10**9)),
     *(("accelerator", value) for value in ("auto", "cpu", "cuda", "mps")),
     *(("devices", value) for value in (1, 8, [0], [2, 0], "auto")),
     *(("strategy", value) for value in ("ddp", "fsdp", "hsdp")),
@@ -274,6 +278,9 @@ def test_an_extreme_value_is_refused_at_once_or_a_run_works_with_it(name, tmp_pa
             assert len(message) < 1000, message
             continue
         decided_later = {  # By the data, the files or the machine.
+            "limit_train_batches": value == 0,
+            "limit_valid_batches": value == 0,
+            "fast_dev_run": isinstance(value, int) and value > 3,
             "monitor": value != "valid/loss" and value is not None,
             "resume": value != "auto",
             "init_from": value is not None,

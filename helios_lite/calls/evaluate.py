@@ -36,6 +36,8 @@ def evaluate(
     model, options = session.model, session.options
     session.setup(fast_init=True)
     names = session.open_split(phase)
+    if options.limit_of(phase) == 0:
+        raise ValueError(f"limit_{phase}_batches=0: turns the {phase} split off; set it to None to evaluate the split")
     if not names:
         raise ValueError(f"the datamodule has no {phase} split")
     path, state = load_for_evaluation(session, checkpoint)

@@ -164,7 +164,7 @@ def _predictions(session: Session, loader: Loader) -> Iterator[_Prediction]:
     # Copies: what is sent from rank to rank would be the order of the whole epoch, of which these are parts.
     indices = map(torch.clone, loader.indices()) if isinstance(loader, SplitLoader) else itertools.repeat(None)
     progress.start("predict", length)
-    for i in range(1 if session.options.fast_dev_run else sys.maxsize):
+    for i in range(session.options.fast_dev_run or sys.maxsize):
         step = i * world.size + world.rank
         with evaluation_mode(session, step):  # Its random numbers do not depend on the number of ranks.
             batch = next(batches, None)

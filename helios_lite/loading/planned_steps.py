@@ -66,9 +66,11 @@ class PlannedSteps:
                 "num_training_steps: is not known, because the train split has no length; set max_steps or "
                 "steps_per_epoch"
             )
-        # A quick check of a checkpoint does its next step, though the training has ended there.
-        least = 0 if self._saved is None or not options.fast_dev_run else self._saved["state"]["step"] + 1
-        return max(least, min(limits))
+        total = min(limits)
+        if self._saved is None or not options.fast_dev_run:
+            return total
+        # A quick check of a checkpoint does its next steps, though the training has ended there.
+        return max(total, self._saved["state"]["step"] + options.fast_dev_run)
 
     def known_total(self) -> int | None:
         """Return the planned number of steps, None if it cannot be known."""

@@ -66,6 +66,8 @@ class TrainData:
         source = self._datamodule.train
         if source is None:
             raise ValueError("the datamodule has no train split")
+        if self._options.limit_of("train") == 0:
+            raise ValueError("limit_train_batches=0: turns the train split off; use Trainer.validate to evaluate only")
         self._loader = self._keeper.of(source)
         if self._restored and self._loader.takes_state():
             self._check_number_of_ranks()

@@ -195,10 +195,10 @@ def limit_reached(state: TrainingState, options: Options, seconds: float, start:
         state: the counters.
         options: the trainer.
         seconds: the seconds of training that all ranks agree on.
-        start: the step at which this call began, after which `fast_dev_run` does one.
+        start: the step at which this call began, after which `fast_dev_run` does its steps.
     """
     if options.fast_dev_run:
-        return "fast_dev_run" if state.step > start else None
+        return "fast_dev_run" if state.step >= start + options.fast_dev_run else None
     if options.max_epochs is not None and state.epoch >= options.max_epochs:
         return "max_epochs"
     if options.max_steps is not None and state.step >= options.max_steps:

@@ -155,8 +155,8 @@ class Training:
         )
 
     def phases(self) -> list[str]:
-        """Return the splits that this run uses."""
-        return ["train", "valid"] if self.valid_names else ["train"]
+        """Return the splits that this run uses, or would use if no limit turned them off."""
+        return ["train", "valid"] if self.valid_names or self.options.limit_of("valid") == 0 else ["train"]
 
     def check_validation(self) -> None:
         """Run some validation batches before a new training starts, so that errors in them come early.
@@ -458,6 +458,7 @@ class Training:
         validates = has_split and (options.valid_every_epochs is not None or options.valid_every_steps is not None)
         if options.monitor is not None and not (validates or options.monitors_training):
             missing = "valid_every_epochs or valid_every_steps" if has_split else "a valid split in the datamodule"
+            missing = "limit_valid_batches other than 0" if options.limit_of("valid") == 0 else missing
             raise ValueError(f"monitor={options.monitor!r} needs {missing}")
         compares = self.monitor.enabled and (validates or options.monitors_training)
         if options.patience is not None and not compares:

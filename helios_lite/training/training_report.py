@@ -37,7 +37,9 @@ class TrainingReport:
         where = "without files" if session.folder is None else f"in {session.name}"
         text = console.banner_text(where, session.device, session.world.size, options)
         planned = [] if plan is None else plan.lines()
-        text = "\n".join([text, *(["plan: 1 step (fast_dev_run)"] if options.fast_dev_run else planned)])
+        if number := int(options.fast_dev_run):
+            planned = [f"plan: {number} step{'s' * (number > 1)} (fast_dev_run)"]
+        text = "\n".join([text, *planned])
         self._describe_run(text)
         if session.prints:
             console.show_banner(model.append_to_banner(text))

@@ -194,3 +194,20 @@ def test_a_sanity_validation_and_a_dev_run_use_fewer_batches_than_the_limit() ->
         == 1
     )
     assert model.validated == [0, 1, 0, 1]
+
+
+def test_a_limit_of_zero_turns_a_split_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, data = Tiny(), limited_data()
+    off = {"limit_train_batches": 0, "limit_valid_batches": 0, "limit_test_batches": 0}
+    trainer = quiet(max_steps=2, root=tmp_path, limit_valid_batches=0, limit_test_batches=0)
+    trainer.print_banner = True
+    assert "valid/a/loss" not in trainer.fit(model, data).metrics
+    assert "valid limited to 0 batches" in capsys.readouterr().out
+    assert model.validated == []
+    for run, name in ((trainer.validate, "valid"), (trainer.test, "test"), (quiet(max_steps=2, **off).fit, "train")):
+        with pytest.raises(ValueError, match=f"^limit_{name}_batches=0: turns the {name} split off"):
+            run(model, data)
+    assert "valid/a/loss" in quiet(limit_train_batches=0).validate(model, data, checkpoint=None)
+    with pytest.raises(ValueError, match="^monitor='valid/a/loss' needs limit_valid_batches other than 0"):
+        quiet(max_steps=2, monitor="valid/a/loss", **off).fit(model, data)
+    assert quiet(fast_dev_run=2, limit_valid_batches=0).fit(Tiny(), data).metrics.keys().isdisjoint({"valid/a/loss"})

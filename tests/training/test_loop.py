@@ -183,15 +183,25 @@ def test_a_stop_the_model_asked_for_is_no_limit_at_the_next_start(tmp_path: Path
         assert result.state.step >= steps
 
 
-def test_fast_dev_run_uses_one_batch_of_everything_and_writes_nothing(tmp_path: Path) -> None:
-    model, datamodule, trainer = Tiny(), data(), quiet(fast_dev_run=True, root=tmp_path)
+class Predicting(Tiny):
+    def predict_step(self, batch: Any, step: int) -> Any:
+        return batch[0]
+
+
+@pytest.mark.parametrize(("number", "trained", "evaluated"), [(True, 4, 4), (4, 14, 5)])
+def test_fast_dev_run_uses_so_many_batches_of_everything_and_writes_nothing(
+    tmp_path: Path, number: int, trained: int, evaluated: int
+) -> None:
+    model, datamodule, trainer = Predicting(), data(), quiet(fast_dev_run=number, root=tmp_path)
     result = trainer.fit(model, datamodule)
-    assert len(model.seen) == 4
-    assert len(model.validated) == 4  # No sanity validation: it would only do the same before.
+    assert (result.state.step, result.stop_reason) == (number, "fast_dev_run")
+    assert len(model.seen) == trained
+    assert len(model.validated) == evaluated  # No sanity validation: it would only do the same before.
     assert "valid/loss" in result.metrics
     model.validated.clear()
     assert "test/loss" in trainer.test(model, datamodule)
-    assert len(model.validated) == 4
+    assert len(model.validated) == evaluated
+    assert sum(len(indices) for indices, _ in trainer.predict(model, datamodule)) == evaluated
     assert list(tmp_path.iterdir()) == []
 
 
@@ -209,19 +219,25 @@ class ToldOfTheEnd(Tiny):
         self.validated_before_the_end = self.validated.copy()
 
 
-def test_fast_dev_run_does_the_next_step_of_any_checkpoint(tmp_path: Path) -> None:
+def test_fast_dev_run_does_the_next_steps_of_any_checkpoint(tmp_path: Path) -> None:
     whole = ToldOfTheEnd()
     options = {"max_epochs": 2, "save_every_steps": 1, "keep_last": -1, "valid_every_steps": 2}
     quiet(root=tmp_path, **options).fit(whole, data())
     before = sorted(tmp_path.rglob("*"))
-    for step, samples in ((1, whole.seen[4:8]), (2, whole.seen[8:10]), (3, whole.seen[10:14]), (6, None)):
+    for step, number, samples in (
+        (1, 1, whole.seen[4:8]),
+        (2, True, whole.seen[8:10]),
+        (3, True, whole.seen[10:14]),
+        (2, 3, whole.seen[8:18]),
+        (6, 2, None),
+    ):
         (path,) = tmp_path.glob(f"tiny/checkpoints/*_iter_{step}.pth")
         model = ToldOfTheEnd()
-        result = quiet(root=tmp_path, fast_dev_run=True, resume=path, **options).fit(model, data())
-        assert (result.state.step, result.stop_reason) == (step + 1, "fast_dev_run")
-        assert len(model.seen) == (4 if samples is None else len(samples))
+        result = quiet(root=tmp_path, fast_dev_run=number, resume=path, **options).fit(model, data())
+        assert (result.state.step, result.stop_reason) == (step + number, "fast_dev_run")
+        assert len(model.seen) == (8 if samples is None else len(samples))
         assert model.seen == samples or samples is None
-        assert model.validated == model.validated_before_the_end == [0, 1, 2, 3]
+        assert model.validated == model.validated_before_the_end == [0, 1, 2, 3, 4][: 4 if number == 1 else 5]
     assert sorted(tmp_path.rglob("*")) == before
 
 
