@@ -139,7 +139,7 @@ class Split:
                     "num_workers to 1 or more"
                 )
 
-    def order(self, seed: int, epoch: int) -> list[int]:
+    def order(self, seed: int, epoch: int, name: str = "") -> list[int]:
         """Return the indices of the samples in the order of an epoch, for a loop by hand that reads what a run reads.
 
         Several processes share this order out: each takes every n-th index of it.
@@ -147,6 +147,7 @@ class Split:
         Args:
             seed: that of the `Trainer`.
             epoch: its number, from 0, which is `state.epoch` while it runs.
+            name: that of one of several train splits, whose epochs are the passes over it.
 
         Raises:
             TypeError: the dataset has no length.
@@ -157,20 +158,20 @@ class Split:
         length = len(self.dataset)
         if not self.shuffle:
             return list(range(length))
-        order = random_order(length, rng.derive_seed(seed, epoch), self.shuffle_block)
+        order = random_order(length, epoch_seed(seed, epoch, name), self.shuffle_block)
         return order.tolist() if isinstance(order, Tensor) else list(order)
 
-    def sample_seed(self, seed: int, epoch: int, index: int) -> int:
+    def sample_seed(self, seed: int, epoch: int, index: int, name: str = "") -> int:
         """Return the number with which `random` and PyTorch are seeded before a sample is read, below 2**63.
 
         NumPy is seeded with its lower 32 bits (`number & 0xFFFFFFFF`), if the program has imported it. In a dataset
         that reads whole batches (`__getitems__`) that of the first sample counts for all.
 
         Args:
-            seed, epoch: as for `order`.
+            seed, epoch, name: as for `order`.
             index: the index of the sample in the dataset.
         """
-        return rng.derive_seed(rng.derive_seed(seed, epoch), index)
+        return rng.derive_seed(epoch_seed(seed, epoch, name), index)
 
     def __repr__(self) -> str:
         """Return one line: the dataset, its number of samples, and the options that differ from their defaults."""
@@ -186,8 +187,10 @@ class DataModule:
     """The data of a run: the splits, given here or assigned in `setup` of a subclass.
 
     Each is a Split or None: `train`, `valid`, `test`, and `predict`, in place of which `test` is used if it is None.
-    `valid` and `test` may also be a dict of splits by name, whose metrics are named `valid/<name>/...`. The trainer
-    reads `train` again at every epoch, so it may change between epochs; the others are read when a call begins.
+    `valid` and `test` may also be a dict of splits by name, whose metrics are named `valid/<name>/...`. If `train` is
+    a dict, a batch is a dict with a batch of each split; an epoch ends with the split that `epoch_split` names, or else
+    with the shortest, and the others go on in the next epoch, and begin again when they end. The trainer reads `train`
+    again at every epoch, so it may change between epochs; the others are read when a call begins.
 
     A ready DataLoader, or any iterable of batches that can be iterated again in every epoch, is accepted too, with
     weaker guarantees: before each epoch `set_epoch` is called wherever it exists, and the `torch.Generator`s of the
@@ -204,17 +207,30 @@ class DataModule:
     valid: Any = None
     test: Any = None
     predict: Any = None
+    epoch_split: str | None = None
+    """Of several train splits the name of the one whose end is that of an epoch, and whose samples are counted; the
+    shortest if None."""
 
-    def __init__(self, train: Any = None, valid: Any = None, test: Any = None, predict: Any = None) -> None:
+    def __init__(
+        self,
+        train: Any = None,
+        valid: Any = None,
+        test: Any = None,
+        predict: Any = None,
+        *,
+        epoch_split: str | None = None,
+    ) -> None:
         """Take the splits, in place of a `setup` that assigns them.
 
         Args:
-            train: the Split, or a loader, to train with.
+            train: the Split, or a loader, to train with, or a dict of several by name.
             valid: the Split of validations, or a dict of several by name.
             test: the Split of `Trainer.test`, or a dict of several by name.
             predict: the Split of `Trainer.predict`; `test` if None.
+            epoch_split: the name of the train split that ends an epoch, if there are several.
         """
         self.train, self.valid, self.test, self.predict = train, valid, test, predict
+        self.epoch_split = epoch_split
 
     def prepare_data(self) -> None:
         """Download or convert the data that all processes will read. Runs once, before processes are started."""
@@ -234,6 +250,11 @@ class DataModule:
         found = {name: inspect.getattr_static(self, name) for name in ("train", "valid", "test", "predict")}
         parts = [f"{name}={_split_text(source)}" for name, source in found.items() if source is not None]
         return f"{type(self).__name__}({', '.join(parts)})"
+
+
+def epoch_seed(seed: int, epoch: int, name: str = "") -> int:
+    """Return the seed of an epoch, or of a pass over one of several train splits, that of the name."""
+    return rng.derive_seed(seed, *name.encode(), epoch)
 
 
 def rows_of(tensor: Tensor, indices: Tensor) -> Tensor:

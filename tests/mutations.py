@@ -66,6 +66,9 @@ SLICES = ORDERS + "test_slices_parts_and_iteration_agree_with_the_whole"
 BEGUN_BLOCKS = ORDERS + "test_a_resumed_epoch_goes_on_with_the_blocks_and_the_length_it_began_with"
 BILLIONS = ORDERS + "test_ten_billion_samples_are_shuffled_resumed_and_shared_without_memory_for_their_order"
 ATTRIBUTES = "training/test_state_attributes.py::"
+SEVERAL = "loading/test_several_splits.py::"
+SEVERAL_ENDS = SEVERAL + "test_the_shortest_split_or_the_named_one_ends_the_epoch_and_the_others_go_on_and_begin_again"
+LIMIT_OF_ZERO = "loading/test_limits.py::test_a_limit_of_zero_turns_a_split_off"
 GRADIENTS = "networks/test_gradients.py::"
 REQUESTS = "training/test_requests.py::"
 MONITORED = "training/test_monitored_training.py::"
@@ -371,7 +374,7 @@ MUTATIONS = [
     ),
     Mutation(
         "data.py",
-        "rng.derive_seed(rng.derive_seed(seed, epoch), index)",
+        "rng.derive_seed(epoch_seed(seed, epoch, name), index)",
         "rng.derive_seed(seed, epoch, index)",
         "test_data.py::test_a_loop_by_hand_can_read_what_a_run_reads",
     ),
@@ -1222,19 +1225,19 @@ MUTATIONS = [
     Mutation("state.py", "Steps finished, the clock of everything public", "Steps", EDITOR),
     # Epochs of a fixed number of steps.
     Mutation(
-        "loading/train_data.py",
+        "loading/passes.py",
         "if self._loader is not loader:",
         "if True:",
         PASSES + "test_a_stream_goes_on_in_the_next_epoch_and_is_begun_once",
     ),
     Mutation(
-        "loading/train_data.py",
-        'state_dict["pass_samples"], state_dict["epoch_updates"]',
-        "0, state_dict['epoch_updates']",
+        "loading/passes.py",
+        'state_dict["pass_batches"], state_dict["pass_samples"])',
+        "state_dict['pass_batches'], 0)",
         PASSES + "test_a_run_cut_after_any_step_ends_like_one_that_was_not",
     ),
     Mutation(
-        "loading/train_data.py",
+        "loading/passes.py",
         'rng.fork_rng(torch.device("cpu")) if is_inside else contextlib.nullcontext()',
         "contextlib.nullcontext()",
         PASSES + "test_a_run_cut_after_any_step_ends_like_one_that_was_not",
@@ -1259,8 +1262,8 @@ MUTATIONS = [
     ),
     Mutation(
         "loading/train_data.py",
-        "self._pass_samples += samples",
-        "self._pass_samples += size",
+        "self._passes.count(samples)",
+        "self._passes.count(size)",
         DISTRIBUTED + "test_the_number_of_processes_may_change_inside_a_pass_that_epochs_do_not_end",
     ),
     # Objects as plain data.
@@ -1643,7 +1646,7 @@ MUTATIONS = [
     # A quick check of a finished run; several profiles.
     Mutation(
         "loading/planned_steps.py",
-        """return max(total, self._saved["state"]["step"] + options.fast_dev_run)""",
+        """return max(total, int(self._saved["state"]["step"]) + options.fast_dev_run)""",
         "return total",
         TRAINING + "test_fast_dev_run_does_the_next_steps_of_any_checkpoint",
     ),
@@ -2272,7 +2275,7 @@ MUTATIONS = [
     Mutation("loading/train_data.py", "            self._check_number_of_ranks()\n", "            pass\n", OTHER_SIZE),
     Mutation(
         "loading/train_data.py",
-        "if self._restored and self._loader.takes_state():\n",
+        "if self._restored and loader.takes_state():\n",
         "if self._restored:\n",
         OTHER_SIZE,
     ),
@@ -2689,7 +2692,7 @@ MUTATIONS = [
     ),
     Mutation(
         "loading/iterable_loader.py",
-        'has_state and (limit is None or phase != "train")',
+        "has_state and (limit is None or not is_training(phase))",
         "has_state",
         "loading/test_loaders.py::test_a_stream_with_a_state_may_be_limited",
     ),
@@ -4234,8 +4237,8 @@ MUTATIONS = [
     ),
     Mutation(
         "loading/planned_steps.py",
-        "return max(least, min(limits))",
-        "return max(least, *limits)",
+        "total = min(limits)",
+        "total = max(limits)",
         PLAN + "test_the_number_of_steps_is_known_in_setup_and_is_that_of_the_run",
     ),
     Mutation(
@@ -4422,8 +4425,8 @@ MUTATIONS = [
     Mutation("loading/split_loader.py", "begun.check_samplers(now)", "pass", NO_ORDER + "[batches added]"),
     Mutation(
         "loading/split_loader.py",
-        "rng.derive_seed(begun.seed, epoch)",
-        "rng.derive_seed(self._seed, epoch)",
+        "seed_of_epoch(begun.seed, self._phase, epoch)",
+        "seed_of_epoch(self._seed, self._phase, epoch)",
         AS_IT_BEGAN + "[other seed]",
     ),
     Mutation(
@@ -4551,23 +4554,23 @@ MUTATIONS = [
     ),
     Mutation(
         "loading/train_data.py",
-        "if loader is not earlier and state.epoch_batch == 0:",
-        "if False:",
+        'return saved if now is earlier else _without(saved, "begun", "source")',
+        "return saved",
         PASSES + "test_a_split_that_is_replaced_is_read_from_the_position_of_the_other_over_resumes_too",
     ),
     Mutation(
         "loading/train_data.py",
-        "if loader is not earlier and state.epoch_batch == 0:",
-        "if state.epoch_batch == 0:",
+        'return saved if now is earlier else _without(saved, "begun", "source")',
+        'return _without(saved, "begun", "source")',
         PASS_AS_IT_BEGAN + "[grown]",
     ),
     Mutation(
         "loading/train_data.py",
-        "if loader is not earlier and state.epoch_batch == 0:",
-        "if loader is not earlier:",
+        "            if state.epoch_batch == 0:\n                mine",
+        "            if True:\n                mine",
         DATA + "test_a_split_that_a_hook_makes_anew_in_every_epoch_is_no_other_one_within_an_epoch",
     ),
-    Mutation("loading/train_data.py", "self._check_kind(loader, mine, state)", "pass", OTHER_KIND),
+    Mutation("loading/train_data.py", "_check_kind(loader, mine, is_inside)", "pass", OTHER_KIND),
     Mutation("loading/train_data.py", 'if is_inside and "source" in saved', 'if "source" in saved', OTHER_KIND),
     Mutation("loading/train_data.py", "self._passes is not None and self._passes.num_begun() > 0", "False", OTHER_KIND),
     Mutation(
@@ -4582,10 +4585,8 @@ MUTATIONS = [
         "        if True:\n            self._say",
         PASS_IS_NAMED,
     ),
-    Mutation(
-        "loading/train_data.py", '"epoch" if self._passes is None else "pass", number', '"epoch", number', PASS_IS_NAMED
-    ),
-    Mutation("loading/train_data.py", "else self._passes.number()\n", "else state.epoch\n", PASS_IS_NAMED),
+    Mutation("loading/train_data.py", 'else ("pass", self._passes', 'else ("epoch", self._passes', PASS_IS_NAMED),
+    Mutation("loading/train_data.py", '("pass", self._passes.number())', '("pass", state.epoch)', PASS_IS_NAMED),
     Mutation(
         "loading/train_data.py", "if self._ends_passes and self._passes is not None and", "if False and", NO_MORE_PASSES
     ),
@@ -4596,6 +4597,149 @@ MUTATIONS = [
         "            PassReader(mine",
         NO_MORE_PASSES,
     ),
+    # Several train splits.
+    Mutation(
+        "loading/several_loader.py",
+        "if batches == 0:\n            self._begin",
+        "if True:\n            self._begin",
+        SEVERAL + "test_a_run_that_is_cut_after_any_step_ends_like_one_that_was_not[longer]",
+    ),
+    Mutation("loading/several_loader.py", "min(known, key", "max(known, key", SEVERAL_ENDS),
+    Mutation("loading/several_loader.py", "        if self._ends is not None:", "        if False:", SEVERAL_ENDS),
+    Mutation(
+        "loading/several_loader.py",
+        "name not in self.others or self._repeats",
+        "name not in self.others",
+        SEVERAL + "test_a_run_that_is_cut_after_any_step_ends_like_one_that_was_not[overfit]",
+    ),
+    Mutation("loading/several_loader.py", "(name not in self.others or self._repeats)", "True", SEVERAL_ENDS),
+    Mutation(
+        "loading/several_loader.py",
+        "number = epoch if name == earlier else 0",
+        "number = 0",
+        SEVERAL + "test_another_split_may_end_the_epochs_that_follow",
+    ),
+    Mutation(
+        "loading/several_loader.py",
+        "self.others[name].load_state_dict(part)",
+        "pass",
+        SEVERAL + "test_a_run_that_is_cut_after_any_step_ends_like_one_that_was_not[longer]",
+    ),
+    Mutation(
+        "loading/several_loader.py",
+        "self.loaders[name].load_state_dict(part)",
+        "pass",
+        SEVERAL + "test_changed_data_of_a_begun_pass_count_from_its_next_one_on_and_a_line_says_so",
+    ),
+    Mutation(
+        "loading/several_loader.py",
+        "            self.others.update((name, passes)",
+        "            list((name, passes)",
+        SEVERAL + "test_a_hook_may_replace_a_split_which_is_read_from_the_position_of_the_other",
+    ),
+    Mutation(
+        "loading/several_loader.py",
+        "self.others[name].count(batch[2])",
+        "self.others[name].count(batch[1])",
+        SEVERAL + "test_the_number_of_ranks_may_change_anywhere",
+    ),
+    Mutation(
+        "loading/several_loader.py",
+        "        if len(known) < len(lengths):",
+        "        if False:",
+        SEVERAL + "test_several_splits_that_do_not_say_when_an_epoch_ends_are_an_error",
+    ),
+    Mutation("loading/passes.py", "self.number + (not self._repeats)", "self.number", SEVERAL_ENDS),
+    Mutation(
+        "loading/batches.py",
+        'phase.removeprefix("train/") if phase.startswith("train/") else ""',
+        '""',
+        SEVERAL + "test_splits_of_the_same_data_have_other_orders_and_random_numbers",
+    ),
+    Mutation(
+        "loading/train_data.py",
+        'parts[name].get("pass_batches", is_inside) > 0',
+        "is_inside",
+        SEVERAL + "test_what_cannot_go_on_inside_of_an_epoch_or_a_pass_is_an_error",
+    ),
+    Mutation(
+        "loading/train_data.py",
+        "    elif parts:\n        is_same = False\n",
+        "",
+        SEVERAL + "test_what_cannot_go_on_inside_of_an_epoch_or_a_pass_is_an_error",
+    ),
+    Mutation(
+        "loading/train_data.py",
+        "part if now.loaders.get(name) is before.get(name) else _without",
+        "part if True else _without",
+        SEVERAL + "test_a_hook_may_replace_a_split_which_is_read_from_the_position_of_the_other",
+    ),
+    Mutation(
+        "loading/train_data.py",
+        "others[name].num_batches - 1 if name in others else num_finished",
+        "num_finished",
+        SEVERAL + "test_a_replayed_step_has_the_samples_of_every_split",
+    ),
+    Mutation(
+        "loading/seeding.py",
+        "_set_epoch_and_seed(loader, epoch, rng.derive_seed(seed, i), for_training)",
+        "_set_epoch_and_seed(loader, epoch, seed, for_training)",
+        "loading/test_custom_order.py::test_loaders_in_a_loader_have_orders_of_their_own_which_are_new_in_every_epoch",
+    ),
+    Mutation(
+        "loading/seeding.py",
+        "found += [item for item in items if isinstance(item, DataLoader)]",
+        "pass",
+        "loading/test_custom_order.py::test_an_order_that_is_drawn_when_an_epoch_begins_is_kept",
+    ),
+    Mutation(
+        "loading/loaders.py",
+        "[source, *loaders, *_zipped(source)]",
+        "[source, *loaders]",
+        LOADERS + "test_a_loader_that_gives_all_ranks_the_same_is_an_error_and_one_that_shares_is_not",
+    ),
+    Mutation(
+        "loading/loaders.py",
+        "[source, *loaders, *_zipped(source)]",
+        "[source, *_zipped(source)]",
+        LOADERS + "test_a_loader_that_gives_all_ranks_the_same_is_an_error_and_one_that_shares_is_not",
+    ),
+    # Splits that are turned off, and a number of steps for a quick check.
+    Mutation(
+        "training/session.py", "{} if self.options.limit_of(phase) == 0 else split_parts", "split_parts", LIMIT_OF_ZERO
+    ),
+    Mutation("loading/train_data.py", 'if self._options.limit_of("train") == 0:', "if False:", LIMIT_OF_ZERO),
+    Mutation("calls/evaluate.py", "if options.limit_of(phase) == 0:", "if False:", LIMIT_OF_ZERO),
+    Mutation(
+        "options.py",
+        "return int(self.fast_dev_run)",
+        "return 1",
+        TRAINING + "test_fast_dev_run_uses_so_many_batches_of_everything_and_writes_nothing",
+    ),
+    Mutation(
+        "planning/due.py",
+        "state.step >= start + options.fast_dev_run",
+        "state.step > start",
+        TRAINING + "test_fast_dev_run_uses_so_many_batches_of_everything_and_writes_nothing",
+    ),
+    Mutation(
+        "calls/predict.py",
+        "session.options.fast_dev_run or sys.maxsize",
+        "1 if session.options.fast_dev_run else sys.maxsize",
+        TRAINING + "test_fast_dev_run_uses_so_many_batches_of_everything_and_writes_nothing",
+    ),
+    Mutation(
+        "tools/audit/looks.py",
+        'name.split("/")[0] == "train"',
+        'name == "train"',
+        "tools/test_audit.py::test_several_train_splits_are_audited_too",
+    ),
+    Mutation(
+        "tools/audit/program_data.py",
+        'changed[""] if several is None else changed',
+        "train",
+        "tools/test_audit.py::test_several_train_splits_are_audited_too",
+    ),
     # The batch size of all processes.
     Mutation(
         "loading/batches.py",
@@ -4605,7 +4749,7 @@ MUTATIONS = [
     ),
     Mutation(
         "loading/batches.py",
-        'if phase != "train":\n        return -',
+        "if not is_training(phase):\n        return -",
         "if False:\n        return -",
         GLOBAL + "test_evaluations_take_the_quotient_rounded_up_and_read_every_sample_once",
     ),
@@ -4647,8 +4791,8 @@ MUTATIONS = [
     ),
     Mutation(
         "loading/train_data.py",
-        "self._repeats, count, self._window",
-        "self._repeats, count",
+        "self._repeats, self._count, self._window",
+        "self._repeats, self._count",
         GLOBAL + "test_it_is_an_error_before_anything_is_trained",
     ),
     Mutation(

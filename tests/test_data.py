@@ -91,7 +91,7 @@ SMALL = Split(Indices(4), batch_size=2)
     ("phase", "value", "match"),
     [
         ("train", [SMALL, SMALL], r"train split is a list with a Split: it must be one Split: join .*ConcatDataset"),
-        ("train", {"a": SMALL}, r"train split is a dict: it must be one Split: join .*ConcatDataset"),
+        ("train", {"a": {"b": SMALL}}, r"train/a split is a dict: it must be one Split for each name"),
         ("train", Indices(4), r"train split is a dataset \(Indices\): it must be Split\(dataset, batch_size=\.\.\.\)"),
         ("train", "mnist", r"train split is a str: it must be a Split, a DataLoader or another iterable of batches"),
         ("train", Split, r"train split is a Split: it must be"),

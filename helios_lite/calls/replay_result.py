@@ -22,8 +22,9 @@ class ReplayedBatch:
     """The rank that has computed it."""
     batch: Any
     """The batch as `train_step` got it, with its tensors on the CPU."""
-    indices: Tensor | None
-    """The indices of its samples in the dataset, int64 of shape (batch_size,); None for a custom loader."""
+    indices: Tensor | dict[str, Tensor] | None
+    """The indices of its samples in the dataset, int64 of shape (batch_size,); None for a custom loader. Of several
+    train splits a dict of them by name."""
     losses: tuple[float, ...]
     """The losses that were passed to `Model.backward`, in order."""
     weight: float | None
@@ -39,7 +40,9 @@ class ReplayedBatch:
 
     def not_finite_indices(self) -> list[int]:
         """Return the indices of the samples of `not_finite`, or their positions if the indices are not known."""
-        return [position if self.indices is None else int(self.indices[position]) for position in self.not_finite]
+        if not isinstance(self.indices, Tensor):
+            return [*self.not_finite]
+        return [int(self.indices[position]) for position in self.not_finite]
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -88,7 +91,9 @@ class Replay:
             where = f"rank {batch.rank}: " if len({each.rank for each in self.batches}) > 1 else ""
             weight = "" if batch.weight is None else f" (weight {batch.weight:g})"
             yield f"{where}loss", f"{', '.join(f'{loss:.6g}' for loss in batch.losses) or 'none'}{weight}"
-            yield "  samples", _shown([] if batch.indices is None else batch.indices.tolist())
+            by_name = batch.indices if isinstance(batch.indices, dict) else {"": batch.indices}
+            for name, found in by_name.items():
+                yield f"  samples {name}".rstrip(), _shown([] if found is None else found.tolist())
             yield from _about_samples(batch)
         for name, rate in self.learning_rates.items():
             yield f"learning rate {name}:", f"{rate:.6g}"
@@ -105,7 +110,7 @@ def _about_samples(batch: ReplayedBatch) -> Iterator[tuple[str, str]]:
         yield "  not finite alone:", f"samples {_shown(batch.not_finite_indices())}"
     elif batch.sample_losses is not None:
         order = torch.argsort(batch.sample_losses, descending=True)[:3].tolist()
-        indices = order if batch.indices is None else batch.indices[order].tolist()
+        indices = batch.indices[order].tolist() if isinstance(batch.indices, Tensor) else order
         worst = ", ".join(f"{i} ({float(batch.sample_losses[at]):.4g})" for i, at in zip(indices, order, strict=True))
         yield "  largest losses alone:", f"samples {worst}"
     if batch.why_no_sample_losses:

@@ -130,7 +130,7 @@ class _Part(NamedTuple):
 
     data: Any
     size: int
-    indices: Tensor | None
+    indices: Tensor | dict[str, Tensor] | None
     rng_state: dict[str, Any]
     state: TrainingState
     losses: list[Loss]

@@ -56,7 +56,7 @@ def changes_of_run(saved: Mapping[str, Any], now: Mapping[str, Any], *, is_insid
                     "the train split is a loader, whose position is counted in batches: until this epoch ends samples "
                     "are seen twice or missed; resume with the batch size of before until then"
                 )
-            is_of_epoch = name.startswith("train.") and name.endswith(
+            is_of_epoch = name.startswith(("train.", "train/")) and name.endswith(
                 (".samples", ".shuffle", ".shuffle_block", "sampler")
             )
             if name != "processes" and not (is_of_epoch and is_inside_epoch):

@@ -110,7 +110,9 @@ def limits_text(options: Options, *phases: str) -> str:
     for phase in phases:
         limit = options.limit_of(phase)
         if limit is not None:
-            amount = f"{limit:.3g} of the batches" if isinstance(limit, float) else f"{limit} batch{'es' * (limit != 1)}"
+            amount = (
+                f"{limit:.3g} of the batches" if isinstance(limit, float) else f"{limit} batch{'es' * (limit != 1)}"
+            )
             texts.append(f"{phase} limited to {amount}")
     return ", ".join(texts)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from helios_lite.data import Split
+from helios_lite.data import Split, epoch_seed
 from helios_lite.loading.workers import WorkerInit
 from helios_lite.processes.world import World
 
@@ -36,15 +36,15 @@ class EpochBatches(NamedTuple):
 
 
 class Loader(Protocol):
-    """What the trainer needs of a split.
+    """What the trainer needs of a split."""
 
-    Attributes:
-        source: the split, as the datamodule has it.
-        marks_last: whether the number of batches cannot be wrong, so that the last one has `is_last`.
-    """
+    @property
+    def source(self) -> Any:
+        """The split, as the datamodule has it."""
 
-    source: Any
-    marks_last: bool
+    @property
+    def marks_last(self) -> bool:
+        """Whether the number of batches cannot be wrong, so that the last one has `is_last`."""
 
     def epoch(self, epoch: int, *, samples: int = 0, batches: int = 0, window: int = 1) -> EpochBatches:
         """Return the rest of an epoch.
@@ -74,6 +74,16 @@ class Loader(Protocol):
 
     def close(self) -> None:
         """End the epoch that is read, and the workers of a Split."""
+
+
+def is_training(phase: str) -> bool:
+    """Return whether a phase is "train", or one of several train splits, such as "train/labelled"."""
+    return phase.split("/")[0] == "train"
+
+
+def seed_of_epoch(seed: int, phase: str, epoch: int) -> int:
+    """Return the seed of an epoch of a split, or of a pass; several train splits have other orders."""
+    return epoch_seed(seed, epoch, phase.removeprefix("train/") if phase.startswith("train/") else "")
 
 
 def limited(num_batches: int, limit: int | float | None) -> int:
@@ -129,7 +139,7 @@ def batch_size_of(split: Split, phase: str, world: World, window: int) -> int | 
 
     Args:
         split: the split.
-        phase: "train", or another name, of an evaluation.
+        phase: "train", "train/labelled" of several, or another name, of an evaluation.
         world: the ranks.
         window: batches per accumulation window; it counts in training only.
 
@@ -139,12 +149,12 @@ def batch_size_of(split: Split, phase: str, world: World, window: int) -> int | 
     total = split.global_batch_size
     if total is None:
         return split.batch_size
-    if phase != "train":
+    if not is_training(phase):
         return -(-total // world.size)
     if total % (world.size * window) == 0:
         return total // (world.size * window)
     ranks = f"{world.size} process{'es' * (world.size > 1)}"
-    text = f"the train split: global_batch_size={total} cannot be divided by {ranks} x accumulation_steps={window}"
+    text = f"the {phase} split: global_batch_size={total} cannot be divided by {ranks} x accumulation_steps={window}"
     if total % world.size > 0:
         least = -(-total // (world.size * window)) * world.size * window
         raise ValueError(f"{text}, nor by {ranks} at all; {least} can be")

@@ -23,10 +23,11 @@ class Changes(NamedTuple):
     pairs: list[tuple[str, str]]
     num_gone: int
 
-    def text(self, unit: str, number: int) -> str:
+    def text(self, name: str, unit: str, number: int) -> str:
         """Return it in words.
 
         Args:
+            name: that of the split, "train" or "train/labelled".
             unit: "epoch" or "pass".
             number: that of the epoch, from 1.
         """
@@ -37,7 +38,7 @@ class Changes(NamedTuple):
             samples = "1 sample of its rest is" if self.num_gone == 1 else f"{self.num_gone:,} samples of its rest are"
             gone = f", but {samples} gone and left out"
         return (
-            f"the train split: {'; '.join(found)}; the {unit} is finished with what it began with{gone}, and the "
+            f"the {name} split: {'; '.join(found)}; the {unit} is finished with what it began with{gone}, and the "
             f"change counts from {unit} {number + 1} on"
         )
 

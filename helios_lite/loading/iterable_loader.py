@@ -36,7 +36,9 @@ from helios_lite.loading.batches import (
     end_persistent_workers,
     ending_workers,
     incomplete_error,
+    is_training,
     limited,
+    seed_of_epoch,
 )
 from helios_lite.nested import count_samples, leaves
 from helios_lite.processes import rng
@@ -73,7 +75,7 @@ class IterableLoader:
         # What has the position: the loader, or the dataset of a Split that is read in this process.
         # A limit says where an epoch begins, which a state does not.
         has_state = self._is_split and source.num_workers == 0 and hasattr(source.dataset, "load_state_dict")
-        self._is_read_here = has_state and (limit is None or phase != "train")
+        self._is_read_here = has_state and (limit is None or not is_training(phase))
         self._stateful = source.dataset if self._is_read_here else iterable
         self._is_compared = False  # Whether ranks and workers were found to read different samples.
         self._phase = phase
@@ -81,7 +83,7 @@ class IterableLoader:
         self._state_to_load: Any = None
         self._rng_at_start: dict[str, Any] | None = None  # Of an epoch of a loader without a state, which may draw.
         self._limit = limit
-        if limit is not None and phase == "train" and self.takes_state():
+        if limit is not None and is_training(phase) and self.takes_state():
             raise ValueError(
                 "the train split is a loader with a load_state_dict, which says where it was and not where an epoch "
                 "begins: use steps_per_epoch in place of limit_train_batches or overfit_batches"
@@ -103,7 +105,8 @@ class IterableLoader:
         is_restored = self._state_to_load is not None
         if batches == 0:
             self._load_state()
-        seeding.set_epoch_and_seed(self._iterable, epoch, rng.derive_seed(self._seed, epoch), self._phase == "train")
+        seed = seed_of_epoch(self._seed, self._phase, epoch)
+        seeding.set_epoch_and_seed(self._iterable, epoch, seed, for_training=is_training(self._phase))
         self._load_state()
         length = _length(self._iterable)
         if length is None and isinstance(self._limit, float):
@@ -114,7 +117,7 @@ class IterableLoader:
             logger.info("reading and dropping %d batches of the %s split to reach the position", batches, self._phase)
             iterator = self._read_to(batches, window)
         else:
-            if self._phase == "train" and not self.takes_state():
+            if is_training(self._phase) and not self.takes_state():
                 self._rng_at_start = rng.get_state(torch.device("cpu"))
             with sent_to_workers():
                 iterator = iter(self._iterable)

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data.dataloader import _BaseDataLoaderIter
 
+from helios_lite.arguments import require_kind
 from helios_lite.data import DataModule, Split
 from helios_lite.loading import seeding
-from helios_lite.loading.batches import Loader, batch_size_of
+from helios_lite.loading.batches import Loader, batch_size_of, is_training
 from helios_lite.loading.iterable_loader import IterableLoader, stock_loader
 from helios_lite.loading.split_loader import SplitLoader
 from helios_lite.nested import count_samples
@@ -34,9 +36,9 @@ def make_loader(
 
     Args:
         source: a Split, a DataLoader or another iterable of batches.
-        phase: "train", "predict", or another name for messages. In training every global batch is divided among the
-            ranks, so that all ranks take the same number of steps. For a prediction whole batches are dealt to the
-            ranks in turn. Otherwise the samples are divided, each index to one rank.
+        phase: "train", "train/labelled" of several, "predict", or another name for messages. In training every global
+            batch is divided among the ranks, so that all ranks take the same number of steps. For a prediction whole
+            batches are dealt to the ranks in turn. Otherwise the samples are divided, each index to one rank.
         seed: the seed from which orders and the seeds of samples are derived.
         world: the ranks.
         limit: the number of batches of all ranks per epoch, or the part of them (a float), from the start of its order.
@@ -57,13 +59,19 @@ def make_loader(
         if isinstance(source.dataset, IterableDataset):
             return IterableLoader(source, stock_loader(source, batch_size), phase, seed, world, limit, count)
         return SplitLoader(source, phase, seed, world, limit, in_order, batch_size)
-    if world.size > 1 and _reads_all_samples(source):
+    loaders = [source] if isinstance(source, DataLoader) else seeding.inner_loaders(source)
+    if world.size > 1 and any(map(_reads_all_samples, [source, *loaders, *_zipped(source)])):
+        kind = "is a DataLoader" if isinstance(source, DataLoader) else f"is a {type(source).__name__} of DataLoaders"
+        several = ""
+        if is_training(phase) and kind != "is a DataLoader":
+            several = "; `train` may be a dict of several Splits, whose batches come together"
         raise ValueError(
-            f"the {phase} split is a DataLoader that gives all {world.size} ranks the same batches: "
-            "use a Split, or a DistributedSampler"
+            f"the {phase} split {kind} that gives all {world.size} ranks the same batches: use a Split, or a "
+            f"DistributedSampler{several}"
         )
-    if phase == "train" and isinstance(source, DataLoader) and source.persistent_workers:
-        _warn_of_hidden_epoch(source.dataset)
+    for loader in loaders if is_training(phase) else ():
+        if loader.persistent_workers:
+            _warn_of_hidden_epoch(loader.dataset)
     return IterableLoader(source, source, phase, seed, world, limit, count)
 
 
@@ -116,13 +124,29 @@ def check_splits(datamodule: DataModule) -> None:
 
 
 def split_parts(datamodule: DataModule, phase: str) -> dict[str, Any]:
-    """Return the parts of a split by the prefix of their metrics: itself, or the items of a dict; none without it."""
+    """Return the parts of a split by the prefix of their metrics: itself, or the items of a dict; none without it.
+
+    Raises:
+        TypeError, ValueError: several train splits are an empty dict, or one with a key that is no name.
+    """
     source = getattr(datamodule, phase)
     if source is None:
         return {}
-    if isinstance(source, Mapping) and phase in ("valid", "test"):
+    if isinstance(source, Mapping) and phase != "predict":
+        if phase == "train" and not source:
+            raise ValueError("the train split is an empty dict: it must have a split for each name")
+        for name in source if phase == "train" else ():
+            require_kind("the name of a train split", name, str, "a str")
         return {f"{phase}/{name}": part for name, part in source.items()}
     return {phase: source}
+
+
+def in_words(source: Any) -> str:
+    """Return what a train split is, for errors."""
+    if isinstance(source, Mapping):
+        return f"a dict of {', '.join(source)}"
+    is_stream = isinstance(source, Split) and isinstance(source.dataset, IterableDataset)
+    return f"a {type(source).__name__}" + (" of an IterableDataset" if is_stream else "")
 
 
 def check_split(source: Any, phase: str) -> None:
@@ -136,9 +160,11 @@ def check_split(source: Any, phase: str) -> None:
         TypeError: it is neither; the message says what it may be.
     """
     several = "one Split: join datasets by torch.utils.data.ConcatDataset"
-    if phase in ("valid", "test"):
+    if phase == "train":
+        several += ", or give a dict of Splits by name, whose batches come together: {'labelled': Split(...), ...}"
+    elif phase in ("valid", "test"):
         several = "one Split, or a dict of them by name: {'small': Split(...), 'large': Split(...)}"
-    elif phase not in ("train", "predict"):
+    elif phase != "predict":
         several = "one Split for each name"
     kind = type(source).__name__
     if isinstance(source, Mapping):
@@ -164,8 +190,16 @@ def _warn_of_hidden_epoch(dataset: Any) -> None:
         )
 
 
+def _zipped(source: Any) -> tuple[Any, ...]:
+    """Return the iterators that a `zip` has."""
+    return source.__reduce__()[1] if type(source) is zip else ()  # type: ignore[return-value]
+
+
 def _reads_all_samples(loader: Any) -> bool:
-    """Return whether this is a DataLoader that is known to read all samples on every rank."""
-    batches = getattr(loader, "batch_sampler", None)
-    sampler = getattr(loader if batches is None else batches, "sampler", None)
-    return type(batches) in (BatchSampler, type(None)) and type(sampler) in (RandomSampler, SequentialSampler)
+    """Return whether this is a DataLoader that is known to read all samples on every rank, or an iterator of one."""
+    is_iterator = isinstance(loader, _BaseDataLoaderIter)
+    batches = loader._index_sampler if is_iterator else getattr(loader, "batch_sampler", None)
+    sampler = getattr(loader, "sampler", None) if batches is None else batches
+    if type(batches) is BatchSampler:
+        sampler = batches.sampler
+    return type(sampler) in (RandomSampler, SequentialSampler)

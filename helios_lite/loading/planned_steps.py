@@ -70,7 +70,7 @@ class PlannedSteps:
         if self._saved is None or not options.fast_dev_run:
             return total
         # A quick check of a checkpoint does its next steps, though the training has ended there.
-        return max(total, self._saved["state"]["step"] + options.fast_dev_run)
+        return max(total, int(self._saved["state"]["step"]) + options.fast_dev_run)
 
     def known_total(self) -> int | None:
         """Return the planned number of steps, None if it cannot be known."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch.utils.data import Dataset, Subset, default_collate, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate, get_worker_info
 
 from helios_lite.processes import rng
 
@@ -149,8 +149,26 @@ def base_dataset(dataset: Dataset[Any]) -> Dataset[Any]:
 def set_epoch_and_seed(source: Any, epoch: int, seed: int, for_training: bool) -> None:
     """Call `set_epoch` of a loader or sampler and of the objects in it, and seed the `torch.Generator`s found there.
 
-    An evaluation has no epoch, and its dataset may be the training's, so only generators are seeded then.
+    An evaluation has no epoch, and its dataset may be the training's, so only generators are seeded then. DataLoaders
+    in the attributes of a loader of another class have seeds of their own.
     """
+    _set_epoch_and_seed(source, epoch, seed, for_training)
+    for i, loader in enumerate(inner_loaders(source), 1):
+        _set_epoch_and_seed(loader, epoch, rng.derive_seed(seed, i), for_training)
+
+
+def inner_loaders(source: Any) -> list[DataLoader[Any]]:
+    """Return the DataLoaders that an object of another class has as attributes, also in lists, tuples and dicts."""
+    if isinstance(source, DataLoader):
+        return []
+    found = []
+    for value in vars(source).values() if hasattr(source, "__dict__") else ():
+        items = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+        found += [item for item in items if isinstance(item, DataLoader)]
+    return found
+
+
+def _set_epoch_and_seed(source: Any, epoch: int, seed: int, for_training: bool) -> None:
     for part in _parts(source, "sampler", "batch_sampler", *(["dataset", "datasets"] if for_training else [])):
         if for_training and callable(getattr(part, "set_epoch", None)):
             part.set_epoch(epoch)

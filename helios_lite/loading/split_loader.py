@@ -21,10 +21,11 @@ from helios_lite.loading.batches import (
     end_persistent_workers,
     ending_workers,
     incomplete_error,
+    is_training,
     limited,
+    seed_of_epoch,
 )
 from helios_lite.loading.begun_epoch import BegunEpoch, Changes, digest_of
-from helios_lite.processes import rng
 from helios_lite.processes.memory_maps import sent_to_workers
 from helios_lite.processes.world import World
 from helios_lite.samplers import BucketBatchSampler
@@ -56,7 +57,7 @@ class SplitLoader:
         self._limit, self._shuffle = limit, split.shuffle and not in_order
         self._shuffle_block = split.shuffle_block if self._shuffle else None
         self._world = world
-        self._is_training = phase == "train"
+        self._is_training = is_training(phase)
         self._num_averaged = world.size if self._is_training else 1
         self._phase = phase
         self._seed = seed
@@ -97,7 +98,7 @@ class SplitLoader:
         """
         self._begun, self.changes, drawn = self._resumed(epoch, samples)
         self._is_restored = False  # Not before what may raise.
-        epoch, seed = self._begun.epoch, rng.derive_seed(self._begun.seed, self._begun.epoch)
+        epoch, seed = self._begun.epoch, seed_of_epoch(self._begun.seed, self._phase, self._begun.epoch)
         if self._is_seeded and self._begun.has_sampler:
             drawn = self._with_copies(drawn)
         order = self._batch_order(self._begun.order(drawn), samples)
@@ -124,7 +125,7 @@ class SplitLoader:
         sampler = split.sampler if split.batch_sampler is None else split.batch_sampler
         length = len(split.dataset) if sampler is None else _length(sampler)
         if isinstance(sampler, BucketBatchSampler):
-            seed = rng.derive_seed(self._seed, 0)
+            seed = seed_of_epoch(self._seed, self._phase, 0)
             length = len(sample_order.sample_all(sampler, 0, seed, for_training=False, num_samples=self._length))
         if length is None:
             return None
@@ -180,7 +181,7 @@ class SplitLoader:
         )
         begun = now if restored is None else restored
         begun.check_samplers(now)
-        drawn = self._drawn(begun, rng.derive_seed(begun.seed, epoch))
+        drawn = self._drawn(begun, seed_of_epoch(begun.seed, self._phase, epoch))
         now = self._completed(now, begun, drawn)
         goes_on, changes = (now, None) if restored is None else restored.resumed(now, samples, drawn)
         return goes_on, changes, drawn

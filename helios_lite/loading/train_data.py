@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils.data import IterableDataset
 
 from helios_lite.data import DataModule, Split
 from helios_lite.loading.batches import Batch, Loader, batch_size_of
-from helios_lite.loading.loaders import LoaderKeeper, make_loader
+from helios_lite.loading.loaders import LoaderKeeper, in_words, make_loader, split_parts
+from helios_lite.loading.passes import Passes
+from helios_lite.loading.several_loader import SeveralLoader
 from helios_lite.loading.split_loader import SplitLoader
 from helios_lite.options import Options
-from helios_lite.processes import rng
 from helios_lite.processes.world import World
 from helios_lite.state import TrainingState
 
@@ -45,11 +43,8 @@ class TrainData:
         self._repeats = options.overfit_batches is not None  # Every epoch has the batches of the first, unshuffled.
         self.epoch_batches: int | None = None
         self.knows_last_batch = False
-        self._keeper = LoaderKeeper(
-            lambda source: make_loader(
-                source, "train", options.seed, world, options.limit_of("train"), self._repeats, count, self._window
-            )
-        )
+        self._count = count
+        self._keepers: dict[str, LoaderKeeper] = {}  # By "train", or "train/labelled" of several splits.
         self._loader: Loader | None = None
         self._restored: list[dict[str, Any]] = []
         self._passes: PassReader | None = None
@@ -63,15 +58,39 @@ class TrainData:
         Raises:
             ValueError: there is no train split, it is empty, or its state was saved by another number of ranks.
         """
-        source = self._datamodule.train
-        if source is None:
+        parts = split_parts(self._datamodule, "train")
+        if not parts:
             raise ValueError("the datamodule has no train split")
         if self._options.limit_of("train") == 0:
             raise ValueError("limit_train_batches=0: turns the train split off; use Trainer.validate to evaluate only")
-        self._loader = self._keeper.of(source)
-        if self._restored and self._loader.takes_state():
+        for phase in self._keepers.keys() - parts.keys():
+            self._keepers.pop(phase).close()
+        loaders = {phase: self._loader_of(phase, part) for phase, part in parts.items()}
+        if "train" in loaders:
+            loader = loaders["train"]
+        else:
+            loader = self._together({phase.removeprefix("train/"): part for phase, part in loaders.items()})
+        self._loader = loader
+        if self._restored and loader.takes_state():
             self._check_number_of_ranks()
-        return self._loader
+        return loader
+
+    def _loader_of(self, phase: str, source: Any) -> Loader:
+        options, limit = self._options, self._options.limit_of("train")
+        if phase not in self._keepers:
+            self._keepers[phase] = LoaderKeeper(
+                lambda source: make_loader(
+                    source, phase, options.seed, self._world, limit, self._repeats, self._count, self._window
+                )
+            )
+        return self._keepers[phase].of(source)
+
+    def _together(self, loaders: dict[str, Loader]) -> SeveralLoader:
+        """Return the loader of several splits: that of before, if none of them has another one."""
+        ends, earlier = self._datamodule.epoch_split, self._loader
+        if not isinstance(earlier, SeveralLoader):
+            return SeveralLoader(loaders, ends, self._repeats)
+        return earlier if earlier.is_of(loaders, ends) else SeveralLoader(loaders, ends, self._repeats, earlier)
 
     def steps_per_epoch(self) -> int | None:
         """Return the number of steps of a whole epoch of the present train split, None if it is unknown."""
@@ -116,7 +135,7 @@ class TrainData:
         if passes is not None or self._options.steps_per_epoch is not None:
             return max(0, (self._options.steps_per_epoch or passes) - finished)
         loader = self.loader()
-        if isinstance(loader, SplitLoader):
+        if isinstance(loader, SplitLoader | SeveralLoader):
             loader.load_state_dict(saved)
         batches = loader.num_batches(samples=state["epoch_samples"], batches=state["epoch_batch"])
         return -(-(batches or 0) // self._window)
@@ -138,12 +157,12 @@ class TrainData:
         is_resumed = len(self._restored) > 0
         if is_resumed:  # Only now, since a hook may have put another split in place, as it has when this was saved.
             mine = self._of_this_rank(self._restored)
-            if loader is not earlier and state.epoch_batch == 0:
-                # A hook puts another split in place from this epoch on, which takes effect also within a pass.
-                mine = {name: part for name, part in mine.items() if name not in ("begun", "source")}
-            self._check_kind(loader, mine, state)
+            if state.epoch_batch == 0:
+                mine = _without_replaced(mine, earlier, loader)
+            is_inside = state.epoch_batch > 0 or (self._passes is not None and self._passes.num_begun() > 0)
+            _check_kind(loader, mine, is_inside)
             if len(self._restored) != self._world.size:
-                mine = {name: part for name, part in mine.items() if name != "rng"}  # They are those of another rank.
+                mine = _without(mine, "rng")  # They are those of another rank.
             loader.load_state_dict(mine)
             self._restored = []
         if self._passes is not None:
@@ -162,10 +181,20 @@ class TrainData:
             self._say_changes(loader, state)
         return batches
 
-    def indices(self, state: TrainingState) -> Tensor | None:
-        """Return the indices of the samples in the batch that has begun, None if the split has no indices."""
+    def indices(self, state: TrainingState) -> Tensor | dict[str, Tensor] | None:
+        """Return the indices of the samples in the batch that has begun; None, or no item, of a split without indices.
+
+        Of several splits they are a dict by name.
+        """
         num_finished = state.epoch_batch if self._passes is None else self._passes.num_begun() - 1
-        return self._loader.indices_after(num_finished) if isinstance(self._loader, SplitLoader) else None
+        if not isinstance(self._loader, SeveralLoader):
+            return self._loader.indices_after(num_finished) if isinstance(self._loader, SplitLoader) else None
+        others = self._loader.others
+        return {
+            name: loader.indices_after(others[name].num_batches - 1 if name in others else num_finished)
+            for name, loader in self._loader.loaders.items()
+            if isinstance(loader, SplitLoader)
+        }
 
     def position(self, state: TrainingState, window_start: int) -> tuple[TrainingState, int, int | None]:
         """Return counters, the last boundary and the length of the epoch, by which a part of the epoch is measured.
@@ -201,7 +230,7 @@ class TrainData:
         """Return the state that the loader has on this rank, what the split is, and the position in the passes."""
         own: dict[str, Any] = {}
         if self._loader is not None:
-            own = {**self._loader.state_dict(), "source": _in_words(self._loader.source)}
+            own = {**self._loader.state_dict(), "source": _in_words(self._loader)}
         if self._restored:  # No epoch has begun since.
             own = {name: state for name, state in self._of_this_rank(self._restored).items() if name != "passes"}
         return own if self._passes is None else {**own, "passes": self._passes.state_dict()}
@@ -229,37 +258,27 @@ class TrainData:
 
     def _check_number_of_ranks(self) -> None:
         saved, now = len(self._restored), self._world.size
-        if saved != now and any("loader" in state for state in self._restored):
+        states = [part for state in self._restored for part in (state, *state.get("parts", {}).values())]
+        if saved != now and any("loader" in state for state in states):
             raise ValueError(
                 f"the checkpoint has the states of the train split's loader on {saved} rank{'s' * (saved > 1)}, which "
                 f"{now} cannot take over: no state says what the other ranks have read. Resume with {saved} "
                 f"process{'es' * (saved > 1)}, or start a new training from the weights (init_from)"
             )
 
-    def _check_kind(self, loader: Loader, saved: dict[str, Any], state: TrainingState) -> None:
-        """Raise a ValueError if the position was counted in samples and is in batches now, or the other way round.
-
-        Args:
-            loader: that of now.
-            saved: what `state_dict` has returned.
-            state: the counters.
-        """
-        is_inside = state.epoch_batch > 0 or (self._passes is not None and self._passes.num_begun() > 0)
-        if is_inside and "source" in saved and isinstance(loader, SplitLoader) != ("begun" in saved):
-            raise ValueError(
-                f"the train split was {saved['source']} when the epoch began, and is {_in_words(loader.source)} now, "
-                "which counts its positions otherwise: samples would be seen twice or missed. Put it back until the "
-                "epoch has ended, or start a new run from these weights (init_from)"
-            )
-
     def _say_changes(self, loader: Loader, state: TrainingState) -> None:
         """Log what the train split has otherwise than the epoch that is resumed."""
-        if isinstance(loader, SplitLoader) and loader.changes is not None:
-            number = state.epoch if self._passes is None else self._passes.number()
-            logger.info("%s", loader.changes.text("epoch" if self._passes is None else "pass", number + 1))
+        epoch = ("epoch", state.epoch) if self._passes is None else ("pass", self._passes.number())
+        found = [("train", loader, *epoch)]
+        if isinstance(loader, SeveralLoader):
+            passes = {name: ("pass", passes.number) for name, passes in loader.others.items()}
+            found = [(f"train/{name}", part, *passes.get(name, epoch)) for name, part in loader.loaders.items()]
+        for name, part, unit, number in found:
+            if isinstance(part, SplitLoader) and part.changes is not None:
+                logger.info("%s", part.changes.text(name, unit, number + 1))
 
     def close(self) -> None:
-        """End the epoch, or the pass, that is read, and the workers of the split."""
+        """End the epoch, or the pass, that is read, and the workers of the splits."""
         if self._loader is not None:
             self._loader.close()
         if self._passes is not None:
@@ -269,8 +288,7 @@ class TrainData:
 class PassReader:
     """Reads a split pass after pass, and gives epochs of `steps_per_epoch` steps.
 
-    The next epoch continues where the last one ended. A pass is what an epoch is otherwise: seeds, orders and
-    `set_epoch` depend on its index, and its last accumulation window may be shorter.
+    The next epoch continues where the last one ended.
 
     Args:
         steps_per_epoch: steps per epoch; those that fp16 skips count.
@@ -283,77 +301,100 @@ class PassReader:
 
     def __init__(self, steps_per_epoch: int, window: int) -> None:
         self.steps_per_epoch, self._window = steps_per_epoch, window
-        self._loader: Loader | None = None
-        self._batches: Iterator[Batch] = iter(())
+        self._passes = Passes(window)
         self.steps = 0
-        self._pass, self._pass_batches, self._pass_samples = 0, 0, 0
-        self._is_restored = False
+        self._has_begun = False
 
     def rest_of_epoch(self, loader: Loader, state: TrainingState) -> Iterator[Batch]:
         """Return the batches of the present epoch that are not finished.
 
         Another loader than that of the last call is read from the present position.
         """
-        if not self._is_restored and self._loader is None:  # A new run, or one whose epochs were passes until now.
-            self._pass, self._pass_batches, self._pass_samples = state.epoch, state.epoch_batch, state.epoch_samples
+        if not self._has_begun:  # A new run, or one whose epochs were passes until now.
+            self._has_begun = True
+            self._passes.move_to(state.epoch, state.epoch_batch, state.epoch_samples)
             self.steps = -(-state.epoch_batch // self._window)
         if state.epoch_batch == 0:
             self.steps = 0
-        if self._loader is not loader:
-            self._loader = loader
-            # A run that is not interrupted would not read here, so its random numbers must not depend on it.
-            is_inside = self._pass_batches > 0
-            with rng.fork_rng(torch.device("cpu")) if is_inside else contextlib.nullcontext():
-                self._batches = self._rest_of_pass(loader)
-        return self._rest_of_epoch(loader)
+        self._passes.open(loader)
+        return self._rest_of_epoch()
 
     def num_begun(self) -> int:
         """Return how many batches of the present pass have begun."""
-        return self._pass_batches
+        return self._passes.num_batches
 
     def number(self) -> int:
         """Return the index of the present pass."""
-        return self._pass
+        return self._passes.number
 
     def close(self) -> None:
         """Let go of the pass, so that its workers end."""
-        self._batches = iter(())
+        self._passes.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the pass and in the epoch."""
-        return {
-            "pass": self._pass,
-            "pass_batches": self._pass_batches,
-            "pass_samples": self._pass_samples,
-            "epoch_updates": self.steps,
-            "steps_per_epoch": self.steps_per_epoch,
-        }
+        return {**self._passes.state_dict(), "epoch_updates": self.steps, "steps_per_epoch": self.steps_per_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the position."""
-        self._pass, self._pass_batches = state_dict["pass"], state_dict["pass_batches"]
-        self._pass_samples, self.steps = state_dict["pass_samples"], state_dict["epoch_updates"]
-        self._is_restored = True
+        self._passes.load_state_dict(state_dict)
+        self.steps, self._has_begun = state_dict["epoch_updates"], True
 
-    def _rest_of_pass(self, loader: Loader) -> Iterator[Batch]:
-        position = {"samples": self._pass_samples, "batches": self._pass_batches}
-        return loader.epoch(self._pass, **position, window=self._window).batches
-
-    def _rest_of_epoch(self, loader: Loader) -> Iterator[Batch]:
+    def _rest_of_epoch(self) -> Iterator[Batch]:
         while self.steps < self.steps_per_epoch:
-            batch = next(self._batches, None)
-            if batch is None:  # A new pass has a batch, or its loader raises an error.
-                self._pass, self._pass_batches, self._pass_samples = self._pass + 1, 0, 0
-                self._batches = self._rest_of_pass(loader)
-                continue
-            self._pass_batches += 1
-            data, size, samples, loss_weight, completes_step, _ = batch
-            self._pass_samples += samples
+            data, size, samples, loss_weight, completes_step, _ = self._passes.read()
+            self._passes.count(samples)
             self.steps += completes_step
             yield data, size, samples, loss_weight, completes_step, self.steps == self.steps_per_epoch
 
 
-def _in_words(source: Any) -> str:
-    """Return what a train split is, for errors."""
-    is_stream = isinstance(source, Split) and isinstance(source.dataset, IterableDataset)
-    return f"a {type(source).__name__}" + (" of an IterableDataset" if is_stream else "")
+def _without(saved: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Return what a loader has saved, and those of several splits, without some of it."""
+    parts = {name: _without(part, *names) for name, part in saved.get("parts", {}).items()}
+    return {name: value for name, value in saved.items() if name not in names} | ({"parts": parts} if parts else {})
+
+
+def _without_replaced(saved: dict[str, Any], earlier: Loader | None, now: Loader) -> dict[str, Any]:
+    """Return what was saved at the end of an epoch without what belongs to splits that a hook has replaced since.
+
+    Those that it puts in place take effect from this epoch on, also within a pass.
+    """
+    if not isinstance(now, SeveralLoader) or "parts" not in saved:
+        return saved if now is earlier else _without(saved, "begun", "source")
+    before: Mapping[str, Loader] = earlier.loaders if isinstance(earlier, SeveralLoader) else {}
+    parts = {
+        name: part if now.loaders.get(name) is before.get(name) else _without(part, "begun", "source")
+        for name, part in saved["parts"].items()
+    }
+    return {**saved, "parts": parts}
+
+
+def _check_kind(loader: Loader, saved: Mapping[str, Any], is_inside: bool, phase: str = "train") -> None:
+    """Raise a ValueError if a position inside of an epoch, or of a pass, was counted otherwise than now.
+
+    Args:
+        loader: that of now.
+        saved: what `state_dict` has returned.
+        is_inside: whether an epoch, or a pass over the split, has begun.
+        phase: "train", or "train/labelled" of several splits.
+    """
+    parts = saved.get("parts", {})
+    is_same = isinstance(loader, SplitLoader) == ("begun" in saved)
+    if isinstance(loader, SeveralLoader):
+        is_same = parts.keys() == loader.loaders.keys()
+        for name in parts.keys() & loader.loaders.keys():
+            is_inside_pass = parts[name].get("pass_batches", is_inside) > 0
+            _check_kind(loader.loaders[name], parts[name], is_inside_pass, f"train/{name}")
+    elif parts:
+        is_same = False
+    if is_inside and "source" in saved and not is_same:
+        raise ValueError(
+            f"the {phase} split was {saved['source']} when the epoch began, and is {_in_words(loader)} now, which "
+            "counts its positions otherwise: samples would be seen twice or missed. Put it back until the epoch has "
+            "ended, or start a new run from these weights (init_from)"
+        )
+
+
+def _in_words(loader: Loader) -> str:
+    """Return what a loader reads, for errors."""
+    return f"a dict of {', '.join(loader.loaders)}" if isinstance(loader, SeveralLoader) else in_words(loader.source)

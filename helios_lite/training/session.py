@@ -226,7 +226,7 @@ class Session:
         return self.model.count_samples if is_own else count_samples
 
     def open_split(self, phase: str) -> list[str]:
-        """Make the loaders of the "valid" or "test" split, and return the prefixes of their metrics; none if it is off."""
+        """Make the loaders of the "valid" or "test" split, and return the prefixes of their metrics; none if off."""
         parts = {} if self.options.limit_of(phase) == 0 else split_parts(self.datamodule, phase)
         for name, part in parts.items():
             self.open_loader(part, name, self.options.limit_of(phase))

@@ -34,7 +34,20 @@ class Chain(Pairs):
     """One loader after the other, of which the second draws its order when it begins."""
 
     def __iter__(self) -> Iterator[Any]:
-        return itertools.chain(*self.loaders)
+        for loader in self.make() if self.is_new else self.loaders:
+            yield from loader
+
+
+class Mixed(Pairs):
+    """Batches of two loaders by turns, which are in a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_name = dict(zip("ab", self.make(), strict=True))
+        self.loaders = []
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.chain.from_iterable(zip(*self.by_name.values(), strict=True))
 
 
 class Permuted:
@@ -90,6 +103,8 @@ def seen(source: Any, root: Path, name: str, *limits: int, **options: Any) -> li
         (Pairs, {"accumulation_steps": 2}),
         (Pairs, {"steps_per_epoch": 3}),
         (lambda: Pairs(is_new=True), {}),
+        (Chain, {}),
+        (Mixed, {"accumulation_steps": 3}),
         (lambda: Permuted(of_numpy), {}),
         (lambda: Permuted(of_random), {}),
     ],
@@ -105,7 +120,7 @@ def test_an_order_that_is_drawn_when_an_epoch_begins_is_kept(
 
 @pytest.mark.parametrize(
     ("make", "inside"),
-    [(lambda: Chain(10), 8), (lambda: Split(Buffered(), batch_size=2), 2)],
+    [(lambda: Chain(10, is_new=True), 8), (lambda: Split(Buffered(), batch_size=2), 2)],
 )
 def test_an_order_that_is_drawn_between_the_numbers_of_the_training_is_a_warning(
     make: Any, inside: int, tmp_path: Path, caplog: Any
@@ -117,7 +132,8 @@ def test_an_order_that_is_drawn_between_the_numbers_of_the_training_is_a_warning
 
 
 def test_before_it_is_drawn_it_can_still_be_the_same(tmp_path: Path, caplog: Any) -> None:
-    assert seen(Chain(), tmp_path, "whole", 10) == seen(Chain(), tmp_path, "cut", 3, 10)
+    whole = seen(Chain(is_new=True), tmp_path, "whole", 10)
+    assert whole == seen(Chain(is_new=True), tmp_path, "cut", 3, 10)
     assert "draws random numbers" not in caplog.text
 
 
@@ -127,3 +143,12 @@ def test_samples_that_draw_are_no_warning_where_the_order_is_known(tmp_path: Pat
 
     assert seen(loader(), tmp_path, "whole", 10) == seen(loader(), tmp_path, "cut", 3, 10)
     assert "draws random numbers" not in caplog.text
+
+
+def test_loaders_in_a_loader_have_orders_of_their_own_which_are_new_in_every_epoch(tmp_path: Path) -> None:
+    found = seen(Pairs(), tmp_path, "pairs", 10)
+    first, second = ([index for i in range(e, e + 20, 4) for index in found[i : i + 2]] for e in (0, 20))
+    other = [index for i in range(2, 20, 4) for index in found[i : i + 2]]
+    assert len({tuple(order) for order in (first, second, other)}) == 3
+    assert sorted(first) == sorted(second) == sorted(other) == [*range(10)]
+    assert seen(Pairs(), tmp_path, "again", 10) == found

@@ -208,6 +208,6 @@ def test_a_limit_of_zero_turns_a_split_off(tmp_path: Path, capsys: pytest.Captur
         with pytest.raises(ValueError, match=f"^limit_{name}_batches=0: turns the {name} split off"):
             run(model, data)
     assert "valid/a/loss" in quiet(limit_train_batches=0).validate(model, data, checkpoint=None)
-    with pytest.raises(ValueError, match="^monitor='valid/a/loss' needs limit_valid_batches other than 0"):
+    with pytest.raises(ValueError, match=r"^monitor='valid/a/loss' needs limit_valid_batches other than 0"):
         quiet(max_steps=2, monitor="valid/a/loss", **off).fit(model, data)
     assert quiet(fast_dev_run=2, limit_valid_batches=0).fit(Tiny(), data).metrics.keys().isdisjoint({"valid/a/loss"})

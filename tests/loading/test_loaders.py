@@ -726,11 +726,28 @@ def test_a_split_without_batches_is_an_error_that_names_it(source):
         list(make_loader(source(), "valid/small", 0).epoch(0).batches)
 
 
+class Both:
+    """Two loaders, one after the other."""
+
+    def __init__(self, sampler=None):
+        self.loaders = [DataLoader(Indices(6), 2, sampler=sampler) for _ in range(2)]
+
+    def __iter__(self):
+        return itertools.chain(*self.loaders)
+
+
 def test_a_loader_that_gives_all_ranks_the_same_is_an_error_and_one_that_shares_is_not():
     several = World(rank=1, size=2)
     for same in (DataLoader(Indices(6), 2), DataLoader(Indices(6), 2, shuffle=True), DataLoader(Indices(6), None)):
         with pytest.raises(ValueError, match="the train split is a DataLoader that gives all 2 ranks the same"):
             make_loader(same, "train", 0, several)
+    for name, both in (("Both", Both()), ("zip", zip(*Both().loaders, strict=True))):
+        with pytest.raises(ValueError, match=f"is a {name} of DataLoaders that gives all 2 .* `train` may be a dict"):
+            make_loader(both, "train", 0, several)
+    shared_by_ranks = Both(DistributedSampler(range(6), 2, 1))
+    loader = make_loader(shared_by_ranks, "train", 0, several)
+    first, second = (plain(loader.epoch(epoch).batches) for epoch in (0, 2))
+    assert first != second
     sampler = DistributedSampler(range(6), 2, 1, shuffle=False)
     for shared in (
         DataLoader(Indices(6), 3, sampler=sampler),

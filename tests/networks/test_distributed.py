@@ -125,6 +125,50 @@ def test_three_processes_do_what_one_does_with_the_triple_batch(result: Results)
         require_like_one(case, several)
 
 
+class OfTwoSplits(Plain):
+    """Trains on the batches of two splits."""
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        self.seen.append(batch["b"][0].tolist())
+        x, z = batch["a"][1], batch["b"][1]
+        loss = (self.net(x) - x.sum(1, keepdim=True)).square().mean() + (self.net(z) - 1).square().mean()
+        self.backward(loss)
+        self.log("loss", loss)
+        self.optimizer_step(self.optimizer, self.scheduler)
+
+
+def trained_on_two_splits(world_size: int, **options: Any) -> dict[str, Any]:
+    model = OfTwoSplits()
+    sizes = {"shuffle": True, "drop_last": True, "batch_size": 4 // world_size}
+    data = DataModule({"a": Split(Indices(18), **sizes), "b": Split(Indices(30), **sizes)})
+    result = quiet(accumulation_steps=2, **options).fit(model, data)
+    return {"weights": weights(model)["net"], "metrics": timeless(result.metrics), "seen": model.gather(model.seen)}
+
+
+@scenario(ranks=2)
+def trained_on_two_splits_by_two(root: Path, world: World) -> list[dict[str, Any]]:
+    found = [trained_on_two_splits(2, max_epochs=3)]
+    for steps in (3, 6):  # A checkpoint within the second epoch and the first pass.
+        found.append(trained_on_two_splits(2, max_steps=steps, root=root / "splits"))
+    trained_on_two_splits(2, max_steps=3, root=root / "splits-for-one")
+    return found
+
+
+def test_batches_of_two_splits_are_shared_among_the_ranks_and_over_resumes(result: Results, root: Path) -> None:
+    whole, first, second = result(trained_on_two_splits_by_two, ranks=2)
+    one = trained_on_two_splits(1, max_epochs=3)
+    for name in ("weights", "metrics"):
+        assert close(whole[name], one[name])
+    assert same(second["weights"], whole["weights"])
+    seen = [sorted(a + b) for a, b in zip(*whole["seen"], strict=True)]
+    assert seen == [sorted(batch) for batch in one["seen"][0]]
+    cut = [a + b for part in (first, second) for a, b in zip(*part["seen"], strict=True)]
+    assert [sorted(batch) for batch in cut] == seen
+    rest = trained_on_two_splits(1, max_steps=6, root=root / "splits-for-one")
+    assert [sorted(batch) for batch in rest["seen"][0]] == seen[len(seen) - len(rest["seen"][0]) :]
+    assert close(rest["weights"], one["weights"])
+
+
 def evaluated(length: int, batch_size: int) -> tuple[list[int], dict[str, float]]:
     """The indices that this rank has evaluated, and the metrics over all ranks."""
     model = Plain()

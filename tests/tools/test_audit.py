@@ -16,8 +16,11 @@ from helpers import scripts
 from helpers.planted import ERRORS
 from helpers.right_programs import RIGHT, Classifier, blobs, splits, trainer
 
+from helios_lite import DataModule, Split
 from helios_lite.tools.audit import RELATIONS, Finding, audit
+from helios_lite.tools.audit.program_data import change_splits, describe_splits
 from helios_lite.tools.audit.sums import has_generalized, has_halved
+from helios_lite.tools.audit.trial import Trial
 from helios_lite.tools.command import main
 
 NAMES = [relation.name for relation in RELATIONS]
@@ -83,6 +86,30 @@ def test_there_are_as_many_programs_as_promised_and_one_for_nearly_every_relatio
     assert len(RIGHT) >= 12
     named = {relation for _, expected in ERRORS.values() for relation in expected}
     assert set(NAMES) - named == {"overfit", "checkpoint"}
+
+
+class OfTwoSplits(Classifier):
+    """A classifier of the batches of two splits."""
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        super().train_step([torch.cat(parts) for parts in zip(batch["a"], batch["b"], strict=True)], state)
+
+
+def two_splits() -> Any:
+    x, y = blobs(96)
+    parts = [torch.utils.data.TensorDataset(x[i : i + 32], y[i : i + 32]) for i in (0, 32, 48)]
+    a, b, valid = (Split(part, batch_size=8, shuffle=i < 2) for i, part in enumerate(parts))
+    return trainer(), OfTwoSplits(), DataModule({"a": a, "b": b}, valid)
+
+
+def test_several_train_splits_are_audited_too() -> None:
+    data = two_splits()[2]
+    assert describe_splits(data, 1)["train_kind"] == "several"
+    change_splits(data, Trial(train={"num_workers": 2}))
+    assert [split.num_workers for split in data.train.values()] == [2, 2]
+    findings = {finding.relation: finding for finding in audit(two_splits, ["overlap"])}
+    assert findings["overlap"].result == "breaks"
+    assert findings["overlap"].text == "16 of 32 samples of valid are in train/b too"
 
 
 class ThresholdNotSaved(Classifier):

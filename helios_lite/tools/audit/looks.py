@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from helios_lite.tools.audit.bits import BASE, base
 from helios_lite.tools.audit.processes import Trials
 from helios_lite.tools.audit.trial import EPOCH_STEPS, WITHOUT_WORKERS, Break, NotApplicable, Trial
@@ -87,29 +89,30 @@ def check_constant_data(trials: Trials) -> str:
 def check_overlap(trials: Trials) -> str:
     """Compare the samples of the train and the validation splits."""
     reads = trials.kept(_WATCHED).samples
-    if "train" not in reads or len(reads) < 2:
+    trained = {name: read for name, read in reads.items() if name.split("/")[0] == "train"}
+    if not trained or len(reads) == len(trained):
         raise NotApplicable("there are no two splits with indices")
-    train = reads["train"]
-    shown, total = [], 0
-    for phase, read in reads.items():
-        if phase == "train":
+    shown, compared = [], dict[str, int]()
+    for (name, train), (phase, read) in itertools.product(trained.items(), reads.items()):
+        if phase in trained:
             continue
         if read.dataset == train.dataset:
             common = set(read.indices) & set(train.indices)
             if common:
-                raise Break(f"{len(common)} of {len(read.indices)} indices of {phase} are in train too")
+                raise Break(f"{len(common)} of {len(read.indices)} indices of {phase} are in {name} too")
         elif train.is_random or read.is_random:
             shown.append(f"{phase}: samples are augmented, so only indices could be compared")
             continue
         known = set(train.digests)
         twice = 1 - len(known) / len(train.digests)
         common_digests = [digest for digest in read.digests if digest in known]
-        total += len(read.digests)
+        compared[name], compared[phase] = len(train.digests), len(read.digests)
         if read.dataset != train.dataset and len(common_digests) > 3 * twice * len(read.digests):
-            raise Break(f"{len(common_digests)} of {len(read.digests)} samples of {phase} are in train too")
-    if total == 0:
+            raise Break(f"{len(common_digests)} of {len(read.digests)} samples of {phase} are in {name} too")
+    if not compared:
         raise NotApplicable("; ".join(shown))
-    return f"{len(train.digests)} samples of train, {total} of validation"
+    num_trained = sum(number for name, number in compared.items() if name in trained)
+    return f"{num_trained} samples of train, {sum(compared.values()) - num_trained} of validation"
 
 
 def check_checkpoint(trials: Trials) -> str:

@@ -77,7 +77,9 @@ def change_splits(datamodule: DataModule, trial: Trial) -> None:
     if is_map_style(train) and (trial.holds_out or trial.train_samples is not None):
         every = range(len(train.dataset))
         indices = every[::2] if trial.holds_out else every[: trial.train_samples]
-    vars(datamodule).update(train=_changed(train, trial.train, indices))
+    several = train if isinstance(train, Mapping) else None
+    changed = {name: _changed(part, trial.train, indices) for name, part in (several or {"": train}).items()}
+    vars(datamodule).update(train=changed[""] if several is None else changed)
     parts = valid if isinstance(valid, dict) else {"": valid}
     changed = {name: _changed(part, trial.valid, _first(part, trial.valid_samples)) for name, part in parts.items()}
     vars(datamodule).update(valid=changed if isinstance(valid, dict) else changed[""])
@@ -131,6 +133,8 @@ def describe_splits(datamodule: DataModule, window: int) -> dict[str, Any]:
             "num_workers": train.num_workers,
             "length": len(train.dataset) if is_map_style(train) else None,
         }
+    if isinstance(train, Mapping) and all(map(is_map_style, train.values())):
+        facts |= {"train_kind": "several", "num_workers": max(split.num_workers for split in train.values())}
     if valid_splits and facts["is_valid_map_style"]:
         facts["valid_batch_size"] = max(_batch_size(split, 1) for split in valid_splits)
         facts["valid_length"] = min(len(split.dataset) for split in valid_splits)

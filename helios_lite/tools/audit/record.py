@@ -21,7 +21,8 @@ class Facts:
     """What the relations need to know of a program.
 
     Attributes:
-        train_kind: "map" for a Split of a map-style dataset, "iterable" for one of an IterableDataset, else "loader".
+        train_kind: "map" for a Split of a map-style dataset, "iterable" for one of an IterableDataset, "several" for a
+            dict of Splits of map-style datasets, else "loader".
         batch_size, num_workers, length: of the train Split.
         has_valid: whether there is a validation split.
         is_valid_map_style: whether all validation splits are Splits of map-style datasets.

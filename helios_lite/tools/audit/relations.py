@@ -96,7 +96,8 @@ RELATIONS = (
         "samples_alone",
         "in evaluation mode the loss of a batch is the weighted mean of the losses of its samples",
         "no sample looks at another, and the loss is a mean",
-        "the train split is a loader of its own; a state is carried over batches; no loss is passed to Model.backward",
+        "the train split is a loader of its own, or there are several; a state is carried over batches; no loss is "
+        "passed to Model.backward",
         "a softmax, mean or reshape over the wrong axis, a loss that is summed or also counts padding, padding that is "
         "not masked, weight= that is not the number of items of the mean. A loss that compares samples (contrastive) "
         "breaks it by intention",
@@ -115,7 +116,7 @@ RELATIONS = (
         "devices",
         "several processes have the gradient of one with the same samples",
         "each has its part of the batch, and the gradients are averaged",
-        "the train split has no indices; a state is carried over batches",
+        "the train split has no indices, or there are several; a state is carried over batches",
         "data that is chosen by something else than the sampler (rank 0's batch, a cache by position), networks "
         "without parallelize, a loss that is summed",
         sums.check_devices,

@@ -51,8 +51,8 @@ def probe(trials: Trials) -> Facts:
 def check_accumulation(trials: Trials) -> str:
     """Compare the gradients of one large batch with those of a window of micro-batches with the same samples."""
     facts = probe(trials)
-    if facts.train_kind == "loader":
-        raise NotApplicable("the train split is a loader of its own, whose batches cannot be halved")
+    if facts.train_kind in ("loader", "several"):
+        raise NotApplicable("the train split is a loader of its own, whose batches cannot be halved, or several splits")
     if facts.num_optimizers > 1:
         raise NotApplicable("several optimizers step in turn, so that later losses depend on earlier steps")
     window = max(2, facts.accumulation_steps)
@@ -70,7 +70,9 @@ def check_devices(trials: Trials) -> str:
         raise NotApplicable("one process was asked for (--devices)")
     facts = probe(trials)
     if facts.train_kind != "map":
-        raise NotApplicable("the train split has no indices, so it decides itself what each process reads")
+        raise NotApplicable(
+            "the train split has no indices, so it decides itself what each process reads, or is several"
+        )
     size = max(1, facts.batch_size // number)
     options = {"accelerator": "cpu"} if not torch.cuda.is_available() or torch.cuda.device_count() < number else {}
     one = _gradients(trials, facts, f"one process, {size * number}", size * number, 1, options)
@@ -156,8 +158,10 @@ def _flat(gradients: dict[str, Tensor]) -> Tensor:
 def check_samples_alone(trials: Trials) -> str:
     """Compare the loss of a batch with the weighted mean of the losses of its samples."""
     facts = probe(trials)
-    if facts.train_kind == "loader":
-        raise NotApplicable("the train split is a loader of its own, whose batches cannot be divided")
+    if facts.train_kind in ("loader", "several"):
+        raise NotApplicable(
+            "the train split is a loader of its own, whose batches cannot be divided, or several splits"
+        )
     size = min(facts.batch_size, facts.length or 16, 16)
     if size < 2:
         raise NotApplicable("batches have one sample")
@@ -337,5 +341,5 @@ def _probe_learning(trials: Trials) -> Facts:
     if facts.draws_in_training:
         raise NotApplicable("train_step draws random numbers, so that a batch is another one each time")
     if facts.train_kind != "map":
-        raise NotApplicable("the train split has no indices")
+        raise NotApplicable("the train split has no indices, or there are several")
     return facts
