@@ -179,7 +179,11 @@ class Checkpointer:
         yield from ((f"{name}.state_dict()", state) for name, state in session.hooks.state_dict().items())
         if datamodule is not None:
             yield f"{type(datamodule).__name__}.state_dict()", datamodule.state_dict()
-        yield "train.state_dict()", self.per_rank["data"].state_dict().get("loader")
+        data = self.per_rank["data"].state_dict()
+        yield "train.state_dict()", data.get("loader")
+        yield from (
+            (f"train[{name!r}].state_dict()", part.get("loader")) for name, part in data.get("parts", {}).items()
+        )
         objects = self.per_rank["metric_objects"].state_dict()["states"]
         yield from ((f"the state of {name}", state) for name, state in objects.items())
 

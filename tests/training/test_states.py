@@ -137,6 +137,11 @@ def metric(model: Any) -> None:
 STATE = {"a": [threading.Lock()]}
 
 
+class OfSeveral(Held):
+    def train_step(self, batch: Any, state: Any) -> None:
+        super().train_step(batch["b"], state)
+
+
 @pytest.mark.parametrize(
     ("model", "datamodule", "callbacks", "path"),
     [
@@ -148,6 +153,12 @@ STATE = {"a": [threading.Lock()]}
         (Held(), Numbered(STATE), [], "Numbered.state_dict()['a'][0]"),
         (Held(), DataModule(train=Batches(STATE)), [], "train.state_dict()['a'][0]"),
         (Held(), DataModule(train=Split(Numbers(STATE), 2)), [], "train.state_dict()['a'][0]"),
+        (
+            OfSeveral(),
+            DataModule(train={"a": data().train, "b": Batches(STATE)}, epoch_split="a"),
+            [],
+            "train['b'].state_dict()['a'][0]",
+        ),
     ],
 )
 def test_wherever_it_is_it_is_named_before_the_first_step(
