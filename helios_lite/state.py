@@ -19,6 +19,7 @@ MEASURED = frozenset(
         "train/samples_per_second",
         "train/data_wait",
         "train/memory_mib",
+        "train/memory_mib/epoch",
     }
 )
 """The names in a row of what the trainer measures with a clock or a meter, which differs in every run."""

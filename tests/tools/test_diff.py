@@ -169,9 +169,9 @@ def test_runs_without_a_common_step_are_not_called_equal(tmp_path: Path, capsys:
 class Lagging(Line):
     """A metric and a buffer whose names end as those of what is measured with a clock."""
 
-    def __init__(self, lag: float) -> None:
+    def __init__(self, lag: float, memory: float = 1.0) -> None:
         super().__init__()
-        self.lag = lag
+        self.lag, self.memory = lag, memory
 
     def setup(self, fast_init: bool = False) -> None:
         super().setup(fast_init)
@@ -180,6 +180,7 @@ class Lagging(Line):
     def train_step(self, batch: Any, state: Any) -> None:
         super().train_step(batch, state)
         self.log("lag_seconds", self.lag)
+        self.log("memory_mib", self.memory)  # As `DeviceMemory` does, whose mean over an epoch is measured too.
 
 
 def test_only_what_the_trainer_measures_is_left_out(tmp_path: Path, capsys: Any) -> None:
@@ -187,6 +188,7 @@ def test_only_what_the_trainer_measures_is_left_out(tmp_path: Path, capsys: Any)
     assert status == 1
     assert "at step 1 train/lag_seconds is 1 in A and 2 in B" in text
     assert "at step 4 model.net.lag_seconds differs in 1 of 1 elements" in text
+    assert told(capsys, tmp_path / "a", train(tmp_path / "c", Lagging(1.0, memory=2.0)))[0] == 0
 
 
 class Growing(DataModule):
