@@ -58,7 +58,7 @@ class GuardedStream:
     def __init__(self, name: str, stream: Any) -> None:
         self.guarded_stream = stream
         self._stream_name = name
-        self._is_guarding = True
+        self._is_guarding, self._pid = True, os.getpid()
         self._why_off = "it is closed" if _is_closed(stream) else ""
         self._level = logging.DEBUG  # What was closed from the beginning is meant to be.
 
@@ -93,8 +93,8 @@ class GuardedStream:
         return getattr(self.guarded_stream, name)
 
     def say_why_off(self) -> None:
-        """Log why nothing is shown there, if so. Rank 0 does it."""
-        if self._why_off and os.environ.get("RANK", "0") == "0":
+        """Log why nothing is shown there, if so. Rank 0 does it, and no process that was forked from it."""
+        if self._why_off and os.environ.get("RANK", "0") == "0" and os.getpid() == self._pid:
             logger.log(
                 self._level,
                 "%s cannot be written to (%s): nothing more is shown there",
@@ -105,6 +105,8 @@ class GuardedStream:
     def release(self) -> None:
         """Flush, and stand in for the stream without catching its errors from now on."""
         self.flush()
+        if self._why_off:  # What others have written past this object.
+            _empty_buffer(self.guarded_stream)
         self._is_guarding = False
 
     def _do(self, what: Callable[[Any], object]) -> None:

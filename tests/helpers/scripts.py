@@ -369,10 +369,12 @@ def _run(command: list[str]) -> None:
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     try:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None and not getattr(stream, "closed", False):
+                stream.flush()
     except OSError:
-        sys.exit(status)  # Python says what it thinks of that.
+        if number is None:
+            sys.exit(status)  # Python says what it thinks of that.
     if number is not None:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
