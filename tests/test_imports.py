@@ -19,7 +19,7 @@ FILES = {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in F
 
 # From the bottom to the top. A room is a folder; a file of the package's own folder is a room by itself.
 ROWS = [
-    {"version", "arguments", "other_trainers", "html_table"},
+    {"version", "arguments", "other_trainers", "html_table", "file_errors"},
     {"state", "option_class", "nested", "samplers", "processes"},
     {"hooks", "data", "schedules", "networks"},
     {"metrics", "checkpoints"},
@@ -47,7 +47,7 @@ OPTIONAL = {"tools/plot": {"matplotlib"}, "loggers": {"torch", "mlflow", "wandb"
 # For type checkers only.
 OPTIONAL["callbacks"] = {"typing_extensions"}
 STANDARD_LIBRARY_ONLY = {"version", "state", "arguments", "hooks", "loggers", "planning/due", "training/clock"}
-STANDARD_LIBRARY_ONLY |= {"processes/signals", "html_table"}
+STANDARD_LIBRARY_ONLY |= {"processes/signals", "processes/output", "html_table", "file_errors"}
 
 
 def imports(source):

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from helios_lite.checkpoints.files import write_file
+from helios_lite.file_errors import naming
 from helios_lite.nested import items, rebuilt
+from helios_lite.processes.worker import WHEN_TEMPORARY_FULL
 
 
 class OutputWriter:
@@ -39,7 +41,8 @@ class OutputWriter:
                 time.sleep(0.005)
         path = _file(self._folder, self._rank, self._num_written)
         part = path.with_suffix(".part")
-        torch.save(output, part)
+        with naming(path, when_full=WHEN_TEMPORARY_FULL), part.open("wb") as file:
+            torch.save(output, file)
         part.rename(path)
         self._num_written += 1
 
@@ -124,9 +127,10 @@ def write_outputs(predictions: Iterable[tuple[Tensor, Any]], path: Path) -> str:
                 outputs = {where: _GrowingTensor(folder / str(i)) for i, where in enumerate(leaves)}
             if leaves.keys() != outputs.keys():
                 raise ValueError(f"predict_step returned {[*leaves]} for a batch, and {[*outputs]} for the first one")
-            indices.append(batch_indices, "indices", len(batch_indices))
-            for where, leaf in leaves.items():
-                outputs[where].append(leaf, where, len(batch_indices))
+            with naming(path):
+                indices.append(batch_indices, "indices", len(batch_indices))
+                for where, leaf in leaves.items():
+                    outputs[where].append(leaf, where, len(batch_indices))
         if not outputs:
             raise ValueError("predict_step returned no tensor")
         joined = [tensor.joined() for tensor in outputs.values()]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import copy
+import errno
 import json
 import logging
 import os
@@ -23,11 +24,13 @@ from typing import IO, Any
 import torch
 
 from helios_lite.checkpoints.naming import COUNTERS, is_sharded
+from helios_lite.file_errors import follow_no_link, naming
 from helios_lite.version import __version__
 
 logger = logging.getLogger("helios_lite")
 FORMAT_VERSION = 5
 """The version of the layout of a checkpoint's content; a file with another one is refused."""
+WHEN_FULL = "the disk is full: make room, and run the program again, which goes on from the last checkpoint"
 _PLAIN_TYPES = {type(None), bool, int, float, complex, str, torch.Size, torch.dtype, torch.device}
 _TENSOR_TYPES = {torch.Tensor, torch.nn.Parameter}
 # Mappings whose type torch.load(weights_only=True) restores; schedulers count milestones in a Counter.
@@ -47,7 +50,7 @@ def write_file(content: dict[str, Any], path: Path) -> None:
 
     Raises:
         TypeError: a value is neither a tensor nor plain data; the message says where it is.
-        OSError: the disk is full, or the folder is not writable; no partial file is left.
+        OSError: the disk is full, or the folder is not writable or gone; no partial file is left.
     """
     write_serializable(to_serializable(content), path)
 
@@ -58,13 +61,7 @@ def write_serializable(content: dict[str, Any], path: Path) -> None:
     Raises:
         OSError: as `write_file`.
     """
-    try:
-        _write_atomically(path, lambda file: torch.save(content, file))
-    except RuntimeError as error:
-        # torch fails to close its archive after a failed write, which hides the first error.
-        if isinstance(error.__context__, OSError):
-            raise error.__context__ from None
-        raise
+    _write_atomically(path, lambda file: torch.save(content, file))
 
 
 def read_file(path: Path, device: torch.device | str = "cpu", *, mmap: bool = False) -> dict[str, Any]:
@@ -272,23 +269,68 @@ def _to_serializable(value: Any, where: str) -> Any:
 def _write_atomically(path: Path, write: Callable[[IO[bytes]], Any], *, is_durable: bool = True) -> None:
     """Write a file under a temporary name in the same folder, fsync it, rename it to `path`, and fsync the folder."""
     temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")
+    with naming(path, when_full=WHEN_FULL):
+        try:
+            with open(temporary, "wb", opener=follow_no_link) as file:
+                write(file)
+                file.flush()
+                if is_durable:
+                    os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # The folder may be gone.
+                temporary.unlink(missing_ok=True)
+            raise
+        if is_durable:
+            _sync_folder(path.parent)
+
+
+def check_folder(folder: Path) -> None:
+    """Check that files in a folder can be written, appended to and replaced, which not all file systems can.
+
+    Raises:
+        OSError: they cannot; the message says what is missing.
+    """
+    one, other = (folder / f".{name}.{os.getpid()}.tmp" for name in ("probe", "probed"))
+
+    def write(path: Path, mode: str) -> None:
+        with open(path, mode, opener=follow_no_link) as file:
+            file.write(b"x")
+
+    def append() -> None:
+        write(one, "ab")
+        if one.stat().st_size != 2:
+            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    def replace() -> None:
+        write(other, "wb")
+        one.replace(other)
+
+    actions = {"written": lambda: write(one, "wb"), "appended to": append, "replaced by renaming another": replace}
     try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            if is_durable:
-                os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    if is_durable:
-        _sync_folder(path.parent)
+        for what, action in actions.items():
+            try:
+                action()
+            except OSError as error:
+                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    with naming(folder, when_full=WHEN_FULL):
+                        raise
+                text = f"no file can be {what} there ({error.strerror})"
+                found = OSError(error.errno, text, str(folder))
+                found.add_note("set root to a folder on a file system that can do so, such as a local disk")
+                raise found from error
+    finally:
+        for path in (one, other):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def _sync_folder(path: Path) -> None:
     folder = os.open(path, os.O_RDONLY)
     try:
         os.fsync(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # Some file systems have no such thing.
+            raise
     finally:
         os.close(folder)

@@ -18,6 +18,7 @@ from helios_lite.checkpoints.manifest import Entry, Manifest
 from helios_lite.checkpoints.reading import read_checkpoint_header
 from helios_lite.checkpoints.sharded_content import take_sharded
 from helios_lite.checkpoints.snapshot import CpuSnapshot
+from helios_lite.file_errors import naming as naming_file
 from helios_lite.processes.world import World
 
 if TYPE_CHECKING:
@@ -92,9 +93,11 @@ class CheckpointFolder:
         Raises:
             RuntimeError: another run holds the lock.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with naming_file(self.folder, when_read_only="set root to a folder that can be written to"):
+            self.folder.mkdir(parents=True, exist_ok=True)
         with folder_lock(self.folder):
             files.remove_half_written(self.folder)
+            files.check_folder(self.folder)
             self._is_locked = True
             try:
                 yield

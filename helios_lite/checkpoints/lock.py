@@ -5,12 +5,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from helios_lite.file_errors import naming
+
+logger = logging.getLogger("helios_lite")
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 _locked_here: set[Path] = set()  # The operating system's locks exclude other processes only.
+_without_locks: set[Path] = set()  # Those of which a warning has told.
 _guard = threading.Lock()  # Of `_locked_here`, for runs in threads.
 
 
@@ -41,16 +47,19 @@ def folder_lock(folder: Path) -> Iterator[None]:
 def _system_lock(path: Path) -> Iterator[None]:
     """Context in which this process holds the lock of a file, which has the id of the process in it.
 
+    A file system without locks is a warning, and the context holds nothing.
+
     Raises:
         RuntimeError: another process holds the lock, or the file is a link, whose target is not written to.
-        OSError: the file cannot be opened; the message names it.
+        OSError: the file cannot be opened or written; the message names it.
     """
     try:
         number = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise RuntimeError(f"{path}: is a symbolic link, and a lock must be a file; remove it") from None
-        raise
+        with naming(path, when_read_only="set root to a folder that can be written to"):
+            raise
     with open(number, "r+b", buffering=0) as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -60,6 +69,17 @@ def _system_lock(path: Path) -> Iterator[None]:
                 f"{path.parent}: process {holder} is running here; wait until it has ended, or set "
                 'resume="new" or another run_name'
             ) from None
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n".encode())
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            if path not in _without_locks:
+                text = (
+                    "%s: this file system has no locks (%s): a second run that is started here at the same time would "
+                    "not be noticed, and both would write over each other's files"
+                )
+                logger.warning(text, path.parent, error.strerror)
+            _without_locks.add(path)
+        with naming(path):
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n".encode())
         yield

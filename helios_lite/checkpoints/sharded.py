@@ -40,6 +40,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save, save
 
 from helios_lite.checkpoints import files, naming
 from helios_lite.checkpoints.sharded_content import ShardedTensors, marked_names, replace_markers
+from helios_lite.file_errors import naming as naming_file
 from helios_lite.processes.world import World
 
 Places = dict[str, dict[str, Any]]
@@ -125,13 +126,8 @@ class _FolderWriter(FileSystemWriter):
         return StorageMeta()
 
     def write_data(self, plan: Any, planner: Any) -> Any:
-        try:
+        with naming_file(Path(self.path), when_full=files.WHEN_FULL):
             return super().write_data(plan, planner)
-        except RuntimeError as error:
-            # torch fails to close its archive after a failed write, which hides the first error.
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
 
     def finish(self, metadata: Metadata, results: Any) -> None:
         super().finish(metadata, results)

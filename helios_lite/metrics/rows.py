@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
 import math
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
+
+from helios_lite.file_errors import follow_no_link, naming
 
 logger = logging.getLogger("helios_lite")
 
@@ -58,13 +60,14 @@ class JsonlLogger:
         self.end: dict[str, float] | None = None
         self.has_cut = False
         self._file: BinaryIO | None = None
+        self._has_failed = False
         if rows is not None:
             self._open(rows, step, keep_end)
 
     def _open(self, rows: int | None, step: int | None, keep_end: bool) -> BinaryIO:
         """Open the file, cut it, and return it; `rows` is None for as many as it has."""
         self.close()
-        self._file = self.path.open("a+b")
+        self._file = _opened(self.path)
         self._file.seek(0)
         lines = self._file.readlines()
         kinds = [_kind_of_row(line, math.inf if step is None else step) for line in lines]
@@ -105,7 +108,7 @@ class JsonlLogger:
         self._open(None, step, keep_end=False)
         if self.path.stat().st_size < len(before):
             found = (self.path.with_name(f"{self.path.name}.set_aside_{i}") for i in itertools.count(1))
-            next(path for path in found if not path.exists()).write_bytes(before)
+            _write(before, next(path for path in found if not os.path.lexists(path)))
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Do nothing: `config.json` in the run folder holds it."""
@@ -122,24 +125,29 @@ class JsonlLogger:
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError) if self._has_failed else contextlib.nullcontext():
+                self._file.close()
             self._file = None
 
     def _append(self, line: bytes) -> None:
         file = self._open(None, None, keep_end=True) if self._file is None else self._file
-        file.write(line)
-        file.flush()
+        self._has_failed = True
+        with naming(self.path):
+            file.write(line)
+            file.flush()
+        self._has_failed = False
 
     def _replaced(self, file: BinaryIO, lines: list[bytes], *, is_damaged: bool) -> BinaryIO:
         """Write the lines to a new file that takes the place of the file; a copy of a damaged one stays beside it."""
         path = self.path
-        if is_damaged:
-            shutil.copyfile(path, path.with_name(f"{path.name}.damaged"))
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_bytes(b"".join(lines))
-        temporary.replace(path)
+        with naming(path):
+            if is_damaged:
+                _write(path.read_bytes(), path.with_name(f"{path.name}.damaged"))
+            _write(b"".join(lines), temporary)
+            temporary.replace(path)
         file.close()
-        return path.open("a+b")
+        return _opened(path)
 
 
 def append_evaluation(
@@ -164,12 +172,22 @@ def append_evaluation(
     Raises:
         OSError: the file cannot be written.
     """
-    with path.open("a+b") as file:
+    with naming(path), _opened(path) as file:
         file.seek(0)
         # A kill may have left an unfinished line, which is no row; the new row must not become a part of it.
         file.truncate(sum(len(line) for line in file if line.endswith(b"\n")))
         limited = {} if limit is None else {"limit": limit}
         file.write(_line(metrics, step, kind=kind, checkpoint=checkpoint, **limited))
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open a file to read and append; a symbolic link is an OSError."""
+    return open(path, "a+b", opener=follow_no_link)
+
+
+def _write(content: bytes, path: Path) -> None:
+    with open(path, "wb", opener=follow_no_link) as file:
+        file.write(content)
 
 
 def _line(metrics: Mapping[str, float], step: int, **extra: str | float | None) -> bytes:

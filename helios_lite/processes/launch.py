@@ -23,13 +23,16 @@ from typing import Any, TypeVar
 
 import torch
 
+from helios_lite.file_errors import naming
 from helios_lite.processes import memory_maps
 from helios_lite.processes.forkserver import fresh_process
 from helios_lite.processes.rank_watch import RankFailure, RankWatch, exit_status, send_signal
 from helios_lite.processes.signals import GracefulShutdown
 from helios_lite.processes.tracebacks import RemoteTraceback
 from helios_lite.processes.worker import (
+    NO_ERROR_STATUS,
     TASK_FILE,
+    WHEN_TEMPORARY_FULL,
     Interruption,
     WorkerError,
     end_file,
@@ -228,6 +231,9 @@ class WorkerGroup:
 def _first_error(folder: Path, attempt: int, failure: RankFailure) -> tuple[BaseException, BaseException | None]:
     """Return the first error of a failed attempt, and its cause. Ranks that lose a peer raise errors of their own."""
     if not error_file(folder, attempt, failure.rank).exists():
+        if failure.status == NO_ERROR_STATUS:
+            text = f"{folder}: rank {failure.rank} has failed, and could not leave its error there"
+            return RuntimeError(f"{text}; if {WHEN_TEMPORARY_FULL}"), None
         return RuntimeError(NO_GUARD_TEXT if failure.status == NO_GUARD_STATUS else str(failure)), None
     paths = [path for path in folder.glob(f"{attempt}-*") if path.suffix == ""]
     errors = {path.name.split("-")[1]: WorkerError(*pickle.loads(path.read_bytes())) for path in paths}
@@ -239,7 +245,9 @@ def _write_task(function: Callable[..., Any], arguments: dict[str, Any], folder:
     """Write what the processes do. By torch.save: torch.multiprocessing would let all processes train one tensor."""
     try:
         protocol = pickle.DEFAULT_PROTOCOL
-        torch.save((function, arguments), folder / TASK_FILE, memory_maps, protocol)
+        path = folder / TASK_FILE
+        with naming(path, when_full=WHEN_TEMPORARY_FULL), path.open("wb") as file:
+            torch.save((function, arguments), file, memory_maps, protocol)
     except Exception:
         for name, value in arguments.items():
             require_picklable(value, name)

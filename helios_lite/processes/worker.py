@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import torch
 
+from helios_lite.file_errors import naming
 from helios_lite.processes.output import guard_output
 from helios_lite.processes.peers import exit_now, exit_with_parent
 from helios_lite.processes.signals import do_nothing
@@ -29,6 +30,12 @@ _ERROR_FILE = "HELIOS_LITE_ERROR_FILE"
 """The environment variable with the file of `leave_error`."""
 TASK_FILE = "task"
 """The file with the function and its arguments."""
+
+
+WHEN_TEMPORARY_FULL = "the disk of the temporary folder is full: set TMPDIR to a folder with more space"
+NO_ERROR_STATUS = 97
+"""The exit status of a process that has failed and could not leave its error."""
+_MOST_BYTES = 65_536  # Of an error and its traceback, for which a process keeps room on the disk.
 
 
 class WorkerInterrupted(BaseException):
@@ -120,9 +127,10 @@ def run_worker(
     exit_with_parent(parent, end_file(folder, attempt))
     os.environ[_ERROR_FILE] = str(error_file(folder, attempt, rank))
     signal.signal(signal.SIGUSR1, do_nothing)  # From here on the launching process passes it on.
-    _write_status(WorkerStatus(), folder, attempt, rank)
     received = None
     try:
+        keep_room(error_file(folder, attempt, rank))
+        _write_status(WorkerStatus(), folder, attempt, rank)
         # The folder is private to this user, and made by the process that launched this one. The file is mapped, not
         # read: data takes its memory once for all processes, and what one of them changes is its own copy.
         function, arguments = torch.load(folder / TASK_FILE, mmap=True, weights_only=False)
@@ -135,7 +143,10 @@ def run_worker(
         if rank == "0":
             _write(pickle.dumps(result), result_file(folder, attempt))
     except BaseException as error:
-        leave_error(error, traceback.format_exc())
+        try:
+            leave_error(error, traceback.format_exc())
+        except OSError:
+            exit_now(NO_ERROR_STATUS)
         time.sleep(0.5)  # A killed process must be detected before the processes that fail because of it.
         exit_now(1)  # Also after exit(0), which is a failure here. No thread of the user can delay it.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
@@ -157,6 +168,11 @@ def _write_status(status: WorkerStatus, folder: Path, attempt: int, rank: str) -
     _write(json.dumps(status).encode(), folder / f"{attempt}-{rank}.status")
 
 
+def keep_room(path: Path) -> None:
+    """Take the room on the disk that the file of an error needs, which may come because the disk is full."""
+    _part(path).write_bytes(bytes(_MOST_BYTES))
+
+
 def leave_error(error: BaseException, text: str) -> None:
     """Leave an error and its traceback for the process that has launched this one, if a trainer has done so."""
     if _ERROR_FILE not in os.environ:
@@ -168,10 +184,17 @@ def leave_error(error: BaseException, text: str) -> None:
     except Exception:
         replacement = RuntimeError(f"{type(error).__name__}: {error}")
         content = pickle.dumps(tuple(WorkerError(when, replacement, text)))
-    _write(content, path)
+    with _part(path).open("r+b" if _part(path).exists() else "wb") as file:
+        file.write(content)
+        file.truncate()
+    _part(path).rename(path)
 
 
 def _write(content: bytes, path: Path) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_bytes(content)
-    part.rename(path)
+    with naming(path, when_full=WHEN_TEMPORARY_FULL):
+        _part(path).write_bytes(content)
+        _part(path).rename(path)
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f"{path.name}.part")

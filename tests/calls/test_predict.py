@@ -1,6 +1,7 @@
 """Predicting: what comes, in which order, what the caller sees of it, and the file."""
 
 import multiprocessing
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -281,3 +282,16 @@ def test_an_exception_of_a_launched_process_reaches_the_caller_as_itself(ended: 
     assert [next(predictions)[0][0] for _ in range(3)] == [0, 4, 8]
     with pytest.raises(LookupError, match="batch 3"):
         next(predictions)
+
+
+class Filling(Plain):
+    """Predicts what the disk of the temporary folder has no room for."""
+
+    def predict_step(self, batch: Any, step: int) -> Any:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        return torch.zeros(100_000)
+
+
+def test_a_temporary_folder_without_room_for_the_outputs_is_named(ended: None) -> None:
+    with pytest.raises(OSError, match=r"\[Errno 27\] File too large: '.*/helios_lite-\w+/\d-0\.output'"):
+        list(quiet(devices=2, accelerator="cpu").predict(Filling(), predict_split()))

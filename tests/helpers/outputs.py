@@ -123,6 +123,7 @@ def problem(trial: Trial, folder: Path) -> str | None:
         count = len(re.findall(rf" {name} cannot be written to \(", log))
         # Ranks inherit files, and no objects. What was closed is nothing for them.
         is_seen = trial.devices == 1 or state in FILES
+        is_seen &= trial.workers == 0 or "breaks" not in state  # They have inherited what would have been closed.
         is_least = trial.prints and state in UNWRITABLE and is_seen and trial.ending not in ("hang", "error")
         if count > 1 or count < is_least or (count and state not in UNWRITABLE):
             return f"train.log says {count} times that {name} ({state}) cannot be written to"
@@ -247,14 +248,13 @@ def read(folder: Path, readers: list[int], breaking: list[int], ranks: int) -> N
 def main() -> None:
     folder, trial = Path(sys.argv[1]), Trial(**json.loads(sys.argv[2]))
     torch.set_num_threads(1)
-    readers = {1: become(1, trial.stdout, folder)}
+    states, readers = {1: trial.stdout, 2: trial.stderr}, dict[int, list[int]]()
+    # What is closed comes last, so that no other file gets its number.
+    for number in sorted(states, key=lambda number: states[number] in ("closed", "none", "taken")):
+        readers[number] = [] if trial.shares and number == 2 else become(number, states[number], folder)
     if trial.shares:
         os.dup2(1, 2)
         sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
-        readers[2] = []
-    else:
-        readers[2] = become(2, trial.stderr, folder)
-    states = {1: trial.stdout, 2: trial.stderr}
     breaking = [reader for number in (1, 2) for reader in readers[number] if "breaks" in states[number]]
     arguments = (folder, readers[1] + readers[2], breaking, trial.devices)
     threading.Thread(target=read, args=arguments, daemon=True).start()
