@@ -338,7 +338,8 @@ class Model(Hooks, abc.ABC):
         Raises:
             ValueError: a module on the meta device has no `reset_parameters`, or one that leaves a tensor unfilled; or,
                 with several processes, the ranks have made different networks, or a parameter has no shape yet. Or one
-                that is sharded, or on the meta device, has a hook already, or belongs to another network as well.
+                that is sharded, or on the meta device, has a hook already, or belongs to another network as well; or
+                one module is to be sharded whose parameters have several data types, or sparse gradients.
         """
         require_kind("net", net, nn.Module, "an nn.Module")
         if not isinstance(blocks, tuple) or not all(isinstance(block, type) for block in blocks):

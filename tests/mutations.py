@@ -223,6 +223,11 @@ FEW_BARS = "display/test_console.py::test_bars_are_drawn_ten_times_a_second_at_m
 FEW_ROWS_IN_TRAIN_LOG = "display/test_console.py::test_train_log_has_a_row_a_second_at_most_and_metrics_jsonl_has_all"
 IN_BF16 = NETWORKS + "test_sharded_networks_in_bf16_leave_inputs_to_autocast_and_normalize_in_fp32"
 SHARED_BY_TWO = NETWORKS + "test_a_parameter_of_two_networks_stays_one_or_is_an_error_that_names_both"
+UNFILLED = NETWORKS + "test_a_module_on_the_meta_device_that_cannot_be_filled_is_an_error_that_names_it"
+EVERY_KIND = NETWORKS + "test_tensors_of_every_kind_made_on_the_meta_device_are_those_made_without_it"
+UNITS = NETWORKS + "test_a_block_of_several_dtypes_is_divided_by_its_submodules_or_is_an_error_that_names_one"
+SHARDS = "test_shards_train_what_one_process_trains_or_say_why_not"
+OF_PARTS = SITUATIONS + SHARDS + "[TypesOfParts-2-sharded]"
 SENT = NETWORKS + "test_a_model_that_was_set_up_here_can_be_sent_to_processes"
 BACKWARD_IN_EVALUATION = NETWORKS + "test_a_backward_pass_through_a_sharded_network_in_an_evaluation_is_an_error"
 OTHER_BLOCKS = NETWORKS + "test_ranks_that_run_other_blocks_are_an_error_that_names_them_before_a_wrong_step"
@@ -1724,9 +1729,7 @@ MUTATIONS = [
         "networks/parallel.py", "post_hook(sharded_optimizers.settle_states)", "post_hook(print)", SHARDED + GO_ON
     ),
     Mutation("networks/parallel.py", "sharded_optimizers.check_can_step(name, part)", "pass", NETWORKS + CANNOT_STEP),
-    Mutation(
-        "networks/fsdp.py", "if networks and (note := note_of_step(error)):", "if note := None:", NETWORKS + CANNOT_STEP
-    ),
+    Mutation("networks/fsdp.py", "note_of_step(error) or _words(", "_words(", NETWORKS + CANNOT_STEP),
     Mutation(
         "networks/sharded_optimizers.py",
         "if any(value is not None for value in (*args[1:], *kwargs.values())):",
@@ -2323,7 +2326,7 @@ MUTATIONS = [
         "module.set_reshard_after_forward(False, recurse=False)",
         NETWORKS + "test_an_evaluation_gathers_one_block_at_a_time_though_ranks_have_different_numbers_of_batches",
     ),
-    Mutation("networks/fsdp.py", "if module is net or module in blocks:", "if module is net:", ON_META),
+    Mutation("networks/fsdp.py", "if module not in units:", "if module is not net:", ON_META),
     Mutation("networks/meta_device.py", "tensor.copy_(values)", "pass", ON_META),
     Mutation("networks/meta_device.py", "vars(new).update(vars(tensor))", "pass", MARKED),
     Mutation("networks/fsdp.py", "vars(p).update(attributes[name])", "pass", MARKED),
@@ -2340,19 +2343,56 @@ MUTATIONS = [
     Mutation("networks/parallel.py", 'return {**vars(self), "_owners": {}}', "return vars(self)", SENT),
     Mutation("networks/fsdp.py", "not torch.is_autocast_enabled(self._device_type)", "True", IN_BF16),
     Mutation("networks/fsdp.py", "not torch.is_autocast_enabled(self._device_type)", "False", IN_BF16),
-    Mutation("networks/fsdp.py", "p if p is None else p.float()", "p", IN_BF16),
+    Mutation("networks/fsdp.py", "name: p.float() for name, p in in_bf16", "name: p for name, p in in_bf16", IN_BF16),
     Mutation("networks/fsdp.py", "parameters.update(gathered)", "pass", IN_BF16),
     Mutation("networks/fsdp.py", 'precision == "bf16" and ("dtype"', 'False and ("dtype"', IN_BF16),
     Mutation("networks/fsdp.py", "if p._backward_hooks or (", "if (", MARKED),
-    Mutation("networks/parallel.py", "            check_hooks(net.named_parameters())\n", "", MARKED),
-    Mutation("networks/parallel.py", "if is_sharded or p.is_meta)", "if p.is_meta)", MARKED),
-    Mutation("networks/parallel.py", "if is_sharded or p.is_meta)", "if is_sharded)", MARKED),
+    Mutation("networks/parallel.py", "named_parameters() if p.ndim > 0)", "named_parameters() if False)", MARKED),
+    Mutation("networks/parallel.py", "if p.is_meta or (is_sharded and p.ndim > 0))", "if p.is_meta)", MARKED),
+    Mutation("networks/parallel.py", "if p.is_meta or (is_sharded and p.ndim > 0))", "if is_sharded)", MARKED),
+    Mutation("networks/meta_device.py", "torch.nan if _can_be_nan(new) else 0", "0", UNFILLED),
+    Mutation("networks/meta_device.py", "complex(torch.nan, torch.nan)", "0", UNFILLED),
+    Mutation("networks/meta_device.py", "complex(torch.nan, torch.nan)", "torch.nan", UNFILLED),
+    Mutation("networks/meta_device.py", "tensor.fill_(1)", "pass", UNFILLED),
+    Mutation("networks/meta_device.py", "isinstance(value, Tensor) and value.is_meta", "False", UNFILLED),
+    Mutation("networks/meta_device.py", "with fork_rng(self._device):", "if True:", EVERY_KIND),
     Mutation(
-        "networks/meta_device.py",
-        "new.fill_(torch.nan)",
-        "new.zero_()",
-        NETWORKS + "test_a_module_on_the_meta_device_that_cannot_be_filled_is_an_error_that_names_it",
+        "networks/fsdp.py", "and not p.is_contiguous()", "and False", SITUATIONS + SHARDS + "[TiedBlocks-2-sharded]"
     ),
+    Mutation("networks/shard_units.py", "units -= apart", "pass", SITUATIONS + SHARDS + "[TiedBlocks-2-sharded]"),
+    Mutation("networks/fsdp.py", "ignored_params=set(scalars(module))", "ignored_params=None", OF_PARTS),
+    Mutation("networks/parallel.py", "if scalars(net):", "if False:", OF_PARTS),
+    Mutation("networks/parallel.py", "is_dtensor(p) and self._owner(p) is None", "is_dtensor(p)", OF_PARTS),
+    Mutation("networks/gather_order.py", "if not is_dtensor(p):", "if False:", OF_PARTS),
+    Mutation("networks/shard_units.py", "units.update(others)", "pass", OF_PARTS),
+    Mutation("networks/shard_units.py", "p.requires_grad and p.ndim > 0", "p.requires_grad", UNITS),
+    Mutation("networks/shard_units.py", "p.requires_grad and p.ndim > 0", "p.ndim > 0", UNITS),
+    Mutation("networks/shard_units.py", "if len(found) > 1:", "if False:", SITUATIONS + SHARDS + "[Types-2-sharded]"),
+    Mutation("networks/shard_units.py", "elif any(p in shared", "elif any(False", UNITS),
+    Mutation(
+        "networks/parallel.py",
+        " and not isinstance(module, NonDynamicallyQuantizableLinear)",
+        "",
+        SITUATIONS + SHARDS + "[Attention-2-sharded]",
+    ),
+    Mutation(
+        "networks/dtensors.py", "kinds[is_dtensor(tensor)]", "kinds[0]", SITUATIONS + SHARDS + "[FrozenWhole-2-sharded]"
+    ),
+    Mutation(
+        "networks/dtensors.py",
+        "norms[0] if len(norms) == 1 else nn.utils.get_total_norm(norms)",
+        "norms[0]",
+        SITUATIONS + SHARDS + "[FrozenWhole-2-sharded]",
+    ),
+    Mutation(
+        "networks/gather_order.py",
+        "post_backward_final_callback_queued for",
+        "post_backward_final_callback_queued and False for",
+        SITUATIONS + SHARDS + "[Retried-2-sharded]",
+    ),
+    Mutation("networks/parallel.py", "block) if own is None else own", "block)", RECOMPUTED),
+    Mutation("networks/parallel.py", ", context_fn=functools.partial(_buffer_contexts, block)", "", RECOMPUTED),
+    Mutation("networks/parallel.py", "            module._buffers.update(buffers)\n", "            pass\n", RECOMPUTED),
     Mutation(
         "networks/fsdp.py",
         "reduce_dtype, output_dtype = torch.bfloat16, torch.float32, None",
@@ -2370,11 +2410,9 @@ MUTATIONS = [
         "        if self._reducer is not None:\n            self._reducer.begin_micro_batch(",
         "        [net.set_requires_gradient_sync(completes_step) for net in self._sharded]\n"
         "        if self._reducer is not None:\n            self._reducer.begin_micro_batch(",
-        SITUATIONS + "test_shards_train_what_one_process_trains_or_say_why_not[AccumulatedInTurn-2]",
+        SITUATIONS + "test_shards_train_what_one_process_trains_or_say_why_not[AccumulatedInTurn-2-sharded]",
     ),
-    Mutation(
-        "networks/parallel.py", "use_reentrant=False", "use_reentrant=False, preserve_rng_state=False", RECOMPUTED
-    ),
+    Mutation("networks/parallel.py", "context_fn=", "preserve_rng_state=False, context_fn=", RECOMPUTED),
     Mutation("networks/parallel.py", "checkpoint_activations(block)", "pass", RECOMPUTED),
     Mutation(
         "networks/parallel.py",
@@ -2384,8 +2422,8 @@ MUTATIONS = [
     ),
     Mutation(
         "networks/parallel.py",
-        "forward = functools.partial(_forward, block)",
-        "forward = lambda *args: _forward(block, *args)",
+        "forward = functools.partial(_forward, block, own)",
+        "forward = lambda *args: _forward(block, own, *args)",
         NETWORKS + "test_a_copy_of_a_block_with_recomputed_activations_computes_with_its_own_weights",
     ),
     Mutation(
@@ -2434,8 +2472,8 @@ MUTATIONS = [
     ),
     Mutation(
         "networks/precision.py",
-        'state["stage"] = OptState.READY',
-        "pass",
+        "scaler._per_optimizer_states.pop(id(part))",
+        "scaler._per_optimizer_states[id(part)]",
         WINDOWS + "test_fp16_takes_two_steps_of_one_optimizer_in_a_window",
     ),
     Mutation(
@@ -2800,9 +2838,9 @@ MUTATIONS = [
     ),
     Mutation(
         "networks/precision.py",
-        "        scaler.unscale_(optimizer)\n",
-        "        nn.utils.clip_grad_norm_(optimizer.param_groups[0]['params'], self._clip_norm or 1e9)\n"
-        "        scaler.unscale_(optimizer)\n",
+        "            scaler.unscale_(part)\n",
+        "            nn.utils.clip_grad_norm_(part.param_groups[0]['params'], self._clip_norm or 1e9)\n"
+        "            scaler.unscale_(part)\n",
         PRECISION + "test_fp16_is_the_loop_by_hand_with_a_grad_scaler",
     ),
     Mutation(
@@ -3901,15 +3939,15 @@ MUTATIONS = [
     ),
     Mutation(
         "networks/parallel.py",
-        "if not dtensors.is_dtensor(p):\n                    raise",
+        "if not dtensors.is_dtensor(p) and self._owner(p) is None:\n                    raise",
         "if False:\n                    raise",
-        SITUATIONS + "test_shards_train_what_one_process_trains_or_say_why_not[Added-2]",
+        SITUATIONS + "test_shards_train_what_one_process_trains_or_say_why_not[Added-2-sharded]",
     ),
     Mutation(
         "networks/parallel.py",
         "if dtensors.is_dtensor(p) or (owner is not None and (is_sharded or id(p) not in present)):",
         "if False:",
-        SITUATIONS + "test_shards_train_what_one_process_trains_or_say_why_not[SharedByTwo-2]",
+        SITUATIONS + "test_shards_train_what_one_process_trains_or_say_why_not[SharedByTwo-2-sharded]",
     ),
     Mutation(
         "networks/precision.py",
@@ -3927,19 +3965,19 @@ MUTATIONS = [
         "networks/fsdp.py",
         'if owner is net and not function.startswith("_")',
         'if False and not function.startswith("_")',
-        SITUATIONS + "test_shards_train_what_one_process_trains_or_say_why_not[Methods-2]",
+        SITUATIONS + "test_shards_train_what_one_process_trains_or_say_why_not[Methods-2-sharded]",
     ),
     Mutation(
         "networks/fsdp.py",
         'if "got mixed torch.Tensor and DTensor" in text:',
         "if False:",
-        SITUATIONS + "test_shards_train_what_one_process_trains_or_say_why_not[EmaTeacher-2]",
+        SITUATIONS + "test_shards_train_what_one_process_trains_or_say_why_not[EmaTeacher-2-sharded]",
     ),
     Mutation(
         "networks/fsdp.py",
-        'elif "fsdp::chunk_cat" in text or',
-        "elif",
-        SITUATIONS + "test_shards_train_what_one_process_trains_or_say_why_not[Sparse-2]",
+        "and module.sparse and",
+        "and False and",
+        SITUATIONS + "test_shards_train_what_one_process_trains_or_say_why_not[Sparse-2-sharded]",
     ),
     Mutation(
         "training/loop.py",

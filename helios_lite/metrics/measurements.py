@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from helios_lite.networks.dtensors import full_tensor
+from helios_lite.networks.dtensors import alike, full_tensor, total_norm
 from helios_lite.state import MEASURED
 
 
@@ -116,7 +116,7 @@ def parameter_norms(networks: Mapping[str, nn.Module], *, of_each: bool) -> dict
         of_each: whether to return the norm of each parameter too, as `norms_by_parameter` does.
     """
     trained = {id(p): p for net in networks.values() for p in net.parameters() if p.requires_grad}
-    norms = {"param_norm": full_tensor(nn.utils.get_total_norm(trained.values()))}
+    norms = {"param_norm": total_norm(alike(trained.values()))}
     if of_each:
         norms |= norms_by_parameter("param_norm", networks, [(p, p) for p in trained.values()])
     return norms
@@ -133,11 +133,10 @@ def norms_by_parameter(
         pairs: parameters, each with the tensor of which to take the norm.
     """
     names = {id(p): f"{name}.{path}" for name, net in networks.items() for path, p in net.named_parameters()}
-    norms = torch._foreach_norm([tensor for _, tensor in pairs])
-    return {
-        f"{kind}/{names.get(id(parameter), '?')}": full_tensor(norm)
-        for (parameter, _), norm in zip(pairs, norms, strict=True)
-    }
+    norms: dict[int, Tensor] = {}
+    for tensors in alike(tensor for _, tensor in pairs):
+        norms |= zip(map(id, tensors), torch._foreach_norm(tensors), strict=True)
+    return {f"{kind}/{names.get(id(parameter), '?')}": full_tensor(norms[id(tensor)]) for parameter, tensor in pairs}
 
 
 class Throughput:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,6 +19,20 @@ def is_dtensor(value: Any) -> bool:
 def full_tensor(value: Any) -> Any:
     """Return the full tensor of a DTensor, and any other value as it is. Call on every rank."""
     return value.full_tensor() if is_dtensor(value) else value
+
+
+def alike(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Return tensors in one list or in two, full and sharded ones, as operations on lists take only one kind."""
+    kinds: tuple[list[Tensor], list[Tensor]] = [], []
+    for tensor in tensors:
+        kinds[is_dtensor(tensor)].append(tensor)
+    return [kind for kind in kinds if kind]
+
+
+def total_norm(kinds: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Return the 2-norm, a full tensor without a dimension, of all tensors in these lists. Call on every rank."""
+    norms: list[Tensor] = [full_tensor(nn.utils.get_total_norm(kind)) for kind in kinds]
+    return norms[0] if len(norms) == 1 else nn.utils.get_total_norm(norms)
 
 
 def distribute_like(value: Any, like: Any) -> Any:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import traceback
 from collections.abc import Collection, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import nn
 
 from helios_lite.networks.dtensors import is_dtensor
 from helios_lite.networks.meta_device import MetaInitializer, bottom_up
+from helios_lite.networks.shard_units import find_units, scalars
 from helios_lite.networks.sharded_optimizers import note_of_step
 from helios_lite.processes.world import World
 
@@ -67,9 +68,8 @@ def shard(
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    policy: Any = MixedPrecisionPolicy()
+    units = find_units(net, blocks)
     if precision == "bf16":
-        policy = _LikeAutocast(device.type)
         for module in net.modules():
             kind: Any = type(module)
             if issubclass(kind, _NORMS):
@@ -78,14 +78,31 @@ def shard(
     initializer = MetaInitializer(net, device)
     for path, module in bottom_up(net):
         initializer.fill(path, module)
-        if module is net or module in blocks:
-            fully_shard(module, mesh=mesh, mp_policy=policy)
+        if module not in units:
+            continue
+        policy: Any = MixedPrecisionPolicy()
+        if precision == "bf16" and units[module] is not torch.float64:  # Autocast leaves float64 as it is, too.
+            policy = _LikeAutocast(device.type)
+        for p in module.parameters():
+            if not is_dtensor(p) and not p.is_contiguous():
+                p.data = p.data.contiguous()
+        fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=set(scalars(module)))
+        setattr(type(module), "__deepcopy__", _refuse_copy)  # noqa: B010 (FSDP2 has made the class.)
+    for p in scalars(net):
+        p.data = p.data.to(device)
     _set_attributes(net, attributes)
     if any(attributes.values()):  # The forward pass sees gathered parameters, which exist from the first time on.
         for module in sharded_modules(net):
             module.unshard()
             _set_attributes(net, attributes)
             module.reshard()
+
+
+def _refuse_copy(net: nn.Module, memo: Any) -> NoReturn:
+    raise RuntimeError(
+        "copy.deepcopy: a sharded network cannot be copied; copy it before parallelize, and pass the copy to "
+        "parallelize too"
+    )
 
 
 def _set_attributes(net: nn.Module, attributes: dict[str, dict[str, Any]]) -> None:
@@ -119,7 +136,8 @@ def _normalizing_in_fp32(kind: type[nn.Module]) -> type[nn.Module]:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         parameters: dict[str, Any] = self._parameters
         gathered = dict(parameters)
-        parameters.update({name: p if p is None else p.float() for name, p in gathered.items()})
+        in_bf16 = {name: p for name, p in gathered.items() if p is not None and p.dtype is torch.bfloat16}
+        parameters.update({name: p.float() for name, p in in_bf16.items()})
         try:
             return kind.forward(self, *args, **kwargs)
         finally:
@@ -135,6 +153,16 @@ def check_hooks(parameters: Iterable[tuple[str, Any]]) -> None:
             raise ValueError(
                 f"parallelize: {name} has a hook that would never be called; register it after parallelize, if the "
                 "network is sharded by register_post_accumulate_grad_hook, to which p.grad is a shard of the average"
+            )
+
+
+def check_gradients(net: nn.Module) -> None:
+    """Raise a ValueError that names a module whose gradients are sparse, which FSDP2 cannot average."""
+    for name, module in net.named_modules():
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse and module.weight.requires_grad:
+            raise ValueError(
+                f"parallelize: {name or 'the network'} is an {type(module).__name__} with sparse=True, whose gradients "
+                "cannot be sharded; make it without, or use strategy='ddp'"
             )
 
 
@@ -178,40 +206,56 @@ def shards_of(net: nn.Module) -> nn.Module:
 
 
 def explain(error: BaseException, networks: Mapping[str, nn.Module], precision: str) -> None:
-    """Add a note to an error that says what a program has done that FSDP2 cannot do, and what to do instead.
+    """Add to the message of an error what a program has done that FSDP2 cannot do, and what to do instead.
 
     Args:
         error: raised by the program.
         networks: its sharded networks by name.
         precision: the trainer's.
     """
-    if networks and (note := note_of_step(error)):
-        error.add_note(note)
-        return
-    if not networks or not isinstance(error, RuntimeError):
-        return
-    text = str(error)
+    words = (note_of_step(error) or _words(error, networks, precision)) if networks else None
+    if words is not None:
+        error.args = (f"{str(error).rstrip()}\n{words}", *error.args[1:])
+
+
+def _words(error: BaseException, networks: Mapping[str, nn.Module], precision: str) -> str | None:
+    text, name = str(error), next(iter(networks))
+    if isinstance(error, AssertionError) and "expects uniform gradient dtype" in text:
+        return (
+            "a block has unfrozen parameters of another dtype; unfreeze them before the network is passed to "
+            "parallelize, and freeze them again after it"
+        )
+    if not isinstance(error, RuntimeError):
+        return None
     if "got mixed torch.Tensor and DTensor" in text:
-        error.add_note(
-            "the parameters of a sharded network are full tensors only while the network itself is called; otherwise "
-            f"they are DTensors, of which each rank has a part{_way_around(error, networks)}"
+        return (
+            "the parameters of a sharded network are full tensors only while the network itself, or the block that has "
+            f"them, is called; otherwise they are DTensors, of which each rank has a part{_way_around(error, networks)}"
         )
-    elif "fsdp::chunk_cat" in text or "setStorage" in text or "appears to not have been used in the graph" in text:
-        error.add_note(
-            "a sharded network does not support sparse gradients, torch.autograd.grad with its parameters, and "
-            "gradients of gradients; use strategy='ddp'"
+    if "setStorage" in text:
+        return (
+            "the gradient of a gradient needs parameters that a sharded network has freed: call "
+            f"self.{name}.set_reshard_after_backward(False) before torch.autograd.grad(..., create_graph=True) and "
+            f"self.{name}.set_reshard_after_backward(True) before self.backward"
         )
-    elif precision == "bf16" and ("dtype" in text or "scalar type" in text):
-        error.add_note(
+    if "appears to not have been used in the graph" in text:
+        return (
+            "torch.autograd.grad does not reach the parameters of a sharded network; use self.backward, after which "
+            "p.grad has this rank's part of the average, or strategy='ddp'"
+        )
+    if precision == "bf16" and ("dtype" in text or "scalar type" in text):
+        return (
             "with precision='bf16' the parameters of a sharded network are bfloat16 while it runs, also where one "
             "process has float32; convert one of the tensors, as by x.to(parameter.dtype)"
         )
+    return None
 
 
 def _way_around(error: BaseException, networks: Mapping[str, nn.Module]) -> str:
     """Return which call of a program went around the forward pass of a sharded network, as far as it is found."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
-        owner, function = frame.f_locals.get("self"), frame.f_code.co_name
+        function, arguments = frame.f_code.co_name, frame.f_code.co_varnames[: frame.f_code.co_argcount]
+        owner = frame.f_locals.get(arguments[0]) if arguments else None
         if getattr(getattr(type(owner), function, None), "__code__", None) is not frame.f_code:
             continue  # A function inside of a method.
         for name, net in networks.items():
@@ -219,6 +263,8 @@ def _way_around(error: BaseException, networks: Mapping[str, nn.Module]) -> str:
             source = "), which torch.distributed.fsdp has"
             if owner is net and not function.startswith("_") and function != "forward":
                 return f". self.{name}.{function} is a method: {register}{function!r}{source}"
+            if owner is net and function == "forward":
+                return "; leave those out of blocks whose parameters are used without a call of the block"
             if owner is not net and (path := next((path for path, m in net.named_modules() if m is owner), None)):
                 return f". {path} is a part of self.{name}: call it in a method, and {register}<its name>{source}"
-    return ""
+    return "; p.full_tensor() returns the whole of one, called on every rank"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from helios_lite.networks.dtensors import is_dtensor
 from helios_lite.networks.gradient_reducer import cpu_group, hook_gradient
 from helios_lite.processes.world import World
 
@@ -34,6 +35,7 @@ class GatherOrder:
         self._names: list[str] = []
         self._order: list[int] = []  # Indices of names, since the last comparison.
         self._parameters: dict[int, nn.Parameter] = {}  # By identity.
+        self._roots: list[Any] = []
         self._is_on = True
         self._compared: torch.optim.Optimizer | None = None
         self._step_hook = register_optimizer_step_pre_hook(functools.partial(_tell_of_step, weakref.ref(self)))
@@ -41,11 +43,14 @@ class GatherOrder:
     def add(self, net: nn.Module) -> None:
         """Note what a sharded network gathers and averages from now on. Call on every rank, in the same order."""
         own = weakref.ref(self)
+        self._roots.append(net)
         for path, module in net.named_modules():
             if hasattr(module, "unshard"):
                 module.set_custom_all_gather(_NotedGather(own, len(self._names)))
                 self._names.append(f"gathers {path or 'a ' + type(net).__name__}")
         for name, p in net.named_parameters():
+            if not is_dtensor(p):
+                continue
             self._parameters[id(p)] = p
             hook_gradient(p, functools.partial(_note, own, len(self._names)))
             self._names.append(f"averages the gradient of {name}")
@@ -57,8 +62,14 @@ class GatherOrder:
             optimizer: steps next.
 
         Raises:
-            RuntimeError: it was not the same. The message names the first difference.
+            RuntimeError: it was not the same. The message names the first difference. Or a backward pass has failed.
         """
+        # No public name says that a backward pass has begun and not ended.
+        if any(net._get_fsdp_state()._state_ctx.post_backward_final_callback_queued for net in self._roots):
+            raise RuntimeError(
+                "optimizer_step: a backward pass through a sharded network has failed before, and what it has left "
+                "behind would be a part of this step; end the run where it fails, or use strategy='ddp'"
+            )
         self._compared = optimizer
         mine, order = hash(tuple(self._order)), [*self._order]
         self._order.clear()

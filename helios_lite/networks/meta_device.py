@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from helios_lite.processes.rng import fork_rng
+
 
 def bottom_up(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield every submodule once with its path, submodules before the module that has them, the network last.
@@ -75,32 +77,62 @@ class MetaInitializer:
             module: a submodule of the network; those inside it are left as they are.
 
         Raises:
-            ValueError: `reset_parameters` leaves a tensor without values. The message names the tensor.
+            ValueError: a tensor remains without values. The message names it.
         """
-        if module not in self._incomplete:
-            return
+        if module in self._incomplete:
+            self._fill(path, module)
+        for name, value in vars(module).items() if self._incomplete else ():
+            if isinstance(value, Tensor) and value.is_meta:
+                raise ValueError(
+                    f"{_join(path, name)}: was made under torch.device('meta') and gets no values, as it is neither a "
+                    "parameter nor a buffer; register it by register_buffer, and fill it in reset_parameters()"
+                )
+
+    def _fill(self, path: str, module: nn.Module) -> None:
+        """Give tensors memory and call `reset_parameters`; if some cannot be NaN, twice, on other memory each time."""
         shared = [(tensor, tensor.detach().clone()) for _, tensor in _own_tensors(module) if not tensor.is_meta]
-        for _, tensor in _own_tensors(module):
+        filled_twice = list[str]()
+        for name, tensor in _own_tensors(module):
             if tensor in self._owners:
+                filled_twice += [] if _can_be_nan(tensor) else [name]
                 self._allocate(tensor)
+        if filled_twice:
+            with fork_rng(self._device):
+                module.reset_parameters()  # type: ignore[operator]
+        earlier = {name: tensor.clone() for name, tensor in _own_tensors(module) if name in filled_twice}
+        for name, tensor in _own_tensors(module):
+            if name in filled_twice:
+                tensor.fill_(1)
         module.reset_parameters()  # type: ignore[operator]
         with torch.no_grad():
             for tensor, values in shared:
                 tensor.copy_(values)
         for name, tensor in _own_tensors(module):
-            if tensor.is_meta or (tensor.is_floating_point() and bool(tensor.isnan().any())):
-                raise ValueError(f"{path}.{name}: reset_parameters of {type(module).__name__} does not fill it")
+            if tensor.is_meta or (_can_be_nan(tensor) and bool(tensor.isnan().any())):
+                raise ValueError(f"{_join(path, name)}: reset_parameters of {type(module).__name__} does not fill it")
+            if name in earlier and not torch.equal(tensor, earlier[name]):
+                raise ValueError(
+                    f"{_join(path, name)}: reset_parameters of {type(module).__name__} does not fill it, or with other "
+                    "values when it is called again with the same RNG states"
+                )
 
     def _allocate(self, tensor: Tensor) -> None:
         """Replace a meta tensor, in every module that has it, by one on the device. Its values are NaN if it can."""
         new = torch.empty_like(tensor, device=self._device, requires_grad=False)
-        if new.is_floating_point():
-            new.fill_(torch.nan)
+        new.fill_(complex(torch.nan, torch.nan) if new.is_complex() else torch.nan if _can_be_nan(new) else 0)
         if isinstance(tensor, nn.Parameter):
             new = nn.Parameter(new, tensor.requires_grad)
         vars(new).update(vars(tensor))
         for module, name in self._owners.pop(tensor):
             setattr(module, name, new)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _can_be_nan(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _own_tensors(module: nn.Module) -> list[tuple[str, Tensor]]:

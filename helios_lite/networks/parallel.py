@@ -7,20 +7,22 @@ import functools
 import itertools
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.checkpoint import checkpoint
 
 from helios_lite.networks import dtensors, sharded_optimizers
 from helios_lite.networks.forward_turns import ForwardTurns
-from helios_lite.networks.fsdp import check_hooks, explain, make_mesh, reshard, shard, sharded_modules
+from helios_lite.networks.fsdp import check_gradients, check_hooks, explain, make_mesh, reshard, shard, sharded_modules
 from helios_lite.networks.gradient_reducer import GradientReducer
 from helios_lite.networks.meta_device import materialize
+from helios_lite.networks.shard_units import scalars
 from helios_lite.processes.world import World
 
 if TYPE_CHECKING:
@@ -87,7 +89,11 @@ class ParallelStrategy:
                     f"parallelize: {name} has no shape yet (it belongs to a lazy module); call the network with a "
                     "batch before it is passed to parallelize"
                 )
-        blocks = [module for module in net.modules() if isinstance(module, block_types)]
+        blocks = [
+            module
+            for module in net.modules()
+            if isinstance(module, block_types) and not isinstance(module, NonDynamicallyQuantizableLinear)
+        ]  # The latter is a part of nn.MultiheadAttention, which uses its parameters without calling it.
         self._has_blocks |= len(blocks) > 0
         if self._checkpoint_activations:
             for block in blocks:
@@ -100,7 +106,9 @@ class ParallelStrategy:
         is_frozen = not any(p.requires_grad for p in net.parameters())
         is_sharded = self._strategy != "ddp" and self.world.size > 1 and not is_frozen
         self._check_not_shared(net, is_sharded=is_sharded)
-        check_hooks((name, p) for name, p in net.named_parameters() if is_sharded or p.is_meta)
+        check_hooks((name, p) for name, p in net.named_parameters() if p.is_meta or (is_sharded and p.ndim > 0))
+        if is_sharded:
+            check_gradients(net)
         self._networks.append(net)
         kind = type(net).__name__
         self._note_owner(net, kind)
@@ -118,6 +126,8 @@ class ParallelStrategy:
             self._order.add(net)
             self._sharded.append(net)
             self._note_owner(net, kind)
+            if scalars(net):
+                self._replicate(nn.ParameterList(scalars(net)))
         else:
             materialize(net, self.device)
             net.to(self.device)
@@ -226,9 +236,9 @@ class ParallelStrategy:
         self.reshard()  # The parameters of a sharded network are those that optimizers train.
         for net in self._sharded:
             for name, p in net.named_parameters():
-                if not dtensors.is_dtensor(p):
+                if not dtensors.is_dtensor(p) and self._owner(p) is None:
                     raise ValueError(f"{name}: was added to a network after parallelize, which has sharded the rest")
-            check_hooks(net.named_parameters())
+            check_hooks((name, p) for name, p in net.named_parameters() if p.ndim > 0)
         self._find_buffers()
         if self._reducer is not None:
             _broadcast(self._reducer.refresh(), is_main=self.world.is_main)
@@ -396,16 +406,64 @@ def _broadcast(tensors: Sequence[Tensor], *, is_main: bool) -> None:
 def checkpoint_activations(block: nn.Module) -> None:
     """Let a block keep only its inputs for the backward pass, which runs its forward pass again.
 
-    RNG states are restored for that, so that dropout is the same and the result has the same bits. The class of the
-    block and the names in its state dict do not change, and copies of the block work. Hooks run once: FSDP gathers the
-    parameters for the recomputation when it does so for the backward pass.
+    RNG states and buffers are those of the forward pass, and buffers do not change again. Thus dropout and the
+    statistics of batch norm are the same, and the result has the same bits. The class of the block, a `forward` that it
+    has of its own, and the names in its state dict do not change, and copies of the block work. Hooks run once: FSDP
+    gathers the parameters for the recomputation when it does so for the backward pass.
     """
-    forward = functools.partial(_forward, block)  # Unlike a closure, it can be copied and pickled with the block.
-    block.forward = forward
+    own = vars(block).get("forward")
+    if not isinstance(own, functools.partial) or own.func is not _forward:
+        # Unlike a closure, it can be copied and pickled with the block.
+        block.forward = functools.partial(_forward, block, own)
 
 
-def _forward(block: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    forward = functools.partial(type(block).forward, block)
+def _forward(block: nn.Module, own: Callable[..., Any] | None, *args: Any, **kwargs: Any) -> Any:
+    forward = functools.partial(functools.partial(type(block).forward, block) if own is None else own, **kwargs)
     if not torch.is_grad_enabled():
-        return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        return forward(*args)
+    if torch.compiler.is_compiling():  # A compiled block changes its buffers once.
+        return checkpoint(forward, *args, use_reentrant=False)
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=functools.partial(_buffer_contexts, block))
+
+
+def _buffer_contexts(block: nn.Module) -> tuple[contextlib.AbstractContextManager[None], _BuffersOfForward]:
+    first = _BuffersOfForward()
+    return first.noted(block), first
+
+
+class _BuffersOfForward:
+    """The buffers that a forward pass of a block has changed, with their values before it.
+
+    It is a context of the recomputation, which begins with these values, and whose changes end with it. A backward pass
+    that is run twice enters it twice.
+    """
+
+    def __init__(self) -> None:
+        self._before: list[tuple[nn.Module, dict[str, Tensor]]] = []
+        self._now: list[dict[str, Tensor | None]] = []
+
+    @contextlib.contextmanager
+    def noted(self, block: nn.Module) -> Iterator[None]:
+        """Return a context of the forward pass. If a module changes one buffer all are kept, as batch norm does not
+        count its changes of the others.
+        """
+        found = []
+        for module in block.modules():
+            buffers = {name: buffer for name, buffer in module._buffers.items() if buffer is not None}
+            if buffers:
+                copies = {name: buffer.detach().clone() for name, buffer in buffers.items()}
+                found.append((module, copies, {name: (each, each._version) for name, each in buffers.items()}))
+        yield
+        for module, copies, before in found:
+            now = module._buffers
+            if any(now.get(name) is not each or each._version != version for name, (each, version) in before.items()):
+                self._before.append((module, copies))
+
+    def __enter__(self) -> None:
+        self._now = [dict(module._buffers) for module, _ in self._before]
+        for module, buffers in self._before:
+            module._buffers.update((name, each.clone()) for name, each in buffers.items())
+
+    def __exit__(self, *error: object) -> None:
+        for (module, _), buffers in zip(self._before, self._now, strict=True):
+            module._buffers.update(buffers)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.amp.grad_scaler import OptState
 from torch.optim import Optimizer
 
 from helios_lite.arguments import require_kind
-from helios_lite.networks.dtensors import full_tensor
+from helios_lite.networks.dtensors import alike, full_tensor, total_norm
 from helios_lite.networks.gradient_reducer import MIXED_WEIGHTS
 from helios_lite.networks.parallel import ParallelStrategy
 from helios_lite.processes.world import World
@@ -302,9 +302,7 @@ class Precision:
         elif self._is_left_out():
             _clear_gradients([*self._trained, *self._noted()])
             self._forget_weights()
-            # Of sharded networks other ranks may have made the step, and all count alike.
-            is_shared = self._parallel is not None and self._parallel.has_shards
-            return Window(is_step=is_shared, is_skipped=not is_shared, is_left_out=True)
+            return Window(is_step=False, is_skipped=True, is_left_out=True)
         if has_skipped:
             self.last_loss = None
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if has_skipped and not has_stepped else 0
@@ -377,7 +375,8 @@ class Precision:
                 return False
             # Without any item there is nothing to divide, which a device must not be asked about.
             divisor = torch.where(weight == 0, 1, weight) if isinstance(weight, Tensor) else weight
-            torch._foreach_div_(gradient_values(parameters), divisor)
+            for values in self._alike(gradient_values(parameters)):
+                torch._foreach_div_(values, divisor)
         self._report_and_clip(optimizer, parameters, limit)
         optimizer.step()
         self.num_steps += self._growth
@@ -387,24 +386,29 @@ class Precision:
         """Report the norm of the gradients, and scale them down to the limit, if there is one."""
         if limit is None and self._report_gradients is None:
             return
-        values = gradient_values(parameters)
-        norm = full_tensor(nn.utils.get_total_norm(values))
+        norm = total_norm(self._alike(gradient_values(parameters)))
         if self._report_gradients is not None:
             self._report_gradients(optimizer, parameters, norm)
         if limit is not None:
-            nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+            for each in self._alike(parameters):
+                nn.utils.clip_grads_with_norm_(each, limit, norm)
+
+    def _alike(self, tensors: list[Tensor]) -> list[list[Tensor]]:
+        return [tensors] if self._parallel is None or not self._parallel.has_shards else alike(tensors)
 
     def _unscale(self, scaler: torch.amp.GradScaler, optimizer: Optimizer) -> bool:
         """Divide gradients by the scale, and return whether they are finite. All ranks agree."""
         if scaler._scale is None:
             scaler.scale(torch.zeros((), device=self._device))  # It makes its scale. This rank had no loss yet.
         state = scaler._per_optimizer_states[id(optimizer)]
-        earlier = state["found_inf_per_device"]  # Of its step before in this window.
-        state["stage"] = OptState.READY
-        scaler.unscale_(optimizer)
-        found = state["found_inf_per_device"]
+        found = dict[torch.device, Tensor]()
+        for each in self._alike([p for group in optimizer.param_groups for p in group["params"]]):
+            part: Any = SimpleNamespace(param_groups=[{"params": each}])
+            scaler.unscale_(part)
+            _add_flags(found, scaler._per_optimizer_states.pop(id(part))["found_inf_per_device"])
         is_finite = not any(flag.item() for flag in found.values())
-        state["found_inf_per_device"] = found | {d: torch.maximum(flag, found[d]) for d, flag in earlier.items()}
+        _add_flags(found, state["found_inf_per_device"])  # Of its step before in this window.
+        state["found_inf_per_device"] = found
         return is_finite
 
     def _add_weight(self, optimizer: Optimizer) -> None:
@@ -445,6 +449,11 @@ def gradient_values(parameters: Iterable[Tensor]) -> list[Tensor]:
             p.grad = p.grad.coalesce()
         values.append(p.grad._values() if p.grad.is_sparse else p.grad)
     return values
+
+
+def _add_flags(flags: dict[torch.device, Tensor], others: dict[torch.device, Tensor]) -> None:
+    for device, other in others.items():
+        flags[device] = torch.maximum(flags.get(device, other), other)
 
 
 def _is_known_zero(weight: Tensor | float) -> bool:

@@ -130,7 +130,8 @@ def note_of_step(error: BaseException) -> str | None:
             return (
                 f"{type(owner).__name__}.step computes with the parameters of a sharded network, which are DTensors, "
                 "and PyTorch cannot do this operation with them. Make states by torch.zeros_like(p) or from p.grad, "
-                "do not change those of other shapes in place, or use strategy='ddp'"
+                "do not change those of other shapes in place, give other parameters a group of their own, or use "
+                "strategy='ddp'"
             )
     return None
 

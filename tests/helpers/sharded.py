@@ -52,9 +52,12 @@ class Deep(Model):
         self.dropout, self.made_on = dropout, device
         self.validated: list[int] = []
 
+    def make(self) -> Stack:
+        return Stack(self.dropout)
+
     def setup(self, fast_init: bool = False) -> None:
         with torch.device(self.made_on):
-            net = Stack(self.dropout)
+            net = self.make()
         self.net = self.parallelize(net, blocks=(Layer,))
         for layer in net.layers:
             layer.around = list(net.layers)

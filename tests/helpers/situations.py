@@ -55,7 +55,7 @@ class Situation(Model):
 
     Attributes:
         like_one: whether one process trains the same; otherwise the ranks do.
-        sharded: what the error under "fsdp" says; None if it trains the same.
+        sharded: words of the error under "fsdp" and "hsdp"; None if it trains the same.
         only_replicas: whether FSDP2 waits for ever or ends the process, as when ranks run different passes.
         validates: whether there is a validation.
         options: of the trainer.
@@ -93,33 +93,43 @@ class Situation(Model):
 
 
 class Plain(Situation):
+    """One network, one loss, one optimizer."""
+
     validates = True
 
 
 class Methods(Situation):
-    sharded = "self.net.encode is a method"
+    """Calls methods of a network."""
+
+    sharded = "register_fsdp_forward_method(self.net, 'encode')"
 
     def loss(self, x: Tensor, index: Tensor) -> Tensor:
         return F.mse_loss(self.net.decode(self.net.encode(x)), x)
 
 
 class Parts(Situation):
-    sharded = "body is a part of self.net"
+    """Calls a part of a network."""
+
+    sharded = "call it in a method, and in setup, after parallelize, write register_fsdp_forward_method"
 
     def loss(self, x: Tensor, index: Tensor) -> Tensor:
         return self.net.body(x).square().mean()
 
 
 class ForwardAndMethod(Situation):
+    """Calls a network, and then a method of it."""
+
     validates = True
-    sharded = "self.net.decode is a method"
+    sharded = "register_fsdp_forward_method(self.net, 'decode')"
 
     def loss(self, x: Tensor, index: Tensor) -> Tensor:
         return F.mse_loss(self.net(x) + self.net.decode(x.new_ones(len(x), 5)), x)
 
 
 class Indexed(Situation):
-    sharded = "0 is a part of self.net"
+    """Calls the layers of a sequence one by one."""
+
+    sharded = "call it in a method, and in setup, after parallelize, write register_fsdp_forward_method"
 
     def setup(self, fast_init: bool = False) -> None:
         self.net = self.parallelize(nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 4)))
@@ -130,11 +140,15 @@ class Indexed(Situation):
 
 
 class Attribute(Situation):
+    """Sets an attribute of a network between epochs."""
+
     def on_training_epoch_start(self, epoch: int) -> None:
         self.net.scale = 1.0 / epoch
 
 
 class ByName(Situation):
+    """Groups of parameters by their names."""
+
     def setup(self, fast_init: bool = False) -> None:
         self.net = self.parallelize(Net())
         body = [p for name, p in self.net.named_parameters() if name.startswith("body")]
@@ -160,6 +174,8 @@ class FrozenBefore(Frozen):
 
 
 class FrozenAfter(FrozenBefore):
+    """Frozen in part before `parallelize`, in part after it."""
+
     def setup(self, fast_init: bool = False) -> None:
         super().setup(fast_init)
         self.net.body.requires_grad_(True)
@@ -170,7 +186,9 @@ class FrozenAfter(FrozenBefore):
 
 
 class FrozenWhole(Situation):
-    """Frozen as a whole in the first epoch, beside one that is trained."""
+    """Frozen as a whole in the first epoch, beside one that is trained; their gradients are clipped together."""
+
+    options = {"clip_norm": 0.1, "log_grad_norm": "per-parameter", "log_param_norm": "per-parameter"}
 
     def setup(self, fast_init: bool = False) -> None:
         self.net = self.parallelize(Net())
@@ -229,6 +247,8 @@ class Gan(Situation):
 
 
 class GanToggled(Gan):
+    """Two optimizers; the critic is frozen while the generator learns."""
+
     toggles = True
 
 
@@ -276,7 +296,7 @@ class Maml(Situation):
     """A step in an inner loop, through which the outer gradient passes."""
 
     validates = True
-    sharded = "torch.autograd.grad"
+    sharded = "torch.autograd.grad does not reach the parameters of a sharded network"
 
     @torch.enable_grad()
     def loss(self, x: Tensor, index: Tensor) -> Tensor:
@@ -290,15 +310,31 @@ class Maml(Situation):
 
 
 class GradientPenalty(Situation):
-    validates = True
-    sharded = "torch.autograd.grad"
+    """A gradient of a gradient, by `torch.autograd.grad` with `create_graph`."""
 
-    @torch.enable_grad()
-    def loss(self, x: Tensor, index: Tensor) -> Tensor:
+    sharded = "self.net.set_reshard_after_backward(False)"
+
+    def penalty(self, x: Tensor) -> Tensor:
         x = x.requires_grad_(True)
         y = self.net(x)
         (slope,) = torch.autograd.grad(y.sum(), x, create_graph=True)
         return F.mse_loss(y, x.detach()) + (slope.norm(dim=1) - 1).square().mean()
+
+    def loss(self, x: Tensor, index: Tensor) -> Tensor:
+        return self.penalty(x)
+
+
+class GradientPenaltyKept(GradientPenalty):
+    """The same between `set_reshard_after_backward(False)` and `set_reshard_after_backward(True)`."""
+
+    sharded = None
+
+    def loss(self, x: Tensor, index: Tensor) -> Tensor:
+        keep = getattr(self.net, "set_reshard_after_backward", bool)  # Only sharded networks have it.
+        keep(False)
+        loss = self.penalty(x)
+        keep(True)
+        return loss
 
 
 class SharedEncoder(Situation):
@@ -367,7 +403,7 @@ class EmaTeacher(Situation):
     """Learns from the average of its own weights, which the step updates."""
 
     validates = True
-    sharded = "DTensors, of which each rank has a part"
+    sharded = "p.full_tensor() returns the whole of one"
 
     def setup(self, fast_init: bool = False) -> None:
         net = Net()
@@ -390,7 +426,7 @@ class EmaTeacher(Situation):
 class CopiedTeacher(EmaTeacher):
     """The teacher is a copy of what `parallelize` has returned."""
 
-    sharded = "does not support deepcopy"
+    sharded = "copy it before parallelize"
 
     def setup(self, fast_init: bool = False) -> None:
         self.net = self.parallelize(Net())
@@ -559,7 +595,6 @@ class Cleared(Situation):
     """Drops what the first micro-batch of a window has computed; a part that only this one uses is not trained."""
 
     options = {"accumulation_steps": 2}
-    only_replicas = True
 
     def setup(self, fast_init: bool = False) -> None:
         self.net = self.parallelize(Net())
@@ -599,7 +634,7 @@ class Large(Situation):
 class ByHand(Situation):
     """Gradients that no backward pass has put in place."""
 
-    sharded = "torch.autograd.grad"
+    sharded = "use self.backward"
 
     def train_step(self, batch: Any, state: Any) -> None:
         used = [*self.net.body.parameters(), *self.net.head.parameters()]
@@ -628,7 +663,7 @@ class OwnWindows(OwnLoop):
 class SecondByHand(Situation):
     """Gradients by hand in place of those of a backward pass."""
 
-    sharded = "torch.autograd.grad"
+    sharded = "use self.backward"
 
     def train_step(self, batch: Any, state: Any) -> None:
         self.backward(self.net(batch[1]).square().mean())
@@ -697,13 +732,15 @@ class ClippedByValue(Situation):
 
 
 class Clipped(Situation):
+    """Gradients are clipped by their norm."""
+
     options = {"clip_norm": 0.05}
 
 
 class Sparse(Situation):
     """An embedding with sparse gradients, beside a dense part."""
 
-    sharded = "strategy='ddp'"
+    sharded = "with sparse=True, whose gradients cannot be sharded"
 
     def setup(self, fast_init: bool = False) -> None:
         self.net = self.parallelize(nn.Sequential(nn.Embedding(LENGTH, 4, sparse=True), nn.Linear(4, 1)))
@@ -714,9 +751,9 @@ class Sparse(Situation):
 
 
 class Types(Situation):
-    """Parameters of several data types, one of them complex."""
+    """Parameters of several data types in one module, one of them complex."""
 
-    sharded = "dtype"
+    sharded = "give those of each dtype a submodule"
 
     def setup(self, fast_init: bool = False) -> None:
         net = Net()
@@ -729,6 +766,29 @@ class Types(Situation):
         return ((self.net(x) * self.net.phase).abs() * self.net.wide.float() - 1).square().mean()
 
 
+class Scaled(nn.Module):
+    """A block whose normalization is in float64, with a parameter that has no dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(4, 4), nn.LayerNorm(4, dtype=torch.float64)
+        self.scale = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.linear(self.norm(x.double()).float()).tanh() * self.scale
+
+
+class TypesOfParts(Situation):
+    """Parameters of several data types in blocks with several modules; parameters without a dimension."""
+
+    validates = True
+    options = {"clip_norm": 0.1, "accumulation_steps": 2}
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.net = self.parallelize(nn.Sequential(Scaled(), Scaled()), blocks=(Scaled,))
+        self.optimizer = self.sgd(self.net.parameters())
+
+
 class Tied(Situation):
     """A weight with two names in one network."""
 
@@ -739,10 +799,49 @@ class Tied(Situation):
         self.optimizer = self.sgd(self.net.parameters())
 
 
+class TiedBlocks(Situation):
+    """A weight that two blocks share; another one that is not contiguous."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        net = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Linear(4, 4))
+        net[2].weight = net[0].weight
+        net[3].weight = nn.Parameter(net[3].weight.detach().t())
+        self.net = self.parallelize(net, blocks=(nn.Linear,))
+        self.optimizer = self.sgd(self.net.parameters())
+
+
+class Attention(Situation):
+    """`nn.MultiheadAttention` with `blocks=(nn.Linear,)`."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.net = self.parallelize(nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0), blocks=(nn.Linear,))
+        self.optimizer = self.sgd(self.net.parameters())
+
+    def loss(self, x: Tensor, index: Tensor) -> Tensor:
+        return F.mse_loss(self.net(x[None]), x[None].cos())
+
+
+class Borrowing(nn.Sequential):
+    """Uses the parameters of its layer without calling it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self[0].weight, self[0].bias)
+
+
+class PartOfBlock(Situation):
+    """A network uses the parameters of a block without calling the block."""
+
+    sharded = "leave those out of blocks"
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.net = self.parallelize(Borrowing(nn.Linear(4, 4)), blocks=(nn.Linear,))
+        self.optimizer = self.sgd(self.net.parameters())
+
+
 class SharedByTwo(Situation):
     """A layer that belongs to two networks."""
 
-    sharded = "is also 0.weight of a Sequential"
+    sharded = "pass one module that contains both networks"
 
     def setup(self, fast_init: bool = False) -> None:
         layer = nn.Linear(4, 4)
@@ -762,6 +861,8 @@ class Recomputed(Situation):
 
 
 class Recomputing(Situation):
+    """Activations of blocks are recomputed, by `checkpoint_activations=True`."""
+
     options = {"checkpoint_activations": True}
 
     def setup(self, fast_init: bool = False) -> None:
@@ -772,7 +873,7 @@ class Recomputing(Situation):
 class Added(Situation):
     """Gets a layer in the second epoch."""
 
-    sharded = "was added"
+    sharded = "was added to a network after parallelize"
 
     def setup(self, fast_init: bool = False) -> None:
         self.net = self.parallelize(nn.Sequential(Net()))
@@ -787,8 +888,6 @@ class Added(Situation):
 
 class OwnState(Added):
     """Adds a layer in the first epoch, which unfreezes another; and decides itself what checkpoints hold."""
-
-    only_replicas = True
 
     def setup(self, fast_init: bool = False) -> None:
         net = nn.Sequential(Net())
@@ -844,7 +943,7 @@ class InHook(Situation):
 class Retried(Situation):
     """A backward pass that fails at its end, and is run again."""
 
-    only_replicas = True
+    sharded = "a backward pass through a sharded network has failed before"
 
     def train_step(self, batch: Any, state: Any) -> None:
         _, x = batch
@@ -1017,6 +1116,19 @@ def _below(base: type[Situation]) -> Iterator[type[Any]]:
         if cls is not Wrong:
             yield cls
             yield from _below(cls)
+
+
+def table() -> str:
+    """Return the table of docs/distributed.md: what each program does, and whether several processes train the same."""
+    rows = ["| what | ddp | fsdp | hsdp |", "| --- | --- | --- | --- |"]
+    for each in situations():
+        if each.__module__ == __name__ and not issubclass(each, Wrong):
+            shards = "yes" if each.sharded is None else f"error: `{each.sharded}`"
+            shards = "if all ranks do the same" if each.only_replicas else shards
+            assert each.__doc__ is not None, each
+            again = "error" if each.sharded else shards
+            rows.append(f"| {' '.join(each.__doc__.split()).removesuffix('.')} | yes | {shards} | {again} |")
+    return "\n".join(dict.fromkeys(rows))
 
 
 def samples(processes: int, accumulation_steps: int = 1, *, validates: bool = True) -> DataModule:

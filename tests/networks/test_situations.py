@@ -6,7 +6,6 @@ matter. With EVERY_CELL=1 in the environment all are tried in all ways.
 
 import functools
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from helpers.compare import close, same, timeless, weights
 from helpers.models import quiet
 from helpers.processes import deadline
 from helpers.scenarios import Results, scenario
-from helpers.situations import InBatchHook, SecondPass, Situation, samples, situations, wrong_situations
+from helpers.situations import InBatchHook, SecondPass, Situation, samples, situations, table, wrong_situations
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -39,13 +38,15 @@ Plain UnfrozenInStep FrozenWhole Gan OwnState UnusedByRank AccumulatedByRank Net
 TokensSkipped MorePasses Large Codebook NoItems Half
 """
 REPLICATED_BY = {2: ALL, 3: some(OF_THREE, ALL)}
+HYBRID_BY = {2: some("TypesOfParts Added", SHARDED), 4: SHARDED if "EVERY_CELL" in os.environ else []}
 SHARDED_BY = {2: SHARDED, 3: some("Plain GanInTurn NormedTwice Tied Averaged Recomputing", SHARDED)}
 WRONG_BY = {2: WRONG, 3: some("SecondPass NoStep OtherOrder WeightOfOne", WRONG)}
 # A step depends on more than the weights and what their optimizer has kept: on what steps have done before the cut, on
 # its place in the epoch; or what is saved has another form.
 RESUMED = """
 Plain FrozenBefore UnfrozenInStep GanInTurn Alternating NormedTeacher Codebook UnusedByRank Accumulated OwnWindows
-SkippedByRank TokensSkipped MorePasses Large WeightThenRaw Half Sparse Types Tied SharedByTwo Added OwnState Averaged
+SkippedByRank TokensSkipped MorePasses Large WeightThenRaw Half Sparse Types TypesOfParts Tied TiedBlocks SharedByTwo
+Added OwnState Averaged
 """
 ARE_RESUMED = some(RESUMED, ALL)
 STEPS, CUT = 4, 2  # An epoch has three.
@@ -129,17 +130,39 @@ def test_replicas_train_what_one_process_trains(situation: Any, processes: int, 
         assert close(by_one(situation), found["whole"])
 
 
-@pytest.mark.parametrize(("situation", "processes"), [(each, n) for n in (2, 3) for each in SHARDED_BY[n]])
-def test_shards_train_what_one_process_trains_or_say_why_not(situation: Any, processes: int, result: Results) -> None:
-    found = result(sharded, ranks=processes)[situation.__name__]
+@scenario(ranks=(2, 4))
+def hybrid(root: Path, world: World) -> dict[str, dict[str, Any]]:
+    """By two machines, as the ranks are told."""
+    local_size = world.size // 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCAL_WORLD_SIZE", str(local_size))
+        patch.setenv("LOCAL_RANK", str(world.rank % local_size))
+        return {each.__name__: outcome(each, root, world, "hsdp") for each in chosen(HYBRID_BY[world.size], root)}
+
+
+OF_SHARDS = [(each, n, sharded) for n in (2, 3) for each in SHARDED_BY[n]]
+OF_SHARDS += [(each, n, hybrid) for n in (2, 4) for each in HYBRID_BY[n]]
+
+
+@pytest.mark.parametrize(("situation", "processes", "strategy"), OF_SHARDS)
+def test_shards_train_what_one_process_trains_or_say_why_not(
+    situation: Any, processes: int, strategy: Any, result: Results
+) -> None:
+    found = result(strategy, ranks=processes)[situation.__name__]
     if "error" in found:
         assert situation.sharded is not None, found["error"]
-        assert re.search(situation.sharded, found["error"])
+        assert situation.sharded in found["error"]
         return
+    assert situation.sharded is None
     assert found["alike"]
     assert same(found["whole"], found["cut"])
     if situation.like_one:
         assert close(by_one(situation), found["whole"])
+
+
+def test_the_table_in_the_docs_has_what_is_tested() -> None:
+    """Otherwise replace it by what `table` of helpers/situations.py returns."""
+    assert table() in (Path(__file__).parents[2] / "docs" / "distributed.md").read_text()
 
 
 class Noting(Situation):
