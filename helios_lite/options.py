@@ -240,7 +240,8 @@ class Options:
     thread is raised at the next save, or at the end of the run."""
     sigusr1: Literal["save", "stop"] = "save"
     """What SIGUSR1 does, which schedulers of clusters send before the time of a job is over. After the step it saves
-    a checkpoint; then the training goes on, or with "stop" it ends as after SIGTERM, with status 138."""
+    a checkpoint; then the training goes on, or with "stop" it ends as after SIGTERM, with status 138. Outside of a
+    training it does nothing, or with "stop" ends the call at once, so that it is never lost."""
 
     # Logging and display
     log_every_steps: int = 50

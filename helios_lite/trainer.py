@@ -21,6 +21,7 @@ from helios_lite.object_tables import build
 from helios_lite.option_class import documented, option_class, option_hint
 from helios_lite.options import Options
 from helios_lite.processes.devices import choose_accelerator, choose_devices
+from helios_lite.processes.signals import GracefulShutdown
 from helios_lite.processes.slurm import adopt_world_of_srun
 from helios_lite.processes.tracebacks import ShortTraceback
 from helios_lite.processes.world import is_launched
@@ -107,12 +108,13 @@ class Trainer(Options):
             AttributeError: an attribute of the trainer is no option, or one of the model hides a method of Model.
             Exception: any exception of the model, the data or a callback, unchanged, after `teardown`.
         """
-        call = self._call("fit", model, datamodule)
-        self._check_limits(model)
-        from helios_lite.calls.fit import train
-        from helios_lite.calls.launching import run
+        shutdown = self._shutdown(saves=True)
+        with ShortTraceback(), shutdown.at_once():
+            call = self._call("fit", model, datamodule, shutdown)
+            self._check_limits(model)
+            from helios_lite.calls.fit import train
+            from helios_lite.calls.launching import run
 
-        with ShortTraceback():
             return run(call, train)
 
     def plan(self, model: Model, datamodule: DataModule) -> Plan:
@@ -126,11 +128,12 @@ class Trainer(Options):
             Exception: any exception of the model, the data or a callback. An error that `fit` would raise because the
                 run folder does not fit is told in `Plan.start`.
         """
-        call = self._call("plan", model, datamodule)
-        self._check_limits(model)
-        from helios_lite.calls.plan import plan
+        shutdown = self._shutdown()
+        with ShortTraceback(), shutdown.at_once():
+            call = self._call("plan", model, datamodule, shutdown)
+            self._check_limits(model)
+            from helios_lite.calls.plan import plan
 
-        with ShortTraceback():
             return plan(call)
 
     def validate(
@@ -184,8 +187,10 @@ class Trainer(Options):
                 that fail are not started again (`max_restarts`), because the caller has some of the items.
         """
         require_path("checkpoint", checkpoint, or_none=True)
-        call = self._call("predict", model, datamodule)
-        from helios_lite.calls.predict import predict
+        shutdown = self._shutdown()
+        with shutdown.at_once():
+            call = self._call("predict", model, datamodule, shutdown)
+            from helios_lite.calls.predict import predict
 
         return predict(call, checkpoint)
 
@@ -210,10 +215,11 @@ class Trainer(Options):
         """
         require_path("path", path)
         require_path("checkpoint", checkpoint, or_none=True)
-        call = self._call("predict", model, datamodule)
-        from helios_lite.calls.predict import predict_to_file
+        shutdown = self._shutdown()
+        with ShortTraceback(), shutdown.at_once():
+            call = self._call("predict", model, datamodule, shutdown)
+            from helios_lite.calls.predict import predict_to_file
 
-        with ShortTraceback():
             predict_to_file(call, checkpoint, path)
 
     def replay(self, model: Model, datamodule: DataModule, step: int) -> Replay:
@@ -239,24 +245,29 @@ class Trainer(Options):
             Exception: any exception of the model, the data or a callback.
         """
         require("step", step, integer(least=1))
-        call = self._call("replay", model, datamodule)
-        from helios_lite.calls.replay import replay
+        shutdown = self._shutdown()
+        with ShortTraceback(), shutdown.at_once():
+            call = self._call("replay", model, datamodule, shutdown)
+            from helios_lite.calls.replay import replay
 
-        with ShortTraceback():
             return replay(call, step)
 
     def _evaluate(self, method: str, model: Model, datamodule: DataModule, checkpoint: Any) -> dict[str, float]:
         """Evaluate the split of a method: "validate" or "test"."""
         require_path("checkpoint", checkpoint, or_none=True)
-        call = self._call(method, model, datamodule)
-        from helios_lite.calls.evaluate import evaluate
-        from helios_lite.calls.launching import run
+        shutdown, phase = self._shutdown(), "valid" if method == "validate" else method
+        with ShortTraceback(), shutdown.at_once():
+            call = self._call(method, model, datamodule, shutdown)
+            from helios_lite.calls.evaluate import evaluate
+            from helios_lite.calls.launching import run
 
-        phase = "valid" if method == "validate" else method
-        with ShortTraceback():
             return run(call, functools.partial(evaluate, phase=phase, checkpoint=checkpoint))
 
-    def _call(self, method: str, model: Model, datamodule: DataModule) -> Call:
+    def _shutdown(self, *, saves: bool = False) -> GracefulShutdown:
+        """Return what signals do in this process during a call."""
+        return GracefulShutdown(saves=saves, stops_on_usr1=self.sigusr1 == "stop")
+
+    def _call(self, method: str, model: Model, datamodule: DataModule, shutdown: GracefulShutdown) -> Call:
         """Check the arguments and options, and return the call of a method."""
         for name, value, kind in (("model", model, Model), ("datamodule", datamodule, DataModule)):
             if name == "model" and isinstance(value, nn.Module):
@@ -273,7 +284,7 @@ class Trainer(Options):
 
         devices = choose_devices(choose_accelerator(self.accelerator), self.devices)
         processes = 1 if is_launched() else len(devices)
-        return Call(method, self, model, datamodule, processes, Path.cwd())
+        return Call(method, self, model, datamodule, processes, Path.cwd(), shutdown)
 
     def _check_limits(self, model: Model) -> None:
         """Raise a ValueError if nothing would end a training. Whether a hook does is not known before `fit`."""

@@ -199,6 +199,10 @@ COLUMNS_BELOW = "display/test_lines.py::test_the_lines_of_epochs_have_their_colu
 LONG_EPOCHS = "display/test_lines.py::test_without_a_terminal_long_epochs_have_a_line_every_half_a_minute"
 TOO_LONG = "display/test_lines.py::test_a_line_that_is_too_long_loses_its_last_metrics_but_not_the_monitored_one"
 MISTAKES = "training/test_likely_mistakes.py::"
+SIGNALS = "processes/test_signals.py::"
+AT_ONCE = SIGNALS + "test_outside_of_a_training_a_signal_ends_any_call_at_once_and_sigusr1_only_if_it_stops"
+DROPPED = SIGNALS + "test_a_program_that_drops_the_exception_is_ended_nevertheless"
+IN_DEL = SIGNALS + "test_a_signal_in_a_place_whose_exceptions_python_drops_waits_until_it_is_over"
 CLUSTERS = "processes/test_clusters.py::"
 ANY_CALL = CLUSTERS + "test_sigusr1_outside_of_the_training_does_nothing_in_any_call"
 LAUNCHED_REPLAY = "calls/test_replay.py::test_launched_processes_replay_a_step_or_its_cause_and_their_weights_come_back"
@@ -1169,17 +1173,22 @@ MUTATIONS = [
         LAUNCH + "test_the_trouble_of_one_rank_ends_all_within_ten_seconds_and_reaches_the_caller",
     ),
     *(
+        Mutation(file, f"with ShortTraceback(), {call}", f"with {call}", SHORT)
+        for file, call in (
+            ("trainer.py", 'shutdown.at_once():\n            call = self._call("fit"'),
+            ("trainer.py", "shutdown.at_once():\n            call = self._call(method"),
+            ("trainer.py", 'shutdown.at_once():\n            call = self._call("plan"'),
+            ("trainer.py", 'shutdown.at_once():\n            call = self._call("replay"'),
+            ("trainer.py", 'shutdown.at_once():\n            call = self._call("predict"'),
+            ("calls/predict.py", "call.shutdown.at_once():\n        yield from _numbered"),
+        )
+    ),
+    *(
         Mutation(
             file, f"{indent}with ShortTraceback():\n{indent}    {call}", f"{indent}if True:\n{indent}    {call}", SHORT
         )
         for file, indent, call in (
-            ("trainer.py", " " * 8, "return run(call, train)"),
-            ("trainer.py", " " * 8, "return run(call, functools.partial"),
-            ("trainer.py", " " * 8, "return plan(call)"),
-            ("trainer.py", " " * 8, "return replay(call, step)"),
             ("tools/command.py", " " * 12, "_run(arguments)"),
-            ("trainer.py", " " * 8, "predict_to_file(call"),
-            ("calls/predict.py", " " * 4, "yield from _numbered"),
             ("trainer.py", " " * 8, "trainer: Self = build("),
             ("config.py", " " * 4, "return Trainer.fit"),
         )
@@ -1303,7 +1312,7 @@ MUTATIONS = [
     ),
     Mutation(
         "trainer.py",
-        'call = self._call("fit", model, datamodule)\n        self._check_limits(model)',
+        'call = self._call("fit", model, datamodule, shutdown)\n            self._check_limits(model)',
         'call = self._call("fit", model, datamodule)',
         "test_options.py::test_a_training_needs_a_limit_before_anything_runs",
     ),
@@ -1403,14 +1412,22 @@ MUTATIONS = [
         MISTAKES + "test_a_misspelt_hook_is_a_warning_with_the_nearest_name",
     ),
     # Clusters.
-    Mutation("calls/launching.py", "            usr1_without_effect(),\n", "", ANY_CALL),
+    *(
+        Mutation(
+            "trainer.py",
+            f"shutdown.at_once():\n            call = self._call({call}",
+            f"GracefulShutdown(saves=False).at_once():\n            call = self._call({call}",
+            AT_ONCE,
+        )
+        for call in ('"fit"', '"plan"', '"replay"', "method")
+    ),
+    Mutation("calls/predict.py", ", call.shutdown.at_once():", ":", AT_ONCE),
     Mutation(
-        "calls/launching.py",
-        "    with (\n        guarded_output(),\n        usr1_without_effect(),\n",
-        "    with (\n",
+        "processes/signals.py",
+        "if (handler := signal.getsignal(number)) in _OF_NOBODY:",
+        "if handler := signal.getsignal(number):",
         ANY_CALL,
     ),
-    Mutation("processes/signals.py", "or signal.getsignal(signal.SIGUSR1) != signal.SIG_DFL", "", ANY_CALL),
     Mutation("calls/replay.py", "copy.copy(each) for each", "each for each", REPLAYED_AS_IT_WAS),
     Mutation("calls/replay.py", "    session.context.show_run(", "    str(", REPLAYED_AS_IT_WAS),
     Mutation("calls/step_inspector.py", "part = _Part(_copied(batch),", "part = _Part(batch,", REPLAYED_AS_IT_WAS),
@@ -1435,6 +1452,15 @@ MUTATIONS = [
     Mutation(
         "tools/diff.py", 'if any(row.get("epoch") not in', 'if False and any(row.get("epoch") not in', SAMPLES_NOT_KNOWN
     ),
+    Mutation(
+        "processes/signals.py", "if signal.getsignal(own) in (self._end_call, self._handle):", "if False:", AT_ONCE
+    ),
+    Mutation(
+        "processes/signals.py", "            if self.has_ended_call and before:\n", "            if False:\n", DROPPED
+    ),
+    Mutation("processes/signals.py", "and not _is_interruptible(frame):", "and False:", IN_DEL),
+    Mutation("processes/signals.py", "SystemExit, GeneratorExit)", "SystemExit)", AT_ONCE),
+    Mutation("processes/signals.py", "if _is_main_thread() and self._saves:", "if _is_main_thread():", AT_ONCE),
     Mutation("calls/replay.py", "while isinstance(found, int)", "if True", LAUNCHED_REPLAY),
     Mutation(
         "processes/signals.py",
@@ -1666,10 +1692,10 @@ MUTATIONS = [
     Mutation("processes/memory_maps.py", ' or mode == "c"', "", MAPS_COPIED),
     Mutation("processes/memory_maps.py", " or not os.path.isfile(path)", "", MAPS_COPIED),
     Mutation("processes/memory_maps.py", "            del reducers[kind]", "            pass", MAPS_OF_WORKERS),
-    Mutation("loading/split_loader.py", "with sent_to_workers():", "if True:", MAPS_OF_WORKERS),
+    Mutation("loading/split_loader.py", "with sent_to_workers(), held", "with held", MAPS_OF_WORKERS),
     Mutation(
         "loading/iterable_loader.py",
-        "with sent_to_workers():\n                iterator = iter(",
+        "with sent_to_workers(), held_back(_IGNORED_BY_WORKERS):\n                iterator = iter(",
         "if True:\n                iterator = iter(",
         MAPS_OF_WORKERS,
     ),
@@ -2116,18 +2142,13 @@ MUTATIONS = [
         DISTRIBUTED + "test_fit_and_test_return_the_same_on_every_rank",
     ),
     Mutation(
-        "calls/launching.py", "announces = not is_worker and", "announces =", LAUNCH + "test_ctrl_c_saves_and_ends_all"
+        "processes/signals.py", "announces and not is_worker", "announces", LAUNCH + "test_ctrl_c_saves_and_ends_all"
     ),
-    Mutation(
-        "calls/launching.py",
-        "announces = not is_worker and int(os",
-        "announces = True or int(os",
-        CTRL_C_UNDER_TORCHRUN,
-    ),
+    Mutation("processes/signals.py", 'and os.environ.get("LOCAL_RANK", "0") == "0"', "", CTRL_C_UNDER_TORCHRUN),
     Mutation(
         "processes/signals.py",
-        "            return\n        if self._announces:",
-        "            pass\n        if self._announces:",
+        "            return\n        if self._announces and",
+        "            pass\n        if self._announces and",
         INTERRUPTS + "test_a_sigterm_after_ctrl_c_changes_nothing",
     ),
     Mutation("processes/launch.py", "if id(value) in parents:", "if False:", CANNOT_BE_SENT),
@@ -2188,7 +2209,12 @@ MUTATIONS = [
         "while True:",
         LAUNCH + "test_processes_whose_parent_was_killed_end_by_themselves",
     ),
-    Mutation("processes/launch.py", "send_signal(process, signal.SIGTERM)", "pass", SIGTERM),
+    Mutation(
+        "processes/launch.py",
+        "send_signal(process, signal.SIGTERM if rank in started else signal.SIGKILL)",
+        "pass",
+        SIGTERM,
+    ),
     # Several processes: they begin as copies of one.
     Mutation("processes/forkserver.py", 'method, name = "forkserver", _Name(name)', "pass", COPIES),
     Mutation("processes/forkserver.py", '"forkserver", _Name(name)', '"forkserver", name', COPIES),
@@ -5244,8 +5270,8 @@ MUTATIONS = [
     Mutation("calls/predict.py", "file = call.directory / path", "file = Path(path)", MOVED),
     Mutation(
         "calls/launching.py",
-        "call = Call(method, trainer, model, datamodule, 1, directory)",
-        "call = Call(method, trainer, model, datamodule, 1, Path.cwd())",
+        "call = Call(method, trainer, model, datamodule, 1, directory, shutdown)",
+        "call = Call(method, trainer, model, datamodule, 1, Path.cwd(), shutdown)",
         CLAIMING + "test_two_programs_that_start_at_the_same_moment_have_two_folders",
     ),
     Mutation(

@@ -35,7 +35,7 @@ from helios_lite.processes import rng
 from helios_lite.processes.hang_watch import HangWatch, hang_seconds
 from helios_lite.processes.launch import launch
 from helios_lite.processes.output import guarded_output
-from helios_lite.processes.signals import GracefulShutdown, usr1_without_effect
+from helios_lite.processes.signals import GracefulShutdown
 from helios_lite.processes.worker import WorkerInterrupted, leave_error
 from helios_lite.processes.world import World
 from helios_lite.training.cleanup import cleanup
@@ -61,6 +61,7 @@ class Call:
         datamodule: its data.
         processes: the number of processes to launch; 1 if the call runs in this one.
         directory: the working directory in which it has begun, to which relative paths belong.
+        shutdown: what signals do in this process.
     """
 
     method: str
@@ -69,6 +70,7 @@ class Call:
     datamodule: DataModule
     processes: int
     directory: Path
+    shutdown: GracefulShutdown
 
     def __str__(self) -> str:
         """Return the method, the model and the run folder, for messages."""
@@ -132,6 +134,9 @@ def run(call: Call, work: Callable[[Session, GracefulShutdown], Result]) -> Resu
     if call.processes == 1:
         with rng.callers_rng(), here(call) as (session, shutdown):
             return work(session, shutdown)
+    # This process waits until the others have ended, also if they end at once.
+    stops_on_usr1 = call.options.sigusr1 == "stop"
+    waiting = call.shutdown if call.method == "fit" else GracefulShutdown(False, stops_on_usr1=stops_on_usr1)
     with rng.callers_rng(), launched(call) as (final, prepare):
         result: Result = launch(
             do_as_worker,
@@ -139,7 +144,7 @@ def run(call: Call, work: Callable[[Session, GracefulShutdown], Result]) -> Resu
             before_start=prepare,
             processes=call.processes,
             max_restarts=call.options.max_restarts,
-            shutdown=GracefulShutdown(stops_on_usr1=call.options.sigusr1 == "stop"),
+            shutdown=waiting,
         )
     return result
 
@@ -155,14 +160,8 @@ def here(call: Call, *, is_worker: bool = False) -> Iterator[tuple[Session, Grac
     Yields:
         The session; and what is told of signals while it is entered as a context, which a training does.
 
-    Raises:
-        WorkerInterrupted: a signal has ended the call in a launched process.
     """
     options = call.options
-    # Ctrl-C in a terminal reaches all processes of this machine, of which one prints.
-    announces = not is_worker and int(os.environ.get("LOCAL_RANK", "0")) == 0
-    stops_on_usr1 = options.sigusr1 == "stop"
-    shutdown = GracefulShutdown(announces, ignore_further_signals=is_worker, stops_on_usr1=stops_on_usr1)
     status = StatusFile(writes_end=not is_worker)
 
     def fail(error: Exception, stack: str) -> None:
@@ -171,30 +170,24 @@ def here(call: Call, *, is_worker: bool = False) -> Iterator[tuple[Session, Grac
             status.end(error)
 
     watch = HangWatch(hang_seconds(options.hang_minutes), fail)
-    try:
-        with (
-            guarded_output(),
-            usr1_without_effect(),
-            alone(call, is_worker=is_worker),
-            status,
-            watch,
-            open_session(
-                options,
-                call.model,
-                call.datamodule,
-                call.directory,
-                method=call.method,
-                status=status,
-                data_is_prepared=is_worker,
-            ) as session,
-        ):
-            folder = None if session.folder is None else session.folder / "hangs"
-            watch.start(session.world, folder, session.context.progress)
-            yield session, shutdown
-    except (KeyboardInterrupt, SystemExit):
-        if not is_worker or shutdown.received is None:
-            raise
-        raise WorkerInterrupted(shutdown.received, shutdown.explanation) from None
+    with (
+        guarded_output(),
+        alone(call, is_worker=is_worker),
+        status,
+        watch,
+        open_session(
+            options,
+            call.model,
+            call.datamodule,
+            call.directory,
+            method=call.method,
+            status=status,
+            data_is_prepared=is_worker,
+        ) as session,
+    ):
+        folder = None if session.folder is None else session.folder / "hangs"
+        watch.start(session.world, folder, session.context.progress)
+        yield session, call.shutdown
 
 
 @contextlib.contextmanager
@@ -211,7 +204,6 @@ def launched(call: Call) -> Iterator[tuple[Path, Callable[[], None]]]:
     """
     with (
         guarded_output(),
-        usr1_without_effect(),
         alone(call),
         StatusFile() as status,
         tempfile.TemporaryDirectory(prefix="helios_lite-", ignore_cleanup_errors=True) as name,
@@ -269,10 +261,21 @@ def do_as_worker(
         work: see `run`.
         final: where the process that has launched this one reads the final weights: a file, or a folder if networks
             are sharded, so that no rank needs memory for all of them.
+
+    Raises:
+        WorkerInterrupted: a signal has ended the call.
     """
-    call = Call(method, trainer, model, datamodule, 1, directory)
-    with here(call, is_worker=True) as (session, shutdown):
-        result = work(session, shutdown)
+    stops_on_usr1 = trainer.sigusr1 == "stop"
+    shutdown = GracefulShutdown(saves=method == "fit", is_worker=True, stops_on_usr1=stops_on_usr1)
+    call = Call(method, trainer, model, datamodule, 1, directory, shutdown)
+    try:
+        with shutdown.at_once(), here(call, is_worker=True) as (session, _):
+            result = work(session, shutdown)
+    except (KeyboardInterrupt, SystemExit):
+        if shutdown.received is None:
+            raise
+        is_alone = shutdown.has_ended_call
+        raise WorkerInterrupted(shutdown.received, shutdown.explanation, is_alone=is_alone) from None
     content = {"format": FORMAT_VERSION, "model": model.state_dict(), "metrics": model.metrics}
     if call.trains:
         content["hparams"] = model.hparams

@@ -59,7 +59,7 @@ def predict(call: Call, checkpoint: Checkpoint) -> Iterator[tuple[Tensor, Any]]:
         checkpoint: the checkpoint, as in `Trainer.test`.
     """
     predicted = _predict_here if call.processes == 1 else _predict_launched
-    with ShortTraceback():
+    with ShortTraceback(), call.shutdown.at_once():
         yield from _numbered(predicted(call, checkpoint))
 
 

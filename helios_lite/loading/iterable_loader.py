@@ -7,6 +7,7 @@ import io
 import itertools
 import logging
 import pickle
+import signal
 import sys
 import weakref
 from collections.abc import Callable, Generator, Iterator
@@ -43,9 +44,12 @@ from helios_lite.loading.batches import (
 from helios_lite.nested import count_samples, leaves
 from helios_lite.processes import rng
 from helios_lite.processes.memory_maps import sent_to_workers
+from helios_lite.processes.signals import held_back
 from helios_lite.processes.world import World
 
 logger = logging.getLogger("helios_lite")
+_IGNORED_BY_WORKERS = (signal.SIGINT, signal.SIGUSR1)
+"""What never reaches the workers of a loader that the user has made: a step that is finished needs their batches."""
 _SIZED_SAMPLERS = (RandomSampler, SequentialSampler, DistributedSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
@@ -119,7 +123,7 @@ class IterableLoader:
         else:
             if is_training(self._phase) and not self.takes_state():
                 self._rng_at_start = rng.get_state(torch.device("cpu"))
-            with sent_to_workers():
+            with sent_to_workers(), held_back(_IGNORED_BY_WORKERS):
                 iterator = iter(self._iterable)
         remaining = None if length is None else max(0, limited(length, self._limit) - batches)
         read = self._batches(iterator, batches, remaining, min(window, sys.maxsize))
@@ -137,7 +141,7 @@ class IterableLoader:
             state = rng.get_state(cpu)
             if self._rng_at_start is not None:
                 rng.set_state(self._rng_at_start, cpu)
-            with sent_to_workers():
+            with sent_to_workers(), held_back(_IGNORED_BY_WORKERS):
                 iterator: Iterator[Any] = iter(self._iterable)
             for _ in itertools.islice(iterator, min(batches, window)):
                 pass

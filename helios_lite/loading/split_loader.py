@@ -27,6 +27,7 @@ from helios_lite.loading.batches import (
 )
 from helios_lite.loading.begun_epoch import BegunEpoch, Changes, digest_of
 from helios_lite.processes.memory_maps import sent_to_workers
+from helios_lite.processes.signals import SIGNALS, held_back
 from helios_lite.processes.world import World
 from helios_lite.samplers import BucketBatchSampler
 
@@ -249,7 +250,7 @@ class SplitLoader:
         length = len(order)
         total = 0
         i = -1
-        with sent_to_workers():
+        with sent_to_workers(), held_back(SIGNALS):  # Until `WorkerInit` handles them in the workers.
             iterator = iter(self._loader if self._gather is None else self._gather.batches(order))
         with ending_workers(self._loader, iterator):
             for i, data in enumerate(iterator):

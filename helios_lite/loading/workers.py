@@ -47,7 +47,7 @@ class WorkerInit:
         if info is not None and isinstance(info.dataset, SeededDataset):  # Its class refuses plain assignments.
             object.__setattr__(torch.utils.data.get_worker_info(), "dataset", info.dataset.dataset)
         guard_output()  # What a dataset prints is no reason to fail either.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for number in signals.SIGNALS:
             signal.signal(number, signals.do_nothing)
         if (stderr := stderr_number()) is not None:
             faulthandler.register(signal.SIGUSR2, file=stderr)  # Of a hanging run: writes the stacks of this process.
@@ -56,6 +56,7 @@ class WorkerInit:
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
         threading.Thread(target=self._watch, args=(reader,), name="data_worker", daemon=True).start()
+        signals.receive_again(*signals.SIGNALS)
         if self._user_init is not None:
             self._user_init(worker)
 

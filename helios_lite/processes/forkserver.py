@@ -13,9 +13,10 @@ import json
 import multiprocessing
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 
 from helios_lite.processes.peers import is_alive
+from helios_lite.processes.signals import SIGNALS, do_nothing, held_back, receive_again
 
 PRELOADED = [
     "helios_lite.processes.forkserver",
@@ -66,6 +68,7 @@ class _Name(str):
 
 
 def _begin(name: str, variables: Mapping[str, str]) -> str:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # It dies of it while it imports the program, without a traceback.
     gc.freeze()  # What the server has imported stays; to look through it would copy its memory.
     os.environ.clear()
     os.environ.update(variables)
@@ -99,7 +102,10 @@ def _start_server() -> None:
     # to be.
     path = os.pathsep.join(map(os.path.abspath, sys.path))
     with _environment({"PYTHONPATH": path, "PYTHONSAFEPATH": "1"}):
-        forkserver.ensure_running()
+        with held_back(SIGNALS):  # The tracker lets SIGUSR1 end it otherwise, and receives the others again by itself.
+            resource_tracker.ensure_running()
+        with held_back(SIGNALS):
+            forkserver.ensure_running()
 
 
 @contextlib.contextmanager
@@ -123,3 +129,7 @@ def _restore(before: dict[str, str | None]) -> None:
 
 if _RESTORED in os.environ:
     _restore(json.loads(os.environ[_RESTORED]))
+    signal.signal(signal.SIGUSR1, do_nothing)  # Its copies inherit that.
+    receive_again(signal.SIGTERM, signal.SIGUSR1)
+    # A Ctrl-C in a terminal reaches the server too, which ignores it later; its copies receive it.
+    os.register_at_fork(after_in_child=functools.partial(receive_again, signal.SIGINT))

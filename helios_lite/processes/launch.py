@@ -27,7 +27,7 @@ from helios_lite.file_errors import naming
 from helios_lite.processes import memory_maps
 from helios_lite.processes.forkserver import fresh_process
 from helios_lite.processes.rank_watch import RankFailure, RankWatch, exit_status, send_signal
-from helios_lite.processes.signals import GracefulShutdown
+from helios_lite.processes.signals import SIGNALS, GracefulShutdown, held_back
 from helios_lite.processes.tracebacks import RemoteTraceback
 from helios_lite.processes.worker import (
     NO_ERROR_STATUS,
@@ -89,6 +89,8 @@ def launch(
                 break
             except RankFailedError as failed:
                 error, cause = _first_error(folder, attempt, failed.failure)
+                if cause is None and shutdown.received is None and -failed.failure.status in SIGNALS:
+                    shutdown.receive(signal.Signals(-failed.failure.status))
             if shutdown.received is not None and cause is None:
                 break  # The signal ended the workers before they could handle it.
             if shutdown.received is not None or attempt == max_restarts:
@@ -193,23 +195,25 @@ class WorkerGroup:
             arguments = (self._folder, self._attempt, os.getpid(), own, start_method, num_threads)
             process = fresh_process(run_worker, *arguments, name=f"rank {rank}")
             try:
-                process.start()
+                with held_back(SIGNALS):
+                    process.start()
             except (EOFError, ConnectionError):  # The server was killed.
                 raise RankFailedError(RankFailure(rank)) from None
             self._processes.append(process)
 
     def _terminate(self) -> None:
-        """Send SIGTERM once to each process: it finishes its step and saves, or dies if it is only starting.
+        """Send SIGTERM once to each process: it finishes its step and saves. One that is only starting is killed.
 
         A Ctrl-C in a terminal may have reached the processes already.
         """
+        started = read_statuses(self._folder, self._attempt)
         for rank, process in enumerate(self._processes):
             if rank not in self._signalled:
                 self._signalled.add(rank)
-                send_signal(process, signal.SIGTERM)
+                send_signal(process, signal.SIGTERM if rank in started else signal.SIGKILL)
 
     def _request_save(self) -> None:
-        """Pass SIGUSR1 on to a process that has started its task; one that is starting would die of it.
+        """Pass SIGUSR1 on to a process that has started its task.
 
         The ranks share it. Two of them might learn of it at different steps, and save twice.
         """

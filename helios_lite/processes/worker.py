@@ -23,7 +23,7 @@ import torch
 from helios_lite.file_errors import naming
 from helios_lite.processes.output import guard_output
 from helios_lite.processes.peers import exit_now, exit_with_parent
-from helios_lite.processes.signals import do_nothing
+from helios_lite.processes.signals import SIGNALS, do_nothing, receive_again
 from helios_lite.processes.tracebacks import ShortTraceback
 
 _ERROR_FILE = "HELIOS_LITE_ERROR_FILE"
@@ -44,11 +44,12 @@ class WorkerInterrupted(BaseException):
     Attributes:
         number: the signal.
         explanation: where the training has stopped, and how it goes on; of rank 0.
+        is_alone: whether the other ranks may not know of it, because this one was not in the training.
     """
 
-    def __init__(self, number: int, explanation: str = "") -> None:
+    def __init__(self, number: int, explanation: str = "", *, is_alone: bool = False) -> None:
         super().__init__(number, explanation)
-        self.number, self.explanation = number, explanation
+        self.number, self.explanation, self.is_alone = number, explanation, is_alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +127,9 @@ def run_worker(
     torch.set_num_threads(num_threads)
     exit_with_parent(parent, end_file(folder, attempt))
     os.environ[_ERROR_FILE] = str(error_file(folder, attempt, rank))
-    signal.signal(signal.SIGUSR1, do_nothing)  # From here on the launching process passes it on.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGUSR1, do_nothing)
+    receive_again(*SIGNALS)
     received = None
     try:
         keep_room(error_file(folder, attempt, rank))
@@ -139,6 +142,8 @@ def run_worker(
                 result = function(**arguments)
         except WorkerInterrupted as interrupted:
             received = interrupted.number
+            _write_status(WorkerStatus(False, received), folder, attempt, rank)
+            time.sleep(0.5 * interrupted.is_alone)  # The others must get the signal before they lose this process.
             result = Interruption(received, interrupted.explanation)
         if rank == "0":
             _write(pickle.dumps(result), result_file(folder, attempt))
@@ -149,7 +154,7 @@ def run_worker(
             exit_now(NO_ERROR_STATUS)
         time.sleep(0.5)  # A killed process must be detected before the processes that fail because of it.
         exit_now(1)  # Also after exit(0), which is a failure here. No thread of the user can delay it.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # The task is done, which a signal to all processes must not change.
     _write_status(WorkerStatus(True, received), folder, attempt, rank)
     _end_as_an_interpreter()

@@ -1,0 +1,135 @@
+"""What signals do from the first line of a call to its last, as the tables in docs/interruptions.md say."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import signals
+from helpers import scripts
+from helpers.models import Tiny, data, quiet
+from helpers.rows import read_status
+
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+ENDS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: SystemExit, signal.SIGUSR1: SystemExit}
+
+
+class Signalled(Tiny):
+    """Gets a signal at one place."""
+
+    def __init__(self, place: str, number: int, drops: bool = False) -> None:
+        super().__init__()
+        self.place, self.number, self.drops = place, number, drops
+
+    def at(self, place: str) -> None:
+        if place == self.place:
+            with contextlib.suppress(BaseException) if self.drops else contextlib.nullcontext():
+                os.kill(os.getpid(), self.number)
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.at("setup")
+        super().setup(fast_init)
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        super().train_step(batch, state)
+        self.at("train_step")
+
+    def valid_step(self, batch: Any, step: int) -> None:
+        self.at("valid_step")
+        super().valid_step(batch, step)
+
+    def predict_step(self, batch: Any, step: int) -> Any:
+        self.at("predict_step")
+        return batch[0]
+
+
+def calls(root: Path, **options: Any) -> dict[str, Callable[[Signalled], Any]]:
+    """The calls, by a place at which a signal ends them at once."""
+
+    def in_data(method: str) -> Callable[[Signalled], Any]:
+        def fit(model: Signalled) -> None:
+            datamodule = data()
+            setattr(datamodule, method, lambda: model.at(method))
+            quiet(max_steps=1, root=root, **options).fit(model, datamodule)
+
+        return fit
+
+    def predict(model: Signalled) -> None:
+        for _ in quiet(root=root, **options).predict(model, data(), checkpoint=None):
+            model.at("the caller")
+
+    return {
+        "prepare_data": in_data("prepare_data"),
+        "teardown": in_data("teardown"),
+        "setup": lambda model: quiet(max_steps=1, root=root, **options).plan(model, data()),
+        "valid_step": lambda model: quiet(root=root, **options).validate(model, data(), checkpoint=None),
+        "predict_step": predict,
+        "the caller": predict,
+        "train_step": lambda model: quiet(max_steps=1, root=root, **options).replay(model, data(), step=1),
+    }
+
+
+@pytest.mark.parametrize("number", HANDLED)
+def test_outside_of_a_training_a_signal_ends_any_call_at_once_and_sigusr1_only_if_it_stops(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    quiet(max_steps=1, root=tmp_path).fit(Tiny(), data())
+    before = [signal.getsignal(each) for each in HANDLED]
+    for place, call in calls(tmp_path, sigusr1="stop").items():
+        with pytest.raises(ENDS[number]) as caught:
+            call(Signalled(place, number))
+        assert getattr(caught.value, "code", 128 + number) == 128 + number, place
+        assert [signal.getsignal(each) for each in HANDLED] == before, place
+    assert read_status(tmp_path / "tiny")["exit_status"] == 128 + number
+    if number == signal.SIGUSR1:
+        for place, call in calls(tmp_path).items():
+            call(Signalled(place, number))
+
+
+def test_a_program_that_drops_the_exception_is_ended_nevertheless(tmp_path: Path) -> None:
+    """At the end of the call, or of the next step of a training."""
+    for place in ("setup", "valid_step", "teardown", "prepare_data"):
+        model = Signalled(place, signal.SIGTERM, drops=True)
+        with pytest.raises(SystemExit) as caught:
+            calls(tmp_path / place)[place](model)
+        assert caught.value.code == 143, place
+
+
+def test_a_signal_in_a_place_whose_exceptions_python_drops_waits_until_it_is_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Dropped:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append(1)
+
+    class Dropping(Tiny):
+        def setup(self, fast_init: bool = False) -> None:
+            thing = Dropped()
+            del thing
+            while True:
+                pass
+
+    done: list[int] = []
+    with pytest.raises(SystemExit) as caught:
+        quiet(max_steps=1).fit(Dropping(), data())
+    assert (caught.value.code, done) == (143, [1])
+    assert capsys.readouterr().err == ""
+
+
+SAMPLE = [
+    signals.Trial("fit", 1, "group", signal.SIGTERM, 0.6),
+    signals.Trial("fit", 2, "group", signal.SIGUSR1, 0.15),
+    signals.Trial("predict", 2, "caller", signal.SIGTERM, 0.7),
+]
+
+
+@pytest.mark.parametrize("trial", SAMPLE, ids=str)
+def test_a_call_that_is_interrupted_from_outside_ends_as_the_table_says(trial: signals.Trial, tmp_path: Path) -> None:
+    """A sample; `python tests/signals.py 100` does as many as you like."""
+    signals.prepared("fit", tmp_path)
+    _, found = signals.run(trial, tmp_path, 3.0 * scripts.SLOWNESS)
+    assert found == ""
