@@ -400,6 +400,8 @@ class Model(Hooks, abc.ABC):
     ) -> bool:
         """Update the parameters if the accumulation window is complete; do nothing before that.
 
+        Several updates of one batch are several calls, each after its `backward`; they count as one step.
+
         Args:
             optimizer: the optimizer; the gradients of its parameters are clipped, used and cleared.
             scheduler: any object with `step()`, called once per step.

@@ -4661,12 +4661,19 @@ MUTATIONS = [
         "            PassReader(mine",
         NO_MORE_PASSES,
     ),
+    # A rate that is set by hand, and several updates of a batch.
+    Mutation(
+        "networks/precision.py",
+        "        return Window(has_stepped or not has_skipped, has_skipped)\n",
+        "        return Window(self.num_steps == num_steps + self._growth, has_skipped)\n",
+        "test_model.py::test_several_updates_of_a_batch_are_those_of_a_loop_by_hand_and_count_as_one_step",
+    ),
     # Several train splits.
     Mutation(
         "loading/several_loader.py",
         "if batches == 0:\n            self._begin",
         "if True:\n            self._begin",
-        SEVERAL + "test_a_run_that_is_cut_after_any_step_ends_like_one_that_was_not[longer]",
+        SEVERAL + "test_an_epoch_that_has_begun_ends_with_the_split_with_which_it_began",
     ),
     Mutation("loading/several_loader.py", "min(known, key", "max(known, key", SEVERAL_ENDS),
     Mutation("loading/several_loader.py", "        if self._ends is not None:", "        if False:", SEVERAL_ENDS),

@@ -716,6 +716,39 @@ def test_a_run_that_failed_inside_a_window_leaves_nothing_for_the_next_one():
     assert_same_weights(model.net, train_by_hand(initial_net(2), data, 2))
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_several_updates_of_a_batch_are_those_of_a_loop_by_hand_and_count_as_one_step(precision, tmp_path):
+    class Updating(Regression):
+        def train_step(self, batch, state):
+            (x,) = batch
+            for i in range(3):
+                self.backward(self.net(x).square().mean())
+                self.optimizer_step(self.optimizer, self.scheduler if i == 2 else None)
+            self.log("loss", self.net(x).square().mean())
+
+    x = torch.randn(10, 2, generator=torch.Generator().manual_seed(3))
+    data = TensorDataset(x)
+    model, cut = Updating(2), Updating(2)
+    result = fit(model, Split(data, batch_size=4), precision=precision, max_epochs=2)
+    assert (result.state.step, result.state.batch, result.state.skipped_steps) == (6, 6, 0)
+    assert model.scheduler.last_epoch == 6
+    for steps in (2, 6):
+        fit(cut, Split(data, batch_size=4), precision=precision, root=tmp_path, max_epochs=None, max_steps=steps)
+    assert_same_weights(cut.net, model.net)
+    net = initial_net(2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    scheduler = StepLR(optimizer, 1, gamma=0.5)
+    for _ in range(2):
+        for batch in x.split(4):
+            for _ in range(3):
+                net(batch).square().mean().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            scheduler.step()
+    if precision == "fp32":
+        assert_same_weights(model.net, net)
+
+
 def adversarial_losses(generator, critic, x):
     """The critic's and (made when it is asked for) the generator's; the latter leaves the critic alone."""
     yield F.softplus(critic(generator(x).detach())).mean() + F.softplus(-critic(x)).mean()

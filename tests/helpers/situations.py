@@ -507,6 +507,18 @@ class TwoLosses(Situation):
         self.optimizer_step(self.optimizer)
 
 
+class SeveralUpdates(Situation):
+    """Three updates of each batch, as in reinforcement learning; they count as one step."""
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        index, x = batch
+        for scale in (1.0, 0.5, 2.0):
+            loss = self.loss(x * scale, index)
+            self.backward(loss)
+            self.optimizer_step(self.optimizer)
+        self.log("loss", loss)
+
+
 class Accumulated(Situation):
     """Windows of two micro-batches; the last of one."""
 

@@ -68,7 +68,7 @@ SITUATIONS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "shorter": (lambda: split(3), {"epoch_split": "a"}),
     "steps": (lambda: split(3), {"steps_per_epoch": 4}),
     "limited": (lambda: split(7), {"limit_train_batches": 2}),
-    "overfit": (lambda: split(7), {"overfit_batches": 2}),
+    "overfit": (lambda: split(2), {"overfit_batches": 2}),
     "bucketed": (
         lambda: Split(Noisy(7), batch_sampler=BucketBatchSampler([1, 2, 3, 4, 5, 6, 7], batch_size=2)),
         {},
@@ -94,6 +94,7 @@ def test_a_run_that_is_cut_after_any_step_ends_like_one_that_was_not(name: str, 
     paths = {int(path.stem.split("_")[-1]): path for path in tmp_path.glob("tiny/checkpoints/*.pth")}
     steps, per_step = max(paths), options.get("accumulation_steps", 1)
     assert len(paths) == steps
+    assert name != "overfit" or same(whole.batches[0], whole.batches[1])
     for cut in [2] if name == "workers" else range(1, steps):
         rest = fit(make(), resume=paths[cut], **options)
         assert len(rest.batches) >= len(whole.batches) - per_step * cut
@@ -261,11 +262,19 @@ def test_changed_data_of_a_begun_pass_count_from_its_next_one_on_and_a_line_says
     assert [record.message for record in caplog.records if text in record.message]
 
 
+def test_an_epoch_that_has_begun_ends_with_the_split_with_which_it_began(tmp_path: Path) -> None:
+    fit(split(7), root=tmp_path, max_steps=1)
+    rest = fit(split(3), root=tmp_path, max_steps=5)  # The shortest from the second epoch on.
+    assert indices(rest, "a") == [*split(5).order(0, 0, "a")[2:], *split(5).order(0, 1, "a")[:4]]
+    assert indices(rest, "b")[-3:] == split(3).order(0, 1, "b")
+
+
 @pytest.mark.parametrize(
     ("before", "now", "step", "match"),
     [
         ({"a": 5, "b": 7}, 5, 2, r"the train split was a dict of a, b when the epoch began, and is a Split now"),
         (5, {"a": 5, "b": 7}, 2, r"the train split was a Split when the epoch began, and is a dict of a, b now"),
+        ({"a": 5, "b": 7}, [], 2, r"the train split was a dict of a, b when the epoch began, and is a list now"),
         ({"a": 5, "b": 7}, {"a": 5, "c": 7}, 2, r"was a dict of a, b when the epoch began, and is a dict of a, c now"),
         ({"a": 5, "b": 7}, {"a": 5, "b": []}, 3, r"the train/b split was a Split when the epoch began, and is a list"),
         ({"a": 5, "b": 7}, {"a": 5, "c": 7}, 3, ""),

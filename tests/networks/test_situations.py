@@ -44,9 +44,9 @@ WRONG_BY = {2: WRONG, 3: some("SecondPass NoStep OtherOrder WeightOfOne", WRONG)
 # A step depends on more than the weights and what their optimizer has kept: on what steps have done before the cut, on
 # its place in the epoch; or what is saved has another form.
 RESUMED = """
-Plain FrozenBefore UnfrozenInStep GanInTurn Alternating NormedTeacher Codebook UnusedByRank Accumulated OwnWindows
-SkippedByRank TokensSkipped MorePasses Large WeightThenRaw Half Sparse Types TypesOfParts Tied TiedBlocks SharedByTwo
-Added OwnState Averaged
+Plain FrozenBefore UnfrozenInStep SeveralUpdates GanInTurn Alternating NormedTeacher Codebook UnusedByRank Accumulated
+OwnWindows SkippedByRank TokensSkipped MorePasses Large WeightThenRaw Half Sparse Types TypesOfParts Tied TiedBlocks
+SharedByTwo Added OwnState Averaged
 """
 ARE_RESUMED = some(RESUMED, ALL)
 STEPS, CUT = 4, 2  # An epoch has three.
