@@ -77,6 +77,13 @@ class Callback(Hooks, Generic[ModelT]):
             raise self._not_running("datamodule")
         return self._run_datamodule
 
+    @property
+    def run_folder(self) -> Path | None:
+        """The run folder, as `Model.run_folder`; a RuntimeError if no Trainer runs the callback."""
+        if self._run_model is None:
+            raise self._not_running("run_folder")
+        return self._run_model.run_folder
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint should hold of this callback: tensors and plain containers.
 

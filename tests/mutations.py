@@ -66,6 +66,8 @@ SLICES = ORDERS + "test_slices_parts_and_iteration_agree_with_the_whole"
 BEGUN_BLOCKS = ORDERS + "test_a_resumed_epoch_goes_on_with_the_blocks_and_the_length_it_began_with"
 BILLIONS = ORDERS + "test_ten_billion_samples_are_shuffled_resumed_and_shared_without_memory_for_their_order"
 ATTRIBUTES = "training/test_state_attributes.py::"
+FROM_LIGHTNING = "test_from_lightning.py::test_every_name_on_the_right_is_there_and_in_the_program"
+FROM_LIGHTNING_ANSWERS = "test_from_lightning.py::test_what_is_spelled_as_in_lightning_is_answered_as_the_row_says"
 SEVERAL = "loading/test_several_splits.py::"
 SEVERAL_ENDS = SEVERAL + "test_the_shortest_split_or_the_named_one_ends_the_epoch_and_the_others_go_on_and_begin_again"
 LIMIT_OF_ZERO = "loading/test_limits.py::test_a_limit_of_zero_turns_a_split_off"
@@ -4661,7 +4663,15 @@ MUTATIONS = [
         "            PassReader(mine",
         NO_MORE_PASSES,
     ),
-    # A rate that is set by hand, and several updates of a batch.
+    Mutation("docs/from_lightning.md", "| `self.num_training_steps`, in", "| `self.num_steps`, in", FROM_LIGHTNING),
+    Mutation("other_trainers.py", '"training_step": "train_step', '"training_step": "step', FROM_LIGHTNING_ANSWERS),
+    Mutation(
+        "callbacks.py",
+        "return self._run_model.run_folder",
+        "return None",
+        "test_callbacks.py::test_a_callback_has_the_trainer_of_its_model_and_none_outside_of_a_run",
+    ),
+    # Several updates of a batch.
     Mutation(
         "networks/precision.py",
         "        return Window(has_stepped or not has_skipped, has_skipped)\n",
@@ -4911,8 +4921,8 @@ MUTATIONS = [
     ),
     Mutation(
         "callbacks.py",
-        "        if self._run_model is None:\n            raise",
-        "        if False:\n            raise",
+        '        if self._run_model is None:\n            raise self._not_running("model")',
+        '        if False:\n            raise self._not_running("model")',
         CALLBACKS + "test_a_callback_has_the_trainer_of_its_model_and_none_outside_of_a_run",
     ),
     # Run folders in place of checkpoints.

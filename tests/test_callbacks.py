@@ -304,19 +304,19 @@ def test_a_callback_that_setup_of_the_model_adds_is_called() -> None:
     assert noted.steps == 3
 
 
-def test_a_callback_has_the_trainer_of_its_model_and_none_outside_of_a_run() -> None:
+def test_a_callback_has_the_trainer_of_its_model_and_none_outside_of_a_run(tmp_path: Path) -> None:
     class Reading(Callback[Tiny]):
         def setup(self, fast_init: bool = False) -> None:
-            seen.append((self.trainer, self.model, self.datamodule))
+            seen.append((self.trainer, self.model, self.datamodule, self.run_folder))
 
     seen: list[Any] = []
     callback, model, datamodule = Reading(), Tiny(), data()
-    for name in ("trainer", "model", "datamodule"):
+    for name in ("trainer", "model", "datamodule", "run_folder"):
         with pytest.raises(RuntimeError, match=rf"^Reading\.{name}: no Trainer is running this callback$"):
             getattr(callback, name)
-    trainer = quiet(max_steps=1, callbacks=[callback])
+    trainer = quiet(max_steps=1, callbacks=[callback], root=tmp_path)
     trainer.fit(model, datamodule)
-    assert seen == [(trainer, model, datamodule)]
+    assert seen == [(trainer, model, datamodule, tmp_path / "tiny")]
     with pytest.raises(RuntimeError, match=r"^Reading\.trainer: no Trainer is running this callback$"):
         _ = callback.trainer
     assert callback.model is model

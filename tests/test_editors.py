@@ -40,6 +40,8 @@ DOCUMENTED = {
         "every_n_steps: int",
         "Call `on_training_batch_start`",
     ),
+    "class A(Callback):\n  def f(self): self.run_fol|der": ("(property) run_folder: Path | None", "The run folder"),
+    "class A(Callback):\n  def f(self): self.datamod|ule": ("(property) datamodule: DataModule", "The data, whose own"),
     "EMA(dec|ay=0.9)": ("decay: float", "the factor of the average at a step"),
     "ema = EMA()\nema.aver|aged": ("averaged: Any", "The `AveragedModel` of the network"),
     "TensorBoardLogger(fol|der='x')": (

@@ -61,9 +61,11 @@ class Notes(Callback):
 class NotesOfLinear(Callback[Linear]):
     def on_training_epoch_end(self, current_epoch: int) -> None:
         largest: float = self.model.metric.largest
-        folder: Path | None = self.model.run_folder
+        folder: Path | None = self.run_folder
         epochs: int | None = self.trainer.max_epochs
         print(largest, folder, epochs, self.datamodule.train)
+        folder = self.datamodule  # type: ignore[assignment]
+        epochs = self.trainer.clip_norm  # type: ignore[assignment]
         print(self.model.metrik)  # type: ignore[attr-defined]
         print(self.trainer.max_epoch)  # type: ignore[attr-defined]
 
