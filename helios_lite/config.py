@@ -26,6 +26,7 @@ TOML has no null: if the annotation of an argument allows None, the string "none
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import tomllib
@@ -51,6 +52,7 @@ from helios_lite.state import FitResult
 from helios_lite.trainer import Trainer
 
 _TABLES = ("trainer", "model", "data")
+_OF_TOOLS = ("audit",)  # Tables that tools read, and a training does not.
 __all__ = ["ConfigError", "ConfigTypeError", "fit_from_config", "fit_from_file", "load"]
 
 
@@ -91,13 +93,15 @@ def fit_from_config(config: Mapping[str, Any], overrides: Mapping[str, Any] | No
 
 
 def load(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> tuple[Trainer, Model, DataModule]:
-    """Return the trainer, the model and the data that a TOML file describes.
+    """Return the trainer, the model and the data that a TOML file describes, or that a function in a Python file makes.
 
     The folder of the file becomes the first entry of `sys.path`, as for a script, and is not removed.
 
     Args:
-        path: the path of the file.
-        overrides: values that replace values of the file or are added to them, see `fit_from_file`.
+        path: the path of a TOML file; or that of a Python file, which may end with ":" and the name of a function
+            without arguments that returns (Trainer, Model, DataModule) anew, by default "make".
+        overrides: values that replace values of the file or are added to them, see `fit_from_file`. Of a Python file
+            they can replace options of the trainer only.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -108,16 +112,54 @@ def load(path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = Non
             the table.
     """
     require_path("path", path)
-    path = Path(path)
+    path, function = split_function(path)
+    folder = path.resolve().parent
+    if function:
+        return _make(path, function, overrides or {})
     try:
         tables: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ConfigError(f"{path}: {error}") from error
-    folder = path.resolve().parent
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
+    _add_to_path(folder)
     with ShortTraceback():
         return _build_all(tables, overrides, folder)
+
+
+def split_function(path: str | os.PathLike[str]) -> tuple[Path, str]:
+    """Return the path of a file, and the name of the function that makes a program, "" if it is no Python file."""
+    text = os.fspath(path)
+    file, colon, function = text.rpartition(":")
+    if colon and file.endswith(".py") and function.isidentifier():
+        return Path(file), function
+    return Path(text), "make" if text.endswith(".py") else ""
+
+
+def _make(path: Path, function: str, overrides: Mapping[str, Any]) -> tuple[Trainer, Model, DataModule]:
+    """Return what a function in a Python file returns."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file")
+    for key in overrides:
+        if key.count(".") != 1 or not key.startswith("trainer."):
+            raise ConfigError(f"{key}: {path} makes this itself; only options of the trainer can be replaced")
+    folder = path.resolve().parent
+    _add_to_path(folder)
+    with ShortTraceback():
+        make = import_object(f"{path.stem}.{function}", str(path), folder)
+        made = make()
+        kinds = (Trainer, Model, DataModule)
+        if (
+            not isinstance(made, tuple | list)
+            or [isinstance(*pair) for pair in zip(made, kinds, strict=False)] != [True] * 3
+        ):
+            raise ConfigTypeError(f"{path}:{function}: must return (Trainer, Model, DataModule), but returned {made!r}")
+        trainer, model, data = made
+        values = {key.partition(".")[2]: None if value == "none" else value for key, value in overrides.items()}
+        return dataclasses.replace(trainer, **values), model, data
+
+
+def _add_to_path(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
 
 
 def _build_all(
@@ -130,6 +172,8 @@ def _build_all(
     for key, value in (overrides or {}).items():
         tables = _replace(tables, key.split("."), value, key)
     for name, table in tables.items():
+        if name in _OF_TOOLS:
+            continue
         if name not in _TABLES:
             raise ConfigError(unknown_message(name, _TABLES))
         if not isinstance(table, dict):

@@ -285,9 +285,12 @@ PLANTED = AUDIT + "a_planted_error_breaks_the_relations_that_name_it"
 PLANTED_HASHES = AUDIT + "hashes_of_strings_and_the_way_in_which_processes_start_are_those_of_a_new_program"
 METHOD = PLANTED_HASHES
 NAMED_BATCH = AUDIT + "what_differs_first_is_named"
-NOT_JUDGED = AUDIT + "a_program_that_hangs_or_fails_is_not_judged_and_the_reason_is_given"
+NOT_JUDGED = AUDIT + "a_program_that_hangs_or_fails_is_not_judged_and_its_error_is_told_once"
 TOO_SLOW = AUDIT + "a_training_that_is_too_slow_for_one_relation_breaks_none"
 SHARED_TRIALS = AUDIT + "relations_that_look_at_the_same_training_share_it"
+LEAVES_OTHERS = AUDIT + "an_error_of_a_relation_leaves_the_others_as_they_are"
+BY_INTENTION = AUDIT + "a_break_is_by_intention_if_it_is_accepted_with_what_follows_from_it"
+NOTHING_CHECKED = AUDIT + "the_command_takes_a_function_of_a_python_file_and_says_if_nothing_was_checked"
 NO_DOUBT = AUDIT + "a_training_ends_before_its_last_step_only_where_there_is_no_doubt"
 LEARNED = AUDIT + "a_training_that_only_has_to_learn_ends_when_it_has"
 RIGHT = AUDIT + "nothing_breaks_in_a_right_program_and_few_relations_are_left_out"
@@ -3270,17 +3273,45 @@ MUTATIONS = [
     Mutation("tools/audit/sums.py", "TOLERANCE = 1e-3", "TOLERANCE = 1.0", PLANTED + "[wrong_axis]"),
     Mutation("tools/audit/sums.py", "TOLERANCE = 1e-3", "TOLERANCE = 1e-9", RIGHT),
     Mutation("tools/audit/sums.py", "if repr(a.rates) != repr(b.rates):", "if False:", PLANTED + "[scheduled_twice]"),
-    Mutation("tools/audit/sums.py", "if probed.carries_state:", "if False:", RIGHT + "[carried]"),
+    Mutation("tools/audit/sums.py", "if facts.carries_state:", "if False:", RIGHT + "[carried]"),
     Mutation("tools/audit/sums.py", "STANDARD_ERRORS = 5.0", "STANDARD_ERRORS = 0.0", RIGHT + "[gan]"),
+    Mutation("tools/audit/watches.py", "self._drops_in_validation = True", "pass", PLANTED + "[dropout_in_validation]"),
+    Mutation("tools/audit/watches.py", "elif is_constant and around", "elif False", PLANTED + "[careless]"),
+    Mutation(
+        "tools/audit/calls.py",
+        'yield "cross_entropy wants scores, but gets probabilities", _are',
+        'yield "", not _are',
+        PLANTED + "[careless]",
+    ),
+    Mutation("tools/audit/calls.py", "if state in ends and not self.found:", "if False:", PLANTED + "[careless]"),
+    Mutation("tools/audit/calls.py", "        torch.rand(number)\n", "", RIGHT + "[classifier]"),
+    Mutation("tools/audit/calls.py", "if min(each[1] for each in grown) >= steps:", "if False:", NAMED_BATCH),
+    Mutation("tools/audit/calls.py", "if sorted(shapes) != [(self._size,), (self._size, 1)]:", "if True:", NAMED_BATCH),
+    Mutation("tools/audit/calls.py", "self._new_hidden.add(digest(part))", "pass", PLANTED + "[forecast]"),
+    Mutation("tools/audit/calls.py", "self._pending[name] = others[-1]", "pass", PLANTED + "[attached]"),
+    Mutation("tools/audit/calls.py", "self.pairs = name", "pass", RIGHT + "[contrastive]"),
+    Mutation("tools/audit/patterns.py", "if all(places):", "if False:", PLANTED + "[forecast]"),
+    Mutation("tools/audit/patterns.py", "2 * sum(run in counts", "0 * sum(run in counts", PLANTED + "[forecast]"),
+    Mutation("tools/audit/looks.py", "if 2 * changed > number:", "if False:", PLANTED + "[peeking]"),
+    Mutation("tools/audit/looks.py", "text and not record.facts.assigns_splits", "text", RIGHT + "[unusual]"),
+    Mutation("tools/audit/looks.py", "if not read.is_handled:", "if True:", RIGHT + "[unusual]"),
+    Mutation("tools/audit/bits.py", "if alone != together:", "if False:", PLANTED + "[copies]"),
     Mutation(
         "tools/audit/recorder.py",
-        "                net.eval()\n",
-        "                pass\n",
-        RIGHT + "[normalized]",
+        "if self.datamodule.train is not self._changed_train:",
+        "if False:",
+        RIGHT + "[unusual]",
     ),
+    Mutation("tools/audit/recorder.py", "vars(module).update(train=_stay(module))", "pass", RIGHT + "[unusual]"),
+    Mutation("tools/audit/sums.py", "EPOCH_STEPS * total if facts.drop_last else", "", RIGHT + "[unusual]"),
     Mutation(
-        "tools/audit/looks.py", 'if "training" in modes["valid"]:', "if False:", PLANTED + "[dropout_in_validation]"
+        "tools/audit/__init__.py",
+        "    except Exception as error:  # An",
+        "    except KeyError as error:  # An",
+        LEAVES_OTHERS,
     ),
+    Mutation("tools/audit/__init__.py", "or (same and same[0] in accepted)", "", BY_INTENTION),
+    Mutation("tools/runs.py", 'if results == {"not applicable"}:', "if False:", NOTHING_CHECKED),
     Mutation("tools/audit/program_data.py", "read.changed.append(index)", "pass", PLANTED + "[in_place]"),
     Mutation(
         "tools/audit/processes.py", "    multiprocessing.set_start_method(start_method, force=True)\n", "", METHOD
@@ -3290,7 +3321,6 @@ MUTATIONS = [
     Mutation("tools/audit/processes.py", "is_late=True", "is_late=False", TOO_SLOW),
     Mutation("tools/audit/processes.py", "if key not in self._kept:", "if True:", SHARED_TRIALS),
     Mutation("tools/audit/sums.py", "ends_when=has_halved", "ends_when=None", LEARNED),
-    Mutation("tools/audit/sums.py", "ends_when=has_generalized", "ends_when=None", LEARNED),
     Mutation("tools/audit/sums.py", "- 0.5 * abs(losses[0])", "", NO_DOUBT),
     Mutation("tools/audit/sums.py", "0.3 * abs(first) and len", "0.0 * abs(first) and len", NO_DOUBT),
     Mutation("nested.py", "value._fields, value", "range(len(value)), value", NESTED),

@@ -247,13 +247,18 @@ class Modes:
         _switch(parts, "eval")
 
 
-def trained_in_evaluation_mode(networks: dict[str, nn.Module]) -> list[str]:
-    """Return the names of the modules that have parameters of their own to be trained, but are in evaluation mode."""
+def trained_in_evaluation_mode(owner: object) -> list[str]:
+    """Return the names of the modules with parameters of their own that an optimizer has, but in evaluation mode.
+
+    A teacher that no optimizer has is not trained, whether its parameters require gradients or not.
+    """
+    updated = optimizers(stateful_parts(owner)).values()
+    trained = {id(p) for optimizer in updated for group in optimizer.param_groups for p in group["params"]}
     return [
         f"{name}.{path}".rstrip(".")
-        for name, net in networks.items()
+        for name, net in named_networks(owner).items()
         for path, module in net.named_modules()
-        if not module.training and any(p.requires_grad for p in module.parameters(recurse=False))
+        if not module.training and any(p.requires_grad and id(p) in trained for p in module.parameters(recurse=False))
     ]
 
 

@@ -131,7 +131,7 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if usage:
-            command.add_argument("file", metavar="FILE", type=Path, help="the TOML file")
+            command.add_argument("file", metavar="FILE", type=Path, help="a TOML file, or train.py:make")
         return command
 
     def add_checkpoint(command: argparse.ArgumentParser) -> None:
@@ -186,10 +186,12 @@ def _parser() -> argparse.ArgumentParser:
         "look for silent bugs in the program of a TOML file",
         "Train the program that a TOML file describes for a few steps in many ways, and compare them: a right program "
         "resumes bit for bit, has the gradient of a large batch with micro-batches, and so on. The exit status is 1 if "
-        "a relation breaks. The run folder is not used.",
-        "[--only NAME[,NAME]] [--devices N] [--json] FILE",
+        "a relation breaks, and 2 if none could be checked. The run folder is not used.",
+        "[--only NAME[,NAME]] [--accept NAME[,NAME]] [--devices N] [--json] FILE",
     )
     command.add_argument("--only", metavar="NAME[,NAME]", action="append", help="names of relations; default: all")
+    text = "relations that are broken by intention; also accept = [...] in the table [audit] of the file"
+    command.add_argument("--accept", metavar="NAME[,NAME]", action="append", help=text)
     command.add_argument("--devices", type=int, default=2, help="processes to compare with one; 1 leaves it out")
     command.add_argument("--json", action="store_true", help="print the findings as JSON")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from helios_lite.checkpoints import files, naming
-from helios_lite.config import load
+from helios_lite.config import load, split_function
 from helios_lite.data import DataModule
 from helios_lite.display import console
 from helios_lite.display.console import make_table
@@ -84,7 +84,7 @@ def _usage_errors() -> Iterator[None]:
 
 
 def _load(arguments: argparse.Namespace) -> tuple[Trainer, Model, DataModule]:
-    require_file(arguments.file)
+    require_file(split_function(arguments.file)[0])
     return load(arguments.file, arguments.overrides)
 
 
@@ -102,19 +102,30 @@ def _require_checkpoint(name: str, trainer: Trainer, model: Model) -> None:
 
 
 def audit(arguments: argparse.Namespace) -> None:
-    """Compare many ways to train the program that a TOML file describes. Exits with status 1 if a relation breaks."""
-    require_file(arguments.file)
-    only = [name for names in arguments.only or () for name in names.split(",")] or None
+    """Compare many ways to train a program. Exits with status 1 if a relation breaks, 2 if none could be checked."""
+    require_file(split_function(arguments.file)[0])
+    only, accept = (
+        [name for names in given or () for name in names.split(",")] for given in (arguments.only, arguments.accept)
+    )
     try:
-        findings = audit_tool.audit(arguments.file, only, arguments.devices, overrides=arguments.overrides)
+        findings = audit_tool.audit(
+            arguments.file, only or None, arguments.devices, accept=accept, overrides=arguments.overrides
+        )
     except ValueError as error:
         raise UsageError(str(error)) from error
+    except audit_tool.ProgramError as error:
+        print(error.traceback or str(error), end="" if error.traceback else "\n", file=sys.stderr)
+        sys.exit(2)
     if arguments.json:
         print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
     else:
         console.show_table(findings_table(findings))
-    if any(finding.result == "breaks" for finding in findings):
+    results = {finding.result for finding in findings}
+    if "breaks" in results:
         sys.exit(1)
+    if results == {"not applicable"}:
+        print("no relation could be checked", file=sys.stderr)
+        sys.exit(2)
 
 
 def findings_table(findings: Sequence[audit_tool.Finding]) -> Table:
@@ -124,5 +135,6 @@ def findings_table(findings: Sequence[audit_tool.Finding]) -> Table:
     for finding in findings:
         text = f"{statements[finding.relation]}\n{finding.text}" if finding.result == "breaks" else finding.text
         causes = f"\nusual causes: {finding.causes}" if finding.causes else ""
+        causes += f"\nmost likely of the same cause as {finding.same_as}" if finding.same_as else ""
         rows.append([finding.relation, finding.result, text + causes])
     return make_table(["relation", "result", "what was compared, or what differs"], rows)

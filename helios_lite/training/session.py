@@ -173,7 +173,7 @@ class Session:
         for owner, base in ((self.model, Model), (self.datamodule, DataModule), *callbacks):
             for name, instead in misspelt_hooks(owner, base):
                 logger.warning("%s is never called: there is no such hook; %s", name, instead)
-        in_evaluation = [] if fast_init else trained_in_evaluation_mode(named_networks(self.model))
+        in_evaluation = [] if fast_init else trained_in_evaluation_mode(self.model)
         if in_evaluation and type(self.model).train is Model.train:
             text = (
                 "%s (%d modules in all) is trained in evaluation mode, in which setup has left it; for the other mode, "

@@ -5,15 +5,16 @@ Each function named in `ERRORS` returns a trainer, a model and its data. What di
 """
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from helios_lite import DataModule, Model, Split, Trainer
-from helpers.right_programs import Classifier, Tokens, blobs, sentences, trainer
+from helpers.right_programs import Classifier, Gan, Tokens, blobs, sentences, trainer
 
 Program = tuple[Trainer, Model, DataModule]
 
@@ -300,7 +301,111 @@ class FrozenInTrainingMode(Classifier):
         return nn.Sequential(backbone, nn.Linear(32, 4))
 
 
-def with_model(model: type[Classifier], **options: Any) -> Program:
+class Careless(Classifier):
+    """Probabilities for a cross entropy, the same masks in every step, a history with graphs, a teacher that drops."""
+
+    def network(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 4), nn.Softmax(1))
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup(fast_init)
+        self.teacher = nn.Sequential(nn.Linear(8, 16), nn.Dropout(0.5), nn.Linear(16, 4))
+        if not fast_init:
+            self.scheduler = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, 0.01, total_steps=100)
+        self.history: list[Tensor] = []
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        torch.manual_seed(0)
+        with torch.no_grad():
+            self.teacher(batch[0])
+        loss = self.loss(self.net(batch[0]), batch[1])
+        self.history.append(loss)
+        self.backward(loss)
+        self.optimizer_step(self.optimizer, self.scheduler)
+
+
+class Wave(Dataset):
+    """Windows of one series; the value to predict is the last one of its window."""
+
+    def __init__(self, indices: Any) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.series, self.indices = torch.randn(280, generator=generator).cumsum(0), indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, Tensor]:
+        start = int(self.indices[position])
+        return self.series[start : start + 20], self.series[start + 19]
+
+
+class Forecast(Model):
+    """An LSTM that takes time for samples, goes on from unrelated windows, and compares (N, 1) with (N,)."""
+
+    def __init__(self) -> None:
+        super().__init__("forecast")
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.rnn, self.head = self.parallelize(nn.LSTM(1, 8)), self.parallelize(nn.Linear(8, 1))
+        self.optimizer = torch.optim.Adam([*self.rnn.parameters(), *self.head.parameters()], lr=0.01)
+        self.hidden: Any = None
+
+    def outputs(self, x: Tensor) -> Tensor:
+        states, hidden = self.rnn(x[..., None], self.hidden)
+        self.hidden = tuple(part.detach() for part in hidden)
+        return self.head(states[:, -1])
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        self.backward((self.outputs(batch[0]) - batch[1]).square().mean())
+        self.optimizer_step(self.optimizer)
+
+    def valid_step(self, batch: Any, step: int) -> None:
+        self.log("loss", (self.outputs(batch[0]) - batch[1]).square().mean())
+
+
+def forecast() -> Program:
+    order = torch.randperm(256, generator=torch.Generator().manual_seed(1))
+    data = DataModule(
+        train=Split(Wave(order[:192]), batch_size=16, shuffle=True, drop_last=True),
+        valid=Split(Wave(order[192:]), batch_size=16, drop_last=True),
+    )
+    return trainer(), Forecast(), data
+
+
+class Peeking(Tokens):
+    """Attention without a mask, so that the score of a token depends on it."""
+
+    def pooled(self, vectors: Tensor, mask: Tensor) -> Tensor:
+        weights = (vectors @ vectors.mT).masked_fill(mask[:, None] == 0, -1e9).softmax(-1)
+        return weights @ vectors
+
+
+class Attached(Gan):
+    """The loss of the critic also has gradients for the generator, which are not cleared."""
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        real = batch[0]
+        fake = self.generator(torch.randn(len(real), 4))
+        loss = functional.softplus(-self.critic(real)).mean() + functional.softplus(self.critic(fake)).mean()
+        self.backward(loss)
+        self.optimizer_step(self.of_critic)
+        fake = self.generator(torch.randn(len(real), 4))
+        self.backward(functional.softplus(-self.critic(fake)).mean())
+        self.optimizer_step(self.of_generator)
+
+
+class Copies(IterableDataset):
+    """Every worker yields everything."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        yield from zip(*blobs(64), strict=True)
+
+
+def copies() -> Program:
+    return trainer(), Classifier(), DataModule(train=Split(Copies(), batch_size=16, num_workers=2))
+
+
+def with_model(model: type[Model], **options: Any) -> Program:
     x, y = blobs(256)
     data = DataModule(
         train=Split(TensorDataset(x[:192], y[:192]), batch_size=16, shuffle=True),
@@ -360,5 +465,10 @@ ERRORS: dict[str, tuple[Any, set[str]]] = {
     "padding_counted": (functools.partial(with_tokens, PaddingCounted), {"samples_alone"}),
     "frozen_in_training_mode": (functools.partial(with_model, FrozenInTrainingMode), {"modes"}),
     "one_nan": (one_nan, {"finite"}),
+    "careless": (functools.partial(with_model, Careless), {"scores", "random_state", "growth", "schedule", "modes"}),
+    "forecast": (forecast, {"overlap", "targets", "shapes", "carried_state"}),
+    "peeking": (functools.partial(with_tokens, Peeking), {"targets"}),
+    "attached": (functools.partial(with_model, Attached), {"gradients"}),
+    "copies": (copies, {"workers"}),
 }
 """Each planted error, and the relations that name it: all of them must break."""

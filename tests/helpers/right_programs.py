@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset, IterableDataset, TensorDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset, get_worker_info
 
-from helios_lite import DataModule, Model, Split, Trainer
+from helios_lite import Callback, DataModule, Model, Split, Trainer
 from helios_lite.callbacks import EMA
 from helios_lite.samplers import BucketBatchSampler
 
@@ -60,7 +60,7 @@ class Classifier(Model):
 
 
 class Tokens(Model):
-    """Predicts the next token from a sum over the sentence, with padding that is masked."""
+    """Predicts the next token from the mean of those before it, with padding that is masked."""
 
     def __init__(self) -> None:
         super().__init__("tokens")
@@ -71,7 +71,7 @@ class Tokens(Model):
         self.optimizer = torch.optim.Adam([*self.net.parameters(), *self.head.parameters()], lr=0.01)
 
     def pooled(self, vectors: Tensor, mask: Tensor) -> Tensor:
-        return (vectors * mask[..., None]).sum(1, keepdim=True) / mask.sum(1)[:, None, None]
+        return (vectors * mask[..., None]).cumsum(1) / mask.cumsum(1)[..., None]
 
     def token_loss(self, losses: Tensor, mask: Tensor) -> Tensor:
         return (losses * mask).sum() / mask.sum()
@@ -266,12 +266,68 @@ class Regression(Classifier):
         self.log("largest", errors.max(), reduce="max")
 
 
+class Unusual(Normalized):
+    """A train split that grows, marks for missing labels, steps that switch modes, a schedule of a fixed length."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup(fast_init)
+        if not fast_init:
+            self.scheduler = torch.optim.lr_scheduler.OneCycleLR(self.optimizer, 0.01, total_steps=28)
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        self.net.train()
+        x, y, size = batch
+        known = ~size.isnan()
+        outputs = self.net(x)
+        errors = (outputs.logsumexp(1) - size.nan_to_num()).square() * known
+        self.backward(self.loss(outputs, y) + errors.mean())
+        self.optimizer_step(self.optimizer, self.scheduler)
+        self.net.eval()
+        with torch.no_grad():
+            self.log("accuracy", (self.net(x).argmax(1) == y).float().mean())
+        self.net.train()
+
+
+class Grow(Callback):
+    def on_training_epoch_start(self, current_epoch: int) -> None:
+        everything = self.datamodule.everything
+        chosen = Subset(everything, range(min(192, 64 * current_epoch)))
+        self.datamodule.train = Split(chosen, batch_size=16, shuffle=True, drop_last=True)
+
+
+def unusual() -> Program:
+    (x, y), callbacks = blobs(256), [EMA(decay=0.9), Grow()]
+    size = x.norm(dim=1).where(torch.arange(256) % 3 > 0, torch.nan)
+    data = splits(x, y)
+    data.everything = TensorDataset(x[:192], y[:192], size[:192])
+    data.train = Split(data.everything, batch_size=16, shuffle=True, drop_last=True)
+    return trainer(callbacks=callbacks, monitor="valid/accuracy", mode="max"), Unusual(), data
+
+
+class Contrastive(Model):
+    """Two views of each sample are to be closer than those of others in the batch."""
+
+    def __init__(self) -> None:
+        super().__init__("contrastive")
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.net = self.parallelize(nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 8)))
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=0.01)
+
+    def loss(self, x: Tensor) -> Tensor:
+        views = [functional.normalize(self.net(part), dim=1) for part in (x[:, :4], x[:, 4:])]
+        return functional.cross_entropy(views[0] @ views[1].T * 5, torch.arange(len(x)))
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        self.backward(self.loss(batch[0]))
+        self.optimizer_step(self.optimizer)
+
+    def valid_step(self, batch: Any, step: int) -> None:
+        self.log("loss", self.loss(batch[0]))
+
+
 def simple(model: type[Model], **options: Any) -> Program:
     return trainer(**options), model(), splits(*blobs(256))
-
-
-def averaged() -> Program:
-    return trainer(callbacks=[EMA(decay=0.9)], monitor="valid/accuracy", mode="max"), Classifier(), splits(*blobs(256))
 
 
 def carried() -> Program:
@@ -305,7 +361,8 @@ RIGHT: dict[str, Any] = {
     "gan": functools.partial(simple, Gan),
     "carried": carried,
     "two_rates": functools.partial(simple, TwoRates),
-    "averaged": averaged,
+    "unusual": unusual,
+    "contrastive": functools.partial(simple, Contrastive),
     "streamed": streamed,
     "distilled": functools.partial(simple, Distilled),
     "bucketed": bucketed,

@@ -6,11 +6,21 @@ import dataclasses
 from typing import Any
 
 from helios_lite.tools.audit.processes import Trials
+from helios_lite.tools.audit.program_data import MOST_STREAMED
 from helios_lite.tools.audit.record import Record, Step
-from helios_lite.tools.audit.trial import WITHOUT_VALIDATION, Break, NotApplicable, Trial
+from helios_lite.tools.audit.trial import (
+    EPOCH_STEPS,
+    WITHOUT_VALIDATION,
+    WITHOUT_WORKERS,
+    Break,
+    NotApplicable,
+    Trial,
+)
 
-BASE = Trial(records_bits=True)
+BASE = Trial(records_bits=True, saves_weights=True)
 """The program as it is, with small epochs."""
+WATCHED = Trial(5 * EPOCH_STEPS, train=WITHOUT_WORKERS, valid=WITHOUT_WORKERS, reads_samples=True, watches=True)
+"""Some epochs that are watched closely."""
 
 
 def base(trials: Trials) -> Record:
@@ -24,7 +34,7 @@ def base(trials: Trials) -> Record:
 def check_repeat(trials: Trials) -> str:
     """Train again; if that is equal, once more in a new interpreter, whose start takes longer than the training."""
     expected = base(trials)
-    _compare(expected, trials.run(BASE), "in the second process")
+    _compare(expected, trials.run(_base_with()), "in the second process")
     _compare(expected, trials.run(_base_with(changes_hash_seed=True)), "with other hashes of strings")
     return f"{len(expected.steps)} steps in several processes, one of them with other hashes of strings"
 
@@ -56,11 +66,24 @@ def check_workers(trials: Trials) -> str:
     if facts.train_kind == "loader":
         raise NotApplicable("the train split is a loader of its own")
     if facts.train_kind == "iterable":
-        raise NotApplicable("an IterableDataset decides itself what each worker reads")
+        return _check_stream(trials)
     other = 2 if facts.num_workers == 0 else 0
     workers = {"num_workers": other}
     _compare(expected, trials.run(_base_with(train=workers, valid=workers)), f"with {other} workers")
     return f"num_workers={facts.num_workers} and {other}"
+
+
+def _check_stream(trials: Trials) -> str:
+    """Count the samples of a stream with one worker and with as many as the program has."""
+    streamed = trials.kept(WATCHED).checked("the training", NotApplicable).streamed
+    if not streamed:
+        raise NotApplicable("one process reads the stream")
+    if None in streamed.values():
+        raise NotApplicable(f"the stream has more than {MOST_STREAMED} samples")
+    (_, alone), (workers, together) = streamed.items()
+    if alone != together:
+        raise Break(f"the stream has {alone} samples with one worker, and {together} with {workers}")
+    return f"{alone} samples with one worker and with {workers}"
 
 
 def check_validation(trials: Trials) -> str:
@@ -80,7 +103,7 @@ def check_validation(trials: Trials) -> str:
 
 def _base_with(**changes: Any) -> Trial:
     """Return `BASE` with changes."""
-    return dataclasses.replace(BASE, **changes)
+    return dataclasses.replace(BASE, saves_weights=False, **changes)
 
 
 def _compare(expected: Record, found: Record, when: str) -> None:

@@ -15,6 +15,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from helios_lite.callbacks import Profile
 from helios_lite.checkpoints.naming import find
 from helios_lite.processes.forkserver import fresh_process
@@ -105,6 +107,7 @@ class Trials:
 def _run(source: Source, trial: Trial, folder: Path, result: Path, rank: int, port: int, start_method: str) -> None:
     """Run a trial in this process, and leave its record in a file."""
     multiprocessing.set_start_method(start_method, force=True)
+    torch.set_num_threads(1)  # Trials run side by side, and threads that wait for a core make them slow.
     os.setsid()  # So that its loading processes can be ended with it.
     output = os.open(f"{result}.{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
@@ -116,8 +119,7 @@ def _run(source: Source, trial: Trial, folder: Path, result: Path, rank: int, po
     try:
         record = run_trial(source, trial, folder)
     except Exception as error:
-        record = Record(error=f"{type(error).__name__}: {error}")
-        traceback.print_exc()
+        record = Record(error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
     if rank == 0:
         partial = result.with_suffix(".part")
         partial.write_bytes(pickle.dumps(record))
@@ -171,7 +173,7 @@ def run_trial(source: Source, trial: Trial, folder: Path) -> Record:
         folder: where the run folder is; a trial in the same folder resumes.
     """
     trainer, model, datamodule = source.make()
-    recorder = Recorder(trial)
+    recorder = Recorder(trial, trainer, folder / f"weights_{os.getpid()}.pt")
     callbacks = [*(each for each in trainer.callbacks if not isinstance(each, Profile)), recorder]
     trainer = dataclasses.replace(trainer, **_options(trainer, trial, folder), callbacks=callbacks)
     if trial.loads_checkpoint:
@@ -183,8 +185,8 @@ def run_trial(source: Source, trial: Trial, folder: Path) -> Record:
     except Enough:
         pass
     except Exception as error:  # What was recorded before it may explain it.
-        traceback.print_exc()
-        return dataclasses.replace(recorder.record(), error=f"{type(error).__name__}: {error}")
+        text = traceback.format_exc()
+        return dataclasses.replace(recorder.record(), error=f"{type(error).__name__}: {error}", traceback=text)
     return recorder.record()
 
 
@@ -220,4 +222,7 @@ def _options(trainer: Trainer, trial: Trial, folder: Path) -> dict[str, Any]:
         "progress": False,
         "print_banner": False,
     }
+    if trial.keeps_length:
+        names = ("max_epochs", "max_steps", "steps_per_epoch", "limit_train_batches")
+        options |= {name: getattr(trainer, name) for name in names}
     return {**options, **trial.options}

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import time
+import itertools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch.utils.data import IterableDataset, Subset
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Subset, SubsetRandomSampler
 
 from helios_lite.data import DataModule, Split
 from helios_lite.processes import rng
+from helios_lite.tools.audit import patterns
 from helios_lite.tools.audit.record import SampleRead, digest, place_not_finite
 from helios_lite.tools.audit.trial import Trial
 
-_MAX_SAMPLES, _MAX_SECONDS = 20_000, 4.0
-"""How many samples of a split are read at most, and for how long."""
+_MOST_AT_AN_END = 1024
+"""How many samples at the start and at the end of a split are read. Splits that overlap do so at their ends."""
+_MOST_READ_AGAIN = 512
+_MOST_KEPT = 512  # Samples, for what they have in common.
 _SAMPLER_BATCH_SIZE = 8  # In place of a batch sampler.
+MOST_STREAMED = 4096
+"""How many samples of a stream are counted at most."""
 
 
 class SampleReader:
@@ -32,37 +38,78 @@ class SampleReader:
 
     def read(self) -> dict[str, SampleRead]:
         """Return what a first reading of each split shows."""
-        return {name: _read(dataset) for name, dataset in self._datasets.items()}
+        known: Counter[int] = Counter()
+        trained = [dataset for name, dataset in self._datasets.items() if name.split("/")[0] == "train"]
+        most = sum(len(_chosen(len(dataset))) for dataset in trained) // 2
+        return {
+            name: _read(dataset, name.split("/")[0] == "train", known, most) for name, dataset in self._datasets.items()
+        }
 
     def read_again(self, reads: dict[str, SampleRead]) -> None:
         """Note which samples differ from the first reading."""
         for name, read in reads.items():
-            begun = time.monotonic()
-            for index, before in enumerate(read.digests):
-                if _digest_sample(self._datasets[name], index) != before:
+            dataset = self._datasets[name]
+            for index, before in [*zip(_chosen(len(dataset)), read.digests, strict=True)][:_MOST_READ_AGAIN]:
+                if _digest_sample(dataset, index) != before:
                     read.changed.append(index)
-                if time.monotonic() - begun > _MAX_SECONDS:
-                    break
+
+    def sample(self, name: str, index: int) -> Any:
+        """Return a sample of a split."""
+        rng.seed_cpu(index)
+        return self._datasets[name][index]
 
 
-def _read(dataset: Any) -> SampleRead:
-    digests, not_finite, begun = list[str](), list[tuple[int, str]](), time.monotonic()
+def _chosen(length: int) -> list[int]:
+    """Return the indices of the samples that are read."""
+    if length <= 2 * _MOST_AT_AN_END:
+        return list(range(length))
+    return [*range(_MOST_AT_AN_END), *range(length - _MOST_AT_AN_END, length)]
+
+
+def _read(dataset: Any, is_train: bool, known: Counter[int], most: int) -> SampleRead:
+    """Return what a first reading shows.
+
+    Args:
+        dataset: the dataset of a split.
+        is_train: whether it is that of the training.
+        known: in how many train samples each run of values is, to which those of this split are added if it is.
+        most: half of the number of train samples.
+    """
+    digests, not_finite, kept, shared = list[str](), list[tuple[int, str]](), list[Any](), 0
     base, indices = dataset, list(range(len(dataset)))
     while isinstance(base, Subset):
         indices = [int(base.indices[index]) for index in indices]
         base = base.dataset
-    for index in range(min(len(dataset), _MAX_SAMPLES)):
+    chosen = _chosen(len(dataset))
+    for index in chosen:
         rng.seed_cpu(index)
         sample = dataset[index]
         digests.append(digest(sample))
         if (place := place_not_finite(sample)) is not None:
             not_finite.append((index, place))
-        if time.monotonic() - begun > _MAX_SECONDS:
-            break
+        if len(kept) < _MOST_KEPT:
+            kept.append(sample)
+        own = patterns.runs(sample)
+        if is_train:
+            known.update(own)
+        else:
+            shared += patterns.shares_runs(own, known, most)
     is_random = any(
-        _digest_sample(dataset, index, 1_000_003 + index) != digests[index] for index in range(min(8, len(digests)))
+        _digest_sample(dataset, index, 1_000_003 + index) != before
+        for index, before in [*zip(chosen, digests, strict=True)][:8]
     )
-    return SampleRead(digests, not_finite, [], is_random, id(base), indices)
+    return SampleRead(
+        digests,
+        not_finite,
+        is_random=is_random,
+        dataset=id(base),
+        indices=indices,
+        has_target=bool(kept) and patterns.target_of(kept[0]) is not None,
+        probability=patterns.probability_if_independent(kept) if is_train else None,
+        target_in_input=patterns.target_in_input(kept),
+        only_target=patterns.only_target(kept),
+        shared_runs=shared,
+    )
 
 
 def _digest_sample(dataset: Any, index: int, seed: int | None = None) -> str:
@@ -70,16 +117,47 @@ def _digest_sample(dataset: Any, index: int, seed: int | None = None) -> str:
     return digest(dataset[index])
 
 
-def change_splits(datamodule: DataModule, trial: Trial) -> None:
-    """Change the splits of a data module, which is set up, as a trial asks for."""
-    train, valid = datamodule.train, datamodule.valid
-    indices: Sequence[int] | None = None
+def mixes_samples(split: Any) -> bool:
+    """Return whether the collate_fn of a split draws random numbers, so that a batch is more than its samples."""
+    if not is_map_style(split) or split.collate_fn is None or len(split.dataset) < 4:
+        return False
+    found = set()
+    for seed in (1, 2, 3):
+        samples = []
+        for index in range(4):
+            rng.seed_cpu(index)
+            samples.append(split.dataset[index])
+        rng.seed_cpu(seed)
+        found.add(digest(split.collate_fn(samples)))
+    return len(found) > 1
+
+
+def count_streamed(split: Any, num_workers: int) -> int | None:
+    """Return how many samples a stream has with so many workers; None if it has more than are counted."""
+    options: dict[str, Any] = {"worker_init_fn": split.worker_init_fn} if num_workers else {}
+    loader = DataLoader(split.dataset, batch_size=None, num_workers=num_workers, collate_fn=_nothing, **options)
+    number = sum(1 for _ in itertools.islice(loader, MOST_STREAMED + 1))
+    return None if number > MOST_STREAMED else number
+
+
+def _nothing(sample: Any) -> int:
+    return 0
+
+
+def change_train(datamodule: DataModule, trial: Trial) -> None:
+    """Change the train split of a data module, which is set up, as a trial asks for."""
+    train, indices = datamodule.train, None
     if is_map_style(train) and (trial.holds_out or trial.train_samples is not None):
         every = range(len(train.dataset))
         indices = every[::2] if trial.holds_out else every[: trial.train_samples]
     several = train if isinstance(train, Mapping) else None
     changed = {name: _changed(part, trial.train, indices) for name, part in (several or {"": train}).items()}
     vars(datamodule).update(train=changed[""] if several is None else changed)
+
+
+def change_valid(datamodule: DataModule, trial: Trial) -> None:
+    """Change the validation splits of a data module, which is set up, as a trial asks for."""
+    valid = datamodule.valid
     parts = valid if isinstance(valid, dict) else {"": valid}
     changed = {name: _changed(part, trial.valid, _first(part, trial.valid_samples)) for name, part in parts.items()}
     vars(datamodule).update(valid=changed if isinstance(valid, dict) else changed[""])
@@ -131,6 +209,9 @@ def describe_splits(datamodule: DataModule, window: int) -> dict[str, Any]:
             "train_kind": "map" if is_map_style(train) else "iterable",
             "batch_size": _batch_size(train, window),
             "num_workers": train.num_workers,
+            "drop_last": train.drop_last,
+            "shuffles": train.shuffle or isinstance(train.sampler, RandomSampler | SubsetRandomSampler),
+            "mixes_samples": mixes_samples(train),
             "length": len(train.dataset) if is_map_style(train) else None,
         }
     if isinstance(train, Mapping) and all(map(is_map_style, train.values())):

@@ -28,7 +28,15 @@ class Facts:
         is_valid_map_style: whether all validation splits are Splits of map-style datasets.
         valid_batch_size, valid_length: the largest batch size and the shortest length of these.
         num_losses: the losses that one `train_step` passes to `Model.backward`.
-        carries_state: whether a second call of `train_step` with the same batch and weights has another loss.
+        carries_state: whether a second call of `train_step` with the same batch, weights and random numbers has another
+            loss.
+        compares_samples: the operation that computes a matrix of all pairs of samples of a batch, in `train_step` or
+            `valid_step`; "" if there is none.
+        moves_weights: whether `train_step` changes trained weights before it computes the loss, without a step of an
+            optimizer, as sharpness-aware minimization does.
+        mixes_samples: whether the collate_fn draws random numbers, so that a batch is more than its samples.
+        drop_last, shuffles: of the train Split.
+        assigns_splits: whether the program assigns the train split of an epoch, and so its number of steps.
         draws_in_training, draws_in_validation: whether the steps use random numbers, in evaluation mode.
         num_optimizers: the optimizers that have stepped.
         precision, accumulation_steps: the options.
@@ -44,6 +52,12 @@ class Facts:
     valid_length: int = 0
     num_losses: int = 0
     carries_state: bool = False
+    compares_samples: str = ""
+    moves_weights: bool = False
+    mixes_samples: bool = False
+    drop_last: bool = False
+    shuffles: bool = False
+    assigns_splits: bool = False
     draws_in_training: bool = False
     draws_in_validation: bool = False
     num_optimizers: int = 0
@@ -81,17 +95,30 @@ class SampleRead:
     Attributes:
         digests: of each sample at the start of the training, under a seed of its index.
         not_finite: indices of samples with a value that is not finite, and the place of it.
+        is_handled: whether the loss and its gradient are finite all the same for these: a mark, as of a missing label.
         changed: indices of samples that were not the same at the end, under the same seeds.
         is_random: whether a sample differs under another seed.
         dataset: a name of the object that the indices of its Subsets belong to, and these indices.
+        has_target: whether samples have inputs and a target apart.
+        probability: that of such a relation of inputs and targets, or a stronger one, if they were independent; None if
+            it is not known.
+        target_in_input: where the target is in the input, "" if it is not.
+        only_target: the integer that all targets are, None if they differ.
+        shared_runs: of a validation: how many samples consist of runs of values that train samples have too.
     """
 
     digests: list[str] = dataclasses.field(default_factory=list)
     not_finite: list[tuple[int, str]] = dataclasses.field(default_factory=list)
+    is_handled: bool = False
     changed: list[int] = dataclasses.field(default_factory=list)
     is_random: bool = False
     dataset: int = 0
     indices: list[int] = dataclasses.field(default_factory=list)
+    has_target: bool = False
+    probability: float | None = None
+    target_in_input: str = ""
+    only_target: int | None = None
+    shared_runs: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,12 +134,19 @@ class Record:
         samples: what reading the samples has shown, by split.
         parameters: of each trainable parameter: in how many optimizers it is, whether it had a gradient, whether the
             gradient was ever not zero, and whether its network is trained at all.
-        modes: of each module with modes and of functional dropout: the modes ("training", "evaluation") in the steps
-            "train" and "valid", and "is_frozen".
+        modes: what is to say about modules that are in the wrong mode.
+        num_modules: how many modules have modes, and are used.
         moved: buffers of frozen parts that have changed.
+        calls: what was seen in calls, by the name of the relation.
+        schedulers: how often each scheduler was stepped.
+        misfits: what is wrong with each if it is stepped as often as the planned training has steps, and epochs.
+        leaks: of the integers of a batch that were changed: how many are targets, and of how many the score changed.
+        streamed: how many samples a stream has with so many workers, None for more than are counted.
+        weights: the file with the weights after the last step, if the trial saves them.
         not_finite_batch: the step and place of a value in a batch that is not finite, "" if there is none, or if the
             trial does not record bits.
         error: the exception that has ended the trial, "" if there is none.
+        traceback: the traceback of it as text.
         is_late: whether the trial was ended at its deadline, which says nothing about the program.
         held_out: the loss of samples that are not trained on, before the first step and then after every eighth.
     """
@@ -124,10 +158,18 @@ class Record:
     reduced: dict[str, str] = dataclasses.field(default_factory=dict)
     samples: dict[str, SampleRead] = dataclasses.field(default_factory=dict)
     parameters: dict[str, tuple[int, bool, bool, bool]] = dataclasses.field(default_factory=dict)
-    modes: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    modes: list[str] = dataclasses.field(default_factory=list)
+    num_modules: int = 0
     moved: list[str] = dataclasses.field(default_factory=list)
+    calls: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    schedulers: dict[str, int] = dataclasses.field(default_factory=dict)
+    misfits: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    leaks: tuple[int, int] = (0, 0)
+    streamed: dict[int, int | None] = dataclasses.field(default_factory=dict)
+    weights: str = ""
     not_finite_batch: str = ""
     error: str = ""
+    traceback: str = ""
     is_late: bool = False
     held_out: list[float] = dataclasses.field(default_factory=list)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from helios_lite.tools.audit.bits import base
+from helios_lite.tools.audit.bits import WATCHED, base
 from helios_lite.tools.audit.processes import Trials
 from helios_lite.tools.audit.record import Facts, Record
 from helios_lite.tools.audit.trial import (
@@ -27,7 +27,8 @@ TOLERANCE = 1e-3
 SCALE_TOLERANCE = 0.05  # The same for gradients of fp16, whose small values are rounded away.
 REPEATS = 24  # How often something random is repeated for its mean.
 STANDARD_ERRORS = 5.0  # By how many of them two means must differ.
-_PROBE = Trial(steps=2, options=WITHOUT_VALIDATION, is_evaluating=True, repeats=2)
+RANDOM_TOLERANCE = 0.02  # The same for means of what is random: that of a ratio is not the ratio of the means.
+PROBE = Trial(steps=2, options=WITHOUT_VALIDATION, is_evaluating=True, repeats=2, changes_targets=True)
 """The same batch twice."""
 _TRAINING_ONLY = {**WITHOUT_VALIDATION, "limit_valid_batches": None, "steps_per_epoch": None}
 _COMPARABLE = {**_TRAINING_ONLY, "precision": "fp32", "clip_norm": None}
@@ -35,26 +36,44 @@ _COMPARABLE = {**_TRAINING_ONLY, "precision": "fp32", "clip_norm": None}
 
 
 def probe(trials: Trials) -> Facts:
-    """Return what is to know of the program; `NotApplicable` if it does not train."""
-    facts = base(trials).facts
-    record = trials.kept(_PROBE).checked("a training in evaluation mode", NotApplicable)
-    probed = dataclasses.replace(
-        record.facts, num_optimizers=facts.num_optimizers, draws_in_validation=facts.draws_in_validation
+    """Return what is to know of the program; `NotApplicable` if it does not train, or no loss is a mean of samples."""
+    first, watched = base(trials).facts, trials.kept(WATCHED).checked("the training", NotApplicable).facts
+    record = trials.kept(PROBE).checked("a training in evaluation mode", NotApplicable)
+    facts = dataclasses.replace(
+        record.facts,
+        num_optimizers=first.num_optimizers,
+        draws_in_validation=first.draws_in_validation,
+        compares_samples=watched.compares_samples,
+        moves_weights=watched.moves_weights,
     )
-    if probed.num_losses == 0:
+    if facts.num_losses == 0:
         raise NotApplicable("no loss is passed to Model.backward")
-    if probed.carries_state:
-        raise NotApplicable("the loss of a batch depends on the batches before it (a state is carried over)")
-    return probed
+    if facts.carries_state:
+        raise NotApplicable("the loss of a batch depends on the batches before it (a state or a queue is carried over)")
+    return facts
+
+
+def _of_samples(trials: Trials) -> Facts:
+    """Return what `probe` does; `NotApplicable` if the loss is that of a batch by intention, and not of its samples."""
+    facts = probe(trials)
+    if facts.mixes_samples:
+        raise NotApplicable("collate_fn draws random numbers, so that a batch is more than its samples (mixing)")
+    if facts.compares_samples:
+        raise NotApplicable(
+            f"a loss compares all pairs of samples of a batch ({facts.compares_samples}), so that it is none of samples"
+        )
+    return facts
 
 
 def check_accumulation(trials: Trials) -> str:
     """Compare the gradients of one large batch with those of a window of micro-batches with the same samples."""
-    facts = probe(trials)
+    facts = _of_samples(trials)
     if facts.train_kind in ("loader", "several"):
         raise NotApplicable("the train split is a loader of its own, whose batches cannot be halved, or several splits")
     if facts.num_optimizers > 1:
         raise NotApplicable("several optimizers step in turn, so that later losses depend on earlier steps")
+    if facts.moves_weights:
+        raise NotApplicable("train_step moves the weights before it computes the loss, as sharpness-aware minimization")
     window = max(2, facts.accumulation_steps)
     size = facts.batch_size if facts.accumulation_steps > 1 else max(1, facts.batch_size // 2)
     large = _gradients(trials, facts, f"a batch of {size * window}", size * window, 1)
@@ -68,11 +87,13 @@ def check_devices(trials: Trials) -> str:
     number = trials.processes
     if number < 2:
         raise NotApplicable("one process was asked for (--devices)")
-    facts = probe(trials)
+    facts = _of_samples(trials)
     if facts.train_kind != "map":
         raise NotApplicable(
             "the train split has no indices, so it decides itself what each process reads, or is several"
         )
+    if facts.moves_weights and facts.num_optimizers < 2:
+        raise NotApplicable("train_step moves the weights before it computes the loss, as sharpness-aware minimization")
     size = max(1, facts.batch_size // number)
     options = {"accelerator": "cpu"} if not torch.cuda.is_available() or torch.cuda.device_count() < number else {}
     one = _gradients(trials, facts, f"one process, {size * number}", size * number, 1, options)
@@ -84,9 +105,12 @@ def check_devices(trials: Trials) -> str:
 def _gradients(
     trials: Trials, facts: Facts, name: str, size: int, window: int, options: Any = None, processes: int = 1
 ) -> Record:
-    """Return the gradients of steps at the initial weights; the last window of samples is not full."""
+    """Return the gradients of steps at the same weights, those after some updates.
+
+    The last window of samples is not full, unless the program drops batches that are not.
+    """
     total = size * window * processes
-    length = (EPOCH_STEPS - 1) * total + total // 2 + 1
+    length = EPOCH_STEPS * total if facts.drop_last else (EPOCH_STEPS - 1) * total + total // 2 + 1
     if facts.draws_in_training:
         limits: dict[str, Any] = {"overfit_batches": window, "limit_train_batches": None}
     else:
@@ -100,10 +124,12 @@ def _gradients(
         train_samples=length or None,
         is_evaluating=True,
         keeps_weights=True,
+        starts_from=base(trials).weights,
         records_gradients=True,
         processes=processes,
     )
-    return trials.run(trial).checked(f"with batches of {size} ({name}) the training")
+    raises = Break if processes > 1 else NotApplicable  # A program may need batches of its size.
+    return trials.run(trial).checked(f"with batches of {size} ({name}) the training", raises)
 
 
 def _compare_gradients(expected: Record, found: Record, when: str, facts: Facts) -> None:
@@ -135,29 +161,33 @@ def _largest_difference(a: dict[str, Tensor], b: dict[str, Tensor], tolerance: f
 
 def _compare_means(expected: Record, found: Record, when: str) -> None:
     """Compare mean gradients over repeated steps, by their standard errors."""
-    means, errors = [], []
+    means, errors, names = [], [], list[set[str]]()
     for record in (expected, found):
-        rows = torch.stack([_flat(step.gradients) for step in record.steps if step.gradients])
+        # Some parameters may have gradients in some of the steps only, as of networks that are trained in turn.
+        shapes = {name: value for step in record.steps for name, value in step.gradients.items()}
+        names.append(set(shapes))
+        rows = torch.stack(
+            [
+                torch.cat([step.gradients.get(name, shapes[name] * 0).double().flatten() for name in sorted(shapes)])
+                for step in record.steps
+            ]
+        )
         means.append(rows.mean(0))
         errors.append(float(rows.var(0).sum()) / len(rows))
-    if means[0].shape != means[1].shape:
-        raise Break(f"{when} other parameters have gradients")
-    distance = float((means[0] - means[1]).norm())
+    if names[0] != names[1]:
+        raise Break(f"{when} other parameters have gradients, such as {min(names[0] ^ names[1])}")
+    distance, norm = float((means[0] - means[1]).norm()), float(means[0].norm())
     error = math.sqrt(errors[0] + errors[1])
-    if distance > STANDARD_ERRORS * error + TOLERANCE * float(means[0].norm()):
+    if distance > STANDARD_ERRORS * error + RANDOM_TOLERANCE * norm:
         raise Break(
             f"{when} the mean gradient over {len(expected.steps)} repetitions differs by {distance:.3g}, "
-            f"{distance / error:.1f} standard errors"
+            f"its norm is {norm:.3g} and its standard error {error:.3g}"
         )
-
-
-def _flat(gradients: dict[str, Tensor]) -> Tensor:
-    return torch.cat([gradients[name].double().flatten() for name in sorted(gradients)])
 
 
 def check_samples_alone(trials: Trials) -> str:
     """Compare the loss of a batch with the weighted mean of the losses of its samples."""
-    facts = probe(trials)
+    facts = _of_samples(trials)
     if facts.train_kind in ("loader", "several"):
         raise NotApplicable(
             "the train split is a loader of its own, whose batches cannot be divided, or several splits"
@@ -175,7 +205,10 @@ def check_samples_alone(trials: Trials) -> str:
             raise Break(
                 f"the weight of a batch of {size} is {weight:.6g}, but its samples alone have {weight_alone:.6g}"
             )
-        allowed = TOLERANCE * max(abs(expected), abs(found)) + STANDARD_ERRORS * math.hypot(error, error_alone) + 1e-6
+        if not math.isfinite(found):
+            raise NotApplicable("the loss of a sample alone is not finite")
+        tolerance = RANDOM_TOLERANCE if facts.draws_in_training else TOLERANCE
+        allowed = tolerance * max(abs(expected), abs(found)) + STANDARD_ERRORS * math.hypot(error, error_alone) + 1e-6
         if abs(expected - found) > allowed:
             raise Break(
                 f"the {which} of a batch of {size} is {expected:.6g}, the mean of its samples alone {found:.6g}"
@@ -193,9 +226,10 @@ def _losses(trials: Trials, facts: Facts, size: int, steps: int) -> Record:
         train_samples=size * steps,
         is_evaluating=True,
         keeps_weights=True,
+        starts_from=base(trials).weights,
         repeats=repeats,
     )
-    return trials.run(trial).checked(f"with batches of {size} the training")
+    return trials.run(trial).checked(f"with batches of {size} the training", NotApplicable)
 
 
 def _weighted_mean(record: Record, position: int, num_losses: int, sizes: list[int]) -> tuple[float, float, float]:
@@ -206,6 +240,8 @@ def _weighted_mean(record: Record, position: int, num_losses: int, sizes: list[i
         values = torch.tensor([value for value, _ in losses], dtype=torch.float64)
         weight = losses[0][1]
         weight = float(size) if weight is None else weight
+        if weight == 0:
+            continue
         total += weight * float(values.mean())
         variance += weight**2 * (float(values.var()) / len(values) if len(values) > 1 else 0.0)
         weights += weight
@@ -221,8 +257,10 @@ def check_valid_batch_size(trials: Trials) -> str:
         raise NotApplicable("a validation split is a loader of its own, or has no indices")
     if facts.draws_in_validation:
         raise NotApplicable("valid_step draws random numbers (see the relation modes)")
-    if trials.kept(_PROBE).facts.carries_state:
+    if trials.kept(PROBE).facts.carries_state:
         raise NotApplicable("a state is carried over batches")
+    if pairs := trials.kept(WATCHED).facts.compares_samples:
+        raise NotApplicable(f"a loss compares all pairs of samples of a batch ({pairs})")
     size = max(2, facts.valid_batch_size)
     length = min(facts.valid_length, 2 * size + size // 2 + 1)
     smaller = max(1, min(size, length) // 2 - 1)
@@ -248,8 +286,9 @@ def _validated(trials: Trials, size: int, length: int) -> Record:
         options={**options, "valid_every_steps": 1_000_000},
         valid={**WITHOUT_WORKERS, "batch_size": size, "drop_last": False},
         valid_samples=length,
+        starts_from=base(trials).weights,
     )
-    record = trials.run(trial).checked(f"with validation batches of {size} the training")
+    record = trials.run(trial).checked(f"with validation batches of {size} the training", NotApplicable)
     if not record.validations:
         raise Break(f"with validation batches of {size} there is no validation")
     return record
@@ -278,12 +317,15 @@ def check_overfit(trials: Trials) -> str:
     """Train on one batch again and again, until its loss has halved."""
     facts = _probe_learning(trials)
     options = {**_TRAINING_ONLY, "overfit_batches": facts.accumulation_steps, "limit_train_batches": None}
-    trial = Trial(150, options, WITHOUT_WORKERS, is_evaluating=True, ends_when=has_halved)
-    losses = trials.run(trial).checked("with one batch the training").mean_losses()
+    trial = Trial(150, options, WITHOUT_WORKERS, is_evaluating=True, holds_rate=True, ends_when=has_halved)
+    record = trials.run(trial).checked("with one batch the training")
+    losses, rates = record.mean_losses(), [rate for step in record.steps for rate in step.rates]
     first, last = losses[0], _last_loss(losses)
     what = f"the loss of one batch went from {first:.4g} to {last:.4g} in {len(losses)} steps"
-    if last >= first - 0.01 * abs(first):
+    if last > first + 0.01 * abs(first) or not math.isfinite(last):
         raise Break(what)
+    if len(set(losses)) == 1 and len(losses) > 1 and any(rates):
+        raise Break(f"{what}: it does not change")
     if last > first - 0.1 * abs(first):
         raise NotApplicable(f"{what}: too slowly to tell")
     return what
@@ -300,11 +342,20 @@ def _last_loss(losses: Sequence[float]) -> float:
 
 def check_pairing(trials: Trials) -> str:
     """Train on every other sample, until the loss of the samples between them has fallen as well."""
+    read = trials.kept(WATCHED).checked("the training", NotApplicable).samples.get("train")
+    if read is None:
+        raise NotApplicable("the train split has no indices")
+    if not read.has_target:
+        raise NotApplicable("samples have no input and target apart")
+    if read.probability is not None and read.probability <= 0.01:
+        return f"inputs and targets depend on each other (a permutation test has p = {read.probability:.3g})"
     facts = _probe_learning(trials)
     if (facts.length or 0) < 64:
         raise NotApplicable("the train split has fewer than 64 samples")
     options = {**_TRAINING_ONLY, "limit_train_batches": None, "max_epochs": None}
-    trial = Trial(400, options, WITHOUT_WORKERS, is_evaluating=True, holds_out=True, ends_when=has_generalized)
+    trial = Trial(
+        400, options, WITHOUT_WORKERS, is_evaluating=True, holds_rate=True, holds_out=True, ends_when=has_generalized
+    )
     record = trials.run(trial).checked("the training", NotApplicable)
     losses, held_out = record.mean_losses(), record.held_out
     first, last = _both_ends(losses)
@@ -316,7 +367,9 @@ def check_pairing(trials: Trials) -> str:
     if first - last < 0.3 * abs(first) or len(held_out) < 4:
         raise NotApplicable(f"{what}: too slowly to tell")
     if before - best < 0.1 * (first - last):
-        raise Break(what)
+        if read.probability is None or read.probability < 0.1:
+            raise NotApplicable(f"{what}: a hard task, or one that is not learned from so few samples")
+        raise Break(f"{what}; a permutation test of inputs and targets has p = {read.probability:.3g}")
     return what
 
 

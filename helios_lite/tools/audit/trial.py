@@ -26,7 +26,8 @@ class Source:
     """Where a program comes from; `make` returns it anew.
 
     Attributes:
-        origin: a function without arguments that returns (Trainer, Model, DataModule), or the path of a TOML file.
+        origin: a function without arguments that returns (Trainer, Model, DataModule), or the path of a file, see
+            `helios_lite.config.load`.
         overrides: values that replace those of the file.
     """
 
@@ -50,12 +51,22 @@ class Trial:
         holds_out: train on every other sample only, and record the loss of some of the samples that are left out.
         is_evaluating: whether the networks are in evaluation mode in `train_step`: then dropout does nothing, and batch
             normalization uses its running statistics, so that no sample should look at another.
-        keeps_weights: whether the networks get their initial weights back after every step, so that the gradients of
-            all steps belong to the same weights.
+        keeps_weights: whether the networks get their weights back after every step, so that the gradients of all steps
+            belong to the same weights.
+        starts_from: a file with the weights of the networks to begin with, which a trial with `saves_weights` has left.
+        saves_weights: whether to leave the weights after the last step in a file, see `Record.weights`.
         repeats: how often each `train_step` is called with its batch, while no weight changes; 0 trains as usual.
         records_bits: whether digests of batches and of the state are recorded, to compare them bit for bit, and where a
             batch is not finite.
-        records_gradients, reads_samples, watches_modes: what is recorded beside the losses.
+        records_gradients: whether the gradients are recorded.
+        reads_samples: whether samples are read before and after the training, and looked at.
+        watches: whether what steps call is watched: modes of modules, losses and what they get, random numbers, tensors
+            that stay alive.
+        changes_targets: whether integers of a batch are changed one by one, to see which scores of a loss change with
+            the target that they belong to.
+        keeps_length: whether the training has the length that the program has planned.
+        holds_rate: whether learning rates stay as they are from the middle of the planned training on. A schedule never
+            moves beyond its planned end, where it may raise an error.
         loss_scale: the scale of fp16 at the start; None for the usual one.
         ends_after: raise `Enough` at the first batch after this step; None trains to the end of `steps`.
         ends_when: a function of a module that is given the mean losses of the steps so far, and those of the samples
@@ -75,11 +86,16 @@ class Trial:
     valid_samples: int | None = None
     is_evaluating: bool = False
     keeps_weights: bool = False
+    starts_from: str = ""
+    saves_weights: bool = False
     repeats: int = 0
     records_bits: bool = False
     records_gradients: bool = False
     reads_samples: bool = False
-    watches_modes: bool = False
+    watches: bool = False
+    changes_targets: bool = False
+    keeps_length: bool = False
+    holds_rate: bool = False
     loss_scale: float | None = None
     ends_after: int | None = None
     ends_when: Callable[[Sequence[float], Sequence[float]], bool] | None = None
@@ -94,15 +110,17 @@ class Finding:
 
     Attributes:
         relation: the name of the relation.
-        result: "holds", "breaks" or "not applicable".
+        result: "holds", "breaks", "by intention" for a break that was accepted by name, or "not applicable".
         text: what was compared; for a break what differs first; why the relation is not applicable.
-        causes: what usually causes a break; empty if there is none.
+        causes: what usually causes a break; empty if there is none, or if another relation has named it.
+        same_as: of a break: the relation before it that breaks of the same cause, most likely; empty if there is none.
     """
 
     relation: str
-    result: Literal["holds", "breaks", "not applicable"]
+    result: Literal["holds", "breaks", "by intention", "not applicable"]
     text: str
     causes: str = ""
+    same_as: str = ""
 
 
 class Break(Exception):
@@ -111,3 +129,15 @@ class Break(Exception):
 
 class NotApplicable(Exception):
     """A relation cannot be judged for a program; the message says why."""
+
+
+class ProgramError(RuntimeError):
+    """The program itself fails, so that nothing can be said of it.
+
+    Attributes:
+        traceback: the traceback of its error as text; empty if there is none.
+    """
+
+    def __init__(self, message: str, traceback: str = "") -> None:
+        super().__init__(message)
+        self.traceback = traceback

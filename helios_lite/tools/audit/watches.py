@@ -28,26 +28,30 @@ _FUNCTIONAL = {
 
 
 class ModeWatch:
-    """Notes the mode of dropout and normalization while steps run.
+    """Notes the mode of dropout and normalization while steps run, and what changes in parts that are not trained.
 
-    Attributes:
-        modes: of each such module: the modes in which each step has used it, and whether it is frozen. The entry
-            "functional dropout" is for calls that belong to no module.
+    A part is trained if an optimizer has a parameter of it. One that no optimizer has, and that is the same in the end,
+    is constant, such as a teacher; a moving average is neither.
     """
 
     def __init__(self) -> None:
-        self.modes: dict[str, dict[str, Any]] = {}
+        self._uses: dict[str, _Use] = {}  # By the name of the module.
         self._step: str | None = None
+        self._number = 0  # Of the present step.
         self._is_watching = False
         self._in_module = 0
+        self._networks: Mapping[str, nn.Module] = {}
+        self._before: dict[str, str] = {}  # Digests of parameters and buffers.
+        self._drops_in_validation = False  # A dropout that belongs to no module.
 
     def watch(self, networks: Mapping[str, nn.Module]) -> None:
         """Watch the modules of the networks from now on."""
-        self._is_watching = True
+        self._is_watching, self._networks = True, networks
+        self._before = _digests(networks)
         for name, net in networks.items():
             for path, module in net.named_modules():
                 if _has_modes(module):
-                    self.modes[f"{name}.{path}"] = {"train": set(), "valid": set(), "is_frozen": _is_frozen(net, path)}
+                    self._uses[f"{name}.{path}"] = _Use(net, path)
                     module.register_forward_pre_hook(self._enter(f"{name}.{path}"))
                     module.register_forward_hook(self._leave)
 
@@ -55,6 +59,7 @@ class ModeWatch:
     def during(self, step: str) -> Iterator[None]:
         """Context of a step: "train" or "valid"."""
         self._step, self._in_module = step, 0
+        self._number += step == "train"
         try:
             with _FunctionalDropout(self) if self._is_watching else contextlib.nullcontext():
                 yield
@@ -63,20 +68,107 @@ class ModeWatch:
 
     def note_functional_dropout(self) -> None:
         """Note a dropout that is in training mode, if it is that of no module."""
-        if self._step is not None and self._in_module == 0:
-            entry = self.modes.setdefault("functional dropout", {"train": set(), "valid": set(), "is_frozen": False})
-            entry[self._step].add("training")
+        if self._step == "valid" and self._in_module == 0:
+            self._drops_in_validation = True
+
+    def num_used(self) -> int:
+        """Return how many modules with modes were used, with functional dropout in validations as one."""
+        return sum(bool(use.steps or use.in_validation) for use in self._uses.values()) + self._drops_in_validation
+
+    def findings(self, optimizers: Sequence[Optimizer]) -> tuple[list[str], list[str]]:
+        """Return what is wrong with modes, and the names of buffers of constant parts that have changed.
+
+        Args:
+            optimizers: those of the model.
+        """
+        groups = [group["params"] for optimizer in optimizers for group in optimizer.param_groups]
+        trained = {id(p) for group in groups for p in group if p.requires_grad}
+        after, found = _digests(self._networks), list[str]()
+        if self._drops_in_validation:
+            found.append("functional dropout is in training mode in valid_step")
+        for name, use in self._uses.items():
+            around = use.parameters_around()
+            is_trained = any(id(value) in trained for _, value in around)
+            net = name.split(".")[0]
+            is_constant = not is_trained and all(
+                after.get(path := f"{net}.{key}") == self._before.get(path) for key, _ in around
+            )
+            modes = [use.steps[number] for number in sorted(use.steps)]
+            if "training" in use.in_validation:
+                found.append(f"{name} is in training mode in valid_step")
+            elif is_constant and around and any("training" in each for each in use.any_steps):
+                found.append(f"{name} is not trained, but in training mode in train_step")
+            elif (
+                is_trained and modes and all(each == {"evaluation"} for each in modes) and not use.is_kept_on_purpose()
+            ):
+                found.append(f"{name} is trained in evaluation mode")
+            elif is_trained and {"evaluation"} in modes and any("training" in each for each in modes):
+                first = next(number for number in sorted(use.steps) if use.steps[number] == {"evaluation"})
+                found.append(
+                    f"{name} is in training mode in some steps, but trained in evaluation mode in step {first}"
+                )
+        return found, self._moved(trained, after)
+
+    def _moved(self, trained: set[int], after: Mapping[str, str]) -> list[str]:
+        """Return the names of buffers that have changed in parts that no optimizer trains and nothing else moves."""
+        moved = []
+        for name, net in self._networks.items():
+            for path, module in net.named_modules():
+                around = _parameters_around(net, path)
+                is_still = all(after.get(f"{name}.{key}") == self._before.get(f"{name}.{key}") for key, _ in around)
+                if around and is_still and not any(id(value) in trained for _, value in around):
+                    names = [
+                        f"{name}.{path}.{key}".replace("..", ".") for key, _ in module.named_buffers(recurse=False)
+                    ]
+                    moved += [each for each in names if after.get(each) != self._before.get(each)]
+        return moved
 
     def _enter(self, name: str) -> Any:
         def enter(module: nn.Module, args: Any) -> None:
             self._in_module += 1
             if self._step is not None:
-                self.modes[name][self._step].add("training" if module.training else "evaluation")
+                self._uses[name].note(self._step, self._number, "training" if module.training else "evaluation")
 
         return enter
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         self._in_module -= 1
+
+
+class _Use:
+    """How a module with modes was used.
+
+    Attributes:
+        steps: the modes of each train step, by its number, where gradients were computed.
+        any_steps: the modes of all train steps.
+        in_validation: the modes of validations.
+    """
+
+    def __init__(self, net: nn.Module, path: str) -> None:
+        self.steps: dict[int, set[str]] = {}
+        self.any_steps: list[set[str]] = []
+        self.in_validation: set[str] = set()
+        self._is_alone = True  # Whether its network was always in training mode when it was used.
+        self._net, self._path = net, path
+
+    def note(self, step: str, number: int, mode: str) -> None:
+        """Note a use."""
+        if step == "valid":
+            self.in_validation.add(mode)
+            return
+        self.any_steps.append({mode})
+        self._is_alone = self._is_alone and self._net.training
+        if torch.is_grad_enabled():
+            self.steps.setdefault(number, set()).add(mode)
+
+    def parameters_around(self) -> list[tuple[str, nn.Parameter]]:
+        """Return the parameters of the nearest module around it that has any, by their names in the network."""
+        return _parameters_around(self._net, self._path)
+
+    def is_kept_on_purpose(self) -> bool:
+        """Return whether it is batch normalization in evaluation mode in a network that is in training mode."""
+        module = self._net.get_submodule(self._path)
+        return isinstance(module, nn.modules.batchnorm._BatchNorm) and module is not self._net and self._is_alone
 
 
 class _FunctionalDropout(TorchFunctionMode):
@@ -108,25 +200,24 @@ def _has_modes(module: nn.Module) -> bool:
     return isinstance(module, nn.RNNBase | nn.MultiheadAttention) and float(module.dropout) > 0
 
 
-def _is_frozen(net: nn.Module, path: str) -> bool:
-    """Return whether the nearest module around a path that has parameters trains none of them."""
+def _parameters_around(net: nn.Module, path: str) -> list[tuple[str, nn.Parameter]]:
+    """Return the parameters of the nearest module around a path that has any, by their names in the network."""
     parts = path.split(".") if path else []
     for length in range(len(parts), -1, -1):
-        parameters = list(net.get_submodule(".".join(parts[:length])).parameters())
-        if parameters:
-            return not any(parameter.requires_grad for parameter in parameters)
-    return False
+        prefix = ".".join(parts[:length])
+        found = list(net.get_submodule(prefix).named_parameters(prefix))
+        if found:
+            return found
+    return []
 
 
-def frozen_buffers(networks: Mapping[str, nn.Module]) -> dict[str, str]:
-    """Return digests of the buffers of frozen parts, by name."""
-    found = {}
-    for name, net in networks.items():
-        for path, module in net.named_modules():
-            if _is_frozen(net, path):
-                for buffer_name, buffer in module.named_buffers(recurse=False):
-                    found[f"{name}.{path}.{buffer_name}".replace("..", ".")] = digest(buffer)
-    return found
+def _digests(networks: Mapping[str, nn.Module]) -> dict[str, str]:
+    """Return digests of the parameters and buffers of networks by name."""
+    return {
+        f"{name}.{path}": digest(value)
+        for name, net in networks.items()
+        for path, value in [*net.named_parameters(), *net.named_buffers()]
+    }
 
 
 class OptimizerWatch:

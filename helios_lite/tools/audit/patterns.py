@@ -1,0 +1,160 @@
+"""What samples have in common: with each other, and a target with its input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from helios_lite.nested import leaves
+from helios_lite.tools.audit.record import as_tensor
+
+_TARGETS = {"y", "target", "targets", "label", "labels"}
+_MOST_SAMPLES, _MOST_ELEMENTS = 400, 4096  # Of which dependence is computed.
+_FEWEST = 16  # Samples that have something in common by more than chance.
+_PERMUTATIONS = 199
+_RUN, _DISTINCT = 8, 6  # The length of a run of values, and how many of them differ.
+_INTEGER_RUN = 16
+_MOST_RUNS = 512  # Of a sample that are kept, about.
+
+
+def target_of(sample: Any) -> Tensor | None:
+    """Return the target of a sample: the last one of a tuple, or the part with such a name; None if there is none."""
+    if isinstance(sample, Mapping):
+        names = [name for name in sample if name in _TARGETS]
+        return _number(sample[names[0]]) if len(names) == 1 and len(sample) > 1 else None
+    return _number(sample[-1]) if isinstance(sample, tuple | list) and len(sample) > 1 else None
+
+
+def inputs_of(sample: Any) -> list[Tensor]:
+    """Return the tensors of a sample but its target."""
+    if isinstance(sample, Mapping):
+        parts: Any = [value for name, value in sample.items() if name not in _TARGETS]
+    else:
+        parts = list(sample[:-1])
+    tensors = [_number(leaf) for _, leaf in leaves(parts)]
+    return [tensor for tensor in tensors if tensor is not None and tensor.numel() > 0]
+
+
+def only_target(samples: Sequence[Any]) -> int | None:
+    """Return the integer that all targets are, None if there are others or few samples."""
+    targets = [target_of(sample) for sample in samples]
+    if len(samples) < _FEWEST or any(y is None or y.is_floating_point() or y.numel() == 0 for y in targets):
+        return None
+    values = {int(value) for y in targets if y is not None for value in (y.min(), y.max())}
+    return values.pop() if len(values) == 1 else None
+
+
+def target_in_input(samples: Sequence[Any]) -> str:
+    """Return where each element of a target of floats is in the input of the sample, "" if it is not always there.
+
+    A target that is as large as half of the input is no such thing: an autoencoder has one, or a shifted series.
+    """
+    targets = [target_of(sample) for sample in samples]
+    if len(samples) < _FEWEST or any(y is None or not y.is_floating_point() for y in targets):
+        return ""
+    if len({y.shape for y in targets if y is not None}) != 1:
+        return ""
+    y = torch.stack([y.flatten() for y in targets if y is not None])
+    if y.numel() == 0 or len(set(y[:, 0].tolist())) < _FEWEST // 2:
+        return ""
+    for i, x in enumerate(_stacked(samples)):
+        if not x.is_floating_point() or y.shape[1] * 2 > x.shape[1]:
+            continue
+        places = [(x == y[:, k : k + 1]).all(0).nonzero().flatten().tolist() for k in range(y.shape[1])]
+        if all(places):
+            return f"the target is element {places[0][0]} of the {x.shape[1]} of part {i}"
+    return ""
+
+
+def probability_if_independent(samples: Sequence[Any]) -> float | None:
+    """Return the probability of such a relation of inputs and targets, or of a stronger one, if they were independent.
+
+    It is that of a permutation test of the distance covariance (Szekely, Rizzo, Bakirov: Measuring and testing
+    dependence by correlation of distances, 2007) of the input that is most related to the target. None if samples have
+    no target, or inputs of several shapes only.
+    """
+    samples = samples[:_MOST_SAMPLES]
+    targets = [target_of(sample) for sample in samples]
+    if len(samples) < 2 * _FEWEST or any(y is None or y.numel() == 0 for y in targets):
+        return None
+    if len({y.shape for y in targets if y is not None}) != 1:
+        return None
+    y = _centered_distances(torch.stack([y.flatten() for y in targets if y is not None]))
+    inputs = [_centered_distances(x) for x in _stacked(samples) if x.shape[1] <= _MOST_ELEMENTS]
+    if y is None or not inputs or all(x is None for x in inputs):
+        return None
+    generator = torch.Generator().manual_seed(0)
+    orders = [torch.randperm(len(y), generator=generator) for _ in range(_PERMUTATIONS)]
+    best = 1.0
+    for x in inputs:
+        if x is not None:
+            found = float((x * y).mean())
+            larger = sum(float((x * y[order][:, order]).mean()) >= found for order in orders)
+            best = min(best, (1 + larger) / (1 + _PERMUTATIONS))
+    return min(1.0, best * len(inputs))
+
+
+def _centered_distances(values: Tensor) -> Tensor | None:
+    """Return the doubly centered distances of rows; None if all are the same."""
+    if values.is_floating_point():
+        values = values.double().nan_to_num()
+        values = (values - values.mean(0)) / values.std(0).clamp(min=1e-12)
+        distances = torch.cdist(values, values)
+    else:  # Categories: how many differ.
+        distances = torch.cdist(values.double(), values.double(), p=0)
+    if not bool(distances.any()):
+        return None
+    return distances - distances.mean(0) - distances.mean(1)[:, None] + distances.mean()
+
+
+def runs(sample: Any) -> set[int]:
+    """Return hashes of runs of values in a sample: of several different values in a row; of a long one some of them."""
+    found = set[int]()
+    for _, leaf in leaves(sample):
+        tensor = _number(leaf)
+        if tensor is None or tensor.dtype is torch.bool:
+            continue
+        length = _RUN if tensor.is_floating_point() else _INTEGER_RUN
+        values = tensor.flatten().double() if tensor.is_floating_point() else tensor.flatten().long()
+        if len(values) < length:
+            continue
+        rows = values.unfold(0, length, 1)
+        ordered = rows.sort(1).values
+        is_varied = (ordered[:, 1:] != ordered[:, :-1]).sum(1) + 1 >= _DISTINCT
+        factors = torch.arange(1, length + 1) * 0x5851F42D4C957F2D + 0x14057B7EF767814F
+        hashes = (rows.contiguous().view(torch.int64) * factors).sum(1)[is_varied]
+        found.update(hashes[hashes % (1 + len(values) // _MOST_RUNS) == 0].tolist())
+    return found
+
+
+def shares_runs(own: set[int], counts: Mapping[int, int], most: int) -> bool:
+    """Return whether half or more of the runs of a sample are in train samples, without those that most of them have.
+
+    Args:
+        own: the runs of a sample.
+        counts: in how many train samples each run is.
+        most: the number of samples from which on a run is what all have, such as a position.
+    """
+    own = {run for run in own if counts.get(run, 0) <= most}
+    return len(own) > 0 and 2 * sum(run in counts for run in own) >= len(own)
+
+
+def _stacked(samples: Sequence[Any]) -> list[Tensor]:
+    """Return each input of all samples as rows; without those whose shapes differ."""
+    rows = [inputs_of(sample) for sample in samples]
+    if len({len(row) for row in rows}) != 1:
+        return []
+    columns = [*zip(*rows, strict=True)]
+    return [
+        torch.stack([each.flatten() for each in column]) for column in columns if len({x.shape for x in column}) == 1
+    ]
+
+
+def _number(value: Any) -> Tensor | None:
+    if isinstance(value, bool | int | float):
+        return torch.tensor(value)
+    tensor = as_tensor(value)
+    return None if tensor is None or tensor.is_complex() else tensor.detach()
