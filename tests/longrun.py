@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 import torch
+from helpers.optimizers import OPTIMIZERS
 from helpers.resumable import Rich, data, trainer
 
 if __name__ == "__main__":
@@ -20,6 +21,7 @@ if __name__ == "__main__":
     parser.add_argument("--ballast", type=int, default=0)
     parser.add_argument("--pace", type=float, default=0.0)
     parser.add_argument("--strategy", choices=("ddp", "fsdp"), default="ddp", help="fsdp: with two processes")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="AdamW", help="of the first network")
     arguments = parser.parse_args()
     arguments.root.mkdir(exist_ok=True)
     torch.set_num_threads(1)
@@ -27,6 +29,6 @@ if __name__ == "__main__":
     options = {"max_epochs": arguments.max_epochs, "save_every_steps": arguments.save_every_steps}
     if sharded:
         options |= {"strategy": "fsdp", "devices": 2, "accelerator": "cpu"}
-    model = Rich(arguments.root / "indices", arguments.ballast, arguments.pace, sharded)
+    model = Rich(arguments.root / "indices", arguments.ballast, arguments.pace, sharded, arguments.optimizer)
     trainer(arguments.root, talk=True, **options).fit(model, data(arguments.num_workers))
     print("finished", flush=True)

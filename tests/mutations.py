@@ -1767,6 +1767,12 @@ MUTATIONS = [
         "if False:",
         NETWORKS + CANNOT_STEP,
     ),
+    Mutation(
+        "networks/dtensors.py", "if not all(placement.is_replicate() for", "if not any(True for", NETWORKS + CANNOT_STEP
+    ),
+    Mutation(
+        "networks/dtensors.py", "partial(handlers.pop, operation, None)", "partial(print)", NETWORKS + CANNOT_STEP
+    ),
     Mutation("checkpoints/sharded_content.py", "value = settled(value)", "pass", SHARDED + ANY_NUMBER),
     Mutation("checkpoints/sharded.py", 'place["dim"] = dim', "pass", SHARDED + ANY_NUMBER),
     Mutation("checkpoints/sharded.py", "dims[name] not in range(len(shape))", "False", ONLY_WHOLE),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -51,6 +53,33 @@ def distribute_like(value: Any, like: Any) -> Any:
         return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
     sharded: Any = value
     return value if sharded.placements == like.placements else sharded.redistribute(placements=like.placements)
+
+
+def forbid_reading_parts() -> Callable[[], Any]:
+    """Make it an error to read a number of which this rank has a part; return what ends that.
+
+    Of a norm or a sum of a sharded parameter, as in `float(p.grad.norm())`, PyTorch returns the part of this rank
+    without notice (https://github.com/pytorch/pytorch/issues/166638), by which ranks would train different networks.
+    """
+    from torch.distributed.tensor import DTensor
+
+    handlers: dict[Any, Any] = DTensor._op_dispatcher._custom_op_handlers  # No public name has them.
+    operation = torch.ops.aten._local_scalar_dense.default
+    if operation in handlers:
+        return lambda: None
+    handlers[operation] = _read_number
+    return functools.partial(handlers.pop, operation, None)
+
+
+def _read_number(operation: Any, arguments: tuple[Any, ...], options: Any) -> Any:
+    (value,) = arguments
+    if not all(placement.is_replicate() for placement in value.placements):
+        raise RuntimeError(
+            "a number that is computed from parameters or gradients of a sharded network is in parts on the ranks, and "
+            "item(), float(), int() and bool() read the part of one rank; let every rank call value.full_tensor() "
+            "before, as in self.log('norm', norm.full_tensor())"
+        )
+    return value.to_local().item()
 
 
 def load_any_placement(net: nn.Module) -> None:

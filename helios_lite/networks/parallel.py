@@ -66,7 +66,7 @@ class ParallelStrategy:
         self._sharded: list[Any] = []  # Root modules; each is an FSDPModule.
         self._turns: ForwardTurns | None = None
         self._order: GatherOrder | None = None  # Of those that are sharded.
-        self._step_hooks: list[Any] = []
+        self._until_closed: list[Callable[[], Any]] = []  # End what holds as long as networks are sharded.
         # By identity, all parameters that networks have, or had before they were sharded: which ones they are.
         self._owners: dict[int, tuple[weakref.ref[Tensor], str]] = {}
 
@@ -119,9 +119,10 @@ class ParallelStrategy:
                 from helios_lite.networks.gather_order import GatherOrder  # Here, because it imports FSDP2.
 
                 self._order = GatherOrder(self.world)
-                self._step_hooks = [
-                    register_optimizer_step_pre_hook(sharded_optimizers.step_by_parameter),
-                    register_optimizer_step_post_hook(sharded_optimizers.settle_states),
+                self._until_closed = [
+                    register_optimizer_step_pre_hook(sharded_optimizers.step_by_parameter).remove,
+                    register_optimizer_step_post_hook(sharded_optimizers.settle_states).remove,
+                    dtensors.forbid_reading_parts(),
                 ]
             self._order.add(net)
             self._sharded.append(net)
@@ -296,8 +297,9 @@ class ParallelStrategy:
 
     def close(self) -> None:
         """Let go of the networks, whose gradients are not averaged any more."""
-        for hook in self._step_hooks:
-            hook.remove()
+        for end in self._until_closed:
+            end()
+        self._until_closed.clear()
         for part in (self._reducer, self._order):
             if part is not None:
                 part.close()

@@ -120,17 +120,16 @@ def place_states(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def note_of_step(error: BaseException) -> str | None:
-    """Return what to say of an error of DTensors in the step of an optimizer; None if it is another error."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    is_of_dtensors = "DTensor" in str(error) or "Sharding propagation" in str(error)
-    is_of_dtensors |= str(frames[-1].f_globals.get("__name__", "")).startswith("torch.distributed.tensor")
-    for frame in frames:
+    """Return what to say of an error in the step of an optimizer that DTensors may cause; None if it is another."""
+    if not isinstance(error, RuntimeError | AssertionError | IndexError | TypeError):
+        return None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
         owner = frame.f_locals.get("self")
-        if is_of_dtensors and isinstance(owner, Optimizer) and frame.f_code.co_name == "step":
+        if isinstance(owner, Optimizer) and frame.f_code.co_name == "step" and _sharded_parameters(owner):
             return (
                 f"{type(owner).__name__}.step computes with the parameters of a sharded network, which are DTensors, "
-                "and PyTorch cannot do this operation with them. Make states by torch.zeros_like(p) or from p.grad, "
-                "do not change those of other shapes in place, give other parameters a group of their own, or use "
+                "and PyTorch cannot do all operations with them. Make states by torch.zeros_like(p) or from p.grad, do "
+                "not change those of other shapes in place, give other parameters a group of their own, or use "
                 "strategy='ddp'"
             )
     return None

@@ -266,6 +266,8 @@ def test_the_tensors_are_in_the_shards_once_under_the_names_of_parameters(root: 
     assert tied | {"model.optimizers.0.state.tied.out.bias.exp_avg_sq"} <= set(names)
     assert "model.optimizers.1.state.net.2.bias.momentum_buffer" in names
     assert "model.tied.out.weight" not in names
+    states = torch.load(checkpoint(root, "states", 3) / "main.pth", weights_only=True)["sharded"]
+    assert "model.optimizers.Muon.state.net.Muon.0.weight.momentum_buffer" in states
 
 
 def test_one_process_consolidates_inspects_tests_and_loads_a_folder(root: Path, tmp_path: Path, capsys: Any) -> None:

@@ -44,7 +44,7 @@ class Factored(Own):
     """Divides by averages of the rows and the columns of squares."""
 
     def direction(self, p: Tensor, gradient: Any) -> Tensor:
-        if gradient.ndim < 2:
+        if gradient.ndim < 2 or 1 in gradient.shape:  # DTensors do not shard the result of fewer rows than ranks.
             return gradient
         square = gradient.square()
         row, column = self.averaged(p, "row", square.mean(1)), self.averaged(p, "column", square.mean(0))
@@ -85,6 +85,13 @@ class InPlace(Own):
         return gradient / (norm.lerp_(gradient.norm(), 0.5) + 0.1)
 
 
+class Reading(Own):
+    """Reads a norm, of which each rank has a part."""
+
+    def direction(self, p: Tensor, gradient: Any) -> Tensor:
+        return gradient / (gradient.norm().item() + 0.1)
+
+
 class Matrices(torch.optim.Muon):
     """Muon, which takes nothing but matrices."""
 
@@ -115,4 +122,5 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "named": Named,
     "counting": Counting,
     "in place": InPlace,
+    "reading": Reading,
 }

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from helios_lite import Callback, DataModule, Model, Split, Trainer
 from helpers.compare import saved, timeless
 from helpers.models import quiet
+from helpers.optimizers import OPTIMIZERS
 from helpers.rows import read_rows
 
 
@@ -41,11 +42,14 @@ class Rich(Model):
         pace: seconds that a step takes at least.
         sharded: what several processes can shard, so that all of it is the same on every rank: no statistics of
             batches, no copy of a network, and the ballast is a frozen parameter.
+        optimizer: trains the first network.
     """
 
-    def __init__(self, log: Path, ballast: int = 0, pace: float = 0.0, sharded: bool = False) -> None:
+    def __init__(
+        self, log: Path, ballast: int = 0, pace: float = 0.0, sharded: bool = False, optimizer: str = "AdamW"
+    ) -> None:
         super().__init__("rich")
-        self.path, self.ballast, self.pace, self.sharded = log, ballast, pace, sharded
+        self.path, self.ballast, self.pace, self.sharded, self.kind = log, ballast, pace, sharded, optimizer
 
     def setup(self, fast_init: bool = False) -> None:
         norm = nn.LayerNorm(6) if self.sharded else nn.BatchNorm1d(6)
@@ -62,10 +66,12 @@ class Rich(Model):
             self.average = AveragedModel(self.nets[0], multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
         if not fast_init:
             self.optimizers = [
-                torch.optim.AdamW(self.nets[0].parameters(), lr=0.01),
+                OPTIMIZERS[self.kind](self.nets[0].parameters()),
                 torch.optim.SGD(self.nets[1].parameters(), lr=0.01, momentum=0.9),
             ]
-            self.per_step = torch.optim.lr_scheduler.OneCycleLR(self.optimizers[0], 0.02, total_steps=1000)
+            self.per_step = torch.optim.lr_scheduler.OneCycleLR(
+                self.optimizers[0], 0.02, total_steps=1000, cycle_momentum=self.kind == "AdamW"
+            )
             self.per_epoch = torch.optim.lr_scheduler.StepLR(self.optimizers[1], 1, 0.8)
 
     def train_step(self, batch: Any, state: Any) -> None:

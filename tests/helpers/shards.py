@@ -28,7 +28,11 @@ SHARDED = PLACES[2:]
 EVEN = {"TwoBackwards", "OwnLoop", "ByHand", "SecondByHand"}
 """Programs with backward passes of their own, which do not count the samples of a rank."""
 PROGRAMS = {each.__name__: each for each in situations() if not each.only_replicas}
-WORDS = ("LBFGS makes one vector of all parameters", "InPlace.step computes with the parameters of a sharded network")
+WORDS = (
+    "LBFGS makes one vector of all parameters",
+    "InPlace.step computes with the parameters of a sharded network",
+    "read the part of one rank; let every rank call value.full_tensor()",
+)
 """What errors say of optimizers that cannot be sharded."""
 
 

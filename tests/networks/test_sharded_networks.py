@@ -21,6 +21,7 @@ from helpers.scenarios import Results, scenario
 from helpers.sharded import Deep, Stack, fit
 from hybrid import STEPS
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from helios_lite import DataModule, Model, Split
 from helios_lite.callbacks import EMA
@@ -634,19 +635,23 @@ class Chosen(Deep):
 
 @scenario(ranks=2)
 def optimizers_that_cannot_be_sharded(root: Path, world: World) -> list[str]:
+    handlers, reading = DTensor._op_dispatcher._custom_op_handlers, torch.ops.aten._local_scalar_dense.default
+    handlers.pop(reading, None)  # Of a strategy that nobody has closed.
     found = []
-    for model in (Chosen("LBFGS"), Chosen("in place"), Chosen("Muon", has_closure=True)):
+    for model in (Chosen("LBFGS"), Chosen("in place"), Chosen("reading"), Chosen("Muon", has_closure=True)):
         with pytest.raises((ValueError, AssertionError, RuntimeError)) as error:
             fit(model)
         assert same(dict(weights(model)["net"]), model.initial)
         found.append("\n".join([str(error.value), *getattr(error.value, "__notes__", [])]))
+    assert reading not in handlers
     return found
 
 
 def test_an_optimizer_that_cannot_train_shards_is_an_error_in_words_before_a_step(result: Results) -> None:
-    vector, in_place, closure = result(optimizers_that_cannot_be_sharded, ranks=2)
+    vector, in_place, reading, closure = result(optimizers_that_cannot_be_sharded, ranks=2)
     assert vector.startswith("optimizer: LBFGS makes one vector of all parameters, which cannot be sharded; use")
     assert "InPlace.step computes with the parameters of a sharded network, which are DTensors" in in_place
+    assert "let every rank call value.full_tensor() before, as in self.log('norm', norm.full_tensor())" in reading
     assert closure.startswith("Matrices.step: takes no closure for sharded networks; call backward before it")
 
 
