@@ -1,4 +1,4 @@
-"""What saving and resuming cost when four processes share a network: python -m benchmarks.sharded"""
+"""What training, saving and resuming cost when four processes share a network: python -m benchmarks.sharded"""
 
 import json
 import os
@@ -15,7 +15,7 @@ from torch import Tensor, distributed, multiprocessing, nn
 from benchmarks.rounds import Figure, Question, Result, Runs, each, ratios, weights
 from helios_lite import DataModule, Model, Trainer, TrainingState
 
-PROCESSES, BLOCKS, WIDTH, SAVES = 4, 22, 2048, 3
+PROCESSES, BLOCKS, WIDTH, SAVES, STEPS = 4, 22, 2048, 3, 12
 STATE = 3 * 4 * BLOCKS * WIDTH**2  # Bytes: weights and AdamW's two averages, float32; more than 1 GB.
 MEASURED = 1  # Not rank 0, which writes more than its part.
 
@@ -88,6 +88,28 @@ class Stack(Model):
         (self.folder / f"{self.global_rank}.json").write_text(json.dumps(noted))
 
 
+class Steps(Stack):
+    """Notes the time of every step, and the memory of all of them."""
+
+    def on_training_start(self) -> None:
+        self.began = time.perf_counter()
+
+    def train_step(self, batch: Tensor, state: TrainingState) -> None:
+        self.backward(self.net(batch).square().mean())
+        self.optimizer_step(self.optimizer)
+
+    def on_training_batch_start(self, state: TrainingState) -> None:
+        pass
+
+    def on_training_batch_end(self, state: TrainingState, should_log: bool = False) -> None:
+        self.seconds.append(time.perf_counter() - self.began)
+        self.began = time.perf_counter()
+
+    def on_training_end(self) -> None:
+        self.grown.append(self.memory.growth())
+        super().on_training_end()
+
+
 def environment() -> None:
     """Return freed memory to the system at once in the processes that are started from now on."""
     os.environ |= {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
@@ -119,6 +141,61 @@ def trainer(processes: int, **options: Any) -> Result:
         }
 
 
+def trainer_steps() -> Result:
+    environment()
+    with tempfile.TemporaryDirectory() as name:
+        folder, model = Path(name), Steps(Path(name))
+        options = {"progress": False, "print_banner": False, "root": None, "max_steps": STEPS}
+        options |= {"devices": PROCESSES, "accelerator": "cpu", "strategy": "fsdp"}
+        Trainer(**options).fit(model, DataModule(train=[batch()] * PROCESSES * STEPS))
+        return of_steps(noted(folder, MEASURED)) | {"weights": weights(next(model.net.parameters()))}
+
+
+def of_steps(noted: dict[str, Any]) -> Result:
+    """The first steps make the states of the optimizer, and memory for what is gathered."""
+    return {"case": "steps", "step_seconds": statistics.median(noted["seconds"][2:]), "grown": noted["grown"][0]}
+
+
+def hand_steps() -> Result:
+    environment()
+    with tempfile.TemporaryDirectory() as folder:
+        multiprocessing.spawn(one_process_of_steps, (folder,), nprocs=PROCESSES)
+        return of_steps(noted(Path(folder), MEASURED)) | {"weights": noted(Path(folder), 0)["weights"]}
+
+
+def sharded() -> tuple[nn.Module, torch.optim.Optimizer]:
+    from torch.distributed.fsdp import fully_shard
+
+    net = make()
+    for block in net:
+        fully_shard(block)
+    fully_shard(net)
+    return net, torch.optim.AdamW(net.parameters(), lr=1e-4)
+
+
+def join(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", f"file://{folder}/meeting", timedelta(seconds=120), world_size=PROCESSES, rank=rank
+    )
+
+
+def one_process_of_steps(rank: int, folder: str) -> None:
+    join(rank, folder)
+    net, optimizer = sharded()
+    memory, seconds = Memory(), []
+    memory.start()
+    for _ in range(STEPS):
+        began = time.perf_counter()
+        net(batch()).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - began)
+    found = {"seconds": seconds, "grown": [memory.growth()], "weights": weights(next(net.parameters()).full_tensor())}
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    distributed.destroy_process_group()
+
+
 def hand(background: bool) -> Result:
     environment()
     with tempfile.TemporaryDirectory() as folder:
@@ -133,21 +210,10 @@ def hand(background: bool) -> Result:
 def one_process(rank: int, folder: str, background: bool) -> None:
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-    from torch.distributed.fsdp import fully_shard
 
-    torch.set_num_threads(1)
-    distributed.init_process_group(
-        "gloo", f"file://{folder}/meeting", timedelta(seconds=120), world_size=PROCESSES, rank=rank
-    )
+    join(rank, folder)
     memory, seconds, grown = Memory(), [], []
     group = distributed.new_group(backend="gloo")
-
-    def sharded() -> tuple[nn.Module, torch.optim.Optimizer]:
-        net = make()
-        for block in net:
-            fully_shard(block)
-        fully_shard(net)
-        return net, torch.optim.AdamW(net.parameters(), lr=1e-4)
 
     def update() -> None:
         net(batch()).square().mean().backward()
@@ -191,6 +257,8 @@ def one_process(rank: int, folder: str, background: bool) -> None:
 def figures(runs: Runs) -> list[Figure]:
     part, target = 1 / STATE, 1 / PROCESSES + 0.1
     return [
+        Figure("time of a step / by hand", "ratio", ratios(runs, "steps", "hand_steps", "step_seconds"), 1.02),
+        Figure("memory of all steps / by hand", "ratio", ratios(runs, "steps", "hand_steps", "grown"), 1.02),
         Figure("growth in a save", "part of the state", each(runs, "trainer", "save_grown", part), target),
         Figure("a save by hand", "part of the state", each(runs, "hand", "save_grown", part)),
         Figure(
@@ -217,14 +285,15 @@ def figures(runs: Runs) -> list[Figure]:
 
 QUESTION = Question(
     name="sharded",
-    title="What do saving and resuming cost when four processes share a network?",
+    title="What do training, saving and resuming cost when four processes share a network?",
     timed=f"""
     {BLOCKS} linear layers of {WIDTH} x {WIDTH}, with AdamW {STATE / 1e9:.1f} GB of state, sharded by FSDP2 over
-    {PROCESSES} processes of one thread each (gloo). Growth is that of the resident memory of rank {MEASURED}, to its
-    highest point, of the saves the largest, since buffers are used again; a rank's own part is {1 / PROCESSES} of the
-    state. A save is timed on rank 0, from on_training_batch_end to the next on_training_batch_start, the median of
-    {SAVES}; a resume from the end of `setup` to `on_training_start`. By hand: `torch.distributed.checkpoint` (`save`,
-    `async_save`, `load`) with `get_state_dict` and `set_state_dict`.
+    {PROCESSES} processes of one thread each (gloo). A step is timed on rank {MEASURED}, the median of {STEPS - 2}.
+    Growth is that of the resident memory of this rank, to its highest point, of the saves the largest, since buffers
+    are used again; a rank's own part is {1 / PROCESSES} of the state. A save is timed on rank 0, from
+    on_training_batch_end to the next on_training_batch_start, the median of {SAVES}; a resume from the end of `setup`
+    to `on_training_start`. By hand: `torch.distributed.checkpoint` (`save`, `async_save`, `load`) with
+    `get_state_dict` and `set_state_dict`.
     """,
     remains="""
     On the CPU a save in the foreground writes the shards from where they are: nothing grows. One in the background
@@ -233,6 +302,8 @@ QUESTION = Question(
     """,
     rounds=3,
     variants={
+        "steps": trainer_steps,
+        "hand_steps": hand_steps,
         "trainer": lambda: trainer(PROCESSES, async_save=False),
         "hand": lambda: hand(background=False),
         "async": lambda: trainer(PROCESSES, async_save=True),

@@ -32,8 +32,9 @@ WORDS = (
     "LBFGS makes one vector of all parameters",
     "InPlace.step computes with the parameters of a sharded network",
     "read the part of one rank; let every rank call value.full_tensor()",
+    "is of a model that is made otherwise: net.1.weight",  # What replicas have added cannot be added to shards.
 )
-"""What errors say of optimizers that cannot be sharded."""
+"""What errors say of what cannot be sharded."""
 
 
 @dataclasses.dataclass(frozen=True)
