@@ -71,8 +71,18 @@ def settle_states(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if type(optimizer).__module__.startswith("torch.optim."):
         return
     for state in optimizer.state.values():
-        if isinstance(state, dict):
-            state.update({name: settled(value) for name, value in state.items() if is_dtensor(value)})
+        _settle(state)
+
+
+def _settle(value: Any) -> Any:
+    """Settle the DTensors in dicts and lists, which stay those they are, and return them; or a DTensor, or a tuple."""
+    if isinstance(value, dict):
+        value.update({name: _settle(item) for name, item in value.items()})
+    elif type(value) is list:
+        value[:] = map(_settle, value)
+    elif type(value) is tuple:
+        return tuple(map(_settle, value))
+    return settled(value) if is_dtensor(value) else value
 
 
 def settled(value: Any) -> Any:

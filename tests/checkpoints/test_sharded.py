@@ -92,11 +92,14 @@ class Own(Mixed):
         return {
             "all": [{"the.net": self.net.state_dict()}, self.tied.state_dict()],
             "sgd": self.optimizers[1].state_dict(),
+            # A part on each rank, unless it is that of a checkpoint.
+            "sum": getattr(self, "sum", self.net[0].weight.detach().sum()),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any], fast_init: bool = False) -> None:
         self.net.load_state_dict(state_dict["all"][0]["the.net"])
         self.tied.load_state_dict(state_dict["all"][1])
+        self.sum = state_dict["sum"]
         if not fast_init:
             self.optimizers[1].load_state_dict(state_dict["sgd"])
 

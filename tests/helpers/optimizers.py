@@ -59,7 +59,7 @@ class Named(Own):
         norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
         state = self.state["global"]
         state["count"] = state.get("count", 0) + 1
-        state["last"] = [norm, *state.get("last", [])[:1]]
+        state["last"] = [gradients[0].norm(), *state.get("last", [])[:1]]
         self.averaged("global", "norm", norm)
         super().step()
 
