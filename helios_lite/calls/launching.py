@@ -186,7 +186,7 @@ def here(call: Call, *, is_worker: bool = False) -> Iterator[tuple[Session, Grac
         ) as session,
     ):
         folder = None if session.folder is None else session.folder / "hangs"
-        watch.start(session.world, folder, session.context.progress)
+        watch.start(session.world, folder, session.context.progress, session.context.parallel.last_message)
         yield session, call.shutdown
 
 

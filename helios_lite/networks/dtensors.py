@@ -25,9 +25,11 @@ def full_tensor(value: Any) -> Any:
 
 def alike(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
     """Return tensors in one list or in two, full and sharded ones, as operations on lists take only one kind."""
+    from torch.distributed.tensor import DTensor
+
     kinds: tuple[list[Tensor], list[Tensor]] = [], []
     for tensor in tensors:
-        kinds[is_dtensor(tensor)].append(tensor)
+        kinds[isinstance(tensor, DTensor)].append(tensor)
     return [kind for kind in kinds if kind]
 
 

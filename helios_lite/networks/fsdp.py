@@ -205,20 +205,21 @@ def shards_of(net: nn.Module) -> nn.Module:
     return visit(net)
 
 
-def explain(error: BaseException, networks: Mapping[str, nn.Module], precision: str) -> None:
+def explain(error: BaseException, networks: Mapping[str, nn.Module], precision: str, message: str | None) -> None:
     """Add to the message of an error what a program has done that FSDP2 cannot do, and what to do instead.
 
     Args:
         error: raised by the program.
         networks: its sharded networks by name.
         precision: the trainer's.
+        message: what this rank has gathered or averaged last.
     """
-    words = (note_of_step(error) or _words(error, networks, precision)) if networks else None
+    words = (note_of_step(error) or _words(error, networks, precision, message)) if networks else None
     if words is not None:
         error.args = (f"{str(error).rstrip()}\n{words}", *error.args[1:])
 
 
-def _words(error: BaseException, networks: Mapping[str, nn.Module], precision: str) -> str | None:
+def _words(error: BaseException, networks: Mapping[str, nn.Module], precision: str, message: str | None) -> str | None:
     text, name = str(error), next(iter(networks))
     if isinstance(error, AssertionError) and "expects uniform gradient dtype" in text:
         return (
@@ -242,6 +243,12 @@ def _words(error: BaseException, networks: Mapping[str, nn.Module], precision: s
         return (
             "torch.autograd.grad does not reach the parameters of a sharded network; use self.backward, after which "
             "p.grad has this rank's part of the average, or strategy='ddp'"
+        )
+    if "gloo" in text and message is not None:
+        return (
+            "another rank has ended. If it did so by SIGABRT, it has run other parts of a sharded network than this "
+            f"one, which {message}: all ranks must run the same blocks in the same order; multiply by 0 what is not "
+            "to count, or use strategy='ddp'"
         )
     if precision == "bf16" and ("dtype" in text or "scalar type" in text):
         return (

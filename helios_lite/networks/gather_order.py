@@ -47,7 +47,7 @@ class GatherOrder:
         for path, module in net.named_modules():
             if hasattr(module, "unshard"):
                 module.set_custom_all_gather(_NotedGather(own, len(self._names)))
-                self._names.append(f"gathers {path or 'a ' + type(net).__name__}")
+                self._names.append(f"gathers {path or 'a ' + type(net).__name__.removeprefix('FSDP')}")
         for name, p in net.named_parameters():
             if not is_dtensor(p):
                 continue
@@ -64,8 +64,11 @@ class GatherOrder:
         Raises:
             RuntimeError: it was not the same. The message names the first difference. Or a backward pass has failed.
         """
-        # No public name says that a backward pass has begun and not ended.
-        if any(net._get_fsdp_state()._state_ctx.post_backward_final_callback_queued for net in self._roots):
+        # No public name says that a backward pass has begun and not ended. A hook may step while one goes on.
+        is_outside = torch._C._current_graph_task_id() == -1
+        if is_outside and any(
+            net._get_fsdp_state()._state_ctx.post_backward_final_callback_queued for net in self._roots
+        ):
             raise RuntimeError(
                 "optimizer_step: a backward pass through a sharded network has failed before, and what it has left "
                 "behind would be a part of this step; end the run where it fails, or use strategy='ddp'"
@@ -98,6 +101,10 @@ class GatherOrder:
             yield
         finally:
             self._is_on = True
+
+    def last(self) -> str | None:
+        """Return what this rank has gathered or averaged last since the last comparison."""
+        return self._names[self._order[-1]] if self._order else None
 
     def close(self) -> None:
         """Compare nothing any more."""

@@ -379,7 +379,11 @@ class ParallelStrategy:
             networks: those of the model by name.
         """
         sharded = {name: net for name, net in networks.items() if net in self._sharded}
-        explain(error, sharded, self._precision)
+        explain(error, sharded, self._precision, self.last_message())
+
+    def last_message(self) -> str | None:
+        """Return what this rank has gathered or averaged last of sharded networks, if it is not long ago."""
+        return None if self._order is None else self._order.last()
 
     def finish_forward(self) -> None:
         """Wait in an evaluation until no rank runs a forward pass before it comes here. Call on every rank."""

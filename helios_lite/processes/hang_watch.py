@@ -72,6 +72,7 @@ class HangWatch:
         self._world = World()
         self._folder: Path | None = None
         self._progress: Callable[[], float] = lambda: 0
+        self._message: Callable[[], str | None] = lambda: None
         self._peers: list[tuple[str, int]] = []
 
     def __enter__(self) -> Self:
@@ -84,17 +85,25 @@ class HangWatch:
         if self._thread is not None:
             self._thread.join()
 
-    def start(self, world: World, folder: Path | None, progress: Callable[[], float]) -> None:
+    def start(
+        self,
+        world: World,
+        folder: Path | None,
+        progress: Callable[[], float],
+        message: Callable[[], str | None] = lambda: None,
+    ) -> None:
         """Watch from now on. Call on every rank.
 
         Args:
             world: the ranks.
             folder: the folder for the stacks, made if there is something to write; None writes them to stderr.
             progress: returns a number that changes as long as the run goes on.
+            message: returns what this rank has sent or awaited last, as far as it is known.
         """
         if self._seconds is None:
             return
         self._world, self._folder, self._progress = world, folder, progress
+        self._message = message
         self._peers = world.gather((socket.gethostname(), os.getpid()))
         self._thread = threading.Thread(target=self._watch, args=(self._seconds,), name="hang_watch", daemon=True)
         self._thread.start()
@@ -109,6 +118,8 @@ class HangWatch:
 
     def _speak(self, seconds: float) -> None:
         own = stand_of(self._world.rank)
+        if (message := self._message()) is not None:
+            own = own._replace(place=f"{own.place}; last it {message}")
         stands = self._exchange(own)
         reporter = min(stand.rank for stand in stands)
         if own.rank != reporter:

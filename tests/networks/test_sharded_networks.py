@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 from helios_lite import DataModule, Model, Split
 from helios_lite.callbacks import EMA
 from helios_lite.networks.dtensors import full_tensor, is_dtensor
-from helios_lite.networks.fsdp import make_mesh, sharded_modules
+from helios_lite.networks.fsdp import explain, make_mesh, sharded_modules
 from helios_lite.networks.parallel import ParallelStrategy
 from helios_lite.networks.shard_units import find_units
 from helios_lite.processes.world import World
@@ -749,6 +749,13 @@ def test_recomputed_activations_need_blocks() -> None:
 
     with pytest.raises(ValueError, match=r"^checkpoint_activations=True: no network has blocks; pass the types"):
         fit(NoBlocks(), checkpoint_activations=True)
+
+
+def test_a_rank_that_has_lost_another_one_says_what_it_has_gathered() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer")
+    explain(caught.value, {"net": nn.Linear(3, 3)}, "fp32", "gathers layers.1")
+    assert "it has run other parts of a sharded network than this one, which gathers layers.1" in str(caught.value)
 
 
 # Averaged weights.

@@ -16,7 +16,16 @@ from helpers.compare import close, same, timeless, weights
 from helpers.models import quiet
 from helpers.processes import deadline
 from helpers.scenarios import Results, scenario
-from helpers.situations import InBatchHook, SecondPass, Situation, samples, situations, table, wrong_situations
+from helpers.situations import (
+    PER_STEP,
+    InBatchHook,
+    SecondPass,
+    Situation,
+    samples,
+    situations,
+    table,
+    wrong_situations,
+)
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -38,7 +47,10 @@ Plain UnfrozenInStep FrozenWhole Gan OwnState UnusedByRank AccumulatedByRank Net
 TokensSkipped MorePasses Large Codebook NoItems Half
 """
 REPLICATED_BY = {2: ALL, 3: some(OF_THREE, ALL)}
-HYBRID_BY = {2: some("TypesOfParts Added", SHARDED), 4: SHARDED if "EVERY_CELL" in os.environ else []}
+OF_FOUR = [  # The others need steps that four ranks can divide, or two samples on each for batch norm.
+    each for each in SHARDED if PER_STEP % (4 * each.options.get("accumulation_steps", 1)) == 0 and each.like_one
+]
+HYBRID_BY = {2: some("TypesOfParts Added", SHARDED), 4: OF_FOUR if "EVERY_CELL" in os.environ else []}
 SHARDED_BY = {2: SHARDED, 3: some("Plain GanInTurn NormedTwice Tied Averaged Recomputing", SHARDED)}
 WRONG_BY = {2: WRONG, 3: some("SecondPass NoStep OtherOrder WeightOfOne", WRONG)}
 # A step depends on more than the weights and what their optimizer has kept: on what steps have done before the cut, on

@@ -246,7 +246,8 @@ class Stopped(Tiny):
         if state.step == 2 and self.global_rank == 1:
             os.kill(os.getpid(), signal.SIGSTOP)
 
-quiet(max_epochs=1, root="runs", accelerator="cpu", hang_minutes=0.1).fit(Stopped(), data(train=40, batch_size=2))
+options = {"accelerator": "cpu", "hang_minutes": 0.1, "strategy": "fsdp"}
+quiet(max_epochs=1, root="runs", **options).fit(Stopped(), data(train=40, batch_size=2))
 """
 
 
@@ -265,7 +266,7 @@ def test_a_rank_that_was_stopped_is_named_under_torchrun(tmp_path: Path) -> None
         run.stderr.close()
         assert run.wait() == 1
     assert "it was stopped (SIGSTOP)" in said
-    assert re.search(r"rank 0 \(process \d+ on .*\) waits in ", said)
+    assert re.search(r"rank 0 \(process \d+ on .*\) waits in .*; last it gathers a Sequential", said)
 
 
 ELASTIC = """
