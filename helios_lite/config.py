@@ -20,6 +20,8 @@ defined in a module in the folder of the file. `fit_from_config` takes the same 
 A file is a program: modules that it names are imported, and what it names is called. Whoever may write the file may
 run any code, as with a Python script. Read a file from someone else before you run it.
 
+The table `[audit]` is for `helios-lite audit` only: its list `accept` names relations that are broken by intention.
+
 TOML has no null: if the annotation of an argument allows None, the string "none" means None. Relative paths, such as
 `trainer.root`, are relative to the working directory of the program.
 """
@@ -147,14 +149,15 @@ def _make(path: Path, function: str, overrides: Mapping[str, Any]) -> tuple[Trai
         make = import_object(f"{path.stem}.{function}", str(path), folder)
         made = make()
         kinds = (Trainer, Model, DataModule)
-        if (
-            not isinstance(made, tuple | list)
-            or [isinstance(*pair) for pair in zip(made, kinds, strict=False)] != [True] * 3
-        ):
+        is_three = isinstance(made, tuple | list) and len(made) == len(kinds)
+        if not is_three or not all(isinstance(part, kind) for part, kind in zip(made, kinds, strict=True)):
             raise ConfigTypeError(f"{path}:{function}: must return (Trainer, Model, DataModule), but returned {made!r}")
         trainer, model, data = made
         values = {key.partition(".")[2]: None if value == "none" else value for key, value in overrides.items()}
-        return dataclasses.replace(trainer, **values), model, data
+        try:
+            return dataclasses.replace(trainer, **values), model, data
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"trainer.{error}") from error
 
 
 def _add_to_path(folder: Path) -> None:

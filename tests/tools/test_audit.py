@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,16 @@ import torch
 from helpers import scripts
 from helpers.planted import ERRORS
 from helpers.right_programs import RIGHT, Classifier, blobs, splits, trainer
+from torch.nn import functional
 
 from helios_lite import DataModule, Split
-from helios_lite.tools.audit import RELATIONS, Finding, ProgramError, audit
+from helios_lite.config import ConfigError
+from helios_lite.tools.audit import RELATIONS, Finding, ProgramError, _accepted_in, _with_causes, audit
+from helios_lite.tools.audit.calls import CallWatch, GrowthWatch
+from helios_lite.tools.audit.looks import _most_by_chance
+from helios_lite.tools.audit.patterns import only_target, probability_if_independent, target_in_input
 from helios_lite.tools.audit.program_data import change_train, describe_splits
+from helios_lite.tools.audit.record import SampleRead
 from helios_lite.tools.audit.sums import has_generalized, has_halved
 from helios_lite.tools.audit.trial import Trial
 from helios_lite.tools.command import main
@@ -120,6 +127,41 @@ def test_several_train_splits_are_audited_too() -> None:
     assert findings["overlap"].text == "16 of 32 samples of valid are in train/b too"
 
 
+class Sharpness(Classifier):
+    """Takes the gradient where the loss is higher (sharpness-aware minimization)."""
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        weights = list(self.net.parameters())
+        moves = torch.autograd.grad(self.loss(self.net(batch[0]), batch[1]), weights)
+        for sign in (0.1, -0.1):
+            if sign < 0:
+                self.backward(self.loss(self.net(batch[0]), batch[1]))
+            with torch.no_grad():
+                for weight, move in zip(weights, moves, strict=True):
+                    weight.add_(move, alpha=sign)
+        self.optimizer_step(self.optimizer)
+
+
+def mixed(samples: Any) -> Any:
+    x, y = torch.utils.data.default_collate(samples)
+    return x + 0.5 * x[torch.randperm(len(x))], y
+
+
+def sharpness() -> Any:
+    return trainer(), Sharpness(), splits(*blobs(256))
+
+
+def mixing() -> Any:
+    return trainer(), Classifier(), splits(*blobs(256), collate_fn=mixed)
+
+
+def test_a_loss_that_is_none_of_samples_by_intention_is_not_compared_with_theirs() -> None:
+    for make, reason in ((sharpness, "train_step moves the weights"), (mixing, "collate_fn draws random numbers")):
+        (finding,) = audit(make, ["samples_alone"])
+        assert finding.result == "not applicable"
+        assert finding.text.startswith(reason)
+
+
 class ThresholdNotSaved(Classifier):
     """What a validation uses is set while training, in a plain attribute."""
 
@@ -180,6 +222,70 @@ def test_what_differs_first_is_named() -> None:
         ("copies", "workers", "the stream has 64 samples with one worker, and 128 with 2"),
     ):
         assert text in next(finding.text for finding in planted(name) if finding.relation == relation)
+
+
+def seen(call: Any) -> dict[str, list[str]]:
+    """Return what a watch has seen of some steps that make a call."""
+    watch = CallWatch()
+    for _ in range(4):
+        with watch.during(16):
+            call()
+    with torch.no_grad(), watch.during(16):  # As a validation.
+        call()
+    return watch.findings()
+
+
+def test_losses_that_get_what_they_do_not_want_are_named_and_others_are_not() -> None:
+    x, y = torch.randn(16, 4, requires_grad=True), torch.arange(16) % 4
+    soft, binary = x.softmax(1).detach(), (y > 1).float()
+    for call, is_wrong in (
+        (lambda: functional.cross_entropy(x.softmax(1), y), True),
+        (lambda: functional.cross_entropy(x.log_softmax(1), y), False),
+        (lambda: functional.nll_loss(x, y), True),
+        (lambda: functional.nll_loss(x.softmax(1), y), True),
+        (lambda: functional.nll_loss(x.log_softmax(1), y), False),
+        (lambda: functional.kl_div(x.softmax(1), soft, reduction="sum"), True),
+        (lambda: functional.kl_div(x.log_softmax(1), soft, log_target=True, reduction="sum"), True),
+        (lambda: functional.kl_div(x.log_softmax(1), soft.log(), reduction="sum"), True),
+        (lambda: functional.kl_div(x.log_softmax(1), soft, reduction="sum"), False),
+        (lambda: functional.binary_cross_entropy_with_logits(x.sigmoid()[:, :2].flatten(), binary.repeat(2)), True),
+        (lambda: functional.binary_cross_entropy_with_logits(x[:, :2].flatten(), binary.repeat(2)), False),
+    ):
+        assert bool(seen(call)["scores"]) == is_wrong
+
+
+def test_only_what_does_not_fit_is_a_wrong_shape() -> None:
+    x, y = torch.randn(16, 1), torch.randn(16)
+    assert seen(lambda: x - y)["shapes"] != []
+    for call in (lambda: x[:, 0] - y, lambda: y[:, None] - y, lambda: x - y[:, None], lambda: x[:8] - y[:8]):
+        assert seen(call)["shapes"] == []
+
+
+def test_a_history_without_an_end_grows_and_a_bounded_one_does_not() -> None:
+    for kept, grows in (([], True), (deque(maxlen=64), False)):
+        watch = GrowthWatch()
+        for _ in range(5):
+            watch.count()
+            kept.extend(torch.zeros(1) for _ in range(4))
+        assert bool(watch.findings(4)) == grows
+
+
+def test_samples_have_in_common_only_what_is_not_by_chance() -> None:
+    series, generator = torch.randn(200).cumsum(0), torch.Generator().manual_seed(0)
+    windows = [(series[i : i + 12], series[i + 11]) for i in range(100)]
+    assert target_in_input(windows) == "the target is element 11 of the 12 of part 0"
+    assert target_in_input([(x, x) for x, _ in windows]) == ""  # An autoencoder.
+    assert target_in_input([(x, y + 1) for x, y in windows]) == ""
+    assert only_target([(x, 3) for x, _ in windows]) == 3
+    assert only_target([(x, i % 2) for i, (x, _) in enumerate(windows)]) is None
+    noise = torch.randn(100, 3, generator=generator)
+    related, apart = (
+        [(x, y) for x, y in zip(noise, part, strict=True)] for part in (noise[:, 0] > 0, noise[:, 1].roll(7))
+    )
+    assert (probability_if_independent(related) or 0) <= 0.01 < (probability_if_independent(apart) or 0)
+    samples = SampleRead(digests=[str(i) for i in range(200)])
+    assert _most_by_chance(samples, 50) < 10
+    assert _most_by_chance(SampleRead(digests=[str(i % 50) for i in range(200)]), 50) >= 50
 
 
 def number_of_steps(finding: Finding) -> int:
@@ -294,9 +400,21 @@ def test_an_error_of_a_relation_leaves_the_others_as_they_are(monkeypatch: pytes
 
 
 def test_a_break_is_by_intention_if_it_is_accepted_with_what_follows_from_it() -> None:
-    only = ["samples_alone", "accumulation", "modes"]
-    findings = audit(ERRORS["summed_loss"][0], only, accept=["samples_alone"])
-    assert [finding.result for finding in findings] == ["not applicable", "by intention", "by intention"]
+    found = [Finding(name, "breaks", "it differs", "causes") for name in ("modes", "samples_alone", "accumulation")]
+    assert [each.same_as for each in _with_causes(found, [])] == ["", "", "samples_alone"]
+    assert [each.causes for each in _with_causes(found, [])] == ["causes", "causes", ""]
+    accepted = [each.result for each in _with_causes(found, ["samples_alone"])]
+    assert accepted == ["breaks", "by intention", "by intention"]
+
+
+def test_what_is_accepted_may_stand_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(FILE + '[audit]\naccept = ["accumulation"]\n')
+    assert _accepted_in(file) == ["accumulation"]
+    for wrong in ('[audit]\naccept = "accumulation"\n', "[audit]\naccepted = []\n", "audit = 3\n"):
+        file.write_text(wrong)
+        with pytest.raises(ConfigError, match=r"^audit: must be a table with a list of names of relations, accept$"):
+            audit(file)
 
 
 def test_the_run_folder_is_not_used_and_a_second_audit_finds_the_same(

@@ -34,6 +34,7 @@ class Facts:
             `valid_step`; "" if there is none.
         moves_weights: whether `train_step` changes trained weights before it computes the loss, without a step of an
             optimizer, as sharpness-aware minimization does.
+        moves_averages: whether `train_step` changes parameters that no optimizer has, such as a moving average.
         mixes_samples: whether the collate_fn draws random numbers, so that a batch is more than its samples.
         drop_last, shuffles: of the train Split.
         assigns_splits: whether the program assigns the train split of an epoch, and so its number of steps.
@@ -54,6 +55,7 @@ class Facts:
     carries_state: bool = False
     compares_samples: str = ""
     moves_weights: bool = False
+    moves_averages: bool = False
     mixes_samples: bool = False
     drop_last: bool = False
     shuffles: bool = False

@@ -313,10 +313,13 @@ class Recorder(Callback):
                 self._repeat(batch, state)
             elif trial.watches:
                 self._norm_before, self._has_stepped = self._trained_norm(), False
+                averaged = self._averaged_norm()
                 size = self.model._context._batch_size
                 with self._modes.during("train"), self._random.during(self._num_calls), self._calls.during(size):
                     self._tap.train_step(batch, state)
                 self._note_pairs()
+                if self._averaged_norm() != averaged:
+                    self._facts["moves_averages"] = True
             else:
                 self._tap.train_step(batch, state)
         finally:
@@ -391,9 +394,17 @@ class Recorder(Callback):
         return number, changed
 
     def _trained_norm(self) -> float:
+        return _sum_of_norms(self._trained())
+
+    def _trained(self) -> list[Tensor]:
         found = optimizers(stateful_parts(self.model)).values()
-        values = [p.detach() for optimizer in found for group in optimizer.param_groups for p in group["params"]]
-        return sum(float(norm) for norm in torch._foreach_norm(values)) if values else 0.0
+        return [p for optimizer in found for group in optimizer.param_groups for p in group["params"]]
+
+    def _averaged_norm(self) -> float:
+        """Return the norm of the parameters that no optimizer has, which train_step may move itself."""
+        trained = {id(p) for p in self._trained()}
+        nets = named_networks(self.model).values()
+        return _sum_of_norms([p for net in nets for p in net.parameters() if id(p) not in trained])
 
     def _note_pairs(self) -> None:
         if self._calls.pairs and not self._facts.get("compares_samples"):
@@ -429,6 +440,10 @@ class Recorder(Callback):
             self._facts["draws_in_validation"] = draws or self._facts.get("draws_in_validation", False)
 
         return valid_step
+
+
+def _sum_of_norms(values: list[Tensor]) -> float:
+    return sum(float(norm) for norm in torch._foreach_norm([value.detach() for value in values])) if values else 0.0
 
 
 def _stay(module: torch.nn.Module) -> Callable[..., torch.nn.Module]:

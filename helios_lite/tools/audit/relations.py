@@ -180,7 +180,7 @@ RELATIONS = (
         "no sample looks at another, and the loss is a mean",
         "the train split is a loader of its own, or there are several; a state or queue is carried over batches; no "
         "loss is passed to Model.backward; a loss of all pairs of samples (contrastive); random numbers in collate_fn "
-        "(mixing)",
+        "(mixing); train_step moves the weights before it computes the loss (SAM)",
         "a softmax, mean or reshape over the wrong axis, a loss that is summed or also counts padding, padding that is "
         "not masked, a mean over items of which samples have different numbers, without weight= that says how many",
         sums.check_samples_alone,
@@ -190,7 +190,7 @@ RELATIONS = (
         "accumulation",
         "a window of micro-batches has the gradient and learning rate of one large batch",
         "both are the mean over the same samples",
-        "as samples_alone; several optimizers step in turn; train_step moves the weights before it computes the loss",
+        "as samples_alone; several optimizers step in turn; train_step moves an average itself, and there is no window",
         "a loss that is summed, or divided by accumulation_steps once more, a scheduler that steps per batch and not "
         "by optimizer_step, clipping or an optimizer step per micro-batch",
         sums.check_accumulation,
@@ -210,7 +210,7 @@ RELATIONS = (
         "valid_batch_size",
         "metrics do not depend on the batch size of the validation",
         "they are a property of the weights and the samples",
-        "valid_step draws random numbers; metrics that are reduced by min, max, last or std are not compared",
+        "valid_step draws random numbers; metrics reduced by min, max, last or std are not compared; all are 0",
         "a mean of batch means with an uneven last batch, count= that is not the number of items, a ratio that is "
         "computed per batch (F1, perplexity), padding, batch normalization in training mode",
         sums.check_valid_batch_size,

@@ -45,6 +45,7 @@ def probe(trials: Trials) -> Facts:
         draws_in_validation=first.draws_in_validation,
         compares_samples=watched.compares_samples,
         moves_weights=watched.moves_weights,
+        moves_averages=watched.moves_averages,
     )
     if facts.num_losses == 0:
         raise NotApplicable("no loss is passed to Model.backward")
@@ -62,6 +63,8 @@ def _of_samples(trials: Trials) -> Facts:
         raise NotApplicable(
             f"a loss compares all pairs of samples of a batch ({facts.compares_samples}), so that it is none of samples"
         )
+    if facts.moves_weights and facts.num_optimizers < 2:
+        raise NotApplicable("train_step moves the weights before it computes the loss, as sharpness-aware minimization")
     return facts
 
 
@@ -72,8 +75,8 @@ def check_accumulation(trials: Trials) -> str:
         raise NotApplicable("the train split is a loader of its own, whose batches cannot be halved, or several splits")
     if facts.num_optimizers > 1:
         raise NotApplicable("several optimizers step in turn, so that later losses depend on earlier steps")
-    if facts.moves_weights:
-        raise NotApplicable("train_step moves the weights before it computes the loss, as sharpness-aware minimization")
+    if facts.moves_averages and facts.accumulation_steps == 1:
+        raise NotApplicable("train_step moves an average itself, so that a window would move it several times")
     window = max(2, facts.accumulation_steps)
     size = facts.batch_size if facts.accumulation_steps > 1 else max(1, facts.batch_size // 2)
     large = _gradients(trials, facts, f"a batch of {size * window}", size * window, 1)
@@ -92,8 +95,6 @@ def check_devices(trials: Trials) -> str:
         raise NotApplicable(
             "the train split has no indices, so it decides itself what each process reads, or is several"
         )
-    if facts.moves_weights and facts.num_optimizers < 2:
-        raise NotApplicable("train_step moves the weights before it computes the loss, as sharpness-aware minimization")
     size = max(1, facts.batch_size // number)
     options = {"accelerator": "cpu"} if not torch.cuda.is_available() or torch.cuda.device_count() < number else {}
     one = _gradients(trials, facts, f"one process, {size * number}", size * number, 1, options)
@@ -267,6 +268,8 @@ def check_valid_batch_size(trials: Trials) -> str:
     records = [_validated(trials, batch_size, length) for batch_size in (size, smaller)]
     a, b = (record.validations[0] for record in records)
     order = {name for name, reduce in records[0].reduced.items() if set(reduce.split(",")) - {"mean", "sum"}}
+    if not any(a.values()) and not any(b.values()):
+        raise NotApplicable("all metrics are 0 after these few updates")
     for name, value in a.items():
         if name.split("/", 1)[-1].split("/")[0] in order or any(name.endswith(f"/{metric}") for metric in order):
             continue
