@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from helios_lite.networks.dtensors import is_dtensor
 from helios_lite.networks.gradient_reducer import cpu_group, hook_gradient
 from helios_lite.processes.world import World
 
@@ -49,8 +48,6 @@ class GatherOrder:
                 module.set_custom_all_gather(_NotedGather(own, len(self._names)))
                 self._names.append(f"gathers {path or 'a ' + type(net).__name__.removeprefix('FSDP')}")
         for name, p in net.named_parameters():
-            if not is_dtensor(p):
-                continue
             self._parameters[id(p)] = p
             hook_gradient(p, functools.partial(_note, own, len(self._names)))
             self._names.append(f"averages the gradient of {name}")

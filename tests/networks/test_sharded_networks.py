@@ -428,7 +428,7 @@ class HalfReset(NoReset):
 
 
 class Masked(nn.Module):
-    """Tensors of several kinds, all of which `reset_parameters` fills, but for the first element of one."""
+    """Tensors of several kinds, all of which `reset_parameters` fills, but for a part of one."""
 
     def __init__(self, missing: str = "") -> None:
         super().__init__()
@@ -439,7 +439,8 @@ class Masked(nn.Module):
 
     def reset_parameters(self) -> None:
         for name, buffer in self.named_buffers():
-            part = buffer[1:] if name == self.missing else buffer
+            some = buffer.real if buffer.is_complex() else buffer[1:]
+            part = some if name == self.missing else buffer
             part.copy_(torch.randint(9, part.shape))
 
 
