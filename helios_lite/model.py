@@ -357,7 +357,7 @@ class Model(Hooks, abc.ABC):
         all tensors of the batch have. Means, sums of weights and the position in the data are computed from it.
 
         Args:
-            batch: a batch as the loader gives it, on the CPU.
+            batch: a batch as the loader gives it, on the CPU; of several train splits that of one of them.
 
         Raises:
             ValueError: the tensors have different first dimensions, or the batch is an object that is not known.
