@@ -4840,6 +4840,12 @@ MUTATIONS = [
         "[source, *_zipped(source)]",
         LOADERS + "test_a_loader_that_gives_all_ranks_the_same_is_an_error_and_one_that_shares_is_not",
     ),
+    Mutation(
+        "loading/several_loader.py",
+        'state_dict.get("parts", {}).items() if name',
+        'state_dict["parts"].items() if name',
+        SEVERAL + "test_what_cannot_go_on_inside_of_an_epoch_or_a_pass_is_an_error",
+    ),
     # Splits that are turned off, and a number of steps for a quick check.
     Mutation(
         "training/session.py", "{} if self.options.limit_of(phase) == 0 else split_parts", "split_parts", LIMIT_OF_ZERO

@@ -89,9 +89,9 @@ class SeveralLoader:
         return {"parts": parts, "main": self._main}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore them; a split of a new name begins with its first pass."""
-        parts = {name: part for name, part in state_dict["parts"].items() if name in self.loaders}
-        self._main = state_dict["main"] if state_dict["main"] in self.loaders else self._main
+        """Restore them, if several splits have saved; a split of a new name begins with its first pass."""
+        parts = {name: part for name, part in state_dict.get("parts", {}).items() if name in self.loaders}
+        self._main = state_dict["main"] if state_dict.get("main") in self.loaders else self._main
         for name, part in parts.items():
             self.loaders[name].load_state_dict(part)
             if "pass" in part:

@@ -273,7 +273,7 @@ def test_an_epoch_that_has_begun_ends_with_the_split_with_which_it_began(tmp_pat
     ("before", "now", "step", "match"),
     [
         ({"a": 5, "b": 7}, 5, 2, r"the train split was a dict of a, b when the epoch began, and is a Split now"),
-        (5, {"a": 5, "b": 7}, 2, r"the train split was a Split when the epoch began, and is a dict of a, b now"),
+        (9, {"a": 5, "b": 7}, 2, r"the train split was a Split when the epoch began, and is a dict of a, b now"),
         ({"a": 5, "b": 7}, [], 2, r"the train split was a dict of a, b when the epoch began, and is a list now"),
         ({"a": 5, "b": 7}, {"a": 5, "c": 7}, 2, r"was a dict of a, b when the epoch began, and is a dict of a, c now"),
         ({"a": 5, "b": 7}, {"a": 5, "b": []}, 3, r"the train/b split was a Split when the epoch began, and is a list"),
