@@ -10,6 +10,8 @@ import pytest
 # Of all processes that tests start; before the first of them, since those of a fork server show what it began with.
 os.environ["TEST_MARK"] = uuid.uuid4().hex
 
+pytest.register_assert_rewrite("helpers")  # Their assertions hold under `python -O` too.
+
 started = time.monotonic()
 import torch  # noqa: E402
 

@@ -128,3 +128,24 @@ def test_an_assignment_from_outside_is_seen_in_every_form() -> None:
 
 def test_what_must_be_read_to_understand_a_training_is_small() -> None:
     assert sum(lines_of_code(trees()[file]) for file in READ_FIRST) < MAX_LINES_READ_FIRST
+
+
+def effects(node: ast.Assert) -> set[str]:
+    """Return what the condition of an assertion calls or assigns, but for what only looks."""
+    found = set()
+    for child in ast.walk(node.test):
+        if isinstance(child, ast.Call) and ast.unparse(child.func) not in ("isinstance", "issubclass", "len"):
+            found.add(ast.unparse(child))
+        if isinstance(child, ast.NamedExpr | ast.Await | ast.Yield | ast.YieldFrom):
+            found.add(ast.unparse(child))
+    return found
+
+
+def test_no_assertion_does_something_which_an_optimized_python_would_leave_out() -> None:
+    (example,) = ast.parse("assert next(predictions, None) is (x := None)").body
+    assert isinstance(example, ast.Assert)
+    assert effects(example) == {"next(predictions, None)", "(x := None)"}
+    for file, tree in trees().items():
+        for node in ast.walk(tree):
+            assert not isinstance(node, ast.Assert) or effects(node) == set(), f"{file}:{node.lineno}"
+            assert not isinstance(node, ast.Name) or node.id != "__debug__", file
