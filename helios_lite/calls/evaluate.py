@@ -13,6 +13,7 @@ from helios_lite.display import console
 from helios_lite.display.lines import with_limits
 from helios_lite.metrics.rows import append_evaluation
 from helios_lite.model_internals.evaluation_weights import expect_evaluation_weights
+from helios_lite.processes.output import harmless_errors
 from helios_lite.processes.signals import GracefulShutdown
 from helios_lite.state import TrainingState
 from helios_lite.training.evaluator import Evaluator
@@ -55,6 +56,7 @@ def evaluate(
     return metrics
 
 
+@harmless_errors()
 def load_for_evaluation(session: Session, choice: str | os.PathLike[str] | None) -> tuple[Path | None, TrainingState]:
     """Give the model the weights to evaluate, and return the path and the counters of their checkpoint.
 

@@ -17,7 +17,7 @@ import re
 import shutil
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +25,7 @@ import torch
 
 from helios_lite.checkpoints.naming import COUNTERS, is_sharded
 from helios_lite.file_errors import follow_no_link, naming
+from helios_lite.processes.output import harmless
 from helios_lite.version import __version__
 
 logger = logging.getLogger("helios_lite")
@@ -39,6 +40,10 @@ _MAPPING_TYPES = {dict, collections.OrderedDict, collections.Counter}
 
 class CheckpointError(RuntimeError):
     """A file is not a checkpoint that this version can read; the message names the file and the reason."""
+
+    def __str__(self) -> str:
+        """Return the message, in which nothing of the file steers a terminal."""
+        return harmless(super().__str__())
 
 
 class OtherFormatError(CheckpointError):
@@ -150,6 +155,13 @@ def _checked(path: Path, content: Any) -> dict[str, Any]:
             "or choose another file, or start anew under another run_name"
         )
     return content
+
+
+def require_parts(path: Path, content: dict[str, Any], names: Iterable[str]) -> None:
+    """Raise a `CheckpointError` if the content of a file lacks what every checkpoint of a training has."""
+    missing = [repr(name) for name in names if name not in content]
+    if missing:
+        raise CheckpointError(f"{path}: is not complete: it has no {', '.join(missing)}")
 
 
 def temporary_folder(path: Path) -> Path:

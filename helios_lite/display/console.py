@@ -16,6 +16,7 @@ import torch
 from helios_lite.display.lines import duration
 from helios_lite.metrics.measurements import is_measured
 from helios_lite.options import Options
+from helios_lite.processes.output import harmless
 from helios_lite.processes.rng import fork_rng
 from helios_lite.state import FitResult, table_of_metrics
 from helios_lite.version import __version__
@@ -168,24 +169,19 @@ def make_table(
     from rich.table import Table
     from rich.text import Text
 
-    shown_title = None if title is None else Text(title)
+    shown_title = None if title is None else Text(harmless(title))
     table = Table(box=box.SIMPLE_HEAD, show_header=any(headers), title=shown_title, title_justify="left")
     for header in headers:
         is_number = header.startswith(">")
         table.add_column(header.removeprefix(">"), justify="right" if is_number else "left", overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*map(Text, map(harmless, row)))
     table.add_section()
     for row in totals:
-        table.add_row(*map(Text, row))
+        table.add_row(*map(Text, map(harmless, row)))
     return table
 
 
 def format_number(value: float | None) -> str:
     """Return a number with six significant digits, or an empty string for None."""
     return "" if value is None else f"{value:.6g}"
-
-
-def printable(text: str) -> str:
-    """Return a text of a foreign file as it is if a terminal may show it, else with escapes for control characters."""
-    return text if text.isprintable() else repr(text)

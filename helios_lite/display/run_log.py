@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from helios_lite.display import console
 from helios_lite.display.progress import write_above_bars
+from helios_lite.file_errors import follow_no_link
+from helios_lite.processes.output import harmless
 
 logger = logging.getLogger("helios_lite")
 _LEVELS = {"quiet": logging.WARNING, "normal": logging.INFO, "verbose": logging.DEBUG}
@@ -59,7 +63,7 @@ class RunLog:
             self._file = kind(self._path, encoding="utf-8", delay=kind is _OptionalFile)
             self._file.setLevel(logging.WARNING if self._rank > 0 else logging.DEBUG)
             place = f" rank {self._rank}:" if self._rank > 0 else ""
-            self._file.setFormatter(logging.Formatter(f"%(asctime)s %(levelname)s{place} %(message)s"))
+            self._file.setFormatter(_Formatter(f"%(asctime)s %(levelname)s{place} %(message)s"))
             self._handlers.append(self._file)
         for handler in self._handlers:
             logger.addHandler(handler)
@@ -89,11 +93,18 @@ class RunLog:
             self._file.handle(logger.makeRecord(logger.name, logging.ERROR, __file__, 0, text, (), details))
 
 
-class _ConsoleFormatter(logging.Formatter):
-    """Paints the level of warnings and errors."""
+class _Formatter(logging.Formatter):
+    """Escapes what files of others may have put into a message to steer a terminal, which may show train.log too."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text, level = super().format(record), record.levelname
+        return harmless(super().format(record))
+
+
+class _ConsoleFormatter(logging.Formatter):
+    """Escapes as `_Formatter`, and paints the level of warnings and errors."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text, level = harmless(super().format(record)), record.levelname
         return text if record.levelno < logging.WARNING else console.painted(level, "yellow") + text.removeprefix(level)
 
 
@@ -101,6 +112,9 @@ class _LogFile(logging.FileHandler):
     """Appends records to a file that could be opened. Those that a full disk does not take are lost, and it says so."""
 
     _has_failed = False
+
+    def _open(self) -> TextIOWrapper:
+        return _opened(self.baseFilename)
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not self._has_failed:
@@ -114,8 +128,15 @@ class _LogFile(logging.FileHandler):
             super().close()
 
 
+def _opened(path: str) -> TextIOWrapper:
+    return open(path, "a", encoding="utf-8", opener=follow_no_link)
+
+
 class _OptionalFile(logging.FileHandler):
     """Appends records to a file as long as that is possible."""
+
+    def _open(self) -> TextIOWrapper:
+        return _opened(self.baseFilename)
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):
@@ -133,6 +154,10 @@ class _Program(logging.Handler):
     """Gives records to the handlers of the program."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        text = harmless(record.getMessage())
+        if text != record.getMessage():
+            record = copy.copy(record)
+            record.msg, record.args = text, None
         try:
             logging.getLogger().callHandlers(record)
         except Exception:  # Of a handler that lets them through.

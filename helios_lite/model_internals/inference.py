@@ -10,17 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from helios_lite.checkpoints.files import CheckpointError
+from helios_lite.checkpoints.files import CheckpointError, require_parts
 from helios_lite.checkpoints.folder import candidates_of_run
 from helios_lite.checkpoints.reading import evaluation_state, read_checkpoint
 from helios_lite.model_internals.attributes import named_networks
 from helios_lite.model_internals.evaluation_weights import expect_evaluation_weights
 from helios_lite.model_internals.run_context import RunContext
 from helios_lite.processes import rng
+from helios_lite.processes.output import harmless_errors
 
 logger = logging.getLogger("helios_lite")
 
 
+@harmless_errors()
 def load_for_inference(cls: Any, path: Path, device: torch.device | str, overrides: dict[str, Any]) -> Any:
     """Return a Model of a class with the networks in a checkpoint, in evaluation mode.
 
@@ -31,6 +33,7 @@ def load_for_inference(cls: Any, path: Path, device: torch.device | str, overrid
         overrides: arguments of the constructor that replace or complete the stored `hparams`.
     """
     content = _read(path, device, overrides.get("save_name", ""))
+    require_parts(path, content, ("model", "hparams", "save_name"))
     arguments = {**content["hparams"], **overrides}
     signature = inspect.signature(cls)
     if "save_name" in signature.parameters:

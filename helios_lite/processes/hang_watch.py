@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Self
 
 import torch
 
+from helios_lite.file_errors import follow_no_link
 from helios_lite.processes.output import write_stacks, write_stderr
 from helios_lite.processes.peers import SECONDS_FOR_FILES, exit_now, process_state, within
 from helios_lite.processes.world import World, is_launched
@@ -151,7 +152,7 @@ class HangWatch:
     def _write(self, folder: Path, own: Stand) -> None:
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
-            with (folder / f"rank_{own.rank}.txt").open("w") as file:
+            with open(folder / f"rank_{own.rank}.txt", "w", opener=follow_no_link) as file:
                 file.write(f"rank {own.rank}, process {own.pid} on {own.host}, {time.ctime()}\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)

@@ -126,6 +126,27 @@ class GuardedStream:
             self.say_why_off()
 
 
+def harmless(text: str) -> str:
+    """Return a text with escapes for what steers a terminal: a file of others may have such characters anywhere.
+
+    Line breaks and tabs stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)
+
+
+@contextlib.contextmanager
+def harmless_errors() -> Iterator[None]:
+    """Context or decorator for what reads files of others: what an exception says, which Python prints, is harmless."""
+    try:
+        yield
+    except Exception as error:
+        if error.args and isinstance(error.args[0], str):
+            error.args = (harmless(error.args[0]), *error.args[1:])
+        raise
+
+
 def say_what_is_off() -> None:
     """Log which of stdout and stderr cannot be written to, once the log of the run is open."""
     for stream in (sys.stdout, sys.stderr):

@@ -15,6 +15,7 @@ from helios_lite.display import console
 from helios_lite.display.console import format_number, make_table
 from helios_lite.nested import leaves
 from helios_lite.options import Options
+from helios_lite.processes.output import harmless
 from helios_lite.tools.choosing import chosen_checkpoint
 from helios_lite.tools.usage import UsageError
 
@@ -48,9 +49,7 @@ def inspect(arguments: argparse.Namespace) -> None:
     """Show what a checkpoint holds."""
     path, reason = chosen_checkpoint(arguments.file)
     content = _read(path)
-    print(path if reason == "" else f"{path}: {reason}")
-    console.show_table(_facts_table(content, naming.size(path)))
-    for make in (
+    makers = (
         _metrics_table,
         _parts_table,
         _networks_table,
@@ -58,8 +57,13 @@ def inspect(arguments: argparse.Namespace) -> None:
         _options_table,
         _made_table,
         _data_table,
-    ):
-        table = make(content)
+    )
+    try:
+        tables = [_facts_table(content, naming.size(path)), *(make(content) for make in makers)]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"{path}: is not complete, or is no helios_lite checkpoint ({error!r})") from error
+    print(harmless(str(path) if reason == "" else f"{path}: {reason}"))
+    for table in tables:
         if table.rows:
             console.show_table(table)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
 
+from helios_lite.processes.output import harmless
 from helios_lite.processes.tracebacks import ShortTraceback
 from helios_lite.tools.usage import UsageError
 from helios_lite.version import __version__
@@ -112,7 +113,7 @@ def _is_output_closed() -> bool:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {' '.join(message.split())}\n")
+        self.exit(2, f"{self.prog}: {harmless(' '.join(message.split()))}\n")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -19,7 +19,7 @@ from helios_lite.changes.comparing import OF_THE_END, changed_options, compare_h
 from helios_lite.changes.made import Remaking, changed_numbers
 from helios_lite.changes.misfits import misfits, shared_groups
 from helios_lite.changes.run_description import changes_of_run
-from helios_lite.checkpoints.files import CheckpointError, OtherFormatError
+from helios_lite.checkpoints.files import CheckpointError, OtherFormatError, require_parts
 from helios_lite.checkpoints.folder import candidates_of_run
 from helios_lite.checkpoints.reading import evaluation_state, read_checkpoint_header, read_on_every_rank
 from helios_lite.metrics.metric_objects import is_network
@@ -27,11 +27,15 @@ from helios_lite.model import Model
 from helios_lite.model_internals.attributes import named_networks, stateful_parts
 from helios_lite.processes.devices import DeviceMover
 from helios_lite.processes.job import is_restarted
+from helios_lite.processes.output import harmless_errors
 from helios_lite.training.checkpointer import Checkpointer
 from helios_lite.training.monitor import Monitor
 from helios_lite.training.session import Session
 
 logger = logging.getLogger("helios_lite")
+_EVALUATED = ("state", "model", "callbacks", "ranks", "metrics")
+_TRAINED = ("monitor", "config", "hparams", "tables", "planned", "precision", "parallel")
+"""What a checkpoint must have that an evaluation reads, and what a training reads besides."""
 
 
 class Resumed(NamedTuple):
@@ -104,6 +108,7 @@ def _header_of(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: content[name] for name in ("planned", "state", "config")}, "data": content["ranks"][0]["data"]}
 
 
+@harmless_errors()
 def resume(
     session: Session, resumption: Resumption, checkpointer: Checkpointer, monitor: Monitor, *, is_tried: bool = False
 ) -> Resumed:
@@ -330,6 +335,7 @@ def load_checkpoint(
     while (path := world.broadcast(next(candidates, None))) is not None:
         try:
             content = read_on_every_rank(path, world, like, is_needed)
+            require_parts(path, content, _EVALUATED if for_evaluation else _EVALUATED + _TRAINED)
             return path, placed(content, dict(stateful_parts(session.model)), session.context.mover)
         except (CheckpointError, FileNotFoundError) as error:
             if path == session.directory / choice or isinstance(error, OtherFormatError):
@@ -383,6 +389,7 @@ def _candidates(session: Session, choice: str | os.PathLike[str], of_folder: str
         yield path
 
 
+@harmless_errors()
 def initialize(session: Session, resumed_from: Path | None) -> None:
     """Load what `init_from` and `init_parts` name into the model, if a new training starts. Call on every rank.
 

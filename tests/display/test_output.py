@@ -11,6 +11,7 @@ from helpers.compare import same
 from helpers.models import Tiny, data, quiet
 from helpers.outputs import Object, Trial, problem
 
+from helios_lite.display import run_log
 from helios_lite.processes.output import GuardedStream, guarded_output, write_stderr
 
 TRIALS = [
@@ -81,12 +82,8 @@ def test_a_train_log_that_cannot_be_written_to_is_one_warning(tmp_path: Path, ca
     whole, model = Tiny(), Tiny()
     quiet(max_epochs=1).fit(whole, data())
 
-    class Full(logging.FileHandler):
-        def _open(self) -> io.TextIOWrapper:
-            return open("/dev/full", "w")
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logging.FileHandler, "_open", Full._open)
+        patch.setattr(run_log, "_opened", lambda path: open("/dev/full", "w"))  # noqa: SIM115
         quiet(max_epochs=1, root=tmp_path).fit(model, data())
     assert same(model.state_dict(), whole.state_dict())
     warnings = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
