@@ -55,6 +55,10 @@ SAME_HPARAMS = RESUME + "test_hparams_that_are_equal_stay_equal_when_they_are_sa
 DIFFERENT_HPARAMS = RESUME + "test_hparams_of_another_value_differ"
 GOING_BACK = RESUME + "test_going_back_to_the_best_sets_the_newer_checkpoints_and_their_rows_aside"
 ON_DEVICE = RESUME + "test_optimizers_count_on_the_cpu_after_a_resume_on_a_device_and_other_tensors_are_there"
+OUTPUT = "display/test_output.py::test_a_run_ends_as_it_must_whatever_its_output_is"
+FILE_SYSTEMS = "checkpoints/test_file_systems.py"
+OF_OTHERS = "checkpoints/test_files_of_others.py::"
+ESCAPES = OF_OTHERS + "test_escape_sequences_in_the_files_of_others_never_reach_a_terminal"
 ENDS = "training/test_ends.py::"
 ORDERS = "processes/test_random_order.py::"
 NO_PATTERN = ORDERS + "test_over_a_thousand_seeds_no_place_prefers_a_number_and_no_number_a_neighbour"
@@ -1418,6 +1422,72 @@ MUTATIONS = [
         '"on_": 0.99',
         MISTAKES + "test_a_misspelt_hook_is_a_warning_with_the_nearest_name",
     ),
+    # stdout and stderr, whatever they are.
+    Mutation(
+        "processes/output.py",
+        "            _empty_buffer(self.guarded_stream)\n            self.say_why_off()",
+        "            self.say_why_off()",
+        OUTPUT,
+    ),
+    Mutation("processes/worker.py", "    guard_output()\n", "", OUTPUT),
+    Mutation(
+        "processes/signals.py",
+        'write_stderr("finishing the step and saving; press Ctrl-C again to end at once\\n")',
+        'os.write(2, b"finishing the step and saving; press Ctrl-C again to end at once\\n")',
+        OUTPUT,
+    ),
+    Mutation(
+        "processes/output.py",
+        "None if sys.__stderr__ is None or _has_other_file(_STDERR) else _STDERR",
+        "_STDERR",
+        OUTPUT,
+    ),
+    Mutation(
+        "processes/output.py", "return number <= _STDERR and not os.get_inheritable(number)", "return False", OUTPUT
+    ),
+    Mutation(
+        "calls/launching.py",
+        "        guarded_output(),\n        alone(call, is_worker=is_worker),",
+        "        alone(call, is_worker=is_worker),",
+        OUTPUT,
+    ),
+    Mutation(
+        "display/run_log.py",
+        "        with contextlib.suppress(OSError):  # What it could not write before.\n            super().close()",
+        "        super().close()",
+        "display/test_output.py::test_a_train_log_that_cannot_be_written_to_is_one_warning",
+    ),
+    Mutation(
+        "processes/tracebacks.py",
+        "if isinstance(error, KeyboardInterrupt):",
+        "if False:",
+        INTERRUPTS + "test_a_sigterm_after_ctrl_c_changes_nothing",
+    ),
+    # File systems, and files of others.
+    Mutation("file_errors.py", "    error.filename = str(path)\n", "", FILE_SYSTEMS),
+    Mutation("checkpoints/lock.py", "if error.errno not in _NO_LOCKS:", "if True:", FILE_SYSTEMS),
+    Mutation("checkpoints/folder.py", "            files.check_folder(self.folder)\n", "", FILE_SYSTEMS),
+    Mutation("processes/worker.py", "_part(path).write_bytes(bytes(_MOST_BYTES))", "_part(path).touch()", FILE_SYSTEMS),
+    Mutation(
+        "file_errors.py",
+        " | os.O_NOFOLLOW",
+        "",
+        OF_OTHERS + "test_a_link_in_the_place_of_a_file_is_refused_and_its_target_stays_as_it_was",
+    ),
+    Mutation("checkpoints/files.py", "return harmless(super().__str__())", "return super().__str__()", ESCAPES),
+    Mutation("display/run_log.py", "return harmless(super().format(record))", "return super().format(record)", ESCAPES),
+    Mutation(
+        "training/resuming.py",
+        "            require_parts(path, content, _EVALUATED if for_evaluation else _EVALUATED + _TRAINED)\n",
+        "",
+        OF_OTHERS + "test_a_checkpoint_that_is_not_complete_is_an_error_that_names_what_is_missing",
+    ),
+    Mutation(
+        "calls/predict.py",
+        "            next(predictions, None)  # This rank",
+        "            assert next(predictions, None) is None  # This rank",
+        "test_structure.py::test_no_assertion_does_something_which_an_optimized_python_would_leave_out",
+    ),
     # Clusters.
     *(
         Mutation(
@@ -1691,7 +1761,12 @@ MUTATIONS = [
     Mutation("callbacks.py", "if each._path == self._path:", "if False:", PROFILES),
     Mutation("callbacks.py", "if each.first <= self.last and", "if False and", PROFILES),
     # Memory maps.
-    Mutation("processes/launch.py", "TASK_FILE, memory_maps, protocol)", "TASK_FILE, pickle, protocol)", MAPS_SENT),
+    Mutation(
+        "processes/launch.py",
+        "arguments), file, memory_maps, protocol)",
+        "arguments), file, pickle, protocol)",
+        MAPS_SENT,
+    ),
     Mutation("processes/memory_maps.py", "_reduced(value) if type(value) is", "NotImplemented if type(value) is", MAPS),
     Mutation("processes/memory_maps.py", " + low - begin", "", MAPS),
     Mutation("processes/memory_maps.py", "array.__array_finalize__(part)", "pass", MAPS),
@@ -1724,8 +1799,8 @@ MUTATIONS = [
         SHARDED + "test_a_truncated_file_is_noticed",
     ),
     Mutation(
-        "checkpoints/sharded.py",
-        "raise error.__context__ from None",
+        "file_errors.py",
+        "raise first from None",
         "raise",
         SHARDED + "test_a_full_disk_of_one_rank_is_an_oserror_on_all_and_leaves_the_earlier_checkpoints",
     ),
@@ -5147,7 +5222,7 @@ MUTATIONS = [
     ),
     Mutation(
         "metrics/rows.py",
-        "next(path for path in found if not path.exists()).write_bytes(before)",
+        "_write(before, next(path for path in found if not os.path.lexists(path)))",
         "pass",
         LOGGERS + "test_a_file_of_rows_that_a_training_begins_anew_is_set_aside",
     ),

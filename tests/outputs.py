@@ -11,6 +11,7 @@ exit status is 0 only if there is none.
 import argparse
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -31,7 +32,10 @@ def main() -> None:
     total = wrong = 0
     for number in numbers:
         with tempfile.TemporaryDirectory(prefix="outputs-", ignore_cleanup_errors=True) as folder:
-            found = problem(make_trial(arguments.seed, number), Path(folder))
+            try:
+                found = problem(make_trial(arguments.seed, number), Path(folder))
+            except Exception:  # It has not ended, or left no readable checkpoint.
+                found = traceback.format_exc()
         total += 1
         wrong += found is not None
         if found is not None:

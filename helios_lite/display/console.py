@@ -185,3 +185,8 @@ def make_table(
 def format_number(value: float | None) -> str:
     """Return a number with six significant digits, or an empty string for None."""
     return "" if value is None else f"{value:.6g}"
+
+
+def printable(text: str) -> str:
+    """Return a name of a foreign file as it is if a terminal may show it, else quoted, with escapes."""
+    return text if text.isprintable() else repr(text)

@@ -18,7 +18,7 @@ from torch import Tensor
 from helios_lite.checkpoints import files, naming
 from helios_lite.checkpoints.reading import read_checkpoint
 from helios_lite.display import console
-from helios_lite.display.console import make_table
+from helios_lite.display.console import make_table, printable
 from helios_lite.loading import sample_order
 from helios_lite.metrics.measurements import is_measured
 from helios_lite.nested import leaves
@@ -55,7 +55,7 @@ def diff(arguments: argparse.Namespace) -> None:
     configs = [_read_config(folder) for folder in folders]
     options = [found for found in _differences(*configs) if found[0] not in _WHERE_ONLY]
     if options:
-        shown = [list(row) for row in options[:_MOST_OPTIONS]]
+        shown = [list(map(printable, row)) for row in options[:_MOST_OPTIONS]]
         more = [[f"and {len(options) - len(shown)} more", "", ""]] if len(options) > len(shown) else []
         console.show_table(make_table(["", "A", "B"], [*shown, *more]))
     rows = [_read_rows(folder) for folder in folders]
@@ -184,13 +184,13 @@ def _is_of_step(name: str) -> bool:
 
 def _describe_values(name: str, a: str, b: str) -> str:
     if not a or not b:
-        return f"{name} is only in {'A' if a else 'B'} ({a or b})"
+        return f"{printable(name)} is only in {'A' if a else 'B'} ({a or b})"
     try:
         numbers = float(a), float(b)
     except ValueError:
-        return f"{name} is {a} in A and {b} in B"
+        return f"{printable(name)} is {a} in A and {b} in B"
     size = abs(numbers[0] - numbers[1])
-    return f"{name} is {numbers[0]:.9g} in A and {numbers[1]:.9g} in B (difference {size:.3g})"
+    return f"{printable(name)} is {numbers[0]:.9g} in A and {numbers[1]:.9g} in B (difference {size:.3g})"
 
 
 def _samples(config: Mapping[str, Any], folder: Path, rows: Sequence[Row], start: int, end: int) -> str:
@@ -257,7 +257,7 @@ def _compare_checkpoints(a: Path, b: Path) -> _Comparison:
         if found is not None:
             before = "" if i == 0 else f"equal at step {common[i - 1]}; "
             name, description = found
-            return _Comparison(f"checkpoints: {before}at step {step} {name} {description}", True, i + 1)
+            return _Comparison(f"checkpoints: {before}at step {step} {printable(name)} {description}", True, i + 1)
     if not common:
         return _Comparison("checkpoints: the runs have none at the same step", False, 0)
     return _Comparison(f"checkpoints: equal at step {', '.join(map(str, common))}", False, len(common))
