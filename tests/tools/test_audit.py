@@ -276,6 +276,9 @@ def test_samples_have_in_common_only_what_is_not_by_chance() -> None:
     assert target_in_input(windows) == "the target is element 11 of the 12 of part 0"
     assert target_in_input([(x, x) for x, _ in windows]) == ""  # An autoencoder.
     assert target_in_input([(x, y + 1) for x, y in windows]) == ""
+    assert (
+        target_in_input([(torch.cat([x, x[:1] > 0]), int(x[0] > 0)) for x, _ in windows]) != ""
+    )  # A column of labels.
     assert only_target([(x, 3) for x, _ in windows]) == 3
     assert only_target([(x, i % 2) for i, (x, _) in enumerate(windows)]) is None
     noise = torch.randn(100, 3, generator=generator)

@@ -48,17 +48,17 @@ def only_target(samples: Sequence[Any]) -> int | None:
 
 
 def target_in_input(samples: Sequence[Any]) -> str:
-    """Return where each element of a target of floats is in the input of the sample, "" if it is not always there.
+    """Return where each element of a target is among the floats of the input, "" if it is not always there.
 
     A target that is as large as half of the input is no such thing: an autoencoder has one, or a shifted series.
     """
     targets = [target_of(sample) for sample in samples]
-    if len(samples) < _FEWEST or any(y is None or not y.is_floating_point() for y in targets):
+    if len(samples) < _FEWEST or any(y is None for y in targets):
         return ""
     if len({y.shape for y in targets if y is not None}) != 1:
         return ""
     y = torch.stack([y.flatten() for y in targets if y is not None])
-    if y.numel() == 0 or len(set(y[:, 0].tolist())) < _FEWEST // 2:
+    if y.numel() == 0 or len(set(y[:, 0].tolist())) < (_FEWEST // 2 if y.is_floating_point() else 2):
         return ""
     for i, x in enumerate(_stacked(samples)):
         if not x.is_floating_point() or y.shape[1] * 2 > x.shape[1]:
