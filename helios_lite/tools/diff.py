@@ -238,11 +238,9 @@ def _skips_nothing(folder: Path, end: int, must_be_seen: bool) -> bool:
         must_be_seen: whether a checkpoint of this step or a later one has to show it.
     """
     skipped = {step: _read(path)["state"].get("skipped_steps", 0) for step, path in _checkpoints(folder).items()}
-    if must_be_seen and not any(step >= end and number == 0 for step, number in skipped.items()):
-        return False
-    return all(number == 0 for step, number in skipped.items() if step <= end) or any(
-        number == 0 for step, number in skipped.items() if step >= end
-    )
+    if any(step >= end and number == 0 for step, number in skipped.items()):
+        return True
+    return not must_be_seen and not any(skipped.values())
 
 
 # The checkpoints.
