@@ -294,6 +294,7 @@ TOO_SLOW = AUDIT + "a_training_that_is_too_slow_for_one_relation_breaks_none"
 SHARED_TRIALS = AUDIT + "relations_that_look_at_the_same_training_share_it"
 NO_MEAN = AUDIT + "a_loss_that_is_none_of_samples_by_intention_is_not_compared_with_theirs"
 LOSSES = AUDIT + "losses_that_get_what_they_do_not_want_are_named_and_others_are_not"
+IN_COMMON = AUDIT + "samples_have_in_common_only_what_is_not_by_chance"
 LEAVES_OTHERS = AUDIT + "an_error_of_a_relation_leaves_the_others_as_they_are"
 BY_INTENTION = AUDIT + "a_break_is_by_intention_if_it_is_accepted_with_what_follows_from_it"
 NOTHING_CHECKED = AUDIT + "the_command_takes_a_function_of_a_python_file_and_says_if_nothing_was_checked"
@@ -3395,6 +3396,8 @@ MUTATIONS = [
     Mutation("tools/audit/sums.py", "if facts.moves_weights and", "if False and", NO_MEAN),
     Mutation("tools/audit/sums.py", "if facts.mixes_samples:", "if False:", NO_MEAN),
     Mutation("tools/audit/calls.py", "if function is None:  # In a validation", "if False:  # In a validation", LOSSES),
+    Mutation("tools/audit/patterns.py", "if has_levels else", "if False else", IN_COMMON),
+    Mutation("tools/audit/patterns.py", "    return bits ^ (bits >> 31)", "    return bits * 2**48", IN_COMMON),
     Mutation("tools/audit/bits.py", "if alone != together:", "if False:", PLANTED + "[copies]"),
     Mutation(
         "tools/audit/recorder.py",

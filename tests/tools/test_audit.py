@@ -24,7 +24,7 @@ from helios_lite.config import ConfigError
 from helios_lite.tools.audit import RELATIONS, Finding, ProgramError, _accepted_in, _with_causes, audit
 from helios_lite.tools.audit.calls import CallWatch, GrowthWatch
 from helios_lite.tools.audit.looks import _most_by_chance
-from helios_lite.tools.audit.patterns import only_target, probability_if_independent, target_in_input
+from helios_lite.tools.audit.patterns import only_target, probability_if_independent, runs, target_in_input
 from helios_lite.tools.audit.program_data import change_train, describe_splits
 from helios_lite.tools.audit.record import SampleRead
 from helios_lite.tools.audit.sums import has_generalized, has_halved
@@ -279,6 +279,10 @@ def test_samples_have_in_common_only_what_is_not_by_chance() -> None:
     assert (
         target_in_input([(torch.cat([x, x[:1] > 0]), int(x[0] > 0)) for x, _ in windows]) != ""
     )  # A column of labels.
+    pieces = [torch.randn(64, generator=generator) for _ in range(2)]
+    for levels, is_shared in ((None, True), (8, False)):  # Short runs of few levels are equal by chance.
+        a, b = (piece if levels is None else (piece * levels / 4).round() / levels for piece in pieces)
+        assert bool(runs((torch.cat([a, b[:12]]), 0)) & runs((b, 1))) == is_shared
     assert only_target([(x, 3) for x, _ in windows]) == 3
     assert only_target([(x, i % 2) for i, (x, _) in enumerate(windows)]) is None
     noise = torch.randn(100, 3, generator=generator)

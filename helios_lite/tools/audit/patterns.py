@@ -117,17 +117,28 @@ def runs(sample: Any) -> set[int]:
         tensor = _number(leaf)
         if tensor is None or tensor.dtype is torch.bool:
             continue
-        length = _RUN if tensor.is_floating_point() else _INTEGER_RUN
         values = tensor.flatten().double() if tensor.is_floating_point() else tensor.flatten().long()
+        has_levels = not tensor.is_floating_point() or 2 * len(set(values.tolist())) < len(values)
+        length = _INTEGER_RUN if has_levels else _RUN  # Of few levels, as in an image, short runs are equal by chance.
         if len(values) < length:
             continue
         rows = values.unfold(0, length, 1)
         ordered = rows.sort(1).values
         is_varied = (ordered[:, 1:] != ordered[:, :-1]).sum(1) + 1 >= _DISTINCT
-        factors = torch.arange(1, length + 1) * 0x5851F42D4C957F2D + 0x14057B7EF767814F
-        hashes = (rows.contiguous().view(torch.int64) * factors).sum(1)[is_varied]
+        factors = 2 * torch.arange(length) + 0x5851F42D4C957F2D
+        hashes = (_mixed(values.view(torch.int64)).unfold(0, length, 1) * factors).sum(1)[is_varied]
         found.update(hashes[hashes % (1 + len(values) // _MOST_RUNS) == 0].tolist())
     return found
+
+
+def _mixed(bits: Tensor) -> Tensor:
+    """Return 64-bit integers that depend on all bits of others, as SplitMix64 makes them (Steele, Lea, Flood, 2014).
+
+    Numbers such as 0.25 have zeros in nearly all bits, of which a sum of multiples would depend on a few only.
+    """
+    for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
+        bits = (bits ^ (bits >> shift)) * factor
+    return bits ^ (bits >> 31)
 
 
 def shares_runs(own: set[int], counts: Mapping[int, int], most: int) -> bool:
