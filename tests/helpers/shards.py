@@ -29,7 +29,7 @@ EVEN = {"TwoBackwards", "OwnLoop", "ByHand", "SecondByHand"}
 PROGRAMS = {each.__name__: each for each in situations() if not each.only_replicas}
 WORDS = (
     "LBFGS makes one vector of all parameters",
-    "InPlace.step computes with the parameters of a sharded network",
+    ".step computes with the parameters of a sharded network",
     "read the part of one rank; let every rank call value.full_tensor()",
     "is of a model that is made otherwise: net.1.weight",  # What replicas have added cannot be added to shards.
 )
