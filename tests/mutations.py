@@ -2600,12 +2600,6 @@ MUTATIONS = [
         NO_ITEMS,
     ),
     Mutation(
-        "networks/precision.py",
-        "scaler._per_optimizer_states.pop(id(part))",
-        "scaler._per_optimizer_states[id(part)]",
-        WINDOWS + "test_fp16_takes_two_steps_of_one_optimizer_in_a_window",
-    ),
-    Mutation(
         "loading/iterable_loader.py",
         "size / max(total, 1)",
         "size / total",
