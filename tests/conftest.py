@@ -17,8 +17,8 @@ import torch  # noqa: E402
 
 from helios_lite.processes import forkserver  # noqa: E402
 
-# Limits, which are for hangs only, are longer where everything is.
-os.environ["TEST_IMPORT_SECONDS"] = str(time.monotonic() - started)
+# Limits, which are for hangs only, are longer where everything is. Measured once: processes of pytest-xdist inherit it.
+os.environ.setdefault("TEST_IMPORT_SECONDS", str(time.monotonic() - started))
 
 # Networks this small only wait for their threads, here and in the programs that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"

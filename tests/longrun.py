@@ -24,6 +24,9 @@ if __name__ == "__main__":
     parser.add_argument("--optimizer", choices=OPTIMIZERS, default="AdamW", help="of the first network")
     arguments = parser.parse_args()
     arguments.root.mkdir(exist_ok=True)
+    torch.utils.data._utils.worker.MP_STATUS_CHECK_INTERVAL = (
+        1000.0  # How often PyTorch looks whether the parent lives.
+    )
     torch.set_num_threads(1)
     sharded = arguments.strategy == "fsdp"
     options = {"max_epochs": arguments.max_epochs, "save_every_steps": arguments.save_every_steps}

@@ -2046,7 +2046,7 @@ MUTATIONS = [
         "loading/workers.py",
         "while is_alive(self._parent):",
         "while True:",
-        INTERRUPTS + "test_loading_processes_of_a_killed_training_end_within_two_seconds",
+        INTERRUPTS + "test_loading_processes_of_a_killed_training_end_by_themselves",
     ),
     Mutation("training/stopping.py", '"interrupted" if signal is not None else None', "None", A_SIGNAL),
     Mutation(

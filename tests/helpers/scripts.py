@@ -33,8 +33,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-SLOWNESS = max(1.0, float(os.environ.get("TEST_IMPORT_SECONDS", "1")) / 1.5)
-"""How much longer this machine needs for the import of PyTorch than limits are made for, as it is just now."""
+LEEWAY = 3.0
+"""For what shares the processors after the start has been measured: other processes of pytest, and other programs."""
+SLOWNESS = LEEWAY * max(1.0, float(os.environ.get("TEST_IMPORT_SECONDS", "1")) / 1.5)
+"""How much longer than on an idle quick machine a limit is, by what the import of PyTorch takes here."""
 DEADLINE = 120.0 * SLOWNESS
 LARGEST_REQUEST = 200_000
 PRELOADED = ("torch._dynamo", "numpy", "helios_lite.training.loop", "helios_lite.tools.command")

@@ -845,7 +845,7 @@ def test_shards_of_each_of_two_machines_are_replicated_and_do_what_one_process_d
     torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", "x", "--local-addr", "127.0.0.1"]
     command = [*torchrun, TESTS / "hybrid.py", tmp_path, checkpoint]
     agents = [scripts.start(*command, cwd=tmp_path, stderr=subprocess.PIPE) for _ in range(2)]
-    errors = [agent.communicate(timeout=120)[1] for agent in agents]
+    errors = [agent.communicate(timeout=scripts.DEADLINE)[1] for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], errors
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     assert {str(each["mesh"]) for each in found} == {str(([[0, 1], [2, 3]], ["R", "S(0)"]))}

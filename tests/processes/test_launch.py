@@ -19,7 +19,7 @@ import torch
 from helpers import scripts, troubled
 from helpers.compare import same, weights
 from helpers.models import Plain, Tiny
-from helpers.processes import DEADLINE, alive, deadline, launched, wait_for
+from helpers.processes import DEADLINE, SLOWNESS, alive, deadline, launched, wait_for
 from helpers.rows import read_status
 from helpers.tracebacks import MOST, PACKAGE, functions
 from helpers.troubled import Early, Troubled, data, outcome, trainer
@@ -40,7 +40,7 @@ def nothing_left() -> Iterator[None]:
     """No process that the test starts may be left after it."""
     with deadline(120):
         yield
-        limit = time.monotonic() + 10
+        limit = time.monotonic() + 10 * SLOWNESS
         while alive() and time.monotonic() < limit:
             time.sleep(0.1)
         left = alive()
@@ -259,7 +259,7 @@ def test_the_trouble_of_one_rank_ends_all_within_ten_seconds_and_reaches_the_cal
     model = Troubled(tmp_path, trouble, place, asleep)
     with pytest.raises(kind, match=f"^{re.escape(message)}") as caught:
         trainer(tmp_path, devices=2).fit(model, data(num_workers=int(asleep)))
-    assert time.time() - (tmp_path / "trouble").stat().st_mtime < 10
+    assert time.time() - (tmp_path / "trouble").stat().st_mtime < 10 * SLOWNESS
     assert caught.type is kind
     require_status(tmp_path, "failed", f"{kind.__name__}: {caught.value}", exit_status(caught.value))
     if kind is not RuntimeError or message.startswith("Odd"):
@@ -437,7 +437,7 @@ def test_a_second_ctrl_c_ends_all_at_once(tmp_path: Path) -> None:
     time.sleep(1.0)
     assert process.poll() is None  # It finishes its step.
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=10)
+    _, errors = process.communicate(timeout=10 * SLOWNESS)
     assert process.returncode == -signal.SIGINT, errors
 
 
@@ -446,7 +446,7 @@ def test_processes_whose_parent_was_killed_end_by_themselves(tmp_path: Path) -> 
     wait_for(tmp_path / "trouble", process)
     assert len(alive()) == 5  # The fork server of the program, two ranks and their loading processes.
     process.kill()
-    process.communicate(timeout=10)
+    process.communicate(timeout=10 * SLOWNESS)
 
 
 # Several at once, and torchrun.

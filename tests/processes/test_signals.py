@@ -131,5 +131,5 @@ SAMPLE = [
 def test_a_call_that_is_interrupted_from_outside_ends_as_the_table_says(trial: signals.Trial, tmp_path: Path) -> None:
     """A sample; `python tests/signals.py 100` does as many as you like."""
     signals.prepared("fit", tmp_path)
-    _, found = signals.run(trial, tmp_path, 3.0 * scripts.SLOWNESS)
+    _, found = signals.run(trial, tmp_path, 3.0 * scripts.SLOWNESS / scripts.LEEWAY)
     assert found == ""

@@ -152,16 +152,17 @@ def test_ctrl_c_reaches_loading_processes_too_and_still_finishes_the_step(
 
 
 FAILING = """
-import sys, time
+import sys
 sys.path.insert(0, {tests!r})
+import torch.utils.data
 from helpers.models import Tiny, data, quiet
 
 class Failing(Tiny):
     def train_step(self, batch, state):
-        print(time.time(), flush=True)
         raise ValueError("enough of this")
 
 if __name__ == "__main__":
+    torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL = 1000.0  # For so long PyTorch waits for one that stays.
     options = dict(num_workers=2, multiprocessing_context={context!r}, persistent_workers={persistent})
     quiet(max_epochs=1).fit(Failing(), data(**options))
 """
@@ -171,17 +172,16 @@ if __name__ == "__main__":
 def test_an_exception_ends_a_program_with_loading_processes_at_once(context: str, persistent: bool) -> None:
     """They are ended by SIGTERM, which they would survive if a step were being finished."""
     script = FAILING.format(tests=str(TESTS), context=context, persistent=persistent)
-    done = scripts.run("-c", script, check=False)
-    assert time.time() - float(done.stdout) < 5 * scripts.SLOWNESS
+    done = scripts.run("-c", script, check=False, timeout=60 * scripts.SLOWNESS)
     assert done.returncode == 1
     assert done.stderr.rstrip().endswith("ValueError: enough of this")
 
 
-def test_loading_processes_of_a_killed_training_end_within_two_seconds(tmp_path: Path) -> None:
+def test_loading_processes_of_a_killed_training_end_by_themselves(tmp_path: Path) -> None:
     process = start(tmp_path, "--num-workers", "2", pace=1.0, ballast=0)
     wait_for_step(process)
     process.kill()
-    process.communicate(timeout=2 * scripts.SLOWNESS)  # They hold on to the pipes as long as they live.
+    process.communicate(timeout=20 * scripts.SLOWNESS)  # They hold on to the pipes as long as they live.
 
 
 class Interrupting(Dataset):
