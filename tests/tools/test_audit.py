@@ -428,7 +428,7 @@ def test_the_run_folder_is_not_used_and_a_second_audit_finds_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    only = ["resume", "samples_alone", "modes"]
+    only = ["modes", "resume", "samples_alone"]
     assert audit(RIGHT["normalized"], only) == [right("normalized")[relation] for relation in only]
     assert list(tmp_path.iterdir()) == []
 
@@ -522,7 +522,8 @@ def test_a_script_without_a_main_guard_is_told_so(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "from helios_lite.tools.audit import audit\nfrom helpers.right_programs import RIGHT\n"
-        'print(audit(RIGHT["classifier"], ["parameters"], seconds=30)[0].text)\n'
+        'audit(RIGHT["classifier"], ["parameters"], seconds=30)\n'
     )
-    result = scripts.run(script, env={"PYTHONPATH": os.pathsep.join(sys.path)})
-    assert 'if __name__ == "__main__":' in result.stdout
+    result = scripts.run(script, env={"PYTHONPATH": os.pathsep.join(sys.path)}, check=False)
+    assert result.returncode == 1
+    assert 'if __name__ == "__main__":' in result.stderr
