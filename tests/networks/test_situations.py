@@ -47,8 +47,12 @@ Plain UnfrozenInStep FrozenWhole Gan OwnState UnusedByRank AccumulatedByRank Net
 TokensSkipped MorePasses Large Codebook NoItems Half
 """
 REPLICATED_BY = {2: ALL, 3: some(OF_THREE, ALL)}
-OF_FOUR = [  # The others need steps that four ranks can divide, or two samples on each for batch norm.
-    each for each in SHARDED if PER_STEP % (4 * each.options.get("accumulation_steps", 1)) == 0 and each.like_one
+OF_FOUR = [  # The others need steps that four ranks can divide (so does a mean without the trainer's weights).
+    each
+    for each in SHARDED
+    if PER_STEP % (4 * each.options.get("accumulation_steps", 1)) == 0
+    and each.like_one
+    and each.__name__ not in ("OwnLoop", "TwoBackwards")
 ]
 HYBRID_BY = {2: some("TypesOfParts Added", SHARDED), 4: OF_FOUR if "EVERY_CELL" in os.environ else []}
 SHARDED_BY = {2: SHARDED, 3: some("Plain GanInTurn NormedTwice Tied Averaged Recomputing", SHARDED)}
