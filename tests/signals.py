@@ -203,6 +203,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=1e9, help="stop after so many seconds")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell lets what it starts with "&" ignore it.
     started, times, results, done = time.monotonic(), dict[tuple[str, int], float](), Counter[str](), 0
     for seed in range(arguments.seed, arguments.seed + arguments.trials):
         if time.monotonic() - started > arguments.seconds:

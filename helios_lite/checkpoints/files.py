@@ -231,8 +231,12 @@ def write_json(content: Any, path: Path, *, is_durable: bool = True) -> None:
         is_durable: whether it is on the disk afterwards. If not, it does not wait for the disk, and a machine that
             fails within seconds may leave an older or an empty file.
     """
-    text = (json.dumps(content, indent=2, default=str) + "\n").encode()
-    _write_atomically(path, lambda file: file.write(text), is_durable=is_durable)
+    write_text(json.dumps(content, indent=2, default=str) + "\n", path, is_durable=is_durable)
+
+
+def write_text(text: str, path: Path, *, is_durable: bool = True) -> None:
+    """Write a text, atomically as a checkpoint. Arguments as for `write_json`."""
+    _write_atomically(path, lambda file: file.write(text.encode()), is_durable=is_durable)
 
 
 def to_serializable(value: Any, where: str = "checkpoint") -> Any:

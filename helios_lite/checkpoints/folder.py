@@ -410,11 +410,12 @@ class CheckpointFolder:
         before = [entry for entry in self._entries if entry["file"] != name]
         before.append({"file": name, "epoch": epoch, "step": step, "score": score, "improved": improved})
         self._entries = before
-        kept = before if self._keep_last < 0 or not deletes else before[-max(1, self._keep_last) :]
-        kept = kept + self._ranked()[: None if self._keep_best < 0 else self._keep_best]
+        newest = before if self._keep_last < 0 or not deletes else before[-max(1, self._keep_last) :]
+        best = self._ranked()[: None if self._keep_best < 0 else self._keep_best]
+        kept = {entry["file"] for entry in (*newest, *best)}
         is_here = protect is not None and protect.parent.resolve() == self.folder.resolve()
         safe = self._manifest.found - {name} | ({protect.name} if protect is not None and is_here else set())
-        self._entries = [entry for entry in before if entry in kept or entry["file"] in safe]
+        self._entries = [entry for entry in before if entry["file"] in kept or entry["file"] in safe]
         return _Save(self.folder / name, before, self._entries)
 
     def _commit(self, save: _Save, write: Callable[[], object]) -> None:
@@ -422,7 +423,8 @@ class CheckpointFolder:
         # The manifest lists the file before it exists: a run that is killed in between must not leave a file behind
         # that no later run deletes.
         self._manifest.found.discard(save.path.name)  # From now on it is a file that this run wrote.
-        deleted = [entry["file"] for entry in save.before if entry not in save.after]
+        kept = {entry["file"] for entry in save.after}
+        deleted = [entry["file"] for entry in save.before if entry["file"] not in kept]
         self._manifest.write(save.before, unsure=[save.path.name, *deleted])
         try:
             write()
@@ -430,7 +432,7 @@ class CheckpointFolder:
             self._forget(save)
             raise
         left = [name for name in deleted if not self._delete(name)]
-        self._entries = [entry for entry in save.before if entry in save.after or entry["file"] in left]
+        self._entries = [entry for entry in save.before if entry["file"] in kept or entry["file"] in left]
         self._manifest.write(self._entries, unsure=left)
         self._note_durable()
         if self._on_saved is not None:

@@ -6,6 +6,7 @@ Missing and wrong entries are read from the checkpoints.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -44,6 +45,7 @@ class Manifest:
         self.found: set[str] = set()
         self._foreign: dict[str, list[Entry]] = {"checkpoints": [], "found": []}
         self._is_stale = False
+        self._encoded: dict[str, tuple[Entry, str]] = {}  # By file, with the entry that a text is of.
 
     def read(self) -> None:
         """Read the file, warn of wrong entries and of checkpoints that are gone, and read those that it does not list.
@@ -95,8 +97,22 @@ class Manifest:
             group.append({**entry, _UNSURE: True} if entry["file"] in unsure else entry)
         if not groups["found"]:  # The usual case.
             del groups["found"]
-        files.write_json(groups, self.path)
+        files.write_text(self._text(groups), self.path)
         self._is_stale = False
+
+    def _text(self, groups: dict[str, list[Entry]]) -> str:
+        """Return the groups as json, an entry a line; an entry that was written before is not encoded again."""
+        encoded = {}
+        for entry in itertools.chain(*groups.values()):
+            name = entry["file"]
+            found = self._encoded.get(name)
+            encoded[name] = found if found is not None and found[0] == entry else (dict(entry), json.dumps(entry))
+        self._encoded = encoded
+        lists = (
+            f'  "{group}": [\n    ' + ",\n    ".join(encoded[entry["file"]][1] for entry in entries) + "\n  ]"
+            for group, entries in groups.items()
+        )
+        return "{\n" + ",\n".join(lists) + "\n}\n"
 
     def _name_now(self, name: str) -> str | None:
         """Return the name under which a checkpoint is there: its own, or that of a file made of a folder; else None."""

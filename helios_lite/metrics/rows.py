@@ -8,9 +8,10 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, NamedTuple, Self
 
 from helios_lite.file_errors import follow_no_link, naming
 
@@ -18,6 +19,33 @@ logger = logging.getLogger("helios_lite")
 
 ROW_COLUMNS = ("step", "kind", "epoch", "seconds", "checkpoint", "limit")
 """What the rows of metrics.jsonl have beside the metrics."""
+_BLOCK = 1 << 20
+
+
+class Place(NamedTuple):
+    """Where a row is in the file, and its checksum.
+
+    Attributes:
+        end: the number of bytes up to its end.
+        size: its number of bytes.
+        checksum: its CRC-32.
+    """
+
+    end: int
+    size: int
+    checksum: int
+
+    @classmethod
+    def of(cls, line: bytes, end: int) -> Self:
+        """Return the place of a row that ends there."""
+        return cls(end, len(line), zlib.crc32(line))
+
+    def is_in(self, file: BinaryIO) -> bool:
+        """Return whether that row is there in a file."""
+        if self.end < self.size or file.seek(0, os.SEEK_END) < self.end:
+            return False
+        file.seek(self.end - self.size)
+        return zlib.crc32(file.read(self.size)) == self.checksum
 
 
 class JsonlLogger:
@@ -33,12 +61,19 @@ class JsonlLogger:
 
     Attributes:
         rows: how many rows the file has, without those of other kinds.
+        place: where the last of them is.
         end: the values of the rows of kind "end" that have stayed, None if there is none.
         has_cut: whether rows of a training have been removed, which come again.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], rows: int | None = None, step: int | None = None, *, keep_end: bool = False
+        self,
+        path: str | os.PathLike[str],
+        rows: int | None = None,
+        step: int | None = None,
+        *,
+        keep_end: bool = False,
+        place: Sequence[int] | None = None,
     ) -> None:
         """Open the file and leave in it the rows up to a checkpoint, if their number is given.
 
@@ -51,44 +86,54 @@ class JsonlLogger:
                 or lines that are no rows, a warning says so, and the file as it was is copied to `<path>.damaged`.
             step: the step of that checkpoint; rows of later steps do not stay either. None: any step.
             keep_end: whether a row of kind "end" stays, because the training does not go on.
+            place: the `place` of the last row that stays, if it is known. If that row is still there, only what follows
+                it is read, so that the time does not depend on the number of rows.
 
         Raises:
             OSError: the file cannot be opened or written; the message names it.
         """
         self.path = Path(path)
         self.rows = 0
+        self.place: Place | None = None
         self.end: dict[str, float] | None = None
         self.has_cut = False
         self._file: BinaryIO | None = None
         self._has_failed = False
         if rows is not None:
-            self._open(rows, step, keep_end)
+            self._open(rows, step, keep_end, None if place is None else Place(*place))
 
-    def _open(self, rows: int | None, step: int | None, keep_end: bool) -> BinaryIO:
+    def _open(self, rows: int | None, step: int | None, keep_end: bool, place: Place | None = None) -> BinaryIO:
         """Open the file, cut it, and return it; `rows` is None for as many as it has."""
         self.close()
         self._file = _opened(self.path)
-        self._file.seek(0)
+        # Up to the place of the last row that stays nothing changes, and there are so many rows.
+        start, before = (0, 0) if not rows or place is None or not place.is_in(self._file) else (place.end, rows)
+        self.place = place if start > 0 else None
+        self._file.seek(start)
         lines = self._file.readlines()
         kinds = [_kind_of_row(line, math.inf if step is None else step) for line in lines]
         rows = kinds.count("train") if rows is None else rows
-        self.rows = min(rows, kinds.count("train"))
-        self.has_cut = kinds.count("train") > rows or "later" in kinds
-        kept, num_trained = [], 0
+        self.rows = min(rows, before + kinds.count("train"))
+        self.has_cut = before + kinds.count("train") > rows or "later" in kinds
+        kept, num_trained, end = [], before, start
         for line, kind in zip(lines, kinds, strict=True):
             num_trained += kind == "train"
             if (kind == "train" and num_trained <= rows) or kind == "evaluation" or (kind == "end" and keep_end):
                 kept.append(line)
+                end += len(line)
                 if kind == "end":
                     self.end = {**(self.end or {}), **_values(line)}
+                elif kind == "train":
+                    self.place = Place.of(line, end)
         num_found = self.rows if step is None else num_trained
-        is_regular = [kind for kind in kinds if kind not in ("evaluation", "end")][:rows] == ["train"] * rows
-        is_expected = rows == 0 or (is_regular and num_found == rows)
+        missing = rows - before
+        found = [kind for kind in kinds if kind not in ("evaluation", "end")][:missing]
+        is_expected = rows == 0 or (found == ["train"] * missing and num_found == rows)
         if kept == lines[: len(kept)] and (is_expected or not lines):
             # Cut in place: a kill at this moment must not lose the rows that stay. An unfinished line is no row.
-            self._file.truncate(sum(map(len, kept)))
+            self._file.truncate(end)
         else:
-            self._file = self._replaced(self._file, kept, is_damaged=not is_expected)
+            self._file = self._replaced(self._file, start, kept, is_damaged=not is_expected)
         if not is_expected:
             text = "%s: expected %d rows up to step %s and found %d, with %d lines that are no rows; %d rows stay"
             count = (rows, "?" if step is None else step, num_found, kinds.count(None), self.rows)
@@ -115,7 +160,8 @@ class JsonlLogger:
 
     def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
         """Append one row."""
-        self._append(_line(metrics, step))
+        line = _line(metrics, step)
+        self.place = Place.of(line, self._append(line))
         self.rows += 1
 
     def log_end(self, metrics: Mapping[str, float], step: int) -> None:
@@ -129,22 +175,32 @@ class JsonlLogger:
                 self._file.close()
             self._file = None
 
-    def _append(self, line: bytes) -> None:
+    def _append(self, line: bytes) -> int:
+        """Append a line, and return where it ends."""
         file = self._open(None, None, keep_end=True) if self._file is None else self._file
         self._has_failed = True
         with naming(self.path):
             file.write(line)
             file.flush()
         self._has_failed = False
+        return file.tell()
 
-    def _replaced(self, file: BinaryIO, lines: list[bytes], *, is_damaged: bool) -> BinaryIO:
-        """Write the lines to a new file that takes the place of the file; a copy of a damaged one stays beside it."""
+    def _replaced(self, file: BinaryIO, start: int, lines: list[bytes], *, is_damaged: bool) -> BinaryIO:
+        """Write the lines to a new file that takes the place of the file; a copy of a damaged one stays beside it.
+
+        Before them comes what the file has up to `start`.
+        """
         path = self.path
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         with naming(path):
             if is_damaged:
                 _write(path.read_bytes(), path.with_name(f"{path.name}.damaged"))
-            _write(b"".join(lines), temporary)
+            with open(temporary, "wb", opener=follow_no_link) as new:
+                file.seek(0)
+                for _ in range(start // _BLOCK):
+                    new.write(file.read(_BLOCK))
+                new.write(file.read(start % _BLOCK))
+                new.writelines(lines)
             temporary.replace(path)
         file.close()
         return _opened(path)
@@ -173,11 +229,23 @@ def append_evaluation(
         OSError: the file cannot be written.
     """
     with naming(path), _opened(path) as file:
-        file.seek(0)
         # A kill may have left an unfinished line, which is no row; the new row must not become a part of it.
-        file.truncate(sum(len(line) for line in file if line.endswith(b"\n")))
+        file.truncate(_end_of_last_line(file))
         limited = {} if limit is None else {"limit": limit}
         file.write(_line(metrics, step, kind=kind, checkpoint=checkpoint, **limited))
+
+
+def _end_of_last_line(file: BinaryIO) -> int:
+    """Return where the last finished line of a file ends; it is read from the end."""
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - _BLOCK)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0
 
 
 def _opened(path: Path) -> BinaryIO:

@@ -89,8 +89,8 @@ class GracefulShutdown:
         self._announces = announces and not is_worker
         self._saves, self._is_worker = saves, is_worker
         self._pid = os.getpid()
-        self._phase = shared_phase()
-        self._previous_phase = self._phase.value
+        self._phase: ctypes.c_byte | None = None
+        self._previous_phase = OUTSIDE
         self._previous_handlers: dict[signal.Signals, Any] = {}
         self.has_ended_call = self._is_over = False
         self._late: list[int] = []  # What was received while the handlers were restored.
@@ -128,18 +128,18 @@ class GracefulShutdown:
                 signal.raise_signal(late)
 
     def __enter__(self) -> Self:
-        self._pid, self._phase = os.getpid(), shared_phase()
-        self._previous_phase = self._phase.value
+        self._pid, phase = os.getpid(), shared_phase()
+        self._phase, self._previous_phase = phase, phase.value
         if _is_main_thread() and self._saves:
             for number in SIGNALS:
                 self._previous_handlers[number] = signal.signal(number, self._handle)
-            self._phase.value = WAITING
+            phase.value = WAITING
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._previous_handlers:
+        if self._previous_handlers and self._phase is not None:
             self._phase.value = self._previous_phase
         for number, handler in self._previous_handlers.items():
             # None stands for a handler that was not set from Python, which Python cannot set again.
@@ -205,7 +205,8 @@ class GracefulShutdown:
         if self._announces and os.environ.get("LOCAL_RANK", "0") == "0":
             write_stderr("finishing the step and saving; press Ctrl-C again to end at once\n")
         self.receive(signal.Signals(number))
-        self._phase.value = RECEIVED
+        if self._phase is not None:
+            self._phase.value = RECEIVED
 
 
 def _is_interruptible(frame: FrameType | None) -> bool:

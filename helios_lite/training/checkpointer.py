@@ -246,6 +246,7 @@ class Checkpointer:
             "hparams": session.model.hparams,
             "tables": session.tables,
             "added_groups": added_groups(stateful_parts(session.model), session.tables["made"]),
+            "place_of_last_row": self._log.place_of_last_row(),
         }
 
     def load(self, path: Path, content: dict[str, Any]) -> None:
@@ -255,6 +256,7 @@ class Checkpointer:
         for name, part in self.parts.items():
             if name != "datamodule" or name in content:  # It had no state when that was saved.
                 part.load_state_dict(content[name])
+        self._log.load_place_of_last_row(content.get("place_of_last_row"))
         for name, rank_part in self.per_rank.items():
             rank_part.load_ranks([rank[name] for rank in ranks], world)
         if len(ranks) != world.size:

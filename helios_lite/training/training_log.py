@@ -51,8 +51,10 @@ class TrainingLog:
         self._jsonl: JsonlLogger | None = None
         self.rows: list[dict[str, float]] | None = [] if session.folder is None else None
         self._num_kept_rows = 0
+        self._place_of_last_row: Sequence[int] | None = None
         self._logger_states: dict[str, Any] | None = None
         self._held: dict[str, Any] | None = None
+        self._held_place: list[int] | None = None
         self._logged_step = 0
         self._row_time = Stopwatch(0.0)
         self._epoch_time = Stopwatch(None)  # Unknown too when a row has had it.
@@ -91,7 +93,9 @@ class TrainingLog:
             own = (session.folder / "checkpoints").resolve()
             if resumed_from is None or resumed_from.resolve().parent != own:
                 self._num_kept_rows, self._logger_states = 0, None
-            self._jsonl = JsonlLogger(path, self._num_kept_rows, self._state.step, keep_end=not goes_on)
+            place = self._place_of_last_row
+            rows, step = self._num_kept_rows, self._state.step
+            self._jsonl = JsonlLogger(path, rows, step, keep_end=not goes_on, place=place)
             goes_back |= changes_rows and self._jsonl.has_cut
             self._stack.enter_context(cleanup(self._jsonl.close))
         config = {**session.options.config(), "hparams": session.model.hparams}
@@ -145,6 +149,7 @@ class TrainingLog:
 
         If an error ends a validation, which is done again after a resume, what was written in it must not count.
         """
+        self._held_place = self.place_of_last_row()
         self._held = self._written()
 
     def release(self) -> None:
@@ -154,6 +159,18 @@ class TrainingLog:
     def _written(self) -> dict[str, Any]:
         rows = 0 if self._jsonl is None else self._jsonl.rows
         return {"rows": rows, "loggers": self._session.loggers.state_dict()}
+
+    def place_of_last_row(self) -> list[int] | None:
+        """Return where the last row that a checkpoint counts is in metrics.jsonl, None if there is none.
+
+        It is no part of `state_dict`, because rows have measured times, which are not as long in every run.
+        """
+        place = None if self._jsonl is None else self._jsonl.place
+        return self._held_place if self._held is not None else None if place is None else [*place]
+
+    def load_place_of_last_row(self, place: Sequence[int] | None) -> None:
+        """Restore what `place_of_last_row` returned, for `open`."""
+        self._place_of_last_row = place
 
     def compute(self, *, with_objects: bool = True) -> Summary:
         """Return the training metrics since the last row, with the values of metric objects. Call on every rank.

@@ -717,3 +717,16 @@ def test_a_full_disk_is_an_oserror_and_leaves_the_earlier_files_as_they_were(tmp
         "net_epoch_0_iter_1.pth",
         "manifest.json net_epoch_0_iter_1.pth net_epoch_0_iter_4.pth",
     ]
+
+
+def test_an_entry_of_the_manifest_is_encoded_once_however_many_there_are(tmp_path, monkeypatch):
+    encoded, encode = [], json.dumps
+    monkeypatch.setattr(json, "dumps", lambda entry, **options: encoded.append(entry) or encode(entry, **options))
+    checkpoints = opened(tmp_path, keep_last=-1)
+    with checkpoints.locked():
+        for step in range(1, 9):
+            save(checkpoints, step)
+            assert [entry["step"] for entry in encoded] == [step, step]  # While its file is written, and afterwards.
+            encoded.clear()
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert [entry["step"] for entry in manifest["checkpoints"]] == [*range(1, 9)]
