@@ -110,11 +110,15 @@ class HangWatch:
         self._thread.start()
 
     def _watch(self, seconds: float) -> None:
-        moved, seen = time.monotonic(), self._progress()
-        while not self._done.wait(min(1.0, seconds / 10)):
-            if (now := self._progress()) != seen:
-                moved, seen = time.monotonic(), now
-            elif time.monotonic() - moved > seconds:
+        pause = min(1.0, seconds / 10)
+        idle, polled, seen = 0.0, time.monotonic(), self._progress()
+        while not self._done.wait(pause):
+            now, progress = time.monotonic(), self._progress()
+            # Time in which this process was stopped too, as by Ctrl-Z, does not count.
+            idle, polled = idle + min(now - polled, 2 * pause), now
+            if progress != seen:
+                idle, seen = 0.0, progress
+            elif idle > seconds:
                 self._speak(seconds)
 
     def _speak(self, seconds: float) -> None:

@@ -91,8 +91,9 @@ def launch(
                 error, cause = _first_error(folder, attempt, failed.failure)
                 if cause is None and shutdown.received is None and -failed.failure.status in SIGNALS:
                     shutdown.receive(signal.Signals(-failed.failure.status))
-            if shutdown.received is not None and cause is None:
-                break  # The signal ended the workers before they could handle it.
+            has_left = any(status.is_alone for status in read_statuses(folder, attempt).values())
+            if shutdown.received is not None and (cause is None or has_left):
+                break  # The signal ended workers before they could handle it, and others have lost these.
             if shutdown.received is not None or attempt == max_restarts:
                 raise error from cause
             logger.warning("%s: %s; all processes start again", type(error).__name__, error)

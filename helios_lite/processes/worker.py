@@ -66,10 +66,12 @@ class WorkerStatus(NamedTuple):
     Attributes:
         is_done: whether it has returned from the task.
         received: the signal after which it has returned.
+        is_alone: whether the signal has ended it outside of the training, in which others may have been already.
     """
 
     is_done: bool = False
     received: int | None = None
+    is_alone: bool = False
 
 
 class WorkerError(NamedTuple):
@@ -130,7 +132,7 @@ def run_worker(
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGUSR1, do_nothing)
     receive_again(*SIGNALS)
-    received = None
+    received, is_alone = None, False
     try:
         keep_room(error_file(folder, attempt, rank))
         _write_status(WorkerStatus(), folder, attempt, rank)
@@ -142,8 +144,9 @@ def run_worker(
                 result = function(**arguments)
         except WorkerInterrupted as interrupted:
             received = interrupted.number
-            _write_status(WorkerStatus(False, received), folder, attempt, rank)
-            time.sleep(0.5 * interrupted.is_alone)  # The others must get the signal before they lose this process.
+            is_alone = interrupted.is_alone
+            _write_status(WorkerStatus(False, received, is_alone), folder, attempt, rank)
+            time.sleep(0.5 * is_alone)  # The others must get the signal before they lose this process.
             result = Interruption(received, interrupted.explanation)
         if rank == "0":
             _write(pickle.dumps(result), result_file(folder, attempt))
@@ -156,7 +159,7 @@ def run_worker(
         exit_now(1)  # Also after exit(0), which is a failure here. No thread of the user can delay it.
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # The task is done, which a signal to all processes must not change.
-    _write_status(WorkerStatus(True, received), folder, attempt, rank)
+    _write_status(WorkerStatus(True, received, is_alone), folder, attempt, rank)
     _end_as_an_interpreter()
 
 

@@ -23,7 +23,8 @@ from helpers.processes import deadline
 from helpers.rows import read_status
 
 from helios_lite import DataModule, Split
-from helios_lite.processes.hang_watch import hang_seconds
+from helios_lite.processes.hang_watch import HangWatch, hang_seconds
+from helios_lite.processes.world import World
 
 TESTS = Path(__file__).parents[1]
 MINUTES = 0.05
@@ -185,6 +186,30 @@ def test_a_slow_validation_is_no_hang_and_a_slow_caller_of_predict_is_none(funct
     status, said, root = ended[function]
     assert (status, said) == (0, "")
     assert not (root / "tiny/hangs").exists()
+
+
+def work_after_a_stop(has_begun: Any) -> None:
+    """Go on for a while after this process was stopped, without progress that the watch could see."""
+    with HangWatch(2.0) as watch:
+        watch.start(World(), None, lambda: 0)
+        has_begun.set()
+        for _ in range(5):
+            time.sleep(0.02)
+
+
+def test_time_in_which_a_process_is_stopped_is_no_hang() -> None:
+    """As by Ctrl-Z, or when SLURM suspends a job."""
+    context = multiprocessing.get_context("fork")
+    has_begun = context.Event()
+    process = context.Process(target=work_after_a_stop, args=(has_begun,))
+    with deadline(30):
+        process.start()
+        has_begun.wait()
+        os.kill(process.pid or 0, signal.SIGSTOP)
+        time.sleep(2.5)
+        os.kill(process.pid or 0, signal.SIGCONT)
+        process.join()
+    assert process.exitcode == 0
 
 
 # Several ranks.
