@@ -70,8 +70,8 @@ def timeless(value: Any) -> Any:
 
 
 def _is_timed(name: str) -> bool:
-    """Whether a value is measured: a metric of the trainer, or a stopwatch in a checkpoint."""
-    return is_measured(name) or name.endswith("seconds")
+    """Whether a value is measured: a metric of the trainer, a stopwatch in a checkpoint, or made of such values."""
+    return is_measured(name) or name.endswith("seconds") or name == "place_of_last_row"
 
 
 def listing(folder: Path) -> dict[str, bytes]:

@@ -28,7 +28,7 @@ from torch import nn
 from helios_lite import DataModule, FitResult, Model
 from helios_lite.calls.launching import Call, take_final_weights
 from helios_lite.checkpoints.files import FORMAT_VERSION
-from helios_lite.processes.signals import exit_status
+from helios_lite.processes.signals import GracefulShutdown, exit_status
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -202,7 +202,7 @@ def test_taking_over_what_other_processes_have_trained_uses_no_random_numbers_of
     torch.manual_seed(1)
     expected = torch.rand(2)
     torch.manual_seed(1)
-    take_final_weights(Call("fit", run, model, datamodule, 2, tmp_path), tmp_path / "final")
+    take_final_weights(Call("fit", run, model, datamodule, 2, tmp_path, GracefulShutdown()), tmp_path / "final")
     assert torch.equal(torch.rand(2), expected)
     assert datamodule.calls == ["setup", "teardown"] * 2
 
