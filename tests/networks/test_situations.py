@@ -1,6 +1,6 @@
 """Whatever a step does with its networks, several processes train what one trains, and go on after a cut.
 
-Two replicas and two shards train all situations; three, and runs that are cut and resumed, those in which that may
+Two replicas and two shards train all situations; three, and two that are cut and resumed, those in which that may
 matter. With EVERY_CELL=1 in the environment all are tried in all ways.
 """
 
@@ -44,7 +44,7 @@ def some(names: str, among: list[Any]) -> list[Any]:
 # Ranks that do different things, of which two may be alike; and sums, whose bits depend on the order of three.
 OF_THREE = """
 Plain UnfrozenInStep FrozenWhole Gan OwnState UnusedByRank AccumulatedByRank NetworkByRank SkippedByRank Tokens
-TokensSkipped MorePasses Large Codebook NoItems Half
+MorePasses Large NoItems
 """
 REPLICATED_BY = {2: ALL, 3: some(OF_THREE, ALL)}
 OF_FOUR = [  # The others need steps that four ranks can divide (so does a mean without the trainer's weights).
@@ -55,7 +55,7 @@ OF_FOUR = [  # The others need steps that four ranks can divide (so does a mean 
     and each.__name__ not in ("OwnLoop", "TwoBackwards")
 ]
 HYBRID_BY = {2: some("TypesOfParts Added", SHARDED), 4: OF_FOUR if "EVERY_CELL" in os.environ else []}
-SHARDED_BY = {2: SHARDED, 3: some("Plain GanInTurn NormedTwice Tied Averaged Recomputing", SHARDED)}
+SHARDED_BY = {2: SHARDED, 3: some("Plain GanInTurn NormedTwice Tied", SHARDED)}
 WRONG_BY = {2: WRONG, 3: some("SecondPass NoStep OtherOrder WeightOfOne", WRONG)}
 # A step depends on more than the weights and what their optimizer has kept: on what steps have done before the cut, on
 # its place in the epoch; or what is saved has another form.
@@ -119,7 +119,7 @@ def outcome(situation: type[Situation], root: Path, world: World, strategy: str)
     whole = cut = attempted(situation, world.size, **options)
     if "error" in whole:
         return whole
-    if situation in ARE_RESUMED:
+    if situation in ARE_RESUMED and (world.size == 2 or "EVERY_CELL" in os.environ):
         trained(situation, world.size, root=folder, max_steps=CUT, **options)
         cut = trained(situation, world.size, root=folder, **options)
     everywhere = world.gather(whole)
