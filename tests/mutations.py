@@ -896,6 +896,12 @@ MUTATIONS = [
         "generator=None",
         SAMPLERS + "test_in_a_loader_of_ones_own_the_order_is_a_function_of_seed_and_epoch_too",
     ),
+    Mutation(
+        "calls/predict.py",
+        "        predictions.throw(error)\n",
+        "",
+        "calls/test_predict.py::test_what_a_file_cannot_hold_is_named_and_leaves_the_earlier_file",
+    ),
     Mutation("processes/random_order.py", "_ROUNDS = 6", "_ROUNDS = 2", NO_PATTERN),
     Mutation("processes/random_order.py", "_SORTED = 4096", "_SORTED = 4", NO_PATTERN),
     Mutation("processes/random_order.py", "permuted >= self._length).any()", "permuted > self._length).any()", ONCE),

@@ -8,9 +8,9 @@ import itertools
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -37,6 +37,9 @@ _MOST_WAITING = 16
 """The batches of a rank that may wait for the caller."""
 
 
+T = TypeVar("T")
+
+
 class _Prediction(NamedTuple):
     """What `predict_step` returned for a batch, on the CPU.
 
@@ -51,7 +54,7 @@ class _Prediction(NamedTuple):
     output: Any
 
 
-def predict(call: Call, checkpoint: Checkpoint) -> Iterator[tuple[Tensor, Any]]:
+def predict(call: Call, checkpoint: Checkpoint) -> Generator[tuple[Tensor, Any], None, None]:
     """Yield indices and output of each batch; see `Trainer.predict`.
 
     Args:
@@ -67,18 +70,33 @@ def predict_to_file(call: Call, checkpoint: Checkpoint, path: str | os.PathLike[
     """Write the indices and outputs of all ranks to a file. Arguments as for `predict`. Call on every rank."""
     file = call.directory / path
     if call.processes > 1:
-        written = write_outputs(predict(call, checkpoint), file)
+        with _ended(predict(call, checkpoint)) as outputs:
+            written = write_outputs(outputs, file)
         with RunLog(None, call.options.log_level):  # The processes had their own.
             logger.info("wrote %s: %s", path, written)
         return
-    with here(call) as (session, _):
-        predictions = _numbered(_run(session, checkpoint, gathers=True))
+    with here(call) as (session, _), _ended(_run(session, checkpoint, gathers=True)) as run:
+        predictions = _numbered(run)
         if session.world.is_main:
             written = write_outputs(predictions, file)
             logger.info("wrote %s: %s", path, written)
         else:
             next(predictions, None)  # This rank takes part, and rank 0 gets all.
         session.world.barrier()  # The file exists before any rank goes on.
+
+
+@contextlib.contextmanager
+def _ended(predictions: Generator[T, None, None]) -> Iterator[Iterator[T]]:
+    """A context whose error ends the predictions too, at once.
+
+    The traceback of the error holds them, so that they would end when the garbage is collected, which may be while
+    PyTorch holds the lock of a random generator that they then wait for.
+    """
+    try:
+        yield predictions
+    except BaseException as error:
+        predictions.throw(error)
+        raise
 
 
 def _predict_here(call: Call, checkpoint: Checkpoint) -> Iterator[_Prediction]:
@@ -107,7 +125,7 @@ def _leave_outputs(session: Session, shutdown: GracefulShutdown, *, checkpoint: 
     (writer or OutputWriter(folder, session.world.rank, None)).close()
 
 
-def _run(session: Session, checkpoint: Checkpoint, *, gathers: bool = False) -> Iterator[_Prediction]:
+def _run(session: Session, checkpoint: Checkpoint, *, gathers: bool = False) -> Generator[_Prediction, None, None]:
     """Set the model up, and yield what it predicts. Call on every rank.
 
     The caller's code runs between the outputs, so the random numbers, the gradient mode and the flags of a prediction

@@ -1,5 +1,7 @@
 """Predicting: what comes, in which order, what the caller sees of it, and the file."""
 
+import gc
+import inspect
 import multiprocessing
 import resource
 import time
@@ -216,8 +218,11 @@ def test_what_a_file_cannot_hold_is_named_and_leaves_the_earlier_file(
 ) -> None:
     path = tmp_path / "p.pth"
     path.write_bytes(b"earlier")
-    with pytest.raises(error, match=match):
+    with pytest.raises(error, match=match) as caught:
         quiet().write_predictions(Returning(function), predict_split(), path)
+    generators = [each for each in gc.get_objects() if inspect.isgenerator(each) and each.gi_code.co_name == "_run"]
+    assert caught.traceback
+    assert not any(each.gi_frame for each in generators)  # None is left to end when the garbage is collected.
     assert [(each.name, each.read_bytes()) for each in tmp_path.iterdir()] == [("p.pth", b"earlier")]
 
 
