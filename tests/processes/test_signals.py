@@ -3,7 +3,7 @@
 import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,14 @@ def calls(root: Path, **options: Any) -> dict[str, Callable[[Signalled], Any]]:
     }
 
 
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """Handle SIGINT, which is ignored in what a shell has started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", HANDLED)
 def test_outside_of_a_training_a_signal_ends_any_call_at_once_and_sigusr1_only_if_it_stops(
     tmp_path: Path, number: signal.Signals
@@ -128,8 +136,11 @@ SAMPLE = [
 
 
 @pytest.mark.parametrize("trial", SAMPLE, ids=str)
-def test_a_call_that_is_interrupted_from_outside_ends_as_the_table_says(trial: signals.Trial, tmp_path: Path) -> None:
+def test_a_call_that_is_interrupted_from_outside_ends_as_the_table_says(
+    trial: signals.Trial, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """A sample; `python tests/signals.py 100` does as many as you like."""
-    signals.prepared("fit", tmp_path)
-    _, found = signals.run(trial, tmp_path, 3.0 * scripts.SLOWNESS / scripts.LEEWAY)
+    folder = tmp_path_factory.mktemp("s")  # Sockets in it have at most 107 characters.
+    signals.prepared("fit", folder)
+    _, found = signals.run(trial, folder, 3.0 * scripts.SLOWNESS / scripts.LEEWAY)
     assert found == ""
