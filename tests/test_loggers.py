@@ -519,8 +519,12 @@ def test_a_logger_is_told_that_the_rows_of_a_start_between_were_of_another_confi
 
     made = []
     run(tmp_path, Noting(), 4, Rated(0.01))
+    config = tmp_path / "tiny" / "config.json"
     for rate in (0.5, 0.01, 0.01):  # The second goes back to the rate of the checkpoint, and not of the rows after it.
         made.append(Branching())
+        text = config.read_text()
+        config.write_text(text.replace('"processes": 1', '"processes": 2'))  # Their number changes no row.
+        assert config.read_text() != text
         with pytest.raises(RuntimeError, match="before a checkpoint"):
             run(tmp_path, made[-1], 8, Failing(rate))
     assert [each.calls[0] for each in made] == [("rewind", 4), ("branch", 4), ("rewind", 4)]

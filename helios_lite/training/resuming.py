@@ -232,9 +232,11 @@ def _began_otherwise(session: Session) -> bool:
         return False
     try:
         last = json.loads((session.folder / "config.json").read_text(encoding="utf-8"))
-        now = json.loads(json.dumps({"hparams": session.model.hparams, **session.tables}, default=str))
-        options = changed_options(last["trainer"], json.loads(json.dumps(session.options.config(), default=str)))
-        return any(last[name] != value for name, value in now.items()) or not OF_THE_END.issuperset(options)
+        config, hparams = session.options.config(), session.model.hparams
+        config, hparams, tables = json.loads(json.dumps([config, hparams, session.tables], default=str))
+        changes = [*changed_numbers(last["made"], tables["made"]), *changes_of_run(last, tables, is_inside_epoch=False)]
+        is_same_training = OF_THE_END.issuperset(changed_options(last["trainer"], config))
+        return bool(changes) or last["hparams"] != hparams or not is_same_training
     except (OSError, ValueError, LookupError, TypeError):
         return False  # There is none, or it is damaged.
 
