@@ -902,6 +902,12 @@ MUTATIONS = [
         "",
         "calls/test_predict.py::test_what_a_file_cannot_hold_is_named_and_leaves_the_earlier_file",
     ),
+    Mutation(
+        "processes/rng.py",
+        "    gc.disable()\n",
+        "",
+        "processes/test_rng.py::test_what_is_collected_while_a_state_is_asked_for_may_ask_for_it_too",
+    ),
     Mutation("processes/random_order.py", "_ROUNDS = 6", "_ROUNDS = 2", NO_PATTERN),
     Mutation("processes/random_order.py", "_SORTED = 4096", "_SORTED = 4", NO_PATTERN),
     Mutation("processes/random_order.py", "permuted >= self._length).any()", "permuted > self._length).any()", ONCE),

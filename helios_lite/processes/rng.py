@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import random
 import sys
 from collections.abc import Iterator
@@ -57,13 +58,28 @@ def get_state(device: torch.device) -> dict[str, Any]:
         device: the accelerator whose RNG state is included; the CPU adds nothing.
     """
     version, words, gauss = random.getstate()
-    state: dict[str, Any] = {"torch": torch.get_rng_state(), "random": [version, torch.tensor(words), gauss]}
+    state: dict[str, Any] = {"torch": _torch_state(), "random": [version, torch.tensor(words), gauss]}
     if device.type != "cpu":
-        state[device.type] = torch.get_device_module(device).get_rng_state()
+        state[device.type] = _torch_state(torch.get_device_module(device))
     if "numpy" in sys.modules:
         name, keys, *rest = sys.modules["numpy"].random.get_state()
         state["numpy"] = [name, torch.tensor(keys.tolist()), *rest]
     return state
+
+
+def _torch_state(module: Any = torch, *index: int) -> torch.Tensor:
+    """Return the RNG state of torch, or of the module of a device, without collecting garbage meanwhile.
+
+    PyTorch makes the tensor while it holds the lock of the generator. What is collected then, such as a prediction that
+    its caller has dropped, would wait for the lock for ever if it asks for the state in its turn.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return module.get_rng_state(*index)  # type: ignore[no-any-return]
+    finally:
+        if collects:
+            gc.enable()
 
 
 def set_state(state: dict[str, Any], device: torch.device) -> None:
@@ -101,7 +117,7 @@ def callers_rng() -> Iterator[None]:
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     module: Any = None if accelerator is None else torch.get_device_module(accelerator)
     was_used = module is not None and getattr(module, "is_initialized", lambda: True)()
-    states = [module.get_rng_state(i) for i in range(module.device_count())] if was_used else []
+    states = [_torch_state(module, i) for i in range(module.device_count())] if was_used else []
     had_numpy = "numpy" in sys.modules
     try:
         with fork_rng(torch.device("cpu")):
@@ -123,9 +139,9 @@ def fork_rng(device: torch.device) -> Iterator[None]:
         device: the accelerator whose RNG state is restored too.
     """
     numpy = sys.modules.get("numpy")
-    torch_state, random_state = torch.get_rng_state(), random.getstate()
+    torch_state, random_state = _torch_state(), random.getstate()
     numpy_state = None if numpy is None else numpy.random.get_state()
-    device_state = None if device.type == "cpu" else torch.get_device_module(device).get_rng_state()
+    device_state = None if device.type == "cpu" else _torch_state(torch.get_device_module(device))
     try:
         yield
     finally:

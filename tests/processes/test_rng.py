@@ -156,3 +156,32 @@ print(sorted(state), "numpy" in sys.modules)
 """
     done = scripts.run("-c", script, new_interpreter=True)
     assert (done.stdout, done.stderr) == ("['random', 'torch'] False\n", "")
+
+
+def test_what_is_collected_while_a_state_is_asked_for_may_ask_for_it_too() -> None:
+    script = """
+import numpy.random, torch
+from helios_lite.processes import rng
+
+CPU = torch.device("cpu")
+
+def dropped():
+    try:
+        yield
+    finally:
+        with rng.fork_rng(CPU):
+            print("collected")
+
+kept = []
+for i in range(300):  # A collection begins at any of the objects that `fork_rng` makes.
+    cycle = [dropped()]
+    next(cycle[0])
+    cycle.append(cycle)
+    del cycle
+    kept += [[] for _ in range(680 + i % 41)]
+    with rng.fork_rng(CPU):
+        pass
+"""
+    done = scripts.run("-c", script)
+    assert done.stdout.count("collected") > 200
+    assert done.stderr == ""
