@@ -1,6 +1,7 @@
 import gc
 import importlib.util
 import os
+import random
 import time
 import uuid
 from pathlib import Path
@@ -77,7 +78,12 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip here what lacks something, and not by marks, so that the summary has one line for all of one kind."""
+    """Give each test the same random numbers, whichever ran before it in the process.
+
+    And skip here what lacks something, and not by marks, so that the summary has one line for all of one kind.
+    """
+    torch.manual_seed(0)
+    random.seed(0)
     if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
         pytest.skip("there is no CUDA device")
     if item.get_closest_marker("loggers") is not None and not HAS_LOGGERS:

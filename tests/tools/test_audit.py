@@ -271,7 +271,8 @@ def test_a_history_without_an_end_grows_and_a_bounded_one_does_not() -> None:
 
 
 def test_samples_have_in_common_only_what_is_not_by_chance() -> None:
-    series, generator = torch.randn(200).cumsum(0), torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    series = torch.randn(200, generator=generator).cumsum(0)
     windows = [(series[i : i + 12], series[i + 11]) for i in range(100)]
     assert target_in_input(windows) == "the target is element 11 of the 12 of part 0"
     assert target_in_input([(x, x) for x, _ in windows]) == ""  # An autoencoder.
