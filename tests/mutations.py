@@ -931,6 +931,10 @@ MUTATIONS = [
     ),
     Mutation("loading/sample_order.py", "world.size)[world.rank]", "world.size)[0]", ANY_RANKS),
     Mutation("loading/sample_order.py", "len(parts[i]) + 1) // 2", "len(parts[i]) + 1)", ANY_RANKS),
+    Mutation("loading/sample_order.py", "if i < full:", "if True:", ANY_RANKS),
+    Mutation("loading/sample_order.py", "low += rank * size  #", "low += rank  #", ANY_RANKS),
+    Mutation("loading/sample_order.py", "rank * each + min(rank, more)", "rank * (each + 1)", ANY_RANKS),
+    Mutation("loading/sample_order.py", "len(self) if self._is_dealt else self._remaining", "self._remaining", AS_ONE),
     Mutation(
         "loading/sample_order.py",
         "parts = [list(batch) for batch in batches if len(batch) > 0]",

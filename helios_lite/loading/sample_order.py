@@ -191,15 +191,17 @@ class BatchPlan:
 
     def _bounds(self, first: int) -> Iterator[tuple[int, int]]:
         """Yield the places in the order of each batch of this rank, from a batch on."""
-        rank = self._world.rank
+        rank, size = self._world.rank, self._batch_size
+        full = len(self) if self._is_dealt else self._remaining // self._global_batch_size
         for i in range(first, len(self)):
-            if self._is_dealt:
-                of_others, size = rank * self._batch_size, self._batch_size  # The end of the order cuts the last one.
+            low = self._start + i * self._global_batch_size
+            if i < full:
+                low += rank * size  # The end of the order cuts the last batch that is dealt.
+                yield low, low + size
             else:
                 each, more = divmod(self.samples(i), self._world.size)
-                of_others, size = rank * each + min(rank, more), each + (rank < more)
-            low = self._start + i * self._global_batch_size + of_others
-            yield low, low + size
+                low += rank * each + min(rank, more)
+                yield low, low + each + (rank < more)
 
 
 class DealtBatches:
