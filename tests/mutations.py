@@ -263,6 +263,7 @@ SITE = "test_site.py::"
 SCHEDULES = "test_schedules.py::"
 SAMPLERS = "test_samplers.py::"
 LITTLE_PADDING = SAMPLERS + "test_little_is_padded_and_batches_have_other_samples_in_every_epoch"
+CONSECUTIVE = "test_data.py::test_the_batches_of_all_ranks_are_consecutive_parts_of_the_order"
 ANY_RANKS = SAMPLERS + "test_any_number_of_ranks_goes_on_from_any_position_with_every_index_once"
 FORMULA = SCHEDULES + "test_every_step_has_the_learning_rate_of_the_formula_in_every_group"
 PLAIN_SCHEDULER = SCHEDULES + "test_a_scheduler_holds_plain_data_and_can_be_copied_and_sent"
@@ -931,10 +932,12 @@ MUTATIONS = [
     ),
     Mutation("loading/sample_order.py", "world.size)[world.rank]", "world.size)[0]", ANY_RANKS),
     Mutation("loading/sample_order.py", "len(parts[i]) + 1) // 2", "len(parts[i]) + 1)", ANY_RANKS),
-    Mutation("loading/sample_order.py", "if i < full:", "if True:", ANY_RANKS),
-    Mutation("loading/sample_order.py", "low += rank * size  #", "low += rank  #", ANY_RANKS),
-    Mutation("loading/sample_order.py", "rank * each + min(rank, more)", "rank * (each + 1)", ANY_RANKS),
-    Mutation("loading/sample_order.py", "len(self) if self._is_dealt else self._remaining", "self._remaining", AS_ONE),
+    Mutation("loading/sample_order.py", "if i < full:", "if True:", CONSECUTIVE),
+    Mutation("loading/sample_order.py", "low += rank * size  #", "low += rank  #", CONSECUTIVE),
+    Mutation("loading/sample_order.py", "rank * each + min(rank, more)", "rank * (each + 1)", CONSECUTIVE),
+    Mutation(
+        "loading/sample_order.py", "len(self) if self._is_dealt else self._remaining", "self._remaining", CONSECUTIVE
+    ),
     Mutation(
         "loading/sample_order.py",
         "parts = [list(batch) for batch in batches if len(batch) > 0]",

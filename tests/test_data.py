@@ -1,5 +1,6 @@
 """What a user says of the data: the options of a Split, and the DataModule."""
 
+import itertools
 import random
 
 import numpy
@@ -11,6 +12,8 @@ from torch.utils.data import (
 )
 
 from helios_lite import DataModule, Split
+from helios_lite.loading.sample_order import BatchPlan
+from helios_lite.processes.world import World
 
 
 @pytest.mark.parametrize(
@@ -160,6 +163,28 @@ def test_a_loop_by_hand_can_read_what_a_run_reads(shuffle):
         random.seed(seed)
         numpy.random.seed(seed & 0xFFFFFFFF)
         assert torch.equal(Drawing(10)[index][1], drawn)
+
+
+@pytest.mark.parametrize("is_dealt", [False, True])
+def test_the_batches_of_all_ranks_are_consecutive_parts_of_the_order(is_dealt):
+    """And as equal as can be, so that each rank has a part of each step; if they are dealt, they are those of one."""
+    for length, size, start in itertools.product(range(1, 30), (1, 2, 3), (0, 4)):
+        plans = [
+            BatchPlan(range(length), start, 3, False, World(rank, size=size), is_dealt=is_dealt) for rank in range(size)
+        ]
+        batches = [batch for step in itertools.zip_longest(*map(list, plans), fillvalue=[]) for batch in step]
+        left = (max(0, length - start) % (3 * size)) if not is_dealt else 0
+        read = range(start, length - left if left < size else length)
+        assert [index for batch in batches for index in batch] == list(read)
+        if is_dealt:
+            assert [batch for batch in batches if batch] == [list(read[i : i + 3]) for i in range(0, len(read), 3)]
+        else:
+            for step in range(0, len(batches), size):
+                lengths = [len(batch) for batch in batches[step : step + size]]
+                assert max(lengths) - min(lengths) <= 1 <= min(lengths)
+        for plan, first in itertools.product(plans, (0, 1)):
+            assert [part.tolist() for part in plan.tensors(first)] == list(plan)[first:]
+            assert [plan.size(i) for i in range(len(plan))] == [len(batch) for batch in plan]
 
 
 def test_a_split_with_a_sampler_has_no_order_of_its_own():
