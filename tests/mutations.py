@@ -216,6 +216,8 @@ CLUSTERS = "processes/test_clusters.py::"
 ANY_CALL = CLUSTERS + "test_sigusr1_outside_of_the_training_does_nothing_in_any_call"
 LAUNCHED_REPLAY = "calls/test_replay.py::test_launched_processes_replay_a_step_or_its_cause_and_their_weights_come_back"
 HANGS = "processes/test_hangs.py::"
+GROUP_LIMITS = HANGS + "test_while_it_is_watched_ranks_wait_without_the_limit_of_pytorch_and_with_one_of_their_own"
+HELD = HANGS + "test_a_rank_that_has_failed_is_not_held_by_the_destruction_of_process_groups"
 DIFF = "tools/test_diff.py::test_a_planted_difference_is_named"
 SHARDED = "checkpoints/test_sharded.py::"
 ONE_RANK_CANNOT = "test_a_checkpoint_that_one_rank_alone_cannot_read_is_an_error_on_all"
@@ -4181,10 +4183,29 @@ MUTATIONS = [
     ),
     Mutation(
         "processes/hang_watch.py",
-        'waits |= _is_in(frames[0], os.path.join(_PACKAGE, "networks", "gradient_reducer.py"))',
-        "pass",
+        '        "networks",\n',
+        "",
         "processes/test_hangs.py::test_the_rank_that_the_others_wait_for_is_named_and_a_restart_helps",
     ),
+    # A rank that waits for a device; a training in a thread; limits of process groups, and what they hold.
+    Mutation(
+        "processes/hang_watch.py",
+        '        "processes/devices.py",\n',
+        "",
+        HANGS + "test_a_rank_that_waits_for_a_device_is_not_the_one_that_the_others_wait_for",
+    ),
+    Mutation(
+        "processes/hang_watch.py",
+        "own = stand_of(self._world.rank, self._watched)",
+        "own = stand_of(self._world.rank, threading.main_thread().ident or 0)",
+        HANGS + "test_the_line_that_hangs_is_named_and_the_run_fails",
+    ),
+    Mutation("processes/hang_watch.py", "limit_waiting(False)  # In groups", "pass  # In groups", GROUP_LIMITS),
+    Mutation("processes/hang_watch.py", "limit_waiting(True)", "pass", GROUP_LIMITS),
+    Mutation("processes/world.py", "if backend.options._timeout == before:", "if True:", GROUP_LIMITS),
+    Mutation("processes/world.py", "            _has_failed.set()", "            pass", HELD),
+    Mutation("processes/world.py", "if _has_failed.is_set():", "if True:", HELD),
+    Mutation("calls/launching.py", "        ending_after_failure(),\n", "", HELD),
     Mutation(
         "networks/gradient_reducer.py",
         "self._averaged.pop(id(p), None) is not p.grad",

@@ -37,7 +37,7 @@ from helios_lite.processes.launch import launch
 from helios_lite.processes.output import guarded_output
 from helios_lite.processes.signals import GracefulShutdown
 from helios_lite.processes.worker import WorkerInterrupted, leave_error
-from helios_lite.processes.world import World
+from helios_lite.processes.world import World, ending_after_failure
 from helios_lite.training.cleanup import cleanup
 from helios_lite.training.run_loggers import RunLoggers, report_failure
 from helios_lite.training.session import Session, checkpoint_folder, open_session, run_folder
@@ -174,6 +174,7 @@ def here(call: Call, *, is_worker: bool = False) -> Iterator[tuple[Session, Grac
         guarded_output(),
         alone(call, is_worker=is_worker),
         status,
+        ending_after_failure(),
         watch,
         open_session(
             options,

@@ -17,27 +17,44 @@ from collections.abc import Callable, Iterator
 from multiprocessing import active_children
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
 
 from helios_lite.file_errors import follow_no_link
 from helios_lite.processes.output import write_stacks, write_stderr
 from helios_lite.processes.peers import SECONDS_FOR_FILES, exit_now, process_state, within
-from helios_lite.processes.world import World, is_launched
+from helios_lite.processes.world import World, is_launched, limit_waiting
 
 _PACKAGE = str(Path(__file__).parents[1])
 _TORCH = str(Path(torch.__file__).parent)
-_LIBRARIES = tuple({_PACKAGE, *(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))})
+_LIBRARIES = ("<frozen", *{_PACKAGE, *(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))})
+_COMPUTING = tuple(
+    os.path.join(_PACKAGE, *name.split("/"))
+    for name in (
+        "networks",
+        "model_internals",
+        "metrics/accumulator.py",
+        "metrics/measurements.py",
+        "metrics/metric_objects.py",
+        "metrics/score_tables.py",
+        "processes/devices.py",
+        "processes/rng.py",
+        "checkpoints/snapshot.py",
+    )
+)
+"""What this package computes with tensors. It takes no time: who stands there waits for a device."""
 
 
 class Stand(NamedTuple):
-    """Where the main thread of a rank stands.
+    """Where the training of a rank stands.
 
     Attributes:
         rank, host, pid: of the process.
-        waits: whether it probably waits for other ranks: in a collective, or at the end of a backward pass.
-        place: the innermost line of the user's code, of this package if there is none, with what it waits for.
+        waits: whether it probably waits for other ranks: in a collective, at the end of a backward pass, or for a
+            device, which may wait for them.
+        place: the innermost line of the user's code, of this package if there is none, with what it waits for, and with
+            the thread if it is not the main one.
     """
 
     rank: int
@@ -58,8 +75,11 @@ class HangWatch:
     """A context in which a thread of each rank watches whether the run goes on, once `start` was called.
 
     When nothing has moved for too long, each rank writes the stacks of all its threads, also of its loading processes,
-    and where its main thread stands. The first rank that can names those that the others wait for on stderr. Then all
-    exit with status 1, whatever their main threads do.
+    and where its training stands. The first rank that can names those that the others wait for on stderr. Then all
+    exit with status 1, whatever their threads do.
+
+    While it watches, the ranks wait for each other without the limits of PyTorch's process groups. These would end the
+    run before it has said where the ranks stand, and count time in which a job is stopped.
 
     Args:
         seconds: the longest time without progress; None watches nothing.
@@ -75,6 +95,7 @@ class HangWatch:
         self._progress: Callable[[], float] = lambda: 0
         self._message: Callable[[], str | None] = lambda: None
         self._peers: list[tuple[str, int]] = []
+        self._watched = threading.get_ident()
 
     def __enter__(self) -> Self:
         return self
@@ -85,6 +106,8 @@ class HangWatch:
         self._done.set()
         if self._thread is not None:
             self._thread.join()
+        if self._seconds is not None:
+            limit_waiting(True)
 
     def start(
         self,
@@ -93,7 +116,7 @@ class HangWatch:
         progress: Callable[[], float],
         message: Callable[[], str | None] = lambda: None,
     ) -> None:
-        """Watch from now on. Call on every rank.
+        """Watch this thread from now on. Call on every rank.
 
         Args:
             world: the ranks.
@@ -105,6 +128,8 @@ class HangWatch:
             return
         self._world, self._folder, self._progress = world, folder, progress
         self._message = message
+        self._watched = threading.get_ident()
+        limit_waiting(False)
         self._peers = world.gather((socket.gethostname(), os.getpid()))
         self._thread = threading.Thread(target=self._watch, args=(self._seconds,), name="hang_watch", daemon=True)
         self._thread.start()
@@ -113,6 +138,7 @@ class HangWatch:
         pause = min(1.0, seconds / 10)
         idle, polled, seen = 0.0, time.monotonic(), self._progress()
         while not self._done.wait(pause):
+            limit_waiting(False)  # In groups that were made meanwhile, too.
             now, progress = time.monotonic(), self._progress()
             # Time in which this process was stopped too, as by Ctrl-Z, does not count.
             idle, polled = idle + min(now - polled, 2 * pause), now
@@ -122,7 +148,7 @@ class HangWatch:
                 self._speak(seconds)
 
     def _speak(self, seconds: float) -> None:
-        own = stand_of(self._world.rank)
+        own = stand_of(self._world.rank, self._watched)
         if (message := self._message()) is not None:
             own = own._replace(place=f"{own.place}; last it {message}")
         stands = self._exchange(own)
@@ -134,7 +160,8 @@ class HangWatch:
         text = f"no progress for {seconds:g} seconds (hang_minutes); the stacks of all threads are {where}"
         text = "\n  ".join([text, *self._sentences(stands)])
         write_stderr(f"{text}\n")
-        within(SECONDS_FOR_FILES, self._fail, TimeoutError(text), "".join(traceback.format_stack(_main_frame())))
+        stack = "".join(traceback.format_stack(_frame_of(self._watched)))
+        within(SECONDS_FOR_FILES, self._fail, TimeoutError(text), stack)
         exit_now(1)
 
     def _exchange(self, own: Stand) -> list[Stand]:
@@ -178,10 +205,10 @@ class HangWatch:
             yield f"rank {stand.rank} (process {stand.pid} on {stand.host}) {verb} in {stand.place}"
 
 
-def stand_of(rank: int) -> Stand:
-    """Return where the main thread of this process stands."""
+def stand_of(rank: int, thread: int) -> Stand:
+    """Return where the thread with this identifier stands, that of the training."""
     frames = []
-    frame: FrameType | None = _main_frame()
+    frame: FrameType | None = _frame_of(thread)
     while frame is not None:
         frames.append(frame)
         frame = frame.f_back
@@ -190,8 +217,8 @@ def stand_of(rank: int) -> Stand:
         frames = frames[: frames.index(ours[-1]) + 1]
     # For the gradients of the others a rank waits at the end of a backward pass: those of a device in another thread.
     waits = any(_is_in(frame, os.path.join(_TORCH, "distributed")) for frame in frames)
-    waits |= _is_in(frames[0], os.path.join(_PACKAGE, "networks", "gradient_reducer.py"))
     waits |= _is_in(frames[0], os.path.join(_TORCH, "autograd"))
+    waits |= _is_in(next((frame for frame in frames if not _is_in(frame, _TORCH)), frames[0]), *_COMPUTING)
     loads = any(_is_in(frame, os.path.join(_TORCH, "utils", "data")) for frame in frames)
     users = [frame for frame in frames if not _is_in(frame, *_LIBRARIES)]
     is_inside = bool(users) and (not ours or frames.index(users[0]) < frames.index(ours[0]))
@@ -201,6 +228,8 @@ def stand_of(rank: int) -> Stand:
         place += f", called in {_line_of(users[0])}"
     if loads and not is_inside:
         place = f"the loader of a split, whose processes have written their stacks to stderr; {place}"
+    if thread != threading.main_thread().ident:
+        place += f", in the thread {next((each.name for each in threading.enumerate() if each.ident == thread), '?')}"
     return Stand(rank, socket.gethostname(), os.getpid(), waits, place)
 
 
@@ -208,12 +237,13 @@ def _line_of(frame: FrameType) -> str:
     return f"{frame.f_code.co_name} ({frame.f_code.co_filename}:{frame.f_lineno})"
 
 
-def _main_frame() -> Any:
-    return sys._current_frames()[threading.main_thread().ident or 0]
+def _frame_of(thread: int) -> FrameType:
+    frames = sys._current_frames()  # An iterator of `predict` may be in another thread than the one that has begun it.
+    return frames.get(thread) or frames[threading.main_thread().ident or 0]
 
 
 def _is_in(frame: FrameType, *folders: str) -> bool:
-    return frame.f_code.co_filename.startswith(folders) or frame.f_code.co_filename.startswith("<frozen")
+    return frame.f_code.co_filename.startswith(folders)
 
 
 def _read(folder: Path, peers: list[tuple[str, int]]) -> Iterator[Stand]:

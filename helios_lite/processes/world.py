@@ -6,19 +6,29 @@ Methods marked "call on every rank" are collective: if one rank does not call th
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
+import datetime
+import faulthandler
 import os
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from helios_lite.processes.output import flush_output
+
 T = TypeVar("T")
 PARENT = "HELIOS_LITE_PARENT"
 """The environment variable with the process that launched this one, set if a trainer did so and not torchrun."""
+
+_WITHOUT_LIMIT = datetime.timedelta(days=365)
+_SECONDS_TO_END = 3.0  # The program of a rank that has failed, with its process groups.
+_has_failed = threading.Event()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +120,44 @@ def join_world(device_type: str) -> World:
     return World(dist.get_rank(), int(os.environ.get("LOCAL_RANK", "0")), size, local_size)
 
 
+def limit_waiting(is_limited: bool) -> None:
+    """Let this process wait for the others with the limits of PyTorch, or as long as it takes, in all groups.
+
+    A group that was made with a limit of its own keeps it.
+    """
+    for group in list(dist.distributed_c10d._world.pg_map) if dist.is_initialized() else ():
+        for device in group._device_types:
+            with contextlib.suppress(AttributeError, RuntimeError, ValueError):  # Its backend has none that can be set.
+                backend: Any = group._get_backend(device)
+                default = dist.distributed_c10d._get_default_timeout(backend.name())
+                before, after = (_WITHOUT_LIMIT, default) if is_limited else (default, _WITHOUT_LIMIT)
+                if backend.options._timeout == before:
+                    backend._set_default_timeout(after)
+
+
+@contextlib.contextmanager
+def ending_after_failure() -> Iterator[None]:
+    """A context after whose error this process does not wait for the others for long when it ends.
+
+    They may wait for it, in a step that it has not finished, and destroying the process groups would wait for that.
+    """
+    _has_failed.clear()
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, GeneratorExit):  # Who no longer wants the results of `predict`.
+            _has_failed.set()
+        raise
+
+
 def _destroy_process_group() -> None:
     if dist.is_initialized():
+        if _has_failed.is_set():
+            # Exits with status 1, by a thread in C: Python starts none at its end. Where the program still refers to a
+            # group, that is destroyed later.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            faulthandler.dump_traceback_later(_SECONDS_TO_END, exit=True, file=nowhere)
+            flush_output()
         dist.destroy_process_group()
         # The thread of gloo that sent the last tensor releases it only now and needs the interpreter for that. If the
         # interpreter is shutting down, the process aborts ("terminate called without an active exception").

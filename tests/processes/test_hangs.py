@@ -1,9 +1,12 @@
 """A run that makes no progress says where every rank stands, and ends as a failure."""
 
+import contextlib
+import datetime
 import gc
 import logging
 import multiprocessing
 import os
+import queue
 import re
 import signal
 import subprocess
@@ -12,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +27,9 @@ from helpers.processes import deadline
 from helpers.rows import read_status
 
 from helios_lite import DataModule, Split
-from helios_lite.processes.hang_watch import HangWatch, hang_seconds
+from helios_lite.processes import world
+from helios_lite.processes.devices import DeviceMover
+from helios_lite.processes.hang_watch import HangWatch, hang_seconds, stand_of
 from helios_lite.processes.world import World
 
 TESTS = Path(__file__).parents[1]
@@ -81,6 +87,12 @@ def in_step(root: Path) -> None:
     quiet(max_epochs=1, root=root, hang_minutes=MINUTES).fit(Sleeper("train_step"), data(train=40))
 
 
+def in_thread(root: Path) -> None:
+    thread = threading.Thread(target=in_step, args=(root,), name="trains")
+    thread.start()
+    thread.join()
+
+
 def in_getitem(root: Path) -> None:
     datamodule = DataModule(train=Split(SleepingData(40, 9), batch_size=4))
     quiet(max_epochs=1, root=root, hang_minutes=MINUTES).fit(Tiny(), datamodule)
@@ -122,6 +134,7 @@ def in_the_caller_of_predict(root: Path) -> None:
 
 PLACES: dict[Callable[[Path], None], str | None] = {
     in_step: r"sleep_at \(.*test_hangs.py:\d+\)",
+    in_thread: r"sleep_at \(.*test_hangs.py:\d+\), in the thread trains",
     in_getitem: r"__getitem__ \(.*test_hangs.py:\d+\)",
     in_loading_process: r"the loader of a split, whose processes have written their stacks to stderr",
     in_teardown: r"teardown \(.*test_hangs.py:\d+\)",
@@ -267,9 +280,9 @@ from helpers.models import Tiny, data, quiet
 
 class Stopped(Tiny):
     def train_step(self, batch, state):
-        super().train_step(batch, state)
         if state.step == 2 and self.global_rank == 1:
-            os.kill(os.getpid(), signal.SIGSTOP)
+            os.kill(os.getpid(), signal.SIGSTOP)  # Before it takes part in what the other rank gathers.
+        super().train_step(batch, state)
 
 options = {"accelerator": "cpu", "hang_minutes": 0.1, "strategy": "fsdp"}
 quiet(max_epochs=1, root="runs", **options).fit(Stopped(), data(train=40, batch_size=2))
@@ -320,6 +333,72 @@ def test_ranks_that_a_program_starts_with_torch_elastic_are_told_apart(tmp_path:
     said = scripts.run("train.py", cwd=tmp_path, env=path, check=False).stderr
     assert re.search(r"rank 1 \(process \d+ on .*\) stands in train_step \(", said)
     assert re.search(r"rank 0 \(process \d+ on .*\) waits in ", said)
+
+
+def test_a_rank_that_waits_for_a_device_is_not_the_one_that_the_others_wait_for() -> None:
+    """Here a queue stands for it: Python code of this package calls it, and it answers when it is ready."""
+    device: Any = queue.SimpleQueue()
+    move = DeviceMover(torch.device("cpu"))
+    thread = threading.Thread(target=lambda: move(SimpleNamespace(to=device.get)), name="trains")
+    thread.start()
+    try:
+        with deadline(10):
+            while not (stand := stand_of(0, thread.ident or 0)).waits:
+                time.sleep(0.01)
+    finally:
+        device.put(None)
+        thread.join()
+    assert "devices.py" in stand.place
+    assert stand.place.endswith(", in the thread trains")
+
+
+def test_while_it_is_watched_ranks_wait_without_the_limit_of_pytorch_and_with_one_of_their_own() -> None:
+    own = datetime.timedelta(seconds=7)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+
+    def limits() -> list[datetime.timedelta]:
+        return [group._get_backend(torch.device("cpu")).options._timeout for group in groups]
+
+    try:
+        groups = [torch.distributed.new_group([0], timeout=each) for each in (None, own)]
+        before = limits()
+        with HangWatch(0.1 * 60) as watch:
+            watch.start(World(), None, time.monotonic)
+            assert limits()[0] > datetime.timedelta(days=100)
+            assert limits()[1] == own
+            groups.append(torch.distributed.new_group([0]))  # Of the user, in a step.
+            with deadline(10):
+                while limits()[2] != limits()[0]:
+                    time.sleep(0.05)
+        assert limits() == [*before, before[0]]
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+class Fails(Tiny):
+    def train_step(self, batch: Any, state: Any) -> None:
+        raise ZeroDivisionError
+
+
+def end_slowly(model: Tiny) -> None:
+    """Train as a rank, and end as if destroying the process group waited for what other ranks have not sent."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    with contextlib.suppress(ZeroDivisionError):
+        quiet(max_steps=1).fit(model, data())
+    world._destroy_process_group()
+    time.sleep(1000 if isinstance(model, Fails) else 1.0)
+
+
+def test_a_rank_that_has_failed_is_not_held_by_the_destruction_of_process_groups(monkeypatch: Any) -> None:
+    monkeypatch.setattr(world, "_SECONDS_TO_END", 0.2)
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=end_slowly, args=(model,)) for model in (Fails(), Tiny())]
+    with deadline(30):
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join()
+    assert [process.exitcode for process in ranks] == [1, 0]
 
 
 def test_auto_watches_several_processes_only(monkeypatch: Any) -> None:
