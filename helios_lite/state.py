@@ -115,14 +115,15 @@ class FitResult:
     """
     monitor: str | Sequence[str] | None = None
     """The `monitor` of the trainer, whose best value is `state.best_score`."""
-    rows: list[dict[str, float]] | None = dataclasses.field(default=None, compare=False)
+    rows: list[dict[str, Any]] | None = dataclasses.field(default=None, compare=False)
     """The rows of a run without a folder; `history` reads those of others."""
 
     @property
     def history(self) -> list[dict[str, Any]]:
         """The rows of metrics of the run, of earlier starts too, oldest first, as `pandas.DataFrame(...)` takes them.
 
-        Each has "step", "epoch" and "seconds", and metrics by full name. Training rows and validations are rows of
+        Each has "step", "epoch" and "seconds", metrics by full name, and texts that name what has made it
+        ("weights_digest", "samples_digest", "batch_digest"). Training rows and validations are rows of
         their own, and so is what was logged after the last step. They are read from metrics.jsonl, where a value that
         is not finite is None.
         """

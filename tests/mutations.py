@@ -93,6 +93,10 @@ NOT_AGAIN = ADDED + "test_what_cannot_be_made_again_is_said_when_it_happens"
 ORDER = "loading/test_custom_order.py::"
 KEPT_ORDER = ORDER + "test_an_order_that_is_drawn_when_an_epoch_begins_is_kept"
 DRAWN_LATER = ORDER + "test_an_order_that_is_drawn_between_the_numbers_of_the_training_is_a_warning"
+DIGESTED = "metrics/test_digests.py::"
+SEEN_BITS = DIGESTED + "test_a_digest_tells_what_differs_in_a_bit_in_two_signs_or_in_the_order"
+CUT_BETWEEN_ROWS = DIGESTED + "test_a_run_that_was_cut_between_two_rows_has_the_same_rows"
+ROW_DIGESTS = DIGESTED + "test_a_row_has_the_digests_of_its_samples_its_last_batch_and_its_weights"
 NAMED_STATE = STATES + "test_a_value_that_no_checkpoint_can_hold_is_named_before_the_first_step"
 OF_STATE = STATES + "test_wherever_it_is_it_is_named_before_the_first_step"
 CLAIMING = "calls/test_claiming.py::"
@@ -265,8 +269,6 @@ SITE = "test_site.py::"
 SCHEDULES = "test_schedules.py::"
 SAMPLERS = "test_samplers.py::"
 LITTLE_PADDING = SAMPLERS + "test_little_is_padded_and_batches_have_other_samples_in_every_epoch"
-KEEP_BITS = "training/test_optimizer_states.py::test_states_keep_their_data_types_and_their_bits"
-FOLLOW = "training/test_optimizer_states.py::test_states_follow_weights_that_have_another_data_type_now"
 CONSECUTIVE = "test_data.py::test_the_batches_of_all_ranks_are_consecutive_parts_of_the_order"
 ANY_RANKS = SAMPLERS + "test_any_number_of_ranks_goes_on_from_any_position_with_every_index_once"
 FORMULA = SCHEDULES + "test_every_step_has_the_learning_rate_of_the_formula_in_every_group"
@@ -948,16 +950,6 @@ MUTATIONS = [
         "parts = [[index for batch in batches for index in batch]]",
         ANY_RANKS,
     ),
-    # States of optimizers of other data types than their parameters.
-    Mutation("checkpoints/optimizer_states.py", "else saved.to(loaded.device)", "else loaded", KEEP_BITS),
-    Mutation(
-        "checkpoints/optimizer_states.py",
-        "return type(saved)(map(_as_saved, saved, loaded))",
-        "return loaded",
-        KEEP_BITS,
-    ),
-    Mutation("checkpoints/optimizer_states.py", "saved if isinstance(saved, str) else loaded", "loaded", KEEP_BITS),
-    Mutation("checkpoints/optimizer_states.py", "saved_types.get(id(p), p.dtype) == p.dtype", "True", FOLLOW),
     # How many batches an epoch has.
     Mutation("loading/split_loader.py", "if i + 1 < length:", "if False:", FEWER),
     Mutation("loading/iterable_loader.py", "if length is not None and given < length:", "if False:", FEWER),
@@ -2123,7 +2115,7 @@ MUTATIONS = [
     Mutation(
         "training/loop.py",
         """            if should_log or not knows_last:
-                self.log.expect_row()
+                self.log.expect_row(data if should_log else None)
 """,
         """            self.log.expect_row()
 """,
@@ -3487,7 +3479,12 @@ MUTATIONS = [
     Mutation("calls/replay.py", "        root=None,\n", "", REPLAYED),
     Mutation("calls/replay.py", "inspector.unwrap()", "pass", REPLAYED_AGAIN),
     Mutation("calls/step_inspector.py", "        self._write_back(after)\n", "", REPLAYED),
-    Mutation("loading/split_loader.py", "batches - self._num_finished", "batches + 1 - self._num_finished", REPLAYED),
+    Mutation(
+        "loading/split_loader.py",
+        "self._order.tensors(batches - self._num_finished)",
+        "self._order.tensors(batches + 1)",
+        REPLAYED,
+    ),
     Mutation("loading/train_data.py", "self._passes.num_begun() - 1", "self._passes.num_begun()", REPLAYED_STREAM),
     Mutation("model_internals/step_tap.py", "return self._probed is None and bool(", "return bool(", PROBED),
     Mutation("model_internals/step_tap.py", "if self._probe_runs_backward:", "if False:", PROBED),
@@ -3865,7 +3862,7 @@ MUTATIONS = [
     ),
     Mutation(
         "training/training_log.py",
-        "            if resumed_from is None or resumed_from.resolve().parent != own:\n",
+        "            if not is_own:\n",
         "            if False:\n",
         "test_loggers.py::test_a_run_that_goes_on_from_another_folder_has_rows_of_its_own",
     ),
@@ -4950,8 +4947,8 @@ MUTATIONS = [
     ),
     Mutation(
         "loading/train_data.py",
-        "others[name].num_batches - 1 if name in others else num_finished",
-        "num_finished",
+        "others[name].num_batches if name in others else num_begun",
+        "num_begun",
         SEVERAL + "test_a_replayed_step_has_the_samples_of_every_split",
     ),
     Mutation(
@@ -5531,6 +5528,58 @@ MUTATIONS = [
         "self.is_unknown = self._session.options.monitor is not None",
         "self.is_unknown = False",
         RESUME + "test_another_monitor_at_a_resume_starts_its_verdicts_anew",
+    ),
+    # What rows have to tell runs apart.
+    Mutation("metrics/digests.py", "bits ^ (bits >> 32)", "bits", SEEN_BITS),
+    Mutation(
+        "metrics/digests.py",
+        "divmod(start + done, _BLOCK)",
+        "divmod(done, _BLOCK)",
+        DIGESTED + "test_parts_of_a_digest_add_up_wherever_they_are_cut",
+    ),
+    Mutation("metrics/digests.py", "return torch.dot(bits.long(), numbers)", "return bits.long().sum()", SEEN_BITS),
+    Mutation(
+        "metrics/digests.py",
+        "self._total, self._number, self._is_known = (state_dict",
+        "_ = (state_dict",
+        CUT_BETWEEN_ROWS,
+    ),
+    Mutation(
+        "loading/split_loader.py",
+        "                self.add_to_digest(self._num_finished + i + 1)",
+        "                pass",
+        CUT_BETWEEN_ROWS + "[passes]",
+    ),
+    Mutation(
+        "loading/train_data.py",
+        "            self._add_to_digest()\n            own =",
+        "            own =",
+        CUT_BETWEEN_ROWS,
+    ),
+    Mutation(
+        "training/training_log.py",
+        "session.loggers.log_metrics(row,",
+        "session.loggers.log_metrics(with_digests,",
+        ROW_DIGESTS,
+    ),
+    Mutation("training/training_log.py", 'if each["step"] < self._state.step]', "if False]", CUT_BETWEEN_ROWS),
+    Mutation(
+        "loading/sample_order.py",
+        "return self._order[self._start + low : self._start + high]",
+        "return self._order[low:high]",
+        CUT_BETWEEN_ROWS,
+    ),
+    Mutation(
+        "metrics/digests.py",
+        "start + first * row",
+        "start",
+        "networks/test_sharded_networks.py::test_digests_of_rows_do_not_depend_on_how_networks_and_samples_are_divided",
+    ),
+    Mutation(
+        "changes/sources.py",
+        "                pending += imported\n",
+        "",
+        DIGESTED + "test_config_json_names_the_code_of_a_program_and_of_what_it_imports",
     ),
 ]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import platform
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,6 +64,20 @@ def changes_of_run(saved: Mapping[str, Any], now: Mapping[str, Any], *, is_insid
             if name != "processes" and not (is_of_epoch and is_inside_epoch):
                 found.append(f"{name}: {before[name]!r} before, {after[name]!r} now")
     return found
+
+
+def read_starts(path: Path) -> list[dict[str, Any]]:
+    """Return the starts of a run that its config.json has, in order; none if there is no such file, or a damaged one.
+
+    Each has "step" and "checkpoint" (where it goes on; None at the beginning), "weights_digest" (of its first weights),
+    "sources" and "commit" (see `describe_code`), and "environment".
+    """
+    try:
+        starts = json.loads(path.read_bytes())["starts"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+    found = starts if isinstance(starts, list) else []
+    return [each for each in found if isinstance(each, dict) and type(each.get("step")) is int]
 
 
 def describe_split(split: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -177,6 +178,11 @@ class BatchPlan:
         for part in self._cut(self._order):
             yield part.tolist() if isinstance(part, Tensor) else list(part)
 
+    def of_all_ranks(self, first: int, last: int) -> Any:
+        """Return the indices of the batches of all ranks from one up to another, which is left out, in one order."""
+        low, high = (min(i * self._global_batch_size, self._remaining) for i in (first, last))
+        return self._order[self._start + low : self._start + high]
+
     def tensors(self, first: int = 0) -> Iterator[Tensor]:
         """Yield the indices of each batch of this rank as an int64 tensor, from a batch on."""
         order = self._order
@@ -217,6 +223,7 @@ class DealtBatches:
     """
 
     def __init__(self, batches: list[Sequence[int]], world: World, for_training: bool) -> None:
+        self._batches, self._num_ranks = batches, world.size
         complete = len(batches) - len(batches) % world.size if for_training else len(batches)
         self._own = [list(batch) for batch in batches[world.rank : complete : world.size]]
         self._samples = [sum(map(len, batches[i : i + world.size])) for i in range(0, complete, world.size)]
@@ -239,9 +246,29 @@ class DealtBatches:
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self._own)
 
+    def of_all_ranks(self, first: int, last: int) -> list[Any]:
+        """Return the indices of the batches of all ranks from one up to another, which is left out, in one order."""
+        dealt = self._batches[first * self._num_ranks : min(last, len(self)) * self._num_ranks]
+        return [*itertools.chain.from_iterable(dealt)]
+
     def tensors(self, first: int = 0) -> Iterator[Tensor]:
         """Yield the indices of each batch of this rank as an int64 tensor, from a batch on."""
         return (torch.as_tensor(seeding.plain(batch)) for batch in self._own[first:])
+
+
+def as_tensor(indices: Any) -> Tensor | None:
+    """Return a part of an order as an int64 tensor, None if it has something else than integers."""
+    if isinstance(indices, Tensor):
+        return indices
+    if isinstance(indices, RandomOrder):
+        return indices.tensor()
+    if isinstance(indices, range):
+        return torch.arange(indices.start, indices.stop)
+    try:
+        numbers = array("q", map(operator.index, seeding.plain(indices)))
+    except (TypeError, OverflowError):
+        return None
+    return torch.frombuffer(numbers, dtype=torch.int64) if numbers else torch.empty(0, dtype=torch.int64)
 
 
 def _halved(batches: list[Sequence[int]], count: int) -> list[list[int]]:

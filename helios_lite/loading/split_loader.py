@@ -26,6 +26,7 @@ from helios_lite.loading.batches import (
     seed_of_epoch,
 )
 from helios_lite.loading.begun_epoch import BegunEpoch, Changes, digest_of
+from helios_lite.metrics.digests import SampleDigest
 from helios_lite.processes.memory_maps import sent_to_workers
 from helios_lite.processes.signals import SIGNALS, held_back
 from helios_lite.processes.world import World
@@ -64,6 +65,8 @@ class SplitLoader:
         self._seed = seed
         self._order: sample_order.BatchOrder | None = None
         self._num_finished = 0  # Batches before those of the order.
+        self._num_digested = 0  # Batches of the order that are in the digest.
+        self._digest = SampleDigest()
         self._begun: BegunEpoch | None = None
         self._is_restored = False  # Whether that is of a checkpoint, and no epoch was read since.
         self.changes: Changes | None = None
@@ -108,7 +111,7 @@ class SplitLoader:
             raise ValueError(f"the {self._phase} split has no batch: of {self._length} samples {why}")
         self._generator.manual_seed(seed)
         self._sampler.set_epoch_order(order, seed, epoch)
-        self._order, self._num_finished = order, batches
+        self._order, self._num_finished, self._num_digested = order, batches, 0
         read = self._batches(order, window, samples)
         self._open = weakref.ref(read)
         return EpochBatches(read, len(order))
@@ -145,18 +148,40 @@ class SplitLoader:
         assert self._order is not None
         return next(self._order.tensors(batches - self._num_finished)).clone()
 
+    def add_to_digest(self, batches: int) -> None:
+        """Add the samples of all ranks in the batches that are finished to the digest.
+
+        Args:
+            batches: how many batches of the last `epoch` are finished.
+        """
+        first, last = self._num_digested, batches - self._num_finished
+        if self._order is not None and last > first:
+            self._digest.add(sample_order.as_tensor(self._order.of_all_ranks(first, last)))
+            self._num_digested = last
+
+    def take_digest(self) -> int | None:
+        """Return the digest of the samples since the last call, None if there are none or they are no integers."""
+        return self._digest.take()
+
     def takes_state(self) -> bool:
         """Return False: the state is the same on every rank, and any number of ranks can go on with it."""
         return False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the present epoch has begun with; the run's counters hold the position."""
-        return {} if self._begun is None else {"begun": dataclasses.asdict(self._begun)}
+        """Return what the present epoch has begun with, and the digest of the samples that no row has.
+
+        The run's counters hold the position.
+        """
+        if self._begun is None:
+            return {}
+        return {"begun": dataclasses.asdict(self._begun), "digest": self._digest.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Let the next `epoch` finish what has begun so, unless it starts at the first sample."""
         if "begun" in state_dict:
             self._begun, self._is_restored = BegunEpoch(**state_dict["begun"]), True
+        if "digest" in state_dict:
+            self._digest.load_state_dict(state_dict["digest"])
 
     def close(self) -> None:
         """End the epoch that is read, and all workers."""
@@ -262,6 +287,8 @@ class SplitLoader:
                 is_last = i + 1 == length
                 loss_weight = size * self._num_averaged / max(total, 1)
                 yield data, size, samples, loss_weight, is_last or (i + 1) % window == 0, is_last
+            if self._is_training:  # It is the last moment at which the order is known, if another pass follows.
+                self.add_to_digest(self._num_finished + i + 1)
             if i + 1 < length:
                 raise incomplete_error(self._phase, i + 1, length, f" from sample {start} on" if start > 0 else "")
 

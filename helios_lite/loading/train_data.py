@@ -15,6 +15,7 @@ from helios_lite.loading.loaders import LoaderKeeper, in_words, make_loader, spl
 from helios_lite.loading.passes import Passes
 from helios_lite.loading.several_loader import SeveralLoader
 from helios_lite.loading.split_loader import SplitLoader
+from helios_lite.metrics.digests import as_text, number_of_name
 from helios_lite.options import Options
 from helios_lite.processes.world import World
 from helios_lite.state import TrainingState
@@ -48,6 +49,7 @@ class TrainData:
         self._loader: Loader | None = None
         self._restored: list[dict[str, Any]] = []
         self._passes: PassReader | None = None
+        self._state = TrainingState()  # That of the run, when an epoch is read.
         self._ends_passes = False  # Whether the present epoch is the last that is no pass, as the option was removed.
         if options.steps_per_epoch is not None:
             self._passes = PassReader(options.steps_per_epoch, self._window)
@@ -153,6 +155,7 @@ class TrainData:
             )  # fmt: skip
             self._passes.close()
             self._passes, self._ends_passes = None, False
+        self._state = state
         earlier, loader = self._loader, self.loader()
         is_resumed = len(self._restored) > 0
         if is_resumed:  # Only now, since a hook may have put another split in place, as it has when this was saved.
@@ -187,14 +190,38 @@ class TrainData:
         Of several splits they are a dict by name.
         """
         num_finished = state.epoch_batch if self._passes is None else self._passes.num_begun() - 1
-        if not isinstance(self._loader, SeveralLoader):
-            return self._loader.indices_after(num_finished) if isinstance(self._loader, SplitLoader) else None
-        others = self._loader.others
-        return {
-            name: loader.indices_after(others[name].num_batches - 1 if name in others else num_finished)
-            for name, loader in self._loader.loaders.items()
-            if isinstance(loader, SplitLoader)
-        }
+        found = {name: loader.indices_after(num - 1) for name, loader, num in self._begun_batches(num_finished + 1)}
+        return found if isinstance(self._loader, SeveralLoader) else found.get("")
+
+    def take_digest(self) -> str | None:
+        """Return the digest of the samples of all ranks in the batches that are finished and that no row has.
+
+        None if the source has no indices. Every rank returns the same.
+        """
+        self._add_to_digest()
+        taken = {name: loader.take_digest() for name, loader, _ in self._begun_batches(0)}
+        known = [(name, digest) for name, digest in taken.items() if digest is not None]
+        return as_text(sum(digest * number_of_name(name) for name, digest in known)) if known else None
+
+    def _add_to_digest(self) -> None:
+        """Add what is finished, between two batches."""
+        finished = self._state.epoch_batch if self._passes is None else self._passes.num_begun()
+        for _, loader, number in self._begun_batches(finished):
+            loader.add_to_digest(number)
+
+    def _begun_batches(self, num_begun: int) -> Iterator[tuple[str, SplitLoader, int]]:
+        """Yield the splits with indices: the name ("" of the only one), the loader, and how many batches have begun.
+
+        Args:
+            num_begun: that number of the split that ends the epoch.
+        """
+        if isinstance(self._loader, SplitLoader):
+            yield "", self._loader, num_begun
+        elif isinstance(self._loader, SeveralLoader):
+            others = self._loader.others
+            for name, loader in self._loader.loaders.items():
+                if isinstance(loader, SplitLoader):
+                    yield name, loader, others[name].num_batches if name in others else num_begun
 
     def position(self, state: TrainingState, window_start: int) -> tuple[TrainingState, int, int | None]:
         """Return counters, the last boundary and the length of the epoch, by which a part of the epoch is measured.
@@ -230,6 +257,7 @@ class TrainData:
         """Return the state that the loader has on this rank, what the split is, and the position in the passes."""
         own: dict[str, Any] = {}
         if self._loader is not None:
+            self._add_to_digest()
             own = {**self._loader.state_dict(), "source": _in_words(self._loader)}
         if self._restored:  # No epoch has begun since.
             own = {name: state for name, state in self._of_this_rank(self._restored).items() if name != "passes"}

@@ -17,7 +17,9 @@ from helios_lite.file_errors import follow_no_link, naming
 
 logger = logging.getLogger("helios_lite")
 
-ROW_COLUMNS = ("step", "kind", "epoch", "seconds", "checkpoint", "limit")
+DIGESTS = ("samples_digest", "batch_digest", "weights_digest")
+"""What names in a row what has made it, in the order of cause and effect; see `digests`."""
+ROW_COLUMNS = ("step", "kind", "epoch", "seconds", "checkpoint", "limit", *DIGESTS)
 """What the rows of metrics.jsonl have beside the metrics."""
 _BLOCK = 1 << 20
 
@@ -158,13 +160,13 @@ class JsonlLogger:
     def log_config(self, config: Mapping[str, Any]) -> None:
         """Do nothing: `config.json` in the run folder holds it."""
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int) -> None:
+    def log_metrics(self, metrics: Mapping[str, float | str], step: int) -> None:
         """Append one row."""
         line = _line(metrics, step)
         self.place = Place.of(line, self._append(line))
         self.rows += 1
 
-    def log_end(self, metrics: Mapping[str, float], step: int) -> None:
+    def log_end(self, metrics: Mapping[str, float | str], step: int) -> None:
         """Append the row of kind "end"."""
         self._append(_line(metrics, step, kind="end"))
 
@@ -258,15 +260,15 @@ def _write(content: bytes, path: Path) -> None:
         file.write(content)
 
 
-def _line(metrics: Mapping[str, float], step: int, **extra: str | float | None) -> bytes:
-    row = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+def _line(metrics: Mapping[str, float | str], step: int, **extra: str | float | None) -> bytes:
+    row = {name: value if isinstance(value, str) or math.isfinite(value) else None for name, value in metrics.items()}
     return (json.dumps({"step": step, **extra, **row}) + "\n").encode()
 
 
 def _values(line: bytes) -> dict[str, float]:
     """Return the metrics in a row; null, which may have been infinite, is NaN."""
     row = json.loads(line)
-    return {name: math.nan if row[name] is None else row[name] for name in row if name not in ("step", "kind")}
+    return {name: math.nan if row[name] is None else row[name] for name in row if name not in ROW_COLUMNS}
 
 
 def _kind_of_row(line: bytes, latest_step: float) -> Literal["train", "evaluation", "end", "later"] | None:

@@ -21,6 +21,7 @@ from helios_lite.display import console
 from helios_lite.display.console import make_table, printable
 from helios_lite.loading import sample_order
 from helios_lite.metrics.measurements import is_measured
+from helios_lite.metrics.rows import DIGESTS
 from helios_lite.nested import leaves
 from helios_lite.processes import rng
 from helios_lite.processes.output import harmless
@@ -89,7 +90,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         content = json.loads(path.read_bytes()) if path.exists() else {}
-    except (ValueError, OSError, RecursionError) as error:
+        content = {name: value for name, value in content.items() if name != "starts"}
+    except (ValueError, OSError, RecursionError, AttributeError) as error:
         raise UsageError(f"{path}: cannot be read ({error})") from error
     return dict(leaves(content))
 
@@ -114,7 +116,7 @@ def _read_rows(folder: Path) -> list[Row]:
         except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and type(row.get("step")) is int and row.get("kind", "end") == "end":
-            rows.append({name: value for name, value in row.items() if not is_measured(name)})
+            rows.append({name: value for name, value in row.items() if not is_measured(name) and name not in DIGESTS})
     return rows
 
 

@@ -333,7 +333,7 @@ class Training:
                 precision.begin_micro_batch(loss_weight, completes_step, report)
                 parallel.begin_micro_batch(completes_step)
             if should_log or not knows_last:
-                self.log.expect_row()
+                self.log.expect_row(data if should_log else None)
             if has_batch_hooks or loss_items:
                 if has_batch_hooks:
                     data = context.hold_batch(model.batch_to_device(data, "train") if moves else data)

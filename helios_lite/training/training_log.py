@@ -12,9 +12,12 @@ from typing import Any, Self
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from helios_lite.changes.run_description import read_starts
+from helios_lite.changes.sources import describe_code
 from helios_lite.checkpoints.files import write_json
 from helios_lite.loading.batches import Batch
 from helios_lite.metrics.accumulator import EpochMeans, MetricAccumulator, Summary
+from helios_lite.metrics.digests import Digests, added, digest_of_batch, digest_of_weights
 from helios_lite.metrics.measurements import (
     LearningRates,
     Throughput,
@@ -22,6 +25,7 @@ from helios_lite.metrics.measurements import (
     parameter_norms,
     peak_memory_mib,
 )
+from helios_lite.metrics.metric_objects import is_network
 from helios_lite.metrics.rows import JsonlLogger
 from helios_lite.model_internals.attributes import metric_names, metric_objects, named_networks, optimizers
 from helios_lite.networks.precision import gradient_values
@@ -49,7 +53,7 @@ class TrainingLog:
         self.end_values: dict[str, float] = {}
         self._has_end = False
         self._jsonl: JsonlLogger | None = None
-        self.rows: list[dict[str, float]] | None = [] if session.folder is None else None
+        self.rows: list[dict[str, Any]] | None = [] if session.folder is None else None
         self._num_kept_rows = 0
         self._place_of_last_row: Sequence[int] | None = None
         self._logger_states: dict[str, Any] | None = None
@@ -61,6 +65,10 @@ class TrainingLog:
         self._throughput = Throughput()
         self._epoch_totals = EpochMeans()
         self._rates = LearningRates()
+        self._digests = Digests()
+        self._digested: list[nn.Module] = []  # The networks, to look for which in every row would take longer.
+        self._last_batch: list[Tensor] = []  # The parts of its digest.
+        self._window_digests: dict[str, str | None] = {}
         self._optimizers: dict[str, Optimizer] = {}
         self._stack = contextlib.ExitStack()
 
@@ -81,18 +89,26 @@ class TrainingLog:
             changes_rows: whether they do not because something has changed.
         """
         session = self._session
+        self._digested = [*self._networks().values()]
+        weights = None if session.folder is None else self._digest_of_weights()
         if not session.world.is_main:
             return
         if session.folder is not None:
             # Loggers whose paths are the same for each run of the program have the rows of the one before.
             goes_back |= session.options.resume == "new" and not (session.folder / "config.json").exists()
             of_model = {"trainer": session.options.config(), "hparams": session.model.hparams}
-            about = {"run_folder": str(session.folder), **of_model, **session.tables}
-            write_json(about, session.folder / "config.json")
-            path = session.folder / "metrics.jsonl"
+            config_file, path = session.folder / "config.json", session.folder / "metrics.jsonl"
             own = (session.folder / "checkpoints").resolve()
-            if resumed_from is None or resumed_from.resolve().parent != own:
+            is_own = resumed_from is not None and resumed_from.resolve().parent == own
+            if not is_own:
                 self._num_kept_rows, self._logger_states = 0, None
+            starts = [each for each in read_starts(config_file) if is_own or not goes_on]
+            if goes_on:
+                checkpoint = resumed_from.name if is_own and resumed_from is not None else resumed_from
+                starts = [each for each in starts if each["step"] < self._state.step]
+                starts.append(self._describe_start(None if checkpoint is None else str(checkpoint), weights))
+            about = {"run_folder": str(session.folder), **of_model, **session.tables, "starts": starts}
+            write_json(about, config_file)
             place = self._place_of_last_row
             rows, step = self._num_kept_rows, self._state.step
             self._jsonl = JsonlLogger(path, rows, step, keep_end=not goes_on, place=place)
@@ -102,6 +118,15 @@ class TrainingLog:
         if self._jsonl is None or self._jsonl.end is None:  # Otherwise the run has ended, and no row comes.
             session.loggers.go_on(self._state.step, self._logger_states, differs=goes_back)
         session.loggers.log_config(config)
+
+    def _describe_start(self, checkpoint: str | None, weights: str | None) -> dict[str, Any]:
+        """Return what this start begins from, for `read_starts`."""
+        session = self._session
+        modules = {type(module) for net in self._networks().values() for module in net.modules()}
+        callbacks = {type(callback) for callback in session.options.callbacks}
+        code = describe_code([type(session.model), type(session.datamodule)], [*modules, *callbacks])
+        about = {"step": self._state.step, "checkpoint": checkpoint, "weights_digest": weights, **code}
+        return {**about, "environment": session.tables.get("environment", {})}
 
     def restart(self) -> None:
         """Start the times of the row and of the epoch now; those of a resumed run go on."""
@@ -113,6 +138,7 @@ class TrainingLog:
         """Note the optimizers among the stateful parts of the model, which may have replaced them."""
         self._optimizers = optimizers(parts)
         self._rates.set_optimizers(self._optimizers)
+        self._digested = [part for _, part in parts if is_network(part)]
         self._session.context.precision.set_optimizers([*self._optimizers.values()], self._session.check_held)
         self.epoch_means = {}
         if self._state.epoch_batch == 0:
@@ -128,10 +154,16 @@ class TrainingLog:
         """Whether the last batch could not be loaded."""
         return self._throughput.loading_failed
 
-    def expect_row(self) -> None:
-        """Note the learning rates that the next step uses, for the row that may be written after it."""
+    def expect_row(self, batch: Any = None) -> None:
+        """Note the learning rates that the next step uses, for the row that may be written after it.
+
+        Args:
+            batch: the last batch before the row, as the loader gives it; None if it is not known to be the last.
+        """
         self._rates.watch()
         self._session.context.expect_row(True)
+        if batch is not None and self._session.world.is_main:  # Before the step, which may change it in place.
+            self._last_batch = digest_of_batch(self._digests, batch)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -265,6 +297,8 @@ class TrainingLog:
         self._session.metrics.reset()
         self._session.context.expect_row(False)
         self._logged_step = state.step
+        samples, batch = self._session.train_data.take_digest(), added(self._last_batch)
+        self._window_digests, self._last_batch = {"samples_digest": samples, "batch_digest": batch}, []
         return values
 
     def _warn_of_no_step(self) -> None:
@@ -294,13 +328,25 @@ class TrainingLog:
             )
 
     def write(self, values: dict[str, float]) -> None:
-        """Send a row of metrics to metrics.jsonl and the loggers. Rank 0 does it."""
+        """Send a row of metrics to metrics.jsonl, with its digests, and to the loggers. Call on every rank."""
         self._session.context.record(values)
         row = self._row(values)
+        with_digests: dict[str, Any] = {**row, **self._take_digests()}
         if self._jsonl is not None:
-            self._jsonl.log_metrics(row, self._state.step)
-        self._keep(row)
+            self._jsonl.log_metrics(with_digests, self._state.step)
+        self._keep(with_digests)
         self._session.loggers.log_metrics(row, self._state.step)
+
+    def _take_digests(self) -> dict[str, str]:
+        """Return the digests of a row by their columns, those that are known. Call on every rank."""
+        digests = {**self._window_digests, "weights_digest": self._digest_of_weights()}
+        self._window_digests = {}
+        return {name: digest for name, digest in digests.items() if digest is not None}
+
+    def _digest_of_weights(self) -> str | None:
+        session = self._session
+        has_shards = session.context.parallel.has_shards
+        return digest_of_weights(self._digests, self._digested, session.world, has_shards=has_shards)
 
     @contextlib.contextmanager
     def ending(self) -> Iterator[None]:
@@ -320,7 +366,6 @@ class TrainingLog:
         end = self._session.world.broadcast(None if self._jsonl is None else self._jsonl.end)
         if end is not None:
             self._has_end = True
-            end = {name: value for name, value in end.items() if name not in self._row({})}
             self._session.context.record(end)
         return end
 
@@ -334,11 +379,12 @@ class TrainingLog:
         if values:
             self._session.context.record(values)
             row = self._row(values)
+            with_digests: dict[str, Any] = {**row, **self._take_digests()}
             # The loggers first: a start that finds no such row in the file sends it to them again.
             self._session.loggers.log_end(row, self._state.step)
             if self._jsonl is not None:
-                self._jsonl.log_end(row, self._state.step)
-            self._keep(row)
+                self._jsonl.log_end(with_digests, self._state.step)
+            self._keep(with_digests)
 
     def report_gradients(self, optimizer: Optimizer, parameters: list[Tensor], norm: Tensor) -> None:
         """Log the 2-norm of an optimizer's gradients, and with "per-parameter" of each. Call on every rank."""
@@ -393,7 +439,7 @@ class TrainingLog:
         """Return a row of metrics with its epoch and time."""
         return {"epoch": self._state.epoch, "seconds": self._state.seconds, **values}
 
-    def _keep(self, row: dict[str, float]) -> None:
+    def _keep(self, row: dict[str, Any]) -> None:
         if self.rows is not None:
             self.rows.append({"step": self._state.step, **row})
 

@@ -17,6 +17,7 @@ from helpers.compare import close, same, weights
 from helpers.models import Indices, data, quiet
 from helpers.optimizers import OPTIMIZERS
 from helpers.processes import deadline
+from helpers.rows import read_rows
 from helpers.scenarios import Results, scenario
 from helpers.sharded import Deep, Stack, fit
 from hybrid import STEPS
@@ -25,6 +26,8 @@ from torch.distributed.tensor import DTensor
 
 from helios_lite import DataModule, Model, Split
 from helios_lite.callbacks import EMA
+from helios_lite.changes.run_description import read_starts
+from helios_lite.metrics.digests import Digests, digest_of_weights
 from helios_lite.networks.dtensors import full_tensor, is_dtensor
 from helios_lite.networks.fsdp import explain, make_mesh, sharded_modules
 from helios_lite.networks.parallel import ParallelStrategy
@@ -860,3 +863,29 @@ def test_shards_of_each_of_two_machines_are_replicated_and_do_what_one_process_d
     assert close(found[3]["weights"], weights(accumulated))
     assert close(weights(resumed), weights(whole))
     assert found[1]["loss"] == pytest.approx(metrics["valid/loss"], rel=1e-5)
+
+
+# What rows have to tell runs apart.
+
+
+@scenario(ranks=2)
+def digests_of_rows(root: Path, world: World) -> Any:
+    """The rows of networks that are sharded, and of replicated ones; and the digest of the full weights at the end."""
+    found = {}
+    for strategy in STRATEGIES:
+        model, folder = Deep(), root / f"digests-{strategy}"
+        fit(model, 18, strategy=strategy, root=folder, log_every_steps=3)
+        full = copy.deepcopy(Stack())
+        full.load_state_dict({name: full_tensor(value) for name, value in model.net.state_dict().items()})
+        last = digest_of_weights(Digests(), [full], World(), has_shards=False)
+        found[strategy] = read_rows(folder / "deep"), read_starts(folder / "deep/config.json"), last
+    return found
+
+
+def test_digests_of_rows_do_not_depend_on_how_networks_and_samples_are_divided(result: Results, tmp_path: Path) -> None:
+    fit(Deep(), 18, batch_size=4, strategy="ddp", root=tmp_path, log_every_steps=3)
+    alone, start = read_rows(tmp_path / "deep"), read_starts(tmp_path / "deep/config.json")[0]
+    for rows, starts, last in result(digests_of_rows, ranks=2).values():
+        assert [row.get("samples_digest") for row in rows[:2]] == [row.get("samples_digest") for row in alone[:2]]
+        assert starts[0]["weights_digest"] == start["weights_digest"]
+        assert rows[-1]["weights_digest"] == last

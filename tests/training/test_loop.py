@@ -634,6 +634,7 @@ def test_what_is_logged_at_the_end_of_a_training_reaches_the_rows_and_the_result
     rows = read_rows(tmp_path / "tiny")
     assert [row["train/epochs"] for row in rows if "train/epochs" in row] == [1, 2]
     assert rows[-1].pop("seconds") == result.state.seconds
+    assert rows[-1].pop("weights_digest") == rows[-2]["weights_digest"]
     assert rows[-1] == {"step": 10, "kind": "end", "epoch": 2, "train/whole": 40}
     assert (result.metrics["train/epochs"], result.metrics["train/whole"]) == (2, 40)
 

@@ -1,0 +1,215 @@
+"""64-bit digests of tensors, by which rows of metrics name what has made them.
+
+A digest is the sum, modulo 2^64, of the bits of the elements as integers, each times an odd number that depends on its
+position. So it sees an order, which an exclusive or does not, and parts that are on several ranks are added up.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from helios_lite.nested import leaves
+from helios_lite.processes.world import World
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_BLOCK = 1 << 18  # The positions whose numbers are kept: 2 MiB on each device, which fit into the cache of a processor.
+_FIRST = 1 << 12  # So many are made at once at least.
+_LAZY = (nn.UninitializedParameter, nn.UninitializedBuffer)
+_MOST_OF_A_TENSOR = 1 << 16  # Elements of a tensor of a batch that are looked at.
+_ODD, _OTHER_ODD = 0x9E3779B97F4A7C15 - (1 << 64), 0xBF58476D1CE4E5B9 - (1 << 64)
+
+
+def as_text(digest: int) -> str:
+    """Return a digest as 16 hexadecimal digits, as rows have it: not every program reads integers of 64 bits."""
+    return f"{digest % (1 << 64):016x}"
+
+
+def number_of_name(name: str) -> int:
+    """Return the odd number by which the digest of one of several splits is multiplied; 1 for the only one, ""."""
+    return 2 * zlib.crc32(name.encode()) + 1
+
+
+class Digests:
+    """Computes digests, and keeps the numbers of the positions."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[torch.device, Tensor] = {}
+
+    def parts(self, flat: Tensor, start: int = 0) -> Iterator[Tensor]:
+        """Yield int64 tensors without a dimension whose sum is the digest. It waits for no device.
+
+        Args:
+            flat: a tensor of one dimension, of any dtype.
+            start: the position of its first element.
+        """
+        bits = flat.view(_INTEGERS[flat.element_size()])
+        if bits.dtype == torch.int64:  # Otherwise a change of the highest bit alone would stay one.
+            bits = bits ^ (bits >> 32)
+        done, length = 0, len(bits)
+        while done < length:
+            block, first = divmod(start + done, _BLOCK)
+            size = min(length - done, _BLOCK - first)
+            total = self._sum(bits if size == length else bits[done : done + size], first, size)
+            yield total if block == 0 else total * _signed(block * _OTHER_ODD | 1)
+            done += size
+
+    def _sum(self, bits: Tensor, first: int, size: int) -> Tensor:
+        """Return the sum of integers times the odd numbers of their positions in a block."""
+        device = bits.device
+        known = self._numbers.get(device)
+        if known is None or len(known) < first + size:
+            length = max(_FIRST, 1 << (first + size - 1).bit_length())
+            known = torch.arange(1, length + 1, device=device).mul_(_ODD)
+            known = self._numbers[device] = known.bitwise_xor_(known >> 29).mul_(_OTHER_ODD).bitwise_or_(1)
+        numbers = known[first : first + size]
+        if (
+            device.type == "cpu"
+        ):  # Half as long for small tensors; other devices have it for floating-point numbers only.
+            return torch.dot(bits.long(), numbers)
+        return (bits * numbers).sum()
+
+
+class SampleDigest:
+    """The digest of the indices of samples since the last row, in the order in which all ranks together read them."""
+
+    def __init__(self) -> None:
+        self._digests = Digests()
+        self._total, self._number = 0, 0
+        self._is_known = True
+
+    def add(self, indices: Tensor | None) -> None:
+        """Add the indices that were read next, an int64 tensor on the CPU; None if they are not known."""
+        if indices is None:
+            self._is_known = False
+        elif len(indices) > 0:
+            self._total += sum(map(int, self._digests.parts(indices, self._number)))
+            self._number += len(indices)
+
+    def take(self) -> int | None:
+        """Return the digest, None if no sample was read or not all are known, and begin the next one."""
+        total, number, is_known = self._total, self._number, self._is_known
+        self._total, self._number, self._is_known = 0, 0, True
+        return total + number * _ODD if number > 0 and is_known else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has been added since the last row."""
+        return {"total": self._total % (1 << 64), "number": self._number, "is_known": self._is_known}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore it."""
+        self._total, self._number, self._is_known = (state_dict[name] for name in ("total", "number", "is_known"))
+
+
+def digest_of_weights(digests: Digests, networks: Iterable[nn.Module], world: World, *, has_shards: bool) -> str | None:
+    """Return the digest of all parameters and buffers. Call on every rank; it waits once for the device.
+
+    Args:
+        digests: computes it.
+        networks: the networks, in an order that is the same in every run.
+        world: the ranks.
+        has_shards: whether networks are sharded. Then the digest is that of the full tensors, to which each rank adds
+            its part; otherwise it is that of rank 0, and None on the other ranks.
+    """
+    if not world.is_main and not has_shards:
+        return None
+    with torch.no_grad():
+        tensors = [tensor for net in networks for tensor in (*net.parameters(), *net.buffers())]
+        total = _added(_parts_of_rank(digests, tensors, world) if has_shards else _parts_of(digests, tensors))
+    return as_text(sum(world.gather(total)) if has_shards else total)
+
+
+def digest_of_batch(digests: Digests, batch: Any) -> list[Tensor]:
+    """Return the parts of the digest of a batch, at most 65,536 elements of each tensor. It waits for no device."""
+    with torch.no_grad():
+        found = [leaf for _, leaf in leaves(batch) if isinstance(leaf, Tensor)]
+        return _parts_of(digests, found, _MOST_OF_A_TENSOR)
+
+
+def added(parts: list[Tensor]) -> str | None:
+    """Return the digest that consists of these parts, None without any. It waits once for the device."""
+    return as_text(_added(parts)) if parts else None
+
+
+def _added(parts: list[Tensor]) -> int:
+    by_device: dict[torch.device, list[Tensor]] = {}
+    for part in parts:
+        by_device.setdefault(part.device, []).append(part)
+    sums = (each[0] if len(each) == 1 else torch.stack(each).sum() for each in by_device.values())
+    return sum(map(int, sums))
+
+
+def _signed(number: int) -> int:
+    """Return the number of 64 bits with a sign that has the lowest bits of a number."""
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def _has_bits(tensor: Tensor) -> bool:
+    """Return whether a tensor has elements in memory that are read one after the other."""
+    return tensor.layout is torch.strided and not tensor.is_meta and type(tensor) not in _LAZY
+
+
+def _flat(tensor: Tensor, most: int | None = None) -> Tensor:
+    """Return the elements of a tensor in one dimension, or `most` of them at equal distances."""
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    flat = tensor.reshape(-1)
+    return flat if most is None or len(flat) <= most else flat[:: -(-len(flat) // most)]
+
+
+def _parts_of(digests: Digests, tensors: Iterable[Tensor], most: int | None = None) -> list[Tensor]:
+    """Return the parts of the digest of full tensors; small ones of a dtype are put together."""
+    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        if _has_bits(tensor):
+            groups.setdefault((tensor.device, tensor.dtype), []).append(_flat(tensor, most))
+    parts: list[Tensor] = []
+    for i, group in enumerate(groups.values()):
+        start, held, size = i << 40, list[Tensor](), 0
+        for flat in group:
+            if size + len(flat) > _BLOCK and held:
+                parts += digests.parts(torch.cat(held) if len(held) > 1 else held[0], start)
+                start, held, size = start + size, [], 0
+            held.append(flat)
+            size += len(flat)
+        if held:
+            parts += digests.parts(torch.cat(held) if len(held) > 1 else held[0], start)
+    return parts
+
+
+def _parts_of_rank(digests: Digests, tensors: Iterable[Tensor], world: World) -> list[Tensor]:
+    """Return the parts of the digest of full and sharded tensors that this rank adds to it."""
+    from torch.distributed.tensor import DTensor
+
+    parts: list[Tensor] = []
+    starts: dict[tuple[torch.device, torch.dtype], int] = {}
+    for tensor in filter(_has_bits, tensors):
+        kind = (tensor.device, tensor.dtype)
+        start = starts.setdefault(kind, len(starts) << 40)
+        starts[kind] += tensor.numel() * (2 if tensor.is_complex() else 1)
+        if isinstance(tensor, DTensor):
+            first = _first_row(tensor)
+            if first is not None:
+                row = (starts[kind] - start) // max(1, tensor.shape[0] if tensor.ndim > 0 else 1)
+                parts += digests.parts(_flat(tensor.to_local()), start + first * row)
+        elif world.is_main:
+            parts += digests.parts(_flat(tensor), start)
+    return parts
+
+
+def _first_row(tensor: Any) -> int | None:
+    """Return the first row that this rank has of a sharded tensor, None if another rank counts it."""
+    first, length = 0, tensor.shape[0] if tensor.ndim > 0 else 1
+    for i, placement in enumerate(tensor.placements):
+        coordinate = tensor.device_mesh.get_local_rank(i)
+        if placement.is_shard(0):  # As `torch.chunk` divides them.
+            size = -(-length // tensor.device_mesh.size(i))
+            begin = min(length, size * coordinate)
+            first, length = first + begin, min(size, length - begin)
+        elif placement.is_replicate() and coordinate > 0:
+            return None
+    return first

@@ -1,0 +1,194 @@
+"""What rows of metrics.jsonl and config.json have to tell runs apart: digests of samples, batches, weights and code."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.compare import timeless
+from helpers.models import Indices, Stream, Tiny, data, quiet
+from helpers.rows import read_rows
+from torch import nn
+
+from helios_lite import DataModule, Split
+from helios_lite.changes import sources
+from helios_lite.metrics.digests import Digests, SampleDigest, as_text, digest_of_batch, digest_of_weights
+from helios_lite.metrics.rows import DIGESTS
+from helios_lite.processes.world import World
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
+
+
+def digest(flat: torch.Tensor, start: int = 0) -> int:
+    return sum(map(int, Digests().parts(flat, start))) % 2**64
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_digest_tells_what_differs_in_a_bit_in_two_signs_or_in_the_order(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(0, 2, (9,), generator=generator)
+    values = values.to(dtype) if dtype == torch.bool else (torch.randn(9, generator=generator) * 9).to(dtype)
+    bits = values.view(torch.uint8)
+    found = {digest(values)}
+    for place, bit in itertools.product(range(len(bits)), [0] if dtype == torch.bool else range(8)):
+        changed = bits.clone()
+        changed[place] ^= 1 << bit
+        found.add(digest(changed.view(dtype)))
+    assert len(found) == 1 + len(bits) * (1 if dtype == torch.bool else 8)
+    if dtype.is_floating_point:
+        zeros = torch.zeros(8, dtype=dtype)
+        signs = [torch.tensor([-0.0 if i in pair else 0.0 for i in range(8)], dtype=dtype) for pair in [(0, 1), (2, 7)]]
+        assert len({digest(each) for each in (zeros, *signs)}) == 3
+    if dtype != torch.bool:
+        different = torch.arange(9).to(dtype)
+        assert digest(different) != digest(different.flip(0))
+
+
+def test_parts_of_a_digest_add_up_wherever_they_are_cut() -> None:
+    values = torch.arange(600_000) % 1009  # More than two of the blocks in which it is computed.
+    whole = digest(values)
+    for cut in (1, 262_143, 262_144, 262_145, 599_999):
+        assert (digest(values[:cut]) + digest(values[cut:], cut)) % 2**64 == whole
+    nets = [nn.Linear(700, 500), nn.BatchNorm1d(500), nn.Linear(4, 2).double()]
+    before = digest_of_weights(Digests(), nets, World(), has_shards=False)
+    with torch.no_grad():
+        nets[0].weight[499, 699] += 1e-6
+    assert before != digest_of_weights(Digests(), nets, World(), has_shards=False)
+    nets[0].weight.data = nets[0].weight.data.t().contiguous().t()  # As in memory does not matter.
+    nets.append(nn.LazyLinear(3))  # Has no weights yet.
+    assert len({digest_of_weights(Digests(), each, World(), has_shards=False) for each in (nets, nets[:3])}) == 1
+    assert digest_of_weights(Digests(), nets, World(1, 1, 2, 2), has_shards=False) is None
+
+
+def test_a_digest_of_a_batch_reads_what_its_tensors_have_and_passes_over_the_rest() -> None:
+    batch = {"x": torch.rand(70_000, 2), "y": [torch.arange(3), "text", 2.5], "z": torch.eye(2).to_sparse()}
+    parts = digest_of_batch(Digests(), batch)
+    batch["x"][0, 0] += 1
+    changed = digest_of_batch(Digests(), batch)
+    assert sum(map(int, parts)) != sum(map(int, changed))
+    assert digest_of_batch(Digests(), ["text", None]) == []
+
+
+class Noting:
+    """A logger that notes the names that it gets."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+
+    def log_config(self, config: Any) -> None:
+        pass
+
+    def log_metrics(self, metrics: Any, step: int) -> None:
+        self.names |= metrics.keys()
+
+    def close(self) -> None:
+        pass
+
+
+def digest_of_indices(indices: list[int]) -> str:
+    digest = SampleDigest()
+    digest.add(torch.tensor(indices))
+    taken = digest.take()
+    assert taken is not None
+    return as_text(taken)
+
+
+def test_a_row_has_the_digests_of_its_samples_its_last_batch_and_its_weights(tmp_path: Path) -> None:
+    model, logger = Tiny(), Noting()
+    options = {"max_epochs": 2, "log_every_steps": 2, "loggers": [logger]}
+    result = quiet(root=tmp_path, **options).fit(model, data(train=22))
+    rows = [row for row in result.history if "train/lr" in row]
+    assert [row["step"] for row in rows] == [2, 4, 6, 8, 10, 12]
+    for row, seen in zip(rows, [(0, 8), (8, 16), (16, 22), (22, 30), (30, 38), (38, 44)], strict=True):
+        assert row["samples_digest"] == digest_of_indices(model.seen[slice(*seen)])
+    assert len({row["batch_digest"] for row in rows}) == 6
+    weights = digest_of_weights(Digests(), [model.net], World(), has_shards=False)
+    validations = [row for row in result.history if any(name.startswith("valid/") for name in row)]
+    assert {rows[-1]["weights_digest"], validations[-1]["weights_digest"]} == {weights}
+    assert "samples_digest" not in validations[-1]
+    assert logger.names & {*DIGESTS} == set()
+    without_files = quiet(**options).fit(Tiny(), data(train=22)).history
+    assert timeless(without_files) == timeless(result.history)
+
+
+class Drawn:
+    """A sampler, whose order nothing else can make."""
+
+    def __len__(self) -> int:
+        return 12
+
+    def __iter__(self) -> Any:
+        return iter([3, 1, 1, *range(11, 2, -1)])
+
+
+SPLITS = {
+    "passes": lambda: Split(Indices(10), batch_size=4, shuffle=True),
+    "sampler": lambda: Split(Indices(12), batch_size=4, sampler=Drawn()),
+    "batches": lambda: Split(Indices(12), batch_sampler=[[0, 1], [2, 3, 4], [5], [6, 7, 8, 9]]),
+    "several": lambda: {
+        name: Split(Indices(length), batch_size=2, shuffle=True) for name, length in (("a", 6), ("b", 14))
+    },
+    "stream": lambda: Split(Stream(12), batch_size=4),
+}
+
+
+class Named(Tiny):
+    def train_step(self, batch: Any, state: Any) -> None:
+        batch = next(iter(batch.values())) if isinstance(batch, dict) else batch
+        index = batch[0] if isinstance(batch, list) else batch
+        super().train_step((index, torch.stack([index % 7, index % 3, index], 1) / 7), state)
+
+
+@pytest.mark.parametrize("kind", SPLITS)
+def test_a_run_that_was_cut_between_two_rows_has_the_same_rows(kind: str, tmp_path: Path) -> None:
+    found = []
+    for name, cuts in (("whole", []), ("cut", [2, 7])):
+        for steps in (*cuts, 13):
+            options = {"steps_per_epoch": 5} if kind == "passes" else {}
+            trainer = quiet(root=tmp_path / name, max_steps=steps, log_every_steps=4, **options)
+            trainer.fit(Named(), DataModule(train=SPLITS[kind]()))
+        found.append(timeless(read_rows(tmp_path / name / "tiny")))
+    assert found[0] == found[1]
+    rows = [row for row in found[0] if "train/lr" in row]
+    assert all(("samples_digest" in row) == (kind != "stream") for row in rows)
+    starts = [json.loads((tmp_path / name / "tiny/config.json").read_text())["starts"] for name in ("whole", "cut")]
+    assert [[start["step"] for start in each] for each in starts] == [[0], [0, 2, 7]]
+    assert starts[1][0]["weights_digest"] == starts[0][0]["weights_digest"] != starts[1][1]["weights_digest"]
+    assert starts[1][1]["checkpoint"].endswith("_iter_2.pth")
+
+
+def test_config_json_names_the_code_of_a_program_and_of_what_it_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "digested").mkdir()
+    (tmp_path / "digested/__init__.py").write_text("")
+    (tmp_path / "digested/parts.py").write_text("def loss(x):\n    return x.mean()\n")
+    (tmp_path / "digested/net.py").write_text(
+        "import torch\nfrom digested.parts import loss\nfrom helios_lite import Model\nclass Net(Model):\n    pass\n"
+    )
+    import digested.net as net  # type: ignore[import-not-found]
+
+    def found() -> Any:
+        return sources.describe_code([net.Net, dict], [nn.Linear])
+
+    before = found()
+    assert before["sources"].keys() == {"digested/net.py", "digested/parts.py"}
+    (tmp_path / "digested/parts.py").write_text("def loss(x):\n    return x.sum()\n")
+    after = found()
+    assert [name for name in before["sources"] if before["sources"][name] != after["sources"][name]] == [
+        "digested/parts.py"
+    ]
+    commit, git = "0123456789" * 4, tmp_path / "main/.git"
+    (git / "refs/heads").mkdir(parents=True)
+    (tmp_path / ".git").write_text(f"gitdir: {git}\n")  # As in a worktree.
+    (git / "HEAD").write_text("ref: refs/heads/main\n")
+    assert found()["commit"] is None
+    (git / "packed-refs").write_text(f"# pack-refs\n{commit[::-1]} refs/heads/other\n{commit} refs/heads/main\n")
+    assert found()["commit"] == commit
+    (git / "refs/heads/main").write_text(f"{commit[::-1]}\n")
+    assert found()["commit"] == commit[::-1]
+    (git / "HEAD").write_text(f"{commit}\n")
+    assert found()["commit"] == commit
