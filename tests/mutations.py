@@ -269,6 +269,8 @@ SITE = "test_site.py::"
 SCHEDULES = "test_schedules.py::"
 SAMPLERS = "test_samplers.py::"
 LITTLE_PADDING = SAMPLERS + "test_little_is_padded_and_batches_have_other_samples_in_every_epoch"
+KEEP_BITS = "training/test_optimizer_states.py::test_states_keep_their_data_types_and_their_bits"
+FOLLOW = "training/test_optimizer_states.py::test_states_follow_weights_that_have_another_data_type_now"
 CONSECUTIVE = "test_data.py::test_the_batches_of_all_ranks_are_consecutive_parts_of_the_order"
 ANY_RANKS = SAMPLERS + "test_any_number_of_ranks_goes_on_from_any_position_with_every_index_once"
 FORMULA = SCHEDULES + "test_every_step_has_the_learning_rate_of_the_formula_in_every_group"
@@ -950,6 +952,16 @@ MUTATIONS = [
         "parts = [[index for batch in batches for index in batch]]",
         ANY_RANKS,
     ),
+    # States of optimizers of other data types than their parameters.
+    Mutation("checkpoints/optimizer_states.py", "else saved.to(loaded.device)", "else loaded", KEEP_BITS),
+    Mutation(
+        "checkpoints/optimizer_states.py",
+        "return type(saved)(map(_as_saved, saved, loaded))",
+        "return loaded",
+        KEEP_BITS,
+    ),
+    Mutation("checkpoints/optimizer_states.py", "saved if isinstance(saved, str) else loaded", "loaded", KEEP_BITS),
+    Mutation("checkpoints/optimizer_states.py", "saved_types.get(id(p), p.dtype) == p.dtype", "True", FOLLOW),
     # How many batches an epoch has.
     Mutation("loading/split_loader.py", "if i + 1 < length:", "if False:", FEWER),
     Mutation("loading/iterable_loader.py", "if length is not None and given < length:", "if False:", FEWER),

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from helios_lite.checkpoints.optimizer_states import load_optimizer
 from helios_lite.metrics.metric_objects import is_network
 from helios_lite.model_internals.attributes import AttributeState, share_groups
 
@@ -97,7 +98,22 @@ def load_parts(owner: str, parts: Mapping[str, Any], states: Mapping[str, Any], 
     with shared_groups(parts):
         for name, part in parts.items():
             if is_network(part) or (not networks_only and name in states):
-                part.load_state_dict(states[name])
+                load_part(part, states[name], parts, states)
+
+
+def load_part(part: Any, state: Any, parts: Mapping[str, Any], states: Mapping[str, Any]) -> None:
+    """Restore one of the parts, of which the others have these states."""
+    if not isinstance(part, Optimizer):
+        part.load_state_dict(state)
+        return
+    saved_types = {
+        id(p): states[name][path].dtype
+        for name, net in parts.items()
+        if isinstance(net, nn.Module) and isinstance(states.get(name), Mapping)
+        for path, p in net.named_parameters(remove_duplicate=False)
+        if isinstance(states[name].get(path), Tensor)
+    }
+    load_optimizer(part, state, saved_types)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from helios_lite.changes.added_groups import AddedGroups
 from helios_lite.changes.comparing import OF_THE_END, changed_options, compare_hparams, compare_parts
 from helios_lite.changes.made import Remaking, changed_numbers
-from helios_lite.changes.misfits import misfits, shared_groups
+from helios_lite.changes.misfits import load_part, misfits, shared_groups
 from helios_lite.changes.run_description import changes_of_run
 from helios_lite.checkpoints.files import CheckpointError, OtherFormatError, require_parts
 from helios_lite.checkpoints.folder import candidates_of_run
@@ -447,7 +447,7 @@ def _load_parts(model: Model, path: Path, content: dict[str, Any], chosen: Any) 
     with shared_groups(parts):
         for name in names:
             try:
-                parts[name].load_state_dict(state[name])
+                load_part(parts[name], state[name], parts, saved)
             except (RuntimeError, ValueError, KeyError) as error:
                 raise ValueError(f"init_from: {name!r} of {path} does not fit the model's: {error}") from error
     if not is_exact:

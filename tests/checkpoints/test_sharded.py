@@ -114,7 +114,7 @@ class Together(nn.ModuleDict):
 class States(Model):
     """A network for each optimizer, whose states have all kinds of shapes and names."""
 
-    names = ("Adafactor", "Rprop", "Muon", "norm", "factored", "named", "counting")
+    names = ("Adafactor", "Rprop", "Muon", "norm", "factored", "named", "counting", "precise")
 
     def __init__(self) -> None:
         super().__init__("mixed")

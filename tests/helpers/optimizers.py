@@ -1,4 +1,4 @@
-"""Optimizers with states of every kind: of one number, of rows and columns, under a name, no tensors at all."""
+"""Optimizers with states of every kind: of one number, of rows and columns, under a name, of other data types."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -77,6 +77,21 @@ class Counting(Own):
         return gradient / state["step"].numpy().item()
 
 
+class Precise(Own):
+    """Keeps more of the parameter, and of averages, than the parameter has bits for; beside a counter and a text."""
+
+    def direction(self, p: Tensor, gradient: Any) -> Tensor:
+        wide, state = torch.float64 if p.dtype == torch.float32 else torch.float32, self.state[p]
+        if not state:
+            state |= {"weight": p.to(wide), "averages": [torch.zeros_like(p, dtype=wide)] * 2, "kind": "precise"}
+            state["count"] = torch.zeros_like(p, dtype=torch.int64)
+        weight, averages = state["weight"], state["averages"]
+        state["averages"] = [0.9 * averages[0] + gradient.to(wide), averages[0] / 3]
+        state["count"] = state["count"] + 1
+        state["weight"] = weight - 0.05 * (state["averages"][0] + averages[1] / state["count"])
+        return (p - state["weight"].to(p.dtype)) / 0.05
+
+
 class InPlace(Own):
     """Changes a tensor that has nothing to do with shards by one that has."""
 
@@ -121,6 +136,7 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "factored": Factored,
     "named": Named,
     "counting": Counting,
+    "precise": Precise,
     "in place": InPlace,
     "reading": Reading,
 }
