@@ -59,8 +59,10 @@ def alive() -> dict[int, str]:
 
 
 def parent_of(process: int) -> int:
-    """Return the parent of a process."""
-    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    """Return the parent of a process, 0 if it has ended."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
 
 
 def kill_group(group: int) -> None:
