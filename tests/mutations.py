@@ -93,6 +93,7 @@ NOT_AGAIN = ADDED + "test_what_cannot_be_made_again_is_said_when_it_happens"
 ORDER = "loading/test_custom_order.py::"
 KEPT_ORDER = ORDER + "test_an_order_that_is_drawn_when_an_epoch_begins_is_kept"
 DRAWN_LATER = ORDER + "test_an_order_that_is_drawn_between_the_numbers_of_the_training_is_a_warning"
+PLANTED_CAUSES = "tools/test_planted_differences.py::test_each_planted_difference_is_named"
 DIGESTED = "metrics/test_digests.py::"
 SEEN_BITS = DIGESTED + "test_a_digest_tells_what_differs_in_a_bit_in_two_signs_or_in_the_order"
 CUT_BETWEEN_ROWS = DIGESTED + "test_a_run_that_was_cut_between_two_rows_has_the_same_rows"
@@ -1573,7 +1574,7 @@ MUTATIONS = [
         REPLAY + "windows_that_fp16_has_skipped_are_no_part_of_the_step_after_them",
     ),
     Mutation("tools/diff.py", "        if starts[0] != starts[1]:", "        if False:", DIFF + "[log points]"),
-    Mutation("tools/diff.py", "    if not any(comparison.number for comparison in found):", "    if False:", NOT_EQUAL),
+    Mutation("tools/diff.py", "self.rows.number + self.checkpoints.number > 0", "True", NOT_EQUAL),
     Mutation("tools/diff.py", 'is_clock = name == "state.seconds"', 'is_clock = name.endswith("seconds")', UNMEASURED),
     Mutation("state.py", '        "train/memory_mib/epoch",\n', "", UNMEASURED),
     Mutation("metrics/measurements.py", "return name in MEASURED", 'return name.endswith("seconds")', UNMEASURED),
@@ -5541,15 +5542,31 @@ MUTATIONS = [
         "self.is_unknown = False",
         RESUME + "test_another_monitor_at_a_resume_starts_its_verdicts_anew",
     ),
+    # Why two runs differ.
+    Mutation(
+        "tools/diff.py",
+        "None not in weights and weights[0] != weights[1]",
+        "False",
+        "tools/test_diff.py::test_json_has_the_keys_that_the_page_names",
+    ),
+    Mutation("tools/diff.py", "None not in (before, now) and before != now", "False", PLANTED_CAUSES),
+    Mutation("tools/diff.py", "if resumed[0] != resumed[1]:", "if False:", PLANTED_CAUSES),
+    Mutation("tools/diff.py", "    if code:\n", "    if False:\n", PLANTED_CAUSES),
+    Mutation("tools/diff.py", 'elif "batch_digest" in first.what', "elif False", PLANTED_CAUSES),
     # What rows have to tell runs apart.
     Mutation("metrics/digests.py", "bits ^ (bits >> 32)", "bits", SEEN_BITS),
     Mutation(
         "metrics/digests.py",
-        "divmod(start + done, _BLOCK)",
-        "divmod(done, _BLOCK)",
+        "[total if start < _BLOCK else total * _signed(start // _BLOCK * _OTHER_ODD | 1)]",
+        "[total]",
         DIGESTED + "test_parts_of_a_digest_add_up_wherever_they_are_cut",
     ),
-    Mutation("metrics/digests.py", "return torch.dot(bits.long(), numbers)", "return bits.long().sum()", SEEN_BITS),
+    Mutation(
+        "metrics/digests.py",
+        "total = torch.dot(numbers.long(), odd) if numbers.is_cpu else",
+        "total = numbers.long().sum() if True else",
+        SEEN_BITS,
+    ),
     Mutation(
         "metrics/digests.py",
         "self._total, self._number, self._is_known = (state_dict",

@@ -199,9 +199,9 @@ class TrainData:
         None if the source has no indices. Every rank returns the same.
         """
         self._add_to_digest()
-        taken = {name: loader.take_digest() for name, loader, _ in self._begun_batches(0)}
-        known = [(name, digest) for name, digest in taken.items() if digest is not None]
-        return as_text(sum(digest * number_of_name(name) for name, digest in known)) if known else None
+        taken = [(name, loader.take_digest()) for name, loader, _ in self._begun_batches(0)]
+        known = [digest * number_of_name(name) for name, digest in taken if digest is not None]
+        return as_text(sum(known)) if known else None
 
     def _add_to_digest(self) -> None:
         """Add what is finished, between two batches."""
@@ -209,19 +209,22 @@ class TrainData:
         for _, loader, number in self._begun_batches(finished):
             loader.add_to_digest(number)
 
-    def _begun_batches(self, num_begun: int) -> Iterator[tuple[str, SplitLoader, int]]:
-        """Yield the splits with indices: the name ("" of the only one), the loader, and how many batches have begun.
+    def _begun_batches(self, num_begun: int) -> list[tuple[str, SplitLoader, int]]:
+        """Return the splits with indices: the name ("" of the only one), the loader, and how many batches have begun.
 
         Args:
             num_begun: that number of the split that ends the epoch.
         """
         if isinstance(self._loader, SplitLoader):
-            yield "", self._loader, num_begun
-        elif isinstance(self._loader, SeveralLoader):
-            others = self._loader.others
-            for name, loader in self._loader.loaders.items():
-                if isinstance(loader, SplitLoader):
-                    yield name, loader, others[name].num_batches if name in others else num_begun
+            return [("", self._loader, num_begun)]
+        if not isinstance(self._loader, SeveralLoader):
+            return []
+        others = self._loader.others
+        return [
+            (name, loader, others[name].num_batches if name in others else num_begun)
+            for name, loader in self._loader.loaders.items()
+            if isinstance(loader, SplitLoader)
+        ]
 
     def position(self, state: TrainingState, window_start: int) -> tuple[TrainingState, int, int | None]:
         """Return counters, the last boundary and the length of the epoch, by which a part of the epoch is measured.

@@ -7,7 +7,7 @@ position. So it sees an order, which an exclusive or does not, and parts that ar
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -40,8 +40,8 @@ class Digests:
     def __init__(self) -> None:
         self._numbers: dict[torch.device, Tensor] = {}
 
-    def parts(self, flat: Tensor, start: int = 0) -> Iterator[Tensor]:
-        """Yield int64 tensors without a dimension whose sum is the digest. It waits for no device.
+    def parts(self, flat: Tensor, start: int = 0) -> list[Tensor]:
+        """Return int64 tensors without a dimension whose sum is the digest. It waits for no device.
 
         Args:
             flat: a tensor of one dimension, of any dtype.
@@ -50,28 +50,29 @@ class Digests:
         bits = flat.view(_INTEGERS[flat.element_size()])
         if bits.dtype == torch.int64:  # Otherwise a change of the highest bit alone would stay one.
             bits = bits ^ (bits >> 32)
-        done, length = 0, len(bits)
-        while done < length:
-            block, first = divmod(start + done, _BLOCK)
-            size = min(length - done, _BLOCK - first)
-            total = self._sum(bits if size == length else bits[done : done + size], first, size)
-            yield total if block == 0 else total * _signed(block * _OTHER_ODD | 1)
-            done += size
+        return self.sums(bits, start)
 
-    def _sum(self, bits: Tensor, first: int, size: int) -> Tensor:
-        """Return the sum of integers times the odd numbers of their positions in a block."""
-        device = bits.device
+    def sums(self, numbers: Tensor, start: int) -> list[Tensor]:
+        """Return the parts of the sum of integers times the odd numbers of their positions, as `parts` does."""
+        length, first = len(numbers), start % _BLOCK
+        if first + length <= _BLOCK:
+            odd = self._of_positions(numbers.device, first, length)
+            # `dot` takes half the time, and only the CPU has it for integers.
+            total = torch.dot(numbers.long(), odd) if numbers.is_cpu else (numbers * odd).sum()
+            return [total if start < _BLOCK else total * _signed(start // _BLOCK * _OTHER_ODD | 1)]
+        size, rest = _BLOCK - first, list[Tensor]()
+        for i in range(size, length, _BLOCK):
+            rest += self.sums(numbers[i : i + _BLOCK], start + i)
+        return [*self.sums(numbers[:size], start), *rest]
+
+    def _of_positions(self, device: torch.device, first: int, length: int) -> Tensor:
+        """Return the odd numbers of so many positions in a block."""
         known = self._numbers.get(device)
-        if known is None or len(known) < first + size:
-            length = max(_FIRST, 1 << (first + size - 1).bit_length())
-            known = torch.arange(1, length + 1, device=device).mul_(_ODD)
+        if known is None or len(known) < first + length:
+            size = max(_FIRST, 1 << (first + length - 1).bit_length())
+            known = torch.arange(1, size + 1, device=device).mul_(_ODD)
             known = self._numbers[device] = known.bitwise_xor_(known >> 29).mul_(_OTHER_ODD).bitwise_or_(1)
-        numbers = known[first : first + size]
-        if (
-            device.type == "cpu"
-        ):  # Half as long for small tensors; other devices have it for floating-point numbers only.
-            return torch.dot(bits.long(), numbers)
-        return (bits * numbers).sum()
+        return known[first : first + length]
 
 
 class SampleDigest:
@@ -87,7 +88,7 @@ class SampleDigest:
         if indices is None:
             self._is_known = False
         elif len(indices) > 0:
-            self._total += sum(map(int, self._digests.parts(indices, self._number)))
+            self._total += sum(map(int, self._digests.sums(indices, self._number)))
             self._number += len(indices)
 
     def take(self) -> int | None:
@@ -136,6 +137,8 @@ def added(parts: list[Tensor]) -> str | None:
 
 
 def _added(parts: list[Tensor]) -> int:
+    if len(parts) == 1:
+        return int(parts[0])
     by_device: dict[torch.device, list[Tensor]] = {}
     for part in parts:
         by_device.setdefault(part.device, []).append(part)
@@ -153,32 +156,53 @@ def _has_bits(tensor: Tensor) -> bool:
     return tensor.layout is torch.strided and not tensor.is_meta and type(tensor) not in _LAZY
 
 
-def _flat(tensor: Tensor, most: int | None = None) -> Tensor:
-    """Return the elements of a tensor in one dimension, or `most` of them at equal distances."""
-    if tensor.is_complex():
-        tensor = torch.view_as_real(tensor.resolve_conj())
-    flat = tensor.reshape(-1)
-    return flat if most is None or len(flat) <= most else flat[:: -(-len(flat) // most)]
+def _flat(tensor: Tensor) -> Tensor:
+    return torch.view_as_real(tensor.resolve_conj()).reshape(-1) if tensor.is_complex() else tensor.reshape(-1)
 
 
 def _parts_of(digests: Digests, tensors: Iterable[Tensor], most: int | None = None) -> list[Tensor]:
-    """Return the parts of the digest of full tensors; small ones of a dtype are put together."""
+    """Return the parts of the digest of full tensors; small ones of a dtype are put together.
+
+    Args:
+        digests: computes it.
+        tensors: the tensors.
+        most: how many elements of each are looked at, at equal distances; None for all.
+    """
     groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for tensor in tensors:
         if _has_bits(tensor):
-            groups.setdefault((tensor.device, tensor.dtype), []).append(_flat(tensor, most))
+            flat = _flat(tensor)
+            if most is not None and len(flat) > most:
+                flat = flat[:: -(-len(flat) // most)]
+            kind = (flat.device, flat.dtype)
+            if kind in groups:
+                groups[kind].append(flat)
+            else:
+                groups[kind] = [flat]
     parts: list[Tensor] = []
     for i, group in enumerate(groups.values()):
-        start, held, size = i << 40, list[Tensor](), 0
-        for flat in group:
-            if size + len(flat) > _BLOCK and held:
-                parts += digests.parts(torch.cat(held) if len(held) > 1 else held[0], start)
-                start, held, size = start + size, [], 0
-            held.append(flat)
-            size += len(flat)
-        if held:
-            parts += digests.parts(torch.cat(held) if len(held) > 1 else held[0], start)
+        start = i << 40
+        for flat in _joined(group):
+            parts += digests.parts(flat, start)
+            start += len(flat)
     return parts
+
+
+def _joined(group: list[Tensor]) -> list[Tensor]:
+    """Return tensors of one dimension, neighbours put together that have no more elements than a block."""
+    if len(group) == 1:
+        return group
+    lengths = [*map(len, group)]
+    if sum(lengths) <= _BLOCK:
+        return [torch.cat(group)]
+    joined, held, size = list[Tensor](), list[Tensor](), 0
+    for flat, length in zip(group, lengths, strict=True):
+        if held and size + length > _BLOCK:
+            joined.append(torch.cat(held) if len(held) > 1 else held[0])
+            held, size = [], 0
+        held.append(flat)
+        size += length
+    return [*joined, torch.cat(held) if len(held) > 1 else held[0]]
 
 
 def _parts_of_rank(digests: Digests, tensors: Iterable[Tensor], world: World) -> list[Tensor]:

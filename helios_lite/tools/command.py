@@ -223,6 +223,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("run_a", metavar="RUN_A", type=Path, help="a run folder")
     command.add_argument("run_b", metavar="RUN_B", type=Path, help="another one")
+    command.add_argument("--json", action="store_true", help="print what was found as JSON")
 
     command = add(
         "plot",

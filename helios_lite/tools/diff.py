@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import itertools
 import json
@@ -10,11 +11,12 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from helios_lite.changes.run_description import read_starts
 from helios_lite.checkpoints import files, naming
 from helios_lite.checkpoints.reading import read_checkpoint
 from helios_lite.display import console
@@ -38,16 +40,131 @@ _WHERE_ONLY = {
 """Options that say where a run writes and what is seen of it."""
 _LIMITS = ("steps_per_epoch", "limit_train_batches", "overfit_batches")
 _MOST_OPTIONS = 40  # Of values of config.json, such as the tensors of networks.
+_MOST_BY_ROUNDING = 1e-5  # A relative difference of a mean loss, between two rows.
+_MOST_NAMED = 6  # Options and files that are named as a cause.
 _MOST_SHOWN = 16  # How many sample indices are shown.
 _MOST_SORTED = 10**8  # The length of a dataset whose order is worked out.
+_OF_ORDER: tuple[str, ...] = (
+    "data.train",
+    "trainer.seed",
+    "trainer.accumulation_steps",
+    "environment.processes",
+    "trainer.devices",
+)
+_OF_ORDER += tuple(f"trainer.{name}" for name in _LIMITS)
+"""What the order of samples depends on, or their division into batches."""
+_OF_KERNELS = tuple(
+    f"environment.{name}"
+    for name in ("torch", "python", "helios_lite", "device", "threads", "float32_matmul_precision")
+)
+_OF_KERNELS += ("trainer.deterministic", "trainer.benchmark", "trainer.compile", "trainer.accelerator")
+_OF_SUMS = ("environment.processes", "trainer.devices", "trainer.accumulation_steps", "data.train.batch_size")
+_OF_WEIGHTS = ("trainer.seed", "trainer.init_from", "hparams", "made", "environment.default_dtype")
+_WITHOUT_EFFECT = tuple(
+    f"trainer.{name}" for name in ("max_", "log_", "save_", "keep_", "valid_", "sanity_", "monitor")
+)
+_WITHOUT_EFFECT += ("trainer.callbacks", "trainer.loggers", "data.valid", "data.test")
+"""What says how long a run is and what it shows, and not what a step computes."""
 Row = dict[str, Any]
+Start = dict[str, Any]
 Difference = tuple[str, str, str]
 """A name, and what each of two runs has."""
 
 
 def diff(arguments: argparse.Namespace) -> None:
-    """Tell where two runs diverged. Exits with status 1 if they do."""
-    folders = (arguments.run_a, arguments.run_b)
+    """Tell where two runs diverged. Exits with status 1 if they do, and 2 if nothing could be compared."""
+    found = compare(arguments.run_a, arguments.run_b)
+    if arguments.json:
+        print(json.dumps(found.as_dict(), indent=2))
+    else:
+        _show(found)
+    if found.status != "equal":
+        sys.exit(1 if found.status == "differ" else 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cause:
+    """What the difference of two runs may come from, as far as their files tell.
+
+    Attributes:
+        kind: "initial weights", "checkpoint", "data", "code", "options", "kernels", "resume" or "unknown".
+        text: the same in words.
+    """
+
+    kind: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """How the rows, or the checkpoints, of two runs compare.
+
+    Attributes:
+        text: in words.
+        differs: whether they differ.
+        number: how many were compared.
+        equal_until: the last step up to which all that both have is equal.
+        step: that of the first difference, None without one.
+        what: the names of what differs there; of a row in the order of cause and effect.
+        relative: the relative difference of the first value in a row that differs, None if no value does.
+    """
+
+    text: str
+    differs: bool = False
+    number: int = 0
+    equal_until: int = 0
+    step: int | None = None
+    what: tuple[str, ...] = ()
+    relative: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What `compare` has found.
+
+    Attributes:
+        runs: the two folders.
+        options: the values of config.json that differ.
+        starts: the starts of each run; see `read_starts`.
+        rows, checkpoints: how they compare.
+        causes: why they differ, the most likely first; none if they do not.
+    """
+
+    runs: tuple[Path, Path]
+    options: list[Difference]
+    starts: tuple[list[Start], list[Start]]
+    rows: Comparison
+    checkpoints: Comparison
+    causes: list[Cause]
+
+    @property
+    def status(self) -> str:
+        """Return "differ", "equal", or "not compared"."""
+        if self.causes:
+            return "differ"
+        return "equal" if self.rows.number + self.checkpoints.number > 0 else "not compared"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as plain values, for JSON."""
+        starts = [[{name: start.get(name) for name in ("step", "checkpoint")} for start in run] for run in self.starts]
+        return {
+            "runs": [str(run) for run in self.runs],
+            "status": self.status,
+            "options": [{"name": name, "a": a, "b": b} for name, a, b in self.options],
+            "starts": {"a": starts[0], "b": starts[1]},
+            "rows": dataclasses.asdict(self.rows),
+            "checkpoints": dataclasses.asdict(self.checkpoints),
+            "causes": [dataclasses.asdict(cause) for cause in self.causes],
+        }
+
+
+def compare(run_a: Path, run_b: Path) -> Found:
+    """Return how two runs compare, by the files of their folders.
+
+    Raises:
+        UsageError: one of them is no run folder, or has a file that cannot be read.
+    """
+    folders = (run_a, run_b)
     for folder in folders:
         if not folder.is_dir():
             raise UsageError(f"{folder}: {'is a file' if folder.exists() else 'there is no such folder'}")
@@ -55,38 +172,132 @@ def diff(arguments: argparse.Namespace) -> None:
             raise UsageError(f"{folder}: is no run folder: it has no config.json, metrics.jsonl or checkpoints")
     configs = [_read_config(folder) for folder in folders]
     options = [found for found in _differences(*configs) if found[0] not in _WHERE_ONLY]
-    if options:
-        shown = [list(map(printable, row)) for row in options[:_MOST_OPTIONS]]
-        more = [[f"and {len(options) - len(shown)} more", "", ""]] if len(options) > len(shown) else []
-        console.show_table(make_table(["", "A", "B"], [*shown, *more]))
     rows = [_read_rows(folder) for folder in folders]
-    samples = functools.partial(_samples, configs[0], folders[0])
-    found = [_compare_rows(rows[0], rows[1], samples), _compare_checkpoints(*folders)]
-    for comparison in found:
-        print(harmless(comparison.text))
-    has_diverged = any(comparison.differs for comparison in found)
-    if has_diverged and not options:
-        print("config.json of both is equal: the code, the data or what it read differ, or something is not seeded")
-    if has_diverged:
-        sys.exit(1)
-    if not any(comparison.number for comparison in found):
+    starts = (read_starts(run_a / "config.json"), read_starts(run_b / "config.json"))
+    of_rows = _compare_rows(rows[0], rows[1], functools.partial(_samples, configs[0], folders[0]))
+    of_checkpoints = _compare_checkpoints(*folders)
+    causes = [*_changed_weights("A", starts[0], rows[0]), *_changed_weights("B", starts[1], rows[1])]
+    first = of_rows if of_rows.differs else of_checkpoints
+    if first.step is not None:
+        causes += _causes([name for name, _, _ in options], starts, first)
+    return Found(folders, options, starts, of_rows, of_checkpoints, causes)
+
+
+def _show(found: Found) -> None:
+    if found.options:
+        shown = [list(map(printable, row)) for row in found.options[:_MOST_OPTIONS]]
+        more = [[f"and {len(found.options) - len(shown)} more", "", ""]] if len(found.options) > len(shown) else []
+        console.show_table(make_table(["", "A", "B"], [*shown, *more]))
+    for name, starts in zip("AB", found.starts, strict=True):
+        resumed = [str(start["step"]) for start in starts if start["step"] > 0]
+        if resumed:
+            print(f"{name} was resumed at step {_listed(resumed)}")
+    print(harmless(found.rows.text))
+    print(harmless(found.checkpoints.text))
+    for i, cause in enumerate(found.causes):
+        print(harmless(f"{'most likely' if i == 0 else 'or'} {cause.kind}: {cause.text}"))
+    if found.status == "not compared":
         print(
             "nothing could be compared: the runs have no metrics of the same steps, and no checkpoints of the same step"
         )
-        sys.exit(2)
-    print("the runs are equal bit for bit in all that both have")
+    elif found.status == "equal":
+        print("the runs are equal bit for bit in all that both have")
 
 
-class _Comparison(NamedTuple):
-    """What is to say about rows or checkpoints, whether they differ, and how many were compared."""
+# Why they differ.
 
-    text: str
-    differs: bool
-    number: int
+
+def _causes(options: Sequence[str], starts: Sequence[Sequence[Start]], first: Comparison) -> list[Cause]:
+    """Return what a difference may come from, the most likely first.
+
+    Args:
+        options: the names of the values of config.json that differ.
+        starts: the starts of each run.
+        first: the comparison with the first difference.
+    """
+    step = first.step or 0
+    in_force = [max((start for start in run if start["step"] < step), key=_step_of, default={}) for run in starts]
+    code = _code_that_differs(*in_force)
+    environments = [start.get("environment") for start in in_force]
+    if isinstance(environments[0], dict) and isinstance(environments[1], dict):  # At a later start it may have changed.
+        changed = [f"environment.{name}" for name, _, _ in _differences(environments[0], environments[1])]
+        options = [*(name for name in options if not name.startswith("environment.")), *changed]
+    of_order = [name for name in options if name.startswith(_OF_ORDER)]
+    kernels = [name for name in options if name.startswith(_OF_KERNELS)]
+    others = [name for name in options if not name.startswith((*_OF_ORDER, *_OF_KERNELS, *_WITHOUT_EFFECT))]
+    found: list[Cause] = []
+    weights = [run[0].get("weights_digest") if run and run[0]["step"] == 0 else None for run in starts]
+    if None not in weights and weights[0] != weights[1]:
+        of_weights = [name for name in options if name.startswith(_OF_WEIGHTS)]
+        found.append(Cause("initial weights", f"those of the first start differ{_too([*of_weights, *code])}"))
+    if "samples_digest" in first.what:
+        found.append(Cause("data", f"other samples were read, or in another order{_too(of_order or code)}"))
+    elif "batch_digest" in first.what and "environment.processes" not in options:
+        of_content = [name for name in of_order if name.startswith("data.")]
+        found.append(Cause("data", f"the same indices gave other values{_too([*of_content, *code])}"))
+    else:  # They do not show in the samples, but in random numbers, or in sums in another order.
+        sums = [name for name in of_order if name.startswith(_OF_SUMS)]
+        kernels, others = [*kernels, *sums], [*others, *(name for name in of_order if name not in sums)]
+    if code:
+        found.append(Cause("code", f"the source files differ: {_listed(code)}"))
+    if others:
+        found.append(Cause("options", f"{_listed(others)}"))
+    resumed = [{start["step"] for start in run if 0 < start["step"] < step} for run in starts]
+    if resumed[0] != resumed[1]:
+        steps = _listed([str(each) for each in sorted(resumed[0] ^ resumed[1])])
+        text = f"only one of the runs was resumed at step {steps}, and something that no checkpoint holds made the rest"
+        found.append(Cause("resume", text))
+    if kernels:
+        found.append(Cause("kernels", f"other kernels may have computed the same: {_listed(kernels)}"))
+    if not found:
+        kind, text = "data", "the same indices gave other values, or something is not seeded"
+        if first.relative is None:
+            kind, text = "unknown", "something is not seeded, or a kernel is not deterministic"
+        elif first.relative < _MOST_BY_ROUNDING:
+            kind, text = "kernels", "the difference is one of rounding, as a kernel that is not deterministic makes"
+        found.append(Cause(kind, f"nothing else differs of what is known; so {text}"))
+    return found
+
+
+def _changed_weights(name: str, starts: Sequence[Start], rows: Sequence[Row]) -> Iterator[Cause]:
+    """Yield where a run went on with other weights than it had at that step."""
+    digests = {row["step"]: row.get("weights_digest") for row in rows}
+    for start in starts:
+        before, now = digests.get(start["step"]), start.get("weights_digest")
+        if start["step"] > 0 and None not in (before, now) and before != now:
+            yield Cause(
+                "checkpoint",
+                f"{name} was resumed at step {start['step']} from {start.get('checkpoint')} with other weights than "
+                "the row of that step has: the file was changed, or a hook changes weights after the row",
+            )
+
+
+def _code_that_differs(a: Start, b: Start) -> list[str]:
+    """Return the names of the source files that differ between two starts, followed by the commits if these do."""
+    sources = [start.get("sources") for start in (a, b)]
+    if not isinstance(sources[0], dict) or not isinstance(sources[1], dict):
+        return []
+    found = [name for name, _, _ in _differences(sources[0], sources[1])]
+    commits = [str(start.get("commit"))[:12] for start in (a, b)]
+    return [*found, f"commits {commits[0]} and {commits[1]}"] if found and commits[0] != commits[1] else found
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(map(printable, names[:_MOST_NAMED])) + more
+
+
+def _too(names: Sequence[str]) -> str:
+    """Return what else differs, as the reason."""
+    return f", by {_listed(names)}" if names else ""
+
+
+def _step_of(start: Start) -> int:
+    return int(start["step"])
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """Return the values of config.json by dotted name; none without the file."""
+    """Return the values of config.json by dotted name, without the starts; none without the file."""
     path = folder / "config.json"
     try:
         content = json.loads(path.read_bytes()) if path.exists() else {}
@@ -116,42 +327,47 @@ def _read_rows(folder: Path) -> list[Row]:
         except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and type(row.get("step")) is int and row.get("kind", "end") == "end":
-            rows.append({name: value for name, value in row.items() if not is_measured(name) and name not in DIGESTS})
+            rows.append({name: value for name, value in row.items() if not is_measured(name)})
     return rows
 
 
-def _compare_rows(a: Sequence[Row], b: Sequence[Row], samples: Callable[..., str]) -> _Comparison:
+def _compare_rows(a: Sequence[Row], b: Sequence[Row], samples: Callable[..., str]) -> Comparison:
     """Compare the rows of two runs at the steps that both have.
 
     A value of a training is the mean since the row before, so it is compared only where that is of the same step too.
+    The weights are compared wherever both have a row.
 
     Args:
         a, b: the rows.
         samples: returns which samples of A the steps after one up to another have read, given A's rows; see `_samples`.
     """
     if not a or not b:
-        return _Comparison(
-            f"metrics.jsonl: {'neither run has' if not a and not b else 'only one run has'} rows", False, 0
-        )
+        return Comparison(f"metrics.jsonl: {'neither run has' if not a and not b else 'only one run has'} rows")
     by_step = [_by_step(rows) for rows in (a, b)]
     common = sorted(by_step[0].keys() & by_step[1].keys())
     equal_until, compared = 0, list[int]()
     for step in common:
         starts = [_start_of_row(rows, step) for rows in by_step]
         rows = [rows[step] for rows in by_step]
+        has_both = starts[0] == starts[1] or any(name.startswith("valid/") for name in rows[0])
         if starts[0] != starts[1]:
             rows = [{name: value for name, value in row.items() if _is_of_step(name)} for row in rows]
-        found = next(_differences(*rows), None)
-        if found is not None:
-            text = f"metrics.jsonl: equal up to step {equal_until}; at step {step} {_describe_values(*found)}"
+        # A run of an earlier version has no digests.
+        missing = {name for name in DIGESTS if not all(name in row for row in rows)}
+        rows = [{name: value for name, value in row.items() if name not in missing} for row in rows]
+        found = sorted(_differences(*rows), key=lambda each: _ORDER_OF_EFFECTS.get(each[0], 2))
+        if found:
+            text = f"metrics.jsonl: equal up to step {equal_until}; at step {step} {_describe_row(found)}"
             if step > equal_until and (shown := samples(a, equal_until, step)):
                 text += f"\n  {shown}"
-            return _Comparison(text, True, len(compared) + 1)
-        if starts[0] == starts[1] or any(name.startswith("valid/") for name in rows[0]):
+            what = tuple(name for name, _, _ in found)
+            relative = next((_relative(a, b) for name, a, b in found if name not in DIGESTS), None)
+            return Comparison(text, True, len(compared) + 1, equal_until, step, what, relative)
+        if has_both or "weights_digest" in rows[0]:
             compared.append(step)
             equal_until = step
     if not compared:
-        return _Comparison("metrics.jsonl: the runs have no values of the same steps", False, 0)
+        return Comparison("metrics.jsonl: the runs have no values of the same steps")
     last = [max(rows) for rows in by_step]
     if by_step[0].keys() == by_step[1].keys():
         text = f"{len(a)} rows are equal, up to step {equal_until}"
@@ -162,7 +378,34 @@ def _compare_rows(a: Sequence[Row], b: Sequence[Row], samples: Callable[..., str
         text = f"equal up to step {equal_until}, where {'BA'[longer == 'B']} ends; {longer} goes on"
     else:
         text = f"equal at {len(compared)} steps that both have, up to step {equal_until}; the others are not compared"
-    return _Comparison(f"metrics.jsonl: {text}", False, len(compared))
+    return Comparison(f"metrics.jsonl: {text}", False, len(compared), equal_until)
+
+
+_ORDER_OF_EFFECTS = {"samples_digest": 0, "batch_digest": 1, "weights_digest": 3}  # Between them are values.
+_DIGESTS_IN_WORDS = {
+    "samples_digest": "the samples",
+    "batch_digest": "the values of the last batch",
+    "weights_digest": "the weights",
+}
+
+
+def _relative(a: str, b: str) -> float | None:
+    """Return the relative difference of two numbers, None if one of them is no finite number."""
+    try:
+        size = abs(float(a) - float(b)) / max(abs(float(a)), abs(float(b)))
+    except (ValueError, ZeroDivisionError):
+        return None
+    return size if math.isfinite(size) else None
+
+
+def _describe_row(found: Sequence[Difference]) -> str:
+    """Return in words what differs in a row, in the order of cause and effect."""
+    digests = [_DIGESTS_IN_WORDS[name] for name, _, _ in found if name in DIGESTS]
+    values = [each for each in found if each[0] not in DIGESTS]
+    if not values:
+        return f"no value differs, but {' and '.join(digests)}"
+    text = _describe_values(*values[0])
+    return f"{text}\n  what differs besides: {', '.join(digests)}" if digests else text
 
 
 def _by_step(rows: Sequence[Row]) -> dict[int, Row]:
@@ -181,6 +424,8 @@ def _start_of_row(rows: Mapping[int, Row], step: int) -> int:
 
 def _is_of_step(name: str) -> bool:
     """Return whether a value in a row is that of the step, and no mean since the row before."""
+    if name == "samples_digest":
+        return False
     return "/" not in name or name.startswith(("valid/", "train/lr")) or name.endswith("/epoch")
 
 
@@ -248,7 +493,7 @@ def _skips_nothing(folder: Path, end: int, must_be_seen: bool) -> bool:
 # The checkpoints.
 
 
-def _compare_checkpoints(a: Path, b: Path) -> _Comparison:
+def _compare_checkpoints(a: Path, b: Path) -> Comparison:
     """Compare the checkpoints that two runs have at the same steps."""
     files_a, files_b = _checkpoints(a), _checkpoints(b)
     common = sorted(files_a.keys() & files_b.keys())
@@ -257,10 +502,12 @@ def _compare_checkpoints(a: Path, b: Path) -> _Comparison:
         if found is not None:
             before = "" if i == 0 else f"equal at step {common[i - 1]}; "
             name, description = found
-            return _Comparison(f"checkpoints: {before}at step {step} {printable(name)} {description}", True, i + 1)
+            text = f"checkpoints: {before}at step {step} {printable(name)} {description}"
+            return Comparison(text, True, i + 1, common[i - 1] if i > 0 else 0, step, (name,))
     if not common:
-        return _Comparison("checkpoints: the runs have none at the same step", False, 0)
-    return _Comparison(f"checkpoints: equal at step {', '.join(map(str, common))}", False, len(common))
+        return Comparison("checkpoints: the runs have none at the same step")
+    text = f"checkpoints: equal at step {', '.join(map(str, common))}"
+    return Comparison(text, False, len(common), common[-1])
 
 
 def _checkpoints(folder: Path) -> dict[int, Path]:

@@ -33,6 +33,7 @@ from helios_lite.networks.fsdp import explain, make_mesh, sharded_modules
 from helios_lite.networks.parallel import ParallelStrategy
 from helios_lite.networks.shard_units import find_units
 from helios_lite.processes.world import World
+from helios_lite.tools.diff import compare
 
 TESTS = Path(__file__).parents[1]
 STRATEGIES = ["ddp", "fsdp"]
@@ -878,14 +879,20 @@ def digests_of_rows(root: Path, world: World) -> Any:
         full = copy.deepcopy(Stack())
         full.load_state_dict({name: full_tensor(value) for name, value in model.net.state_dict().items()})
         last = digest_of_weights(Digests(), [full], World(), has_shards=False)
-        found[strategy] = read_rows(folder / "deep"), read_starts(folder / "deep/config.json"), last
+        found[strategy] = folder / "deep", read_starts(folder / "deep/config.json"), last
     return found
 
 
 def test_digests_of_rows_do_not_depend_on_how_networks_and_samples_are_divided(result: Results, tmp_path: Path) -> None:
     fit(Deep(), 18, batch_size=4, strategy="ddp", root=tmp_path, log_every_steps=3)
     alone, start = read_rows(tmp_path / "deep"), read_starts(tmp_path / "deep/config.json")[0]
-    for rows, starts, last in result(digests_of_rows, ranks=2).values():
+    for folder, starts, last in result(digests_of_rows, ranks=2).values():
+        rows = read_rows(folder)
         assert [row.get("samples_digest") for row in rows[:2]] == [row.get("samples_digest") for row in alone[:2]]
         assert starts[0]["weights_digest"] == start["weights_digest"]
         assert rows[-1]["weights_digest"] == last
+        differences = compare(tmp_path / "deep", folder)  # What runs of one and of two processes differ by is named.
+        assert ("environment.processes", "1", "2") in differences.options
+        (cause,) = [each for each in differences.causes if each.kind == "kernels"]
+        assert "environment.processes" in cause.text
+        assert differences.rows.relative is None or differences.rows.relative < 1e-5

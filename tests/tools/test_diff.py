@@ -101,12 +101,29 @@ def planted() -> dict[str, tuple[dict[str, Any], list[str]]]:
     loss = "metrics.jsonl: equal up to step 0; at step 1 train/loss is"
     weight = "checkpoints: at step 4 model.net.weight differs in 3 of 3 elements, by at most "
     return {
-        "seed": ({"seed": 1}, ["trainer.seed 0 1", loss, weight]),
+        "seed": (
+            {"seed": 1},
+            [
+                "trainer.seed 0 1",
+                loss,
+                weight,
+                "most likely initial weights: those of the first start differ, by trainer",
+                "or data: other samples were read, or in another order, by trainer.seed",
+            ],
+        ),
         "rate": ({"model": Line(0.2)}, ["equal up to step 0; at step 1 train/lr is 0.1 in A and 0.2 in B", weight]),
         "hparams": ({"model": Known(0.2)}, ["hparams.rate 0.2", "at step 1 train/lr is"]),
-        "one weight": ({"model": Line(nudge=2)}, [loss, weight, "config.json of both is equal: the code"]),
+        "one weight": (
+            {"model": Line(nudge=2)},
+            [
+                loss,
+                "what differs besides: the weights",
+                weight,
+                "most likely initial weights: those of the first start",
+            ],
+        ),
         "one sample": ({"dataset": OneOther(16)}, ["'Indices' 'OneOther'", "of A read the samples", " 7"]),
-        "option": ({"clip_norm": 0.001}, ["trainer.clip_norm None 0.001", weight]),
+        "option": ({"clip_norm": 0.001}, ["trainer.clip_norm None 0.001", weight, "likely options: trainer.clip"]),
         "order": ({"split": {"shuffle": False}}, ["data.train.shuffle True False", loss]),
         "another order of the data": ({"dataset": Backwards(16)}, ["data.train.dataset 'Indices' 'Backwards'", loss]),
         "batch size": (
@@ -129,7 +146,7 @@ def planted() -> dict[str, tuple[dict[str, Any], list[str]]]:
         ),
         "log points": (
             {"log_every_steps": 2},
-            ["trainer.log_every_steps 1 2", "the runs have no values of the same steps", "checkpoints: equal at"],
+            ["trainer.log_every_steps 1 2", "equal at 4 steps that both have, up to step 8", "checkpoints: equal at"],
         ),
     }
 
@@ -335,3 +352,23 @@ def test_what_is_no_run_folder_is_wrong_usage(make: Any, first: Path, tmp_path: 
     make(tmp_path / "other")
     status, _ = told(capsys, first, tmp_path / "other")
     assert status == 2
+
+
+def test_json_has_the_keys_that_the_page_names(first: Path, tmp_path: Path, capsys: Any) -> None:
+    other = train(tmp_path, seed=1, max_steps=4)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(["diff", str(first), str(other), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert ended.value.code == 1
+    assert found.keys() == {"runs", "status", "options", "starts", "rows", "checkpoints", "causes"}
+    assert (found["runs"], found["status"]) == ([str(first), str(other)], "differ")
+    assert {"name": "trainer.seed", "a": "0", "b": "1"} in found["options"]
+    assert found["starts"] == {name: [{"step": 0, "checkpoint": None}] for name in "ab"}
+    for part in ("rows", "checkpoints"):
+        assert found[part].keys() == {"text", "differs", "number", "equal_until", "step", "what", "relative"}
+    rows = found["rows"]
+    assert (rows["differs"], rows["number"], rows["equal_until"], rows["step"]) == (True, 1, 0, 1)
+    assert rows["what"] == ["samples_digest", "batch_digest", "train/loss", "weights_digest"]
+    assert [cause["kind"] for cause in found["causes"]] == ["initial weights", "data"]
+    assert all(cause.keys() == {"kind", "text"} for cause in found["causes"])
