@@ -49,5 +49,5 @@ def run(main: Callable[..., None]) -> None:
         )
     options = vars(parser.parse_args())
     if "devices" in options:  # More processes than GPUs share the CPU, so that a command works on any machine.
-        options["accelerator"] = "cpu" if options["devices"] > torch.cuda.device_count() else "auto"
+        options["accelerator"] = "cpu" if options["devices"] > torch.accelerator.device_count() else "auto"
     main(**options)

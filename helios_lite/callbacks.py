@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from helios_lite.arguments import integer, require, require_kind
 from helios_lite.data import DataModule
 from helios_lite.hooks import Hooks
+from helios_lite.metrics.measurements import peak_memory_mib
 from helios_lite.model import Model
 from helios_lite.model_internals.attributes import named_networks
 from helios_lite.nested import leaves
@@ -382,22 +383,22 @@ class ActivationStatistics(Callback):
 class DeviceMemory(Callback):
     """Logs the peak memory in MiB as "train/memory_mib", the maximum over the ranks.
 
-    On CUDA it is what PyTorch had allocated on the device, otherwise the resident memory of the process. Without this
-    callback rows have that of rank 0, on GPUs only.
+    On an accelerator whose memory PyTorch counts it is what was allocated there, otherwise the resident memory of the
+    process. Without this callback rows have that of rank 0, on accelerators only.
     """
 
     def on_training_batch_end(self, state: TrainingState, should_log: bool = False) -> None:
         """Log the peak memory, if a row may follow the batch."""
         if self.model._context.expects_row:
-            self.model.log("memory_mib", self._bytes() / 2**20, reduce="max")
+            self.model.log("memory_mib", self._mib(), reduce="max")
 
-    def _bytes(self) -> float:
-        if self.model.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.model.device)
+    def _mib(self) -> float:
+        if (mib := peak_memory_mib(self.model.device)) is not None:
+            return mib
         import resource
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB.
+        return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # Linux counts in KiB.
 
 
 class Profile(Callback):

@@ -7,6 +7,7 @@ import inspect
 import multiprocessing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing.context import BaseContext
+from types import NoneType
 from typing import Any
 
 import torch
@@ -65,8 +66,8 @@ class Split:
     `__getitems__`, and `collate_fn`, are seeded once per batch, from its first index. Seeding takes 10 to 20
     microseconds per sample; turn it off for fast datasets without random numbers. Random numbers used nevertheless are
     then not exact."""
-    pin_memory: bool = False
-    """As in `torch.utils.data.DataLoader`."""
+    pin_memory: bool | None = None
+    """As in `torch.utils.data.DataLoader`. If None, batches of workers are pinned where a GPU computes."""
     timeout: float = 0
     """As in `torch.utils.data.DataLoader`."""
     worker_init_fn: Callable[[int], None] | None = None
@@ -92,8 +93,9 @@ class Split:
     def __post_init__(self) -> None:
         if isinstance(self.dataset, Mapping):
             self.dataset = ArrayDict(self.dataset)
-        for name in ("shuffle", "drop_last", "seed_samples", "pin_memory", "persistent_workers"):
+        for name in ("shuffle", "drop_last", "seed_samples", "persistent_workers"):
             require_kind(name, getattr(self, name), bool, "True or False")
+        require_kind("pin_memory", self.pin_memory, (bool, NoneType), "True, False or None")
         for name in ("collate_fn", "worker_init_fn"):
             if (function := getattr(self, name)) is not None and not callable(function):
                 raise TypeError(f"{name}={function!r}: must be a function or None")

@@ -7,6 +7,8 @@ import os
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, get_args
 
+import torch
+
 from helios_lite.arguments import (
     Rule,
     all_of,
@@ -51,6 +53,8 @@ RULES: dict[str, Rule] = {
     "limit_valid_batches": optional(batch_limit(least=0)),
     "limit_test_batches": optional(batch_limit(least=0)),
     "overfit_batches": optional(batch_limit(least=1)),
+    "benchmark": optional(flag),
+    "accelerator": path('"auto", "cpu" or a type of device', types=str),
     "devices": device_selection,
     "max_restarts": integer(least=0),
     "hang_minutes": minutes_or_auto,
@@ -121,9 +125,10 @@ class Options:
     deterministic: bool = False
     """Whether PyTorch may use deterministic algorithms only. They are slower on a GPU, and an operation that has no
     deterministic algorithm raises an error."""
-    benchmark: bool = False
+    benchmark: bool | None = None
     """Whether cuDNN measures its algorithms and chooses the fastest. This is faster if the shapes of the inputs do not
-    change, but the results are not reproducible. Validations and tests never do this."""
+    change, but the results are not reproducible. Validations and tests never do this. None leaves it as the program
+    has set `torch.backends.cudnn.benchmark`."""
     fast_dev_run: bool | int = False
     """Whether to run only one step, one validation batch and one test batch, without files, as a quick check; a number
     runs so many steps, and so many batches of each evaluation and prediction. With `resume=PATH` they are the next
@@ -161,11 +166,12 @@ class Options:
     first batches of its own split, as in Lightning. It excludes the limits of both, and `steps_per_epoch`."""
 
     # Placement
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """The type of the devices. "auto" uses CUDA if it is available, else MPS if it is available, else the CPU."""
+    accelerator: Literal["auto", "cpu", "cuda", "xpu", "mps"] | str = "auto"
+    """The type of the devices: "cpu", or that of the accelerator that the installed PyTorch has, also of one that a
+    package adds, such as "npu". "auto" uses the accelerator if it is available, else the CPU."""
     devices: int | list[int] | Literal["auto"] = 1
-    """The number of devices, a list of their indices, or "auto" for all GPUs. The trainer starts one process for each
-    device on this machine. A process that was started by torchrun joins the processes of torchrun instead, on any
+    """The number of devices, a list of their indices, or "auto" for all of them. The trainer starts one process for
+    each device on this machine. A process that was started by torchrun joins the processes of torchrun instead, on any
     number of machines."""
     strategy: Literal["ddp", "fsdp", "hsdp"] = "ddp"
     """How networks are distributed: "ddp" copies them to every rank, "fsdp" shards them over all ranks, and "hsdp"
@@ -328,6 +334,7 @@ class Options:
             raise ValueError(f"init_parts={shown(self.init_parts)}: must be None without init_from")
         if self.deterministic and self.benchmark:
             raise ValueError("deterministic: excludes benchmark, which chooses other algorithms in every run")
+        self._check_accelerator()
         indices = self.devices if isinstance(self.devices, list | tuple) else ()
         if self.accelerator == "cpu" and [*indices] != [*range(len(indices))]:
             raise ValueError(
@@ -342,6 +349,18 @@ class Options:
             for other in others:
                 if getattr(self, name) is not None and getattr(self, other) is not None:
                     raise ValueError(f"{name}: excludes {other}; set one of them to None")
+
+    def _check_accelerator(self) -> None:
+        """Raise a ValueError for a type of device that PyTorch does not know."""
+        try:
+            is_known = self.accelerator == "auto" or torch.device(self.accelerator).index is None
+        except RuntimeError:
+            is_known = False
+        if not is_known:
+            raise ValueError(
+                f'accelerator={shown(self.accelerator)}: must be "auto", "cpu" or a type of device that PyTorch '
+                'knows, such as "cuda", "xpu" or "mps"; import the package that adds another one before'
+            )
 
     @property
     def monitors_training(self) -> bool:

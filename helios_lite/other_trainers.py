@@ -128,7 +128,7 @@ ELSEWHERE = {
     "torch_compile": "compile",
     "torch_compile_backend": "compile=True, or torch.compile in Model.setup for its options",
     "torch_compile_mode": "compile=True, or torch.compile in Model.setup for its options",
-    "torch_empty_cache_steps": "nothing: a hook may call torch.cuda.empty_cache",
+    "torch_empty_cache_steps": "nothing: a hook may call torch.accelerator.empty_cache",
     "trackio_space_id": "loggers=[...], with those of helios_lite.loggers",
     "train_sampling_strategy": "shuffle or batch_sampler=helios_lite.samplers.BucketBatchSampler(...) of Split",
     "use_cache": "nothing: Model.setup makes the network",

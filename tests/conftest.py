@@ -2,11 +2,17 @@ import gc
 import importlib.util
 import os
 import random
+import sys
 import time
 import uuid
 from pathlib import Path
 
 import pytest
+
+# Tests compare bits of the CPU, and compute there also where a GPU is: its own tests are run apart from all others.
+if os.environ.setdefault("TEST_ON_GPU", str(any("test_gpu.py" in argument for argument in sys.argv))) == "False":
+    os.environ.setdefault("TEST_VISIBLE_GPUS", os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 # Of all processes that tests start; before the first of them, since those of a fork server show what it began with.
 os.environ["TEST_MARK"] = uuid.uuid4().hex
@@ -17,6 +23,11 @@ started = time.monotonic()
 import torch  # noqa: E402
 
 from helios_lite.processes import forkserver  # noqa: E402
+
+if "EMULATED" in os.environ:
+    from helpers.emulated import emulate
+
+    emulate()
 
 # Limits, which are for hangs only, are longer where everything is. Measured once: processes of pytest-xdist inherit it.
 os.environ.setdefault("TEST_IMPORT_SECONDS", str(time.monotonic() - started))
@@ -85,6 +96,6 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     torch.manual_seed(0)
     random.seed(0)
     if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
-        pytest.skip("there is no CUDA device")
+        pytest.skip("needs a GPU, and is run apart: python -m pytest tests/test_gpu.py")
     if item.get_closest_marker("loggers") is not None and not HAS_LOGGERS:
         pytest.skip("needs MLflow and W&B: pip install -c constraints.txt -e '.[test-loggers]'")

@@ -331,6 +331,22 @@ UNTAPPED = TAP + "a_tap_leaves_nothing_behind"
 POISONED = REPLAY + "a_poisoned_sample_is_named_also_by_a_replay_of_a_later_step"
 NOT_FINITE_MODULE = REPLAY + "the_first_module_with_an_output_or_gradient_that_is_not_finite_is_named"
 
+EMULATED = "on_emulated_device.py::"
+MOVED_BY_DEVICE = "test_batches_of_any_kind_are_moved_without_waiting"
+TYPES = "test_types_of_devices_are_those_of_pytorch"
+TOO_LATE = "test_what_has_multiplied_matrices_before_cannot_be_deterministic"
+NO_FLOAT64 = "test_sums_are_float32_where_the_device_has_no_float64"
+ONE_WAIT = "test_a_save_waits_once_and_files_hold_tensors_of_the_cpu"
+RESUMED = "test_nothing_waits_after_a_resume_with_any_optimizer_of_pytorch"
+BETWEEN_ROWS = "test_nothing_waits_for_the_device_between_rows"
+PAUSED = "test_what_the_device_still_has_to_do_is_no_time_of_a_validation"
+SLOWER = "test_a_slower_format_than_the_device_has_is_said_once"
+REUSED_LOSS = "test_a_validation_may_use_the_memory_of_the_last_loss_before_a_save"
+PRODUCTS = "processes/test_devices.py::test_a_program_may_name_the_precision_of_products_by_the_newer_name_of_pytorch"
+PINNED = "loading/test_loaders.py::test_batches_of_workers_are_pinned_for_a_device_unless_the_split_says_it"
+USED_UP = "model_internals/test_out_of_memory.py"
+ONE_DEVICE = "test_emulated_device.py::test_two_ranks_on_one_device_are_an_error_and_end_without_waiting_for_each_other"
+
 MUTATIONS = [
     # What does not grow with the run.
     Mutation("metrics/rows.py", "zlib.crc32(file.read(self.size)) == self.checksum", "True", PLACES),
@@ -826,8 +842,8 @@ MUTATIONS = [
     ),
     Mutation(
         "processes/devices.py",
-        "torch.use_deterministic_algorithms(before, warn_only=warns_only)",
-        "torch.use_deterministic_algorithms(before)",
+        "torch.use_deterministic_algorithms, before, warn_only=warns_only",
+        "torch.use_deterministic_algorithms, before",
         TRAINING + "test_deterministic_algorithms_that_only_warn_do_so_after_a_run",
     ),
     Mutation(
@@ -1980,14 +1996,14 @@ MUTATIONS = [
     Mutation("checkpoints/files.py", "damaged = archive.testzip()", "damaged = None", PASS_OVER),
     Mutation(
         "checkpoints/files.py",
-        "map_location=device, weights_only=True",
-        "map_location=device, weights_only=False",
+        "weights_only=True, mmap=mmap",
+        "weights_only=False, mmap=mmap",
         "checkpoints/test_files.py::test_code_in_a_file_is_never_run",
     ),
     Mutation(
         "checkpoints/files.py",
-        'map_location="cpu", weights_only=True',
-        'map_location="cpu", weights_only=False',
+        "weights_only=True, mmap=True",
+        "weights_only=False, mmap=True",
         PASS_OVER,
     ),
     Mutation(
@@ -2075,9 +2091,9 @@ MUTATIONS = [
         "test_options.py::test_a_wrong_value_is_a_value_error_that_begins_with_the_option",
     ),
     Mutation(
-        "checkpoints/files.py",
-        "    check_device(device)\n    with explained(path):\n",
-        "    with explained(path):\n",
+        "model_internals/inference.py",
+        "    check_device(device)\n",
+        "",
         "test_model.py::test_a_device_that_is_not_there_is_not_told_as_a_damaged_file",
     ),
     Mutation(
@@ -2203,7 +2219,7 @@ MUTATIONS = [
     ),
     Mutation(
         "metrics/score_tables.py",
-        'value.to(torch.float32 if value.device.type == "mps" else torch.float64)',
+        "value.to(sum_dtype(value.device))",
         "value",
         "test_model.py::test_running_losses_are_up_to_date_after_every_batch_and_summed_in_full_precision",
     ),
@@ -3815,8 +3831,8 @@ MUTATIONS = [
     ),
     Mutation(
         "metrics/score_tables.py",
-        '"mps" else torch.float64',
-        '"mps" else torch.float32',
+        "value.to(sum_dtype(value.device))",
+        "value.to(torch.float32)",
         "networks/test_distributed.py::test_running_losses_keep_the_digits_of_a_long_sum",
     ),
     Mutation(
@@ -5081,8 +5097,8 @@ MUTATIONS = [
     ),
     Mutation(
         "loading/train_data.py",
-        "self._repeats, self._count, self._window",
-        "self._repeats, self._count",
+        "                    self._window,\n                    self._pins,",
+        "                    1,\n                    self._pins,",
         GLOBAL + "test_it_is_an_error_before_anything_is_trained",
     ),
     Mutation(
@@ -5610,6 +5626,46 @@ MUTATIONS = [
         "",
         DIGESTED + "test_config_json_names_the_code_of_a_program_and_of_what_it_imports",
     ),
+    # Accelerators, by the emulated one.
+    Mutation("processes/devices.py", "{} if waits or not", "{} if True or not", EMULATED + MOVED_BY_DEVICE),
+    Mutation("processes/devices.py", "return tensor.clone().to(", "return tensor.to(", EMULATED + MOVED_BY_DEVICE),
+    Mutation("processes/devices.py", "if place >= len(indices):", "if False:", EMULATED + TYPES),
+    Mutation("processes/devices.py", "            _check_products(device)\n", "", EMULATED + TOO_LATE),
+    Mutation("processes/devices.py", "        os.environ.pop(_CUBLAS, None)\n", "        pass\n", EMULATED + TOO_LATE),
+    Mutation("processes/devices.py", "        return torch.float32\n", "        raise\n", EMULATED + NO_FLOAT64),
+    Mutation(
+        "processes/devices.py",
+        "    except RuntimeError:  # The program has set it by",
+        "    except TypeError:  # By",
+        PRODUCTS,
+    ),
+    Mutation("checkpoints/snapshot.py", "non_blocking=is_async", "non_blocking=False", EMULATED + ONE_WAIT),
+    Mutation(
+        "checkpoints/snapshot.py",
+        "            torch.accelerator.synchronize(device)",
+        "            pass",
+        EMULATED + ONE_WAIT,
+    ),
+    Mutation("changes/misfits.py", 'state["mu_product"].cpu()', 'state["mu_product"]', EMULATED + RESUMED),
+    Mutation("training/resuming.py", " or isinstance(parts.get(name), Optimizer)", "", EMULATED + RESUMED),
+    Mutation(
+        "metrics/accumulator.py",
+        "return tensor.detach().to(self.device, self._dtype, copy=True).reshape(())",
+        "return float(tensor)",
+        EMULATED + BETWEEN_ROWS,
+    ),
+    Mutation(
+        "training/training_log.py",
+        "            torch.accelerator.synchronize(self._session.device)",
+        "            pass",
+        EMULATED + PAUSED,
+    ),
+    Mutation("training/session.py", "and is_slower_than_it_might_be(self.device)", "and False", EMULATED + SLOWER),
+    Mutation("training/evaluator.py", "    context.precision.keep_loss()\n", "", TRAINING + REUSED_LOSS),
+    Mutation("loading/batches.py", "pins and split.num_workers > 0", "False", PINNED),
+    Mutation("model_internals/out_of_memory.py", "error.add_note(words)", "pass", USED_UP),
+    Mutation("training/session.py", "        check_own_devices(self.device, self.world)\n", "", ONE_DEVICE),
+    Mutation("processes/world.py", 'f"cpu:gloo,{device_type}:{own}"', '"gloo"', ONE_DEVICE),
 ]
 
 

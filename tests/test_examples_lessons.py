@@ -159,7 +159,7 @@ def test_the_command_line_calls_main_with_its_options(monkeypatch, gpus, acceler
         called.append({"rate": rate, "sizes": sizes, "folder": folder, **options})
 
     called = []
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: gpus)
     monkeypatch.setattr(sys, "argv", ["example.py", "--sizes", "3", "4", "--folder", "a", "--devices", "2"])
     load("command_line").run(main)
     common = {"root": "runs", "seed": 0, "devices": 2, "accelerator": accelerator}

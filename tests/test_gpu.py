@@ -21,6 +21,8 @@ from helios_lite.processes.devices import DeviceMover
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.filterwarnings("ignore:Synchronization debug mode"),  # That it does not see everything.
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),  # CUDA has threads when loading processes begin.
+    pytest.mark.filterwarnings("ignore:TensorFloat32"),  # Of the compiler.
 ]
 
 if torch.cuda.is_available():
@@ -189,6 +191,67 @@ def test_a_run_on_cuda_goes_on_with_the_same_bits(tmp_path: Any) -> None:
             quiet(max_steps=steps, **options).fit(model, DataModule(split))
         ends.append(weights(model))
     assert same(ends[0], ends[1])
+
+
+def test_files_hold_the_weights_of_their_step_while_the_training_goes_on(tmp_path: Path) -> None:
+    class Noted(Regression):
+        def on_training_batch_end(self, state: Any, should_log: bool = False) -> None:
+            super().on_training_batch_end(state, should_log)
+            ends[state.step] = {name: value.cpu() for name, value in weights(self)["net"].items()}
+
+    ends: dict[int, Any] = {}
+    split = Split(TensorDataset(DATA), batch_size=100)
+    options = {"accelerator": "cuda", "root": tmp_path, "save_every_steps": 1, "keep_last": -1}
+    quiet(max_steps=8, **options).fit(Noted(), DataModule(split))
+    for path in tmp_path.rglob("*_iter_*.pth"):
+        content = torch.load(path, weights_only=True)
+        assert same(content["model"]["net"], ends[content["state"]["step"]])
+    assert len(ends) == 8
+
+
+def test_predictions_are_those_of_the_network_and_on_the_cpu() -> None:
+    model, trainer = Regression(), quiet(max_steps=3, accelerator="cuda")
+    trainer.fit(model, DataModule(Split(TensorDataset(DATA), batch_size=100)))
+    predicted = [*trainer.predict(model, DataModule(predict=Split(TensorDataset(DATA), batch_size=100)))]
+    with torch.no_grad():
+        expected = torch.cat([model.net(x.cuda()) for x in DATA.split(100)]).cpu()
+    assert torch.equal(torch.cat([output for _, output in predicted]), expected)
+
+
+class WithLoss(nn.Module):
+    """A network that computes its loss itself, so that the loss is in the memory of a CUDA graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = make()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.mse_loss(self.net(x), x.sum(1, keepdim=True))
+
+
+def test_cuda_graphs_of_a_compiled_network_go_on_after_rows_validations_and_saves(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    import torch._inductor.config as inductor
+
+    class Compiled(Regression):
+        def setup(self, fast_init: bool = False) -> None:
+            self.net = self.parallelize(WithLoss())
+            self.optimizer = torch.optim.Adam(self.net.parameters(), lr=0.01)
+
+        def train_step(self, batch: Any, state: Any) -> None:
+            loss = self.net(batch[0])
+            self.backward(loss)
+            self.optimizer_step(self.optimizer)
+            self.log("loss", loss)
+
+        def valid_step(self, batch: Any, step: int) -> None:
+            self.log("loss", self.net(batch[0]))
+
+    split = Split(TensorDataset(DATA), batch_size=100)
+    options = {"valid_every_steps": 3, "save_every_steps": 3, "log_every_steps": 4, "root": tmp_path, "compile": True}
+    with inductor.patch({"triton.cudagraphs": True}):
+        result = quiet(max_steps=25, accelerator="cuda", **options).fit(Compiled(), DataModule(split, split))
+    assert 0 < result.metrics["train/loss"] < 1
 
 
 def test_rows_have_the_peak_memory_of_the_device() -> None:

@@ -30,7 +30,6 @@ FIELDS = {field.name for field in dataclasses.fields(Trainer)}
 
 FLAGS = [
     "deterministic",
-    "benchmark",
     "allow_changed_hparams",
     "compile",
     "checkpoint_activations",
@@ -65,6 +64,7 @@ class SomeLogger:
 
 WRONG_TYPE = [
     *((name, value) for name in FLAGS for value in (None, 0, 1, "yes")),
+    *(("benchmark", value) for value in (0, 1, "yes")),
     *(("fast_dev_run", value) for value in (None, "yes", 1.0)),
     *((name, value) for name in INTEGERS for value in (None, True, "1", 1.0, math.nan, math.inf)),
     *((name, value) for name in OPTIONAL_INTEGERS for value in (True, "1", 1.0, math.inf)),
@@ -161,7 +161,7 @@ EDGES = [
     *((name, value) for name in LIMITS for value in (None, 1, 10**9, 1e-6, 1.0)),
     *((name, 0) for name in LIMITS if name.startswith("limit_")),
     *(("fast_dev_run", value) for value in (False, True, 0, 1, 10**9)),
-    *(("accelerator", value) for value in ("auto", "cpu", "cuda", "mps")),
+    *(("accelerator", value) for value in ("auto", "cpu", "cuda", "mps", "xpu")),
     *(("devices", value) for value in (1, 8, [0], [2, 0], "auto")),
     *(("strategy", value) for value in ("ddp", "fsdp", "hsdp")),
     *(("sigusr1", value) for value in ("save", "stop")),
@@ -186,6 +186,7 @@ EDGES = [
     ("init_parts", None),
     ("seed", 0),
     ("seed", 2**63),
+    *(("benchmark", value) for value in (None, True, False)),
     ("accumulation_steps", 1),
     ("valid_every_epochs", 2.0),
     ("valid_every_epochs", 1 / 3),
@@ -304,7 +305,7 @@ def test_a_fraction_below_a_step_validates_after_every_step(value):
 def test_every_option_appears_above():
     assert {name for name, _ in WRONG_TYPE} == FIELDS
     assert {name for name, _ in EDGES} == FIELDS
-    anything_of_the_type_goes = {*FLAGS, "loggers", "callbacks"}
+    anything_of_the_type_goes = {*FLAGS, "benchmark", "loggers", "callbacks"}
     assert {name for name, _ in WRONG_VALUE} == FIELDS - anything_of_the_type_goes
 
 
@@ -465,7 +466,7 @@ def test_the_signature_of_a_trainer_has_types_and_defaults_also_in_a_module_with
     parameters = inspect.signature(cls, eval_str=True).parameters
     assert list(parameters) == [field.name for field in dataclasses.fields(cls)]
     assert str(parameters["max_epochs"]) == "max_epochs: int | None = None"
-    assert parameters["accelerator"].annotation == Literal["auto", "cpu", "cuda", "mps"]
+    assert parameters["accelerator"].annotation == Literal["auto", "cpu", "cuda", "xpu", "mps"] | str
     assert {parameter.kind for parameter in parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
 
 
@@ -508,7 +509,7 @@ def test_config_has_every_option_with_its_default():
         "init_parts": None,
         "seed": 0,
         "deterministic": False,
-        "benchmark": False,
+        "benchmark": None,
         "fast_dev_run": False,
         "max_epochs": 1,
         "max_steps": None,

@@ -90,6 +90,7 @@ WALK: dict[str, tuple[Callable[..., Any], dict[str, Any], dict[str, tuple[Any, .
             "prefetch_factor": NONE,
             "global_batch_size": NONE,
             "shuffle_block": NONE,
+            "pin_memory": NONE,
             "timeout": NUMBER,
         },
     ),

@@ -19,7 +19,7 @@ class Carried(Model):
         self.net = self.parallelize(nn.GRU(1, 8, batch_first=True))
         self.head = self.parallelize(nn.Linear(8, 1))
         self.optimizer = torch.optim.Adam([*self.net.parameters(), *self.head.parameters()], lr=0.01)
-        self.hidden = torch.zeros(1, 4, 8)
+        self.hidden = torch.zeros(1, 4, 8, device=self.device)
 
     def train_step(self, batch, state):
         x, y = batch

@@ -19,7 +19,8 @@ class Walks:
 
     def choose(self):
         with torch.no_grad():
-            chances = self.policy(nn.functional.one_hot(self.position, 9).float()).softmax(-1)
+            place = nn.functional.one_hot(self.position, 9).float().to(self.policy.weight.device)
+            chances = self.policy(place).softmax(-1).cpu()
         return chances.multinomial(1)[:, 0]
 
     def __iter__(self):

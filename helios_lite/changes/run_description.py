@@ -15,6 +15,7 @@ from helios_lite.changes.made import changed_tensors, describe
 from helios_lite.data import DataModule, Split
 from helios_lite.loading.loaders import split_parts
 from helios_lite.nested import leaves
+from helios_lite.processes.devices import device_name, matmul_precision
 from helios_lite.version import __version__
 
 
@@ -109,15 +110,14 @@ def _plain(value: Any) -> Any:
 
 
 def _environment(device: torch.device, processes: int) -> Mapping[str, Any]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "helios_lite": __version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "device": device.type,
-        "device_name": name,
+        "device_name": device_name(device) or platform.machine(),
         "processes": processes,
         "threads": torch.get_num_threads(),
         "default_dtype": str(torch.get_default_dtype()).removeprefix("torch."),
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "float32_matmul_precision": matmul_precision(),
     }

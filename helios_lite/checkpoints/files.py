@@ -69,29 +69,26 @@ def write_serializable(content: dict[str, Any], path: Path) -> None:
     _write_atomically(path, lambda file: torch.save(content, file))
 
 
-def read_file(path: Path, device: torch.device | str = "cpu", *, mmap: bool = False) -> dict[str, Any]:
-    """Read a checkpoint; only tensors and plain containers are ever unpickled.
+def read_file(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """Read a checkpoint, with its tensors in CPU memory; only tensors and plain containers are ever unpickled.
 
     Args:
         path: a file.
-        device: the device of the tensors.
-        mmap: map the tensors of a file on the CPU into memory, so that only those that are used are read.
+        mmap: map the tensors into memory, so that only those that are used take it.
 
     Raises:
         FileNotFoundError: the file does not exist.
         CheckpointError: the file is unreadable, damaged, unsafe or foreign.
         OtherFormatError: the file has a newer or an older format.
-        ValueError: the device cannot be used.
-        MemoryError, torch.OutOfMemoryError: the content does not fit.
+        MemoryError: the content does not fit.
     """
-    check_device(device)
     with explained(path):
         # torch.load does not compare the checksums of tensors: a flipped bit would load as another weight.
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
-        content = torch.load(path, map_location=device, weights_only=True, mmap=mmap)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     return _checked(path, content)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from helios_lite.checkpoints import files, naming
@@ -15,8 +14,13 @@ from helios_lite.processes.world import World
 T = TypeVar("T")
 
 
-def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Return the content of a checkpoint, with full tensors. Only tensors and plain containers are ever unpickled.
+def read_checkpoint(path: Path, *, mmap: bool = False) -> dict[str, Any]:
+    """Return the content of a checkpoint, with full tensors in CPU memory. Only tensors and plain containers are ever
+    unpickled.
+
+    Args:
+        path: the checkpoint.
+        mmap: map the tensors of a file into memory, for a reader that uses some of them.
 
     Raises:
         FileNotFoundError, CheckpointError, ValueError, MemoryError: as `files.read_file`.
@@ -24,15 +28,14 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     if path.name == naming.MAIN and naming.is_sharded(path.parent):
         raise files.CheckpointError(f"{path}: is a part of a sharded checkpoint; give its folder, {path.parent}")
     if not naming.is_sharded(path):
-        return files.read_file(path, device)
-    files.check_device(device)
+        return files.read_file(path, mmap=mmap)
     from helios_lite.checkpoints.sharded import read_full
 
-    return read_full(path, device)
+    return read_full(path)
 
 
 def read_on_every_rank(
-    path: Path, world: World, like: Tensor | None, is_needed: Callable[[str], bool]
+    path: Path, world: World, like: Tensor | None, is_needed: Callable[[str], bool], *, mmap: bool = False
 ) -> dict[str, Any]:
     """Return the content of a checkpoint, with its tensors in CPU memory. Call on every rank.
 
@@ -42,13 +45,14 @@ def read_on_every_rank(
         like: a DTensor of a sharded network: each rank reads its part of what a sharded checkpoint holds, to the device
             of the network, and of a file the tensors that are used. None if no network is sharded: each rank reads all.
         is_needed: tells by the name of a sharded tensor whether it is read as a part; the others keep their markers.
+        mmap: as in `read_checkpoint`.
 
     Raises:
         FileNotFoundError, CheckpointError, ValueError, MemoryError: as `read_checkpoint`, if no rank can read it.
         RuntimeError: one rank cannot read it, and another one can; raised on every rank.
     """
     if like is None:
-        return _together(path, world, lambda: read_checkpoint(path))
+        return _together(path, world, lambda: read_checkpoint(path, mmap=mmap))
     if not naming.is_sharded(path):
         return _together(path, world, lambda: files.read_file(path, mmap=True))
     from helios_lite.checkpoints.sharded import read_main, read_parts

@@ -311,8 +311,8 @@ def read_parts(
     return full
 
 
-def read_full(folder: Path, device: torch.device | str) -> dict[str, Any]:
-    """Return the content of a sharded checkpoint with full tensors, which this process reads by itself.
+def read_full(folder: Path) -> dict[str, Any]:
+    """Return the content of a sharded checkpoint with full tensors in CPU memory, which this process reads by itself.
 
     Raises:
         FileNotFoundError, CheckpointError: as `read_main`, or a tensor is damaged.
@@ -321,7 +321,7 @@ def read_full(folder: Path, device: torch.device | str) -> dict[str, Any]:
     tensors: dict[str, Any] = {}
     for name in marked_names(content):
         shape, dtype = _shape_and_dtype(metadata, name)
-        tensors[name] = torch.empty(shape, dtype=dtype, device=device)
+        tensors[name] = torch.empty(shape, dtype=dtype)
     with warnings.catch_warnings(), files.explained(folder / naming.MAIN), _first_failure():
         warnings.filterwarnings("ignore", "torch.distributed is", UserWarning)  # That is what is meant.
         load(

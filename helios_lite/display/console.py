@@ -16,6 +16,7 @@ import torch
 from helios_lite.display.lines import duration
 from helios_lite.metrics.measurements import is_measured
 from helios_lite.options import Options
+from helios_lite.processes.devices import device_name
 from helios_lite.processes.output import harmless
 from helios_lite.processes.rng import fork_rng
 from helios_lite.state import FitResult, table_of_metrics
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 def banner_text(run: str, device: torch.device, processes: int, options: Options) -> str:
     """Return the lines of the banner: the run, its devices, and the versions."""
     count = "1 process" if processes == 1 else f"{processes} processes ({options.strategy})"
-    place = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    place = device_name(device) or f"{torch.get_num_threads()} threads"
     return (
         f"helios_lite {__version__}   torch {torch.__version__}   Python {platform.python_version()}\n"
         f"run {run}   device {device} ({place})   {count}   {options.precision}"

@@ -31,6 +31,7 @@ def make_loader(
     in_order: bool = False,
     count: Callable[[Any], int] = count_samples,
     window: int = 1,
+    pins: bool = False,
 ) -> Loader:
     """Return the loader of a split. Of a Split it has a copy, which later assignments do not change.
 
@@ -45,6 +46,7 @@ def make_loader(
         in_order: leave the samples of a Split unshuffled.
         count: returns the number of samples in a batch of a loader that does not know it.
         window: batches per accumulation window, by which a `global_batch_size` is divided in training.
+        pins: whether batches of workers are put into pinned memory, if the Split does not say it.
 
     Raises:
         TypeError: the source is none of these, or an option of a Split has a value of a wrong kind.
@@ -57,8 +59,8 @@ def make_loader(
         Split.__post_init__(source)  # Its options may have been assigned; a subclass makes them once only.
         batch_size = batch_size_of(source, phase, world, window)
         if isinstance(source.dataset, IterableDataset):
-            return IterableLoader(source, stock_loader(source, batch_size), phase, seed, world, limit, count)
-        return SplitLoader(source, phase, seed, world, limit, in_order, batch_size)
+            return IterableLoader(source, stock_loader(source, batch_size, pins), phase, seed, world, limit, count)
+        return SplitLoader(source, phase, seed, world, limit, in_order, batch_size, pins)
     loaders = [source] if isinstance(source, DataLoader) else seeding.inner_loaders(source)
     if world.size > 1 and any(map(_reads_all_samples, [source, *loaders, *_zipped(source)])):
         kind = "is a DataLoader" if isinstance(source, DataLoader) else f"is a {type(source).__name__} of DataLoaders"

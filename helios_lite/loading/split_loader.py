@@ -53,6 +53,7 @@ class SplitLoader:
         limit: int | float | None,
         in_order: bool,
         batch_size: int | None,
+        pins: bool = False,
     ) -> None:
         self.source = split
         self._batch_size = 0 if batch_size is None else batch_size  # Not used with a batch sampler.
@@ -91,7 +92,7 @@ class SplitLoader:
             batch_sampler=self._sampler,
             collate_fn=_identity if is_wrapped else split.collate_fn,
             generator=self._generator,
-            **dataloader_options(split),
+            **dataloader_options(split, pins),
         )
 
     def epoch(self, epoch: int, *, samples: int = 0, batches: int = 0, window: int = 1) -> EpochBatches:

@@ -31,6 +31,7 @@ class TrainData:
         options: the trainer.
         world: the ranks.
         count: returns the number of samples in a batch of a loader that does not know it.
+        pins: as in `make_loader`.
 
     Attributes:
         epoch_batches: number of batches in the present epoch, None if unknown. With `steps_per_epoch` it is the most
@@ -38,8 +39,15 @@ class TrainData:
         knows_last_batch: whether the last batch of the present epoch is known to be the last.
     """
 
-    def __init__(self, datamodule: DataModule, options: Options, world: World, count: Callable[[Any], int]) -> None:
-        self._datamodule, self._options, self._world = datamodule, options, world
+    def __init__(
+        self,
+        datamodule: DataModule,
+        options: Options,
+        world: World,
+        count: Callable[[Any], int],
+        pins: bool = False,
+    ) -> None:
+        self._datamodule, self._options, self._world, self._pins = datamodule, options, world, pins
         self._window = options.accumulation_steps
         self._repeats = options.overfit_batches is not None  # Every epoch has the batches of the first, unshuffled.
         self.epoch_batches: int | None = None
@@ -82,7 +90,15 @@ class TrainData:
         if phase not in self._keepers:
             self._keepers[phase] = LoaderKeeper(
                 lambda source: make_loader(
-                    source, phase, options.seed, self._world, limit, self._repeats, self._count, self._window
+                    source,
+                    phase,
+                    options.seed,
+                    self._world,
+                    limit,
+                    self._repeats,
+                    self._count,
+                    self._window,
+                    self._pins,
                 )
             )
         return self._keepers[phase].of(source)

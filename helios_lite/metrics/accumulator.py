@@ -19,6 +19,7 @@ from torch import Tensor
 
 from helios_lite.metrics import metric_objects
 from helios_lite.metrics.metric_objects import MetricObject, is_metric_object
+from helios_lite.processes.devices import sum_dtype
 from helios_lite.processes.world import World
 
 logger = logging.getLogger("helios_lite")
@@ -43,7 +44,7 @@ class MetricAccumulator:
         self._is_held = is_held
         self.objects: dict[str, MetricObject] = {}
         self._running: dict[str, Totals] = {}
-        self._dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._dtype = sum_dtype(device)
         # Values that are still on the device, in order: running totals, value, weight, step.
         self._pending: list[tuple[Totals, Tensor | float, Tensor | float, int]] = []
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from helios_lite.processes.devices import sum_dtype
 from helios_lite.processes.world import World
 
 
@@ -63,8 +64,7 @@ class ScoreTables:
             if loss is None:
                 raise TypeError(f"_loss_items[{name!r}] is None: assign the loss in train_step, or leave the name out")
             value = torch.as_tensor(loss).detach()
-            # A long sum loses digits in fp32. MPS has no fp64.
-            value = value.to(torch.float32 if value.device.type == "mps" else torch.float64)
+            value = value.to(sum_dtype(value.device))  # A long sum loses digits in fp32.
             self.pending_losses[name] = self.pending_losses.get(name, 0.0) + (value if share == 1.0 else value * share)
 
     def reduce_losses(self, world: World) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from helios_lite.checkpoints.files import CheckpointError, require_parts
+from helios_lite.checkpoints.files import CheckpointError, check_device, require_parts
 from helios_lite.checkpoints.folder import candidates_of_run
 from helios_lite.checkpoints.reading import evaluation_state, read_checkpoint
 from helios_lite.model_internals.attributes import named_networks
@@ -32,7 +32,8 @@ def load_for_inference(cls: Any, path: Path, device: torch.device | str, overrid
         device: the device of the networks.
         overrides: arguments of the constructor that replace or complete the stored `hparams`.
     """
-    content = _read(path, device, overrides.get("save_name", ""))
+    check_device(device)
+    content = _read(path, overrides.get("save_name", ""))
     require_parts(path, content, ("model", "hparams", "save_name"))
     arguments = {**content["hparams"], **overrides}
     signature = inspect.signature(cls)
@@ -56,12 +57,13 @@ def load_for_inference(cls: Any, path: Path, device: torch.device | str, overrid
     return model
 
 
-def _read(path: Path, device: torch.device | str, save_name: str) -> dict[str, Any]:
+def _read(path: Path, save_name: str) -> dict[str, Any]:
+    """Return the content of a checkpoint, of which the networks alone are read; they copy it to their device."""
     if not (path / "checkpoints").is_dir():
-        return read_checkpoint(path, device)
+        return read_checkpoint(path, mmap=True)
     for candidate in candidates_of_run(path, "best", save_name):
         try:
-            return read_checkpoint(candidate, device)
+            return read_checkpoint(candidate, mmap=True)
         except (CheckpointError, FileNotFoundError) as error:
             logger.warning("passing over a checkpoint: %s", error)
     raise FileNotFoundError(f"{path}: this run folder has no checkpoint that can be read")

@@ -17,6 +17,7 @@ from helios_lite.arguments import require_kind
 from helios_lite.networks.dtensors import alike, full_tensor, total_norm
 from helios_lite.networks.gradient_reducer import MIXED_WEIGHTS
 from helios_lite.networks.parallel import ParallelStrategy
+from helios_lite.processes.devices import sum_dtype
 from helios_lite.processes.world import World
 
 _AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -136,6 +137,11 @@ class Precision:
         """Leave out the last loss, which is not a leaf and cannot be copied. To detach it would cost every step."""
         of_run: dict[str, Any] = {"_optimizers": [], "_only": _NO_OPTIMIZER, "_trained": [], "_check_held": None}
         return {**vars(self), "last_loss": None, **of_run}
+
+    def keep_loss(self) -> None:
+        """Copy the last loss before an evaluation, in which a compiled network may use its memory again."""
+        if self.last_loss is not None:
+            self.last_loss = self.last_loss.detach().clone()
 
     def forget_loss(self) -> None:
         """Forget the last loss, which has been checked."""
@@ -469,11 +475,12 @@ def _clear_gradients(optimizers: Iterable[Optimizer]) -> None:
 def _fingerprints(optimizers: Iterable[Optimizer]) -> list[tuple[int, float]]:
     """Return what tells whether parameters have changed: how often each has in place, and the sum of each."""
     parameters = [p for each in optimizers for group in each.param_groups for p in group["params"]]
-    return [(p._version, float(_real(full_tensor(p.detach())).double().sum())) for p in parameters]
+    return [(p._version, float(_sum(full_tensor(p.detach())))) for p in parameters]
 
 
-def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+def _sum(tensor: Tensor) -> Tensor:
+    real = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return real.sum(dtype=sum_dtype(tensor.device))
 
 
 def _has_gradients(optimizer: Optimizer) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
+import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -12,24 +14,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from helios_lite.processes.world import PARENT, World
+from helios_lite.processes.world import PARENT, World, sends_by_device
+
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def choose_accelerator(accelerator: str) -> str:
-    """Return the type of device to compute on: "cuda", "mps" or "cpu".
+    """Return the type of device to compute on, such as "cuda", "xpu", "mps" or "cpu".
 
     Args:
-        accelerator: a device type, or "auto": CUDA, else MPS, else CPU.
+        accelerator: a type of device, or "auto": the accelerator that PyTorch finds, else the CPU.
 
     Raises:
         RuntimeError: the accelerator is not available; there is no silent fallback to the CPU.
     """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    found = torch.accelerator.current_accelerator(check_available=True)
+    available = ["cpu"] if found is None else [found.type, "cpu"]
     if accelerator == "auto":
-        return next(name for name, is_available in available.items() if is_available)
-    if not available[accelerator]:
-        found = ", ".join(name for name, is_available in available.items() if is_available)
-        raise RuntimeError(f"accelerator={accelerator!r} is not available on this machine, which has: {found}")
+        return available[0]
+    if accelerator not in available:
+        raise RuntimeError(
+            f"accelerator={accelerator!r} is not available on this machine, which has: {', '.join(available)}"
+        )
     return accelerator
 
 
@@ -37,13 +43,13 @@ def choose_devices(device_type: str, devices: int | str | Sequence[int]) -> list
     """Return the indices of the devices to use, one process for each.
 
     Args:
-        device_type: "cuda", "mps" or "cpu". The CPU takes any number of processes, MPS takes one.
-        devices: the number of devices, their indices, or "auto": all GPUs, else one process.
+        device_type: as `choose_accelerator` has returned it. The CPU takes any number of processes.
+        devices: the number of devices, their indices, or "auto": all accelerators, else one process.
 
     Raises:
         RuntimeError: the machine has fewer devices.
     """
-    count = torch.cuda.device_count() if device_type == "cuda" else 1
+    count = 1 if device_type == "cpu" else torch.accelerator.device_count()
     if devices == "auto":
         return list(range(count))
     chosen = list(range(devices)) if isinstance(devices, int) else [int(index) for index in devices]
@@ -55,51 +61,159 @@ def choose_devices(device_type: str, devices: int | str | Sequence[int]) -> list
 def choose_device(device_type: str, devices: int | str | Sequence[int], world: World) -> torch.device:
     """Return the device of this process, the entry of `devices` at its local rank, and make it the current one.
 
-    Under torchrun and srun all GPUs count that the process sees; if it sees only one, it is that one.
+    Under torchrun and srun all devices count that the process sees; if it sees only one, it is that one.
+
+    Raises:
+        RuntimeError: the process sees fewer devices than there are processes on this machine.
     """
-    if device_type != "cuda":
+    if device_type == "cpu":
         return torch.device(device_type)
     indices = choose_devices(device_type, devices if world.size == 1 or PARENT in os.environ else "auto")
-    device = torch.device(device_type, indices[world.local_rank if len(indices) > 1 else 0])
-    torch.cuda.set_device(device)
-    return device
+    place = world.local_rank if len(indices) > 1 else 0
+    if place >= len(indices):
+        raise RuntimeError(
+            f"LOCAL_RANK={world.local_rank}: this process sees {len(indices)} devices of type {device_type}; start at "
+            'most so many processes on this machine (torchrun --nproc-per-node), or set accelerator="cpu"'
+        )
+    torch.accelerator.set_device_index(indices[place])
+    return torch.device(device_type, indices[place])
+
+
+def check_own_devices(device: torch.device, world: World) -> None:
+    """Check that no two ranks have the same accelerator. Call on every rank.
+
+    Raises:
+        RuntimeError: two have, and the backend that sends between devices would hang, or refuse it without a way out.
+    """
+    if device.type == "cpu" or world.size == 1 or not sends_by_device(device.type):
+        return
+    properties = getattr(torch.get_device_module(device), "get_device_properties", None)
+    uuid = None if properties is None else getattr(properties(device), "uuid", None)
+    found = world.gather(None if uuid is None else str(uuid))  # Indices say nothing: each may see one of its own.
+    for rank, one in enumerate(found):
+        if one is not None and (first := found.index(one)) != rank:
+            raise RuntimeError(
+                f"ranks {first} and {rank} have the same device ({one}), and ranks on {device.type} need one each; "
+                "start fewer processes on this machine, or let each see a device of its own (CUDA_VISIBLE_DEVICES)"
+            )
+
+
+def copies_asynchronously(device: torch.device) -> bool:
+    """Return whether the host may go on while a tensor is copied to a device: not if it is the CPU, whose reader would
+    not wait, nor on MPS, which reads the memory of the host when the copy comes to its turn.
+    """
+    return device.type not in ("cpu", "mps")
+
+
+@functools.cache
+def pins_memory(device: torch.device) -> bool:
+    """Return whether memory of the CPU can be pinned for a device, from which it copies beside its computation."""
+    if not copies_asynchronously(device):
+        return False
+    try:
+        torch.empty(1, pin_memory=True)
+    except RuntimeError:
+        return False
+    return True
+
+
+@functools.cache
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """Return the format of long sums on a device: float64, or float32 on one that has no float64."""
+    try:
+        torch.zeros((), dtype=torch.float64, device=device).add(1)
+    except (TypeError, RuntimeError):
+        return torch.float32
+    return torch.float64
+
+
+def device_name(device: torch.device) -> str | None:
+    """Return the name of an accelerator, such as "NVIDIA H100"; None of the CPU and of one that does not say it."""
+    name = None if device.type == "cpu" else getattr(torch.get_device_module(device), "get_device_name", None)
+    return None if name is None else str(name(device))
 
 
 @contextlib.contextmanager
-def backend_flags(deterministic: bool, benchmark: bool) -> Iterator[None]:
+def backend_flags(deterministic: bool, benchmark: bool | None, device: torch.device) -> Iterator[None]:
     """Set PyTorch's global flags for the time of a context.
 
     Args:
         deterministic: use deterministic algorithms only.
-        benchmark: let cuDNN choose algorithms by measuring them.
+        benchmark: let cuDNN choose algorithms by measuring them; None leaves it as the program has set it.
+        device: the device of this process.
+
+    Raises:
+        RuntimeError: `deterministic`, but it is too late for this process to multiply matrices so on the device.
     """
     before = torch.are_deterministic_algorithms_enabled()
     warns_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is not deterministic without it.
-        torch.use_deterministic_algorithms(True)
-    try:
-        with cudnn_benchmark(benchmark):
-            yield
-    finally:
-        torch.use_deterministic_algorithms(before, warn_only=warns_only)
+    with contextlib.ExitStack() as stack:
+        if deterministic:
+            stack.enter_context(_cublas_workspace())
+            stack.callback(torch.use_deterministic_algorithms, before, warn_only=warns_only)
+            torch.use_deterministic_algorithms(True)
+            _check_products(device)
+        stack.enter_context(cudnn_benchmark(False if deterministic else benchmark))
+        yield
 
 
 @contextlib.contextmanager
-def cudnn_benchmark(value: bool) -> Iterator[None]:
-    """Set whether cuDNN chooses algorithms by measuring them, for the time of a context."""
+def _cublas_workspace() -> Iterator[None]:
+    """Set the environment variable without which cuBLAS is not deterministic, if the user has not."""
+    if _CUBLAS in os.environ:
+        yield
+        return
+    os.environ[_CUBLAS] = ":4096:8"
+    try:
+        yield
+    finally:
+        os.environ.pop(_CUBLAS, None)
+
+
+def _check_products(device: torch.device) -> None:
+    """Raise the error of the first product of matrices before a run begins, in words that say what to do."""
+    try:
+        square = torch.ones(1, 1, device=device)
+        square @ square
+    except RuntimeError as error:
+        if _CUBLAS not in str(error):
+            raise
+        raise RuntimeError(
+            f"deterministic=True: PyTorch reads {_CUBLAS} once, before its first product of matrices on the GPU, and "
+            f"this process has done one already; start the program with {_CUBLAS}=:4096:8 in its environment"
+        ) from None
+
+
+@contextlib.contextmanager
+def cudnn_benchmark(value: bool | None) -> Iterator[None]:
+    """Set whether cuDNN chooses algorithms by measuring them, for the time of a context; None leaves it as it is."""
     before = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = value
+    if value is not None:
+        torch.backends.cudnn.benchmark = value
     try:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
 
 
+def matmul_precision() -> str:
+    """Return the precision of products of float32 matrices, as PyTorch names it."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # The program has set it by the newer name, after which PyTorch refuses to read the older one.
+        return str(torch.backends.cuda.matmul.fp32_precision)
+
+
+def is_slower_than_it_might_be(device: torch.device) -> bool:
+    """Return whether a device has TensorFloat32, and products of float32 matrices do not use it."""
+    supported = getattr(torch.get_device_module(device), "is_tf32_supported", None)
+    return supported is not None and supported() and matmul_precision() == "highest"
+
+
 class DeviceMover:
     """Moves batches to a device: tensors, other objects with `.to`, and both in dicts, lists, tuples and dataclasses.
 
-    Tensors are copied to a GPU from pinned memory on a separate CUDA stream, so that the copy overlaps with
+    Tensors are copied to a GPU from pinned memory on a stream of their own, so that the copy overlaps with
     computation; only the step that uses the batch waits for it.
 
     Args:
@@ -108,7 +222,8 @@ class DeviceMover:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._stream = torch.Stream(device) if pins_memory(device) else None
+        self._waits = not copies_asynchronously(device)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out the stream, which cannot be copied; a copy of the mover copies on the present one."""
@@ -118,7 +233,7 @@ class DeviceMover:
         """Return the batch on the device, in new containers of the same types; other objects are not copied."""
         moved = self._move(batch)
         if self._stream is not None:
-            torch.cuda.current_stream(self.device).wait_stream(self._stream)
+            torch.accelerator.current_stream(self.device).wait_stream(self._stream)
         return moved
 
     def _move(self, batch: Any) -> Any:
@@ -127,7 +242,7 @@ class DeviceMover:
         if type(batch) in (list, tuple):
             return type(batch)([self._move(value) for value in batch])
         if callable(getattr(batch, "to", None)):
-            return batch.to(self.device)
+            return batch.to(self.device, **_options_of_to(batch.__class__, self._waits))
         if isinstance(batch, dict):
             moved = copy.copy(batch)  # Keeps the default of a defaultdict.
             for key, value in batch.items():  # A Counter would count the pairs in `update`, and others forbid it.
@@ -147,10 +262,23 @@ class DeviceMover:
         return batch
 
     def _copy(self, tensor: Tensor) -> Tensor:
-        if self._stream is None or not tensor.is_cpu:
-            # A copy to the CPU that does not wait would be read before it is complete.
-            return tensor.to(self.device, non_blocking=self.device.type != "cpu")
-        with torch.cuda.stream(self._stream):
-            copied = tensor.pin_memory().to(self.device, non_blocking=True)
-        copied.record_stream(torch.cuda.current_stream(self.device))  # Its memory is kept until the step is over.
+        if self._waits or not tensor.is_cpu or type(tensor) is not Tensor or tensor.layout != torch.strided:
+            return tensor.to(self.device, non_blocking=not self._waits)
+        if self._stream is None:  # What is not dense, such as an expanded tensor, would be waited for.
+            return tensor.clone().to(self.device, non_blocking=True)
+        with self._stream:
+            source = tensor if tensor.is_pinned() else torch.empty_like(tensor, pin_memory=True).copy_(tensor)
+            copied = source.to(self.device, non_blocking=True)
+        copied.record_stream(torch.accelerator.current_stream(self.device))  # Its memory is kept until the step ends.
         return copied
+
+
+@functools.cache
+def _options_of_to(kind: Any, waits: bool) -> dict[str, bool]:
+    """Return the options of the method `to` of a class with which it does not wait for the device, if it has them."""
+    try:
+        parameters = inspect.signature(kind.to).parameters
+    except (TypeError, ValueError):
+        return {}
+    is_of_torch = kind.__module__.split(".")[0] in ("torch", "tensordict")  # They pass any options on to tensors.
+    return {} if waits or not (is_of_torch or "non_blocking" in parameters) else {"non_blocking": True}

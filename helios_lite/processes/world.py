@@ -25,7 +25,6 @@ from helios_lite.processes.output import flush_output
 T = TypeVar("T")
 PARENT = "HELIOS_LITE_PARENT"
 """The environment variable with the process that launched this one, set if a trainer did so and not torchrun."""
-
 _WITHOUT_LIMIT = datetime.timedelta(days=365)
 _SECONDS_TO_END = 3.0  # The program of a rank that has failed, with its process groups.
 _has_failed = threading.Event()
@@ -100,7 +99,8 @@ def join_world(device_type: str) -> World:
     Call on every rank. The process group lives until the process ends, so that a test can follow a fit.
 
     Args:
-        device_type: "cuda" communicates by NCCL, every other type by gloo.
+        device_type: tensors of the CPU are sent by gloo, and those of an accelerator by the backend that PyTorch has
+            for it, such as NCCL.
     """
     if not is_launched():
         return World()
@@ -112,7 +112,9 @@ def join_world(device_type: str) -> World:
             store = dist.PrefixStore(  # type: ignore[attr-defined]
                 os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store
             )
-        backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
+        # That of "mps" is gloo, and so is that of an accelerator without a backend of its own.
+        own = dist.Backend.default_device_backend_map.get(device_type, "gloo")
+        backend = "gloo" if own == "gloo" else f"cpu:gloo,{device_type}:{own}"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
         atexit.register(_destroy_process_group)
     size = dist.get_world_size()
@@ -148,6 +150,15 @@ def ending_after_failure() -> Iterator[None]:
         if not isinstance(error, GeneratorExit):  # Who no longer wants the results of `predict`.
             _has_failed.set()
         raise
+
+
+def sends_by_device(device_type: str) -> bool:
+    """Return whether tensors of an accelerator are sent by a backend of its own, which needs one device for each rank.
+
+    A program that has made the process group itself may have chosen gloo, which takes them over the CPU.
+    """
+    backends = dict(part.split(":") for part in dist.get_backend_config().split(",")) if dist.is_initialized() else {}
+    return backends.get(device_type, "gloo") != "gloo"
 
 
 def _destroy_process_group() -> None:

@@ -120,6 +120,7 @@ def evaluation_mode(session: Session, *indices: int) -> Iterator[None]:
 def _inert(session: Session) -> Iterator[None]:
     """Context of an evaluation: on exit it restores the modes of modules and the training's metrics as well."""
     model, context = session.model, session.context
+    context.precision.keep_loss()
     before = [(metric, copy.deepcopy(state_of(metric))) for metric in metric_objects(model).values()]
     logged = [*session.metrics.objects.values()]
     for metric in logged:  # The validation may use those that the next row of the training has begun.

@@ -336,7 +336,7 @@ def load_checkpoint(
         candidates = _candidates(session, choice, of_folder, option) if world.is_main else iter(())
     while (path := world.broadcast(next(candidates, None))) is not None:
         try:
-            content = read_on_every_rank(path, world, like, is_needed)
+            content = read_on_every_rank(path, world, like, is_needed, mmap=not is_all_needed)
             require_parts(path, content, _EVALUATED if for_evaluation else _EVALUATED + _TRAINED)
             return path, placed(content, dict(stateful_parts(session.model)), session.context.mover)
         except (CheckpointError, FileNotFoundError) as error:

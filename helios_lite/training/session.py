@@ -39,13 +39,22 @@ from helios_lite.model_internals.checks import (
     check_trained,
     misspelt_hooks,
 )
+from helios_lite.model_internals.out_of_memory import explain_memory
 from helios_lite.model_internals.run_context import RunContext
 from helios_lite.nested import count_samples
 from helios_lite.networks.parallel import ParallelStrategy
 from helios_lite.networks.precision import Precision
 from helios_lite.options import Options
 from helios_lite.processes import rng
-from helios_lite.processes.devices import DeviceMover, backend_flags, choose_accelerator, choose_device
+from helios_lite.processes.devices import (
+    DeviceMover,
+    backend_flags,
+    check_own_devices,
+    choose_accelerator,
+    choose_device,
+    is_slower_than_it_might_be,
+    pins_memory,
+)
 from helios_lite.processes.output import flush_output, say_what_is_off
 from helios_lite.processes.world import join_world
 from helios_lite.training.cleanup import cleanup
@@ -100,6 +109,7 @@ class Session:
         device_type = choose_accelerator(options.accelerator)
         self.world = join_world(device_type)
         self.device = choose_device(device_type, options.devices, self.world)
+        check_own_devices(self.device, self.world)
         self.folder = run_folder(options, model, directory)
         if options.resume == "new" and self.folder is not None:  # Another program may make a newer one at this moment.
             self.folder = self.folder.with_name(self.world.broadcast(self.folder.name))
@@ -121,7 +131,7 @@ class Session:
         self.was_set_up = model._context.is_set_up
         self.tables: dict[str, Any] = {}
         self._said: set[str] = set()  # Of groups that no start can make again.
-        self.train_data = TrainData(datamodule, options, self.world, self.count_samples)
+        self.train_data = TrainData(datamodule, options, self.world, self.count_samples, pins_memory(self.device))
         self.planned = PlannedSteps(options, self.train_data)
         self.context = self._make_context()
         overrides_transfer = type(model).batch_to_device is not Model.batch_to_device
@@ -173,6 +183,11 @@ class Session:
         for owner, base in ((self.model, Model), (self.datamodule, DataModule), *callbacks):
             for name, instead in misspelt_hooks(owner, base):
                 logger.warning("%s is never called: there is no such hook; %s", name, instead)
+        if not fast_init and self.options.precision == "fp32" and is_slower_than_it_might_be(self.device):
+            logger.info(
+                "products of float32 matrices do not use TensorFloat32, which this device has, and which is several "
+                'times faster: call torch.set_float32_matmul_precision("high") in the program, or use precision="bf16"'
+            )
         in_evaluation = [] if fast_init else trained_in_evaluation_mode(self.model)
         if in_evaluation and type(self.model).train is Model.train:
             text = (
@@ -234,8 +249,8 @@ class Session:
 
     def open_loader(self, source: Any, name: str, limit: int | float | None = None) -> Loader:
         """Return the loader of a part of a split, whose workers end with the session."""
-        seed, world, count = self.options.seed, self.world, self.count_samples
-        keeper = LoaderKeeper(lambda source: make_loader(source, name, seed, world, limit, count=count))
+        seed, world, count, pins = self.options.seed, self.world, self.count_samples, pins_memory(self.device)
+        keeper = LoaderKeeper(lambda source: make_loader(source, name, seed, world, limit, count=count, pins=pins))
         self._keepers[name] = keeper
         return keeper.of(source)
 
@@ -354,7 +369,7 @@ def open_session(
         say_what_is_off()
         stack.callback(flush_output)  # What cannot be shown is said in the log.
         stack.callback(session.progress.close)
-        stack.enter_context(backend_flags(options.deterministic, options.benchmark))
+        stack.enter_context(backend_flags(options.deterministic, options.benchmark, session.device))
         if session.world.is_main and not data_is_prepared:
             datamodule.prepare_data()
         session.world.barrier()  # The other ranks wait for the data.
@@ -363,5 +378,6 @@ def open_session(
             yield session
         except BaseException as error:
             session.context.parallel.explain(error, named_networks(model))
+            explain_memory(error, model, can_replay=method == "fit" and session.folder is not None)
             session.hooks.report_exception(error)
             raise

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -168,6 +169,8 @@ class TrainingLog:
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """A context whose time does not count as time of training steps."""
+        if self._session.device.type != "cpu":  # What it still has to do is time of the steps, and not of the pause.
+            torch.accelerator.synchronize(self._session.device)
         now = time.monotonic()
         self._row_time.stop(now)
         self._epoch_time.stop(now)

@@ -17,6 +17,7 @@
 - scripts: how does a program run in a process of its own, without importing PyTorch once more?
 - processes: how is a training started, watched and killed from outside?
 - damage: what may happen to the files of a run folder, and what must a run then do?
+- emulated: what does the trainer do on an accelerator? A second device for a PyTorch without a GPU.
 - fuzzing: what does a random training, cut at random places, end with? Cases are functions of a seed and a number.
 - pages: what does the program of a page print, and is it what the page shows?
 - editor: what does an editor show at a place in a program?
@@ -24,7 +25,8 @@
 
 Programs stand beside this folder, thin layers over it: longrun.py and launched.py train `resumable` and `troubled` in a
 process of their own; hybrid.py trains `sharded` as one process of two machines; kill.py kills longrun.py again and
-again; fuzz_files.py damages run folders and resumes them; fuzz.py cuts and resumes random trainings of `fuzzing`;
-shards.py compares those of `shards` with one process; attack.py does all that `attacked` can; replays.py replays steps
-of `replayed`; mutations.py breaks the package to see tests fail.
+again; on_emulated_device.py has the tests that run on the device of `emulated`; fuzz_files.py damages run folders and
+resumes them; fuzz.py cuts and resumes random trainings of `fuzzing`; shards.py compares those of `shards` with one
+process; attack.py does all that `attacked` can; replays.py replays steps of `replayed`; mutations.py breaks the package
+to see tests fail.
 """

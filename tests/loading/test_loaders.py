@@ -1396,3 +1396,11 @@ def test_the_workers_of_a_split_that_was_assigned_an_option_end():
     assert len(multiprocessing.active_children()) == 1
     keeper.close()
     assert multiprocessing.active_children() == []
+
+
+def test_batches_of_workers_are_pinned_for_a_device_unless_the_split_says_it():
+    def pins(**options):
+        return make_loader(Split(Indices(4), 2, **options), "train", 0, pins=True)._loader.pin_memory
+
+    assert [pins(), pins(num_workers=1), pins(num_workers=1, pin_memory=False)] == [False, True, False]
+    assert [pins(pin_memory=True), make_loader(Split(Indices(4), 2), "train", 0)._loader.pin_memory] == [True, False]

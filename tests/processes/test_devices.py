@@ -5,9 +5,10 @@ from collections import Counter, OrderedDict, defaultdict, namedtuple
 
 import pytest
 import torch
+from helpers.models import Tiny, data, quiet
 
 from helios_lite.nested import count_samples
-from helios_lite.processes.devices import DeviceMover
+from helios_lite.processes.devices import DeviceMover, matmul_precision
 
 META = torch.device("meta")
 
@@ -121,3 +122,13 @@ def test_moving_leaves_everything_else_as_it_is():
     assert moved["other"] is other
     assert moved["counts"] == counts
     assert (moved["name"], moved["n"], moved["record"]) == ("a", 1, Record(None, name="b"))
+
+
+def test_a_program_may_name_the_precision_of_products_by_the_newer_name_of_pytorch():
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
+        assert matmul_precision() == "tf32"
+        quiet(max_steps=1).fit(Tiny(), data())
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = "none"
+    assert matmul_precision() == "highest"

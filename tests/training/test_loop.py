@@ -856,6 +856,22 @@ def test_cudnn_measures_in_training_and_not_in_evaluations() -> None:
         torch.backends.cudnn.benchmark = False
 
 
+def test_a_validation_may_use_the_memory_of_the_last_loss_before_a_save(tmp_path: Path) -> None:
+    """As the CUDA graphs of a compiled network do."""
+
+    class Reusing(Tiny):
+        def backward(self, loss: Any, *arguments: Any) -> None:
+            self.memory = loss.detach()
+            super().backward(loss, *arguments)
+
+        def valid_step(self, batch: Any, step: int) -> None:
+            self.memory.fill_(math.nan)
+
+    options = {"valid_every_steps": 1, "save_every_steps": 1, "log_every_steps": 100, "sanity_batches": 0}
+    result = quiet(max_steps=2, root=tmp_path, **options).fit(Reusing(), data())
+    assert result.state.step == 2
+
+
 class OnlySetup(Model):
     def setup(self, fast_init: bool = False) -> None:
         pass

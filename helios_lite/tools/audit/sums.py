@@ -96,7 +96,7 @@ def check_devices(trials: Trials) -> str:
             "the train split has no indices, so it decides itself what each process reads, or is several"
         )
     size = max(1, facts.batch_size // number)
-    options = {"accelerator": "cpu"} if not torch.cuda.is_available() or torch.cuda.device_count() < number else {}
+    options = {"accelerator": "cpu"} if torch.accelerator.device_count() < number else {}
     one = _gradients(trials, facts, f"one process, {size * number}", size * number, 1, options)
     several = _gradients(trials, facts, f"{number} processes, {size}", size, 1, options, number)
     _compare_gradients(one, several, f"with {number} processes", facts)
