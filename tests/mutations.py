@@ -94,6 +94,7 @@ ORDER = "loading/test_custom_order.py::"
 KEPT_ORDER = ORDER + "test_an_order_that_is_drawn_when_an_epoch_begins_is_kept"
 DRAWN_LATER = ORDER + "test_an_order_that_is_drawn_between_the_numbers_of_the_training_is_a_warning"
 PLANTED_CAUSES = "tools/test_planted_differences.py::test_each_planted_difference_is_named"
+RECORDED = "calls/test_replay.py::test_what_differs_from_a_row_of_the_run_is_named"
 DIGESTED = "metrics/test_digests.py::"
 SEEN_BITS = DIGESTED + "test_a_digest_tells_what_differs_in_a_bit_in_two_signs_or_in_the_order"
 CUT_BETWEEN_ROWS = DIGESTED + "test_a_run_that_was_cut_between_two_rows_has_the_same_rows"
@@ -5558,6 +5559,9 @@ MUTATIONS = [
         "self.is_unknown = False",
         RESUME + "test_another_monitor_at_a_resume_starts_its_verdicts_anew",
     ),
+    # Whether a replay is as recorded.
+    Mutation("calls/step_inspector.py", "return value == recorded or", "return True or", RECORDED),
+    Mutation("calls/step_inspector.py", "[*(log.rows or []), last]", "[*(log.rows or [])]", RECORDED),
     # Why two runs differ.
     Mutation(
         "tools/diff.py",

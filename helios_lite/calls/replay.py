@@ -13,6 +13,7 @@ from helios_lite.calls.launching import Call, run
 from helios_lite.calls.replay_result import Replay
 from helios_lite.calls.step_inspector import EarlierStepFound, Inspected, StepInspector
 from helios_lite.checkpoints import naming
+from helios_lite.metrics.rows import read_rows
 from helios_lite.options import Options
 from helios_lite.processes.signals import GracefulShutdown
 from helios_lite.training.loop import Training
@@ -30,10 +31,12 @@ def replay(call: Call, step: int) -> Replay:
         ValueError: the run ends before the step.
     """
     checkpoint, started_at = _newest_before(call, step)
+    folder = run_folder(call.options, call.model, call.directory)
+    recorded = [] if folder is None else read_rows(folder / "metrics.jsonl")
     found: Replay | int = step
     with tempfile.TemporaryDirectory(prefix="helios_lite-") as scratch:
         while isinstance(found, int):
-            inspector = StepInspector(found, started_at, call.options.check_finite)
+            inspector = StepInspector(found, started_at, call.options.check_finite, recorded)
             options = _without_files(call.options, checkpoint, inspector)
             work = functools.partial(_inspect, step=found, inspector=inspector, scratch=Path(scratch))
             found = run(dataclasses.replace(call, options=options), work)

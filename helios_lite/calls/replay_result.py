@@ -68,6 +68,15 @@ class Replay:
     first_not_finite: str | None
     """The first module with an output, or else with a gradient, that is NaN or infinite; None if all were finite."""
 
+    compared_until: int | None = None
+    """The last step up to this one whose row in metrics.jsonl was compared with what the replay has computed: samples,
+    weights and metrics, bit for bit. None if there is none since `started_at`.
+    """
+    differs_from_row: str | None = None
+    """What differs first from a row of the run, such as "weights_digest was ... at step 50, and is ..."; None if all is
+    as recorded.
+    """
+
     def __repr__(self) -> str:
         """Return one line: the step, where the replay began, and the loss of each micro-batch."""
         losses = ", ".join(f"{loss:.6g}" for batch in self.batches for loss in batch.losses)
@@ -103,6 +112,13 @@ class Replay:
         yield "gradient norm", f"{total:.6g}" + (f" (largest: {shown})" if shown else "")
         if self.first_not_finite is not None:
             yield "first not finite:", self.first_not_finite
+        if self.differs_from_row is not None:
+            yield "not as recorded:", self.differs_from_row
+        elif self.compared_until is not None:
+            of_step = (
+                "" if self.compared_until == self.step else f", as far as the row of step {self.compared_until} tells"
+            )
+            yield "as recorded", f"in metrics.jsonl, bit for bit{of_step}"
 
 
 def _about_samples(batch: ReplayedBatch) -> Iterator[tuple[str, str]]:

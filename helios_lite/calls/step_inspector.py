@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from helios_lite.callbacks import Callback
 from helios_lite.calls.replay_result import Replay, ReplayedBatch
-from helios_lite.metrics.measurements import learning_rates
+from helios_lite.metrics.measurements import is_measured, learning_rates
 from helios_lite.model_internals.attributes import named_networks
 from helios_lite.model_internals.step_tap import Loss, StepTap
 from helios_lite.nested import items, leaves, rebuilt
@@ -109,6 +109,25 @@ def _is_finite(value: Any) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in _tensors(value))
 
 
+def _is_as_recorded(value: Any, recorded: Any) -> bool:
+    """Return whether a value is that of a row in a file, which has null for what is not finite."""
+    return value == recorded or (recorded is None and isinstance(value, float) and not math.isfinite(value))
+
+
+def _last_row(rows: Sequence[Mapping[str, Any]], step: int) -> int:
+    """Return the step of the last row of a training before a step, 0 without one."""
+    is_of_training = (row["step"] for row in rows if row["step"] < step and any(map(_is_of_training, row)))
+    return max(is_of_training, default=0)
+
+
+def _is_of_training(name: str) -> bool:
+    return name.startswith("train/")
+
+
+def _order_of_effects(name: str) -> int:
+    return {"samples_digest": 0, "batch_digest": 1, "weights_digest": 3}.get(name, 2)
+
+
 _MAX_SAMPLES = 4096  # The samples of a batch of which the losses are computed one by one.
 _TOLERANCE = 1e-3  # Relative difference of a batch's loss and the mean of its samples' losses.
 
@@ -146,10 +165,14 @@ class StepInspector(Callback):
         step: the number of the step, from 1.
         started_at: the step after which the training begins.
         checks_finite: whether to look for an earlier step whose loss is not finite.
+        recorded: the rows that the run has, with which those of the replay are compared.
     """
 
-    def __init__(self, step: int, started_at: int, checks_finite: bool) -> None:
+    def __init__(
+        self, step: int, started_at: int, checks_finite: bool, recorded: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
         self._step, self._started_at, self._checks_finite = step, started_at, checks_finite
+        self._recorded = recorded
         self._training: Training | None = None
         self._tap = StepTap(
             train_step=self._train_step,
@@ -249,6 +272,7 @@ class StepInspector(Callback):
     def _inspect(self, state: TrainingState) -> Replay:
         """Return what the step shows. Call on every rank."""
         world = self.model._context.world
+        compared_until, differs_from_row = self._compare_with_rows()
         numbers = [*self._norms.values(), *(loss for part in self._parts for loss, _ in part.losses)]
         finite_parts = [samples_not_finite(part.data, part.size) for part in self._parts]
         is_odd = not all(map(math.isfinite, numbers)) or any(finite_parts)
@@ -285,7 +309,37 @@ class StepInspector(Callback):
             gradient_norms=self._norms,
             logged=self._logged,
             first_not_finite=next((text for _, text in everything if text is not None), None),
+            compared_until=compared_until,
+            differs_from_row=differs_from_row,
         )
+
+    def _compare_with_rows(self) -> tuple[int | None, str | None]:
+        """Return the last step whose row was compared with that of the run, and what differs first; None without one.
+
+        Call on every rank.
+        """
+        assert self._training is not None
+        log, recorded = self._training.log, self._recorded
+        rows = [*(log.rows or []), {"step": self._step, **log.digests()}]
+        before = _last_row(recorded, self._started_at + 1)
+        until, found = None, None
+        for row in sorted(rows, key=lambda row: row["step"]):
+            step = row["step"]
+            # With other options than the run the means of the replay may be those of more or fewer steps.
+            has_same_start = (_last_row(log.rows or [], step) or before) == _last_row(recorded, step)
+            for other in recorded:
+                if found is not None or other["step"] != step or "kind" in other:
+                    continue
+                names = [name for name in row if name in other and not is_measured(name)]
+                names = [name for name in names if has_same_start or name == "weights_digest"]
+                differing = [name for name in names if not _is_as_recorded(row[name], other[name])]
+                if differing:
+                    name = min(differing, key=_order_of_effects)
+                    found = f"{name} was {other[name]} at step {step}, and is {row[name]}"
+                elif "weights_digest" in names:
+                    until = step
+        until, found = self.model._context.world.broadcast((until, found))  # Rank 0 alone has some of the digests.
+        return until, found
 
     def _values(self) -> Iterator[Tensor]:
         for net in named_networks(self.model).values():

@@ -126,9 +126,8 @@ def digest_of_weights(digests: Digests, networks: Iterable[nn.Module], world: Wo
 
 def digest_of_batch(digests: Digests, batch: Any) -> list[Tensor]:
     """Return the parts of the digest of a batch, at most 65,536 elements of each tensor. It waits for no device."""
-    with torch.no_grad():
-        found = [leaf for _, leaf in leaves(batch) if isinstance(leaf, Tensor)]
-        return _parts_of(digests, found, _MOST_OF_A_TENSOR)
+    found = [leaf.detach() if leaf.requires_grad else leaf for _, leaf in leaves(batch) if isinstance(leaf, Tensor)]
+    return _parts_of(digests, found, _MOST_OF_A_TENSOR)
 
 
 def added(parts: list[Tensor]) -> str | None:

@@ -237,6 +237,19 @@ def append_evaluation(
         file.write(_line(metrics, step, kind=kind, checkpoint=checkpoint, **limited))
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a training in a file of metrics, without those of evaluations and lines that are no rows."""
+    rows = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and type(row.get("step")) is int and row.get("kind", "end") == "end":
+            rows.append(row)
+    return rows
+
+
 def _end_of_last_line(file: BinaryIO) -> int:
     """Return where the last finished line of a file ends; it is read from the end."""
     end = file.seek(0, os.SEEK_END)

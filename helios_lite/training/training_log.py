@@ -300,8 +300,7 @@ class TrainingLog:
         self._session.metrics.reset()
         self._session.context.expect_row(False)
         self._logged_step = state.step
-        samples, batch = self._session.train_data.take_digest(), added(self._last_batch)
-        self._window_digests, self._last_batch = {"samples_digest": samples, "batch_digest": batch}, []
+        self._take_window()
         return values
 
     def _warn_of_no_step(self) -> None:
@@ -339,6 +338,16 @@ class TrainingLog:
             self._jsonl.log_metrics(with_digests, self._state.step)
         self._keep(with_digests)
         self._session.loggers.log_metrics(row, self._state.step)
+
+    def digests(self) -> dict[str, str]:
+        """Return the digests that a row would have now, and begin those of the next. Call on every rank."""
+        self._take_window()
+        return self._take_digests()
+
+    def _take_window(self) -> None:
+        """Note the digests of what was read since the last row, for the row that is written next."""
+        samples, batch = self._session.train_data.take_digest(), added(self._last_batch)
+        self._window_digests, self._last_batch = {"samples_digest": samples, "batch_digest": batch}, []
 
     def _take_digests(self) -> dict[str, str]:
         """Return the digests of a row by their columns, those that are known. Call on every rank."""

@@ -1,5 +1,6 @@
 """A replay computes a step of a run again, bit for bit, shows what it consists of, and touches nothing."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,32 @@ def test_norms_rates_and_values_are_those_that_the_run_logs(tmp_path: Path) -> N
     mean = sum(map(math.prod, zip(weights, losses, strict=True))) / sum(weights)
     assert mean == pytest.approx(result.metrics["train/loss"], rel=1e-6)
     assert replayed.logged == {"loss": losses[-1]}
+    # The replay began at a checkpoint or at the start, and its samples, weights and metrics are those of the rows.
+    assert (replayed.compared_until, replayed.differs_from_row) == (5, None)
+    assert "as recorded in metrics.jsonl, bit for bit" in str(replayed)
+
+
+def test_what_differs_from_a_row_of_the_run_is_named(tmp_path: Path) -> None:
+    options = {"log_every_steps": 2, "max_steps": 6, "save_every_steps": 3, "keep_last": -1}
+    trainer(tmp_path, **options).fit(Dropped(), data())
+    rows = tmp_path / "dropped/metrics.jsonl"
+    for step, until in (
+        (1, None),
+        (3, 2),
+        (4, 4),
+        (5, 4),
+    ):  # Behind the checkpoint of step 3 there is no row of step 2.
+        replayed = trainer(tmp_path, **options).replay(Dropped(), data(), step)
+        assert (replayed.compared_until, replayed.differs_from_row) == (until, None)
+    before = rows.read_text()
+    for name, found in (("weights_digest", "weights_digest was"), ("train/loss", "train/loss was 9.0 at step 4")):
+        lines = [json.loads(line) for line in before.splitlines()]
+        lines[1][name] = "0" * 16 if name == "weights_digest" else 9.0
+        rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        replayed = trainer(tmp_path, **options).replay(Dropped(), data(), 5)
+        assert replayed.differs_from_row is not None
+        assert replayed.differs_from_row.startswith(found)
+        assert "not as recorded: " in str(replayed)
 
 
 @pytest.mark.parametrize("poisoned", [0, 13, 43])
@@ -94,6 +121,7 @@ def test_launched_processes_replay_a_step_or_its_cause_and_their_weights_come_ba
     run.fit(trained, data())
     replayed = run.replay(replaying, data(), 3)
     assert (replayed.step, {batch.rank for batch in replayed.batches}) == (3, {0, 1})
+    assert (replayed.compared_until, replayed.differs_from_row) == (3, None)
     assert same(weights(replaying), weights(trained))
     read = {int(i) for batch in replayed.batches for i in batch.batch[0]}
     poisoned = min(set(range(44)) - read)  # In the first or second step.
