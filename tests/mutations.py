@@ -5561,7 +5561,12 @@ MUTATIONS = [
     ),
     # Whether a replay is as recorded.
     Mutation("calls/step_inspector.py", "return value == recorded or", "return True or", RECORDED),
-    Mutation("calls/step_inspector.py", "[*(log.rows or []), last]", "[*(log.rows or [])]", RECORDED),
+    Mutation(
+        "calls/step_inspector.py",
+        '[*(log.rows or []), {"step": self._step, **log.digests()}]',
+        "[*(log.rows or [])]",
+        RECORDED,
+    ),
     # Why two runs differ.
     Mutation(
         "tools/diff.py",

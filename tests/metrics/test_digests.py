@@ -51,6 +51,9 @@ def test_parts_of_a_digest_add_up_wherever_they_are_cut() -> None:
     whole = digest(values)
     for cut in (1, 262_143, 262_144, 262_145, 599_999):
         assert (digest(values[:cut]) + digest(values[cut:], cut)) % 2**64 == whole
+    swapped = values.clone()
+    swapped[[0, 262_144]] = values[[262_144, 0]]  # At the same place of their blocks.
+    assert digest(swapped) != whole
     nets = [nn.Linear(700, 500), nn.BatchNorm1d(500), nn.Linear(4, 2).double()]
     before = digest_of_weights(Digests(), nets, World(), has_shards=False)
     with torch.no_grad():

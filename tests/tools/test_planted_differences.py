@@ -131,11 +131,13 @@ def flipped(trained: Callable[..., Path]) -> Path:
 
 
 def test_each_planted_difference_is_named(trained: Callable[..., Path], folder: Path) -> None:
+    order = torch.randperm(16, generator=torch.Generator().manual_seed(seed_of_epoch_0())).tolist()
     base, hiding = folder / "base/run", trained("hiding", model={"hides": True})
     trained("cut", model={"hides": True}, max_steps=3)
     found: dict[str, Found] = {
         "code": compare(base, trained("code", PROGRAM.replace("- 1)", "- 1.5)"))),
-        "data": compare(base, trained("data", changed=7)),
+        "data": compare(base, trained("data", changed=order[4])),  # In the last batch of the first row.
+        "earlier data": compare(base, trained("earlier", changed=order[8])),  # In the first batch of the second one.
         "seed": compare(base, trained("seed", seed=1)),
         "initial weights": compare(base, trained("weights", model={"nudge": 1e-4})),
         "threads": compare(base, trained("threads", threads=2)),
@@ -149,7 +151,8 @@ def test_each_planted_difference_is_named(trained: Callable[..., Path], folder: 
     first = {name: each.causes[0] if each.causes else None for name, each in found.items()}
     for name, kind, text in (
         ("code", "code", "planted_program.py"),
-        ("data", "data", "the same indices gave other values, or something is not seeded"),
+        ("data", "data", "the same indices gave other values"),
+        ("earlier data", "data", "the same indices gave other values, or something is not seeded"),
         ("seed", "initial weights", "by trainer.seed"),
         ("initial weights", "initial weights", "those of the first start differ"),
         ("resume", "resume", "only one of the runs was resumed at step 3"),
@@ -169,8 +172,7 @@ def test_each_planted_difference_is_named(trained: Callable[..., Path], folder: 
         cause = first[name]
         assert cause is None or (cause.kind, option in cause.text) == ("kernels", True), (name, cause)
     steps = {name: each.rows.step for name, each in found.items() if each.causes}
-    order = torch.randperm(16, generator=torch.Generator().manual_seed(seed_of_epoch_0())).tolist()
-    assert steps["data"] == order.index(7) // 8 * 2 + 2  # Rows are written after every second step of four samples.
+    assert (steps["data"], steps["earlier data"]) == (2, 4)  # Rows are written after every second step of four samples.
     assert (steps["resume"], steps["seed"], steps["schedule"]) == (4, 2, 2)
 
 
