@@ -94,6 +94,7 @@ ORDER = "loading/test_custom_order.py::"
 KEPT_ORDER = ORDER + "test_an_order_that_is_drawn_when_an_epoch_begins_is_kept"
 DRAWN_LATER = ORDER + "test_an_order_that_is_drawn_between_the_numbers_of_the_training_is_a_warning"
 PLANTED_CAUSES = "tools/test_planted_differences.py::test_each_planted_difference_is_named"
+LOCKED = "tools/test_lock.py::test_"
 RECORDED = "calls/test_replay.py::test_what_differs_from_a_row_of_the_run_is_named"
 DIGESTED = "metrics/test_digests.py::"
 SEEN_BITS = DIGESTED + "test_a_digest_tells_what_differs_in_a_bit_in_two_signs_or_in_the_order"
@@ -1683,7 +1684,7 @@ MUTATIONS = [
     ),
     Mutation(
         "tools/command.py",
-        'if overrides and file != "runs":',
+        'if overrides and file not in ("runs", "lock"):',
         "if False:",
         "tools/test_command.py::test_wrong_use_is_answered_with_one_line_and_status_2",
     ),
@@ -5558,6 +5559,31 @@ MUTATIONS = [
         "self.is_unknown = self._session.options.monitor is not None",
         "self.is_unknown = False",
         RESUME + "test_another_monitor_at_a_resume_starts_its_verdicts_anew",
+    ),
+    # What is locked.
+    Mutation(
+        "tools/lock.py",
+        'is_exact = locked["environment"] == now["environment"]',
+        "is_exact = True",
+        LOCKED + "where_versions_differ_rounding_is_no_difference",
+    ),
+    Mutation(
+        "tools/lock.py",
+        'if len(locked["steps"]) != len(now["steps"]):',
+        "if False:",
+        LOCKED + "what_differs_first_from_a_lock_is_named_with_what_has_changed",
+    ),
+    Mutation(
+        "tools/lock.py",
+        "            self.model.request_stop()\n",
+        "            pass\n",
+        LOCKED + "what_differs_first_from_a_lock_is_named_with_what_has_changed",
+    ),
+    Mutation(
+        "tools/lock.py",
+        "        sys.exit(1)\n",
+        "        pass\n",
+        LOCKED + "the_commands_write_a_lock_and_exit_with_what_they_have_found",
     ),
     # Whether a replay is as recorded.
     Mutation("calls/step_inspector.py", "return value == recorded or", "return True or", RECORDED),

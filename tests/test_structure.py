@@ -17,7 +17,7 @@ FOLDER = Path(helios_lite.__file__).parent
 BASES = {
     "Hooks": {"Model", "Callback"},
     "Options": {"Trainer"},
-    "Callback": {"EMA", "ActivationStatistics", "DeviceMemory", "Profile", "StepInspector", "Recorder"},
+    "Callback": {"EMA", "ActivationStatistics", "DeviceMemory", "Profile", "StepInspector", "Recorder", "LockRecorder"},
     "ConfigError": {"ConfigTypeError"},
     "CheckpointError": {"OtherFormatError"},
 }

@@ -39,6 +39,8 @@ _FILES = {
     "inspect": "checkpoints",
     "consolidate": "checkpoints",
     "diff": "diff",
+    "lock": "lock",
+    "check": "lock",
     "plot": "plot",
     "status": "status",
     "env": "command",
@@ -82,8 +84,8 @@ def _run(arguments: Sequence[str] | None) -> None:
         rest, overrides = _split_overrides(given)
         parsed = parser.parse_args(rest)
         file = _FILES[parsed.command]
-        if overrides and file != "runs":
-            names = "fit, plan, test, predict, replay and audit"
+        if overrides and file not in ("runs", "lock"):
+            names = "fit, plan, test, predict, replay, audit, lock and check"
             raise UsageError(f"--{next(iter(overrides))}: only {names} take values of a configuration")
         vars(parsed).update(overrides=overrides)
         command = getattr(import_module(f"helios_lite.tools.{file}"), parsed.command)
@@ -195,6 +197,28 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--accept", metavar="NAME[,NAME]", action="append", help=text)
     command.add_argument("--devices", type=int, default=2, help="processes to compare with one; 1 leaves it out")
     command.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+    command = add(
+        "lock",
+        "keep what the first steps of the program of a TOML file compute",
+        "Train the program that a TOML file describes for a few steps in a scratch folder, and write what each step "
+        "read and computed to a file, run.lock.json for run.toml: digests of samples and weights, the loss, the norm "
+        "of the gradients, versions and device. Commit it, and let a test run `helios-lite check`.",
+        "[--steps N] [--output OUTPUT] FILE",
+    )
+    command.add_argument("--steps", type=int, default=10, help="the number of steps; default: %(default)s")
+    command.add_argument("--output", type=Path, help="default: the name of FILE with .lock.json")
+
+    command = add(
+        "check",
+        "compute the steps of a lock again",
+        "Compute again what `lock` has written, and name the first step that differs and in what. Bits are compared "
+        "where versions, device, threads and processes are those of the lock, and otherwise losses and gradient norms "
+        "but for rounding. The exit status is 1 if something differs, and 2 if the program fails.",
+        "[--output OUTPUT] [--json] FILE",
+    )
+    command.add_argument("--output", type=Path, help="the lock; default: the name of FILE with .lock.json")
+    command.add_argument("--json", action="store_true", help="print what was found as JSON")
 
     command = add(
         "inspect",

@@ -163,6 +163,8 @@ def test_each_planted_difference_is_named(trained: Callable[..., Path], folder: 
     ):
         assert (cause := first[name]) is not None, name
         assert (cause.kind, text in cause.text) == (kind, True), (name, cause)
+    assert first["data"] is not None
+    assert first["data"].text == "the same indices gave other values"
     # What need not change a bit is named among the options, and as the cause if it does.
     for name, option in (
         ("threads", "environment.threads"),
