@@ -336,6 +336,7 @@ NOT_FINITE_MODULE = REPLAY + "the_first_module_with_an_output_or_gradient_that_i
 EMULATED = "on_emulated_device.py::"
 MOVED_BY_DEVICE = "test_batches_of_any_kind_are_moved_without_waiting"
 TYPES = "test_types_of_devices_are_those_of_pytorch"
+LAUNCHED_LATER = "processes/test_launch.py::test_every_process_trains_its_own_copy_of_a_network_that_was_there_before"
 TOO_LATE = "test_what_has_multiplied_matrices_before_cannot_be_deterministic"
 NO_FLOAT64 = "test_sums_are_float32_where_the_device_has_no_float64"
 ONE_WAIT = "test_a_save_waits_once_and_files_hold_tensors_of_the_cpu"
@@ -5680,6 +5681,19 @@ MUTATIONS = [
         "            torch.accelerator.synchronize(device)",
         "            pass",
         EMULATED + ONE_WAIT,
+    ),
+    Mutation("processes/worker.py", 'map_location="cpu", ', "", LAUNCHED_LATER),
+    Mutation(
+        "processes/devices.py",
+        "cudnn_benchmark(False if deterministic else benchmark)",
+        "cudnn_benchmark(benchmark)",
+        TRAINING + "test_cudnn_measures_in_training_and_not_in_evaluations",
+    ),
+    Mutation(
+        "processes/devices.py",
+        "    if value is not None:\n        torch.backends.cudnn.benchmark = value",
+        "    torch.backends.cudnn.benchmark = bool(value)",
+        TRAINING + "test_cudnn_measures_in_training_and_not_in_evaluations",
     ),
     Mutation("changes/misfits.py", 'state["mu_product"].cpu()', 'state["mu_product"]', EMULATED + RESUMED),
     Mutation("training/resuming.py", " or isinstance(parts.get(name), Optimizer)", "", EMULATED + RESUMED),

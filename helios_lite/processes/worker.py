@@ -137,8 +137,9 @@ def run_worker(
         keep_room(error_file(folder, attempt, rank))
         _write_status(WorkerStatus(), folder, attempt, rank)
         # The folder is private to this user, and made by the process that launched this one. The file is mapped, not
-        # read: data takes its memory once for all processes, and what one of them changes is its own copy.
-        function, arguments = torch.load(folder / TASK_FILE, mmap=True, weights_only=False)
+        # read: data takes its memory once for all processes, and what one of them changes is its own copy. What was on
+        # a device comes to the CPU, or all processes would put it on the first device.
+        function, arguments = torch.load(folder / TASK_FILE, map_location="cpu", mmap=True, weights_only=False)
         try:
             with ShortTraceback():
                 result = function(**arguments)

@@ -89,11 +89,17 @@ def test_a_test_follows_a_fit_and_is_that_of_one_process(root: Path, whole: tupl
     assert several["test/loss"] == pytest.approx(one["test/loss"], rel=1e-6)
 
 
-def test_every_process_trains_its_own_copy_of_a_network_that_was_there_before(tmp_path: Path) -> None:
-    """Without any folder; tensors sent by torch.multiprocessing would be shared, and be trained twice."""
+def test_every_process_trains_its_own_copy_of_a_network_that_was_there_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any folder; tensors sent by torch.multiprocessing would be shared, and be trained twice.
+
+    What an earlier training has left on a device, here one that the processes do not have, comes to the CPU.
+    """
     found = []
+    elsewhere = (0, lambda storage: "elsewhere" if storage.nbytes() == 28 else None, lambda storage, where: None)
+    monkeypatch.setattr(torch.serialization, "_package_registry", [elsewhere, *torch.serialization._package_registry])
     for devices in (1, 2):
         model = Early()
+        model.kept = torch.ones(7)
         trainer(None, max_steps=5, devices=devices).fit(model, data(batch_size=4 // devices))
         assert model.net is model.early
         found.append(weights(model)["net"])

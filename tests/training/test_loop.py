@@ -846,6 +846,10 @@ def test_cudnn_measures_in_training_and_not_in_evaluations() -> None:
 
     torch.backends.cudnn.benchmark = True
     try:
+        for changes, flag in (({}, True), ({"deterministic": True}, False)):
+            model = Looking()
+            quiet(**changes, **options).fit(model, data(train=4))
+            assert model.flags == [("train", flag), ("valid", False), ("valid", False)]
         model = Looking()
         quiet(benchmark=False, **options).fit(model, data(train=4))
         assert model.flags == [("train", False), ("valid", False), ("valid", False)]
