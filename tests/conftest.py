@@ -51,6 +51,7 @@ LONGEST = [
     "processes/test_failures",
     "processes/test_forkserver",
     "processes/test_clusters",
+    "test_emulated_device",
     "training/test_interrupts",
     "test_examples_generative",
     "training/test_resume",

@@ -16,16 +16,21 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from helpers.compare import same, weights
 from helpers.emulated import emulate, recorded
 from helpers.models import Tiny, data, quiet
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.data import Subset, TensorDataset
 
 from helios_lite import DataModule, Model, Split, Trainer
 from helios_lite.callbacks import EMA, ActivationStatistics, DeviceMemory
+from helios_lite.checkpoints import sharded
+from helios_lite.checkpoints.sharded_content import ShardedTensors
 from helios_lite.metrics.accumulator import MetricAccumulator
 from helios_lite.processes import devices
 from helios_lite.processes.world import World
@@ -156,6 +161,24 @@ def test_a_save_waits_once_and_files_hold_tensors_of_the_cpu(tmp_path: Path) -> 
         tensors = [*content["model"]["net"].values(), *content["model"]["optimizers.0"]["state"][0].values()]
         assert {tensor.device.type for tensor in tensors} == {"cpu"}
         assert same(content["model"]["net"], {name: each.cpu() for name, each in weights(model)["net"].items()})
+
+
+def test_the_thread_that_writes_shards_uses_no_device(tmp_path: Path) -> None:
+    """It would be the first one, also on the ranks that have another."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        tensor = distribute_tensor(torch.arange(6.0), init_device_mesh("cpu", (1,)), [Shard(0)])
+        writer, written = sharded.ShardWriter(World()), []
+        with recorded() as waits:
+            writer.write(
+                ShardedTensors({"a": tensor}, {"a": "a"}), tmp_path / "shards", written.append, background=True
+            )
+            writer.join()
+    finally:
+        sharded._own_group.cache_clear()
+        dist.destroy_process_group()
+    assert waits == []
+    assert [places["a"]["shape"] for places in written] == [(6,)]
 
 
 def test_an_evaluation_waits_for_its_result_alone_and_moves_no_state_of_an_optimizer(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from helios_lite.checkpoints import files, naming
 from helios_lite.checkpoints.sharded_content import ShardedTensors, marked_names, replace_markers
 from helios_lite.file_errors import naming as naming_file
+from helios_lite.processes.devices import pins_memory
 from helios_lite.processes.world import World
 
 Places = dict[str, dict[str, Any]]
@@ -99,8 +100,8 @@ class ShardWriter:
         distinct = {name: tensor.detach() for name, tensor in sharded.tensors.items() if stored_as[name] == name}
         if background:
             if self._stager is None:
-                has_device = torch.accelerator.is_available()
-                self._stager = DefaultStager(StagingOptions(has_device, False, False, has_device))
+                pins = any(pins_memory(tensor.device) for tensor in distinct.values())
+                self._stager = DefaultStager(StagingOptions(pins, False, False, pins))
             self._saving = async_save(distinct, async_stager=self._stager, **options)  # type: ignore[assignment]
         else:
             with _first_failure():
@@ -118,7 +119,8 @@ class _FolderWriter(FileSystemWriter):
     """Writes the files of a folder, and calls a function on rank 0 when all of them are durable."""
 
     def __init__(self, folder: Path, publish: Callable[[Places], object]) -> None:
-        super().__init__(folder, sync_files=True)
+        # Without looking ahead, for which a thread in the background would use the first device of the machine.
+        super().__init__(folder, sync_files=True, per_thread_copy_ahead=0)
         self._publish = publish
 
     def storage_meta(self) -> StorageMeta:
