@@ -239,7 +239,7 @@ def _join(key: str, name: str) -> str:
 def import_object(path: Any, key: str, folder: Path | None) -> Callable[..., Any]:
     """Return the class, or another callable, at an import path. Modules in the folder of a file take precedence."""
     module_name, _, name = path.rpartition(".") if isinstance(path, str) else ("", "", "")
-    if not module_name or not name:
+    if not module_name or not name or module_name.startswith("."):  # Relative to nothing.
         raise ConfigTypeError(f'{key}={path!r}: must be an import path, "package.module.Class"')
     try:
         module = importlib.import_module(module_name)

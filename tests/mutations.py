@@ -95,6 +95,7 @@ KEPT_ORDER = ORDER + "test_an_order_that_is_drawn_when_an_epoch_begins_is_kept"
 DRAWN_LATER = ORDER + "test_an_order_that_is_drawn_between_the_numbers_of_the_training_is_a_warning"
 PLANTED_CAUSES = "tools/test_planted_differences.py::test_each_planted_difference_is_named"
 LOCKED = "tools/test_lock.py::test_"
+CONSOLIDATED = "checkpoints/test_sharded.py::test_one_process_consolidates_inspects_tests_and_loads_a_folder"
 RECORDED = "calls/test_replay.py::test_what_differs_from_a_row_of_the_run_is_named"
 DIGESTED = "metrics/test_digests.py::"
 SEEN_BITS = DIGESTED + "test_a_digest_tells_what_differs_in_a_bit_in_two_signs_or_in_the_order"
@@ -5561,6 +5562,8 @@ MUTATIONS = [
         "self.is_unknown = False",
         RESUME + "test_another_monitor_at_a_resume_starts_its_verdicts_anew",
     ),
+    Mutation("object_tables.py", ' or module_name.startswith("."):', ":", "test_config.py"),
+    Mutation("tools/checkpoints.py", "        folder = folder.resolve()\n", "        pass\n", CONSOLIDATED),
     # What is locked.
     Mutation(
         "tools/lock.py",

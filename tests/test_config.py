@@ -307,6 +307,7 @@ def test_what_cannot_be_used_is_named_by_its_full_key(write, overrides, message)
         ({"model.width": 8.0}, "model.width=8.0: must be an int or None"),
         ({"model.flag": "True"}, "model.flag='True': must be true or false"),
         ({"model.class": 3}, 'model.class=3: must be an import path, "package.module.Class"'),
+        ({"model.class": ".a.B"}, "model.class='.a.B': must be an import path, \"package.module.Class\""),
         (
             {"data.class": "helpers.models.Indices", "data": {"class": "helpers.models.Indices", "length": 3}},
             "data.class='helpers.models.Indices':",

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 def consolidate(arguments: argparse.Namespace) -> None:
     """Write a sharded checkpoint as one file."""
     folder, reason = chosen_checkpoint(arguments.folder)
+    if folder.name in ("", ".."):  # As "." has no name.
+        folder = folder.resolve()
     file = arguments.file if arguments.file is not None else folder.with_name(f"{folder.name}.pth")
     if not naming.is_sharded(folder):
         also = "" if reason == "" else f", but {reason}"

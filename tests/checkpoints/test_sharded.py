@@ -1,5 +1,6 @@
 """Checkpoints of several processes under FSDP: the same state for any number of processes, complete or absent, safe."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -280,6 +281,10 @@ def test_one_process_consolidates_inspects_tests_and_loads_a_folder(root: Path, 
     file = folder.with_name(f"{folder.name}.pth")
     assert capsys.readouterr().out == f"{file}\n"
     content = torch.load(file, weights_only=True)
+    file.unlink()
+    with contextlib.chdir(folder):
+        main(["consolidate", "."])
+    assert capsys.readouterr().out == f"{file.resolve()}\n"
     assert same(content, read_checkpoint(folder))
     assert content["model"]["tied"]["into.weight"].data_ptr() == content["model"]["tied"]["out.weight"].data_ptr()
     tables = []
