@@ -20,7 +20,7 @@ class Line(Model):
 
     def __init__(self, nudge: float = 0.0, scale: float = 1.0, dropout: float = 0.2) -> None:
         super().__init__("line")
-        self.nudge, self.scale, self.dropout = nudge, scale, dropout
+        self.nudge, self.scale, self.dropout, self.steps = nudge, scale, dropout, 0
 
     def setup(self, fast_init: bool = False) -> None:
         self.net = self.parallelize(nn.Sequential(nn.Linear(3, 4), nn.Dropout(self.dropout), nn.Linear(4, 1)))
@@ -29,6 +29,7 @@ class Line(Model):
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1)
 
     def train_step(self, batch: Any, state: Any) -> None:
+        self.steps += 1
         self.backward((self.net(batch[1]) - 1).square().mean() * self.scale)
         self.optimizer_step(self.optimizer)
 
@@ -52,7 +53,9 @@ def make(dataset: Any = None, split: dict[str, Any] | None = None, model: Any = 
 
 
 def test_what_differs_first_from_a_lock_is_named_with_what_has_changed() -> None:
-    locked = json.loads(json.dumps(recorded(make(), 6)))
+    model = Line()
+    locked = json.loads(json.dumps(recorded(make(model=model), 6)))
+    assert model.steps == 6  # It ends then, though its schedules are those of the whole run.
     assert [step["step"] for step in locked["steps"]] == [1, 2, 3, 4, 5, 6]
     assert [*locked["steps"][0]] == [
         "step",
