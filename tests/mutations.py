@@ -62,6 +62,10 @@ ESCAPES = OF_OTHERS + "test_escape_sequences_in_the_files_of_others_never_reach_
 PLACES = "metrics/test_rows.py::test_a_file_without_that_row_is_read_from_its_start"
 AFTER_PLACE = "metrics/test_rows.py::test_only_what_follows_the_last_row_of_a_checkpoint_is_read"
 ENCODED_ONCE = "checkpoints/test_folder.py::test_an_entry_of_the_manifest_is_encoded_once_however_many_there_are"
+BY_BLOCKS = (
+    "processes/test_launch.py::test_a_network_compiled_by_blocks_learns_the_same_and_its_checkpoint_needs_no_compiler"
+)
+RESTART = "checkpoints/test_compiled.py::test_a_restart_takes_what_the_first_start_has_compiled_and_no_file_of_others"
 ENDS = "training/test_ends.py::"
 ORDERS = "processes/test_random_order.py::"
 NO_PATTERN = ORDERS + "test_over_a_thousand_seeds_no_place_prefers_a_number_and_no_number_a_neighbour"
@@ -356,6 +360,20 @@ MUTATIONS = [
     Mutation("metrics/rows.py", "zlib.crc32(file.read(self.size)) == self.checksum", "True", PLACES),
     Mutation("metrics/rows.py", "place.end, rows)", "0, 0)", AFTER_PLACE),
     Mutation("checkpoints/manifest.py", "found is not None and found[0] == entry", "False", ENCODED_ONCE),
+    # What is compiled.
+    Mutation(
+        "networks/parallel.py", "module.forward = functools.partial(_forward_of_class, module)", "pass", BY_BLOCKS
+    ),
+    Mutation("training/session.py", "self.compiled.load()", "pass", RESTART),
+    Mutation("training/checkpointer.py", "session.compiled.save()", "pass", RESTART),
+    Mutation(
+        "checkpoints/compiled.py",
+        "hmac.compare_digest(content[:_SIGNATURE], self._signature(key, artifacts))",
+        "True",
+        RESTART,
+    ),
+    Mutation("checkpoints/compiled.py", "self._made_by + artifacts", "artifacts", RESTART),
+    Mutation("checkpoints/compiled.py", "mode=0o700, ", "", RESTART),
     # Time that passes while a process is stopped.
     Mutation(
         "processes/hang_watch.py",

@@ -178,7 +178,7 @@ def test_options_that_a_sentence_names_exist(page: str) -> None:
     methods = [vars(kind)[name] for kind in (Hooks, Model, Trainer) for name in vars(kind) if not name.startswith("_")]
     known |= {name for method in methods if inspect.isfunction(method) for name in inspect.signature(method).parameters}
     known |= {"train", "valid", "test", "predict"}  # Of DataModule.
-    known |= {"weights_only", "workers", "ckpt_path"}  # Of torch.load and Lightning.
+    known |= {"weights_only", "persistent", "workers", "ckpt_path"}  # Of PyTorch and Lightning.
     spans = re.findall(r"`[^`\n]+`", pages.BLOCK.sub("", PAGES[page]))
     assert {name for span in spans for name in re.findall(r"[`(,] ?([a-z]\w*)=", span)} <= known
 

@@ -117,6 +117,7 @@ def test_only_whole_checkpoints_are_fetched_and_nothing_where_some_are(tmp_path:
     uploads.on_checkpoint_saved(saved / "sharded_epoch_1_iter_5", False)
     assert (copy / "sharded_epoch_1_iter_5/main.pth").read_text() == "other.pt"
     assert not (copy / "sharded_epoch_2_iter_9").exists()
-    (copy / "manifest.json").write_text("{")
-    with pytest.raises(json.JSONDecodeError):  # The run would begin again.
+    (copy / "manifest.json").unlink()
+    (copy / "manifest.json").mkdir()
+    with pytest.raises(IsADirectoryError):  # It cannot be read, and the run would begin again.
         RECIPE["Uploads"](tmp_path / "elsewhere", address).fetch()

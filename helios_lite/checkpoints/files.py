@@ -233,7 +233,12 @@ def write_json(content: Any, path: Path, *, is_durable: bool = True) -> None:
 
 def write_text(text: str, path: Path, *, is_durable: bool = True) -> None:
     """Write a text, atomically as a checkpoint. Arguments as for `write_json`."""
-    _write_atomically(path, lambda file: file.write(text.encode()), is_durable=is_durable)
+    write_bytes(text.encode(), path, is_durable=is_durable)
+
+
+def write_bytes(content: bytes, path: Path, *, is_durable: bool = True) -> None:
+    """Write bytes, atomically as a checkpoint. Arguments as for `write_json`."""
+    _write_atomically(path, lambda file: file.write(content), is_durable=is_durable)
 
 
 def to_serializable(value: Any, where: str = "checkpoint") -> Any:

@@ -100,7 +100,7 @@ class ParallelStrategy:
                 checkpoint_activations(block)
         if self._compile:
             for part in blocks or [net]:
-                part.compile()
+                compile_in_place(part)
         if self._strategy != "ddp" and self.world.size > 1:
             dtensors.load_any_placement(net)
         is_frozen = not any(p.requires_grad for p in net.parameters())
@@ -407,6 +407,22 @@ def _broadcast(tensors: Sequence[Tensor], *, is_main: bool) -> None:
         for part, tensor in zip(torch.split(message, [tensor.nbytes for tensor in group]), group, strict=True):
             with torch.no_grad():
                 tensor.copy_(part.view(tensor.dtype).view_as(tensor))
+
+
+def compile_in_place(module: nn.Module) -> None:
+    """Compile a module by its method `compile`, also if its `forward` is one of PyTorch's own.
+
+    The compiler skips what is called from files of torch.nn only, and so it would leave out, without a word, a network
+    or a block whose class is one of them, such as `nn.TransformerEncoderLayer`.
+    """
+    if type(module).forward.__module__.startswith("torch.nn.") and "forward" not in vars(module):
+        # Unlike a closure, it can be copied and pickled with the module.
+        module.forward = functools.partial(_forward_of_class, module)
+    module.compile()
+
+
+def _forward_of_class(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return type(module).forward(module, *args, **kwargs)
 
 
 def checkpoint_activations(block: nn.Module) -> None:

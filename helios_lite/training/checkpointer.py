@@ -148,6 +148,8 @@ class Checkpointer:
                 self.last_checkpoint = session.checkpoints.save_sharded(content, session.world, names, **about)
             elif session.world.is_main:
                 self.last_checkpoint = session.checkpoints.save(content, **about)
+            if session.compiled is not None:
+                session.compiled.save()
             logger.debug("saved %s", self.last_checkpoint)
             self._saved_at, self._saved_seconds = (state.step, state.epoch), self._clock.shared_seconds
             self._safe_seconds = state.seconds

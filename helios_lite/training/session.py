@@ -7,7 +7,7 @@ import functools
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from helios_lite.callbacks import Callback
 from helios_lite.changes.added_groups import not_made_again
@@ -62,6 +62,9 @@ from helios_lite.training.hook_dispatch import HookDispatcher
 from helios_lite.training.run_loggers import RunLoggers
 from helios_lite.training.status_file import StatusFile
 
+if TYPE_CHECKING:
+    from helios_lite.checkpoints.compiled import CompiledNetworks
+
 logger = logging.getLogger("helios_lite")
 
 
@@ -82,6 +85,7 @@ class Session:
         device: the device of this process.
         folder: the run folder, None if no file is written.
         checkpoints: the checkpoints in the run folder.
+        compiled: what the compiler has made of the networks of this run; None if nothing of it is kept.
         hooks: calls the hooks of the model and the callbacks.
         loggers: the loggers, on rank 0. A `fast_dev_run`, a `replay` and a `plan` leave nothing in them.
         progress: what is seen while the call lasts, on rank 0 only.
@@ -117,6 +121,11 @@ class Session:
         self.checkpoints: CheckpointFolder | None = None
         if self.folder is not None:
             self.checkpoints = checkpoint_folder(options, model, self.folder, self.hooks.checkpoint_saved)
+        self.compiled: CompiledNetworks | None = None
+        if options.compile and self.folder is not None and method == "fit":
+            from helios_lite.checkpoints.compiled import CompiledNetworks  # Here, because few programs need it.
+
+            self.compiled = CompiledNetworks(self.folder, self.device, self.world)
         self.loggers = RunLoggers(
             options.loggers if self.world.is_main else (),
             run_folder=self.folder,
@@ -145,6 +154,8 @@ class Session:
         """
         options, model = self.options, self.model
         rng.seed_all(options.seed)
+        if self.compiled is not None:
+            self.compiled.load()
         self.datamodule.setup()
         check_no_method_is_hidden(self.datamodule, DataModule)
         check_splits(self.datamodule)
