@@ -22,6 +22,7 @@ NAMES = (
     "large_orders",
     "import_time",
     "start",
+    "compiled_restart",
     "ddp",
     "validation_memory",
     "sharded_validation",
