@@ -35,6 +35,8 @@ from helios_lite.metrics.accumulator import MetricAccumulator
 from helios_lite.processes import devices
 from helios_lite.processes.world import World
 
+if "EMULATED" not in os.environ:
+    pytest.skip("needs a process of its own, with EMULATED=1", allow_module_level=True)
 DEVICE = emulate()
 MODULE = torch.get_device_module(DEVICE)
 EXAMPLES = Path(__file__).parents[1] / "examples"
