@@ -57,14 +57,14 @@ OF_FOUR = [  # The others need steps that four ranks can divide (so does a mean 
 HYBRID_BY = {2: some("TypesOfParts Added", SHARDED), 4: OF_FOUR if "EVERY_CELL" in os.environ else []}
 SHARDED_BY = {2: SHARDED, 3: some("Plain GanInTurn NormedTwice Tied", SHARDED)}
 WRONG_BY = {2: WRONG, 3: some("SecondPass NoStep OtherOrder WeightOfOne", WRONG)}
-# A step depends on more than the weights and what their optimizer has kept: on what steps have done before the cut, on
-# its place in the epoch; or what is saved has another form.
+# A step of replicas depends on more than the weights and what their optimizer has kept: on what steps have done before
+# the cut, or on its place in the epoch. What shards save has another form.
 RESUMED = """
-Plain FrozenBefore UnfrozenInStep SeveralUpdates GanInTurn Alternating NormedTeacher Codebook UnusedByRank Accumulated
-OwnWindows SkippedByRank TokensSkipped MorePasses Large WeightThenRaw Half Sparse Types TypesOfParts Tied TiedBlocks
-SharedByTwo Added OwnState Averaged
+Plain UnfrozenInStep GanInTurn Alternating Codebook UnusedByRank OwnWindows SkippedByRank TokensSkipped MorePasses Large
+WeightThenRaw Half Added OwnState
 """
-ARE_RESUMED = some(RESUMED, ALL)
+RESUMED_OF_SHARDS = some("Plain Accumulated NormedTeacher TypesOfParts Tied TiedBlocks Averaged", SHARDED)
+ARE_RESUMED = {"ddp": some(RESUMED, ALL), "fsdp": RESUMED_OF_SHARDS, "hsdp": RESUMED_OF_SHARDS}
 STEPS, CUT = 4, 2  # An epoch has three.
 
 
@@ -119,7 +119,7 @@ def outcome(situation: type[Situation], root: Path, world: World, strategy: str)
     whole = cut = attempted(situation, world.size, **options)
     if "error" in whole:
         return whole
-    if situation in ARE_RESUMED and (world.size == 2 or "EVERY_CELL" in os.environ):
+    if situation in ARE_RESUMED[strategy] and (world.size == 2 or "EVERY_CELL" in os.environ):
         trained(situation, world.size, root=folder, max_steps=CUT, **options)
         cut = trained(situation, world.size, root=folder, **options)
     everywhere = world.gather(whole)

@@ -393,11 +393,14 @@ def test_a_rank_that_has_failed_is_not_held_by_the_destruction_of_process_groups
     monkeypatch.setattr(world, "_SECONDS_TO_END", 0.2)
     context = multiprocessing.get_context("fork")
     ranks = [context.Process(target=end_slowly, args=(model,)) for model in (Fails(), Tiny())]
-    with deadline(30):
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join()
+    try:
+        with deadline(30):
+            for process in ranks:
+                process.start()
+            for process in ranks:
+                process.join()
+    finally:
+        ranks[0].kill()
     assert [process.exitcode for process in ranks] == [1, 0]
 
 

@@ -5,6 +5,8 @@ What each start must do is computed here, by PyTorch alone: which samples each s
 
 import itertools
 import math
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from helios_lite.processes.world import World
 
 # By what shares the network. An epoch has three steps at first.
 CUTS = {"one process": [2, 3, 4], "ddp": [2, 3], "fsdp": [2]}
+OF_SHARDS = ("nothing", "rate", "decay", "micro-batches", "all at once", "frozen", "an hparam", "width", "optimizer")
+"""The changes of what is sharded, or depends on how many ranks there are."""
 FIRST: dict[str, Any] = {
     "rate": 0.1, "decay": 0.1, "epochs": 3, "global_batch": 8, "window": 1, "length": 22, "seed": 0, "shuffle": True,
     "sampler": None, "width": 4, "optimizer": "SGD", "hparam": 1, "allow": False, "frozen": False,
@@ -122,13 +126,23 @@ def start(given: dict[str, Any], root: Path, world: World, strategy: str, stop: 
     return {"seen": model.seen, "rates": model.rates, "step": result.state.step, "weights": weights(model)}
 
 
+def is_tried(name: str, cut: int, kind: str) -> bool:
+    return cut in CUTS[kind] and (kind != "fsdp" or name in OF_SHARDS or "EVERY_CELL" in os.environ)
+
+
 def attempts(root: Path, world: World, strategy: str) -> dict[str, Any]:
-    """Cut a run after each number of steps and start it again with each change, and with what it had at first."""
+    """Cut a run after each number of steps, and start copies of it with each change, and with what it had at first."""
     found = {}
     for cut in CUTS[strategy if world.size > 1 else "one process"]:
+        begun = root / f"{strategy}-{world.size}-{cut}"
+        first = start(FIRST, begun, world, strategy, stop=cut)
         for name, changes in CHANGES.items():
-            folder = root / f"{strategy}-{world.size}-{cut}-{name}"
-            first = start(FIRST, folder, world, strategy, stop=cut)
+            if not is_tried(name, cut, strategy if world.size > 1 else "one process"):
+                continue
+            folder = begun.with_name(f"{begun.name}-{name}")
+            if world.is_main:
+                shutil.copytree(begun, folder)
+            world.barrier()
             again = start({**FIRST, **changes}, folder, world, strategy)
             after = start(FIRST, folder, world, strategy) if "error" in again and cut == 2 else {}
             found[f"{cut} {name}"] = {"first": first, "again": again, "after": after}
@@ -199,8 +213,8 @@ def test_a_start_follows_the_rule_or_is_an_error_that_leaves_the_run_as_it_is(
     name: str, cut: int, found: dict[str, Any]
 ) -> None:
     given, processes = {**FIRST, **CHANGES[name]}, found["processes"]
-    if cut not in CUTS[found["kind"]]:
-        pytest.skip("cut elsewhere with so many processes")
+    if not is_tried(name, cut, found["kind"]):
+        pytest.skip("not tried with so many processes")
     case = found[f"{cut} {name}"]
     again, whole = case["again"], found["whole"]
     error = ERRORS.get(name, "")
