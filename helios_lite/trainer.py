@@ -140,7 +140,8 @@ class Trainer(Options):
         self, model: Model, datamodule: DataModule, checkpoint: str | os.PathLike[str] | None = "best"
     ) -> dict[str, float]:
         """Evaluate the validation split and return its metrics by full name; `checkpoint` is as in `test`."""
-        return self._evaluate("validate", model, datamodule, checkpoint)
+        with ShortTraceback():
+            return self._evaluate("validate", model, datamodule, checkpoint)
 
     def test(
         self, model: Model, datamodule: DataModule, checkpoint: str | os.PathLike[str] | None = "best"
@@ -159,7 +160,8 @@ class Trainer(Options):
             FileNotFoundError, CheckpointError: the file of a path cannot be read.
             ValueError: the datamodule has no test split.
         """
-        return self._evaluate("test", model, datamodule, checkpoint)
+        with ShortTraceback():
+            return self._evaluate("test", model, datamodule, checkpoint)
 
     def predict(
         self, model: Model, datamodule: DataModule, checkpoint: str | os.PathLike[str] | None = "best"
@@ -256,7 +258,7 @@ class Trainer(Options):
         """Evaluate the split of a method: "validate" or "test"."""
         require_path("checkpoint", checkpoint, or_none=True)
         shutdown, phase = self._shutdown(), "valid" if method == "validate" else method
-        with ShortTraceback(), shutdown.at_once():
+        with shutdown.at_once():
             call = self._call(method, model, datamodule, shutdown)
             from helios_lite.calls.evaluate import evaluate
             from helios_lite.calls.launching import run

@@ -175,6 +175,7 @@ FOLDER = "checkpoints/test_folder.py::"
 LAUNCH = "processes/test_launch.py::"
 BY_SIGTERM = LAUNCH + "test_a_sigterm_while_processes_are_starting_ends_them_without_a_restart"
 STATUS = "training/test_status.py::"
+LATE_SIGNAL = "test_a_signal_that_comes_while_the_end_is_written_is_the_end"
 DEAD = STATUS + "test_a_killed_run_is_said_to_be_dead"
 DOING = STATUS + "test_it_says_what_the_run_is_doing_and_how_it_has_ended"
 WHY_ENDED = STATUS + "test_it_says_why_a_run_was_ended"
@@ -1229,6 +1230,22 @@ MUTATIONS = [
         "test_config.py::test_an_error_of_a_constructor_stays_what_it_is_with_a_note",
     ),
     Mutation("processes/tracebacks.py", "    error.__traceback__ = entry", "    pass", SHORT),
+    *(
+        Mutation(
+            "trainer.py",
+            f'with ShortTraceback():\n            return self._evaluate("{method}"',
+            f'if True:\n            return self._evaluate("{method}"',
+            AT_ONCE if method == "validate" else SHORT,
+        )
+        for method in ("validate", "test")
+    ),
+    Mutation(
+        "processes/tracebacks.py",
+        "if _package(each) not in _NOT_OF_USERS:",
+        'if _package(each) not in ("helios_lite", "contextlib"):',
+        AT_ONCE,
+    ),
+    Mutation("training/status_file.py", "            self._leave(received)\n", "", STATUS + LATE_SIGNAL),
     Mutation(
         "processes/tracebacks.py",
         "_is_of_another_process(error, above[-1])",
@@ -1278,7 +1295,6 @@ MUTATIONS = [
         Mutation(file, f"with ShortTraceback(), {call}", f"with {call}", SHORT)
         for file, call in (
             ("trainer.py", 'shutdown.at_once():\n            call = self._call("fit"'),
-            ("trainer.py", "shutdown.at_once():\n            call = self._call(method"),
             ("trainer.py", 'shutdown.at_once():\n            call = self._call("plan"'),
             ("trainer.py", 'shutdown.at_once():\n            call = self._call("replay"'),
             ("trainer.py", 'shutdown.at_once():\n            call = self._call("predict"'),

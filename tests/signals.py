@@ -154,10 +154,11 @@ def chosen(trial: Trial, caller: int) -> int | None:
     children = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if pid != caller]
     of_group = [pid for pid in children if group_of(pid) == caller]
     parents = {pid: parent_of(pid) for pid in of_group}
-    commands = {pid: Path(f"/proc/{pid}/cmdline").read_text() for pid in of_group}
+    commands = {pid: command_of(pid) for pid in of_group}
     if trial.target == "tracker":
         return next((pid for pid in of_group if "resource_tracker" in commands[pid]), None)
-    servers = [pid for pid in of_group if parents[pid] == caller and "forkserver" in commands[pid]]
+    # The server of ranks is the only other child that has children. It is a copy of that of the programs of tests.
+    servers = [pid for pid in of_group if parents[pid] == caller and "tracker" not in commands[pid]]
     ranks = [pid for pid in of_group if parents[pid] in servers] if trial.devices > 1 else [caller]
     if trial.target == "rank":
         return max(ranks, default=None)
@@ -168,6 +169,12 @@ def group_of(pid: int) -> int:
     with contextlib.suppress(ProcessLookupError):
         return os.getpgid(pid)
     return 0
+
+
+def command_of(pid: int) -> str:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    return ""
 
 
 def place_of(folder: Path) -> str:

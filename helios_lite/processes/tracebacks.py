@@ -28,7 +28,7 @@ class ShortTraceback:
     PyTorch's functions. An error without a line of the user's, which may be an error of this package, keeps its whole
     traceback. That of an error in another process is in the text of the error.
 
-    A KeyboardInterrupt leaves it without any of our functions: what the user has asked for needs no explanation.
+    A KeyboardInterrupt leaves it with the user's lines only: what the user has asked for needs no explanation.
 
     With the environment variable HELIOS_LITE_FULL_TRACEBACKS nothing is left out.
     """
@@ -41,7 +41,7 @@ class ShortTraceback:
         if error is None or call is None or os.environ.get("HELIOS_LITE_FULL_TRACEBACKS"):
             return
         if isinstance(error, KeyboardInterrupt):
-            error.__traceback__ = _without_ours(call)
+            error.__traceback__, error.__suppress_context__ = _of_users(call), True
             return
         above, entry = [call], call.tb_next
         while entry is not None and _package(entry) in _NOT_OF_USERS:
@@ -57,14 +57,14 @@ class ShortTraceback:
         error.__traceback__ = entry
 
 
-def _without_ours(first: TracebackType) -> TracebackType | None:
-    """Return what a traceback has of others than this package, and than the contexts that it is called by."""
+def _of_users(first: TracebackType) -> TracebackType | None:
+    """Return the lines of a traceback that are the user's; not those of libraries which wait when a signal comes."""
     entries, entry = list[TracebackType](), first.tb_next
     while entry is not None:
         entries.append(entry)
         entry = entry.tb_next
     for each in reversed(entries):
-        if _package(each) not in ("helios_lite", "contextlib"):
+        if _package(each) not in _NOT_OF_USERS:
             entry = TracebackType(entry, each.tb_frame, each.tb_lasti, each.tb_lineno)
     return entry
 

@@ -58,6 +58,13 @@ class StatusFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        try:
+            self._leave(error)
+        except (KeyboardInterrupt, SystemExit) as received:  # A signal that has come meanwhile ends the call.
+            self._leave(received)
+            raise
+
+    def _leave(self, error: BaseException | None) -> None:
         if self._folder is None:
             return
         # Another run may have begun here meanwhile, or the folder may be gone.

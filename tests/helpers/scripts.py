@@ -149,7 +149,9 @@ def _send(
 ) -> None:
     """Ask a server for a process with these files by number; without `status` it becomes that process itself."""
     umask = int(re.findall(r"Umask:\s*(\d+)", Path("/proc/self/status").read_text())[0], 8)
-    request = [args[1:], str(folder or os.getcwd()), {**(environment or os.environ)}, new_session, umask, [*fds]]
+    held_back = [*signal.pthread_sigmask(signal.SIG_BLOCK, ())]
+    variables = {**(environment or os.environ)}
+    request = [args[1:], str(folder or os.getcwd()), variables, new_session, umask, held_back, [*fds]]
     own = [] if status is None else [status.fileno()]
     socket.send_fds(server, [json.dumps([status is not None, *request]).encode()], [*fds.values(), *own])
 
@@ -285,11 +287,13 @@ def _become(
     environment: dict[str, str],
     new_session: bool,
     umask: int,
+    held_back: list[int],
     numbers: list[int],
     fds: list[int],
     is_of_program: bool,
 ) -> list[str]:
     """Make this process what a new one is, and return its command."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, held_back)  # As it is inherited, and before it handles them.
     if new_session:
         os.setsid()
     fds = [_moved(fd) for fd in fds]

@@ -19,6 +19,8 @@ from helpers.rows import read_rows, read_status
 
 from helios_lite import Callback
 from helios_lite.__main__ import main
+from helios_lite.checkpoints.files import write_json
+from helios_lite.training import status_file
 
 RECIPE = Path(__file__).parents[2] / "examples/recipes/trainjob_status.py"
 
@@ -106,6 +108,21 @@ def test_it_says_why_a_run_was_ended(
     with pytest.raises(SystemExit) as caught:
         main(["status", str(tmp_path)])
     assert caught.value.code == 1
+
+
+def test_a_signal_that_comes_while_the_end_is_written_is_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(content: dict[str, Any], *arguments: Any, **options: Any) -> None:
+        if content["state"] == "finished":
+            os.kill(os.getpid(), signal.SIGTERM)
+        write_json(content, *arguments, **options)
+
+    monkeypatch.setattr(status_file, "write_json", write)
+    with pytest.raises(SystemExit):
+        quiet(max_steps=1, root=tmp_path).fit(Tiny(), data())
+    status = read_status(tmp_path / "tiny")
+    assert (status["state"], status["reason"], status["exit_status"]) == ("failed", "SIGTERM", 143)
 
 
 def test_an_error_of_the_teardown_and_one_before_the_training_are_there_too(tmp_path: Path) -> None:
