@@ -67,7 +67,8 @@ class Split:
     microseconds per sample; turn it off for fast datasets without random numbers. Random numbers used nevertheless are
     then not exact."""
     pin_memory: bool | None = None
-    """As in `torch.utils.data.DataLoader`. If None, batches of workers are pinned where a GPU computes."""
+    """As in `torch.utils.data.DataLoader`. If None, batches of workers are pinned where a GPU computes,
+    but those of an IterableDataset when they are moved."""
     timeout: float = 0
     """As in `torch.utils.data.DataLoader`."""
     worker_init_fn: Callable[[int], None] | None = None

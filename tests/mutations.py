@@ -885,8 +885,8 @@ MUTATIONS = [
     Mutation("training/resuming.py", 'if name in ("rng", "data")', "if False", ON_DEVICE),
     Mutation(
         "processes/devices.py",
-        "moved[key] = self._move(value)",
-        "moved.update([(key, self._move(value))])",
+        "mapped[key] = map_batch(value, of_tensor, of_object)",
+        "mapped.update([(key, map_batch(value, of_tensor, of_object))])",
         "processes/test_devices.py::test_moving_leaves_everything_else_as_it_is",
     ),
     Mutation(
@@ -5754,7 +5754,19 @@ MUTATIONS = [
     ),
     Mutation("training/session.py", "and is_slower_than_it_might_be(self.device)", "and False", EMULATED + SLOWER),
     Mutation("training/evaluator.py", "    context.precision.keep_loss()\n", "", TRAINING + REUSED_LOSS),
-    Mutation("loading/batches.py", "pins and split.num_workers > 0", "False", PINNED),
+    Mutation("loading/split_loader.py", "self._pins = pins and split", "self._pins = False and split", PINNED),
+    Mutation(
+        "loading/split_loader.py",
+        "Pinning(collate or default_collate), True",
+        "Pinning(collate or default_collate), False",
+        EMULATED + "test_batches_of_workers_are_pinned_and_keep_what_else_they_hold",
+    ),
+    Mutation(
+        "loading/pinning.py",
+        "map_batch(self.batch, Tensor.pin_memory, _as_it_is)",
+        "self.batch",
+        EMULATED + "test_batches_of_workers_are_pinned_and_keep_what_else_they_hold",
+    ),
     Mutation("model_internals/out_of_memory.py", "error.add_note(words)", "pass", USED_UP),
     Mutation("training/session.py", "        check_own_devices(self.device, self.world)\n", "", ONE_DEVICE),
     Mutation("processes/world.py", 'f"cpu:gloo,{device_type}:{own}"', '"gloo"', ONE_DEVICE),

@@ -10,6 +10,7 @@ import os
 import pickle
 import runpy
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,17 +21,18 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from helpers.compare import same, weights
 from helpers.emulated import emulate, recorded
-from helpers.models import Tiny, data, quiet
+from helpers.models import Indices, Tiny, data, quiet
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
-from torch.utils.data import Subset, TensorDataset
+from torch.utils.data import Subset, TensorDataset, default_collate
 
 from helios_lite import DataModule, Model, Split, Trainer
 from helios_lite.callbacks import EMA, ActivationStatistics, DeviceMemory
 from helios_lite.checkpoints import sharded
 from helios_lite.checkpoints.sharded_content import ShardedTensors
+from helios_lite.loading.loaders import make_loader
 from helios_lite.metrics.accumulator import MetricAccumulator
 from helios_lite.processes import devices
 from helios_lite.processes.world import World
@@ -260,6 +262,29 @@ def test_batches_of_any_kind_are_moved_without_waiting() -> None:
     assert moved[-2].data.device == moved[-1].x.device == DEVICE
     assert all(torch.equal(a, b.cpu()) for a, b in zip(batches, moved, strict=False))
     assert moved[4].is_contiguous(memory_format=torch.channels_last)
+
+
+class Counted(Indices):
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"index": index, "x": torch.ones(2)}
+
+
+def to_counter(samples: list[Any]) -> Any:
+    return Counter(samples=len(samples)), {key: default_collate([each[key] for each in samples]) for key in samples[0]}
+
+
+def test_batches_of_workers_are_pinned_and_keep_what_else_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DataLoader alone would count the samples twice. This device has no pinned memory, so the tensors are copied."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor.clone())
+    for seeds, collate in ((True, to_counter), (False, to_counter), (True, None)):
+        pinned: list[Any] = []
+        split = Split(Counted(4), 2, num_workers=1, collate_fn=collate, seed_samples=seeds)
+        batches = [data for data, *_ in make_loader(split, "train", 0, pins=True).epoch(0).batches]
+        assert len(pinned) == 4
+        for number, batch in enumerate(batches):
+            counter, tensors = batch if collate is not None else ({"samples": 2}, batch)
+            assert counter == {"samples": 2}
+            assert tensors["index"].tolist() == [2 * number, 2 * number + 1]
 
 
 def test_types_of_devices_are_those_of_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -164,10 +164,9 @@ def batch_size_of(split: Split, phase: str, world: World, window: int) -> int | 
     raise ValueError(f"{text}: accumulation_steps={nearest} fits, with batches of {share // nearest}")
 
 
-def dataloader_options(split: Split, pins: bool) -> dict[str, Any]:
-    """Return the options of a DataLoader that a Split passes on; `pins` as in `make_loader`."""
+def dataloader_options(split: Split) -> dict[str, Any]:
+    """Return the options of a DataLoader that a Split passes on."""
     names = "num_workers timeout multiprocessing_context prefetch_factor persistent_workers"
     options = {name: getattr(split, name) for name in names.split()}
-    pins_by_default = pins and split.num_workers > 0
-    options["pin_memory"] = pins_by_default if split.pin_memory is None else split.pin_memory
+    options["pin_memory"] = split.pin_memory is True
     return {**options, "worker_init_fn": WorkerInit(split.worker_init_fn)}

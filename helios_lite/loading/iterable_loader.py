@@ -337,9 +337,9 @@ def _size_by_sampler(loader: Any, number: int) -> int | None:
     return min(size, left) if left > 0 else None
 
 
-def stock_loader(split: Split, batch_size: int | None, pins: bool) -> DataLoader[Any]:
+def stock_loader(split: Split, batch_size: int | None) -> DataLoader[Any]:
     """Return the DataLoader of a Split of an IterableDataset, with batches of that size."""
-    options = dataloader_options(split, pins)
+    options = dataloader_options(split)
     if seeding.has_set_epoch(split.dataset):
         options["persistent_workers"] = False  # Workers get the epoch with their copy of the dataset.
     return DataLoader(

@@ -59,7 +59,7 @@ def make_loader(
         Split.__post_init__(source)  # Its options may have been assigned; a subclass makes them once only.
         batch_size = batch_size_of(source, phase, world, window)
         if isinstance(source.dataset, IterableDataset):
-            return IterableLoader(source, stock_loader(source, batch_size, pins), phase, seed, world, limit, count)
+            return IterableLoader(source, stock_loader(source, batch_size), phase, seed, world, limit, count)
         return SplitLoader(source, phase, seed, world, limit, in_order, batch_size, pins)
     loaders = [source] if isinstance(source, DataLoader) else seeding.inner_loaders(source)
     if world.size > 1 and any(map(_reads_all_samples, [source, *loaders, *_zipped(source)])):

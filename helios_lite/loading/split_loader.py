@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
 
 from helios_lite.data import ArrayDict, Split, rows_of
 from helios_lite.loading import sample_order, seeding
@@ -26,6 +26,7 @@ from helios_lite.loading.batches import (
     seed_of_epoch,
 )
 from helios_lite.loading.begun_epoch import BegunEpoch, Changes, digest_of
+from helios_lite.loading.pinning import Pinning, batches_of
 from helios_lite.metrics.digests import SampleDigest
 from helios_lite.processes.memory_maps import sent_to_workers
 from helios_lite.processes.signals import SIGNALS, held_back
@@ -83,6 +84,11 @@ class SplitLoader:
         is_wrapped = is_seeded or self._tells_epochs
         self._sampler = seeding.EpochBatchSampler(with_seed=is_wrapped)
         self._gather = _Gather.of(split)
+        collate = _identity if is_wrapped else split.collate_fn
+        options = dataloader_options(split)
+        self._pins = pins and split.num_workers > 0 and split.pin_memory is None
+        if self._pins:
+            collate, options["pin_memory"] = Pinning(collate or default_collate), True
         # A private generator: without it every new iterator would use the training's RNG state.
         self._generator = torch.Generator()
         self._loader: DataLoader[Any] = DataLoader(
@@ -90,9 +96,9 @@ class SplitLoader:
             if is_wrapped
             else split.dataset,
             batch_sampler=self._sampler,
-            collate_fn=_identity if is_wrapped else split.collate_fn,
+            collate_fn=collate,
             generator=self._generator,
-            **dataloader_options(split, pins),
+            **options,
         )
 
     def epoch(self, epoch: int, *, samples: int = 0, batches: int = 0, window: int = 1) -> EpochBatches:
@@ -279,7 +285,7 @@ class SplitLoader:
         with sent_to_workers(), held_back(SIGNALS):  # Until `WorkerInit` handles them in the workers.
             iterator = iter(self._loader if self._gather is None else self._gather.batches(order))
         with ending_workers(self._loader, iterator):
-            for i, data in enumerate(iterator):
+            for i, data in enumerate(batches_of(iterator) if self._pins else iterator):
                 size, samples = order.size(i), order.samples(i)
                 if window == 1:
                     total = samples

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import inspect
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -231,35 +231,16 @@ class DeviceMover:
 
     def __call__(self, batch: Any) -> Any:
         """Return the batch on the device, in new containers of the same types; other objects are not copied."""
-        moved = self._move(batch)
+        moved = map_batch(batch, self._tensor, self._object)
         if self._stream is not None:
             torch.accelerator.current_stream(self.device).wait_stream(self._stream)
         return moved
 
-    def _move(self, batch: Any) -> Any:
-        if isinstance(batch, Tensor):
-            return batch if batch.device == self.device else self._copy(batch)
-        if type(batch) in (list, tuple):
-            return type(batch)([self._move(value) for value in batch])
-        if callable(getattr(batch, "to", None)):
-            return batch.to(self.device, **_options_of_to(batch.__class__, self._waits))
-        if isinstance(batch, dict):
-            moved = copy.copy(batch)  # Keeps the default of a defaultdict.
-            for key, value in batch.items():  # A Counter would count the pairs in `update`, and others forbid it.
-                moved[key] = self._move(value)
-            return moved
-        if isinstance(batch, Mapping):
-            return type(batch)({key: self._move(value) for key, value in batch.items()})  # type: ignore[call-arg]
-        if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-            return type(batch)(*(self._move(value) for value in batch))
-        if isinstance(batch, list | tuple):
-            return type(batch)(self._move(value) for value in batch)
-        if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-            record = copy.copy(batch)
-            for field in dataclasses.fields(batch):
-                object.__setattr__(record, field.name, self._move(getattr(batch, field.name)))  # It may be frozen.
-            return record
-        return batch
+    def _tensor(self, tensor: Tensor) -> Tensor:
+        return tensor if tensor.device == self.device else self._copy(tensor)
+
+    def _object(self, value: Any) -> Any:
+        return value.to(self.device, **_options_of_to(value.__class__, self._waits))
 
     def _copy(self, tensor: Tensor) -> Tensor:
         if self._waits or not tensor.is_cpu or type(tensor) is not Tensor or tensor.layout != torch.strided:
@@ -271,6 +252,35 @@ class DeviceMover:
             copied = source.to(self.device, non_blocking=True)
         copied.record_stream(torch.accelerator.current_stream(self.device))  # Its memory is kept until the step ends.
         return copied
+
+
+def map_batch(batch: Any, of_tensor: Callable[[Tensor], Any], of_object: Callable[[Any], Any]) -> Any:
+    """Return a batch with other tensors and other objects that have `.to`, in new containers of the same types."""
+    if isinstance(batch, Tensor):
+        return of_tensor(batch)
+    if type(batch) in (list, tuple):
+        return type(batch)([map_batch(value, of_tensor, of_object) for value in batch])
+    if callable(getattr(batch, "to", None)):
+        return of_object(batch)
+    if isinstance(batch, dict):
+        mapped = copy.copy(batch)  # Keeps the default of a defaultdict.
+        for key, value in batch.items():  # A Counter would count the pairs in `update`, and others forbid it.
+            mapped[key] = map_batch(value, of_tensor, of_object)
+        return mapped
+    if isinstance(batch, Mapping):
+        values = {key: map_batch(value, of_tensor, of_object) for key, value in batch.items()}
+        return type(batch)(values)  # type: ignore[call-arg]
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(map_batch(value, of_tensor, of_object) for value in batch))
+    if isinstance(batch, list | tuple):
+        return type(batch)(map_batch(value, of_tensor, of_object) for value in batch)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        record = copy.copy(batch)
+        for field in dataclasses.fields(batch):
+            value = map_batch(getattr(batch, field.name), of_tensor, of_object)
+            object.__setattr__(record, field.name, value)  # It may be frozen.
+        return record
+    return batch
 
 
 @functools.cache
