@@ -232,6 +232,10 @@ HANGS = "processes/test_hangs.py::"
 GROUP_LIMITS = HANGS + "test_while_it_is_watched_ranks_wait_without_the_limit_of_pytorch_and_with_one_of_their_own"
 HELD = HANGS + "test_a_rank_that_has_failed_is_not_held_by_the_destruction_of_process_groups"
 DIFF = "tools/test_diff.py::test_a_planted_difference_is_named"
+RUNS = "tools/test_runs.py::"
+RUNS_SORTED = RUNS + "test_it_is_sorted_by_what_is_asked_for_and_a_metric_that_shall_rise_from_its_highest_value"
+RUNS_OF_OTHERS = RUNS + "test_files_of_others_neither_end_it_nor_reach_a_terminal_raw"
+RUNS_FAILED = RUNS + "test_a_run_that_has_failed_or_is_dead_is_status_1_and_no_run_is_wrong_use"
 SHARDED = "checkpoints/test_sharded.py::"
 ONE_RANK_CANNOT = "test_a_checkpoint_that_one_rank_alone_cannot_read_is_an_error_on_all"
 STAYS_SHARDED = SHARDED + "test_no_rank_makes_more_than_its_part_of_a_tensor_in_a_save_and_in_a_resume"
@@ -1627,6 +1631,10 @@ MUTATIONS = [
         "if False:",
         REPLAY + "windows_that_fp16_has_skipped_are_no_part_of_the_step_after_them",
     ),
+    Mutation("tools/run_table.py", "-run.best_score if run.is_higher_better else ", "", RUNS_SORTED),
+    Mutation("display/console.py", 'Text(harmless(header.removeprefix(">")))', "header", RUNS_OF_OTHERS),
+    Mutation("tools/run_table.py", "not math.isfinite(value)", "False", RUNS_OF_OTHERS),
+    Mutation("tools/run_files.py", "is_left_behind(self.status) is True", "False", RUNS_FAILED),
     Mutation("tools/diff.py", "        if starts[0] != starts[1]:", "        if False:", DIFF + "[log points]"),
     Mutation("tools/diff.py", "self.rows.number + self.checkpoints.number > 0", "True", NOT_EQUAL),
     Mutation("tools/diff.py", 'is_clock = name == "state.seconds"', 'is_clock = name.endswith("seconds")', UNMEASURED),
@@ -1889,7 +1897,7 @@ MUTATIONS = [
         MAPS_OF_WORKERS,
     ),
     # Where two runs diverged.
-    Mutation("tools/diff.py", "if found[0] not in _WHERE_ONLY", "if not found", DIFF + "[option]"),
+    Mutation("tools/diff.py", "if found[0] not in WHERE_ONLY", "if not found", DIFF + "[option]"),
     Mutation("tools/diff.py", "order = sample_order", "order = range(length) or sample_order", DIFF + "[one sample]"),
     Mutation("tools/diff.py", "wide = torch.complex128", "return None; wide = torch.complex128", DIFF + "[seed]"),
     # Sharded checkpoints.
@@ -5220,14 +5228,14 @@ MUTATIONS = [
         SHARDED + "test_one_process_consolidates_inspects_tests_and_loads_a_folder",
     ),
     Mutation(
-        "tools/plot.py",
-        "if (each / _ROWS).exists())",
+        "tools/run_files.py",
+        "if (each / file).exists())",
         "if each.is_dir())",
         COMMAND + "test_plot_draws_every_run_of_a_folder",
     ),
     Mutation(
-        "tools/plot.py",
-        "    if (path / _ROWS).exists():\n",
+        "tools/run_files.py",
+        "    if (path / file).exists():\n",
         "    if True:\n",
         COMMAND + "test_plot_draws_every_run_of_a_folder",
     ),

@@ -174,7 +174,8 @@ def make_table(
     table = Table(box=box.SIMPLE_HEAD, show_header=any(headers), title=shown_title, title_justify="left")
     for header in headers:
         is_number = header.startswith(">")
-        table.add_column(header.removeprefix(">"), justify="right" if is_number else "left", overflow="fold")
+        text = Text(harmless(header.removeprefix(">")))
+        table.add_column(text, justify="right" if is_number else "left", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, map(harmless, row)))
     table.add_section()

@@ -43,6 +43,7 @@ _FILES = {
     "check": "lock",
     "plot": "plot",
     "status": "status",
+    "runs": "run_table",
     "env": "command",
 }
 """The file of this folder that has the function of each command, which takes the parsed arguments."""
@@ -276,6 +277,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run folder, or a folder of them")
     command.add_argument("--json", action="store_true", help="print a list of what the files hold, as JSON")
+
+    command = add(
+        "runs",
+        "list runs with what differs in their options",
+        "List the runs in a folder, at any depth: what they are doing, their best value of the monitored metric, and "
+        "what differs in their options, hparams and splits. The best run comes first. The exit status is 1 if a run "
+        "has failed or is dead, and 2 if a file cannot be read.",
+    )
+    command.add_argument("folder", metavar="FOLDER", type=Path, help="a folder of runs")
+    text = "run, step, best, or an option that differs; default: %(default)s"
+    command.add_argument("--sort", metavar="COLUMN", default="best", help=text)
+    command.add_argument("--json", action="store_true", help="print what was found as JSON")
 
     add("env", "print what a bug report needs", f"{env.__doc__}")
     return parser

@@ -27,17 +27,9 @@ from helios_lite.metrics.rows import DIGESTS, read_rows
 from helios_lite.nested import leaves
 from helios_lite.processes import rng
 from helios_lite.processes.output import harmless
+from helios_lite.tools.run_files import WHERE_ONLY
 from helios_lite.tools.usage import UsageError
 
-_WHERE_ONLY = {
-    "run_folder",
-    "trainer.root",
-    "trainer.run_name",
-    "trainer.progress",
-    "trainer.print_banner",
-    "trainer.log_level",
-}
-"""Options that say where a run writes and what is seen of it."""
 _LIMITS = ("steps_per_epoch", "limit_train_batches", "overfit_batches")
 _MOST_OPTIONS = 40  # Of values of config.json, such as the tensors of networks.
 _MOST_BY_ROUNDING = 1e-5  # A relative difference of a mean loss, between two rows.
@@ -171,7 +163,7 @@ def compare(run_a: Path, run_b: Path) -> Found:
         if not any((folder / name).exists() for name in ("config.json", "metrics.jsonl", "checkpoints")):
             raise UsageError(f"{folder}: is no run folder: it has no config.json, metrics.jsonl or checkpoints")
     configs = [_read_config(folder) for folder in folders]
-    options = [found for found in _differences(*configs) if found[0] not in _WHERE_ONLY]
+    options = [found for found in _differences(*configs) if found[0] not in WHERE_ONLY]
     rows = [_read_rows(folder) for folder in folders]
     starts = (read_starts(run_a / "config.json"), read_starts(run_b / "config.json"))
     of_rows = _compare_rows(rows[0], rows[1], functools.partial(_samples, configs[0], folders[0]))

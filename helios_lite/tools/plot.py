@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from helios_lite.arguments import did_you_mean
 from helios_lite.metrics.rows import ROW_COLUMNS
 from helios_lite.state import MEASURED
+from helios_lite.tools.run_files import ROWS_FILE, run_folders
 from helios_lite.tools.usage import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Curves: TypeAlias = dict[str, list[tuple[int, float]]]  # The points of each metric: the step and the value.
-_ROWS = "metrics.jsonl"
 _MAX_METRICS = 24  # One figure with more plots is hard to read.
 
 
@@ -33,7 +33,7 @@ def plot(arguments: argparse.Namespace) -> None:
         if Path(name).is_dir():
             raise UsageError(f"--metric {name}: is a folder and no metric; name it before --metric")
     _check_output(output)
-    runs = {run: _read_curves(run) for path in arguments.runs for run in _run_folders(path)}
+    runs = {run: _read_curves(run) for path in arguments.runs for run in run_folders(path, ROWS_FILE)}
     metrics = _choose_metrics(wanted, list(runs.values()))
     _draw(metrics, runs).savefig(output)
     print(output)
@@ -46,21 +46,9 @@ def _check_output(output: Path) -> None:
         raise UsageError(f"--output {output}: there is no folder {output.parent}")
 
 
-def _run_folders(path: Path) -> list[Path]:
-    """Return a run folder, or those that are directly in a folder, by name."""
-    if not path.is_dir():
-        raise UsageError(f"{path}: {'is a file' if path.exists() else 'there is no such folder'}; name a run folder")
-    if (path / _ROWS).exists():
-        return [path]
-    found = sorted(each for each in path.iterdir() if (each / _ROWS).exists())
-    if not found:
-        raise UsageError(f"{path}: is no run folder, which has {_ROWS}, and has none in it")
-    return found
-
-
 def _read_curves(run: Path) -> Curves:
     """Return the curves of a run folder."""
-    path = run / _ROWS
+    path = run / ROWS_FILE
     curves: Curves = {}
     try:
         for name, step, value in _points(path):

@@ -12,13 +12,14 @@ from typing import Any
 
 from helios_lite.display import console
 from helios_lite.display.lines import duration
+from helios_lite.tools.run_files import run_folders
 from helios_lite.tools.usage import UsageError
 from helios_lite.training.status_file import STATUS_FILE, has_ended, is_left_behind, read_status
 
 
 def status(arguments: argparse.Namespace) -> None:
     """Show the status of runs. Exits with status 1 if one has failed, or its process is gone without a word."""
-    found = [_status(run) for path in arguments.runs for run in _run_folders(path)]
+    found = [_status(run) for path in arguments.runs for run in run_folders(path, STATUS_FILE)]
     if arguments.json:
         print(json.dumps(found, indent=2))
     else:
@@ -26,18 +27,6 @@ def status(arguments: argparse.Namespace) -> None:
         console.show_table(console.make_table(headers, map(_cells, found)))
     if any(each["state"] == "failed" or each["is_dead"] for each in found):
         sys.exit(1)
-
-
-def _run_folders(path: Path) -> list[Path]:
-    """Return a run folder, or those that are directly in a folder, by name."""
-    if (path / STATUS_FILE).exists():
-        return [path]
-    if not path.is_dir():
-        raise UsageError(f"{path}: {'is a file' if path.exists() else 'there is no such folder'}; name a run folder")
-    found = sorted(each for each in path.iterdir() if (each / STATUS_FILE).exists())
-    if not found:
-        raise UsageError(f"{path}: has no {STATUS_FILE}, and no run folder in it that has one")
-    return found
 
 
 def _status(run: Path) -> dict[str, Any]:
