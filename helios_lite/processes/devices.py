@@ -108,7 +108,8 @@ def copies_asynchronously(device: torch.device) -> bool:
 @functools.cache
 def pins_memory(device: torch.device) -> bool:
     """Return whether memory of the CPU can be pinned for a device, from which it copies beside its computation."""
-    if not copies_asynchronously(device):
+    found = torch.accelerator.current_accelerator()
+    if found is None or found.type != device.type or not copies_asynchronously(device):
         return False
     try:
         torch.empty(1, pin_memory=True)
