@@ -11,8 +11,7 @@ from helpers import scripts
 TESTS = Path(__file__).parent
 # Some of each kind: training, resumes, callbacks, evaluations, predictions, loaders, checkpoints, pages.
 OF_OTHER_FILES = (
-    "training/test_loop.py::test_validation_does_not_change_one_bit_of_the_training",
-    "training/test_resume.py::test_a_run_cut_after_any_step_ends_like_one_that_was_not[3-exception]",
+    "training/test_loop.py::test_a_buffer_first_made_in_validation_serves_training",
     "training/test_resume.py::test_the_metrics_of_the_best_validation_survive_a_resume",
     "test_callbacks.py::test_an_average_resumes_with_the_same_bits",
     "test_callbacks.py::test_validations_and_tests_use_the_average_and_training_does_not_notice",
