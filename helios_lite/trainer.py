@@ -21,6 +21,7 @@ from helios_lite.object_tables import build
 from helios_lite.option_class import documented, option_class, option_hint
 from helios_lite.options import Options
 from helios_lite.processes.devices import choose_accelerator, choose_devices
+from helios_lite.processes.job import warn_if_alone
 from helios_lite.processes.signals import GracefulShutdown
 from helios_lite.processes.slurm import adopt_world_of_srun
 from helios_lite.processes.tracebacks import ShortTraceback
@@ -281,6 +282,7 @@ class Trainer(Options):
             check_no_method_is_hidden(value, kind)
         self.check()
         adopt_world_of_srun(self.devices)
+        warn_if_alone()
         # Imported when the trainer is called, so that `import helios_lite` stays fast.
         from helios_lite.calls.launching import Call
 

@@ -66,6 +66,12 @@ BY_BLOCKS = (
     "processes/test_launch.py::test_a_network_compiled_by_blocks_learns_the_same_and_its_checkpoint_needs_no_compiler"
 )
 RESTART = "checkpoints/test_compiled.py::test_a_restart_takes_what_the_first_start_has_compiled_and_no_file_of_others"
+HANDLERS = (
+    "processes/test_clusters.py::test_a_handler_that_was_there_before_is_called_when_the_training_has_done_its_part"
+)
+ALONE = (
+    "processes/test_clusters.py::test_a_job_of_several_tasks_or_machines_in_which_a_program_trains_alone_gets_a_warning"
+)
 ENDS = "training/test_ends.py::"
 ORDERS = "processes/test_random_order.py::"
 NO_PATTERN = ORDERS + "test_over_a_thousand_seeds_no_place_prefers_a_number_and_no_number_a_neighbour"
@@ -365,6 +371,11 @@ MUTATIONS = [
     Mutation("metrics/rows.py", "zlib.crc32(file.read(self.size)) == self.checksum", "True", PLACES),
     Mutation("metrics/rows.py", "place.end, rows)", "0, 0)", AFTER_PLACE),
     Mutation("checkpoints/manifest.py", "found is not None and found[0] == entry", "False", ENCODED_ONCE),
+    # Handlers of the program, and programs that train alone.
+    Mutation("training/loop.py", "self.shutdown.after_save()", "pass", HANDLERS),
+    Mutation("processes/signals.py", "self._late.append(self.received)", "pass", HANDLERS),
+    Mutation("trainer.py", "warn_if_alone()", "pass", ALONE),
+    Mutation("processes/job.py", '.rpartition(":")[2]', "", ALONE),
     # What is compiled.
     Mutation(
         "networks/parallel.py", "module.forward = functools.partial(_forward_of_class, module)", "pass", BY_BLOCKS
@@ -1656,7 +1667,7 @@ MUTATIONS = [
     Mutation("calls/replay.py", "while isinstance(found, int)", "if True", LAUNCHED_REPLAY),
     Mutation(
         "processes/signals.py",
-        "self.save_requested = self.is_pending = True",
+        "self.save_requested = self.is_pending = self._asked_to_save = True",
         "pass",
         CLUSTERS + "test_sigusr1_saves_after_the_step_and_the_training_goes_on",
     ),
@@ -1673,10 +1684,10 @@ MUTATIONS = [
         CLUSTERS + "test_a_shell_of_several_tasks_in_a_terminal_is_one_process",
     ),
     Mutation(
-        "processes/slurm.py",
-        '"SLURM_STEP_NUM_TASKS" not in os.environ and',
+        "processes/job.py",
+        '"SLURM_STEP_NUM_TASKS" not in variables and',
         "False and",
-        CLUSTERS + "test_a_job_of_several_tasks_that_srun_has_not_started_gets_a_warning",
+        ALONE,
     ),
     Mutation(
         "loading/iterable_loader.py",

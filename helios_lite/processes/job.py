@@ -2,7 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import os
+
+logger = logging.getLogger("helios_lite")
+
+
+def warn_if_alone() -> None:
+    """Warn if the job has several tasks or machines, of which this program would know nothing."""
+    variables = os.environ
+    if "RANK" in variables:
+        return
+    tasks = variables.get("SLURM_NTASKS", "1")
+    if tasks != "1" and "SLURM_STEP_NUM_TASKS" not in variables and not os.isatty(0):
+        logger.warning(
+            "the job has %s tasks (SLURM_NTASKS), but srun has not started this program: start it with srun, or ask "
+            "for --ntasks=1 if the trainer shall start the processes (devices)",
+            tasks,
+        )
+    nodes = variables.get("PET_NNODES", "1").rpartition(":")[2]  # "1:4" is from 1 to 4.
+    if nodes != "1":
+        logger.warning(
+            "the job has %s machines (PET_NNODES), but torchrun has not started this program, which trains alone on "
+            "each of them: start it with torchrun",
+            nodes,
+        )
 
 
 def is_restarted() -> bool:

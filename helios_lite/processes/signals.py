@@ -13,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.sharedctypes import RawValue
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -62,6 +62,8 @@ class GracefulShutdown:
     unless another exception is being raised. A second SIGINT raises KeyboardInterrupt at once. Outside of the main
     thread, where Python allows no signal handlers, the context does nothing.
 
+    A handler that the program has set is called later: when the call is over, or the checkpoint of a SIGUSR1 is saved.
+
     Args:
         announces: whether to print on stderr, at the first signal in a training, that it is about to stop. One process
             of a machine does it, since Ctrl-C in a terminal reaches all of them.
@@ -93,7 +95,8 @@ class GracefulShutdown:
         self._previous_phase = OUTSIDE
         self._previous_handlers: dict[signal.Signals, Any] = {}
         self.has_ended_call = self._is_over = False
-        self._late: list[int] = []  # What was received while the handlers were restored.
+        self._late: list[int] = []  # What the handlers that were there before get when the call is over.
+        self._is_own = self._asked_to_save = False  # Whether this process got the signal, of which others may know.
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
@@ -141,6 +144,8 @@ class GracefulShutdown:
     ) -> None:
         if self._previous_handlers and self._phase is not None:
             self._phase.value = self._previous_phase
+        if self._is_own and self.received is not None and self._handler_of_program(self.received) is not None:
+            self._late.append(self.received)
         for number, handler in self._previous_handlers.items():
             # None stands for a handler that was not set from Python, which Python cannot set again.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -165,6 +170,18 @@ class GracefulShutdown:
         requested, self.save_requested = self.save_requested, False
         self.is_pending = self.received is not None
         return requested
+
+    def after_save(self) -> None:
+        """Call the handler that the program has for SIGUSR1, if one has asked for the checkpoint that is saved now."""
+        has_asked, self._asked_to_save = self._asked_to_save, False
+        handler = self._handler_of_program(signal.SIGUSR1) if has_asked else None
+        if handler is not None:
+            handler(signal.SIGUSR1, None)
+
+    def _handler_of_program(self, number: signal.Signals) -> Callable[[int, FrameType | None], Any] | None:
+        """Return what the program has set for a signal before the training, None if nothing."""
+        handler = self._previous_handlers.get(number)
+        return handler if callable(handler) and handler not in (*_OF_NOBODY, self._end_call) else None
 
     def _exception(self) -> BaseException:
         """Return what the received signal ends the call with."""
@@ -196,7 +213,7 @@ class GracefulShutdown:
             _handle_in_fork(number)
             return
         if number == signal.SIGUSR1 and not self._stops_on_usr1:
-            self.save_requested = self.is_pending = True
+            self.save_requested = self.is_pending = self._asked_to_save = True
             return
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -205,6 +222,7 @@ class GracefulShutdown:
         if self._announces and os.environ.get("LOCAL_RANK", "0") == "0":
             write_stderr("finishing the step and saving; press Ctrl-C again to end at once\n")
         self.receive(signal.Signals(number))
+        self._is_own = True
         if self._phase is not None:
             self._phase.value = RECEIVED
 

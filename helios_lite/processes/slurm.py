@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
 
-logger = logging.getLogger("helios_lite")
 _FIRST_PORT, _NUM_PORTS, _STEPS_PER_JOB = 15_000, 20_000, 50
 
 
@@ -15,7 +13,6 @@ def adopt_world_of_srun(devices: int | str | Sequence[int]) -> None:
     """Set the variables of torchrun from those of srun, if it has started this process as one of several.
 
     The batch script itself, a shell in a terminal (`srun --pty bash`) and processes of torchrun are none of these.
-    A job of several tasks in which srun has started nothing gets a warning.
 
     Args:
         devices: the option of the trainer.
@@ -25,12 +22,6 @@ def adopt_world_of_srun(devices: int | str | Sequence[int]) -> None:
     """
     if "RANK" in os.environ or os.isatty(0):
         return
-    if "SLURM_STEP_NUM_TASKS" not in os.environ and (tasks := os.environ.get("SLURM_NTASKS", "1")) != "1":
-        logger.warning(
-            "the job has %s tasks (SLURM_NTASKS), but srun has not started this program: start it with srun, or ask "
-            "for --ntasks=1 if the trainer shall start the processes (devices)",
-            tasks,
-        )
     if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) < 2:
         return
     world = world_of_srun(os.environ)

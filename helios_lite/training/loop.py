@@ -449,6 +449,7 @@ class Training:
         reason = self.stop.stop_reason()
         if reason is None and (self.stop.take_save_request() or self.checkpointer.due()):
             self.checkpointer.save()
+            self.shutdown.after_save()
         return reason
 
     def validates(self) -> bool:

@@ -18,6 +18,7 @@ from helpers import scripts
 from helpers.compare import same, saved, timeless
 from helpers.models import Tiny, data, quiet
 from helpers.processes import deadline
+from helpers.rows import read_status
 
 from helios_lite.processes.slurm import first_host, tasks_per_node, world_of_srun
 
@@ -194,6 +195,32 @@ def test_sigusr1_saves_and_stops_if_the_option_says_so(tmp_path: Path) -> None:
     assert steps_of_checkpoints(tmp_path) == [3]
 
 
+def test_a_handler_that_was_there_before_is_called_when_the_training_has_done_its_part(tmp_path: Path) -> None:
+    """As that of submitit, which queues the job again and exits."""
+    called: list[tuple[list[int], int | None]] = []
+
+    def handle(number: int, frame: Any) -> None:
+        called.append((steps_of_checkpoints(root), read_status(root / "tiny")["exit_status"]))
+        if root.name == "exits":
+            sys.exit(3)
+
+    options: dict[str, Any] = {"max_epochs": 2, "keep_last": -1, "save_every_epochs": None, "async_save": False}
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        root = tmp_path / "saves"
+        quiet(root=root, **options).fit(Signalled(), data(train=40))
+        assert called == [([3], None)]
+        for name, status in (("stops", 138), ("exits", 3)):
+            root = tmp_path / name
+            called.clear()
+            with pytest.raises(SystemExit) as end:
+                quiet(root=root, sigusr1="stop", **options).fit(Signalled(), data(train=40))
+            assert (end.value.code, called) == (status, [([3], 138)])
+        assert signal.getsignal(signal.SIGUSR1) is handle
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
 # Sends itself SIGUSR1 in every call of a trainer, where no step is computed, and in the code of the caller.
 EVERY_CALL = """
 import os, signal, sys
@@ -334,10 +361,22 @@ def test_devices_that_contradict_srun_are_an_error(monkeypatch: Any) -> None:
         quiet(max_epochs=1, devices=8, accelerator="cpu").fit(Tiny(), data())
 
 
-def test_a_job_of_several_tasks_that_srun_has_not_started_gets_a_warning(monkeypatch: Any, caplog: Any) -> None:
-    monkeypatch.setenv("SLURM_NTASKS", "4")
-    quiet(max_epochs=1).fit(Tiny(), data())
-    assert "the job has 4 tasks (SLURM_NTASKS), but srun has not started this program" in caplog.text
+def test_a_job_of_several_tasks_or_machines_in_which_a_program_trains_alone_gets_a_warning(
+    monkeypatch: Any, caplog: Any
+) -> None:
+    for name, value, text in (
+        ("SLURM_NTASKS", "4", "the job has 4 tasks (SLURM_NTASKS), but srun has not started this program"),
+        ("PET_NNODES", "2", "the job has 2 machines (PET_NNODES), but torchrun has not started this program"),
+        ("PET_NNODES", "1:3", "the job has 3 machines (PET_NNODES), but torchrun has not started this program"),
+        ("PET_NNODES", "1", None),
+        ("PET_NNODES", "1:1", None),
+    ):
+        with monkeypatch.context() as variables:
+            variables.setenv(name, value)
+            caplog.clear()
+            quiet(max_steps=1).plan(Tiny(), data())
+        said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert [text is not None and said[0].startswith(text) for _ in said] == [True] * (text is not None)
 
 
 def train_in_a_terminal() -> None:
