@@ -376,6 +376,12 @@ MUTATIONS = [
     Mutation("processes/signals.py", "self._late.append(self.received)", "pass", HANDLERS),
     Mutation("trainer.py", "warn_if_alone()", "pass", ALONE),
     Mutation("processes/job.py", '.rpartition(":")[2]', "", ALONE),
+    Mutation(
+        "changes/sources.py",
+        "if issubclass(type(value), ModuleType)",
+        "if isinstance(value, ModuleType)",
+        "metrics/test_digests.py::test_config_json_names_the_code_of_a_program_and_of_what_it_imports",
+    ),
     # What is compiled.
     Mutation(
         "networks/parallel.py", "module.forward = functools.partial(_forward_of_class, module)", "pass", BY_BLOCKS

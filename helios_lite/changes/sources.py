@@ -80,11 +80,12 @@ def _is_of_program(name: str) -> bool:
 def _read(name: str, path: Path, changed: int, size: int) -> tuple[str, frozenset[str]]:
     """Return the digest of the source file of a module, and the modules that it uses; the other values are its version.
 
-    Those are the modules among its global names, and those of the classes and functions there.
+    Those are the modules among its global names, and those of the classes and functions there. `isinstance` would ask
+    every object for its class, which deprecated names of PyTorch answer with a warning, and proxies with an error.
     """
     values = [*vars(sys.modules[name]).values()]
-    imported = {value.__name__ for value in values if isinstance(value, ModuleType)}
-    imported |= {str(value.__module__) for value in values if isinstance(value, type | FunctionType)}
+    imported = {value.__name__ for value in values if issubclass(type(value), ModuleType)}
+    imported |= {str(value.__module__) for value in values if issubclass(type(value), type | FunctionType)}
     return blake2b(path.read_bytes(), digest_size=8).hexdigest(), frozenset(imported)
 
 

@@ -170,7 +170,8 @@ def test_config_json_names_the_code_of_a_program_and_of_what_it_imports(
     (tmp_path / "digested/__init__.py").write_text("")
     (tmp_path / "digested/parts.py").write_text("def loss(x):\n    return x.mean()\n")
     (tmp_path / "digested/net.py").write_text(
-        "import torch\nfrom digested.parts import loss\nfrom helios_lite import Model\nclass Net(Model):\n    pass\n"
+        "from torch.distributed import reduce_op  # Warns when it is asked for anything.\n"
+        "from digested.parts import loss\nfrom helios_lite import Model\nclass Net(Model):\n    pass\n"
     )
     import digested.net as net  # type: ignore[import-not-found]
 
