@@ -7,7 +7,7 @@ import functools
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from torch import Tensor, nn
 
@@ -225,7 +225,7 @@ class Trainer(Options):
 
             predict_to_file(call, checkpoint, path)
 
-    def replay(self, model: Model, datamodule: DataModule, step: int) -> Replay:
+    def replay(self, model: Model, datamodule: DataModule, step: int | Literal["worst"]) -> Replay:
         """Compute one step of a run again, bit for bit, and return what it shows.
 
         The training goes on from the newest checkpoint before the step, or begins anew if there is none. It writes no
@@ -239,15 +239,18 @@ class Trainer(Options):
         Args:
             model: a model as it is passed to `fit`.
             datamodule: its data.
-            step: the number of the step, as `TrainingState.step` counts it after the step, from 1.
+            step: the number of the step, as `TrainingState.step` counts it after the step, from 1. "worst" is the
+                one with the highest value that was logged as "loss": of the row that has it, all steps are computed
+                again to find it.
 
         Raises:
             FileNotFoundError: there is no run folder.
             CheckpointError: the checkpoint cannot be read.
-            TypeError, ValueError: `step` is not an int of at least 1, or the run ends before the step.
+            TypeError, ValueError: `step` is not an int of at least 1 or "worst", or the run ends before the step.
             Exception: any exception of the model, the data or a callback.
         """
-        require("step", step, integer(least=1))
+        if step != "worst":
+            require("step", step, integer(least=1))
         shutdown = self._shutdown()
         with ShortTraceback(), shutdown.at_once():
             call = self._call("replay", model, datamodule, shutdown)

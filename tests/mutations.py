@@ -106,6 +106,7 @@ DRAWN_LATER = ORDER + "test_an_order_that_is_drawn_between_the_numbers_of_the_tr
 PLANTED_CAUSES = "tools/test_planted_differences.py::test_each_planted_difference_is_named"
 LOCKED = "tools/test_lock.py::test_"
 CONSOLIDATED = "checkpoints/test_sharded.py::test_one_process_consolidates_inspects_tests_and_loads_a_folder"
+WORST = "calls/test_replay.py::test_the_worst_step_is_that_with_the_highest_loss_of_all"
 RECORDED = "calls/test_replay.py::test_what_differs_from_a_row_of_the_run_is_named"
 DIGESTED = "metrics/test_digests.py::"
 SEEN_BITS = DIGESTED + "test_a_digest_tells_what_differs_in_a_bit_in_two_signs_or_in_the_order"
@@ -3936,7 +3937,7 @@ MUTATIONS = [
     ),
     Mutation(
         "training/loop.py",
-        "if self.session.was_set_up and self.checkpointer.resumed_from is None and self.options.init_from is None:",
+        "if has_weights and self.checkpointer.resumed_from is None and self.options.init_from is None:",
         "if False:",
         MISTAKES + "test_a_second_training_of_a_model_says_that_its_weights_are_replaced",
     ),
@@ -5648,6 +5649,10 @@ MUTATIONS = [
         "        pass\n",
         LOCKED + "the_commands_write_a_lock_and_exit_with_what_they_have_found",
     ),
+    # The step with the highest loss.
+    Mutation("metrics/accumulator.py", 'if reduce == "mean" or reduce == "max":', 'if reduce == "max":', WORST),
+    Mutation("calls/replay.py", "step if after is None else after + 1", "step", WORST),
+    Mutation("calls/step_inspector.py", "self._num_done >= self._worst_after", "True", WORST),
     # Whether a replay is as recorded.
     Mutation("calls/step_inspector.py", "return value == recorded or", "return True or", RECORDED),
     Mutation(

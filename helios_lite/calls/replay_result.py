@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from helios_lite.html_table import html_table
 
-_MOST_SHOWN = 16
+_MOST_SHOWN, _MOST_LOSSES = 16, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,22 @@ class ReplayedBatch:
     """Why there are none; empty if there are."""
     not_finite: tuple[int, ...]
     """The positions of the samples whose data or loss alone is NaN or infinite."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all but the batch itself as plain values, for JSON."""
+        indices: Any = self.indices
+        if isinstance(indices, Tensor):
+            indices = indices.tolist()
+        elif isinstance(indices, dict):
+            indices = {name: found.tolist() for name, found in indices.items()}
+        return {
+            "rank": self.rank,
+            "indices": indices,
+            "losses": [*self.losses],
+            "weight": self.weight,
+            "sample_losses": None if self.sample_losses is None else self.sample_losses.tolist(),
+            "not_finite": [*self.not_finite],
+        }
 
     def not_finite_indices(self) -> list[int]:
         """Return the indices of the samples of `not_finite`, or their positions if the indices are not known."""
@@ -85,7 +102,20 @@ class Replay:
 
     def __str__(self) -> str:
         """Return a short table."""
-        return "\n".join([self._title(), *(f"{name} {text}" for name, text in self._facts())])
+        return self.table()
+
+    def table(self, samples: int | None = None) -> str:
+        """Return a table with so many samples of each batch: their indices, and those with the largest losses.
+
+        Args:
+            samples: the number; None for 16 indices and the three largest losses.
+        """
+        return "\n".join([self._title(), *(f"{name} {text}" for name, text in self._facts(samples))])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all but the batches themselves as plain values, for JSON."""
+        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "batches"}
+        return {**plain, "batches": [batch.as_dict() for batch in self.batches]}
 
     def _repr_html_(self) -> str:
         """Return what a notebook shows: the same table."""
@@ -94,16 +124,17 @@ class Replay:
     def _title(self) -> str:
         return f"step {self.step} in epoch {self.epoch}, replayed from step {self.started_at} on"
 
-    def _facts(self) -> Iterator[tuple[str, str]]:
+    def _facts(self, samples: int | None = None) -> Iterator[tuple[str, str]]:
         """Yield the name and the text of each line."""
+        most = _MOST_SHOWN if samples is None else samples
         for batch in self.batches:
             where = f"rank {batch.rank}: " if len({each.rank for each in self.batches}) > 1 else ""
             weight = "" if batch.weight is None else f" (weight {batch.weight:g})"
             yield f"{where}loss", f"{', '.join(f'{loss:.6g}' for loss in batch.losses) or 'none'}{weight}"
             by_name = batch.indices if isinstance(batch.indices, dict) else {"": batch.indices}
             for name, found in by_name.items():
-                yield f"  samples {name}".rstrip(), _shown([] if found is None else found.tolist())
-            yield from _about_samples(batch)
+                yield f"  samples {name}".rstrip(), _shown([] if found is None else found.tolist(), most)
+            yield from _about_samples(batch, most, _MOST_LOSSES if samples is None else samples)
         for name, rate in self.learning_rates.items():
             yield f"learning rate {name}:", f"{rate:.6g}"
         total = sum(norm**2 for norm in self.gradient_norms.values()) ** 0.5
@@ -121,11 +152,20 @@ class Replay:
             yield "as recorded", f"in metrics.jsonl, bit for bit{of_step}"
 
 
-def _about_samples(batch: ReplayedBatch) -> Iterator[tuple[str, str]]:
+def _finite(value: Any) -> Any:
+    """Return plain values with None in place of numbers that are not finite, which JSON does not know."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _about_samples(batch: ReplayedBatch, most: int, most_losses: int) -> Iterator[tuple[str, str]]:
     if batch.not_finite:
-        yield "  not finite alone:", f"samples {_shown(batch.not_finite_indices())}"
+        yield "  not finite alone:", f"samples {_shown(batch.not_finite_indices(), most)}"
     elif batch.sample_losses is not None:
-        order = torch.argsort(batch.sample_losses, descending=True)[:3].tolist()
+        order = torch.argsort(batch.sample_losses, descending=True)[:most_losses].tolist()
         indices = batch.indices[order].tolist() if isinstance(batch.indices, Tensor) else order
         worst = ", ".join(f"{i} ({float(batch.sample_losses[at]):.4g})" for i, at in zip(indices, order, strict=True))
         yield "  largest losses alone:", f"samples {worst}"
@@ -133,6 +173,6 @@ def _about_samples(batch: ReplayedBatch) -> Iterator[tuple[str, str]]:
         yield "  no losses of samples:", batch.why_no_sample_losses
 
 
-def _shown(indices: list[int]) -> str:
-    text = ", ".join(map(str, indices[:_MOST_SHOWN])) + (", ..." if len(indices) > _MOST_SHOWN else "")
+def _shown(indices: list[int], most: int) -> str:
+    text = ", ".join(map(str, indices[:most])) + (", ..." if len(indices) > most else "")
     return text or "without indices (a custom loader)"

@@ -166,13 +166,22 @@ class StepInspector(Callback):
         started_at: the step after which the training begins.
         checks_finite: whether to look for an earlier step whose loss is not finite.
         recorded: the rows that the run has, with which those of the replay are compared.
+        worst_after: if given, `EarlierStepFound` names the step after this one, up to `step`, with the highest value
+            that was logged as "loss".
     """
 
     def __init__(
-        self, step: int, started_at: int, checks_finite: bool, recorded: Sequence[Mapping[str, Any]] = ()
+        self,
+        step: int,
+        started_at: int,
+        checks_finite: bool,
+        recorded: Sequence[Mapping[str, Any]] = (),
+        worst_after: int | None = None,
     ) -> None:
         self._step, self._started_at, self._checks_finite = step, started_at, checks_finite
         self._recorded = recorded
+        self._worst_after = worst_after
+        self._highest: list[tuple[float, int]] = []  # Losses, each with minus the step, so that the first one wins.
         self._training: Training | None = None
         self._tap = StepTap(
             train_step=self._train_step,
@@ -225,6 +234,9 @@ class StepInspector(Callback):
 
     def on_training_batch_end(self, state: TrainingState, should_log: bool = False) -> None:
         """End the training after the step to inspect, or after an earlier one whose loss is not finite."""
+        if state.step >= self._step and self._worst_after is not None:
+            everywhere = [found for rank in self.model._context.world.gather(self._highest) for found in rank]
+            raise EarlierStepFound(-max(everywhere, default=(0.0, -self._step))[1])
         if state.step >= self._step:
             self.result = self._inspect(state)
             raise Inspected
@@ -251,8 +263,13 @@ class StepInspector(Callback):
             self._parts[-1].losses.append(loss)
 
     def _note_log(self, name: str, value: Tensor | float, reduce: Any) -> None:
+        if not self._records and self._worst_after is None:
+            return
+        number = float(value.detach()) if isinstance(value, Tensor) else float(value)
+        if name == "loss" and self._worst_after is not None and self._num_done >= self._worst_after:
+            self._highest.append((number if math.isfinite(number) else math.inf, -self._num_done - 1))
         if self._records:
-            self._logged[name] = float(value.detach()) if isinstance(value, Tensor) else float(value)
+            self._logged[name] = number
 
     def _note_step(self, name: str, optimizer: Optimizer) -> None:
         rates = learning_rates(optimizer)

@@ -355,7 +355,7 @@ class Totals:
         m2: sum of w * (v - mean)^2, for "std" only.
         sum: sum of v.
         low: the least v, for "min" only.
-        high: the largest v, for "max" only.
+        high: the largest v, for "max" and "mean" only.
         last: the last v.
         last_weight: its w, for "last" only.
         first_not_finite: step of the first v that was NaN or infinite.
@@ -391,10 +391,11 @@ class Totals:
         self.sum += value
         self.last = value
         # A NaN stays: it is not equal to itself.
-        if reduce == "min" and not value >= self.low and self.low == self.low:
+        if reduce == "mean" or reduce == "max":
+            if not value <= self.high and self.high == self.high:
+                self.high = value
+        elif reduce == "min" and not value >= self.low and self.low == self.low:
             self.low = value
-        elif reduce == "max" and not value <= self.high and self.high == self.high:
-            self.high = value
         elif reduce == "last":
             self.last_weight = weight
         if value - value != 0.0 and step < self.first_not_finite:  # NaN or infinite.

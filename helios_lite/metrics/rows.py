@@ -19,7 +19,9 @@ logger = logging.getLogger("helios_lite")
 
 DIGESTS = ("samples_digest", "batch_digest", "weights_digest")
 """What names in a row what has made it, in the order of cause and effect; see `digests`."""
-ROW_COLUMNS = ("step", "kind", "epoch", "seconds", "checkpoint", "limit", *DIGESTS)
+HIGHEST_LOSS = "highest_loss"
+"""The largest of the values of "train/loss" of which a row has the mean."""
+ROW_COLUMNS = ("step", "kind", "epoch", "seconds", "checkpoint", "limit", HIGHEST_LOSS, *DIGESTS)
 """What the rows of metrics.jsonl have beside the metrics."""
 _BLOCK = 1 << 20
 

@@ -181,9 +181,13 @@ def _parser() -> argparse.ArgumentParser:
         "compute one step of a run again, and show it",
         "Compute one step of a run of a TOML file again, from the newest checkpoint before it, and show its samples, "
         "losses, learning rates, gradient norms, and the first module that is not finite. The run folder is only read.",
-        "--step STEP FILE",
+        "(--step STEP | --worst) [--samples N] [--json] FILE",
     )
-    command.add_argument("--step", type=int, required=True, help="the number of the step, from 1")
+    which = command.add_mutually_exclusive_group(required=True)
+    which.add_argument("--step", type=int, help="the number of the step, from 1")
+    which.add_argument("--worst", action="store_true", help='the step with the highest value of "train/loss"')
+    command.add_argument("--samples", metavar="N", type=int, help="show so many samples, and so many of their losses")
+    command.add_argument("--json", action="store_true", help="print what was found as JSON")
 
     command = add(
         "audit",

@@ -23,7 +23,7 @@ from helios_lite.display import console
 from helios_lite.display.console import make_table, printable
 from helios_lite.loading import sample_order
 from helios_lite.metrics.measurements import is_measured
-from helios_lite.metrics.rows import DIGESTS, read_rows
+from helios_lite.metrics.rows import DIGESTS, HIGHEST_LOSS, read_rows
 from helios_lite.nested import leaves
 from helios_lite.processes import rng
 from helios_lite.processes.output import harmless
@@ -311,9 +311,11 @@ def _differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[Differe
 
 
 def _read_rows(folder: Path) -> list[Row]:
-    """Return the rows of a training without what was measured."""
+    """Return the rows of a training without what was measured, or depends on the number of processes by intention."""
     rows = read_rows(folder / "metrics.jsonl")
-    return [{name: value for name, value in row.items() if not is_measured(name)} for row in rows]
+    return [
+        {name: value for name, value in row.items() if not is_measured(name) and name != HIGHEST_LOSS} for row in rows
+    ]
 
 
 def _compare_rows(a: Sequence[Row], b: Sequence[Row], samples: Callable[..., str]) -> Comparison:

@@ -65,13 +65,13 @@ def replay(arguments: argparse.Namespace) -> None:
     trainer, model, data = _load(arguments)
     try:
         with _usage_errors():
-            replayed = trainer.replay(model, data, arguments.step)
+            replayed = trainer.replay(model, data, "worst" if arguments.worst else arguments.step)
     except (FileNotFoundError, ValueError) as error:
         if not str(error).startswith("step="):
             raise
         raise UsageError(str(error)) from error
     if model.global_rank == 0:
-        print(replayed)
+        print(json.dumps(replayed.as_dict(), indent=2) if arguments.json else replayed.table(arguments.samples))
 
 
 @contextlib.contextmanager

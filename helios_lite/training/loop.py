@@ -88,7 +88,8 @@ class Training:
         resumed = self.prepare()
         self.start_batch = self.state.batch
         initialize(self.session, self.checkpointer.resumed_from)
-        if self.session.was_set_up and self.checkpointer.resumed_from is None and self.options.init_from is None:
+        has_weights = self.session.was_set_up and self.session.method == "fit"  # Those of a replay are its own.
+        if has_weights and self.checkpointer.resumed_from is None and self.options.init_from is None:
             logger.warning(
                 "%s: has been set up before; setup has made its networks anew, so the weights that it had are "
                 "replaced. To start from trained weights, set init_from to their checkpoint",

@@ -80,7 +80,7 @@ class Session:
         status: the status of the call, which is written only on rank 0 of a `fit` with files.
 
     Attributes:
-        status: as above.
+        status, method: as above.
         world: the rank of this process and the number of processes.
         device: the device of this process.
         folder: the run folder, None if no file is written.
@@ -109,7 +109,7 @@ class Session:
         status: StatusFile,
     ) -> None:
         self.options, self.model, self.datamodule, self.directory = options, model, datamodule, directory
-        self.status = status
+        self.status, self.method = status, method
         device_type = choose_accelerator(options.accelerator)
         self.world = join_world(device_type)
         self.device = choose_device(device_type, options.devices, self.world)

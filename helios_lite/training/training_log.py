@@ -27,7 +27,7 @@ from helios_lite.metrics.measurements import (
     peak_memory_mib,
 )
 from helios_lite.metrics.metric_objects import is_network
-from helios_lite.metrics.rows import JsonlLogger
+from helios_lite.metrics.rows import HIGHEST_LOSS, JsonlLogger
 from helios_lite.model_internals.attributes import metric_names, metric_objects, named_networks, optimizers
 from helios_lite.networks.precision import gradient_values
 from helios_lite.state import TrainingState
@@ -69,7 +69,7 @@ class TrainingLog:
         self._digests = Digests()
         self._digested: list[nn.Module] = []  # The networks, to look for which in every row would take longer.
         self._last_batch: list[Tensor] = []  # The parts of its digest.
-        self._window_digests: dict[str, str | None] = {}
+        self._window_digests: dict[str, Any] = {}
         self._optimizers: dict[str, Optimizer] = {}
         self._stack = contextlib.ExitStack()
 
@@ -231,7 +231,9 @@ class TrainingLog:
         """Return the training metrics that no row has, with those of `on_training_end`. Call on every rank."""
         if self._has_end:
             return {}
-        values = self.compute().values | self.end_values
+        summary = self.compute()
+        self._window_digests = _highest_loss(summary)  # Of the samples nothing is known if this start has read none.
+        values = summary.values | self.end_values
         return self._session.hooks.process_metrics("train", values) if values else {}
 
     def write_row(self, *, ends_epoch: bool) -> dict[str, float]:
@@ -301,6 +303,7 @@ class TrainingLog:
         self._session.context.expect_row(False)
         self._logged_step = state.step
         self._take_window()
+        self._window_digests |= _highest_loss(summary)
         return values
 
     def _warn_of_no_step(self) -> None:
@@ -339,7 +342,7 @@ class TrainingLog:
         self._keep(with_digests)
         self._session.loggers.log_metrics(row, self._state.step)
 
-    def digests(self) -> dict[str, str]:
+    def digests(self) -> dict[str, Any]:
         """Return the digests that a row would have now, and begin those of the next. Call on every rank."""
         self._take_window()
         return self._take_digests()
@@ -349,8 +352,8 @@ class TrainingLog:
         samples, batch = self._session.train_data.take_digest(), added(self._last_batch)
         self._window_digests, self._last_batch = {"samples_digest": samples, "batch_digest": batch}, []
 
-    def _take_digests(self) -> dict[str, str]:
-        """Return the digests of a row by their columns, those that are known. Call on every rank."""
+    def _take_digests(self) -> dict[str, Any]:
+        """Return the columns of a row that are no metrics, those that are known. Call on every rank."""
         digests = {**self._window_digests, "weights_digest": self._digest_of_weights()}
         self._window_digests = {}
         return {name: digest for name, digest in digests.items() if digest is not None}
@@ -466,3 +469,9 @@ class TrainingLog:
 def _completed(values: dict[str, float], measured: dict[str, float]) -> dict[str, float]:
     """Return values, followed by those of what was measured that they do not have."""
     return values | {name: value for name, value in measured.items() if name not in values}
+
+
+def _highest_loss(summary: Summary) -> dict[str, Any]:
+    """Return the column of a row with the highest loss; none if "loss" was not logged, or not to be averaged."""
+    loss = summary.totals.get("train/loss")
+    return {} if loss is None or loss.reduce != "mean" else {HIGHEST_LOSS: loss.high}

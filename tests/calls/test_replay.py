@@ -10,6 +10,7 @@ import torch
 from helpers.compare import same, weights
 from helpers.models import quiet
 from helpers.replayed import Digests, Dropped, data, digest, digests, files, trainer
+from helpers.rows import read_rows
 from torch import nn
 from torch.utils.data import IterableDataset, TensorDataset
 
@@ -93,6 +94,24 @@ def test_what_differs_from_a_row_of_the_run_is_named(tmp_path: Path) -> None:
         assert replayed.differs_from_row is not None
         assert replayed.differs_from_row.startswith(found)
         assert "not as recorded: " in str(replayed)
+
+
+def test_the_worst_step_is_that_with_the_highest_loss_of_all(tmp_path: Path, run: Path) -> None:
+    options = {"log_every_steps": 5, "max_epochs": 2, "callbacks": [], "accumulation_steps": 2}
+    every = trainer(tmp_path / "every", **{**options, "log_every_steps": 1}).fit(Dropped(), data()).history
+    losses = {row["step"]: row["highest_loss"] for row in every if "highest_loss" in row}
+    trainer(tmp_path, **options).fit(Dropped(), data())
+    rows = [row for row in read_rows(tmp_path / "dropped") if "train/lr" in row]
+    starts = [0, *(row["step"] for row in rows[:-1])]
+    for start, row in zip(starts, rows, strict=True):
+        assert row["highest_loss"] == max(losses[step] for step in range(start + 1, row["step"] + 1))
+        assert row["highest_loss"] >= row["train/loss"]
+    found = trainer(tmp_path, **options).replay(Dropped(), data(), "worst")
+    assert losses[found.step] == max(losses.values()) == max(batch.losses[0] for batch in found.batches)
+    assert found.differs_from_row is None
+    (tmp_path / "dropped/metrics.jsonl").write_text("")
+    with pytest.raises(ValueError, match=r'^step="worst": no row of the run has a highest loss'):
+        trainer(tmp_path, **options).replay(Dropped(), data(), "worst")
 
 
 @pytest.mark.parametrize("poisoned", [0, 13, 43])
@@ -277,6 +296,22 @@ def test_the_command_shows_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     shown = capsys.readouterr().out
     assert shown.startswith("step 3 in epoch ")
     assert "learning rate optimizer: 0.0098" in shown
+    assert shown.partition("samples ")[2].partition("\n")[0].count(",") == 3
+    main(["replay", "run.toml", "--step", "3", "--samples", "2"])
+    fewer = capsys.readouterr().out
+    assert [fewer.count(f"samples {what}") for what in ("", "without")] == [2, 0]
+    assert all(line.count(",") <= 2 for line in fewer.splitlines() if "samples " in line)
+    main(["replay", "run.toml", "--worst", "--json"])
+    output = capsys.readouterr()
+    assert output.err == ""
+    found = json.loads(output.out)
+    assert found.keys() == {
+        *("step", "epoch", "started_at", "batches", "learning_rates", "gradient_norms", "logged"),
+        *("first_not_finite", "compared_until", "differs_from_row"),
+    }
+    assert [*found["batches"][0]] == ["rank", "indices", "losses", "weight", "sample_losses", "not_finite"]
+    (loss,) = found["batches"][0]["losses"]
+    assert loss == json.loads((tmp_path / "runs/dropped/metrics.jsonl").read_text().splitlines()[0])["highest_loss"]
     with pytest.raises(SystemExit):
         main(["replay", "run.toml", "--step", "9"])
     assert "step=9: the run ends after step 4" in capsys.readouterr().err
