@@ -40,12 +40,14 @@ PACKAGES = {
     "live_view": "trackio",
 }
 
+ECOSYSTEM = ("hugging_face", "optuna")
+
 RECIPE = re.compile(r"\]\(\.\./(examples/recipes/\w+\.py)\)")
 RECIPES = {page: REPOSITORY / found[0] for page, text in PAGES.items() if len(found := RECIPE.findall(text)) == 1}
 
 # Tables and lists, and what is typed into a shell.
 NO_PROGRAM = {"seeds", "comparison", "promises", "clusters", "command_line", "glossary", "troubleshooting", "index"}
-NO_PROGRAM |= {"hooks", "sharded", "failures", "interruptions"}  # Tables, and programs for several machines.
+NO_PROGRAM |= {"hooks", "sharded", "failures", "interruptions", "engines"}  # Tables, and programs for several machines.
 
 
 def test_the_pages_are_there() -> None:
@@ -91,7 +93,9 @@ def test_the_tutorial_can_be_followed_from_its_first_line_to_its_last(tmp_path: 
     ]
 
 
-@pytest.mark.parametrize("page", RECIPES)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.ecosystem) if page in ECOSYSTEM else page for page in RECIPES]
+)
 def test_a_recipe_runs_and_prints_what_its_page_says_and_its_last_step_can_be_replayed(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

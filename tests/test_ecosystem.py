@@ -1,0 +1,135 @@
+"""Libraries that a contributor need not install, with small data; `.ci/ecosystem` installs them and runs this."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.compare import same, timeless
+from helpers.models import Tiny, data, quiet
+
+from helios_lite import DataModule, FitResult, Split
+
+pytestmark = [pytest.mark.ecosystem, pytest.mark.filterwarnings("default")]  # Of others.
+
+RAY = """
+import json, os, signal, sys
+from pathlib import Path
+import ray, torch
+from helios_lite import Callback
+from helpers.models import Tiny, data, quiet
+
+class ReportToRay(Callback):
+    def on_validation_metrics(self, metrics):
+        ray.train.report(metrics)
+
+class Killed(Callback):
+    def on_training_batch_end(self, state, should_log=False):
+        flag = Path(os.environ["KILL"])
+        if state.step == 4 and self.model.global_rank == 1 and flag.exists():
+            flag.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+def train(config):
+    callbacks = [ReportToRay(), Killed()]
+    options = {"root": config["root"], "max_epochs": 3, "save_every_steps": 1, "accelerator": "cpu"}
+    quiet(callbacks=callbacks, **options).fit(Tiny(), data(train=16))
+
+if __name__ == "__main__":
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    here = Path.cwd()
+    environment = {name: os.environ[name] for name in ("PYTHONPATH",)} | {"KILL": str(here / "flag")}
+    ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": environment})
+    for name in ("whole", "killed"):
+        if name == "killed":
+            (here / "flag").touch()
+        result = TorchTrainer(
+            train,
+            train_loop_config={"root": str(here / name)},
+            scaling_config=ScalingConfig(num_workers=2),
+            run_config=RunConfig(storage_path=str(here / "ray"), failure_config=FailureConfig(max_failures=2)),
+        ).fit()
+        Path(name + ".json").write_text(json.dumps(result.metrics))
+"""
+
+
+def test_a_program_in_two_workers_of_ray_of_which_one_is_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
+    pytest.importorskip("ray.train")
+    (tmp_path / "program.py").write_text(RAY)
+    environment = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1]}"}
+    subprocess.run([sys.executable, "program.py"], cwd=tmp_path, env={**os.environ, **environment}, check=True)
+    assert not (tmp_path / "flag").exists()
+    whole, killed = (
+        torch.load(max((tmp_path / name / "tiny/checkpoints").glob("*_iter_6.pth")), weights_only=True)
+        for name in ("whole", "killed")
+    )
+    for part in ("state", "model", "monitor", "metrics", "ranks"):
+        assert same(timeless(whole[part]), timeless(killed[part])), part
+    assert "valid/loss" in (tmp_path / "whole.json").read_text()
+    assert (tmp_path / "whole.json").read_text() == (tmp_path / "killed.json").read_text()
+
+
+def test_the_schedule_free_optimizer_and_metrics_of_torcheval_and_torchmetrics_go_on_with_the_same_bits(
+    tmp_path: Path,
+) -> None:
+    schedulefree, torcheval = pytest.importorskip("schedulefree"), pytest.importorskip("torcheval.metrics")
+    torchmetrics = pytest.importorskip("torchmetrics")
+
+    class Averaged(Tiny):
+        def setup(self, fast_init: bool = False) -> None:
+            super().setup(fast_init)
+            self.optimizer = schedulefree.AdamWScheduleFree(self.net.parameters(), lr=0.01)
+            self.scheduler = None
+            self.mean, self.error = torcheval.Mean(), torchmetrics.MeanSquaredError()
+
+        def valid_step(self, batch: Any, step: int) -> None:
+            super().valid_step(batch, step)
+            output = self.net(batch[1])
+            self.mean.update(output)
+            self.error.update(output, torch.ones_like(output))
+            self.log("mean", self.mean)
+            self.log("error", self.error)
+
+    whole, result = trained(Averaged, tmp_path / "whole", 8)
+    trained(Averaged, tmp_path / "cut", 5)
+    cut, resumed = trained(Averaged, tmp_path / "cut", 8)
+    assert same(whole.state_dict(), cut.state_dict())
+    values = {name: value for name, value in result.metrics.items() if name.startswith("valid/")}
+    assert values.keys() == {"valid/loss", "valid/mean", "valid/error"}
+    assert values["valid/error"] == pytest.approx(values["valid/loss"])
+    assert values == {name: value for name, value in resumed.metrics.items() if name.startswith("valid/")}
+    # What was validated is what is tested: the weights that the optimizer evaluates, and not those that it trains.
+    tested = quiet(root=tmp_path / "whole").test(Averaged(), data(valid=5), checkpoint="last")
+    assert tested["test/error"] == pytest.approx(values["valid/error"])
+
+
+def test_a_dataset_of_hugging_face_is_read_as_any_other_and_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = {"index": list(range(12)), "x": [[i % 7 / 7, i % 3 / 7, 1 / 7] for i in range(12)]}
+    dataset = datasets.Dataset.from_dict(rows).with_format("torch")
+
+    class Reads(Tiny):
+        def train_step(self, batch: Any, state: Any) -> None:
+            super().train_step((batch["index"], batch["x"]), state)
+
+    models = []
+    for name, limits in (("whole", [7]), ("cut", [4, 7])):
+        seen: list[int] = []
+        for steps in limits:
+            model = Reads()
+            split = Split(dataset, batch_size=4, shuffle=True)
+            quiet(root=tmp_path / name, max_steps=steps).fit(model, DataModule(train=split))
+            seen += model.seen
+        models.append((model, seen))
+    assert same(models[0][0].state_dict(), models[1][0].state_dict())
+    assert models[0][1] == models[1][1]
+    assert sorted(models[0][1][:12]) == list(range(12))
+
+
+def trained(kind: type[Tiny], root: Path, max_steps: int) -> tuple[Tiny, FitResult]:
+    model = kind()
+    return model, quiet(root=root, max_steps=max_steps).fit(model, data())
