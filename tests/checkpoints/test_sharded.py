@@ -392,7 +392,10 @@ def test_the_weights_for_a_file_of_their_own_are_gathered_on_rank_0(result: Resu
 
 
 class Largest(TorchDispatchMode):
-    """Notes the number of bytes of the largest tensor that an operation of this process has made."""
+    """Notes the number of bytes of the largest tensor that an operation of this process has made.
+
+    Integers are those of digests, which are made for a block at a time, however large a tensor is.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -400,8 +403,8 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = function(*args, **(kwargs or {}))
-        sizes = [tensor.nbytes for tensor in tree_leaves(made) if type(tensor) is torch.Tensor]
-        self.bytes = max([self.bytes, *sizes])
+        tensors = [each for each in tree_leaves(made) if type(each) is torch.Tensor and each.is_floating_point()]
+        self.bytes = max([self.bytes, *(tensor.nbytes for tensor in tensors)])
         return made
 
 
