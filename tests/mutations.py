@@ -69,7 +69,7 @@ RESTART = "checkpoints/test_compiled.py::test_a_restart_takes_what_the_first_sta
 HANDLERS = (
     "processes/test_clusters.py::test_a_handler_that_was_there_before_is_called_when_the_training_has_done_its_part"
 )
-ALONE = (
+TRAINS_ALONE = (
     "processes/test_clusters.py::test_a_job_of_several_tasks_or_machines_in_which_a_program_trains_alone_gets_a_warning"
 )
 ENDS = "training/test_ends.py::"
@@ -375,8 +375,8 @@ MUTATIONS = [
     # Handlers of the program, and programs that train alone.
     Mutation("training/loop.py", "self.shutdown.after_save()", "pass", HANDLERS),
     Mutation("processes/signals.py", "self._late.append(self.received)", "pass", HANDLERS),
-    Mutation("trainer.py", "warn_if_alone()", "pass", ALONE),
-    Mutation("processes/job.py", '.rpartition(":")[2]', "", ALONE),
+    Mutation("trainer.py", "warn_if_alone()", "pass", TRAINS_ALONE),
+    Mutation("processes/job.py", '.rpartition(":")[2]', "", TRAINS_ALONE),
     Mutation(
         "changes/sources.py",
         "if issubclass(type(value), ModuleType)",
@@ -1694,7 +1694,7 @@ MUTATIONS = [
         "processes/job.py",
         '"SLURM_STEP_NUM_TASKS" not in variables and',
         "False and",
-        ALONE,
+        TRAINS_ALONE,
     ),
     Mutation(
         "loading/iterable_loader.py",
