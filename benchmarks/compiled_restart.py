@@ -24,8 +24,7 @@ from helios_lite import DataModule, Model, Split, Trainer
 
 class Layers(Model):
     def setup(self, fast_init=False):
-        net = torch.nn.Sequential(torch.nn.Linear(32, 64), torch.nn.GELU(), torch.nn.Linear(64, 32))
-        self.net = self.parallelize(net)
+        self.net = self.parallelize(torch.nn.TransformerEncoderLayer(32, 2, 64, dropout=0.0, batch_first=True))
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.01)
 
     def train_step(self, batch, state):
@@ -39,7 +38,7 @@ class Layers(Model):
 
 
 torch.manual_seed(0)
-data = DataModule(train=Split(torch.utils.data.TensorDataset(torch.randn(64, 32)), batch_size=8))
+data = DataModule(train=Split(torch.utils.data.TensorDataset(torch.randn(64, 16, 32)), batch_size=8))
 Trainer(max_steps=int(sys.argv[1]), compile=True, accelerator="cpu", progress=False, log_level="quiet").fit(
     Layers("layers"), data
 )
@@ -88,9 +87,9 @@ QUESTION = Question(
     name="compiled_restart",
     title="What does a restart of a compiled training take to its first step?",
     timed="""
-    From the start of the command to the end of its first step, of a script that trains Linear(32, 64), GELU and
-    Linear(64, 32) with compile=True on the CPU; the first start finds no cache, and the second one goes on from its
-    checkpoint: on the same machine, and on another one that has the run folder only.
+    From the start of the command to the end of its first step, of a script that trains a transformer layer
+    with compile=True on the CPU; the first start finds no cache, and the second one goes on from its checkpoint: on the
+    same machine, and on another one that has the run folder only.
     """,
     remains="""
     Importing PyTorch and its compiler, tracing the networks, and on another machine building the C++ of the kernels,

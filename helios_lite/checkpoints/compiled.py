@@ -43,9 +43,9 @@ class CompiledNetworks:
 
     def load(self) -> None:
         """Give the compiler what an earlier start has kept, if it is of this user, these versions and this device."""
-        if not self.path.exists():
-            return
         try:
+            if not self.path.exists():
+                return
             content = self.path.read_bytes()
             artifacts, key = content[_SIGNATURE:], _key()
             is_own = key is not None and hmac.compare_digest(content[:_SIGNATURE], self._signature(key, artifacts))
