@@ -89,8 +89,9 @@ def run(trial: Trial, folder: Path, seconds: float) -> tuple[str, str]:
     try:
         _, errors = process.communicate(timeout=DEADLINE)
     except subprocess.TimeoutExpired:
+        found = f"it hangs in {place_of(folder)}, status {process.poll()}, processes {alive()} beside {process.pid}"
         os.killpg(process.pid, signal.SIGKILL)
-        return before, "it hangs"
+        return before, found
     where = f"{before}..{after}" if before != after else before
     if not sent:
         return where, "" if process.returncode == 0 else f"status {process.returncode} without a signal: {errors}"
