@@ -65,7 +65,8 @@ def expected(trial: Trial, place: str) -> set[int]:
     if trial.target == "worker":  # Whether it still needs the loading process is not known.
         return {0, 1} if number == signal.SIGTERM else {0}
     if trial.target == "rank":
-        return ended | ({0} if place in ("ending", "after") else set()) if stops else {0}
+        is_last = place in ("ending", "after") or trial.call != "fit"  # In which it may have done its part already.
+        return ended | ({0} if is_last else set()) if stops else {0}
     if place in ("program", "after"):
         return {-number, *({0} if place == "after" else set())}
     return ended if stops else {0}
