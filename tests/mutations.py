@@ -240,6 +240,12 @@ GROUP_LIMITS = HANGS + "test_while_it_is_watched_ranks_wait_without_the_limit_of
 HELD = HANGS + "test_a_rank_that_has_failed_is_not_held_by_the_destruction_of_process_groups"
 DIFF = "tools/test_diff.py::test_a_planted_difference_is_named"
 RUNS = "tools/test_runs.py::"
+COMPARE = "tools/test_compare.py::"
+COMPARED = COMPARE + "test_two_programs_are_compared_by_trainings_that_are_kept_and_not_done_again"
+NOT_COMPARED = COMPARE + "test_what_cannot_be_compared_is_named_and_nothing_is_trained_for_it"
+OF_CHANCE = COMPARE + "test_programs_without_a_difference_are_told_apart_in_at_most_five_of_a_hundred_cases"
+SIGN_FLIPS = COMPARE + "test_the_sign_flip_test_counts_what_is_as_far_from_zero"
+OF_TABLES = COMPARE + "test_the_intervals_and_the_numbers_of_seeds_are_those_of_tables"
 RUNS_SORTED = RUNS + "test_it_is_sorted_by_what_is_asked_for_and_a_metric_that_shall_rise_from_its_highest_value"
 RUNS_OF_OTHERS = RUNS + "test_files_of_others_neither_end_it_nor_reach_a_terminal_raw"
 RUNS_FAILED = RUNS + "test_a_run_that_has_failed_or_is_dead_is_status_1_and_no_run_is_wrong_use"
@@ -1649,6 +1655,19 @@ MUTATIONS = [
         "if False:",
         REPLAY + "windows_that_fp16_has_skipped_are_no_part_of_the_step_after_them",
     ),
+    Mutation("tools/paired.py", "LEVEL = 0.95", "LEVEL = 0.8", OF_CHANCE),
+    Mutation("tools/paired.py", "(0.5 + LEVEL / 2, count - 1)", "(0.5 + LEVEL / 2, count)", OF_TABLES),
+    Mutation("tools/paired.py", "term *= cosine * cosine * i / (i + 1)", "term *= cosine * cosine", OF_TABLES),
+    Mutation("tools/paired.py", "and p_value <= 1 - LEVEL", "", OF_TABLES),
+    Mutation("tools/paired.py", "_POWER = 0.8", "_POWER = 0.5", OF_CHANCE),
+    Mutation("tools/paired.py", "(rounding + 1e-14 * float(sizes.max()))", "1e-14", SIGN_FLIPS),
+    Mutation("tools/paired.py", "far - left", "far + 1e-9 - left", SIGN_FLIPS),
+    Mutation("tools/compare.py", "(self.paired.mean > 0) == self.is_higher_better", "self.paired.mean > 0", COMPARED),
+    Mutation("tools/compare.py", "if not _has_finished(_run_folder(folder, *name))", "if name", COMPARED),
+    Mutation("tools/compare.py", '        "seed": seed,\n', "", COMPARED),
+    Mutation("tools/compare.py", "hexdigest() != digest", "hexdigest() is None", NOT_COMPARED),
+    Mutation("tools/compare.py", "while waiting and len(running) < jobs and not failed", "while waiting", NOT_COMPARED),
+    Mutation("tools/compare.py", "    if names:\n", "    if False:\n", NOT_COMPARED),
     Mutation("tools/run_table.py", "-run.best_score if run.is_higher_better else ", "", RUNS_SORTED),
     Mutation("display/console.py", 'Text(harmless(header.removeprefix(">")))', "header", RUNS_OF_OTHERS),
     Mutation("tools/run_table.py", "not math.isfinite(value)", "False", RUNS_OF_OTHERS),
@@ -1746,7 +1765,7 @@ MUTATIONS = [
     ),
     Mutation(
         "tools/command.py",
-        'if overrides and file not in ("runs", "lock"):',
+        'if overrides and file not in ("runs", "lock", "compare"):',
         "if False:",
         "tools/test_command.py::test_wrong_use_is_answered_with_one_line_and_status_2",
     ),

@@ -44,6 +44,7 @@ _FILES = {
     "plot": "plot",
     "status": "status",
     "runs": "run_table",
+    "compare": "compare",
     "env": "command",
 }
 """The file of this folder that has the function of each command, which takes the parsed arguments."""
@@ -85,8 +86,8 @@ def _run(arguments: Sequence[str] | None) -> None:
         rest, overrides = _split_overrides(given)
         parsed = parser.parse_args(rest)
         file = _FILES[parsed.command]
-        if overrides and file not in ("runs", "lock"):
-            names = "fit, plan, test, predict, replay, audit, lock and check"
+        if overrides and file not in ("runs", "lock", "compare"):
+            names = "fit, plan, test, predict, replay, audit, lock, check and compare"
             raise UsageError(f"--{next(iter(overrides))}: only {names} take values of a configuration")
         vars(parsed).update(overrides=overrides)
         command = getattr(import_module(f"helios_lite.tools.{file}"), parsed.command)
@@ -223,6 +224,22 @@ def _parser() -> argparse.ArgumentParser:
         "[--output OUTPUT] [--json] FILE",
     )
     command.add_argument("--output", type=Path, help="the lock; default: the name of FILE with .lock.json")
+    command.add_argument("--json", action="store_true", help="print what was found as JSON")
+
+    command = add(
+        "compare",
+        "tell which of two programs is better over several seeds",
+        "Train two programs with the same seeds, each training in a process of its own, and tell how the best value of "
+        "their monitored metric differs: the mean with a 95 % interval, an exact test, and how many seeds would tell. "
+        "What has finished is not trained again. The exit status is 1 if B is worse than A, and 2 if a training fails.",
+    )
+    command.usage = "%(prog)s [-h] [--seeds N] [--jobs N] [--folder FOLDER] [--json] A B [--table.key VALUE ...]"
+    command.epilog = _OVERRIDES
+    command.add_argument("file_a", metavar="A", type=Path, help="a TOML file, or train.py:make")
+    command.add_argument("file_b", metavar="B", type=Path, help="another one")
+    command.add_argument("--seeds", type=int, default=8, help="how many, 2 to 40; default: %(default)s")
+    command.add_argument("--jobs", type=int, default=1, help="how many trainings run at once; default: %(default)s")
+    command.add_argument("--folder", type=Path, help="where the runs are; default: runs/A-or-B")
     command.add_argument("--json", action="store_true", help="print what was found as JSON")
 
     command = add(

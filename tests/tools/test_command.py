@@ -117,7 +117,7 @@ def test_wrong_use_is_answered_with_one_line_and_status_2(tmp_path, capsys):
     assert refused(capsys, "fit", DIGITS, "--trainer.max_epochs", "three").endswith("must be an int or None")
     assert refused(capsys, "fit", DIGITS, "--trainer.max_epochs") == "helios-lite: --trainer.max_epochs: needs a value"
     assert "unrecognized arguments: --epochs" in refused(capsys, "fit", DIGITS, "--epochs")
-    assert "only fit, plan, test, predict, replay, audit, lock and check" in refused(
+    assert "only fit, plan, test, predict, replay, audit, lock, check and compare" in refused(
         capsys, "env", "--trainer.seed", "3"
     )
     assert "has no checkpoint; train first" in refused(capsys, "test", DIGITS, f"--trainer.root={tmp_path}")
