@@ -19,7 +19,7 @@ from helios_lite.processes.world import World
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _BLOCK = 1 << 18  # The positions whose numbers are kept: 2 MiB on each device, which fit into the cache of a processor.
 _FIRST = 1 << 12  # So many are made at once at least.
-_LAZY = (nn.UninitializedParameter, nn.UninitializedBuffer)
+_PLAIN = (Tensor, nn.Parameter)
 _MOST_OF_A_TENSOR = 1 << 16  # Elements of a tensor of a batch that are looked at.
 _ODD, _OTHER_ODD = 0x9E3779B97F4A7C15 - (1 << 64), 0xBF58476D1CE4E5B9 - (1 << 64)
 
@@ -151,8 +151,8 @@ def _signed(number: int) -> int:
 
 
 def _has_bits(tensor: Tensor) -> bool:
-    """Return whether a tensor has elements in memory that are read one after the other."""
-    return tensor.layout is torch.strided and not tensor.is_meta and type(tensor) not in _LAZY
+    """Return whether a tensor has elements in memory that are read one after the other; other classes may have none."""
+    return type(tensor) in _PLAIN and tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_quantized)
 
 
 def _flat(tensor: Tensor) -> Tensor:
@@ -210,7 +210,9 @@ def _parts_of_rank(digests: Digests, tensors: Iterable[Tensor], world: World) ->
 
     parts: list[Tensor] = []
     starts: dict[tuple[torch.device, torch.dtype], int] = {}
-    for tensor in filter(_has_bits, tensors):
+    for tensor in tensors:
+        if not isinstance(tensor, DTensor) and not _has_bits(tensor):
+            continue
         kind = (tensor.device, tensor.dtype)
         start = starts.setdefault(kind, len(starts) << 40)
         starts[kind] += tensor.numel() * (2 if tensor.is_complex() else 1)

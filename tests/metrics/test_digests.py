@@ -46,6 +46,13 @@ def test_a_digest_tells_what_differs_in_a_bit_in_two_signs_or_in_the_order(dtype
         assert digest(different) != digest(different.flip(0))
 
 
+class Other(torch.Tensor):
+    """A tensor of another class, whose elements cannot be read."""
+
+    def reshape(self, *shape: int) -> Any:
+        raise NotImplementedError
+
+
 def test_parts_of_a_digest_add_up_wherever_they_are_cut() -> None:
     values = torch.arange(600_000) % 1009  # More than two of the blocks in which it is computed.
     whole = digest(values)
@@ -61,6 +68,7 @@ def test_parts_of_a_digest_add_up_wherever_they_are_cut() -> None:
     assert before != digest_of_weights(Digests(), nets, World(), has_shards=False)
     nets[0].weight.data = nets[0].weight.data.t().contiguous().t()  # As in memory does not matter.
     nets.append(nn.LazyLinear(3))  # Has no weights yet.
+    nets[-1].register_buffer("masked", torch.zeros(2).as_subclass(Other))  # Not known what it has in memory.
     assert len({digest_of_weights(Digests(), each, World(), has_shards=False) for each in (nets, nets[:3])}) == 1
     assert digest_of_weights(Digests(), nets, World(1, 1, 2, 2), has_shards=False) is None
 
