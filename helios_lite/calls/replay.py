@@ -42,7 +42,7 @@ def replay(call: Call, step: int | Literal["worst"]) -> Replay:
     found: Replay | int = step
     with tempfile.TemporaryDirectory(prefix="helios_lite-") as scratch:
         while isinstance(found, int):
-            inspector = StepInspector(found, started_at, call.options.check_finite, recorded, after)
+            inspector = StepInspector(found, started_at, call.options.check_finite, recorded, after is not None)
             after = None  # If this one finds the worst step, the next one shows it.
             options = _without_files(call.options, checkpoint, inspector)
             work = functools.partial(_inspect, step=found, inspector=inspector, scratch=Path(scratch))

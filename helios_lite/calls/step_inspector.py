@@ -166,8 +166,7 @@ class StepInspector(Callback):
         started_at: the step after which the training begins.
         checks_finite: whether to look for an earlier step whose loss is not finite.
         recorded: the rows that the run has, with which those of the replay are compared.
-        worst_after: if given, `EarlierStepFound` names the step after this one, up to `step`, with the highest value
-            that was logged as "loss".
+        finds_worst: whether `EarlierStepFound` names the step up to this one with the highest value logged as "loss".
     """
 
     def __init__(
@@ -176,11 +175,11 @@ class StepInspector(Callback):
         started_at: int,
         checks_finite: bool,
         recorded: Sequence[Mapping[str, Any]] = (),
-        worst_after: int | None = None,
+        finds_worst: bool = False,
     ) -> None:
         self._step, self._started_at, self._checks_finite = step, started_at, checks_finite
         self._recorded = recorded
-        self._worst_after = worst_after
+        self._finds_worst = finds_worst
         self._highest: list[tuple[float, int]] = []  # Losses, each with minus the step, so that the first one wins.
         self._training: Training | None = None
         self._tap = StepTap(
@@ -234,7 +233,7 @@ class StepInspector(Callback):
 
     def on_training_batch_end(self, state: TrainingState, should_log: bool = False) -> None:
         """End the training after the step to inspect, or after an earlier one whose loss is not finite."""
-        if state.step >= self._step and self._worst_after is not None:
+        if state.step >= self._step and self._finds_worst:
             everywhere = [found for rank in self.model._context.world.gather(self._highest) for found in rank]
             raise EarlierStepFound(-max(everywhere, default=(0.0, -self._step))[1])
         if state.step >= self._step:
@@ -263,10 +262,10 @@ class StepInspector(Callback):
             self._parts[-1].losses.append(loss)
 
     def _note_log(self, name: str, value: Tensor | float, reduce: Any) -> None:
-        if not self._records and self._worst_after is None:
+        if not self._records and not self._finds_worst:
             return
         number = float(value.detach()) if isinstance(value, Tensor) else float(value)
-        if name == "loss" and self._worst_after is not None and self._num_done >= self._worst_after:
+        if name == "loss" and self._finds_worst:  # Those before the row that has the highest one are lower.
             self._highest.append((number if math.isfinite(number) else math.inf, -self._num_done - 1))
         if self._records:
             self._logged[name] = number

@@ -97,7 +97,8 @@ def test_what_differs_from_a_row_of_the_run_is_named(tmp_path: Path) -> None:
 
 
 def test_the_worst_step_is_that_with_the_highest_loss_of_all(tmp_path: Path, run: Path) -> None:
-    options = {"log_every_steps": 5, "max_epochs": 2, "callbacks": [], "accumulation_steps": 2}
+    options = {"log_every_steps": 5, "max_epochs": 2, "callbacks": [], "accumulation_steps": 2, "keep_last": -1}
+    options["save_every_steps"] = 1  # Also between the worst step and the row that has its loss.
     every = trainer(tmp_path / "every", **{**options, "log_every_steps": 1}).fit(Dropped(), data()).history
     losses = {row["step"]: row["highest_loss"] for row in every if "highest_loss" in row}
     trainer(tmp_path, **options).fit(Dropped(), data())
@@ -109,6 +110,7 @@ def test_the_worst_step_is_that_with_the_highest_loss_of_all(tmp_path: Path, run
     found = trainer(tmp_path, **options).replay(Dropped(), data(), "worst")
     assert losses[found.step] == max(losses.values()) == max(batch.losses[0] for batch in found.batches)
     assert found.differs_from_row is None
+    assert found.step not in {row["step"] for row in rows}
     (tmp_path / "dropped/metrics.jsonl").write_text("")
     with pytest.raises(ValueError, match=r'^step="worst": no row of the run has a highest loss'):
         trainer(tmp_path, **options).replay(Dropped(), data(), "worst")
