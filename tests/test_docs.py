@@ -93,6 +93,7 @@ def test_the_tutorial_can_be_followed_from_its_first_line_to_its_last(tmp_path: 
     ]
 
 
+@pytest.mark.filterwarnings("ignore:The reported value is ignored:UserWarning")  # Of Optuna, which a replay reports to.
 @pytest.mark.parametrize(
     "page", [pytest.param(page, marks=pytest.mark.ecosystem) if page in ECOSYSTEM else page for page in RECIPES]
 )

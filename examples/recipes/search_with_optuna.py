@@ -50,7 +50,7 @@ def objective(trial):
     data = DataModule(Split(splits[0], batch_size=8, shuffle=True), Split(splits[1], batch_size=32))
     options = {"run_name": f"search/{trial.number}", "max_epochs": 6, "monitor": "valid/loss"}
     trainer = Trainer(**options, callbacks=[Prune(trial)], progress=False, log_level="quiet")
-    return min(trainer.fit(Line(rate), data).best_metrics.values())
+    return trainer.fit(Line(rate), data).best_metrics["valid/loss"]
 
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
