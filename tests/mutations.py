@@ -240,6 +240,10 @@ GROUP_LIMITS = HANGS + "test_while_it_is_watched_ranks_wait_without_the_limit_of
 HELD = HANGS + "test_a_rank_that_has_failed_is_not_held_by_the_destruction_of_process_groups"
 DIFF = "tools/test_diff.py::test_a_planted_difference_is_named"
 RUNS = "tools/test_runs.py::"
+REPORT = "tools/test_report.py::"
+REPORT_OF_OTHERS = REPORT + "test_findings_are_status_1_and_nothing_in_a_file_becomes_a_tag"
+REPORT_CURVES = REPORT + "test_curves_keep_their_extremes_and_fit_their_picture"
+REPORT_FILE = REPORT + "test_it_is_one_accessible_file_without_scripts_and_requests"
 COMPARE = "tools/test_compare.py::"
 COMPARED = COMPARE + "test_two_programs_are_compared_by_trainings_that_are_kept_and_not_done_again"
 NOT_COMPARED = COMPARE + "test_what_cannot_be_compared_is_named_and_nothing_is_trained_for_it"
@@ -1655,6 +1659,14 @@ MUTATIONS = [
         "if False:",
         REPLAY + "windows_that_fp16_has_skipped_are_no_part_of_the_step_after_them",
     ),
+    Mutation("tools/report.py", "return html.escape(harmless(", "return str(harmless(", REPORT_OF_OTHERS),
+    Mutation("tools/report.py", 'html.escape(harmless("" if', 'html.escape(("" if', REPORT_OF_OTHERS),
+    Mutation("tools/report.py", 'row["step"], number(value)', 'row["step"], value', REPORT_OF_OTHERS),
+    Mutation("tools/report.py", "kept = {min(finite)[1], max(finite)[1]}", "kept = {min(finite)[1]}", REPORT_CURVES),
+    Mutation("tools/report.py", "(value / 2 - self.low / 2)", "(value - self.low / 2)", REPORT_CURVES),
+    Mutation("tools/report.py", ' role="img" aria-labelledby="c{index}"', "", REPORT_FILE),
+    Mutation("tools/report.py", "default-src 'none'; ", "", REPORT_FILE),
+    Mutation("tools/report.py", "    if any(run.findings for run in runs):", "    if False:", REPORT_OF_OTHERS),
     Mutation("tools/paired.py", "LEVEL = 0.95", "LEVEL = 0.8", OF_CHANCE),
     Mutation("tools/paired.py", "(0.5 + LEVEL / 2, count - 1)", "(0.5 + LEVEL / 2, count)", OF_TABLES),
     Mutation("tools/paired.py", "term *= cosine * cosine * i / (i + 1)", "term *= cosine * cosine", OF_TABLES),

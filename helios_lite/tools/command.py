@@ -44,6 +44,7 @@ _FILES = {
     "plot": "plot",
     "status": "status",
     "runs": "run_table",
+    "report": "report",
     "compare": "compare",
     "env": "command",
 }
@@ -288,6 +289,17 @@ def _parser() -> argparse.ArgumentParser:
         help="full names; default: all but times and speeds",
     )
     command.add_argument("--output", metavar="FILE", type=Path, default="curves.png", help="default: %(default)s")
+
+    command = add(
+        "report",
+        "write one HTML file about runs",
+        "Write one HTML file with what the files of runs tell: findings, states, curves, plans, configurations and "
+        "checkpoints. A browser shows it without a server, a network or a script, in light and dark. Of a folder of "
+        "runs, it is every run folder directly in it. The exit status is 1 if there are findings.",
+    )
+    command.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="a run folder, or a folder of them")
+    command.add_argument("--output", metavar="FILE", type=Path, default="report.html", help="default: %(default)s")
+    command.add_argument("--json", action="store_true", help="print what was found as JSON")
 
     command = add(
         "status",

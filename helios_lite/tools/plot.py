@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from helios_lite.arguments import did_you_mean
 from helios_lite.metrics.rows import ROW_COLUMNS
 from helios_lite.state import MEASURED
-from helios_lite.tools.run_files import ROWS_FILE, run_folders
+from helios_lite.tools.run_files import ROWS_FILE, labels, run_folders
 from helios_lite.tools.usage import UsageError
 
 if TYPE_CHECKING:
@@ -100,8 +100,10 @@ def _draw(metrics: Sequence[str], runs: Mapping[Path, Curves]) -> Figure:
     for i, name in enumerate(metrics):
         axes = figure.add_subplot(lines, columns, i + 1)
         _draw_metric(axes, name, [curves.get(name, []) for curves in runs.values()])
-    handles, labels = figure.axes[0].lines, _labels(list(runs))
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(runs), 2 * columns), fontsize=11)
+    handles = figure.axes[0].lines
+    figure.legend(
+        handles, labels(list(runs)), loc="outside upper center", ncols=min(len(runs), 2 * columns), fontsize=11
+    )
     return figure
 
 
@@ -115,9 +117,3 @@ def _draw_metric(axes: Axes, name: str, curves: Sequence[Sequence[tuple[int, flo
     axes.set_xlabel("step", fontsize=11)
     axes.tick_params(labelsize=10)
     axes.grid(alpha=0.3)
-
-
-def _labels(runs: Sequence[Path]) -> list[str]:
-    """Return a label for each run: the name of its folder, or its path if several folders have this name."""
-    names = [run.resolve().name for run in runs]
-    return [name if names.count(name) == 1 else str(run) for run, name in zip(runs, names, strict=True)]

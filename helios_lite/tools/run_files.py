@@ -61,6 +61,12 @@ def all_run_folders(path: Path) -> list[Path]:
     return found
 
 
+def labels(runs: Sequence[Path]) -> list[str]:
+    """Return a label for each run: the name of its folder, or its path if several folders have this name."""
+    names = [run.resolve().name for run in runs]
+    return [name if names.count(name) == 1 else str(run) for run, name in zip(runs, names, strict=True)]
+
+
 def _require_folder(path: Path) -> None:
     if not path.is_dir():
         raise UsageError(f"{path}: {'is a file' if path.exists() else 'there is no such folder'}; name a run folder")
