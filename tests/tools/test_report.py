@@ -143,7 +143,7 @@ def test_findings_are_status_1_and_nothing_in_a_file_becomes_a_tag(
     with (folder / "train.log").open("a") as log:
         log.write(f"2026-01-01 00:00:00,000 WARNING odd {EVIL}\n2026-01-01 00:00:00,000 INFO calm\nWARNING no line\n")
     with (folder / "metrics.jsonl").open("a") as file:
-        values: list[Any] = [1e308, None, -1e308, True, "text", 5e-324]
+        values: list[Any] = [1e308, None, -1e308, True, "text", 5e-324, float("inf")]
         for step, value in enumerate(values):
             file.write(json.dumps({"step": step, EVIL: value, "alone": None}) + "\n")
         file.write("no row\n" + "[" * 100_000)
@@ -151,7 +151,7 @@ def test_findings_are_status_1_and_nothing_in_a_file_becomes_a_tag(
     assert written(output, folder) == 1
     out = capsys.readouterr().out
     assert all(character.isprintable() or character == "\n" for character in out)
-    for text in (": failed: ", ": train.log: odd ", ">\\x1b[2J\\u202e is not finite in 1 of 4 rows, first at step 1"):
+    for text in (": failed: ", ": train.log: odd ", ">\\x1b[2J\\u202e is not finite in 2 of 5 rows, first at step 1"):
         assert text in out
     assert "calm" not in out
     page = Page(output)
