@@ -102,6 +102,8 @@ def _curves(folder: Path) -> dict[str, Points]:
     """Return the points of each metric, the monitored one of a validation before those of a training."""
     curves: dict[str, Points] = {}
     for row in read_rows(folder / ROWS_FILE):
+        if not 0 <= row["step"] < 2**63:  # No run counts so far.
+            continue
         for name, value in row.items():
             is_number = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
             if name not in ROW_COLUMNS and not is_extra(name) and is_number:

@@ -151,6 +151,11 @@ def differing(configs: Sequence[Mapping[str, Any]], *tables: str) -> Iterator[st
 
 
 def number(value: Any) -> float | None:
-    """Return a value if it is a finite number, else None."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return value if is_number else None
+    """Return a value as a float if it is a finite number, else None."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        found = float(value)
+    except OverflowError:  # An int may have more digits.
+        return None
+    return found if math.isfinite(found) else None

@@ -146,6 +146,7 @@ def test_findings_are_status_1_and_nothing_in_a_file_becomes_a_tag(
         values: list[Any] = [1e308, None, -1e308, True, "text", 5e-324, float("inf")]
         for step, value in enumerate(values):
             file.write(json.dumps({"step": step, EVIL: value, "alone": None}) + "\n")
+        file.write(json.dumps({"step": 10**400, "x": 1}) + "\n" + json.dumps({"step": 9, "x": 10**400}) + "\n")
         file.write("no row\n" + "[" * 100_000)
     output = tmp_path / "report.html"
     assert written(output, folder) == 1

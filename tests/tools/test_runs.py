@@ -96,6 +96,7 @@ def test_files_of_others_neither_end_it_nor_reach_a_terminal_raw(
     )
     wrong = {"step": "many", "best_score": True, "best_step": {}, "total_steps": [], "state": STEERING}
     rewrite(folder / "sweep/b/status.json", **wrong)
+    rewrite(folder / "a/status.json", best_score=10**400, total_steps=10**400)
     (folder / f"odd{STEERING}").mkdir()
     (folder / f"odd{STEERING}/metrics.jsonl").write_text('{"step": 7}\n{"step": "8"}\nno row\n')
     with pytest.raises(SystemExit) as caught:
