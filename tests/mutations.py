@@ -247,6 +247,7 @@ REPORT_FILE = REPORT + "test_it_is_one_accessible_file_without_scripts_and_reque
 COMPARE = "tools/test_compare.py::"
 COMPARED = COMPARE + "test_two_programs_are_compared_by_trainings_that_are_kept_and_not_done_again"
 NOT_COMPARED = COMPARE + "test_what_cannot_be_compared_is_named_and_nothing_is_trained_for_it"
+STOPPED_COMPARISON = COMPARE + "test_a_signal_ends_the_trainings_with_a_checkpoint_before_the_command"
 OF_CHANCE = COMPARE + "test_programs_without_a_difference_are_told_apart_in_at_most_five_of_a_hundred_cases"
 SIGN_FLIPS = COMPARE + "test_the_sign_flip_test_counts_what_is_as_far_from_zero"
 OF_TABLES = COMPARE + "test_the_intervals_and_the_numbers_of_seeds_are_those_of_tables"
@@ -1677,6 +1678,8 @@ MUTATIONS = [
     Mutation("tools/compare.py", "(self.paired.mean > 0) == self.is_higher_better", "self.paired.mean > 0", COMPARED),
     Mutation("tools/compare.py", "if not _has_finished(_run_folder(folder, *name))", "if name", COMPARED),
     Mutation("tools/compare.py", '        "seed": seed,\n', "", COMPARED),
+    Mutation("tools/compare.py", "child.terminate()", "child.kill()", STOPPED_COMPARISON),
+    Mutation("tools/compare.py", "sys.exit(128 + signal.SIGTERM)", "sys.exit(1)", STOPPED_COMPARISON),
     Mutation("tools/compare.py", "hexdigest() != digest", "hexdigest() is None", NOT_COMPARED),
     Mutation("tools/compare.py", "while waiting and len(running) < jobs and not failed", "while waiting", NOT_COMPARED),
     Mutation("tools/compare.py", "    if names:\n", "    if False:\n", NOT_COMPARED),

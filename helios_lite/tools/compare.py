@@ -111,6 +111,8 @@ def compare(arguments: argparse.Namespace) -> None:
     except NotCompared as error:
         print(harmless(str(error)), file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"stopped; the same command goes on with what is in {folder}") from None
     if arguments.json:
         print(json.dumps({"a": str(files[0]), "b": str(files[1]), "folder": str(folder), **found.as_dict()}, indent=2))
     else:

@@ -2,12 +2,17 @@
 
 import json
 import math
+import os
 import random
 import shutil
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers.processes import deadline
+from helpers.rows import read_status
 
 from helios_lite.tools.command import main
 from helios_lite.tools.paired import paired, sign_flip_p_value, t_half_width, t_quantile
@@ -149,6 +154,53 @@ def test_what_cannot_be_compared_is_named_and_nothing_is_trained_for_it(
     ):
         assert compared(folder, "a.toml", "b.toml", *arguments) == 2
         assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_trainings_with_a_checkpoint_before_the_command(
+    number: signal.Signals, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    runs = folder / "stopped" / number.name
+    command = (
+        "a.toml",
+        "b.toml",
+        "--seeds",
+        "2",
+        "--folder",
+        str(runs),
+        "--jobs",
+        "2",
+        "--trainer.max_epochs",
+        "1000000",
+    )
+
+    has_ended = threading.Event()
+
+    def is_training(side: str) -> bool:
+        file = runs / f"{side}/seed-0/status.json"
+        return file.exists() and read_status(file.parent)["state"] == "running"
+
+    def stop() -> None:
+        while not has_ended.wait(0.05):
+            if is_training("a") and is_training("b"):
+                os.kill(os.getpid(), number)
+                return
+
+    sender = threading.Thread(target=stop)
+    sender.start()
+    try:
+        with deadline(60), pytest.raises((SystemExit, KeyboardInterrupt)) as caught:
+            main(["compare", *command])
+    finally:
+        has_ended.set()
+        sender.join()
+    assert str(caught.value) in ("143", f"stopped; the same command goes on with what is in {runs}")
+    for side in "ab":
+        status = read_status(runs / f"{side}/seed-0")
+        assert (status["state"], status["reason"]) == ("failed", "SIGTERM")
+        assert Path(status["last_checkpoint"]).exists()
+    assert sorted(path.name for path in runs.glob("*/*") if path.is_dir()) == ["seed-0", "seed-0"]
 
 
 def test_programs_without_a_difference_are_told_apart_in_at_most_five_of_a_hundred_cases() -> None:
