@@ -137,10 +137,12 @@ def compared(a: Source, b: Source, folder: Path, seeds: int, jobs: int = 1) -> C
     """
     sources = dict(zip(_SIDES, (a, b), strict=True))
     names = [(side, seed) for seed in range(seeds) for side in _SIDES]
+    _read_runs(sources, folder, names)  # What is there must be of these programs before hours go into more of it.
     _train_all(sources, folder, names, jobs)
-    runs = {name: RunFiles.read(_run_folder(folder, *name)) for name in names}
-    for side, source in sources.items():
-        _require_one_program({seed: runs[side, seed] for seed in range(seeds)}, side, source)
+    runs = _read_runs(sources, folder, names)
+    for name in names:
+        if name not in runs:
+            raise NotCompared(f"{_run_folder(folder, *name)}: has no {CONFIG_FILE}; remove it, to train it again")
     kinds = {(run.monitor, run.is_higher_better) for run in runs.values()}
     if len(kinds) > 1:
         raise NotCompared("trainer.monitor: A and B do not monitor the same metric in the same mode")
@@ -306,6 +308,21 @@ def _last_line(run: Path, child: BaseProcess) -> str:
 
 
 # What may be compared.
+
+
+def _read_runs(
+    sources: Mapping[str, Source], folder: Path, names: list[tuple[str, int]]
+) -> dict[tuple[str, int], RunFiles]:
+    """Return the runs that have begun, by side and seed.
+
+    Raises:
+        NotCompared: those of a side are not all of one program, or it has changed since.
+    """
+    found = {name: RunFiles.read(run) for name in names if (run := _run_folder(folder, *name)).is_dir()}
+    runs = {name: run for name, run in found.items() if run.config or run.error is not None}
+    for side, source in sources.items():
+        _require_one_program({seed: run for (each, seed), run in runs.items() if each == side}, side, source)
+    return runs
 
 
 def _require_one_program(runs: Mapping[int, RunFiles], side: str, source: Source) -> None:

@@ -94,7 +94,8 @@ class RunFiles:
         path, config, error = folder / CONFIG_FILE, dict[str, Any](), None
         try:
             content = json.loads(path.read_bytes()) if path.exists() else {}
-            config = dict(leaves({name: value for name, value in content.items() if name != "starts"}))
+            content = {name: value for name, value in content.items() if name != "starts"}
+            config = dict(leaves(content)) if content else {}
         except (ValueError, OSError, RecursionError, AttributeError) as found:
             error = f"{path}: cannot be read ({found})"
         return cls(folder, read_status(folder) or {}, config, error)

@@ -120,7 +120,7 @@ def test_what_cannot_be_compared_is_named_and_nothing_is_trained_for_it(
         shutil.copytree(kept / side / "seed-0", kept / side / "seed-1")
     command = ("bad.toml", "a.toml", "--seeds", "2", "--folder", "kept")
     assert compared(folder, *command) == 0
-    assert "all differences" not in capsys.readouterr().out
+    more = ("bad.toml", "a.toml", "--seeds", "3", "--folder", "kept")
     for file, change, text in (
         (
             folder / "compared_lines.py",
@@ -142,9 +142,13 @@ def test_what_cannot_be_compared_is_named_and_nothing_is_trained_for_it(
         before = file.read_text()
         edit: Callable[[str], str] = change
         file.write_text(edit(before))
-        assert compared(folder, *command) == 2
+        assert compared(folder, *(command if text == "no best" else more)) == 2
         assert text in capsys.readouterr().err
         file.write_text(before)
+    assert not [*kept.glob("*/seed-2*")]
+    (kept / "b/seed-1/config.json").unlink()
+    assert compared(folder, *command) == 2
+    assert "b/seed-1: has no config.json" in capsys.readouterr().err
     for arguments, text in (
         (("--seeds", "1"), "--seeds 1: must be 2 to 40"),
         (("--jobs", "0"), "--jobs 0: must be 1 or more"),

@@ -109,6 +109,7 @@ def test_files_of_others_neither_end_it_nor_reach_a_terminal_raw(
     with pytest.raises(SystemExit):
         main(["runs", str(folder), "--json"])
     found = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(name))
+    assert "trainer.seed" not in found["differs"]  # A run without config.json differs in nothing.
     by_name = {run["name"]: run for run in found["runs"]}
     assert by_name["sweep/b"]["options"]["hparams.size"] == "inf"
     assert [by_name["sweep/b"][name] for name in ("step", "best_score", "best_step")] == [None, None, None]
