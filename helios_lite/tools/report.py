@@ -278,7 +278,7 @@ def _plans(runs: Sequence[_Run]) -> str:
 def _configuration(runs: Sequence[_Run]) -> str:
     configs = [run.files.config for run in runs]
     names = dict.fromkeys(name for config in configs for name in config)
-    differs = [*differing(configs)]
+    differs = [*differing([config for config in configs if config])]
 
     def table(caption: str, shown: Iterable[str]) -> str:
         rows = ([name, *(str(config[name]) if name in config else "" for config in configs)] for name in shown)

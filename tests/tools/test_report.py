@@ -98,6 +98,11 @@ def test_it_is_one_accessible_file_without_scripts_and_requests(
     before = output.read_bytes()
     written(output, runs / "a", runs / "b")
     assert output.read_bytes() == before
+    # A run without config.json differs in nothing.
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare/metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n')
+    written(output, runs / "a", tmp_path / "bare")
+    assert "What differs between the runs" not in Page(output).text
 
 
 def test_it_has_what_the_runs_have_done_and_what_differs(
