@@ -289,7 +289,7 @@ def _options_of_to(kind: Any, waits: bool) -> dict[str, bool]:
     """Return the options of the method `to` of a class with which it does not wait for the device, if it has them."""
     try:
         parameters = inspect.signature(kind.to).parameters
-    except (TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError):  # The object may have the method, and not its class.
         return {}
     is_of_torch = kind.__module__.split(".")[0] in ("torch", "tensordict")  # They pass any options on to tensors.
     return {} if waits or not (is_of_torch or "non_blocking" in parameters) else {"non_blocking": True}
