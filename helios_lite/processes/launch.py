@@ -37,6 +37,7 @@ from helios_lite.processes.worker import (
     WorkerError,
     end_file,
     error_file,
+    left_file,
     read_statuses,
     result_file,
     run_worker,
@@ -117,9 +118,8 @@ def launched_beside(
     """
     shutdown = GracefulShutdown()
     with ThreadPoolExecutor(1, thread_name_prefix="launch") as thread:
-        future = thread.submit(launch, function, arguments, processes=processes, max_restarts=0, shutdown=shutdown)
-        try:
-            yield future
+        try:  # A signal may interrupt the start of the thread, when that has begun.
+            yield thread.submit(launch, function, arguments, processes=processes, max_restarts=0, shutdown=shutdown)
         finally:
             shutdown.receive(signal.SIGTERM)  # Without effect if they have ended.
 
@@ -208,6 +208,8 @@ class WorkerGroup:
         A Ctrl-C in a terminal may have reached the processes already.
         """
         started = read_statuses(self._folder, self._attempt)
+        if any(status.is_alone for status in started.values()):
+            left_file(self._folder, self._attempt).touch()
         for rank, process in enumerate(self._processes):
             if rank not in self._signalled:
                 self._signalled.add(rank)

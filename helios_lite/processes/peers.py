@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from helios_lite.processes.output import flush_output
-from helios_lite.processes.signals import GracefulShutdown
+from helios_lite.processes.signals import OUTSIDE, GracefulShutdown, shared_phase
 from helios_lite.processes.world import PARENT, World
 
 _SECONDS_TO_FLUSH = 2.0  # Of a pipe whose reader has stopped nobody knows when it is read.
+_MAX_POLLS_ALONE = 20  # 5 seconds, of which those do not count in which the process is stopped.
 SECONDS_FOR_FILES = 5.0
 """How long a process that is about to end at once waits for a file system, which may be stuck."""
 
@@ -64,15 +65,21 @@ def watch_peers(
         thread.join()
 
 
-def exit_with_parent(parent: int, end: Path) -> None:
+def exit_with_parent(parent: int, end: Path, left_alone: Path) -> None:
     """End this process when the process that launched it is gone, or has made the file `end`.
+
+    Also some seconds after that has made the file `left_alone`, if this process is not in a training: the signal that
+    has ended another may not reach it, because it waits for that one where Python handles none.
 
     Returns at once, and watches in a thread.
     """
+    phase = shared_phase()
 
     def poll() -> None:
-        while is_alive(parent) and not end.exists():
+        polls_alone = 0
+        while is_alive(parent) and not end.exists() and polls_alone < _MAX_POLLS_ALONE:
             time.sleep(0.25)
+            polls_alone += left_alone.exists() and phase.value == OUTSIDE
         exit_now(128 + signal.SIGTERM)
 
     threading.Thread(target=poll, name="exit_with_parent", daemon=True).start()

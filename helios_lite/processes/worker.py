@@ -103,6 +103,11 @@ def end_file(folder: Path, attempt: int) -> Path:
     return folder / f"{attempt}.end"
 
 
+def left_file(folder: Path, attempt: int) -> Path:
+    """Return the file whose existence tells the processes of an attempt that a signal has ended one of them alone."""
+    return folder / f"{attempt}.left"
+
+
 def read_statuses(folder: Path, attempt: int) -> dict[int, WorkerStatus]:
     """Return the status of every rank that has started its task."""
     paths = folder.glob(f"{attempt}-*.status")
@@ -127,7 +132,7 @@ def run_worker(
     guard_output()
     multiprocessing.set_start_method(start_method, force=True)
     torch.set_num_threads(num_threads)
-    exit_with_parent(parent, end_file(folder, attempt))
+    exit_with_parent(parent, end_file(folder, attempt), left_file(folder, attempt))
     os.environ[_ERROR_FILE] = str(error_file(folder, attempt, rank))
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGUSR1, do_nothing)

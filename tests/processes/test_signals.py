@@ -12,6 +12,7 @@ import pytest
 import signals
 from helpers import scripts
 from helpers.models import Tiny, data, quiet
+from helpers.processes import wait_for
 from helpers.rows import read_status
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -131,6 +132,35 @@ def test_a_signal_in_a_place_whose_exceptions_python_drops_waits_until_it_is_ove
         quiet(max_steps=1).fit(Dropping(), data())
     assert (caught.value.code, done) == (143, [1])
     assert capsys.readouterr().err == ""
+
+
+WAITING = """
+import datetime, sys, time
+import torch.distributed.distributed_c10d as c10d
+from pathlib import Path
+from helpers.models import Tiny, data, quiet
+
+class Waiting(Tiny):
+    def setup(self, fast_init=False):
+        Path(f"rank {self.global_rank}").touch()
+        if self.global_rank == 0:
+            c10d._get_default_store().wait(["what the other does not say"], datetime.timedelta(hours=1))
+        time.sleep(1000)
+
+if __name__ == "__main__":
+    list(quiet(devices=2, accelerator="cpu").predict(Waiting(), data()))
+"""
+
+
+def test_a_rank_that_waits_for_one_that_a_signal_has_ended_ends_too(tmp_path: Path) -> None:
+    """It waits in PyTorch, where Python handles no signal."""
+    (tmp_path / "predict.py").write_text(WAITING)
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    program = scripts.start("predict.py", cwd=tmp_path, env={"PYTHONPATH": path})
+    for rank in range(2):
+        wait_for(tmp_path / f"rank {rank}", program)
+    program.send_signal(signal.SIGTERM)
+    assert program.wait(scripts.DEADLINE) == 143
 
 
 SAMPLE = [
