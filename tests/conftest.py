@@ -2,9 +2,11 @@ import gc
 import importlib.util
 import os
 import random
+import signal
 import sys
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -100,3 +102,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs a GPU, and is run apart: python -m pytest tests/test_gpu.py")
     if item.get_closest_marker("loggers") is not None and not HAS_LOGGERS:
         pytest.skip("needs MLflow and W&B: pip install -c constraints.txt -e '.[test-loggers]'")
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Handle SIGINT, which is ignored in what a shell has started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -4,7 +4,7 @@ import contextlib
 import os
 import sched
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from helpers import scripts
 from helpers.models import Tiny, data, quiet
 from helpers.processes import wait_for
 from helpers.rows import read_status
+
+pytestmark = pytest.mark.usefixtures("interruptible")
 
 HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 ENDS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: SystemExit, signal.SIGUSR1: SystemExit}
@@ -74,14 +76,6 @@ def calls(root: Path, **options: Any) -> dict[str, Callable[[Signalled], Any]]:
         "the caller": predict,
         "train_step": lambda model: quiet(max_steps=1, root=root, **options).replay(model, data(), step=1),
     }
-
-
-@pytest.fixture(autouse=True)
-def interruptible() -> Iterator[None]:
-    """Handle SIGINT, which is ignored in what a shell has started in the background."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("number", HANDLED)

@@ -160,6 +160,7 @@ def test_what_cannot_be_compared_is_named_and_nothing_is_trained_for_it(
         assert text in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_trainings_with_a_checkpoint_before_the_command(
     number: signal.Signals, folder: Path, monkeypatch: pytest.MonkeyPatch
