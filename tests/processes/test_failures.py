@@ -126,7 +126,7 @@ os.close(reader)
 os.close(writer)
 from helios_lite.processes.peers import exit_with_parent
 parent = subprocess.Popen(["sleep", "0.1"])
-exit_with_parent(parent.pid, pathlib.Path("/nonexistent"))
+exit_with_parent(parent.pid, pathlib.Path("/nonexistent"), pathlib.Path("/nonexistent"))
 parent.wait()
 time.sleep(20)
 os._exit(5)
