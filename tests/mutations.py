@@ -300,7 +300,8 @@ SITE = "test_site.py::"
 SCHEDULES = "test_schedules.py::"
 SAMPLERS = "test_samplers.py::"
 LITTLE_PADDING = SAMPLERS + "test_little_is_padded_and_batches_have_other_samples_in_every_epoch"
-WAITS_FOR_ONE = "processes/test_signals.py::test_a_rank_that_waits_for_one_that_a_signal_has_ended_ends_too"
+WAITS_FOR_ONE = "processes/test_signals.py::test_a_rank_that_waits_for_one_that_a_signal_has_ended_ends_too[waits]"
+CLOSES = WAITS_FOR_ONE.replace("[waits]", "[closes]")
 KEEP_BITS = "training/test_optimizer_states.py::test_states_keep_their_data_types_and_their_bits"
 FOLLOW = "training/test_optimizer_states.py::test_states_follow_weights_that_have_another_data_type_now"
 CONSECUTIVE = "test_data.py::test_the_batches_of_all_ranks_are_consecutive_parts_of_the_order"
@@ -1029,6 +1030,7 @@ MUTATIONS = [
     # A rank that waits, where Python handles no signal, for one that a signal has ended.
     Mutation("processes/launch.py", "left_file(self._folder, self._attempt).touch()", "pass", WAITS_FOR_ONE),
     Mutation("processes/peers.py", " and polls_alone < _MAX_POLLS_ALONE", "", WAITS_FOR_ONE),
+    Mutation("processes/signals.py", "shared_phase().value = ENDING", "pass", CLOSES),
     # States of optimizers of other data types than their parameters.
     Mutation("checkpoints/optimizer_states.py", "else saved.to(loaded.device)", "else loaded", KEEP_BITS),
     Mutation(

@@ -73,7 +73,7 @@ class WorkerInit:
                 deadline = time.monotonic() + _SECONDS_TO_RECEIVE
             if deadline is not None:
                 phase = self._parent_phase.value
-                if phase == signals.OUTSIDE:
+                if phase in (signals.OUTSIDE, signals.ENDING):
                     os._exit(0)  # As PyTorch's own handler does, because another status would be an error.
                 if phase == signals.WAITING and time.monotonic() > deadline:
                     os._exit(128 + signal.SIGTERM)

@@ -68,8 +68,8 @@ def watch_peers(
 def exit_with_parent(parent: int, end: Path, left_alone: Path) -> None:
     """End this process when the process that launched it is gone, or has made the file `end`.
 
-    Also some seconds after that has made the file `left_alone`, if this process is not in a training: the signal that
-    has ended another may not reach it, because it waits for that one where Python handles none.
+    Also some seconds after that has made the file `left_alone`, if this process is neither in a training nor ending its
+    call: the signal that has ended another does not reach it, because it waits for that one where Python handles none.
 
     Returns at once, and watches in a thread.
     """

@@ -20,8 +20,11 @@ from typing import Any, Self
 
 from helios_lite.processes.output import write_stderr
 
-OUTSIDE, WAITING, RECEIVED = range(3)
-"""The phases of a process: without a `GracefulShutdown`, in one, and in one that has received a signal."""
+OUTSIDE, WAITING, RECEIVED, ENDING = range(4)
+"""The phases of a process: without a `GracefulShutdown`, in one, and in one that has received a signal.
+
+The last is that of a launched process whose call a signal ends at once.
+"""
 
 
 @functools.cache
@@ -203,6 +206,8 @@ class GracefulShutdown:
         elif self.received is None:
             self.has_ended_call = True
             self.receive(signal.Signals(number))
+            if self._is_worker:
+                shared_phase().value = ENDING
             raise self._exception()
         elif number == signal.SIGINT:  # The call is ending; another Ctrl-C does not wait for that.
             raise KeyboardInterrupt

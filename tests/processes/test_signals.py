@@ -137,24 +137,31 @@ from helpers.models import Tiny, data, quiet
 class Waiting(Tiny):
     def setup(self, fast_init=False):
         Path(f"rank {self.global_rank}").touch()
-        if self.global_rank == 0:
+        if self.global_rank == 0 and sys.argv[1] == "waits":
             c10d._get_default_store().wait(["what the other does not say"], datetime.timedelta(hours=1))
-        time.sleep(1000)
+        try:
+            time.sleep(1000)
+        finally:
+            if self.global_rank == 0:
+                time.sleep(8)
+                Path("closed").touch()
 
 if __name__ == "__main__":
     list(quiet(devices=2, accelerator="cpu").predict(Waiting(), data()))
 """
 
 
-def test_a_rank_that_waits_for_one_that_a_signal_has_ended_ends_too(tmp_path: Path) -> None:
-    """It waits in PyTorch, where Python handles no signal."""
+@pytest.mark.parametrize("what_it_does", ["waits", "closes"])
+def test_a_rank_that_waits_for_one_that_a_signal_has_ended_ends_too(tmp_path: Path, what_it_does: str) -> None:
+    """It waits in PyTorch, where Python handles no signal. One that takes its time to close files is let do that."""
     (tmp_path / "predict.py").write_text(WAITING)
     path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    program = scripts.start("predict.py", cwd=tmp_path, env={"PYTHONPATH": path})
+    program = scripts.start("predict.py", what_it_does, cwd=tmp_path, env={"PYTHONPATH": path})
     for rank in range(2):
         wait_for(tmp_path / f"rank {rank}", program)
     program.send_signal(signal.SIGTERM)
     assert program.wait(scripts.DEADLINE) == 143
+    assert (tmp_path / "closed").exists() == (what_it_does == "closes")
 
 
 SAMPLE = [
