@@ -2208,11 +2208,11 @@ MUTATIONS = [
         "signal.signal(number, signal.SIG_DFL)",
         INTERRUPTS + "test_a_loading_process_ignores_ctrl_c",
     ),
-    Mutation("loading/workers.py", "if phase == signals.OUTSIDE:", "if False:", AN_EXCEPTION),
+    Mutation("loading/workers.py", "if phase in (signals.OUTSIDE, signals.ENDING):", "if False:", AN_EXCEPTION),
     Mutation("processes/signals.py", "self._phase.value = self._previous_phase", "pass", AN_EXCEPTION),
     Mutation(
         "loading/workers.py",
-        "if phase == signals.OUTSIDE:",
+        "if phase in (signals.OUTSIDE, signals.ENDING):",
         "if True:",
         INTERRUPTS + "test_sigterm_to_the_whole_group_finishes_the_step_with_loading_processes",
     ),
@@ -5809,7 +5809,7 @@ MUTATIONS = [
         "    torch.backends.cudnn.benchmark = bool(value)",
         TRAINING + "test_cudnn_measures_in_training_and_not_in_evaluations",
     ),
-    Mutation("changes/misfits.py", 'state["mu_product"].cpu()', 'state["mu_product"]', EMULATED + RESUMED),
+    Mutation("checkpoints/optimizer_states.py", 'state["mu_product"].cpu()', 'state["mu_product"]', EMULATED + RESUMED),
     Mutation("training/resuming.py", " or isinstance(parts.get(name), Optimizer)", "", EMULATED + RESUMED),
     Mutation(
         "metrics/accumulator.py",

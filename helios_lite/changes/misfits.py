@@ -7,7 +7,6 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -135,19 +134,6 @@ def shared_groups(parts: Mapping[str, Any]) -> Iterator[None]:
     for a, b in of_states:
         if a.state is not b.state:
             a.__setstate__({"state": b.state, "param_groups": a.param_groups})
-    for optimizer in optimizers:
-        if isinstance(optimizer, torch.optim.NAdam):
-            _return_products(optimizer)
-
-
-def _return_products(optimizer: torch.optim.NAdam) -> None:
-    """Return to the CPU what NAdam reads there at every step, for which it would wait for the device.
-
-    PyTorch leaves the counts of steps there when it loads a state, and moves all the rest to the parameters.
-    """
-    for group in optimizer.param_groups:
-        for state in (optimizer.state[p] for p in group["params"] if p in optimizer.state and not group["capturable"]):
-            state["mu_product"] = state["mu_product"].cpu()
 
 
 def first(found: Sequence[str]) -> str:

@@ -44,6 +44,18 @@ def load_optimizer(optimizer: Any, state: dict[str, Any], saved_types: Mapping[i
     finally:
         for hook in hooks:
             hook.remove()
+    if isinstance(optimizer, torch.optim.NAdam):
+        _return_products(optimizer)
+
+
+def _return_products(optimizer: torch.optim.NAdam) -> None:
+    """Return to the CPU what NAdam reads there at every step, for which it would wait for the device.
+
+    PyTorch leaves the counts of steps there when it loads a state, and moves all the rest to the parameters.
+    """
+    for group in optimizer.param_groups:
+        for state in (optimizer.state[p] for p in group["params"] if p in optimizer.state and not group["capturable"]):
+            state["mu_product"] = state["mu_product"].cpu()
 
 
 def _as_saved(saved: Any, loaded: Any) -> Any:
