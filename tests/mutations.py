@@ -378,7 +378,10 @@ REUSED_LOSS = "test_a_validation_may_use_the_memory_of_the_last_loss_before_a_sa
 PRODUCTS = "processes/test_devices.py::test_a_program_may_name_the_precision_of_products_by_the_newer_name_of_pytorch"
 PINNED = "loading/test_loaders.py::test_batches_of_workers_are_pinned_for_a_device_unless_the_split_says_it"
 USED_UP = "model_internals/test_out_of_memory.py"
-ONE_DEVICE = "test_emulated_device.py::test_two_ranks_on_one_device_are_an_error_and_end_without_waiting_for_each_other"
+RANKS_ON_DEVICES = (
+    "test_emulated_device.py::test_ranks_train_what_they_train_on_the_cpu_and_are_told_if_they_have_the_same_device"
+)
+SAME_OBJECTS = EMULATED + "test_parameters_remain_the_same_objects_when_a_network_is_moved"
 
 MUTATIONS = [
     # What does not grow with the run.
@@ -5771,6 +5774,28 @@ MUTATIONS = [
         DIGESTED + "test_config_json_names_the_code_of_a_program_and_of_what_it_imports",
     ),
     # Accelerators, by the emulated one.
+    Mutation("networks/parallel.py", "        move_in_place(net, self.device)  # B", "        # B", SAME_OBJECTS),
+    Mutation("networks/fsdp.py", "name: dict(vars(p)) for", "name: vars(p) for", RANKS_ON_DEVICES),
+    Mutation("processes/devices.py", "        p.__class__ = kind\n", "", SAME_OBJECTS),
+    Mutation("processes/devices.py", "        vars(p).update(attributes)\n", "", SAME_OBJECTS),
+    Mutation(
+        "processes/devices.py",
+        "        p.grad = None if gradient is None else gradient.to(device)\n",
+        "        pass\n",
+        SAME_OBJECTS,
+    ),
+    Mutation(
+        "processes/devices.py",
+        "                module._buffers[name] = buffer.to(device)\n",
+        "                pass\n",
+        RANKS_ON_DEVICES,
+    ),
+    Mutation(
+        "networks/parallel.py",
+        " or not can_replace_memory(p, self.device)",
+        "",
+        EMULATED + "test_a_hook_that_another_device_would_lose_is_an_error",
+    ),
     Mutation("processes/devices.py", "{} if waits or not", "{} if True or not", EMULATED + MOVED_BY_DEVICE),
     Mutation("processes/devices.py", "return tensor.clone().to(", "return tensor.to(", EMULATED + MOVED_BY_DEVICE),
     Mutation("processes/devices.py", "if place >= len(indices):", "if False:", EMULATED + TYPES),
@@ -5839,8 +5864,8 @@ MUTATIONS = [
         EMULATED + "test_batches_of_workers_are_pinned_and_keep_what_else_they_hold",
     ),
     Mutation("model_internals/out_of_memory.py", "error.add_note(words)", "pass", USED_UP),
-    Mutation("training/session.py", "        check_own_devices(self.device, self.world)\n", "", ONE_DEVICE),
-    Mutation("processes/world.py", 'f"cpu:gloo,{device_type}:{own}"', '"gloo"', ONE_DEVICE),
+    Mutation("training/session.py", "        check_own_devices(self.device, self.world)\n", "", RANKS_ON_DEVICES),
+    Mutation("processes/world.py", 'f"cpu:gloo,{device_type}:{own}"', '"gloo"', RANKS_ON_DEVICES),
 ]
 
 

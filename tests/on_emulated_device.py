@@ -247,6 +247,48 @@ def test_a_model_that_has_trained_can_be_copied_and_pickled() -> None:
         quiet(max_steps=5, precision="fp16").fit(copied, splits())
 
 
+class Weight(nn.Parameter):
+    pass
+
+
+class Tied(Tiny):
+    def setup(self, fast_init: bool = False) -> None:
+        net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))
+        weight = net[0].weight = net[2].weight = Weight(torch.ones(3, 3))
+        weight.decays = False
+        weight.grad = torch.ones(3, 3)
+        self.net = self.parallelize(net)
+        for module in (self.net[0], self.net[2]):
+            assert module.weight is weight
+        assert type(weight) is Weight
+        assert not weight.decays
+        assert {x.device.type for x in (*self.net.parameters(), self.net[1].running_mean, weight.grad)} == {"emu"}
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.01)
+        self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, 0.97)
+
+
+def test_parameters_remain_the_same_objects_when_a_network_is_moved() -> None:
+    """PyTorch makes others for such a device, which would no longer be tied."""
+    model = Tied("tied")
+    quiet(max_steps=2).fit(model, data())
+    assert model.net[0].weight is model.net[2].weight
+
+
+class Hooked(Tiny):
+    def setup(self, fast_init: bool = False) -> None:
+        net = nn.Linear(3, 1)
+        net.weight.register_hook(lambda gradient: gradient * 2)
+        self.net = self.parallelize(net)
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.01)
+        self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, 0.97)
+
+
+def test_a_hook_that_another_device_would_lose_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"^parallelize: weight has a hook that would never be called"):
+        quiet(max_steps=1).fit(Hooked("hooked"), data())
+    quiet(max_steps=1, accelerator="cpu").fit(Hooked("hooked"), data())
+
+
 def test_batches_of_any_kind_are_moved_without_waiting() -> None:
     sequences = pack_sequence([torch.ones(3, 2), torch.ones(1, 2)])
     dense, wide = torch.ones(2, 3, 4, 5), torch.ones(4, 6)

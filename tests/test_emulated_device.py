@@ -1,5 +1,6 @@
 """Accelerators: what the trainer does on an emulated one, in a process that has it, and on a GPU where there is one."""
 
+import json
 import os
 import socket
 import subprocess
@@ -39,36 +40,31 @@ def test_the_trainer_is_right_on_another_device() -> None:
     passed("tests/on_emulated_device.py", *others, env={"EMULATED": "1"})
 
 
-RANK = """
-import sys, types
-import torch.distributed as dist
-sys.path.insert(0, "tests")
-from helpers.emulated import MODULE, emulate
-from helpers.models import Tiny, data, quiet
-
-emulate()
-sends = lambda store, rank, size, timeout: dist.ProcessGroupGloo(store, rank, size, timeout=timeout)
-dist.Backend.register_backend("emuccl", sends, devices=["emu"])
-MODULE.get_device_properties = lambda device: types.SimpleNamespace(uuid="GPU-1")
-try:
-    quiet(max_steps=1, accelerator="emu").fit(Tiny(), data())
-finally:
-    print(dist.get_backend_config())
-"""
-
-
-def test_two_ranks_on_one_device_are_an_error_and_end_without_waiting_for_each_other() -> None:
-    """They have a backend for their devices."""
+def test_ranks_train_what_they_train_on_the_cpu_and_are_told_if_they_have_the_same_device(tmp_path: Path) -> None:
+    """They have a backend for their devices; the error ends both without waiting for each other."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": TESTS.parent}
-    ranks = [scripts.start("-c", RANK, env={**common, "RANK": rank, "LOCAL_RANK": rank}, **streams) for rank in "01"]
+    program = (TESTS / "emulated_rank.py", tmp_path)
+    ranks = [scripts.start(*program, env={**common, "RANK": rank, "LOCAL_RANK": rank}, **streams) for rank in "01"]
+    right = {
+        "devices": True,
+        "rows read": True,
+        "waits between rows": [],
+        "as on the CPU": True,
+        "as resumed": True,
+    }
     for rank in ranks:
         output, errors = rank.communicate(timeout=scripts.DEADLINE)
         assert rank.returncode == 1
-        assert output == "cpu:gloo,emu:emuccl\n"
+        *found, backends = output.splitlines()
+        assert {line.split(" ", 1)[0]: json.loads(line.split(" ", 1)[1]) for line in found} == {
+            "ddp": right,
+            "fsdp": right,
+        }
+        assert backends == "cpu:gloo,emu:emuccl"
         assert "RuntimeError: ranks 0 and 1 have the same device (GPU-1), and ranks on emu need one each" in errors
 
 

@@ -74,7 +74,7 @@ def shard(
             kind: Any = type(module)
             if issubclass(kind, _NORMS):
                 module.__class__ = _normalizing_in_fp32(kind)
-    attributes = {name: vars(p) for name, p in net.named_parameters()}
+    attributes = {name: dict(vars(p)) for name, p in net.named_parameters()}
     initializer = MetaInitializer(net, device)
     for path, module in bottom_up(net):
         initializer.fill(path, module)

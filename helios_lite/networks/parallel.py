@@ -23,6 +23,7 @@ from helios_lite.networks.fsdp import check_gradients, check_hooks, explain, mak
 from helios_lite.networks.gradient_reducer import GradientReducer
 from helios_lite.networks.meta_device import materialize
 from helios_lite.networks.shard_units import scalars
+from helios_lite.processes.devices import can_replace_memory, move_in_place
 from helios_lite.processes.world import World
 
 if TYPE_CHECKING:
@@ -106,11 +107,16 @@ class ParallelStrategy:
         is_frozen = not any(p.requires_grad for p in net.parameters())
         is_sharded = self._strategy != "ddp" and self.world.size > 1 and not is_frozen
         self._check_not_shared(net, is_sharded=is_sharded)
-        check_hooks((name, p) for name, p in net.named_parameters() if p.is_meta or (is_sharded and p.ndim > 0))
+        check_hooks(
+            (name, p)
+            for name, p in net.named_parameters()
+            if (is_sharded and p.ndim > 0) or not can_replace_memory(p, self.device)
+        )
         if is_sharded:
             check_gradients(net)
         self._networks.append(net)
         kind = type(net).__name__
+        move_in_place(net, self.device)  # Before anything refers to them.
         self._note_owner(net, kind)
         if is_sharded:
             mesh = make_mesh(self.device, self.world, is_hybrid=self._strategy == "hsdp")

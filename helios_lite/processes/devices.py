@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from helios_lite.processes.world import PARENT, World, sends_by_device
 
@@ -209,6 +209,40 @@ def is_slower_than_it_might_be(device: torch.device) -> bool:
     """Return whether a device has TensorFloat32, and products of float32 matrices do not use it."""
     supported = getattr(torch.get_device_module(device), "is_tf32_supported", None)
     return supported is not None and supported() and matmul_precision() == "highest"
+
+
+def move_in_place(net: nn.Module, device: torch.device) -> None:
+    """Move what cannot get memory of the device, so that tied parameters remain tied and keep their attributes.
+
+    `nn.Module.to` makes other parameters in place of them, and FSDP2 fails. Nothing is done for a device that PyTorch
+    knows by itself, and with tensors on the meta device.
+
+    Raises:
+        RuntimeError: something refers weakly to such a parameter.
+    """
+    for p in net.parameters():
+        if p.is_meta or p.device.type == device.type or can_replace_memory(p, device):
+            continue
+        kind, attributes, gradient = type(p), vars(p), p.grad
+        p.grad = None
+        moved = nn.Parameter(p.detach().to(device), p.requires_grad)
+        torch.utils.swap_tensors(p, moved)  # type: ignore[no-untyped-call]
+        p.__class__ = kind
+        vars(p).update(attributes)
+        p.grad = None if gradient is None else gradient.to(device)
+    for module in net.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None and not buffer.is_meta and not can_replace_memory(buffer, device):
+                module._buffers[name] = buffer.to(device)
+
+
+def can_replace_memory(p: Tensor, device: torch.device) -> bool:
+    """Return whether a tensor can get memory of a device, and keeps its hooks.
+
+    PyTorch can do that for the devices that it knows by itself, and not for those that packages add: `nn.Module.to`
+    makes new parameters for them.
+    """
+    return torch._has_compatible_shallow_copy_type(p, torch.empty(0, device=device))
 
 
 class DeviceMover:

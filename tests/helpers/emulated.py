@@ -5,6 +5,8 @@ GPU: what mixes devices raises, and the host sees a value only by a copy or by a
 host wait, with its place in the code: reads (`item`, `nonzero`, ...), blocking copies, and waits for all work.
 `torch.accelerator` and `torch.get_device_module` know the device, so no function of the package is replaced.
 
+Ranks send its tensors by gloo. FSDP2 frees none of its memory.
+
 It shows devices, copies and waits. No work goes on beside the host, so streams, pinned memory and NCCL are left to a
 real GPU; and so are recurrent layers, and most of what autocast does.
 """
@@ -12,6 +14,7 @@ real GPU; and so are recurrent layers, and most of what autocast does.
 import contextlib
 import functools
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,6 +26,10 @@ HOST = torch.device("cpu")
 READS = {"_local_scalar_dense", "equal", "is_nonzero", "nonzero", "masked_select", "_unique2", "unique_consecutive"}
 TAKES_HOST_INDICES = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"}
 PRODUCTS = {"mm", "addmm", "bmm"}
+SENT_BY_GLOO = {
+    "c10d": ("allreduce_", "broadcast_", "allgather_", "_allgather_base_", "_reduce_scatter_base_"),
+    "_c10d_functional": ("all_gather_into_tensor", "all_reduce", "reduce_scatter_tensor", "wait_tensor"),
+}
 KERNELS_OF_HOST = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 
 _libraries: list[torch.library.Library] = []  # They hold what they have registered.
@@ -66,6 +73,9 @@ class _Module(backend_registration._DummyBackendModule):
     def set_device(self, device: Any) -> None:
         pass
 
+    Stream, Event = torch.cpu.Stream, torch.cpu.Event
+    current_stream, stream = staticmethod(torch.cpu.current_stream), staticmethod(torch.cpu.stream)
+
     def synchronize(self, device: Any = None) -> None:
         _note("synchronize")
 
@@ -87,8 +97,15 @@ def emulate() -> torch.device:
         _libraries.append(torch.library.Library("aten", "IMPL", "AutocastPrivateUse1"))
         for name in ("linear", "matmul", "mm", "addmm", "conv2d"):
             _libraries[-1].impl(name, functools.partial(_lowered, getattr(torch.ops.aten, name)))
+        for namespace, names in SENT_BY_GLOO.items():
+            _libraries.append(torch.library.Library(namespace, "IMPL", "PrivateUse1"))
+            for name in names:
+                op = getattr(getattr(torch.ops, namespace), name).default
+                with warnings.catch_warnings(action="ignore"):  # The kernels of PyTorch for such devices are replaced.
+                    _libraries[-1].impl(name, _instead(op), allow_override=True)
         # What PyTorch does by an allocator, which only C++ can register.
         torch.UntypedStorage.clone = _storage_function(torch.UntypedStorage.clone)  # type: ignore[method-assign]
+        torch.UntypedStorage.resize_ = _resize(torch.UntypedStorage.resize_)  # type: ignore[method-assign]
         torch.serialization.register_package(0, lambda storage: None, _deserialized)
         torch.accelerator.synchronize = MODULE.synchronize  # type: ignore[assignment]
     return torch.device("emu", 0)
@@ -274,6 +291,11 @@ def _storage_function(of_others: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return device_storage(storage.memory.clone()) if storage.device.type == "emu" else of_others(storage)
 
     return clone
+
+
+def _resize(of_others: Callable[[Any, int], Any]) -> Callable[[Any, int], Any]:
+    """Memory of the device is never given back."""
+    return lambda storage, size: storage if storage.device.type == "emu" else of_others(storage, size)
 
 
 def _deserialized(storage: Any, location: str) -> Any:
