@@ -191,7 +191,7 @@ class Trainer(Options):
         """
         require_path("checkpoint", checkpoint, or_none=True)
         shutdown = self._shutdown()
-        with shutdown.at_once():
+        with ShortTraceback(), shutdown.at_once():
             call = self._call("predict", model, datamodule, shutdown)
             from helios_lite.calls.predict import predict
 

@@ -62,6 +62,11 @@ ESCAPES = OF_OTHERS + "test_escape_sequences_in_the_files_of_others_never_reach_
 PLACES = "metrics/test_rows.py::test_a_file_without_that_row_is_read_from_its_start"
 AFTER_PLACE = "metrics/test_rows.py::test_only_what_follows_the_last_row_of_a_checkpoint_is_read"
 ENCODED_ONCE = "checkpoints/test_folder.py::test_an_entry_of_the_manifest_is_encoded_once_however_many_there_are"
+NOT_TAKEN = (
+    "processes/test_signals.py::"
+    "test_a_batch_that_a_signal_keeps_from_being_taken_is_no_error_of_the_process_that_has_loaded_it"
+)
+FEW_CALLS = "checkpoints/test_folder.py::test_a_save_makes_a_few_calls_more_for_each_checkpoint_however_many_there_are"
 BY_BLOCKS = (
     "processes/test_launch.py::test_a_network_compiled_by_blocks_learns_the_same_and_its_checkpoint_needs_no_compiler"
 )
@@ -387,7 +392,8 @@ MUTATIONS = [
     # What does not grow with the run.
     Mutation("metrics/rows.py", "zlib.crc32(file.read(self.size)) == self.checksum", "True", PLACES),
     Mutation("metrics/rows.py", "place.end, rows)", "0, 0)", AFTER_PLACE),
-    Mutation("checkpoints/manifest.py", "found is not None and found[0] == entry", "False", ENCODED_ONCE),
+    Mutation("checkpoints/manifest.py", "if each is None else each", "", ENCODED_ONCE),
+    Mutation("checkpoints/folder.py", "entry is last or self", "entry is self._last_improved() or self", FEW_CALLS),
     # Handlers of the program, and programs that train alone.
     Mutation("training/loop.py", "self.shutdown.after_save()", "pass", HANDLERS),
     Mutation("processes/signals.py", "self._late.append(self.received)", "pass", HANDLERS),
@@ -635,7 +641,7 @@ MUTATIONS = [
     ),
     Mutation(
         "checkpoints/folder.py",
-        'save.before[-1]["improved"]',
+        'save.entries[-1]["improved"]',
         "True",
         REQUESTS + "test_a_checkpoint_is_told_when_it_is_durable",
     ),
@@ -1339,7 +1345,11 @@ MUTATIONS = [
             ("trainer.py", 'shutdown.at_once():\n            call = self._call("fit"'),
             ("trainer.py", 'shutdown.at_once():\n            call = self._call("plan"'),
             ("trainer.py", 'shutdown.at_once():\n            call = self._call("replay"'),
-            ("trainer.py", 'shutdown.at_once():\n            call = self._call("predict"'),
+            (
+                "trainer.py",
+                'shutdown.at_once():\n            call = self._call("predict", model, datamodule, shutdown)\n'
+                "            from helios_lite.calls.predict import predict_to_file",
+            ),
             ("calls/predict.py", "call.shutdown.at_once():\n        yield from _numbered"),
         )
     ),
@@ -2210,6 +2220,21 @@ MUTATIONS = [
         "signal.signal(number, signals.do_nothing)",
         "signal.signal(number, signal.SIG_DFL)",
         INTERRUPTS + "test_a_loading_process_ignores_ctrl_c",
+    ),
+    Mutation(
+        "trainer.py",
+        'ShortTraceback(), shutdown.at_once():\n            call = self._call("predict", model, datamodule, shutdown)\n'
+        "            from helios_lite.calls.predict import predict\n",
+        'shutdown.at_once():\n            call = self._call("predict", model, datamodule, shutdown)\n'
+        "            from helios_lite.calls.predict import predict\n",
+        "processes/test_signals.py::test_a_ctrl_c_in_the_first_moment_of_any_call_leaves_it_with_the_users_lines_only",
+    ),
+    Mutation("loading/workers.py", "isinstance(error, EOFError | ConnectionError)", "False", NOT_TAKEN),
+    Mutation(
+        "loading/workers.py",
+        "        sys.excepthook = functools.partial(_show_unless_parent_has_left, sys.excepthook)\n",
+        "",
+        NOT_TAKEN,
     ),
     Mutation("loading/workers.py", "if phase in (signals.OUTSIDE, signals.ENDING):", "if False:", AN_EXCEPTION),
     Mutation("processes/signals.py", "self._phase.value = self._previous_phase", "pass", AN_EXCEPTION),
@@ -5487,8 +5512,8 @@ MUTATIONS = [
     ),
     Mutation(
         "checkpoints/folder.py",
-        "unsure=[save.path.name, *deleted]",
-        "unsure=[save.path.name]",
+        "unsure={save.path.name, *save.deleted}",
+        "unsure={save.path.name}",
         FOLDER + "test_a_file_that_a_kill_has_prevented_is_no_loss",
     ),
     Mutation(
@@ -5627,8 +5652,8 @@ MUTATIONS = [
     ),
     Mutation(
         "checkpoints/folder.py",
-        'if entry["file"] in kept or entry["file"] in left]',
-        'if entry["file"] in kept]',
+        "set(save.deleted).difference(left)",
+        "set(save.deleted)",
         FOLDER + "test_a_file_that_cannot_be_deleted_is_named_once_and_deleted_by_a_later_save",
     ),
     Mutation(
@@ -5646,7 +5671,7 @@ MUTATIONS = [
     Mutation(
         "checkpoints/folder.py",
         "self._manifest.write(self._entries, unsure=left)",
-        "self._manifest.write(save.after)",
+        "self._manifest.write(_without(save.entries, set(save.deleted)))",
         FOLDER + "test_the_run_after_deletes_what_could_not_be_deleted",
     ),
     Mutation(

@@ -3,7 +3,9 @@
 python tests/signalled.py FOLDER CALL DEVICES
 """
 
+import faulthandler
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -14,6 +16,7 @@ from helpers.models import Indices, Tiny, quiet
 
 from helios_lite import DataModule, Split
 
+faulthandler.register(signal.SIGUSR2)  # In ranks too, which import this.
 STEPS = 15
 PACE = 0.03
 

@@ -1,26 +1,33 @@
 """Send signals to the processes of a call at random moments, and compare how it ends with docs/interruptions.md.
 
-    python tests/signals.py 100            # a hundred trials
+    python tests/signals.py 100            # a hundred trials, four at a time, since they mostly wait
     python tests/signals.py 20 --seed 7    # others
 
 A trial starts a program (signalled.py) and sends one signal to one of (the caller, a rank, a loading process, the whole
 group, the resource tracker) at a moment between its first line and its end. The exit status must be that of the table
 for the place at which it was, and afterwards no process, no temporary folder, and no traceback is left; a training that
-has saved goes on. The exit status of this program is 0 if every trial ended so.
+has saved goes on. Of one that hangs the stacks of all its processes are shown.
+
+The exit status of this program is 0 if every trial ended so.
 """
 
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
+import multiprocessing
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+import traceback
+import uuid
 from pathlib import Path
 
 from helpers import scripts
@@ -91,8 +98,7 @@ def run(trial: Trial, folder: Path, seconds: float) -> tuple[str, str]:
         _, errors = process.communicate(timeout=DEADLINE)
     except subprocess.TimeoutExpired:
         found = f"it hangs in {place_of(folder)}, status {process.poll()}, processes {alive()} beside {process.pid}"
-        os.killpg(process.pid, signal.SIGKILL)
-        return before, found
+        return before, f"{found}: {stacks_and_end(process)}"
     where = f"{before}..{after}" if before != after else before
     if not sent:
         return where, "" if process.returncode == 0 else f"status {process.returncode} without a signal: {errors}"
@@ -100,6 +106,18 @@ def run(trial: Trial, folder: Path, seconds: float) -> tuple[str, str]:
     if process.returncode not in allowed:
         return where, f"status {process.returncode} and not one of {sorted(allowed)}: {errors[-1500:]}"
     return where, wrong(trial, folder, process, errors, before)
+
+
+def stacks_and_end(process: "subprocess.Popen[str]") -> str:
+    """Kill a program that hangs, and return where the threads of its processes stood."""
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            caught = int(re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())[0], 16)
+            if group_of(pid) == process.pid and caught >> signal.SIGUSR2 - 1 & 1:  # It shows its stacks.
+                os.kill(pid, signal.SIGUSR2)
+                time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGKILL)
+    return "\n".join(process.communicate())
 
 
 def wrong(trial: Trial, folder: Path, process: "subprocess.Popen[str]", errors: str, place: str) -> str:
@@ -190,46 +208,61 @@ def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
         time.sleep(0.002)
 
 
-def prepared(call: str, folder: Path) -> None:
-    """What other calls than `fit` need: a run."""
-    if call != "fit":
-        scripts.run(PROGRAM, folder, "fit", 1)
-        (folder / "places").unlink()
-
-
-def seconds_of(call: str, devices: int) -> float:
-    """Return how long a call takes that nobody interrupts."""
+def seconds_of(run_folder: Path, kind: tuple[str, int]) -> float:
+    """Return how long a call takes that nobody interrupts; others than `fit` need a run."""
+    call, devices = kind
     with tempfile.TemporaryDirectory() as name:
-        prepared(call, Path(name))
+        if call != "fit":
+            shutil.copytree(run_folder, name, dirs_exist_ok=True)
         start = time.monotonic()
         scripts.run(PROGRAM, name, call, devices)
         return time.monotonic() - start
+
+
+def tried(run_folder: Path, times: dict[tuple[str, int], float], until: float, seed: int) -> tuple[int, str | None]:
+    """Do the trial of a seed; return the seed, and what was wrong, empty if nothing was; None if it is too late."""
+    if time.monotonic() > until:
+        return seed, None
+    trial = Trial.random(seed)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        if trial.call != "fit":
+            shutil.copytree(run_folder, name, dirs_exist_ok=True)
+        try:
+            where, found = run(trial, Path(name), 1.2 * times[trial.call, trial.devices])
+        except Exception:
+            where, found = "", traceback.format_exc()
+    return seed, found and f"{trial}\n    at {where!r}: {found}"
+
+
+def begin() -> None:
+    """Begin a process of this program: its trials have a mark of their own, by which it knows what they have left."""
+    os.environ["TEST_MARK"] = uuid.uuid4().hex
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell lets what it starts with "&" ignore it.
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trials", type=int)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=1e9, help="stop after so many seconds")
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin none after so many seconds")
+    parser.add_argument("--at-once", type=int, default=4, help="how many are done at a time")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell lets what it starts with "&" ignore it.
-    started, times, results, done = time.monotonic(), dict[tuple[str, int], float](), Counter[str](), 0
-    for seed in range(arguments.seed, arguments.seed + arguments.trials):
-        if time.monotonic() - started > arguments.seconds:
-            break
-        trial = Trial.random(seed)
-        if (trial.call, trial.devices) not in times:
-            times[trial.call, trial.devices] = seconds_of(trial.call, trial.devices)
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
-            prepared(trial.call, Path(name))
-            where, found = run(trial, Path(name), 1.2 * times[trial.call, trial.devices])
-        done += 1
-        results[found[:40]] += 1
-        if found:
-            print(f"{seed}: {trial}\n    at {where!r}: {found}", flush=True)
-    wrong_ones = sum(count for found, count in results.items() if found)
-    print(f"{wrong_ones} of {done} trials ended wrongly", flush=True)
-    sys.exit(wrong_ones > 0)
+    until, wrong_ones, done = time.monotonic() + arguments.seconds, list[int](), 0
+    kinds = [(call, devices) for call in CALLS for devices in (1, 2)]
+    seeds = range(arguments.seed, arguments.seed + arguments.trials)
+    begin()
+    with tempfile.TemporaryDirectory() as name:
+        scripts.run(PROGRAM, name, "fit", 1)  # By a server that is that of all processes of the pool.
+        (Path(name) / "places").unlink()
+        with multiprocessing.get_context("fork").Pool(arguments.at_once, begin) as pool:
+            times = dict(zip(kinds, pool.map(functools.partial(seconds_of, Path(name)), kinds, 1), strict=True))
+            for seed, found in pool.imap_unordered(functools.partial(tried, Path(name), times, until), seeds):
+                done += found is not None
+                if found:
+                    wrong_ones.append(seed)
+                    print(f"{seed}: {found}", flush=True)
+    print(f"{len(wrong_ones)} of {done} trials ended wrongly {wrong_ones or ''}", flush=True)
+    sys.exit(len(wrong_ones) > 0)
 
 
 if __name__ == "__main__":

@@ -32,13 +32,13 @@ class _Save(NamedTuple):
 
     Attributes:
         path: its path.
-        before: the entries of the manifest while it is written, its own included.
-        after: those that are kept after it.
+        entries: those of the manifest while it is written, its own included.
+        deleted: the files that are not kept after it.
     """
 
     path: Path
-    before: list[Entry]
-    after: list[Entry]
+    entries: list[Entry]
+    deleted: list[str]
 
 
 class CheckpointFolder:
@@ -208,8 +208,8 @@ class CheckpointFolder:
             return False
         if self._keep_best < 0 or improved:
             return True
-        rank = self._rank({"score": score})
-        better = [entry for entry in self._ranked() if entry is self._last_improved() or self._rank(entry) <= rank]
+        rank, last = self._rank({"score": score}), self._last_improved()
+        better = [entry for entry in self._ranked() if entry is last or self._rank(entry) <= rank]
         return len(better) < self._keep_best
 
     def set_final_score(self, path: Path, score: float | None, improved: bool) -> None:
@@ -259,8 +259,7 @@ class CheckpointFolder:
         return self._durable
 
     def _note_durable(self) -> None:
-        ranked = self._ranked()
-        entries = [self._entries[-1] if self._entries else None, ranked[0] if ranked else None]
+        entries = [self._entries[-1] if self._entries else None, self._best()]
         last, best = (None if entry is None else self.folder / entry["file"] for entry in entries)
         self._durable = (last, best)
 
@@ -309,8 +308,8 @@ class CheckpointFolder:
             paths = naming.find(self.folder, self.save_name)
             return next((path for path in paths if self._counters(path)[0] == step and self._is_readable(path)), None)
         self._open()
-        ranked = self._ranked()
-        return self.folder / ranked[0]["file"] if ranked else None
+        best = self._best()
+        return None if best is None else self.folder / best["file"]
 
     def candidates(self, choice: str) -> Iterator[Path]:
         """Yield the checkpoints to read for the "best" or the "last" one, until one of them can be read.
@@ -403,40 +402,48 @@ class CheckpointFolder:
         protect: Path | None,
         deletes: bool = True,
     ) -> _Save:
-        """Return the name of the next checkpoint, and the entries that are kept after it."""
+        """Return the name of the next checkpoint, and what is deleted after it."""
         self._open()
         name = naming.file_name(self.save_name, epoch, step, append_metadata)
         name = naming.folder_name(name) if is_sharded else name
-        before = [entry for entry in self._entries if entry["file"] != name]
-        before.append({"file": name, "epoch": epoch, "step": step, "score": score, "improved": improved})
-        self._entries = before
-        newest = before if self._keep_last < 0 or not deletes else before[-max(1, self._keep_last) :]
+        entries = [entry for entry in self._entries if entry["file"] != name]
+        entries.append({"file": name, "epoch": epoch, "step": step, "score": score, "improved": improved})
+        self._entries = entries
+        deleted = self._superseded(name, protect) if deletes and self._keep_last >= 0 else []
+        self._entries = _without(entries, set(deleted))
+        return _Save(self.folder / name, entries, deleted)
+
+    def _superseded(self, name: str, protect: Path | None) -> list[str]:
+        """Return the files that are neither among the newest nor among the best, and that this run may delete.
+
+        Args:
+            name: the file that is written, which is the last entry.
+            protect: as for `save`.
+        """
+        newest = self._entries[-max(1, self._keep_last) :]
         best = self._ranked()[: None if self._keep_best < 0 else self._keep_best]
-        kept = {entry["file"] for entry in (*newest, *best)}
-        is_here = protect is not None and protect.parent.resolve() == self.folder.resolve()
-        safe = self._manifest.found - {name} | ({protect.name} if protect is not None and is_here else set())
-        self._entries = [entry for entry in before if entry["file"] in kept or entry["file"] in safe]
-        return _Save(self.folder / name, before, self._entries)
+        kept = {entry["file"] for entry in (*newest, *best)} | self._manifest.found - {name}
+        if protect is not None and protect.parent.resolve() == self.folder.resolve():
+            kept.add(protect.name)
+        return [entry["file"] for entry in self._entries if entry["file"] not in kept]
 
     def _commit(self, save: _Save, write: Callable[[], object]) -> None:
         """Write a checkpoint by calling `write`, and delete those that are not kept, as far as they can be deleted."""
         # The manifest lists the file before it exists: a run that is killed in between must not leave a file behind
         # that no later run deletes.
         self._manifest.found.discard(save.path.name)  # From now on it is a file that this run wrote.
-        kept = {entry["file"] for entry in save.after}
-        deleted = [entry["file"] for entry in save.before if entry["file"] not in kept]
-        self._manifest.write(save.before, unsure=[save.path.name, *deleted])
+        self._manifest.write(save.entries, unsure={save.path.name, *save.deleted})
         try:
             write()
         except BaseException:
             self._forget(save)
             raise
-        left = [name for name in deleted if not self._delete(name)]
-        self._entries = [entry for entry in save.before if entry["file"] in kept or entry["file"] in left]
+        left = [name for name in save.deleted if not self._delete(name)]
+        self._entries = _without(save.entries, set(save.deleted).difference(left))
         self._manifest.write(self._entries, unsure=left)
         self._note_durable()
         if self._on_saved is not None:
-            self._on_saved(save.path, save.before[-1]["improved"])
+            self._on_saved(save.path, save.entries[-1]["improved"])
 
     def _delete(self, name: str) -> bool:
         """Delete a checkpoint; return False if it cannot be deleted, with a warning the first time."""
@@ -470,22 +477,36 @@ class CheckpointFolder:
 
     def _forget(self, save: _Save) -> None:
         """Keep the entries of the checkpoints that exist, after one could not be written."""
-        self._entries = [entry for entry in save.before if naming.exists(self.folder / entry["file"])]
+        self._entries = [entry for entry in save.entries if naming.exists(self.folder / entry["file"])]
 
     def _ranked(self) -> list[Entry]:
         """Return the entries that were validated: the last improvement, then the others by score, ties by step."""
-        validated = [entry for entry in self._entries if entry["improved"] or entry["score"] is not None]
-        validated.sort(key=lambda entry: (self._rank(entry), entry["step"]))
+        validated = sorted(self._validated(), key=self._order)
         last = self._last_improved()
         return validated if last is None else [last, *(entry for entry in validated if entry is not last)]
+
+    def _best(self) -> Entry | None:
+        """Return the first of `_ranked`, None if there is none."""
+        last = self._last_improved()
+        return min(self._validated(), key=self._order, default=None) if last is None else last
+
+    def _validated(self) -> list[Entry]:
+        return [entry for entry in self._entries if entry["improved"] or entry["score"] is not None]
 
     def _last_improved(self) -> Entry | None:
         return max(
             (entry for entry in self._entries if entry["improved"]), key=lambda entry: entry["step"], default=None
         )
 
+    def _order(self, entry: Entry) -> tuple[float, int]:
+        return self._rank(entry), entry["step"]
+
     def _rank(self, entry: Entry) -> float:
         return math.inf if entry["score"] is None else self._sign * entry["score"]
+
+
+def _without(entries: list[Entry], names: set[str]) -> list[Entry]:
+    return [entry for entry in entries if entry["file"] not in names] if names else entries
 
 
 def candidates_of_run(path: Path, choice: str, save_name: str) -> Iterator[Path]:

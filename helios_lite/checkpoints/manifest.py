@@ -6,7 +6,6 @@ Missing and wrong entries are read from the checkpoints.
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import math
@@ -45,7 +44,7 @@ class Manifest:
         self.found: set[str] = set()
         self._foreign: dict[str, list[Entry]] = {"checkpoints": [], "found": []}
         self._is_stale = False
-        self._encoded: dict[str, tuple[Entry, str]] = {}  # By file, with the entry that a text is of.
+        self._encoded: dict[int, tuple[str, Entry]] = {}  # By the id of an entry, which exists as long as it is here.
 
     def read(self) -> None:
         """Read the file, warn of wrong entries and of checkpoints that are gone, and read those that it does not list.
@@ -91,10 +90,10 @@ class Manifest:
             entries: the entries.
             unsure: the files that are about to be written or deleted. After a kill they may be there or not.
         """
-        groups: dict[str, list[Entry]] = {name: list(foreign) for name, foreign in self._foreign.items()}
-        for entry in entries:
-            group = groups["found" if entry["file"] in self.found else "checkpoints"]
-            group.append({**entry, _UNSURE: True} if entry["file"] in unsure else entry)
+        entries = [{**entry, _UNSURE: True} if entry["file"] in unsure else entry for entry in entries]
+        groups = {name: [*foreign] for name, foreign in self._foreign.items()}
+        groups["checkpoints"] += [e for e in entries if e["file"] not in self.found] if self.found else entries
+        groups["found"] += [entry for entry in entries if entry["file"] in self.found] if self.found else ()
         if not groups["found"]:  # The usual case.
             del groups["found"]
         files.write_text(self._text(groups), self.path)
@@ -102,16 +101,12 @@ class Manifest:
 
     def _text(self, groups: dict[str, list[Entry]]) -> str:
         """Return the groups as json, an entry a line; an entry that was written before is not encoded again."""
-        encoded = {}
-        for entry in itertools.chain(*groups.values()):
-            name = entry["file"]
-            found = self._encoded.get(name)
-            encoded[name] = found if found is not None and found[0] == entry else (dict(entry), json.dumps(entry))
-        self._encoded = encoded
-        lists = (
-            f'  "{group}": [\n    ' + ",\n    ".join(encoded[entry["file"]][1] for entry in entries) + "\n  ]"
-            for group, entries in groups.items()
-        )
+        known, self._encoded, lists = self._encoded, {}, []
+        for group, entries in groups.items():
+            found = zip(map(known.get, map(id, entries)), entries, strict=True)
+            encoded = [(json.dumps(entry), entry) if each is None else each for each, entry in found]
+            self._encoded.update(zip(map(id, entries), encoded, strict=True))
+            lists.append(f'  "{group}": [\n    ' + ",\n    ".join([text for text, _ in encoded]) + "\n  ]")
         return "{\n" + ",\n".join(lists) + "\n}\n"
 
     def _name_now(self, name: str) -> str | None:

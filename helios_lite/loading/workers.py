@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import faulthandler
+import functools
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
+from types import TracebackType
 
 import torch.utils.data
 
@@ -47,6 +50,7 @@ class WorkerInit:
         if info is not None and isinstance(info.dataset, SeededDataset):  # Its class refuses plain assignments.
             object.__setattr__(torch.utils.data.get_worker_info(), "dataset", info.dataset.dataset)
         guard_output()  # What a dataset prints is no reason to fail either.
+        sys.excepthook = functools.partial(_show_unless_parent_has_left, sys.excepthook)
         for number in signals.SIGNALS:
             signal.signal(number, signals.do_nothing)
         if (stderr := stderr_number()) is not None:
@@ -78,3 +82,14 @@ class WorkerInit:
                 if phase == signals.WAITING and time.monotonic() > deadline:
                     os._exit(128 + signal.SIGTERM)
         os._exit(1)
+
+
+def _show_unless_parent_has_left(
+    show: Callable[..., object], kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    """Show an exception, but not that the parent did not take a batch, because a signal has ended what it was doing.
+
+    In a worker Python calls it for the thread that hands over tensors, and for no other.
+    """
+    if not isinstance(error, EOFError | ConnectionError):
+        show(kind, error, traceback)

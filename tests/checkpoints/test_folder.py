@@ -5,6 +5,7 @@ import logging
 import os
 import pathlib
 import queue
+import sys
 import threading
 
 import pytest
@@ -730,3 +731,32 @@ def test_an_entry_of_the_manifest_is_encoded_once_however_many_there_are(tmp_pat
             encoded.clear()
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert [entry["step"] for entry in manifest["checkpoints"]] == [*range(1, 9)]
+
+
+def test_a_save_makes_a_few_calls_more_for_each_checkpoint_however_many_there_are(tmp_path):
+    """Also where it is compared with the best of them."""
+
+    def num_calls(num_checkpoints):
+        folder, calls = tmp_path / str(num_checkpoints), 0
+        checkpoints = opened(folder, keep_last=-1)
+        names = [f"net_epoch_0_iter_{step}.pth" for step in range(num_checkpoints)]
+        entries = [
+            {"file": name, "epoch": 0, "step": step, "score": 1.0, "improved": step == 0}
+            for step, name in enumerate(names)
+        ]
+        (folder / "manifest.json").write_text(json.dumps({"checkpoints": entries}))
+        for name in names:
+            (folder / name).touch()
+        save(checkpoints, num_checkpoints, 1.0)  # It has read the manifest.
+
+        def count(*event):
+            nonlocal calls
+            calls += 1
+
+        sys.setprofile(count)
+        checkpoints.would_be_kept(2.0, improved=False)
+        save(checkpoints, num_checkpoints + 1, 2.0)
+        sys.setprofile(None)
+        return calls
+
+    assert num_calls(330) - num_calls(30) < 300 * 60

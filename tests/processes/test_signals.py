@@ -5,15 +5,19 @@ import os
 import sched
 import signal
 from collections.abc import Callable
+from multiprocessing import current_process, resource_sharer
+from multiprocessing.connection import Client
 from pathlib import Path
 from typing import Any
 
 import pytest
 import signals
 from helpers import scripts
-from helpers.models import Tiny, data, quiet
+from helpers.models import Indices, Tiny, data, quiet
 from helpers.processes import wait_for
 from helpers.rows import read_status
+
+from helios_lite import DataModule, Split
 
 pytestmark = pytest.mark.usefixtures("interruptible")
 
@@ -97,6 +101,25 @@ def test_outside_of_a_training_a_signal_ends_any_call_at_once_and_sigusr1_only_i
             call(Signalled(place, number))
 
 
+def test_a_ctrl_c_in_the_first_moment_of_any_call_leaves_it_with_the_users_lines_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trainer, model = quiet(max_steps=1), Tiny()
+    monkeypatch.setattr(Path, "cwd", lambda: os.kill(os.getpid(), signal.SIGINT))
+    for call in (
+        lambda: trainer.fit(model, data()),
+        lambda: trainer.plan(model, data()),
+        lambda: trainer.validate(model, data()),
+        lambda: trainer.test(model, data()),
+        lambda: trainer.predict(model, data()),
+        lambda: trainer.write_predictions(model, data(), "predictions.pth"),
+        lambda: trainer.replay(model, data(), step=1),
+    ):
+        with pytest.raises(KeyboardInterrupt) as caught:
+            call()
+        assert {entry.path for entry in caught.traceback} == {Path(__file__)}
+
+
 def test_a_program_that_drops_the_exception_is_ended_nevertheless(tmp_path: Path) -> None:
     """At the end of the call, or of the next step of a training."""
     for place in ("setup", "valid_step", "teardown", "prepare_data"):
@@ -126,6 +149,20 @@ def test_a_signal_in_a_place_whose_exceptions_python_drops_waits_until_it_is_ove
         quiet(max_steps=1).fit(Dropping(), data())
     assert (caught.value.code, done) == (143, [1])
     assert capsys.readouterr().err == ""
+
+
+def test_a_batch_that_a_signal_keeps_from_being_taken_is_no_error_of_the_process_that_has_loaded_it(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(place: Any) -> Any:
+        for _ in range(2):  # The second one is accepted when the worker is finished with the first.
+            Client(place[0], authkey=current_process().authkey).close()
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(resource_sharer._resource_sharer, "get_connection", interrupted)
+    with pytest.raises(SystemExit):
+        quiet().validate(Tiny(), DataModule(valid=Split(Indices(4), batch_size=2, num_workers=1)), checkpoint=None)
+    assert capfd.readouterr().err == ""
 
 
 WAITING = """
@@ -177,6 +214,5 @@ def test_a_call_that_is_interrupted_from_outside_ends_as_the_table_says(
 ) -> None:
     """A sample; `python tests/signals.py 100` does as many as you like."""
     folder = tmp_path_factory.mktemp("s")  # Sockets in it have at most 107 characters.
-    signals.prepared("fit", folder)
     _, found = signals.run(trial, folder, 3.0 * scripts.SLOWNESS / scripts.LEEWAY)
     assert found == ""
