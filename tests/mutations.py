@@ -246,6 +246,7 @@ HELD = HANGS + "test_a_rank_that_has_failed_is_not_held_by_the_destruction_of_pr
 DIFF = "tools/test_diff.py::test_a_planted_difference_is_named"
 RUNS = "tools/test_runs.py::"
 REPORT = "tools/test_report.py::"
+PLOTTED = "tools/test_command.py::test_plot_draws_evaluations_at_their_step"
 REPORT_OF_OTHERS = REPORT + "test_findings_are_status_1_and_nothing_in_a_file_becomes_a_tag"
 REPORT_CURVES = REPORT + "test_curves_keep_their_extremes_and_fit_their_picture"
 REPORT_FILE = REPORT + "test_it_is_one_accessible_file_without_scripts_and_requests"
@@ -1681,7 +1682,15 @@ MUTATIONS = [
     ),
     Mutation("tools/report.py", "return html.escape(harmless(", "return str(harmless(", REPORT_OF_OTHERS),
     Mutation("tools/report.py", 'html.escape(harmless("" if', 'html.escape(("" if', REPORT_OF_OTHERS),
-    Mutation("tools/report.py", 'row["step"], number(value)', 'row["step"], value', REPORT_OF_OTHERS),
+    Mutation("tools/run_files.py", 'row["step"], number(value)', 'row["step"], value', REPORT_OF_OTHERS),
+    Mutation("metrics/rows.py", '0 <= row["step"] < 2**63', "True", REPORT_OF_OTHERS),
+    Mutation("tools/run_files.py", "with_evaluations=with_evaluations", "", PLOTTED),
+    Mutation(
+        "metrics/rows.py",
+        "        except (ValueError, RecursionError):\n            continue\n        is_row",
+        "        except RecursionError:\n            continue\n        is_row",
+        PLOTTED,
+    ),
     Mutation("tools/report.py", "kept = {min(finite)[1], max(finite)[1]}", "kept = {min(finite)[1]}", REPORT_CURVES),
     Mutation("tools/report.py", "(value / 2 - self.low / 2)", "(value - self.low / 2)", REPORT_CURVES),
     Mutation("tools/report.py", ' role="img" aria-labelledby="c{index}"', "", REPORT_FILE),
@@ -1824,8 +1833,8 @@ MUTATIONS = [
         "tools/test_command.py::test_plot_leaves_times_and_texts_out_unless_they_are_asked_for",
     ),
     Mutation(
-        "tools/plot.py",
-        "if name not in ROW_COLUMNS and (value is None or isinstance(value, int | float)):",
+        "tools/run_files.py",
+        "if name not in ROW_COLUMNS and is_number:",
         "if name not in ROW_COLUMNS:",
         "tools/test_command.py::test_plot_leaves_times_and_texts_out_unless_they_are_asked_for",
     ),
@@ -3392,8 +3401,8 @@ MUTATIONS = [
     ),
     Mutation(
         "tools/plot.py",
-        "sorted(points, key=lambda point: point[0])",
-        "points",
+        "sorted(curve, key=lambda point: point[0])",
+        "curve",
         "tools/test_command.py::test_plot_draws_evaluations_at_their_step",
     ),
     # Pages.

@@ -239,15 +239,21 @@ def append_evaluation(
         file.write(_line(metrics, step, kind=kind, checkpoint=checkpoint, **limited))
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a training in a file of metrics, without those of evaluations and lines that are no rows."""
+def read_rows(path: Path, *, with_evaluations: bool = False) -> list[dict[str, Any]]:
+    """Return the rows of a training in a file of metrics, without lines that are no rows.
+
+    Args:
+        path: the file, which need not exist.
+        with_evaluations: whether to return those of `validate` and `test` too.
+    """
     rows = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and type(row.get("step")) is int and row.get("kind", "end") == "end":
+        is_row = isinstance(row, dict) and type(row.get("step")) is int and 0 <= row["step"] < 2**63
+        if is_row and (with_evaluations or row.get("kind", "end") == "end"):
             rows.append(row)
     return rows
 

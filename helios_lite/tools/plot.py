@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from helios_lite.arguments import did_you_mean
-from helios_lite.metrics.rows import ROW_COLUMNS
 from helios_lite.state import MEASURED
-from helios_lite.tools.run_files import ROWS_FILE, labels, run_folders
+from helios_lite.tools.run_files import ROWS_FILE, labels, numbers_of_rows, run_folders
 from helios_lite.tools.usage import UsageError
 
 if TYPE_CHECKING:
@@ -48,28 +46,11 @@ def _check_output(output: Path) -> None:
 
 def _read_curves(run: Path) -> Curves:
     """Return the curves of a run folder."""
-    path = run / ROWS_FILE
     curves: Curves = {}
-    try:
-        for name, step, value in _points(path):
-            curves.setdefault(name, []).append((step, value))
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
-    except (ValueError, KeyError, AttributeError) as error:
-        raise UsageError(f"{path}: it is no file of metrics ({error})") from error
+    for name, step, value in numbers_of_rows(run, with_evaluations=True):
+        curves.setdefault(name, []).append((step, math.nan if value is None else value))
     # A checkpoint may have been evaluated after later steps were trained.
-    return {name: sorted(points, key=lambda point: point[0]) for name, points in curves.items()}
-
-
-def _points(path: Path) -> Iterator[tuple[str, int, float]]:
-    """Yield the name, step and value of every metric in a file. A value that was not finite is NaN."""
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n"):  # A run that was killed may leave an incomplete row.
-            continue
-        row = json.loads(line)
-        for name, value in row.items():
-            if name not in ROW_COLUMNS and (value is None or isinstance(value, int | float)):  # It may be a text.
-                yield name, row["step"], math.nan if value is None else value
+    return {name: sorted(curve, key=lambda point: point[0]) for name, curve in curves.items()}
 
 
 def _choose_metrics(wanted: Sequence[str], runs: Sequence[Curves]) -> list[str]:

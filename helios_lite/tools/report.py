@@ -17,10 +17,18 @@ from typing import Any
 from helios_lite.changes.run_description import read_starts
 from helios_lite.display.console import format_number
 from helios_lite.display.lines import duration
-from helios_lite.metrics.rows import ROW_COLUMNS, read_rows
 from helios_lite.processes.output import harmless
 from helios_lite.state import is_extra
-from helios_lite.tools.run_files import CONFIG_FILE, ROWS_FILE, RunFiles, differing, labels, number, run_folders
+from helios_lite.tools.run_files import (
+    CONFIG_FILE,
+    ROWS_FILE,
+    RunFiles,
+    differing,
+    labels,
+    number,
+    numbers_of_rows,
+    run_folders,
+)
 from helios_lite.tools.usage import UsageError
 
 _MOST_RUNS = 32  # Eight colors in four dash patterns.
@@ -101,13 +109,9 @@ def _read(folder: Path, label: str) -> _Run:
 def _curves(folder: Path) -> dict[str, Points]:
     """Return the points of each metric, the monitored one of a validation before those of a training."""
     curves: dict[str, Points] = {}
-    for row in read_rows(folder / ROWS_FILE):
-        if not 0 <= row["step"] < 2**63:  # No run counts so far.
-            continue
-        for name, value in row.items():
-            is_number = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-            if name not in ROW_COLUMNS and not is_extra(name) and is_number:
-                curves.setdefault(name, []).append((row["step"], number(value)))
+    for name, step, value in numbers_of_rows(folder):
+        if not is_extra(name):
+            curves.setdefault(name, []).append((step, value))
     names = sorted(curves, key=lambda name: not name.startswith("valid/"))
     return {name: sorted(curves[name], key=lambda point: point[0]) for name in names}
 

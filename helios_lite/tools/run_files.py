@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from helios_lite.metrics.rows import read_rows
+from helios_lite.metrics.rows import ROW_COLUMNS, read_rows
 from helios_lite.nested import leaves
 from helios_lite.tools.usage import UsageError
 from helios_lite.training.status_file import STATUS_FILE, is_left_behind, read_status
@@ -59,6 +59,20 @@ def all_run_folders(path: Path) -> list[Path]:
     if not found:
         raise UsageError(f"{path}: has no run folder in it, which has {STATUS_FILE} or {ROWS_FILE}")
     return found
+
+
+def numbers_of_rows(folder: Path, *, with_evaluations: bool = False) -> Iterator[tuple[str, int, float | None]]:
+    """Yield the name, the step and the value of each number in the rows of a run; None for one that was not finite.
+
+    Args:
+        folder: the run folder.
+        with_evaluations: whether to read the rows of `validate` and `test` too.
+    """
+    for row in read_rows(folder / ROWS_FILE, with_evaluations=with_evaluations):
+        for name, value in row.items():
+            is_number = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+            if name not in ROW_COLUMNS and is_number:  # It may be a text.
+                yield name, row["step"], number(value)
 
 
 def labels(runs: Sequence[Path]) -> list[str]:
