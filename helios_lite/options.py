@@ -71,6 +71,7 @@ RULES: dict[str, Rule] = {
     "save_every_minutes": optional(number()),
     "keep_last": integer(least=-1),
     "keep_best": integer(least=-1),
+    "verify_every_steps": optional(integer(least=1)),
     "log_every_steps": integer(least=1),
     "log_grad_norm": norm_selection,
     "log_param_norm": norm_selection,
@@ -203,6 +204,12 @@ class Options:
     check_finite: bool = True
     """Whether a logged training value, or a loss passed to `Model.backward`, that is NaN or infinite ends the run with
     a FloatingPointError. It names the value and its step, and is raised before the damaged state is saved."""
+
+    verify_every_steps: int | None = None
+    """The number of steps after which one is computed twice, from the same state, and compared bit by bit on every rank
+    before the weights change: the first step of a start, and every n-th. A difference is a RuntimeError that names rank
+    and module: hardware is faulty, or a kernel is not deterministic. The trained weights have the same bits as without
+    it. What such a step cannot take back is in docs/verified_steps.md."""
 
     # Validation
     valid_every_epochs: float | None = 1

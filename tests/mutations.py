@@ -246,6 +246,16 @@ HELD = HANGS + "test_a_rank_that_has_failed_is_not_held_by_the_destruction_of_pr
 DIFF = "tools/test_diff.py::test_a_planted_difference_is_named"
 RUNS = "tools/test_runs.py::"
 REPORT = "tools/test_report.py::"
+VERIFIED = "training/test_step_verifier.py::"
+VERIFIED_BITS = VERIFIED + "test_a_training_has_the_same_bits_whichever_steps_are_verified"
+ONE_UPDATE, TWO_UPDATES = VERIFIED_BITS + "[one update]", VERIFIED_BITS + "[several updates]"
+FAULTS = VERIFIED + "test_a_difference_names_rank_and_module_before_the_weights_change"
+NOT_VERIFIED = VERIFIED + "test_what_cannot_be_taken_back_is_an_error_in_the_first_step"
+COMPUTED_TWICE = VERIFIED + "test_the_first_step_of_a_start_and_every_nth_are_computed_twice"
+RANKS_VERIFIED = "networks/test_distributed.py::test_a_verified_step_names_on_every_rank_the_one_that_differs"
+SHARDS_VERIFIED = (
+    "networks/test_sharded_networks.py::test_a_verified_step_of_shards_has_the_same_bits_and_names_the_rank"
+)
 PLOTTED = "tools/test_command.py::test_plot_draws_evaluations_at_their_step"
 REPORT_OF_OTHERS = REPORT + "test_findings_are_status_1_and_nothing_in_a_file_becomes_a_tag"
 REPORT_CURVES = REPORT + "test_curves_keep_their_extremes_and_fit_their_picture"
@@ -5739,6 +5749,131 @@ MUTATIONS = [
         "[*(log.rows or [])]",
         RECORDED,
     ),
+    # Steps that are computed twice.
+    Mutation(
+        "model_internals/rollback.py",
+        "functools.partial(list.__setitem__, value",
+        "functools.partial(lambda *a: 0, value",
+        ONE_UPDATE,
+    ),
+    Mutation("model_internals/rollback.py", "functools.partial(_fill, value, [*value])", "lambda: None", ONE_UPDATE),
+    Mutation(
+        "model_internals/rollback.py",
+        "        kind.update(value, kept)\n",
+        "        kind.update(value, kind.fromkeys(kept))\n",
+        ONE_UPDATE,
+    ),
+    Mutation("model_internals/rollback.py", "now is not before or each is not other", "each is not other", ONE_UPDATE),
+    Mutation("model_internals/rollback.py", "if isinstance(value, torch.Generator):", "if False:", ONE_UPDATE),
+    Mutation("model_internals/rollback.py", "if isinstance(value, random.Random):", "if False:", ONE_UPDATE),
+    Mutation("model_internals/rollback.py", "if isinstance(value, of_numpy.RandomState):", "if False:", ONE_UPDATE),
+    Mutation("model_internals/rollback.py", "if isinstance(value, of_numpy.Generator):", "if False:", ONE_UPDATE),
+    Mutation(
+        "model_internals/rollback.py",
+        "functools.partial(value.__setitem__, ..., value.copy())",
+        "lambda: None",
+        ONE_UPDATE,
+    ),
+    Mutation("model_internals/rollback.py", "functools.partial(own.copy_, own.clone())", "lambda: None", ONE_UPDATE),
+    Mutation("model_internals/rollback.py", "        tensor.data = own\n", "        pass\n", ONE_UPDATE),
+    Mutation("model_internals/rollback.py", "        tensor.grad = gradient\n", "        pass\n", ONE_UPDATE),
+    Mutation(
+        "model_internals/rollback.py", "        tensor.requires_grad_(requires_grad)\n", "        pass\n", ONE_UPDATE
+    ),
+    Mutation(
+        "model_internals/rollback.py",
+        "            object.__setattr__(value, name, kept[name])\n",
+        "            pass\n",
+        ONE_UPDATE,
+    ),
+    Mutation("model_internals/rollback.py", "slice(0, 1) if step == 0 else slice(None)", "slice(None)", ONE_UPDATE),
+    Mutation(
+        "model_internals/rollback.py",
+        "isinstance(value, Iterator) and not isinstance(value, io.IOBase)",
+        "False",
+        NOT_VERIFIED,
+    ),
+    Mutation("model_internals/rollback.py", "isinstance(value, _OPEN_OF_PYTORCH)", "False", ONE_UPDATE),
+    Mutation(
+        "model_internals/rollback.py",
+        '        if gradient is not None:\n            yield "grad", gradient\n',
+        "",
+        VERIFIED_BITS + "[accumulated]",
+    ),
+    Mutation(
+        "training/step_verifier.py", "            rng.set_state(random_numbers, context.device)\n", "", ONE_UPDATE
+    ),
+    Mutation("training/step_verifier.py", "[context.precision, model._tables, ", "[", VERIFIED_BITS + "[accumulated]"),
+    Mutation("training/step_verifier.py", ', "batch": batch}', "}", ONE_UPDATE),
+    Mutation("training/step_verifier.py", "context.logging_to(MetricAccumulator(context.device)), ", "", ONE_UPDATE),
+    Mutation(
+        "training/step_verifier.py", "                raise _UpdateReached\n", "                pass\n", ONE_UPDATE
+    ),
+    Mutation("training/step_verifier.py", "|= len(self._optimizers) > 1", "|= False", FAULTS + "[second-2]"),
+    Mutation(
+        "training/step_verifier.py",
+        "        elif self._has_several_updates or self._num_updates == 1:\n            self._compare(at_end=False)\n",
+        "        elif self._has_several_updates or self._num_updates == 1:\n            pass\n",
+        FAULTS,
+    ),
+    Mutation(
+        "training/step_verifier.py",
+        "            self._compare(at_end=True)\n",
+        "",
+        VERIFIED + "test_a_fault_in_a_micro_batch_is_seen_before_the_update_of_its_window",
+    ),
+    Mutation("training/step_verifier.py", 'self._note(f"the output of {where}", tensor)', "pass", FAULTS),
+    Mutation(
+        "training/step_verifier.py", "                if tensor.requires_grad:\n", "                if False:\n", FAULTS
+    ),
+    Mutation("training/step_verifier.py", '        self._note("the loss", ', '        str("the loss", ', FAULTS),
+    Mutation("training/step_verifier.py", "            self._note(prefix + ", "            str(prefix + ", FAULTS),
+    Mutation(
+        "training/step_verifier.py",
+        "if key not in second), None) if is_whole",
+        "if key not in second), None) if False",
+        FAULTS,
+    ),
+    Mutation("training/step_verifier.py", "        if key not in first:\n", "        if False:\n", FAULTS),
+    Mutation(
+        "training/step_verifier.py",
+        "                if digest != digests[name]:\n",
+        "                if False:\n",
+        NOT_VERIFIED,
+    ),
+    Mutation(
+        "training/step_verifier.py",
+        "if any(map(callable, (*arguments[1:], *options.values()))):",
+        "if False:",
+        NOT_VERIFIED,
+    ),
+    Mutation(
+        "training/step_verifier.py",
+        "            self._has_several_updates = True\n",
+        "            pass\n",
+        VERIFIED + "test_several_updates_by_one_optimizer_are_verified_from_the_second_time_on",
+    ),
+    Mutation("training/step_verifier.py", "causes or found)", "found)", RANKS_VERIFIED),
+    Mutation(
+        "training/step_verifier.py", ".move_to_end(handle.id, last=False)", ".move_to_end(handle.id)", SHARDS_VERIFIED
+    ),
+    Mutation("training/step_verifier.py", "if step < self._first_step else", "if False else", COMPUTED_TWICE),
+    Mutation("training/step_verifier.py", "return due if self._is_attached else due - 1", "return due", COMPUTED_TWICE),
+    Mutation(
+        "training/loop.py",
+        ", contextlib.closing(self.verifier):",
+        ":",
+        VERIFIED + "test_a_fault_in_a_micro_batch_is_seen_before_the_update_of_its_window",
+    ),
+    Mutation(
+        "training/loop.py",
+        "min(self.stop.next_check(), self.verifier.prepare())",
+        "self.stop.next_check()",
+        COMPUTED_TWICE,
+    ),
+    Mutation("calls/replay.py", "        verify_every_steps=None,\n", "", COMPUTED_TWICE),
+    Mutation("tools/lock.py", "            verify_every_steps=None,\n", "", COMPUTED_TWICE),
+    Mutation("tools/audit/processes.py", '        "verify_every_steps": None,\n', "", COMPUTED_TWICE),
     # Why two runs differ.
     Mutation(
         "tools/diff.py",

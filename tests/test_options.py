@@ -47,6 +47,7 @@ OPTIONAL_INTEGERS = [
     "patience",
     "save_every_epochs",
     "save_every_steps",
+    "verify_every_steps",
 ]
 OPTIONAL_NUMBERS = ["max_minutes", "clip_norm", "valid_every_epochs", "save_every_minutes"]
 LIMITS = ["limit_train_batches", "limit_valid_batches", "limit_test_batches", "overfit_batches"]
@@ -530,6 +531,7 @@ def test_config_has_every_option_with_its_default():
         "accumulation_steps": 1,
         "clip_norm": None,
         "check_finite": True,
+        "verify_every_steps": None,
         "valid_every_epochs": 1,
         "valid_every_steps": None,
         "sanity_batches": 1,

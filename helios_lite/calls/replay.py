@@ -121,6 +121,7 @@ def _without_files(options: Options, checkpoint: Path | None, inspector: StepIns
         log_level="quiet",
         progress=False,
         print_banner=False,
+        verify_every_steps=None,
         hang_minutes=None,
         max_restarts=0,
     )

@@ -10,7 +10,10 @@ from helios_lite.changes.made import other_parts
 from helios_lite.changes.misfits import differences, first, is_equal, misfits
 from helios_lite.metrics.metric_objects import is_network
 
-_NOT_OF_THE_TRAINING = {"root", "run_name", "resume", "allow_changed_hparams", "progress", "print_banner", "log_level"}
+_NOT_OF_THE_TRAINING = {
+    "root", "run_name", "resume", "allow_changed_hparams", "verify_every_steps", "progress", "print_banner",
+    "log_level",
+}  # fmt: skip
 """Options whose change says nothing of what is trained."""
 
 OF_THE_END = {

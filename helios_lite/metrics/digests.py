@@ -130,6 +130,20 @@ def digest_of_batch(digests: Digests, batch: Any) -> list[Tensor]:
     return _parts_of(digests, found, _MOST_OF_A_TENSOR)
 
 
+def digest_of_elements(digests: Digests, tensor: Tensor) -> Tensor | None:
+    """Return the digest of all elements of a tensor, an int64 tensor without a dimension on the device of these.
+
+    A sparse tensor is that of its indices and values. It waits for no device.
+
+    Args:
+        digests: computes it.
+        tensor: a tensor of no subclass.
+    """
+    tensors = [tensor._indices(), tensor._values()] if tensor.is_sparse else [tensor]
+    parts = _parts_of(digests, tensors)
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum() if parts else None
+
+
 def added(parts: list[Tensor]) -> str | None:
     """Return the digest that consists of these parts, None without any. It waits once for the device."""
     return as_text(_added(parts)) if parts else None

@@ -145,13 +145,17 @@ class RunContext:
         self.expects_row = expects
 
     @contextlib.contextmanager
-    def refuse_log(self) -> Iterator[None]:
-        """A context in which `log` is an error, because the metrics have been reduced already."""
-        metrics, self.metrics = self.metrics, None
+    def logging_to(self, metrics: MetricAccumulator | None) -> Iterator[None]:
+        """A context in which logged values go to another accumulator, or with None in which `log` is an error."""
+        before, self.metrics = self.metrics, metrics
         try:
             yield
         finally:
-            self.metrics = metrics
+            self.metrics = before
+
+    def refuse_log(self) -> contextlib.AbstractContextManager[None]:
+        """A context in which `log` is an error, because the metrics have been reduced already."""
+        return self.logging_to(None)
 
     def log(
         self,

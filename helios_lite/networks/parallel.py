@@ -292,6 +292,10 @@ class ParallelStrategy:
             self._order.compare(optimizer)
         return self._reducer is not None and self._reducer.finish(optimizer)
 
+    def averages(self) -> list[object]:
+        """Return what notes where this rank is in a step, to be taken back with it."""
+        return [part for part in (self._reducer, self._order) if part is not None]
+
     def skip_pass(self) -> bool:
         """Leave out the backward pass of a loss with the weight 0, which others may run; return whether this can be."""
         if self._sharded:

@@ -148,6 +148,7 @@ def recorded(
                 *(copy.copy(each) for each in trainer.callbacks if not isinstance(each, Profile)),
                 LockRecorder(steps),
             ],
+            verify_every_steps=None,
             log_every_steps=1,
             log_grad_norm=True,
             log_level="quiet",
@@ -189,7 +190,8 @@ def _replaced(trainer: Any) -> set[str]:
     """Return the options of a trainer that a lock replaces, and those that change nothing in a step."""
     names = {name for name in trainer.config() if name.startswith(("valid_", "save_", "keep_", "log_", "sanity_"))}
     return {*names, "root", "run_name", "resume", "loggers", "callbacks", "progress", "print_banner"} | {
-        *("monitor", "mode", "patience", "min_delta", "max_restarts", "hang_minutes", "async_save")
+        *("monitor", "mode", "patience", "min_delta", "max_restarts", "hang_minutes", "async_save"),
+        "verify_every_steps",
     }
 
 

@@ -26,6 +26,7 @@ from helios_lite.training.evaluator import Evaluator
 from helios_lite.training.monitor import Monitor
 from helios_lite.training.resuming import Resumed, Resumption, initialize, resume
 from helios_lite.training.session import Session
+from helios_lite.training.step_verifier import StepVerifier
 from helios_lite.training.stopping import StopCoordinator
 from helios_lite.training.training_log import TrainingLog
 from helios_lite.training.training_report import TrainingReport
@@ -45,6 +46,7 @@ class Training:
         self.has_left_out = False
         self.clock = Clock(self.state)
         self.train_data = session.train_data
+        self.verifier = StepVerifier(session, self.state)
         self.evaluator = Evaluator(session, in_training=True)
         self.monitor = Monitor(session, self.state)
         self.log = TrainingLog(session, self.state, self.clock)
@@ -56,7 +58,7 @@ class Training:
     def run(self) -> FitResult:
         """Train to the end, or until a signal; return the result. Call on every rank."""
         watching = watch_peers(self.session.world, self.shutdown, self.session.status.end)
-        with watching, self.log, contextlib.closing(self.train_data):
+        with watching, self.log, contextlib.closing(self.train_data), contextlib.closing(self.verifier):
             reason = self.set_up()
             if reason is not None:
                 title = f"{self.session.name} at step {self.state.step}"
@@ -387,8 +389,11 @@ class Training:
         return window_start, None
 
     def next_check(self) -> float:
-        """Return the next step at which something may be due, if every window until then is a step."""
-        options, due_step = self.options, self.stop.next_check()
+        """Return the next step at which something may be due, if every window until then is a step.
+
+        The step that begins is verified if it is due.
+        """
+        options, due_step = self.options, min(self.stop.next_check(), self.verifier.prepare())
         if options.valid_every_epochs is None or options.valid_every_epochs >= 1 or not self.valid_names:
             return due_step
         state, _, epoch_batches = self.train_data.position(self.state, 0)

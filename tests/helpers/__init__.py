@@ -13,6 +13,7 @@
 - optimizers: what may the states of an optimizer be? One class for each kind.
 - shards: what does a random training end with that is cut and resumed by other ranks under another strategy?
 - troubled: what if a rank fails? A model whose rank 1 fails on request: killed, terminated, or by an exception.
+- faulty: what if one bit is wrong, once? A model with a fault at the place that is asked for.
 - attacked: what if a rank fails anywhere? Every method of a user's program, and every kind of trouble.
 - scripts: how does a program run in a process of its own, without importing PyTorch once more?
 - processes: how is a training started, watched and killed from outside?

@@ -20,6 +20,7 @@ from helpers import hook_table
 from helpers.clock import Time
 from helpers.collectives import Collectives, first_difference, where_they_part
 from helpers.compare import close, same, saved, timeless, weights
+from helpers.faulty import Failing
 from helpers.fitting import CLOSING, Closing, ClosingAndPlain, Fitting
 from helpers.fitting import data as fitting_data
 from helpers.models import Indices, Judged, Plain, Tiny, data, quiet
@@ -1655,3 +1656,45 @@ def test_an_object_that_ranks_cannot_merge_is_an_error_with_the_remedy(name: str
     message = result(scored_by_two, ranks=2)[name]
     assert message.startswith("log('valid/score'): a ")
     assert "call its compute() in a hook at the end" in message
+
+
+# Steps that are computed twice.
+
+
+class OneSided(Plain):
+    """Rank 1 has no loss in every second step."""
+
+    def backward(self, loss: Any, *arguments: Any) -> None:
+        if self.global_rank == 0 or len(self.seen) // 2 % 2:
+            super().backward(loss, *arguments)
+
+
+@scenario(ranks=2)
+def verified_steps(root: Path, world: World) -> dict[str, Any]:
+    found: dict[str, Any] = {"weights": []}
+    for options in ({}, {"verify_every_steps": 2}):
+        for model in (Plain(weighted=True), OneSided()):
+            quiet(max_steps=5, accumulation_steps=2, sanity_batches=0, **options).fit(model, data(27, batch_size=3))
+            found["weights"].append(weights(model))
+    for where in ("output", "gradient", "parameter"):
+        failing = Failing(where, at=2 * world.rank)
+        with pytest.raises(RuntimeError, match="verify_every_steps") as error:
+            quiet(max_epochs=1, verify_every_steps=1).fit(failing, DataModule(Split(Indices(8), 4)))
+        found[where] = world.gather((str(error.value), same(failing.weights(), failing.before)))
+    return found
+
+
+def test_a_verified_step_names_on_every_rank_the_one_that_differs(result: Results) -> None:
+    found = result(verified_steps, ranks=2)
+    assert same(found["weights"][:2], found["weights"][2:])
+    for where, text in (
+        ("output", "the first difference is in the output of net.1 (Faulty). The update"),
+        ("gradient", "the first difference is in the gradient at the output of net.0 (Linear). The update"),
+        ("parameter", "the gradient, averaged over the ranks, of net.0.weight. Which rank is the cause cannot be told"),
+    ):
+        (first, is_same), (second, is_same_too) = found[where]
+        assert first == second
+        assert is_same
+        assert is_same_too
+        assert "step 1, computed twice, is not the same: on rank 1 (" in first
+        assert text in first

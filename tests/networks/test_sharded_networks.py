@@ -14,6 +14,7 @@ import pytest
 import torch
 from helpers import scripts
 from helpers.compare import close, same, weights
+from helpers.faulty import Failing
 from helpers.models import Indices, data, quiet
 from helpers.optimizers import OPTIMIZERS
 from helpers.processes import deadline
@@ -896,3 +897,38 @@ def test_digests_of_rows_do_not_depend_on_how_networks_and_samples_are_divided(r
         (cause,) = [each for each in differences.causes if each.kind == "kernels"]
         assert "environment.processes" in cause.text
         assert differences.rows.relative is None or differences.rows.relative < 1e-5
+
+
+# Steps that are computed twice.
+
+
+class DeepAdafactor(Deep):
+    """A hook of its optimizer makes the step."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup()
+        self.optimizer = torch.optim.Adafactor(self.net.parameters(), lr=0.01)  # type: ignore[assignment]
+
+
+@scenario(ranks=2)
+def verified_steps(root: Path, world: World) -> dict[str, Any]:
+    found: dict[str, Any] = {"weights": []}
+    for options in ({}, {"verify_every_steps": 2}):
+        model = DeepAdafactor(dropout=0.3)
+        fit(model, max_epochs=1, accumulation_steps=2, precision="bf16", **options)
+        found["weights"].append(weights(model))
+    for where in ("output", "parameter"):
+        failing = Failing(where, at=2 * world.rank)
+        with pytest.raises(RuntimeError, match="verify_every_steps") as error:
+            fit(failing, verify_every_steps=1, valid_every_epochs=None)
+        found[where] = str(error.value)
+    return found
+
+
+def test_a_verified_step_of_shards_has_the_same_bits_and_names_the_rank(result: Results) -> None:
+    found = result(verified_steps, ranks=2)
+    assert same(*found["weights"])
+    assert "on rank 1 (" in found["output"]
+    assert "in the output of net.1 (Faulty). The update was not made" in found["output"]
+    assert "on rank 1 (" in found["parameter"]
+    assert "averaged over the ranks, of net.0.weight. Which rank is the cause cannot be told" in found["parameter"]

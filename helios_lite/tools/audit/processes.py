@@ -208,6 +208,7 @@ def _options(trainer: Trainer, trial: Trial, folder: Path) -> dict[str, Any]:
         "valid_every_epochs": 1,
         "valid_every_steps": None,
         "patience": None,
+        "verify_every_steps": None,
         "save_every_epochs": None,
         "save_every_steps": None,
         "save_every_minutes": None,

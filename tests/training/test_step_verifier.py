@@ -1,0 +1,316 @@
+"""`verify_every_steps`: a step is computed twice, and compared before the weights change."""
+
+import functools
+import random
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy
+import pytest
+import torch
+import torchmetrics
+from helpers.compare import same, saved, timeless
+from helpers.faulty import Failing
+from helpers.fitting import CLOSING, Closing, Fitting
+from helpers.fitting import data as fitting_data
+from helpers.models import Indices, Tiny, data, quiet
+from helpers.rows import read_rows
+from torch import Tensor, nn
+
+from helios_lite import DataModule, Model, Split
+from helios_lite.callbacks import EMA
+from helios_lite.tools.audit.processes import run_trial
+from helios_lite.tools.audit.trial import Source, Trial
+from helios_lite.tools.lock import recorded
+
+
+class Slotted:
+    """An object without a dict."""
+
+    __slots__ = ("number",)
+
+    def __init__(self) -> None:
+        self.number = 0.0
+
+
+class Kept:
+    """An object of a program, with whatever attributes."""
+
+    def __init__(self) -> None:
+        self.number, self.inner, self.slotted = 0, SimpleNamespace(values=[1.0]), Slotted()
+
+
+class Normalized(nn.Module):
+    """Replaces one buffer, and changes those of batch norm in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.3), nn.Linear(4, 1))
+        self.register_buffer("largest", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Any:
+        self.largest = torch.maximum(self.largest, x.detach().max())
+        return self.layers(x + self.largest / 10)
+
+
+class Busy(Model):
+    """Changes everything that a step can change, before its update and after it; all of it has a part in the loss.
+
+    Args:
+        several: whether a second network is updated by the same batch, from what the first one computes.
+    """
+
+    def __init__(self, several: bool) -> None:
+        super().__init__("busy")
+        self.several = several
+        self.number, self.names, self.seen = 0.0, ["a"], deque([0.0], maxlen=3)
+        self.table: dict[str, Any] = {"values": [0.0], "inner": {"set": {1}}}
+        self.recent = OrderedDict.fromkeys("abc", 0.0)
+        self.array, self.object = numpy.zeros(2), Kept()
+        self.drawn = {"torch": torch.Generator().manual_seed(1), "random": random.Random(2)}
+        self.drawn |= {"numpy": numpy.random.default_rng(3), "old numpy": numpy.random.RandomState(4)}
+        self.mean, self.moved, self.expanded = torch.zeros(3), torch.zeros(3), torch.zeros(1).expand(3)
+        self.metric = torchmetrics.MeanMetric()
+        self.log_file, self.function = self.drawn, lambda: None
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.net = self.parallelize(Normalized())
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=0.01)
+        self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, 0.97)
+        self.target = Normalized().requires_grad_(False)
+        if self.several:
+            self.other = self.parallelize(Normalized())
+            self.other_optimizer = torch.optim.SGD(self.other.parameters(), lr=0.01, momentum=0.9)
+
+    def change(self, x: Tensor) -> float:
+        """Change what there is, and return a number that depends on all of it."""
+        self.number += float(x.mean())
+        self.names.append(f"{len(self.names)}")
+        self.seen.append(self.number)
+        self.table["values"][0] += 1 / len(self.table["inner"]["set"])
+        self.table["inner"]["set"].add(len(self.names))
+        self.table[f"{len(self.names)}"] = len(self.table)
+        self.recent.move_to_end(next(iter(self.recent)))
+        self.array += random.random()
+        self.object.number += 1
+        self.object.slotted.number += 1
+        self.object.inner.values.append(self.object.number + numpy.random.rand())
+        drawn = [self.drawn["random"].random(), self.drawn["numpy"].random(), self.drawn["old numpy"].rand()]
+        self.mean.mul_(0.9).add_(torch.rand(3, generator=self.drawn["torch"]))
+        self.moved.data = self.moved + self.mean
+        self.metric.update(float(self.mean.sum()))
+        numbers = [self.number, len(self.names), *self.seen, self.table["values"][0], len(self.table), *self.array]
+        numbers += [
+            ord(next(iter(self.recent))),
+            self.object.number,
+            self.object.slotted.number,
+            *self.object.inner.values,
+            *drawn,
+        ]
+        return sum(map(float, numbers)) + float(self.mean.sum() + self.moved.sum())
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        index, x = batch["index"], batch.pop("x")  # Not there a second time, unless it is put back.
+        x += torch.rand_like(x)
+        noise = torch.sin(torch.tensor(self.change(x)))
+        self.net.layers[0].requires_grad_(False).requires_grad_(True)
+        self.net.eval()
+        self.net.train()
+        self.net.layers[2].p = 0.2 + 0.1 * (self.number % 1)
+        self.optimizer.param_groups[0]["weight_decay"] += 1e-4
+        with self.autocast():
+            out = self.net(x + noise)
+            loss = (out - index.unsqueeze(1) / 10 - self.target(x)).square().mean() * 0.01  # So that fp16 skips none.
+        self.log("loss", loss)
+        self.log("metric", self.metric)
+        self.net.layers[3].bias.requires_grad_(False)  # Until the update.
+        is_weighted = self.trainer.clip_norm is not None
+        self.backward(loss, weight=1.0 + index.sum() if is_weighted else None)
+        if self.optimizer_step(self.optimizer, self.scheduler):
+            with torch.no_grad():
+                for mine, theirs in zip(self.target.parameters(), self.net.parameters(), strict=True):
+                    mine.lerp_(theirs, 0.1)
+        self.net.layers[3].bias.requires_grad_(True)
+        if self.several:
+            loss = (self.other(x) - self.net(x).detach() - self.change(x) % 1).square().mean()
+            self.backward(loss)
+            self.optimizer_step(self.other_optimizer, clip_norm=1.0)
+            self.log("other", loss)
+
+    def fingerprint(self) -> list[Any]:
+        """What no checkpoint has."""
+        states = [self.drawn["random"].getstate(), self.drawn["numpy"].bit_generator.state]
+        return [
+            *(self.number, self.names, [*self.seen], self.table, [*self.recent], self.array.tolist()),
+            *(vars(self.object.inner), self.object.number, self.mean, self.moved, states),
+            *(self.drawn["torch"].get_state(), self.drawn["old numpy"].get_state()[1].tolist()),
+        ]
+
+
+class Named(Indices):
+    def __getitem__(self, index: int) -> Any:  # type: ignore[override]
+        return dict(zip(("index", "x"), super().__getitem__(index), strict=True))
+
+
+PROGRAMS: dict[str, dict[str, Any]] = {
+    "one update": {},
+    "several updates": {},
+    "accumulated": {"accumulation_steps": 3, "clip_norm": 0.1, "log_grad_norm": "per-parameter"},
+    "bf16": {"precision": "bf16"},
+    "fp16": {"precision": "fp16", "accumulation_steps": 2},
+}
+
+
+def trained(root: Path, name: str, steps: int = 7, **options: Any) -> Any:
+    """What a training has left behind."""
+    model = Busy(several=name == "several updates")
+    options = {**PROGRAMS[name], "log_every_steps": 2, "callbacks": [EMA(0.5)], **options}
+    data = DataModule(Split(Named(22), 4, shuffle=True), Split(Named(4), 4), Split(Named(4), 4))
+    result = quiet(root=root, max_steps=steps, valid_every_epochs=None, sanity_batches=0, **options).fit(model, data)
+    content = saved(root / "busy", "state", "model", "precision", "callbacks", "metrics", "ranks")
+    return content, timeless(read_rows(root / "busy")), model.fingerprint(), result.state.step
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_training_has_the_same_bits_whichever_steps_are_verified(tmp_path: Path, name: str) -> None:
+    plain = trained(tmp_path / "plain", name)
+    assert plain[-1] == 7
+    assert same(trained(tmp_path / "each", name, verify_every_steps=1), plain)
+    assert same(trained(tmp_path / "some", name, verify_every_steps=3), plain)
+
+
+class Counting(Tiny):
+    """Notes how often each step was computed."""
+
+    calls: ClassVar[list[int]] = []
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        self.calls.append(state.step + 1)
+        super().train_step(batch, state)
+
+
+def test_the_first_step_of_a_start_and_every_nth_are_computed_twice(tmp_path: Path) -> None:
+    Counting.calls.clear()
+    for steps in (4, 8):
+        quiet(root=tmp_path, max_steps=steps, verify_every_steps=3).fit(Counting(), data())
+    assert Counting.calls == [1, 1, 2, 3, 3, 4, 5, 5, 6, 6, 7, 8]
+
+    def calls_of_replay(**options: Any) -> list[int]:
+        Counting.calls.clear()
+        quiet(root=tmp_path, max_steps=8, **options).replay(Counting(), data(), step=6)
+        return [*Counting.calls]
+
+    assert calls_of_replay(verify_every_steps=1) == calls_of_replay()  # It looks at steps itself.
+
+    def make(**options: Any) -> Any:
+        return quiet(max_steps=3, **options), Counting(), data()
+
+    found = []
+    for i, program in enumerate((make, functools.partial(make, verify_every_steps=1))):
+        Counting.calls.clear()
+        lock = recorded(program, 3)
+        run_trial(Source(program, {}), Trial(steps=3), tmp_path / f"{i}")
+        found.append((lock, [*Counting.calls]))
+    assert found[0] == found[1]
+
+
+# What a fault is called.
+
+
+FAULTS = {
+    ("output", 2): "the first difference is in the output of net.1 (Faulty)",
+    ("output", 5): "the first difference is in the output of net.1 (Faulty)",
+    ("gradient", 2): "the first difference is in the gradient at the output of net.0 (Linear)",
+    ("loss", 1): "the first difference is in the loss",
+    ("parameter", 2): "the first difference is in the gradient in the update of net.0.weight",
+    ("calls", 2): "there is more often the output of net.0 (Linear)",
+    ("calls", 1): "there is less often the output of net.0 (Linear)",
+    ("second", 2): "the first difference is in the loss",
+}
+
+
+@pytest.mark.parametrize(("where", "at"), FAULTS)
+def test_a_difference_names_rank_and_module_before_the_weights_change(where: str, at: int) -> None:
+    model = Failing(where, at)
+    options: dict[str, Any] = {"max_steps": 4, "verify_every_steps": 1, "sanity_batches": 0, "valid_every_epochs": None}
+    with pytest.raises(RuntimeError, match="verify_every_steps") as error:
+        quiet(**options).fit(model, data())
+    step = (at + 1) // 2
+    assert f"step {step}, computed twice, is not the same: on rank 0 (" in str(error.value)
+    assert f", cpu) {FAULTS[where, at]}. The update was not made" in str(error.value)
+    assert same(model.weights(), model.before)
+
+
+def test_a_fault_in_a_micro_batch_is_seen_before_the_update_of_its_window() -> None:
+    model = Failing("output", 4)
+    with pytest.raises(RuntimeError, match=r"step 1, computed twice, .* the output of net.1 \(Faulty\)"):
+        quiet(max_steps=2, verify_every_steps=1, accumulation_steps=3).fit(model, DataModule(Split(Indices(12), 4)))
+    assert not {"train_step", "backward", "optimizer_step", "log"} & vars(model).keys()
+
+
+# What cannot be verified.
+
+
+class Drawing(Fitting):
+    """Takes its data from an iterator of its own."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup()
+        self.sources: list[Iterator[Any]] = [iter(range(100))]
+
+
+class Decaying(Fitting):
+    """Changes its weights before the update."""
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        self.net[0].weight.data.mul_(0.9)
+        super().train_step(batch, state)
+
+
+class ByHand(Fitting):
+    """Changes its weights without an optimizer of PyTorch."""
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        self.backward(self.loss(batch))
+        with torch.no_grad():
+            self.net[0].weight.sub_(self.net[0].weight.grad)
+        self.optimizer.zero_grad()
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        (Drawing(), "sources.0 is an iterator (range_iterator), whose position"),
+        (Decaying(), "train_step has changed net.0.weight before the step of an optimizer, or otherwise"),
+        (ByHand(), "train_step has changed net.0.weight before the step of an optimizer, or otherwise"),
+        (Closing(*CLOSING["lbfgs"][:1], **CLOSING["lbfgs"][1]), "LBFGS computes the loss inside of its step"),
+        (Closing(*CLOSING["sam"][:1], **CLOSING["sam"][1]), "SAM computes the loss inside of its step"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_cannot_be_taken_back_is_an_error_in_the_first_step(model: Model, text: str) -> None:
+    with pytest.raises((ValueError, RuntimeError)) as error:
+        quiet(max_steps=2, verify_every_steps=1000).fit(model, fitting_data())
+    assert str(error.value).startswith("verify_every_steps: ")
+    assert text in str(error.value)
+
+
+class Repeating(Fitting):
+    """Updates its weights twice with each batch."""
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        super().train_step(batch, state)
+        super().train_step(batch, state)
+
+
+def test_several_updates_by_one_optimizer_are_verified_from_the_second_time_on(caplog: Any) -> None:
+    models = [Repeating(lr=0.1), Repeating(lr=0.1)]
+    quiet(max_steps=4).fit(models[0], fitting_data())
+    quiet(max_steps=4, verify_every_steps=2).fit(models[1], fitting_data())
+    assert same(dict(models[1].net.state_dict()), dict(models[0].net.state_dict()))
+    said = [record.message for record in caplog.records if "verify_every_steps" in record.message]
+    assert len(said) == 1
+    assert "in step 1 only the first one was verified, in later steps all" in said[0]
