@@ -256,6 +256,16 @@ RANKS_VERIFIED = "networks/test_distributed.py::test_a_verified_step_names_on_ev
 SHARDS_VERIFIED = (
     "networks/test_sharded_networks.py::test_a_verified_step_of_shards_has_the_same_bits_and_names_the_rank"
 )
+VERDICT = "training/test_verdict.py::test_"
+WAITED, SLOW = (
+    VERDICT + "waiting_for_batches_is_said_with_its_remedy",
+    VERDICT + "a_rank_that_waits_for_its_data_more_than_the_others_is_named",
+)
+GROWS, WORSE = (
+    VERDICT + "memory_that_grows_in_nearly_every_row_is_said",
+    VERDICT + "a_score_that_ends_below_its_best_by_more_than_its_noise_is_said",
+)
+UNMOVED = VERDICT + "a_rate_that_never_moves_is_said_of_a_schedule_only"
 PLOTTED = "tools/test_command.py::test_plot_draws_evaluations_at_their_step"
 REPORT_OF_OTHERS = REPORT + "test_findings_are_status_1_and_nothing_in_a_file_becomes_a_tag"
 REPORT_CURVES = REPORT + "test_curves_keep_their_extremes_and_fit_their_picture"
@@ -5748,6 +5758,31 @@ MUTATIONS = [
         '[*(log.rows or []), {"step": self._step, **log.digests()}]',
         "[*(log.rows or [])]",
         RECORDED,
+    ),
+    # The verdict at the end.
+    Mutation(
+        "training/verdict.py",
+        "0 if self._step is None else step - self._step, step",
+        "step - (self._step or 0), step",
+        WAITED,
+    ),
+    Mutation("training/verdict.py", "and waited >= _LONG_WAIT", "", WAITED),
+    Mutation("training/verdict.py", "if parts[rank] < _LARGE_WAIT:", "if parts[rank] <= 0:", WAITED),
+    Mutation("training/verdict.py", "if others and parts[rank] - max(others) >= _LARGE_WAIT:", "if others:", SLOW),
+    Mutation("training/verdict.py", "if rises >= _OFTEN * (len(half) - 1):", "if True:", GROWS),
+    Mutation("training/verdict.py", " or half[-1] - half[0] < _GROWTH * half[0]", "", GROWS),
+    Mutation("training/verdict.py", "self._memory[::2], 2 * self._every", "self._memory, self._every", GROWS),
+    Mutation("training/verdict.py", "lost > 3 * noise and ", "", WORSE),
+    Mutation("training/verdict.py", "lost > 3 * noise and lost > gained / 10", "lost > 3 * noise", WORSE),
+    Mutation("training/verdict.py", "len(scores) < _FEWEST_SCORES or ", "", WORSE),
+    Mutation("training/verdict.py", "score if is_higher_better else -score", "score", WORSE),
+    Mutation("training/verdict.py", "low == high == rate and", "low == high and", UNMOVED),
+    Mutation("training/verdict.py", "and number >= _FEWEST_RATES ", "", UNMOVED),
+    Mutation(
+        "training/training_report.py",
+        "self._initial_rates() if is_whole else {}",
+        "self._initial_rates()",
+        VERDICT + "a_run_says_it_once_on_the_screen_and_in_its_log",
     ),
     # Steps that are computed twice.
     Mutation(

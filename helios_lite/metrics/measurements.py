@@ -49,12 +49,10 @@ class LearningRates:
         The name is "train/lr", with that of the optimizer if there are several, and the index of the group if the
         optimizer has several. Of an optimizer that did not step, or has no hooks, it is the present rate.
         """
-        rates = {}
+        rates = dict[str, float]()
         for name, optimizer in self._optimizers.items():
             used = self.used.get(name, learning_rates(optimizer))
-            for i, rate in enumerate(used):
-                path = ["train/lr"] + [name] * (len(self._optimizers) > 1) + [str(i)] * (len(used) > 1)
-                rates["/".join(path)] = rate
+            rates |= zip(rate_names(name, len(self._optimizers), len(used)), used, strict=True)
         self.unwatch()
         self.used = {}
         return rates
@@ -71,6 +69,12 @@ class LearningRates:
 
     def _note(self, name: str, optimizer: Optimizer) -> None:
         self.used[name] = learning_rates(optimizer)
+
+
+def rate_names(optimizer: str, num_optimizers: int, num_groups: int) -> list[str]:
+    """Return the names in a row of the rates of an optimizer; see `LearningRates.take`."""
+    name = f"train/lr/{optimizer}" if num_optimizers > 1 else "train/lr"
+    return [f"{name}/{i}" for i in range(num_groups)] if num_groups > 1 else [name]
 
 
 def learning_rates(optimizer: Optimizer) -> list[float]:

@@ -544,4 +544,6 @@ class Training:
             console.show_result(
                 title, result, self.options.monitor, self.monitor.history, session.directory, with_timings=is_verbose
             )
+        if reason != "interrupted":
+            self.report.show_verdict(self.monitor.history, is_whole=self.start_batch == 0)
         return session.world.broadcast(result)  # Rank 0 alone writes files, and each rank measures its own times.

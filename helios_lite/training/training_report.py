@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from signal import Signals
 from typing import Any
 
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.swa_utils import SWALR
+
 from helios_lite.display import console, lines
 from helios_lite.display.plan import Plan
+from helios_lite.metrics.measurements import rate_names
+from helios_lite.model_internals.attributes import moves, optimizers, stateful_parts
 from helios_lite.state import TrainingState
 from helios_lite.training.clock import Clock
 from helios_lite.training.session import Session
 from helios_lite.training.status_file import Phase
+from helios_lite.training.verdict import Verdict
 
 logger = logging.getLogger("helios_lite")
 _SECONDS_BETWEEN_ROWS = 1.0  # The least time between two rows of a phase in train.log, which is read by people.
@@ -29,6 +35,7 @@ class TrainingReport:
         self._validation: tuple[Mapping[str, float], bool] = ({}, False)  # Of the present epoch.
         self._row: Mapping[str, float] = {}  # The last one, with the speed.
         self._line_written = clock.now
+        self._verdict = Verdict()
         self._epoch_batches: int | None = None
 
     def open(self, plan: Plan | None) -> None:
@@ -62,6 +69,7 @@ class TrainingReport:
         self.show_status("running")
         if "train/step_seconds" in values:
             self._row = values
+            self._verdict.add(self._state.step, values)
             if not self._session.progress.has_bars and not ends_epoch and self._is_line_due():
                 self._write(lines.row_line(self._state, self._session.options, values, self._finished_part()))
 
@@ -85,6 +93,38 @@ class TrainingReport:
         line = lines.epoch_line(state, options, means, *self._validation, **about)
         self._write(line, is_best=self._validation[1])
         self._validation = ({}, False)
+
+    def show_verdict(self, history: Sequence[float], *, is_whole: bool) -> None:
+        """Say in at most two lines what somebody should look at, if there is anything. Call on every rank.
+
+        Args:
+            history: the monitored value of every validation, or of every epoch.
+            is_whole: whether this start has trained from the first step on.
+        """
+        session, options = self._session, self._session.options
+        waits = session.world.gather(self._verdict.waits)
+        if session.world.is_main:
+            names = [options.monitor] if isinstance(options.monitor, str) else options.monitor or ()
+            for text in self._verdict.lines(
+                waits,
+                num_workers=getattr(getattr(session.datamodule, "train", None), "num_workers", None),
+                schedules=self._initial_rates() if is_whole else {},
+                history=history,
+                monitor=" + ".join(names),
+                is_higher_better=options.mode == "max",
+            ):
+                logger.info("verdict: %s", text)
+
+    def _initial_rates(self) -> dict[str, dict[str, float]]:
+        """Return the rates before the first step that each scheduler sets, by their names in rows."""
+        parts, made = [*stateful_parts(self._session.model)], self._session.tables["made"]
+        known, found = optimizers(parts), dict[str, dict[str, float]]()
+        for scheduler, part in parts:
+            if isinstance(part, LRScheduler) and not isinstance(part, ReduceLROnPlateau | SWALR):
+                for name in (name for name, optimizer in known.items() if moves(part, optimizer)):
+                    rates = [group.get("lr") for group in made.get(name, {}).get("groups", ())]
+                    found[scheduler] = dict(zip(rate_names(name, len(known), len(rates)), rates, strict=True))
+        return found
 
     def show_status(self, phase: Phase, reason: str | None = None) -> None:
         """Write status.json; see `StatusFile.write`."""
