@@ -62,6 +62,7 @@ ESCAPES = OF_OTHERS + "test_escape_sequences_in_the_files_of_others_never_reach_
 PLACES = "metrics/test_rows.py::test_a_file_without_that_row_is_read_from_its_start"
 AFTER_PLACE = "metrics/test_rows.py::test_only_what_follows_the_last_row_of_a_checkpoint_is_read"
 ENCODED_ONCE = "checkpoints/test_folder.py::test_an_entry_of_the_manifest_is_encoded_once_however_many_there_are"
+FIRST_MOMENT = "processes/test_forkserver.py::test_a_signal_in_the_first_moment_of_a_process_ends_it"
 NOT_TAKEN = (
     "processes/test_signals.py::"
     "test_a_batch_that_a_signal_keeps_from_being_taken_is_no_error_of_the_process_that_has_loaded_it"
@@ -2257,6 +2258,25 @@ MUTATIONS = [
         'shutdown.at_once():\n            call = self._call("predict", model, datamodule, shutdown)\n'
         "            from helios_lite.calls.predict import predict\n",
         "processes/test_signals.py::test_a_ctrl_c_in_the_first_moment_of_any_call_leaves_it_with_the_users_lines_only",
+    ),
+    *(
+        Mutation(f"processes/{file}.py", old, new, FIRST_MOMENT)
+        for file, old, new in (
+            ("forkserver", "signal.SIG_DFL)  # It dies of it", "signal.default_int_handler)  # It dies of it"),
+            ("forkserver", "receive_again(signal.SIGTERM, signal.SIGUSR1)", "receive_again(*SIGNALS)"),
+            (
+                "forkserver",
+                "signal.signal(signal.SIGUSR1, keep_for_call)",
+                "signal.signal(signal.SIGUSR1, signal.SIG_IGN)",
+            ),
+            ("signals", "signal.raise_signal(_kept.pop())", "_kept.pop()"),
+        )
+    ),
+    Mutation(
+        "processes/forkserver.py",
+        "    receive_again(signal.SIGINT)\n",
+        "",
+        "processes/test_forkserver.py::test_a_process_holds_no_signal_back_when_it_imports_the_program",
     ),
     Mutation("loading/workers.py", "isinstance(error, EOFError | ConnectionError)", "False", NOT_TAKEN),
     Mutation(

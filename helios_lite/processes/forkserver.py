@@ -16,7 +16,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from helios_lite.processes.peers import is_alive
-from helios_lite.processes.signals import SIGNALS, do_nothing, held_back, receive_again
+from helios_lite.processes.signals import SIGNALS, held_back, keep_for_call, receive_again
 
 PRELOADED = [
     "helios_lite.processes.forkserver",
@@ -69,6 +69,7 @@ class _Name(str):
 
 def _begin(name: str, variables: Mapping[str, str]) -> str:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # It dies of it while it imports the program, without a traceback.
+    receive_again(signal.SIGINT)
     gc.freeze()  # What the server has imported stays; to look through it would copy its memory.
     os.environ.clear()
     os.environ.update(variables)
@@ -129,7 +130,8 @@ def _restore(before: dict[str, str | None]) -> None:
 
 if _RESTORED in os.environ:
     _restore(json.loads(os.environ[_RESTORED]))
-    signal.signal(signal.SIGUSR1, do_nothing)  # Its copies inherit that.
+    signal.signal(signal.SIGUSR1, keep_for_call)  # Its copies inherit that.
     receive_again(signal.SIGTERM, signal.SIGUSR1)
-    # A Ctrl-C in a terminal reaches the server too, which ignores it later; its copies receive it.
-    os.register_at_fork(after_in_child=functools.partial(receive_again, signal.SIGINT))
+    # A Ctrl-C in a terminal reaches the server too, which ignores it later, and so does a copy that has just been made.
+    # That receives it when it begins afresh, or, if it is a process of the program itself, when it begins.
+    util.register_after_fork(receive_again, lambda receive: receive(signal.SIGINT))

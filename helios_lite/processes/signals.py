@@ -108,7 +108,8 @@ class GracefulShutdown:
         SIGINT is a KeyboardInterrupt, and another signal the SystemExit with its status, so that everything is cleaned
         up. That exception leaves the context whatever others come from it, or if the program has dropped it. SIGUSR1
         does nothing unless it ends the call. A handler that the program has set stays, also one that it sets within the
-        context. Without effect within itself, and outside of the main thread.
+        context. What `keep_for_call` has kept is received at the start. Without effect within itself, and outside of
+        the main thread.
         """
         self._pid, self._is_over = os.getpid(), False
         before: dict[signal.Signals, Any] = {}
@@ -117,6 +118,8 @@ class GracefulShutdown:
                 if (handler := signal.getsignal(number)) in _OF_NOBODY:
                     before[number] = handler
                     signal.signal(number, self._end_call)
+            while _kept:
+                signal.raise_signal(_kept.pop())
             yield
         except BaseException as error:
             if self.has_ended_call and before and not isinstance(error, _PASSED_ON):
@@ -291,10 +294,16 @@ def do_nothing(number: int, frame: FrameType | None) -> None:
     """Unlike SIG_IGN, a handler is not inherited by programs that the process runs."""
 
 
+def keep_for_call(number: int, frame: FrameType | None) -> None:
+    """Let the next `at_once` receive a signal: that of a launched process which has not come to its call yet."""
+    _kept.append(number)
+
+
+_kept: list[int] = []
 _PASSED_ON = (KeyboardInterrupt, SystemExit, GeneratorExit)
 _SECONDS_TO_WAIT = 0.01
 _CALLED_BY_PYTHON = ("importlib._bootstrap", "logging", "weakref")
 _STARTS_PROCESSES = ("_launch", "ensure_running")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-_OF_NOBODY = (signal.SIG_DFL, signal.default_int_handler, do_nothing)
+_OF_NOBODY = (signal.SIG_DFL, signal.default_int_handler, do_nothing, keep_for_call)
 """The handlers of a program that has set none."""

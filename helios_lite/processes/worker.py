@@ -23,7 +23,7 @@ import torch
 from helios_lite.file_errors import naming
 from helios_lite.processes.output import guard_output
 from helios_lite.processes.peers import exit_now, exit_with_parent
-from helios_lite.processes.signals import SIGNALS, do_nothing, receive_again
+from helios_lite.processes.signals import SIGNALS, keep_for_call, receive_again
 from helios_lite.processes.tracebacks import ShortTraceback
 
 _ERROR_FILE = "HELIOS_LITE_ERROR_FILE"
@@ -135,7 +135,7 @@ def run_worker(
     exit_with_parent(parent, end_file(folder, attempt), left_file(folder, attempt))
     os.environ[_ERROR_FILE] = str(error_file(folder, attempt, rank))
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.signal(signal.SIGUSR1, do_nothing)
+    signal.signal(signal.SIGUSR1, keep_for_call)
     receive_again(*SIGNALS)
     received, is_alone = None, False
     try:

@@ -3,15 +3,20 @@
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import time
+from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 import pytest
 from helpers import scripts
 from helpers.processes import DEADLINE, deadline
 
 from helios_lite.processes.forkserver import fresh_process
+from helios_lite.processes.signals import GracefulShutdown
 
 PROGRAM = """
 import sys
@@ -160,3 +165,48 @@ def test_a_process_that_was_forked_launches_as_its_parent_does() -> None:
             process.start()
             process.join()
             assert process.exitcode == 7
+
+
+def do_a_call() -> None:
+    with GracefulShutdown(is_worker=True, stops_on_usr1=True).at_once():
+        time.sleep(100)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, -2), (signal.SIGTERM, -15), (signal.SIGUSR1, 138)])
+def test_a_signal_in_the_first_moment_of_a_process_ends_it(
+    monkeypatch: pytest.MonkeyPatch, number: int, status: int
+) -> None:
+    real: Any = forkserver.read_signed
+
+    def signalled(fd: int) -> Any:
+        pid = real(fd)
+        os.kill(pid, number)  # It waits to be told what it is.
+        return pid
+
+    process = fresh_process(do_a_call, name="signalled")
+    with monkeypatch.context() as patch, deadline(60):
+        patch.setattr(forkserver, "read_signed", signalled)
+        process.start()
+        patch.undo()
+        process.join()
+    assert process.exitcode == status
+
+
+class Blocked:
+    """Where it is sent, it is the set of the signals that are held back there."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return signal.pthread_sigmask, (signal.SIG_BLOCK, ())
+
+
+def check_empty(blocked: Any) -> None:
+    assert blocked == set()
+
+
+def test_a_process_holds_no_signal_back_when_it_imports_the_program() -> None:
+    """What is started then would do so for ever."""
+    process = fresh_process(check_empty, Blocked(), name="importing")
+    with deadline(60):
+        process.start()
+        process.join()
+    assert process.exitcode == 0

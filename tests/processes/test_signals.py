@@ -105,7 +105,6 @@ def test_a_ctrl_c_in_the_first_moment_of_any_call_leaves_it_with_the_users_lines
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     trainer, model = quiet(max_steps=1), Tiny()
-    monkeypatch.setattr(Path, "cwd", lambda: os.kill(os.getpid(), signal.SIGINT))
     for call in (
         lambda: trainer.fit(model, data()),
         lambda: trainer.plan(model, data()),
@@ -115,8 +114,10 @@ def test_a_ctrl_c_in_the_first_moment_of_any_call_leaves_it_with_the_users_lines
         lambda: trainer.write_predictions(model, data(), "predictions.pth"),
         lambda: trainer.replay(model, data(), step=1),
     ):
-        with pytest.raises(KeyboardInterrupt) as caught:
-            call()
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "cwd", lambda: os.kill(os.getpid(), signal.SIGINT))
+            with pytest.raises(KeyboardInterrupt) as caught:
+                call()
         assert {entry.path for entry in caught.traceback} == {Path(__file__)}
 
 
