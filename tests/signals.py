@@ -92,6 +92,8 @@ def run(trial: Trial, folder: Path, seconds: float) -> tuple[str, str]:
     while time.monotonic() < limit and process.poll() is None:
         time.sleep(0.005)
     before = place_of(folder)
+    if before != "after" and not handles(process.pid, signal.SIGUSR1):
+        before = "program"  # The call has said so, and not begun, or ended, and not said so.
     sent = send(trial, process)
     after = place_of(folder)
     try:
@@ -111,9 +113,8 @@ def run(trial: Trial, folder: Path, seconds: float) -> tuple[str, str]:
 def stacks_and_end(process: "subprocess.Popen[str]") -> str:
     """Kill a program that hangs, and return where the threads of its processes stood."""
     for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
-        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
-            caught = int(re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())[0], 16)
-            if group_of(pid) == process.pid and caught >> signal.SIGUSR2 - 1 & 1:  # It shows its stacks.
+        with contextlib.suppress(ProcessLookupError):
+            if group_of(pid) == process.pid and handles(pid, signal.SIGUSR2):  # It shows its stacks.
                 os.kill(pid, signal.SIGUSR2)
                 time.sleep(0.2)
     os.killpg(process.pid, signal.SIGKILL)
@@ -200,6 +201,14 @@ def command_of(pid: int) -> str:
 def place_of(folder: Path) -> str:
     """Return where the program is, as it has said last."""
     return (folder / "places").read_text().splitlines()[-1]
+
+
+def handles(process: int, number: int) -> bool:
+    """Return whether a process has a handler for a signal."""
+    with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+        found = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{process}/status").read_text())
+        return found is not None and bool(int(found[1], 16) >> (number - 1) & 1)
+    return False
 
 
 def wait_for(path: Path, process: "subprocess.Popen[str]") -> None:
