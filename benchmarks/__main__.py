@@ -14,6 +14,7 @@ from benchmarks.rounds import Figure, Question
 NAMES = (
     "step_overhead",
     "step_parts",
+    "digests",
     "peers",
     "in_memory",
     "workers",

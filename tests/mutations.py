@@ -5941,10 +5941,22 @@ MUTATIONS = [
     Mutation("tools/diff.py", "    if code:\n", "    if False:\n", PLANTED_CAUSES),
     Mutation("tools/diff.py", 'elif "batch_digest" in first.what', "elif False", PLANTED_CAUSES),
     # What rows have to tell runs apart.
-    Mutation("metrics/digests.py", "bits ^ (bits >> 32)", "bits", SEEN_BITS),
     Mutation(
         "metrics/digests.py",
-        "[total if start < _BLOCK else total * _signed(start // _BLOCK * _OTHER_ODD | 1)]",
+        "return [*parameters.values(), *buffers.values()]",
+        "return [*buffers.values(), *parameters.values()]",
+        DIGESTED + "test_the_digest_of_a_network_is_that_of_its_parameters_and_buffers_each_once",
+    ),
+    Mutation(
+        "metrics/digests.py",
+        "key = device, first, length",
+        "key = device, first, 1",
+        DIGESTED + "test_the_digest_of_a_network_is_that_of_its_parameters_and_buffers_each_once",
+    ),
+    Mutation("metrics/digests.py", "(bits >> 32).bitwise_xor_(bits)", "bits", SEEN_BITS),
+    Mutation(
+        "metrics/digests.py",
+        "[total if start < _BLOCK else total.mul_(_signed(start // _BLOCK * _OTHER_ODD | 1))]",
         "[total]",
         DIGESTED + "test_parts_of_a_digest_add_up_wherever_they_are_cut",
     ),

@@ -19,6 +19,7 @@ from helios_lite.processes.world import World
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _BLOCK = 1 << 18  # The positions whose numbers are kept: 2 MiB on each device, which fit into the cache of a processor.
 _FIRST = 1 << 12  # So many are made at once at least.
+_MOST_SLICES = 64
 _PLAIN = (Tensor, nn.Parameter)
 _MOST_OF_A_TENSOR = 1 << 16  # Elements of a tensor of a batch that are looked at.
 _ODD, _OTHER_ODD = 0x9E3779B97F4A7C15 - (1 << 64), 0xBF58476D1CE4E5B9 - (1 << 64)
@@ -39,6 +40,7 @@ class Digests:
 
     def __init__(self) -> None:
         self._numbers: dict[torch.device, Tensor] = {}
+        self._slices: dict[tuple[torch.device, int, int], Tensor] = {}  # The last ones: to cut takes as long as to add.
 
     def parts(self, flat: Tensor, start: int = 0) -> list[Tensor]:
         """Return int64 tensors without a dimension whose sum is the digest. It waits for no device.
@@ -49,17 +51,17 @@ class Digests:
         """
         bits = flat.view(_INTEGERS[flat.element_size()])
         if bits.dtype == torch.int64:  # Otherwise a change of the highest bit alone would stay one.
-            bits = bits ^ (bits >> 32)
+            bits = (bits >> 32).bitwise_xor_(bits)
         return self.sums(bits, start)
 
     def sums(self, numbers: Tensor, start: int) -> list[Tensor]:
         """Return the parts of the sum of integers times the odd numbers of their positions, as `parts` does."""
-        length, first = len(numbers), start % _BLOCK
+        length, first = numbers.numel(), start % _BLOCK
         if first + length <= _BLOCK:
             odd = self._of_positions(numbers.device, first, length)
             # `dot` takes half the time, and only the CPU has it for integers.
             total = torch.dot(numbers.long(), odd) if numbers.is_cpu else (numbers * odd).sum()
-            return [total if start < _BLOCK else total * _signed(start // _BLOCK * _OTHER_ODD | 1)]
+            return [total if start < _BLOCK else total.mul_(_signed(start // _BLOCK * _OTHER_ODD | 1))]
         size, rest = _BLOCK - first, list[Tensor]()
         for i in range(size, length, _BLOCK):
             rest += self.sums(numbers[i : i + _BLOCK], start + i)
@@ -67,12 +69,18 @@ class Digests:
 
     def _of_positions(self, device: torch.device, first: int, length: int) -> Tensor:
         """Return the odd numbers of so many positions in a block."""
+        key = device, first, length
+        if key in self._slices:
+            return self._slices[key]
         known = self._numbers.get(device)
         if known is None or len(known) < first + length:
             size = max(_FIRST, 1 << (first + length - 1).bit_length())
             known = torch.arange(1, size + 1, device=device).mul_(_ODD)
             known = self._numbers[device] = known.bitwise_xor_(known >> 29).mul_(_OTHER_ODD).bitwise_or_(1)
-        return known[first : first + length]
+        if len(self._slices) >= _MOST_SLICES:
+            self._slices.clear()
+        self._slices[key] = known[first : first + length]
+        return self._slices[key]
 
 
 class SampleDigest:
@@ -119,14 +127,18 @@ def digest_of_weights(digests: Digests, networks: Iterable[nn.Module], world: Wo
     if not world.is_main and not has_shards:
         return None
     with torch.no_grad():
-        tensors = [tensor for net in networks for tensor in (*net.parameters(), *net.buffers())]
+        tensors = [tensor for net in networks for tensor in _tensors_of(net)]
         total = _added(_parts_of_rank(digests, tensors, world) if has_shards else _parts_of(digests, tensors))
     return as_text(sum(world.gather(total)) if has_shards else total)
 
 
 def digest_of_batch(digests: Digests, batch: Any) -> list[Tensor]:
     """Return the parts of the digest of a batch, at most 65,536 elements of each tensor. It waits for no device."""
-    found = [leaf.detach() if leaf.requires_grad else leaf for _, leaf in leaves(batch) if isinstance(leaf, Tensor)]
+    if type(batch) in (list, tuple) and all(type(each) is Tensor for each in batch):
+        found: Iterable[Tensor] = batch  # What most loaders yield.
+    else:
+        found = (leaf for _, leaf in leaves(batch) if isinstance(leaf, Tensor))
+    found = [each.detach() if each.requires_grad else each for each in found]
     return _parts_of(digests, found, _MOST_OF_A_TENSOR)
 
 
@@ -152,16 +164,27 @@ def added(parts: list[Tensor]) -> str | None:
 def _added(parts: list[Tensor]) -> int:
     if len(parts) == 1:
         return int(parts[0])
-    by_device: dict[torch.device, list[Tensor]] = {}
+    total, by_device = 0, dict[torch.device, list[Tensor]]()
     for part in parts:
-        by_device.setdefault(part.device, []).append(part)
+        if part.is_cpu:
+            total += int(part)
+        else:
+            by_device.setdefault(part.device, []).append(part)
     sums = (each[0] if len(each) == 1 else torch.stack(each).sum() for each in by_device.values())
-    return sum(map(int, sums))
+    return total + sum(map(int, sums))
 
 
 def _signed(number: int) -> int:
     """Return the number of 64 bits with a sign that has the lowest bits of a number."""
     return (number + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+def _tensors_of(net: nn.Module) -> list[Tensor]:
+    """Return all parameters, and then all buffers, in the order of PyTorch's own methods, each once."""
+    modules = [*net.modules()]
+    parameters = {id(p): p for module in modules for p in module._parameters.values() if p is not None}
+    buffers = {id(buffer): buffer for module in modules for buffer in module._buffers.values() if buffer is not None}
+    return [*parameters.values(), *buffers.values()]
 
 
 def _has_bits(tensor: Tensor) -> bool:
@@ -170,7 +193,9 @@ def _has_bits(tensor: Tensor) -> bool:
 
 
 def _flat(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor.resolve_conj()).reshape(-1) if tensor.is_complex() else tensor.reshape(-1)
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    return tensor if tensor.ndim == 1 else tensor.reshape(-1)
 
 
 def _parts_of(digests: Digests, tensors: Iterable[Tensor], most: int | None = None) -> list[Tensor]:
@@ -185,8 +210,8 @@ def _parts_of(digests: Digests, tensors: Iterable[Tensor], most: int | None = No
     for tensor in tensors:
         if _has_bits(tensor):
             flat = _flat(tensor)
-            if most is not None and len(flat) > most:
-                flat = flat[:: -(-len(flat) // most)]
+            if most is not None and flat.numel() > most:
+                flat = flat[:: -(-flat.numel() // most)]
             kind = (flat.device, flat.dtype)
             if kind in groups:
                 groups[kind].append(flat)
@@ -197,7 +222,7 @@ def _parts_of(digests: Digests, tensors: Iterable[Tensor], most: int | None = No
         start = i << 40
         for flat in _joined(group):
             parts += digests.parts(flat, start)
-            start += len(flat)
+            start += flat.numel()
     return parts
 
 
@@ -205,7 +230,7 @@ def _joined(group: list[Tensor]) -> list[Tensor]:
     """Return tensors of one dimension, neighbours put together that have no more elements than a block."""
     if len(group) == 1:
         return group
-    lengths = [*map(len, group)]
+    lengths = [flat.numel() for flat in group]
     if sum(lengths) <= _BLOCK:
         return [torch.cat(group)]
     joined, held, size = list[Tensor](), list[Tensor](), 0

@@ -14,7 +14,14 @@ from torch import nn
 
 from helios_lite import DataModule, Split
 from helios_lite.changes import sources
-from helios_lite.metrics.digests import Digests, SampleDigest, as_text, digest_of_batch, digest_of_weights
+from helios_lite.metrics.digests import (
+    Digests,
+    SampleDigest,
+    _tensors_of,
+    as_text,
+    digest_of_batch,
+    digest_of_weights,
+)
 from helios_lite.metrics.rows import DIGESTS
 from helios_lite.processes.world import World
 
@@ -80,6 +87,21 @@ def test_a_digest_of_a_batch_reads_what_its_tensors_have_and_passes_over_the_res
     changed = digest_of_batch(Digests(), batch)
     assert sum(map(int, parts)) != sum(map(int, changed))
     assert digest_of_batch(Digests(), ["text", None]) == []
+    # Tensors in a list are found otherwise than in other containers, and are the same.
+    x, y = torch.rand(6, 2, requires_grad=True), torch.arange(6)
+    found = [sum(map(int, digest_of_batch(Digests(), each))) for each in ([x, y], (x, y), {"x": x, "y": y}, [x, [y]])]
+    assert len({*found}) == 1
+
+
+def test_the_digest_of_a_network_is_that_of_its_parameters_and_buffers_each_once() -> None:
+    net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Sequential(nn.Linear(3, 3)))
+    net[2][0].weight = net[0].weight
+    assert [*map(id, _tensors_of(net))] == [*map(id, (*net.parameters(), *net.buffers()))]
+    digests = Digests()
+    several = [digest_of_weights(digests, [net], World(), has_shards=False) for _ in range(3)]
+    for length in range(1, 200):  # More than are kept.
+        assert sum(map(int, digests.parts(torch.ones(length)))) % 2**64 == digest(torch.ones(length))
+    assert {*several} == {digest_of_weights(digests, [net], World(), has_shards=False)}
 
 
 class Noting:
