@@ -5779,6 +5779,25 @@ MUTATIONS = [
         "[*(log.rows or [])]",
         RECORDED,
     ),
+    # Locks that somebody has changed by hand.
+    Mutation(
+        "tools/lock.py",
+        "not all(isinstance(content.get(name), dict) for name in _TABLES)",
+        "False",
+        LOCKED + "the_commands_write_a_lock_and_exit_with_what_they_have_found",
+    ),
+    Mutation(
+        "tools/lock.py",
+        'and all(isinstance(step, dict) and type(step.get("step")) is int for step in steps)',
+        "",
+        LOCKED + "the_commands_write_a_lock_and_exit_with_what_they_have_found",
+    ),
+    Mutation(
+        "tools/lock.py",
+        "number(before) is None or number(after) is None",
+        "before is None or after is None",
+        LOCKED + "where_versions_differ_rounding_is_no_difference",
+    ),
     # The verdict at the end.
     Mutation(
         "training/verdict.py",

@@ -24,12 +24,15 @@ from helios_lite.nested import leaves
 from helios_lite.processes.output import harmless
 from helios_lite.state import TrainingState
 from helios_lite.tools.audit.trial import Program, Source
+from helios_lite.tools.run_files import number
 from helios_lite.tools.usage import UsageError, require_file
 
 FORMAT = 1
 _LOSS = "loss of the step"
 _SIZES = {"loss": 1e-4, "gradient norm": 1e-3}
 """How much a number may differ, relatively, where another kernel may have computed it."""
+_TABLES = {"options": "", "environment": "environment.", "sources": "source file "}
+"""The tables of a lock, and what stands before the names of their values."""
 _MOST_NAMED = 8
 _IN_WORDS = {"samples_digest": "samples", "batch_digest": "values of the last batch", "weights_digest": "weights"}
 
@@ -91,15 +94,24 @@ def check(arguments: argparse.Namespace) -> None:
     require_file(path)
     try:
         content = json.loads(path.read_bytes())
-        is_known = content["format"] == FORMAT and len(content["steps"]) > 0
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: is no lock of this version") from error
-    if not is_known:
+    if not _is_lock(content):
         raise UsageError(f"{path}: is no lock of this version")
     found = compared(content, _recorded(arguments, len(content["steps"])))
     print(json.dumps(found.as_dict(), indent=2) if arguments.json else harmless(str(found)))
     if found.what is not None:
         sys.exit(1)
+
+
+def _is_lock(content: Any) -> bool:
+    """Return whether the content of a file is what `lock` writes; somebody may have changed it by hand."""
+    if not isinstance(content, dict) or content.get("format") != FORMAT or "weights_digest" not in content:
+        return False
+    steps = content.get("steps")
+    if not isinstance(steps, list) or not all(isinstance(content.get(name), dict) for name in _TABLES):
+        return False
+    return len(steps) > 0 and all(isinstance(step, dict) and type(step.get("step")) is int for step in steps)
 
 
 def _lock_file(arguments: argparse.Namespace) -> Path:
@@ -223,10 +235,9 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def compared(locked: Mapping[str, Any], now: Mapping[str, Any]) -> Checked:
     """Return how what `recorded` has returned twice compares: the lock, and what is computed now."""
-    parts = (("options", ""), ("environment", "environment."), ("sources", "source file "))
     changes = [
         (f"{prefix}{name}", before, after)
-        for part, prefix in parts
+        for part, prefix in _TABLES.items()
         for name, before, after in _changes(locked.get(part, {}), now[part])
     ]
     is_exact = locked["environment"] == now["environment"]
@@ -262,7 +273,7 @@ def _differences(
 
 
 def _is_alike(name: str, before: Any, after: Any, is_exact: bool) -> bool:
-    if is_exact or before is None or after is None or name in DIGESTS:
+    size = next((size for start, size in _SIZES.items() if name.startswith(start)), 0.0)
+    if is_exact or name in DIGESTS or number(before) is None or number(after) is None:
         return bool(before == after)
-    size = next(size for start, size in _SIZES.items() if name.startswith(start))
     return math.isclose(before, after, rel_tol=size, abs_tol=1e-7)

@@ -62,6 +62,8 @@ def predict(arguments: argparse.Namespace) -> None:
 
 def replay(arguments: argparse.Namespace) -> None:
     """Compute one step of a run of a TOML file again, and show it."""
+    if arguments.samples is not None and arguments.samples < 1:
+        raise UsageError(f"--samples {arguments.samples}: must be at least 1")
     trainer, model, data = _load(arguments)
     try:
         with _usage_errors():

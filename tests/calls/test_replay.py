@@ -315,6 +315,9 @@ def test_the_command_shows_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (loss,) = found["batches"][0]["losses"]
     assert loss == json.loads((tmp_path / "runs/dropped/metrics.jsonl").read_text().splitlines()[0])["highest_loss"]
     with pytest.raises(SystemExit):
+        main(["replay", "run.toml", "--step", "3", "--samples", "0"])
+    assert capsys.readouterr().err == "helios-lite: --samples 0: must be at least 1\n"
+    with pytest.raises(SystemExit):
         main(["replay", "run.toml", "--step", "9"])
     assert "step=9: the run ends after step 4" in capsys.readouterr().err
 

@@ -102,6 +102,8 @@ def test_where_versions_differ_rounding_is_no_difference() -> None:
     assert (compared(locked, other).step, compared(locked, other).what) == (2, "loss")
     other["environment"]["processes"], other["steps"][1]["batch_digest"] = 2, "0" * 16
     assert compared(locked, other).what == "loss"
+    other["steps"][0]["loss"] = "a text"
+    assert (compared(locked, other).step, compared(locked, other).what) == (1, "loss")
 
 
 def program() -> tuple[Trainer, Model, DataModule]:
@@ -137,6 +139,14 @@ def test_the_commands_write_a_lock_and_exit_with_what_they_have_found(
     assert found.keys() == {"steps", "is_exact", "step", "what", "locked", "now", "changes"}
     assert (found["steps"], found["is_exact"], found["step"], found["what"]) == (3, True, 0, "weights")
     assert found["changes"] == [{"name": "trainer.seed", "locked": "0", "now": "1"}]
+    content = json.loads(Path("locked_program.lock.json").read_text())
+    damaged = ({"format": 99}, {"environment": None}, {"sources": 3}, {"steps": []}, {"steps": [1]}, {"steps": None})
+    for change in (*damaged, {"options": [1]}):  # By hand.
+        Path("damaged.json").write_text(json.dumps({**content, **change}))
+        with pytest.raises(SystemExit) as exit:
+            main(["check", "locked_program.py", "--output", "damaged.json"])
+        assert exit.value.code == 2
+        assert capsys.readouterr().err == "helios-lite: damaged.json: is no lock of this version\n"
     for arguments, text in (
         (["check", "locked_program.py:raises", "--output", "locked_program.lock.json"], "KeyError: 'mine'"),
         (["check", "locked_program.py", "--output", "none.json"], "none.json: there is no such file"),
