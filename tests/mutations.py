@@ -80,6 +80,7 @@ TRAINS_ALONE = (
 )
 ENDS = "training/test_ends.py::"
 ORDERS = "processes/test_random_order.py::"
+GONE_OF_ORDER = ORDERS + "test_numbers_that_are_gone_are_left_out_of_the_rest_of_an_order_alone"
 NO_PATTERN = ORDERS + "test_over_a_thousand_seeds_no_place_prefers_a_number_and_no_number_a_neighbour"
 ONCE = ORDERS + "test_every_number_comes_once"
 STORED_ORDER = ORDERS + "test_an_order_is_the_same_with_every_version"
@@ -1030,6 +1031,22 @@ MUTATIONS = [
     Mutation("processes/random_order.py", "derive_seed(seed, 1) % length", "0", FEW_BLOCKS),
     Mutation("processes/random_order.py", "_BLOCKS_PER_WINDOW = 1024", "_BLOCKS_PER_WINDOW = 2**20", FEW_BLOCKS),
     Mutation("processes/random_order.py", "length < LEAST_COMPUTED", "length <= LEAST_COMPUTED", RANDPERM),
+    Mutation("processes/random_order.py", "places, right=True)", "places)", GONE_OF_ORDER),
+    Mutation("processes/random_order.py", "(places >= first) & (places < end)", "places >= first", GONE_OF_ORDER),
+    Mutation("processes/random_order.py", "(places >= first) & (places < end)", "places < end", GONE_OF_ORDER),
+    Mutation("processes/random_order.py", "found >= self._length).any()", "found > self._length).any()", GONE_OF_ORDER),
+    Mutation(
+        "processes/random_order.py",
+        "torch.where(blocks < self._num_blocks, full - blocks, 0)",
+        "(full - blocks)",
+        GONE_OF_ORDER,
+    ),
+    Mutation(
+        "loading/sample_order.py",
+        "return order.without(length, start)",
+        "return order.without(length, 0)",
+        BEGUN_BLOCKS,
+    ),
     Mutation("processes/random_order.py", "self._places[part]", "range(self._length)[part]", SLICES),
     Mutation("loading/begun_epoch.py", "shuffled in blocks of {self.shuffle_block}", "shuffled", BEGUN_BLOCKS),
     Mutation(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers import scripts
+from torch.utils import backend_registration
 
 TESTS = Path(__file__).parent
 # Some of each kind: training, resumes, callbacks, evaluations, predictions, loaders, checkpoints, pages.
@@ -35,11 +36,18 @@ def passed(*tests: str, env: dict[str, str | None], **options: bool) -> None:
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
+emulation = pytest.mark.skipif(
+    not hasattr(backend_registration, "_DummyBackendModule"), reason="this PyTorch takes no device that is in Python"
+)
+
+
+@emulation
 def test_the_trainer_is_right_on_another_device() -> None:
     others = [f"tests/{test}" for test in OF_OTHER_FILES]
     passed("tests/on_emulated_device.py", *others, env={"EMULATED": "1"})
 
 
+@emulation
 def test_ranks_train_what_they_train_on_the_cpu_and_are_told_if_they_have_the_same_device(tmp_path: Path) -> None:
     """They have a backend for their devices; the error ends both without waiting for each other."""
     with socket.socket() as free:

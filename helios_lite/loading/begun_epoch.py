@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import operator
 from array import array
 from collections.abc import Iterable
@@ -162,11 +161,11 @@ def digest_of(drawn: Iterable[Any], now: BegunEpoch) -> int | None:
         drawn: the indices, or the batches of them, whose sizes count too.
         now: what the epoch begins with. Negative indices count from the end of its dataset.
     """
-    indices = drawn
-    if now.batch_sampler is not None:
-        indices = itertools.chain.from_iterable((len(batch), *batch) for batch in drawn)
+    digest = blake2b(digest_size=8)
     try:
-        numbers = array("q", (index if index >= 0 else index + now.length for index in map(operator.index, indices)))
+        for part in [drawn] if now.batch_sampler is None else ((len(batch), *batch) for batch in drawn):
+            numbers = map(operator.index, part)
+            digest.update(array("q", (index if index >= 0 else index + now.length for index in numbers)))
     except (TypeError, OverflowError):
         return None
-    return int.from_bytes(blake2b(numbers.tobytes(), digest_size=8).digest())
+    return int.from_bytes(digest.digest())

@@ -110,7 +110,8 @@ class SplitLoader:
         self._begun, self.changes, drawn = self._resumed(epoch, samples)
         self._is_restored = False  # Not before what may raise.
         epoch, seed = self._begun.epoch, seed_of_epoch(self._begun.seed, self._phase, self._begun.epoch)
-        if self._is_seeded and self._begun.has_sampler:
+        draws_once = type(self.source.batch_sampler) is BucketBatchSampler
+        if self._is_seeded and self._begun.has_sampler and not draws_once:
             drawn = self._with_copies(drawn)
         order = self._batch_order(self._begun.order(drawn), samples)
         if len(order) == 0 and samples == 0 and (self._is_training or self._world.size == 1):

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import inspect
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -200,7 +201,8 @@ def cudnn_benchmark(value: bool | None) -> Iterator[None]:
 def matmul_precision() -> str:
     """Return the precision of products of float32 matrices, as PyTorch names it."""
     try:
-        return torch.get_float32_matmul_precision()
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # Of PyTorch 2.9: it names the newer one.
+            return torch.get_float32_matmul_precision()
     except RuntimeError:  # The program has set it by the newer name, after which PyTorch refuses to read the older one.
         return str(torch.backends.cuda.matmul.fp32_precision)
 

@@ -46,7 +46,8 @@ class RandomOrder:
 
     def __init__(self, length: int, seed: int, block: int | None = None) -> None:
         self._length, self._block, self._seed = length, block, seed
-        self._places = range(length)  # Those of this slice.
+        self._places = range(length)  # Those of this slice, counted without those that are left out.
+        self._kept_before = torch.empty(0, dtype=torch.int64)  # How many are kept before each that is left out.
         if block is None:
             self._numbers = _Permutation(length, seed)
             return
@@ -73,6 +74,21 @@ class RandomOrder:
         """Return all of it as an int64 tensor."""
         return self._computed([self._places])[0]
 
+    def without(self, least: int, start: int) -> RandomOrder:
+        """Return a whole order, or its beginning, without the numbers from `least` on that come at `start` or later.
+
+        It takes time and memory for the numbers that are left out, and none for the others.
+        """
+        first, end = self._all_places(torch.tensor([start, len(self)])).tolist()
+        left_out = [self._kept_before + torch.arange(len(self._kept_before))]
+        for numbers in torch.split(torch.arange(least, self._length), _AT_ONCE):
+            places = self._places_of(numbers)
+            left_out.append(places[(places >= first) & (places < end)])
+        joined = torch.unique(torch.cat(left_out))
+        order = self[: len(self) + len(self._kept_before) - len(joined)]
+        vars(order).update(_kept_before=joined - torch.arange(len(joined)))
+        return order
+
     def parts(self, bounds: Iterable[tuple[int, int]]) -> Iterator[Tensor]:
         """Yield parts of it as int64 tensors, several of them computed together.
 
@@ -90,7 +106,11 @@ class RandomOrder:
 
     def _computed(self, parts: list[range]) -> tuple[Tensor, ...]:
         places = torch.cat([torch.arange(part.start, part.stop, part.step) for part in parts])
-        return torch.split(self._at(places), [len(part) for part in parts])
+        return torch.split(self._at(self._all_places(places)), [len(part) for part in parts])
+
+    def _all_places(self, places: Tensor) -> Tensor:
+        """Return places counted with those that are left out."""
+        return places + torch.searchsorted(self._kept_before, places, right=True)
 
     def _at(self, places: Tensor) -> Tensor:
         """Return the numbers at some places, which ascend."""
@@ -111,10 +131,31 @@ class RandomOrder:
     def _in_window(self, window: int, places: Tensor) -> Tensor:
         """Return the places where those of a window go, which are in it too."""
         start = window * self._window_size
+        return self._permutation(window)(places - start).add_(start)
+
+    def _permutation(self, window: int) -> _Permutation:
         if self._window is None or self._window[0] != window:
-            size = min(self._window_size, self._length - start)
+            size = min(self._window_size, self._length - window * self._window_size)
             self._window = (window, _Permutation(size, derive_seed(self._seed, 2, window)))
-        return self._window[1](places - start).add_(start)
+        return self._window[1]
+
+    def _places_of(self, numbers: Tensor) -> Tensor:
+        """Return the places of some numbers; with blocks in another order than that of the numbers."""
+        if self._block is None:
+            return self._numbers.inverse(numbers)
+        permuted = (numbers - self._first).remainder_(self._length)
+        blocks = permuted // self._block
+        if self._num_blocks > 0:
+            full = self._blocks.inverse(blocks.clamp(max=self._num_blocks - 1))
+            permuted += torch.where(blocks < self._num_blocks, full - blocks, 0).mul_(self._block)
+        windows, by_window = (permuted // self._window_size).sort()
+        windows, counts = torch.unique_consecutive(windows, return_counts=True)
+        parts = torch.split(permuted[by_window], counts.tolist())
+        found = [numbers[:0]]
+        for window, places in zip(windows.tolist(), parts, strict=True):
+            start = window * self._window_size
+            found.append(self._permutation(window).inverse(places - start).add_(start))
+        return torch.cat(found)
 
 
 class _Permutation:
@@ -149,6 +190,15 @@ class _Permutation:
             permuted[is_outside] = self._through_rounds(permuted[is_outside])
         return permuted
 
+    def inverse(self, numbers: Tensor) -> Tensor:
+        """Return what goes to these numbers, as an int64 tensor."""
+        if self._length <= _SORTED:
+            return self._sorted.argsort()[numbers]
+        found = self._back_through_rounds(numbers)
+        while (is_outside := found >= self._length).any():
+            found[is_outside] = self._back_through_rounds(found[is_outside])
+        return found
+
     def _through_rounds(self, numbers: Tensor) -> Tensor:
         row = numbers.div(self._columns, rounding_mode="floor")
         column = numbers - row * self._columns
@@ -156,6 +206,14 @@ class _Permutation:
             column += to_column.index_select(0, row)
             row += to_row.index_select(0, column)
         return row.remainder_(self._rows).mul_(self._columns).add_(column.remainder_(self._columns))
+
+    def _back_through_rounds(self, numbers: Tensor) -> Tensor:
+        row = numbers.div(self._columns, rounding_mode="floor")
+        column = numbers - row * self._columns
+        for to_column, to_row in zip(self._rounds[-2::-2], self._rounds[::-2], strict=True):
+            row = (row - to_row.index_select(0, column)).remainder_(self._rows)
+            column = (column - to_column.index_select(0, row)).remainder_(self._columns)
+        return row.mul_(self._columns).add_(column)
 
 
 def _random_numbers(count: int, seed: int) -> Tensor:

@@ -105,11 +105,16 @@ class Own(Mixed):
             self.optimizers[1].load_state_dict(state_dict["sgd"])
 
 
-class Together(nn.ModuleDict):
+class Together(nn.Module):
     """The sum of the losses of networks."""
 
+    def __init__(self, nets: dict[str, nn.Module]) -> None:
+        super().__init__()
+        for name, net in nets.items():
+            self.add_module(name, net)
+
     def forward(self, x: torch.Tensor) -> Any:
-        return sum((net(x) - x.cos()).square().mean() for net in self.values())
+        return sum((net(x) - x.cos()).square().mean() for net in self.children())
 
 
 class States(Model):
@@ -121,9 +126,9 @@ class States(Model):
         super().__init__("mixed")
 
     def setup(self, fast_init: bool = False) -> None:
-        made = [nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3)) for _ in self.names]
-        self.net = self.parallelize(Together(zip(self.names, made, strict=True)), blocks=(nn.Sequential,))
-        self.optimizers = {name: OPTIMIZERS[name](net.parameters()) for name, net in self.net.items()}
+        made = {name: nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 3)) for name in self.names}
+        self.net = self.parallelize(Together(made), blocks=(nn.Sequential,))
+        self.optimizers = {name: OPTIMIZERS[name](net.parameters()) for name, net in self.net.named_children()}
 
     def train_step(self, batch: Any, state: Any) -> None:
         self.backward(self.net(batch[1]))

@@ -47,6 +47,19 @@ def test_slices_parts_and_iteration_agree_with_the_whole() -> None:
         assert order[3:3].tensor().tolist() == []
 
 
+def test_numbers_that_are_gone_are_left_out_of_the_rest_of_an_order_alone() -> None:
+    for length, block in ((1000, None), (9999, None), (9999, 4), (9999, 20_000), (300_000, 64)):
+        order = RandomOrder(length, 5, block)[: length - 7]
+        left = order.tensor().tolist()
+        for least, start in ((length - 30, 0), (length // 2, length // 3), (length - 20, 10), (length, 5)):  # Again.
+            order = order.without(least, start)
+            left = [*left[:start], *(number for number in left[start:] if number < least)]
+            assert len(order) == len(left)
+            assert order.tensor().tolist() == left
+        bounds = [(low, low + 10) for low in range(0, len(left), 1000)]
+        assert [part.tolist() for part in order.parts(bounds)] == [left[low:high] for low, high in bounds]
+
+
 def test_an_order_is_the_same_with_every_version() -> None:
     # Numbers of before: an epoch that has begun must go on with its order after an update of PyTorch or of the package.
     assert RandomOrder(10, 0).tensor().tolist() == [2, 3, 0, 8, 4, 9, 6, 1, 5, 7]
@@ -126,6 +139,12 @@ def test_ten_billion_samples_are_shuffled_resumed_and_shared_without_memory_for_
     far = 8 * 10**9
     loader, read = batches(split, samples=far, finished=far // 8)
     assert [next(read) for _ in range(3)][2] == loader.indices_after(far // 8 + 2).tolist()
+    shorter = make_loader(Split(Many(10**10 - 10**5), 8, shuffle=True, **options), "train", 3, World())
+    shorter.load_state_dict(loader.state_dict())
+    begun = shorter.epoch(0, samples=far, batches=far // 8)
+    assert next(begun.batches)[0][0].tolist() == loader.indices_after(far // 8).tolist()
+    assert 0 < (num_gone := shorter.changes.num_gone) < 10**5
+    assert begun.length == -(-(2 * 10**9 - num_gone) // 8)
     assert len(firsts(split, 2, phase="predict", world=World(rank=1, size=3))[1]) == 8
 
 
