@@ -741,8 +741,7 @@ def test_a_save_makes_a_few_calls_more_for_each_checkpoint_however_many_there_ar
         checkpoints = opened(folder, keep_last=-1)
         names = [f"net_epoch_0_iter_{step}.pth" for step in range(num_checkpoints)]
         entries = [
-            {"file": name, "epoch": 0, "step": step, "score": 1.0, "improved": step == 0}
-            for step, name in enumerate(names)
+            {"file": name, "epoch": 0, "step": step, "score": 1.0, "improved": True} for step, name in enumerate(names)
         ]
         (folder / "manifest.json").write_text(json.dumps({"checkpoints": entries}))
         for name in names:
