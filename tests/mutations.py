@@ -367,6 +367,8 @@ TOO_SLOW = AUDIT + "a_training_that_is_too_slow_for_one_relation_breaks_none"
 SHARED_TRIALS = AUDIT + "relations_that_look_at_the_same_training_share_it"
 NO_MEAN = AUDIT + "a_loss_that_is_none_of_samples_by_intention_is_not_compared_with_theirs"
 LOSSES = AUDIT + "losses_that_get_what_they_do_not_want_are_named_and_others_are_not"
+BUFFER = AUDIT + "a_buffer_whose_tensors_are_used_again_may_grow"
+COUPLED = AUDIT + "a_loss_couples_samples_by_its_form_and_not_by_an_error"
 IN_COMMON = AUDIT + "samples_have_in_common_only_what_is_not_by_chance"
 LEAVES_OTHERS = AUDIT + "an_error_of_a_relation_leaves_the_others_as_they_are"
 BY_INTENTION = AUDIT + "a_break_is_by_intention_if_it_is_accepted_with_what_follows_from_it"
@@ -3628,14 +3630,65 @@ MUTATIONS = [
         "training/loop.py", "title = with_limits(title, self.options, *self.phases())", "pass", SAID_TO_BE_LIMITED
     ),
     Mutation("calls/evaluate.py", "with_limits(phase if", "str(phase if", SAID_TO_BE_LIMITED),
-    Mutation("tools/audit/bits.py", "if a.batches != b.batches:", "if False:", NAMED_BATCH),
+    Mutation("tools/audit/bits.py", "if a.batches != b.batches:", "if False:", NAMED_BATCH + "[same_noise]"),
     Mutation("tools/audit/bits.py", "changes_hash_seed=True", "changes_hash_seed=False", PLANTED_HASHES),
     Mutation("tools/audit/sums.py", "TOLERANCE = 1e-3", "TOLERANCE = 1.0", PLANTED + "[wrong_axis]"),
     Mutation("tools/audit/sums.py", "TOLERANCE = 1e-3", "TOLERANCE = 1e-9", RIGHT),
     Mutation("tools/audit/sums.py", "if repr(a.rates) != repr(b.rates):", "if False:", PLANTED + "[scheduled_twice]"),
     Mutation("tools/audit/sums.py", "if facts.carries_state:", "if False:", RIGHT + "[carried]"),
     Mutation("tools/audit/sums.py", "STANDARD_ERRORS = 5.0", "STANDARD_ERRORS = 0.0", RIGHT + "[gan]"),
-    Mutation("tools/audit/watches.py", "self._drops_in_validation = True", "pass", PLANTED + "[dropout_in_validation]"),
+    Mutation("tools/audit/watches.py", "self._drops_in_validation = True", "pass", NAMED_BATCH + "[wrong_modes]"),
+    Mutation("tools/audit/watches.py", "if not self._validated or not changed or", "if not", PLANTED + "[careless]"),
+    Mutation("tools/audit/watches.py", "if identity != id(value)", "if False", NAMED_BATCH + "[half_optimized]"),
+    Mutation("tools/audit/sums.py", "        stirs_weights=True,\n", "", NAMED_BATCH + "[wrong_metrics]"),
+    Mutation("tools/audit/sums.py", '"mean", "sum", "last"', '"mean", "sum"', NAMED_BATCH + "[wrong_metrics]"),
+    Mutation(
+        "tools/audit/recorder.py",
+        "self._stir(4.0 ** (len(self._steps) - 1))",
+        "self._stir(1.0)",
+        NAMED_BATCH + "[wrong_metrics]",
+    ),
+    Mutation(
+        "tools/audit/sums.py", "STANDARD_ERRORS * math.hypot(weight_error, other_error)", "0.0", RIGHT + "[masked]"
+    ),
+    Mutation("tools/audit/sums.py", "if coupled := _coupled(trials, facts):", "if False:", NO_MEAN),
+    Mutation("tools/audit/looks.py", "if facts.mode == mode and words", "if words", RIGHT + "[unusual]"),
+    Mutation(
+        "tools/audit/looks.py",
+        "if facts.mode == mode and words[-1] in better and",
+        "if False and",
+        PLANTED + "[careless]",
+    ),
+    Mutation("tools/audit/looks.py", "train.is_sorted and facts.is_in_order", "False", PLANTED + "[wrong_data]"),
+    Mutation("tools/audit/looks.py", "if train.is_augmented and", "if False and", PLANTED + "[same_noise]"),
+    Mutation("tools/audit/looks.py", "if record.strayed:", "if False:", NAMED_BATCH + "[attached]"),
+    Mutation(
+        "tools/audit/program_data.py", '("train", "valid", "test")', '("train", "valid")', PLANTED + "[wrong_data]"
+    ),
+    Mutation(
+        "tools/audit/program_data.py",
+        "position % (1 + len(chosen) // _MOST_KEPT) == 0",
+        "len(kept) < _MOST_KEPT",
+        IN_COMMON,
+    ),
+    Mutation("tools/audit/patterns.py", "(ratio > math.log(_OTHER_SCALE))", "(ratio >= 0)", IN_COMMON),
+    Mutation("tools/audit/patterns.py", "(is_other & is_alike).sum()", "is_other.sum()", IN_COMMON),
+    Mutation("tools/audit/calls.py", "self._used.add(id(each))", "pass", BUFFER),
+    Mutation("tools/audit/calls.py", "if kept is not None and kept() is each:", "if isinstance(each, Tensor):", BUFFER),
+    Mutation("tools/audit/couplings.py", "coupled = coupled or above", "pass", COUPLED),
+    Mutation("tools/audit/couplings.py", "            above = coupled = name.lower()", "            pass", COUPLED),
+    Mutation("tools/audit/couplings.py", "name not in _LINEAR and not", "name not in _LINEAR or not", COUPLED),
+    Mutation("tools/audit/couplings.py", "if order == (*range(len(order)),):", "if False:", COUPLED),
+    Mutation("tools/audit/couplings.py", "if self._orders[back] == 0 or", "if True or", COUPLED),
+    Mutation("tools/audit/couplings.py", "first.shape[arguments[1]] == size", "arguments[1] == 0", COUPLED),
+    Mutation("tools/audit/couplings.py", "            self.has_statistics = True", "            pass", COUPLED),
+    Mutation(
+        "tools/audit/watches.py",
+        "elif use.in_validation and use.has",
+        "elif False and use.has",
+        NAMED_BATCH + "[wrong_modes]",
+    ),
+    Mutation("tools/audit/couplings.py", "each % size == 0 for each in shape", "False for each in shape", COUPLED),
     Mutation("tools/audit/watches.py", "elif is_constant and around", "elif False", PLANTED + "[careless]"),
     Mutation(
         "tools/audit/calls.py",
@@ -3645,8 +3698,15 @@ MUTATIONS = [
     ),
     Mutation("tools/audit/calls.py", "if state in ends and not self.found:", "if False:", PLANTED + "[careless]"),
     Mutation("tools/audit/calls.py", "        torch.rand(number)\n", "", RIGHT + "[classifier]"),
-    Mutation("tools/audit/calls.py", "if min(each[1] for each in grown) >= steps:", "if False:", NAMED_BATCH),
-    Mutation("tools/audit/calls.py", "if sorted(shapes) != [(self._size,), (self._size, 1)]:", "if True:", NAMED_BATCH),
+    Mutation(
+        "tools/audit/calls.py", "if min(each[1] for each in grown) >= steps:", "if False:", NAMED_BATCH + "[careless]"
+    ),
+    Mutation(
+        "tools/audit/calls.py",
+        "if sorted(shapes) != [(self._size,), (self._size, 1)]:",
+        "if True:",
+        NAMED_BATCH + "[forecast]",
+    ),
     Mutation("tools/audit/calls.py", "self._new_hidden.add(digest(part))", "pass", PLANTED + "[forecast]"),
     Mutation("tools/audit/calls.py", "self._pending[name] = others[-1]", "pass", PLANTED + "[attached]"),
     Mutation("tools/audit/calls.py", "self.pairs = name", "pass", RIGHT + "[contrastive]"),

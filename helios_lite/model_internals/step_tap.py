@@ -30,6 +30,7 @@ class StepTap:
         on_loss: is called with each loss before its gradients are computed.
         on_log: is called with the name, the value and the reduction of each value that is logged.
         before_step: is called with name and optimizer before each step of an optimizer, after `watch_optimizers`.
+        on_graph: is called with the tensor of each loss, in a probe too; None for nothing.
     """
 
     def __init__(
@@ -39,8 +40,9 @@ class StepTap:
         on_loss: Callable[[Loss], None],
         on_log: Callable[[str, Tensor | float, Any], None],
         before_step: Callable[[str, Optimizer], None],
+        on_graph: Callable[[Tensor], None] | None = None,
     ) -> None:
-        self._on_loss, self._on_log, self._before = on_loss, on_log, before_step
+        self._on_loss, self._on_log, self._before, self._on_graph = on_loss, on_log, before_step, on_graph
         self._wrappers = dict(zip(_CALLS, (train_step, self._backward, self._optimizer_step, self._log), strict=True))
         self._model: Any = None
         self._originals: dict[str, Callable[..., Any]] = {}
@@ -91,6 +93,8 @@ class StepTap:
 
     def _backward(self, loss: Tensor, weight: Tensor | float | None = None, retain_graph: bool = False) -> None:
         found = float(loss.detach()), None if weight is None else float(weight)
+        if self._on_graph is not None:
+            self._on_graph(loss)
         if self._probed is None:
             self._on_loss(found)
             options = {"retain_graph": True} if retain_graph else {}  # An override may not know it.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, TensorDataset, random_split
 
 from helios_lite import DataModule, Model, Split, Trainer
 from helpers.right_programs import Classifier, Gan, Tokens, blobs, sentences, trainer
@@ -51,51 +51,23 @@ class NoZeroGrad(Classifier):
         self.optimizer.step()
 
 
-class AlwaysDropout(nn.Module):
-    """`functional.dropout` is in training mode by default."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(8, 32), nn.Linear(32, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(functional.dropout(self.first(x).relu(), 0.3))
-
-
-class DropoutInValidation(Classifier):
-    def network(self) -> nn.Module:
-        return AlwaysDropout()
-
-
-class TrainedInEvaluationMode(Classifier):
-    """Evaluation mode is switched on in every step, and batch normalization never learns its statistics."""
-
-    def network(self) -> nn.Module:
-        return nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 4))
-
-    def train_step(self, batch: Any, state: Any) -> None:
-        self.net.eval()
-        super().train_step(batch, state)
-
-
 class HalfOptimized(Classifier):
-    """The optimizer has the parameters of the last layer only."""
+    """The features are detached, and the optimizer has one layer after them only, of two with one memory."""
+
+    def network(self) -> nn.Module:
+        net = Detached(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 4))
+        net[3].weight.data = net[2].weight.data
+        return net
 
     def make_optimizer(self) -> torch.optim.Optimizer:
-        last = [parameter for name, parameter in self.net.named_parameters() if name.split(".")[-2] == "2"]
-        return torch.optim.Adam(last, lr=0.01)
+        return torch.optim.Adam([*self.net[0].parameters(), *self.net[2:4].parameters()], lr=0.01)
 
 
 class Detached(nn.Sequential):
     """Features are detached before the head."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self[2](self[1](self[0](x)).detach())
-
-
-class DetachedBranch(Classifier):
-    def network(self) -> nn.Module:
-        return Detached(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+        return self[4](self[3](self[2](self[1](self[0](x)).detach())))
 
 
 class WrongAxis(Classifier):
@@ -103,22 +75,6 @@ class WrongAxis(Classifier):
 
     def loss(self, outputs: Tensor, y: Tensor) -> Tensor:
         return functional.nll_loss(outputs.log_softmax(0), y)
-
-
-class MixedByReshape(nn.Module):
-    """A reshape in place of a transpose, so that rows have values of several samples."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x.T.reshape(len(x), 8))
-
-
-class WrongReshape(Classifier):
-    def network(self) -> nn.Module:
-        return MixedByReshape()
 
 
 class ShuffledApart(DataModule):
@@ -131,13 +87,17 @@ class ShuffledApart(DataModule):
         self.valid = Split(TensorDataset(x[192:], y[192:]), batch_size=32)
 
 
-class TrainInValid(DataModule):
-    """The slices overlap."""
+class WrongData(DataModule):
+    """Sorted by class and not shuffled, normalized in the training only, and tested on what it is trained on."""
 
     def setup(self) -> None:
-        x, y = blobs(256)
-        self.train = Split(TensorDataset(x[:200], y[:200]), batch_size=16, shuffle=True)
-        self.valid = Split(TensorDataset(x[192:], y[192:]), batch_size=32)
+        x, y = blobs(1024)
+        order = y[:512].argsort()
+        x, y = 4 * torch.cat([x[:512][order], x[512:]]) + 3, torch.cat([y[:512][order], y[512:]])
+        normalized = (x - x[:512].mean(0)) / x[:512].std(0)
+        self.train = Split(TensorDataset(normalized[:512], y[:512]), batch_size=16)
+        self.valid = Split(TensorDataset(x[512:], y[512:]), batch_size=32)
+        self.test = Split(TensorDataset(normalized[480:544], y[480:544]), batch_size=32)
 
 
 class SameNoise(Dataset):
@@ -163,24 +123,22 @@ class InPlace(SameNoise):
         return x, self.y[index]
 
 
-class MeanOfBatchMeans(Classifier):
-    """The accuracy is a mean of the means of batches, of which the last one is smaller."""
+class WrongMetrics(Classifier):
+    """A mean of the means of batches, of which the last one is smaller, and other values that depend on batches."""
 
     def on_validation_start(self, validation_cycle: int) -> None:
         self.accuracies: list[float] = []
 
     def valid_step(self, batch: Any, step: int) -> None:
-        self.accuracies.append(float((self.net(batch[0]).argmax(1) == batch[1]).float().mean()))
+        outputs, y = self.net(batch[0]), batch[1]
+        self.accuracies.append(float((outputs.argmax(1) == y).float().mean()))
+        self.log("loss", self.loss(outputs, y), count=1)
+        self.log("last_accuracy", self.accuracies[-1], reduce="last")
+        found = outputs[:, 0] > 20  # None after some updates, so that the F1 score is 0.
+        self.log("f1", 2 * (found & (y == 0)).sum() / (found.sum() + (y == 0).sum()).clamp(min=1))
 
     def on_validation_end(self, validation_cycle: int) -> None:
         self.log("accuracy", sum(self.accuracies) / len(self.accuracies))
-
-
-class WrongCount(Classifier):
-    """The metric counts every batch as one item."""
-
-    def valid_step(self, batch: Any, step: int) -> None:
-        self.log("loss", self.loss(self.net(batch[0]), batch[1]), count=1)
 
 
 class BatchOfRank0(Classifier):
@@ -285,24 +243,32 @@ class PaddingSeen(Tokens):
         return vectors.mean(1, keepdim=True)
 
 
-class PaddingCounted(Tokens):
-    """The loss is also computed on padding."""
+class AlwaysDropout(nn.Linear):
+    """`functional.dropout` is in training mode by default."""
 
-    def token_loss(self, losses: Tensor, mask: Tensor) -> Tensor:
-        return losses.mean()
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.dropout(super().forward(x), 0.3)
 
 
-class FrozenInTrainingMode(Classifier):
-    """A frozen backbone keeps its weights, but its batch normalization goes on."""
+class WrongModes(Classifier):
+    """A frozen part whose statistics go on, a trained one in evaluation mode, and dropout in validations."""
 
     def network(self) -> nn.Module:
         backbone = nn.Sequential(nn.Linear(8, 32), nn.BatchNorm1d(32), nn.ReLU())
         backbone.requires_grad_(False)
-        return nn.Sequential(backbone, nn.Linear(32, 4))
+        middle = nn.Sequential(nn.Linear(32, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.1))
+        return nn.Sequential(backbone, middle, AlwaysDropout(16, 4))
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        self.net[1].eval()
+        super().train_step(batch, state)
 
 
 class Careless(Classifier):
-    """Probabilities for a cross entropy, the same masks in every step, a history with graphs, a teacher that drops."""
+    """Probabilities for a cross entropy, the same masks in every step, a history with graphs, a teacher that drops.
+
+    The validation is that of the teacher, and the worst accuracy is taken for the best.
+    """
 
     def network(self) -> nn.Module:
         return nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Dropout(0.2), nn.Linear(32, 4), nn.Softmax(1))
@@ -322,6 +288,9 @@ class Careless(Classifier):
         self.history.append(loss)
         self.backward(loss)
         self.optimizer_step(self.optimizer, self.scheduler)
+
+    def valid_step(self, batch: Any, step: int) -> None:
+        self.log("accuracy", (self.teacher(batch[0]).argmax(1) == batch[1]).float().mean())
 
 
 class Wave(Dataset):
@@ -381,7 +350,12 @@ class Peeking(Tokens):
 
 
 class Attached(Gan):
-    """The loss of the critic also has gradients for the generator, which are not cleared."""
+    """The loss of the critic also has gradients for the generator, which are not cleared; a schedule of neither."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup(fast_init)
+        before = torch.optim.Adam(self.generator.parameters(), lr=1e-3)
+        self.scheduler = torch.optim.lr_scheduler.ExponentialLR(before, 0.9)
 
     def train_step(self, batch: Any, state: Any) -> None:
         real = batch[0]
@@ -431,6 +405,13 @@ def with_dataset(dataset: type[Dataset]) -> Program:
     return trainer(), Classifier(), data
 
 
+def same_noise() -> Program:
+    """The validation is a part of the dataset that augments."""
+    train, valid = random_split(SameNoise(), [160, 32], torch.Generator().manual_seed(0))
+    data = DataModule(train=Split(train, batch_size=16, shuffle=True), valid=Split(valid, batch_size=32))
+    return trainer(), Classifier(), data
+
+
 def one_nan() -> Program:
     """One sample has a NaN."""
     program = with_model(Classifier)
@@ -442,18 +423,14 @@ ERRORS: dict[str, tuple[Any, set[str]]] = {
     "summed_loss": (functools.partial(with_model, SummedLoss), {"samples_alone", "accumulation"}),
     "scheduled_twice": (functools.partial(with_model, ScheduledTwice), {"accumulation"}),
     "no_zero_grad": (functools.partial(with_model, NoZeroGrad), {"resume"}),
-    "dropout_in_validation": (functools.partial(with_model, DropoutInValidation), {"modes"}),
-    "trained_in_evaluation_mode": (functools.partial(with_model, TrainedInEvaluationMode), {"modes"}),
+    "wrong_modes": (functools.partial(with_model, WrongModes), {"modes"}),
     "half_optimized": (functools.partial(with_model, HalfOptimized), {"parameters"}),
-    "detached_branch": (functools.partial(with_model, DetachedBranch), {"parameters"}),
     "wrong_axis": (functools.partial(with_model, WrongAxis), {"samples_alone"}),
-    "wrong_reshape": (functools.partial(with_model, WrongReshape), {"samples_alone"}),
     "shuffled_apart": (functools.partial(with_data, ShuffledApart), {"pairing"}),
-    "train_in_valid": (functools.partial(with_data, TrainInValid), {"overlap"}),
-    "same_noise": (functools.partial(with_dataset, SameNoise), {"constant_data", "workers"}),
+    "wrong_data": (functools.partial(with_data, WrongData), {"overlap", "preparation", "targets"}),
+    "same_noise": (same_noise, {"preparation", "constant_data", "workers"}),
     "in_place": (functools.partial(with_dataset, InPlace), {"constant_data"}),
-    "mean_of_batch_means": (functools.partial(with_model, MeanOfBatchMeans), {"valid_batch_size"}),
-    "wrong_count": (functools.partial(with_model, WrongCount), {"valid_batch_size"}),
+    "wrong_metrics": (functools.partial(with_model, WrongMetrics), {"valid_batch_size"}),
     "batch_of_rank_0": (functools.partial(with_model, BatchOfRank0), {"devices"}),
     "unseeded": (functools.partial(with_model, Unseeded), {"repeat"}),
     "counter_not_saved": (functools.partial(with_model, CounterNotSaved), {"resume"}),
@@ -462,13 +439,14 @@ ERRORS: dict[str, tuple[Any, set[str]]] = {
     "clipped_scaled": (functools.partial(with_model, ClippedScaled, precision="fp16"), {"loss_scale"}),
     "wrong_weight": (functools.partial(with_tokens, WrongWeight), {"samples_alone"}),
     "padding_seen": (functools.partial(with_tokens, PaddingSeen), {"samples_alone"}),
-    "padding_counted": (functools.partial(with_tokens, PaddingCounted), {"samples_alone"}),
-    "frozen_in_training_mode": (functools.partial(with_model, FrozenInTrainingMode), {"modes"}),
     "one_nan": (one_nan, {"finite"}),
-    "careless": (functools.partial(with_model, Careless), {"scores", "random_state", "growth", "schedule", "modes"}),
+    "careless": (
+        functools.partial(with_model, Careless, monitor="valid/accuracy"),
+        {"scores", "random_state", "growth", "schedule", "modes", "evaluated", "monitor"},
+    ),
     "forecast": (forecast, {"overlap", "targets", "shapes", "carried_state"}),
     "peeking": (functools.partial(with_tokens, Peeking), {"targets"}),
-    "attached": (functools.partial(with_model, Attached), {"gradients"}),
+    "attached": (functools.partial(with_model, Attached), {"gradients", "schedule"}),
     "copies": (copies, {"workers"}),
 }
 """Each planted error, and the relations that name it: all of them must break."""

@@ -211,7 +211,7 @@ class TwoRates(Classifier):
 
 
 class Distilled(Classifier):
-    """A frozen teacher in evaluation mode."""
+    """A frozen teacher in evaluation mode, and outputs that are to vary little over the batch."""
 
     def setup(self, fast_init: bool = False) -> None:
         super().setup(fast_init)
@@ -220,7 +220,7 @@ class Distilled(Classifier):
 
     def train_step(self, batch: Any, state: Any) -> None:
         outputs, targets = self.net(batch[0]), self.teacher(batch[0]).softmax(1)
-        self.backward(functional.cross_entropy(outputs, targets))
+        self.backward(functional.cross_entropy(outputs, targets) + 0.02 * outputs.std(0, correction=0).mean())
         self.optimizer_step(self.optimizer)
 
 
@@ -344,10 +344,32 @@ def augmented() -> Program:
     return trainer(accumulation_steps=2), Classifier(), data
 
 
+def mixed(samples: Any) -> Any:
+    x, y = torch.utils.data.default_collate(samples)
+    return x + 0.1 * x[torch.randperm(len(x))], y
+
+
+def two_rates() -> Program:
+    return trainer(), TwoRates(), splits(*blobs(256), collate_fn=mixed)
+
+
 def streamed() -> Program:
     data = splits(*blobs(256))
     data.train = Split(Stream(), batch_size=16)
     return trainer(), Classifier(), data
+
+
+class Masked(Tokens):
+    """Tokens are left out of the loss at random, and the weight is the number of the others."""
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        batch = batch.masked_fill(torch.rand(batch.shape) < 0.3, 0)
+        batch[:, :2] = batch[:, :2].clamp(min=1)
+        super().train_step(batch, state)
+
+
+def masked() -> Program:
+    return trainer(), Masked(), sentences()
 
 
 def bucketed() -> Program:
@@ -357,16 +379,16 @@ def bucketed() -> Program:
 
 RIGHT: dict[str, Any] = {
     "classifier": functools.partial(simple, Classifier),
-    "normalized": functools.partial(simple, Normalized),
     "gan": functools.partial(simple, Gan),
     "carried": carried,
-    "two_rates": functools.partial(simple, TwoRates),
+    "two_rates": two_rates,
     "unusual": unusual,
     "contrastive": functools.partial(simple, Contrastive),
     "streamed": streamed,
     "distilled": functools.partial(simple, Distilled),
     "bucketed": bucketed,
-    "fp16": functools.partial(simple, Classifier, precision="fp16", clip_norm=1.0),
+    "masked": masked,
     "augmented": augmented,
+    "fp16": functools.partial(simple, Classifier, precision="fp16", clip_norm=1.0),
     "regression": functools.partial(simple, Regression),
 }

@@ -4,6 +4,7 @@ import contextlib
 import http.server
 import json
 import os
+import re
 import runpy
 import signal
 import threading
@@ -162,6 +163,10 @@ def test_a_killed_run_is_said_to_be_dead(
     main(["status", str(tmp_path), "--json"])
     (running,) = json.loads(capsys.readouterr().out)
     assert (running["state"], running["is_dead"], running["process"]) == ("running", False, process.pid)
+    page = (Path(__file__).parents[2] / "docs/run_folder.md").read_text(encoding="utf-8")
+    table = page.partition("| key | what it is |")[2].partition("\n\n")[0]
+    names = {name for line in table.splitlines() for name in re.findall("`([a-z_]+)`", line.split(" | ")[0])}
+    assert running.keys() == names | {"run", "is_dead"}
     end(process, signal.SIGKILL)
     left = read_status(tmp_path / "rich")
     assert (left["state"], left["exit_status"]) == ("running", None)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import pickle
 import random
 import sys
+import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,9 +19,11 @@ from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 from helios_lite.nested import leaves
+from helios_lite.tools.audit.couplings import CouplingWatch
 from helios_lite.tools.audit.record import digest
 
 _FEWEST_CALLS, _FEWEST_SCORES = 3, 32  # Of a loss, before something is said of what it gets.
+_FEWEST_USED = 8  # Tensors that are kept and used again, as those of a buffer are.
 _SAME_VALUES = (
     "View",
     "UnsafeView",
@@ -46,14 +50,21 @@ class CallWatch:
 
     Args:
         keeps_scores: whether to keep what losses of classes get.
+        looks_for_couplings: whether to look for what couples the samples of a batch.
+        growth: is shown what functions are called with; None for nothing.
 
     Attributes:
         pairs: an operation that has computed a matrix of all pairs of samples of a batch, "" if there was none.
+        couplings: sees what couples the samples of a batch; None if it is not looked for.
         scored: what losses of classes got in the present step, if it is kept.
     """
 
-    def __init__(self, *, keeps_scores: bool = False) -> None:
+    def __init__(
+        self, *, keeps_scores: bool = False, looks_for_couplings: bool = False, growth: GrowthWatch | None = None
+    ) -> None:
+        self._growth = growth
         self.pairs = ""
+        self.couplings = CouplingWatch() if looks_for_couplings else None
         self.scored: list[Scored] = []
         self._keeps_scores = keeps_scores
         self._size = 0  # Of the present batch.
@@ -81,7 +92,7 @@ class CallWatch:
         self._size, self.scored = size, []
         self._hidden |= self._new_hidden
         self._new_hidden = set()
-        with _Calls(self):
+        with _Calls(self, self._growth):
             yield
 
     def findings(self) -> dict[str, list[str]]:
@@ -96,6 +107,8 @@ class CallWatch:
     def note(self, function: Any, arguments: Any, options: Mapping[str, Any], output: Any) -> None:
         """Note a call of a function of PyTorch."""
         name = getattr(function, "__name__", "")
+        if self.couplings is not None:
+            self.couplings.note(name, arguments, options, output, self._size)
         if name in _OF_PAIRS and self.pairs == "" and self._size > 1:
             self._look_for_pairs(name, arguments, output)
         elif name in _ELEMENTWISE:
@@ -160,14 +173,16 @@ class CallWatch:
 class _Calls(TorchFunctionMode):
     """Shows every call of a function of PyTorch to a watch."""
 
-    def __init__(self, watch: CallWatch) -> None:
+    def __init__(self, watch: CallWatch, growth: GrowthWatch | None) -> None:
         super().__init__()
-        self._watch = watch
+        self._watch, self._growth = watch, growth
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
         self._watch.note(func, args, kwargs, output)
+        if self._growth is not None:
+            self._growth.note(args)
         return output
 
 
@@ -260,7 +275,7 @@ class RandomWatch:
 
 def rng_states() -> dict[str, str]:
     """Return digests of the states of the global generators of torch, random and numpy."""
-    states = {"torch": digest(torch.get_rng_state()), "random": digest(random.getstate())}
+    states = {"torch": digest(torch.get_rng_state()), "random": digest(pickle.dumps(random.getstate()))}
     if "numpy" in sys.modules:
         _, words, *rest = sys.modules["numpy"].random.get_state(legacy=True)
         states["numpy"] = digest([words, rest])
@@ -268,12 +283,25 @@ def rng_states() -> dict[str, str]:
 
 
 class GrowthWatch:
-    """Counts the tensors that are alive at the start of epochs."""
+    """Counts the tensors that are alive at the start of epochs.
+
+    What a deque with a greatest length holds, or what steps use again, as samples in a buffer, is no history.
+    """
 
     def __init__(self) -> None:
         self._counts: list[tuple[int, int, int]] = []  # Tensors, those with a graph, and their bytes.
         self._known: set[int] = set()
         self._is_bounded = False
+        self._used: set[int] = set()
+        self._kept: dict[int, weakref.ref[Tensor]] = {}  # Those that are alive since an earlier epoch, but the first.
+
+    def note(self, arguments: Any) -> None:
+        """Note that a function of PyTorch is called with arguments."""
+        for part in arguments if self._kept and len(self._used) < _FEWEST_USED else ():
+            for each in part if isinstance(part, list | tuple) else (part,):
+                kept = self._kept.get(id(each))
+                if kept is not None and kept() is each:
+                    self._used.add(id(each))
 
     def count(self) -> None:
         """Count those that are alive now."""
@@ -281,8 +309,10 @@ class GrowthWatch:
         tensors = [
             each for each in gc.get_objects() if issubclass(type(each), Tensor) and type(each) is not nn.Parameter
         ]
-        new = [each for each in tensors if id(each) not in self._known][:32]
-        self._is_bounded = bool(new) and all(map(_is_in_bounded_deque, new))
+        new = [each for each in tensors if id(each) not in self._known]
+        self._is_bounded = bool(new) and all(map(_is_in_bounded_deque, new[:32]))
+        if len(self._counts) > 1:
+            self._kept.update((id(each), weakref.ref(each)) for each in new)
         self._known = {id(each) for each in tensors}
         with_graph = sum(each.grad_fn is not None for each in tensors)
         self._counts.append((len(tensors), with_graph, sum(_bytes(each) for each in tensors)))
@@ -297,6 +327,8 @@ class GrowthWatch:
         ]
         if min(each[1] for each in grown) >= steps:
             return [f"{grown[-1][1]} more tensors with a graph are alive after each {steps} steps"]
+        if len(self._used) >= _FEWEST_USED:
+            return []
         if min(each[0] for each in grown) >= steps:
             return [f"{grown[-1][0]} more tensors are alive after each {steps} steps"]
         if min(each[2] for each in grown) >= 4 * steps:

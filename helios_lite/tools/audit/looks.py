@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections import Counter
+from collections.abc import Mapping
 
+from helios_lite.tools.audit import patterns
 from helios_lite.tools.audit.bits import BASE, WATCHED, base
 from helios_lite.tools.audit.processes import Trials
 from helios_lite.tools.audit.record import Record, SampleRead
@@ -15,6 +18,11 @@ from helios_lite.tools.audit.trial import EPOCH_STEPS, WITHOUT_VALIDATION, Break
 _TOLERANCE = 1e-5  # Relative difference of metrics that were computed again in another process.
 _PLANNED = Trial(3, options=WITHOUT_VALIDATION, keeps_length=True, ends_after=3)
 """The first steps of a training of the length that the program has planned."""
+_MORE = {"accuracy", "acc", "f1", "auc", "auroc", "auprc", "precision", "recall", "iou", "miou", "dice", "bleu"}
+_MORE |= {"rouge", "r2", "psnr", "ssim", "map", "ndcg", "mrr", "kappa", "reward"}
+_LESS = {"loss", "error", "mse", "rmse", "mae", "nll", "perplexity", "ppl", "wer", "cer", "fid"}
+_OTHER_SIGN = {"neg", "negative", "minus", "inverse", "inv", "1"}
+"""Words in names of metrics of which more or less is better, or that turn it around."""
 _FEWEST_CHANGED = 3  # Targets that were changed, before something is said of their scores.
 
 
@@ -73,14 +81,16 @@ def check_carried_state(trials: Trials) -> str:
 
 def check_targets(trials: Trials) -> str:
     """Look at the targets of samples, and change targets in a batch to see whether the scores change with them."""
-    reads = watched(trials).samples
+    facts, reads = watched(trials).facts, watched(trials).samples
     train = reads.get("train")
     shown = []
-    for phase, read in reads.items():
+    for phase, read in _without_test(reads).items():
         if read.target_in_input:
             raise Break(f"in {len(read.digests)} samples of {phase} {read.target_in_input}")
         if read.only_target is not None:
             raise Break(f"all targets of {phase} are {read.only_target}")
+    if train is not None and train.is_sorted and facts.is_in_order:
+        raise Break("train is read in order (shuffle=False), and each class is one block of samples")
     if train is not None and train.has_target:
         shown.append(f"{len(train.digests)} samples")
     probed = trials.kept(PROBE)
@@ -104,6 +114,8 @@ def check_schedule(trials: Trials) -> str:
     steps, epochs = len(record.steps), -(-len(record.steps) // EPOCH_STEPS)
     if not record.schedulers:
         raise NotApplicable("the model holds no scheduler of PyTorch")
+    if record.strayed:
+        raise Break(f"{_names(record.strayed)} moves the rates of an optimizer that is none of the model's")
     planned = trials.kept(_PLANNED).checked("the training with its own length", NotApplicable)
     window = record.facts.accumulation_steps
     for name, count in record.schedulers.items():
@@ -142,9 +154,53 @@ def check_parameters(trials: Trials) -> str:
         ],
     }
     found = [f"{_names(names)} {'is' if len(names) == 1 else 'are'} {text}" for text, names in groups.items() if names]
+    found += [f"{pair} are two parameters with one memory, which is not sharing" for pair in base(trials).shared[:3]]
     if found:
         raise Break("; ".join(found))
     return f"{len(trained)} parameters are in one optimizer and get gradients"
+
+
+def check_evaluated(trials: Trials) -> str:
+    """Look whether training changes what validations use."""
+    record = watched(trials)
+    if not record.facts.has_valid:
+        raise NotApplicable("there is no validation split")
+    validations = record.validations[1:]  # The first is of fewer batches.
+    if record.validated and len(validations) > 1 and all(repr(each) == repr(validations[0]) for each in validations):
+        networks = _names(record.validated)
+        raise Break(
+            f"{len(validations)} validations have the same metrics: they use only {networks}, which never changes"
+        )
+    return f"{len(validations)} validations"
+
+
+def check_monitor(trials: Trials) -> str:
+    """Compare the names of monitored metrics with the direction in which they are to go."""
+    facts = base(trials).facts
+    if not facts.monitored:
+        raise NotApplicable("no metric is monitored")
+    for name in facts.monitored:
+        words = re.split(r"[^a-z0-9]+", name.split("/")[-1].lower())
+        for mode, better in (("min", _MORE), ("max", _LESS)):
+            if facts.mode == mode and words[-1] in better and not _OTHER_SIGN & set(words):
+                raise Break(f'{name} is monitored with mode="{mode}"')
+    return f'{", ".join(facts.monitored)} with mode="{facts.mode}"'
+
+
+def check_preparation(trials: Trials) -> str:
+    """Compare how the inputs of the splits are spread, and look for an augmented validation."""
+    reads = _without_test(watched(trials).samples)
+    train = reads.pop("train", None)
+    if train is None or not reads:
+        raise NotApplicable("there are no two splits with indices")
+    for phase, read in reads.items():
+        if train.is_augmented and read.is_augmented and read.dataset == train.dataset:
+            raise Break(f"samples of {phase} are augmented as those of train: both are parts of one dataset")
+        scales = sorted((train.scale_of_targets, read.scale_of_targets))
+        drifts = scales[1] > 1.5 * scales[0]
+        if not drifts and (text := patterns.rescaled(train.spreads, read.spreads)):
+            raise Break(f"in {phase} {text}")
+    return f"{len(train.digests)} samples of train, {sum(len(read.digests) for read in reads.values())} of validation"
 
 
 def check_modes(trials: Trials) -> str:
@@ -163,7 +219,7 @@ def check_modes(trials: Trials) -> str:
 def check_finite(trials: Trials) -> str:
     """Read all samples."""
     record, marks = trials.kept(WATCHED), list[str]()
-    for phase, read in record.samples.items():
+    for phase, read in _without_test(record.samples).items():
         if read.not_finite:
             indices = [index for index, _ in read.not_finite]
             place = read.not_finite[0][1]
@@ -198,7 +254,7 @@ def check_constant_data(trials: Trials) -> str:
 
 
 def check_overlap(trials: Trials) -> str:
-    """Compare the samples of the train and the validation splits."""
+    """Compare the samples of the train split with those of the validation and the test."""
     reads = trials.kept(WATCHED).samples
     trained = {name: read for name, read in reads.items() if name.split("/")[0] == "train"}
     if not trained or len(reads) == len(trained):
@@ -228,7 +284,7 @@ def check_overlap(trials: Trials) -> str:
     if not compared:
         raise NotApplicable("; ".join(shown))
     num_trained = sum(number for name, number in compared.items() if name in trained)
-    return f"{num_trained} samples of train, {sum(compared.values()) - num_trained} of validation"
+    return f"{num_trained} samples of train, {sum(compared.values()) - num_trained} of validation and test"
 
 
 def _most_by_chance(train: SampleRead, number: int) -> float:
@@ -247,7 +303,7 @@ def check_checkpoint(trials: Trials) -> str:
     """Load the last checkpoint in a new process, and validate it."""
     if not base(trials).facts.has_valid:
         raise NotApplicable("there is no validation split")
-    saving = {"valid_every_steps": 1, "save_every_steps": 1}
+    saving = {"valid_every_steps": 1, "save_every_steps": 1, "keep_last": 1}
     saved = trials.run(Trial(EPOCH_STEPS, options=saving), folder="loaded").checked("an epoch", NotApplicable)
     if not saved.validations:
         raise NotApplicable("an epoch has no validation")
@@ -263,6 +319,11 @@ def check_checkpoint(trials: Trials) -> str:
                 f"{name} was {value:.6g} in the run, and is {other if other is None else f'{other:.6g}'} after loading"
             )
     return f"{len(expected)} metrics of a validation"
+
+
+def _without_test(reads: Mapping[str, SampleRead]) -> dict[str, SampleRead]:
+    """Return what reading the splits of the training has shown; samples of a test may have no targets."""
+    return {phase: read for phase, read in reads.items() if phase.split("/")[0] != "test"}
 
 
 def _names(names: list[str]) -> str:

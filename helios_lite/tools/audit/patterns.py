@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +20,10 @@ _PERMUTATIONS = 199
 _RUN, _DISTINCT = 8, 6  # The length of a run of values, and how many of them differ.
 _INTEGER_RUN = 16
 _MOST_RUNS = 512  # Of a sample that are kept, about.
+_MOST_COLUMNS, _MOST_VALUES = 256, 20_000  # Elements of a sample that are taken apart, and values of one that are used.
+_OTHER_SCALE, _SAME_FORM = 2.0, 0.2  # A ratio of standard deviations, and a difference of standardized quantiles.
+Spread = tuple[tuple[int, ...], Tensor, Tensor, Tensor]
+"""Of an input its shape, and of each of its columns the mean, the standard deviation and standardized quantiles."""
 
 
 def target_of(sample: Any) -> Tensor | None:
@@ -45,6 +51,60 @@ def only_target(samples: Sequence[Any]) -> int | None:
         return None
     values = {int(value) for y in targets if y is not None for value in (y.min(), y.max())}
     return values.pop() if len(values) == 1 else None
+
+
+def is_sorted_by_class(samples: Sequence[Any]) -> bool:
+    """Return whether each of several classes is one block of samples, which are in the order in which they are read."""
+    targets = [target_of(sample) for sample in samples]
+    if len(samples) < 4 * _FEWEST or any(y is None or y.is_floating_point() or y.numel() != 1 for y in targets):
+        return False
+    values = [int(y) for y in targets if y is not None]
+    number = len(set(values))
+    changes = sum(a != b for a, b in itertools.pairwise(values))
+    return 2 <= number <= len(values) // 8 and changes == number - 1
+
+
+def spreads(samples: Sequence[Any]) -> list[Spread]:
+    """Return how the values of each input are spread: of each element of short ones, and of all elements of others."""
+    found = []
+    for x in _stacked(samples) if len(samples) >= 2 * _FEWEST else []:
+        if x.is_floating_point():
+            columns = x if x.shape[1] <= _MOST_COLUMNS else x.flatten()[:, None]
+            columns = columns[:: 1 + len(columns) // _MOST_VALUES].double().nan_to_num()
+            means, scales = columns.mean(0), columns.std(0)
+            levels = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
+            shape = ((columns - means) / scales.clamp(min=1e-12)).quantile(levels, 0)
+            found.append((tuple(x.shape[1:]), means, scales, shape))
+    return found
+
+
+def scale_of_targets(samples: Sequence[Any]) -> float:
+    """Return the standard deviation of targets that are floats, 0 if they are none."""
+    targets = [target_of(sample) for sample in samples]
+    if len(samples) < 2 or any(y is None or not y.is_floating_point() for y in targets):
+        return 0.0
+    return float(torch.cat([y.double().flatten() for y in targets if y is not None]).nan_to_num().std())
+
+
+def rescaled(train: Sequence[Spread], other: Sequence[Spread]) -> str:
+    """Return which input of a split is that of the training times one number plus another, "" if none is.
+
+    Data may drift. So it is said only of distributions that have the same form before they are moved and scaled.
+    """
+    if [each[0] for each in train] != [each[0] for each in other]:
+        return ""
+    for i, ((_, mean_a, scale_a, form_a), (_, mean_b, scale_b, form_b)) in enumerate(zip(train, other, strict=True)):
+        varied = (scale_a > 1e-9) & (scale_b > 1e-9)
+        ratio = (scale_b / scale_a.clamp(min=1e-12)).clamp(min=1e-12).log().abs()
+        is_other = varied & (ratio > math.log(_OTHER_SCALE))
+        is_alike = (form_a - form_b).abs().amax(0) < _SAME_FORM
+        if int(varied.sum()) and 2 * int((is_other & is_alike).sum()) > int(varied.sum()):
+            k = int((is_other & is_alike).nonzero()[0])
+            return (
+                f"part {i} has the mean {float(mean_b[k]):.3g} and the standard deviation {float(scale_b[k]):.3g}, and "
+                f"{float(mean_a[k]):.3g} and {float(scale_a[k]):.3g} in the training, and is distributed alike"
+            )
+    return ""
 
 
 def target_in_input(samples: Sequence[Any]) -> str:

@@ -212,6 +212,8 @@ def _options(trainer: Trainer, trial: Trial, folder: Path) -> dict[str, Any]:
         "save_every_epochs": None,
         "save_every_steps": None,
         "save_every_minutes": None,
+        "keep_last": 0,
+        "keep_best": 0,
         "async_save": False,
         "devices": 1,
         "strategy": "ddp",

@@ -26,11 +26,11 @@ MOST_STREAMED = 4096
 
 
 class SampleReader:
-    """Reads the samples of the train and validation splits under seeds of their indices."""
+    """Reads the samples of the train, validation and test splits under seeds of their indices."""
 
     def __init__(self, datamodule: DataModule) -> None:
         self._datasets: dict[str, Any] = {}
-        for phase in ("train", "valid"):
+        for phase in ("train", "valid", "test"):
             split = getattr(datamodule, phase)
             for name, part in split.items() if isinstance(split, dict) else [("", split)]:
                 if isinstance(part, Split) and not isinstance(part.dataset, IterableDataset):
@@ -81,13 +81,13 @@ def _read(dataset: Any, is_train: bool, known: Counter[int], most: int) -> Sampl
         indices = [int(base.indices[index]) for index in indices]
         base = base.dataset
     chosen = _chosen(len(dataset))
-    for index in chosen:
+    for position, index in enumerate(chosen):
         rng.seed_cpu(index)
         sample = dataset[index]
         digests.append(digest(sample))
         if (place := place_not_finite(sample)) is not None:
             not_finite.append((index, place))
-        if len(kept) < _MOST_KEPT:
+        if position % (1 + len(chosen) // _MOST_KEPT) == 0:  # Of all parts: samples may be sorted by class.
             kept.append(sample)
         own = patterns.runs(sample)
         if is_train:
@@ -98,10 +98,17 @@ def _read(dataset: Any, is_train: bool, known: Counter[int], most: int) -> Sampl
         _digest_sample(dataset, index, 1_000_003 + index) != before
         for index, before in [*zip(chosen, digests, strict=True)][:8]
     )
+    classes = [patterns.target_of(sample) for sample in kept[:1]]
+    has_classes = any(y is not None and not y.is_floating_point() and y.numel() == 1 for y in classes)
+    is_augmented = is_random and has_classes and all(_has_one_target(dataset, index) for index in chosen[:8])
     return SampleRead(
         digests,
         not_finite,
         is_random=is_random,
+        is_augmented=is_augmented,
+        is_sorted=patterns.is_sorted_by_class(kept),
+        spreads=patterns.spreads(kept),
+        scale_of_targets=patterns.scale_of_targets(kept),
         dataset=id(base),
         indices=indices,
         has_target=bool(kept) and patterns.target_of(kept[0]) is not None,
@@ -110,6 +117,15 @@ def _read(dataset: Any, is_train: bool, known: Counter[int], most: int) -> Sampl
         only_target=patterns.only_target(kept),
         shared_runs=shared,
     )
+
+
+def _has_one_target(dataset: Any, index: int) -> bool:
+    """Return whether a sample has the same target under another seed."""
+    found = []
+    for seed in (index, 1_000_003 + index):
+        rng.seed_cpu(seed)
+        found.append(digest(patterns.target_of(dataset[index])))
+    return found[0] == found[1]
 
 
 def _digest_sample(dataset: Any, index: int, seed: int | None = None) -> str:
@@ -210,6 +226,7 @@ def describe_splits(datamodule: DataModule, window: int) -> dict[str, Any]:
             "batch_size": _batch_size(train, window),
             "num_workers": train.num_workers,
             "drop_last": train.drop_last,
+            "is_in_order": not train.shuffle and train.sampler is None and train.batch_sampler is None,
             "shuffles": train.shuffle or isinstance(train.sampler, RandomSampler | SubsetRandomSampler),
             "mixes_samples": mixes_samples(train),
             "length": len(train.dataset) if is_map_style(train) else None,

@@ -37,10 +37,12 @@ class Facts:
         moves_averages: whether `train_step` changes parameters that no optimizer has, such as a moving average.
         mixes_samples: whether the collate_fn draws random numbers, so that a batch is more than its samples.
         drop_last, shuffles: of the train Split.
+        is_in_order: whether the train split is read from its first sample to its last.
         assigns_splits: whether the program assigns the train split of an epoch, and so its number of steps.
         draws_in_training, draws_in_validation: whether the steps use random numbers, in evaluation mode.
         num_optimizers: the optimizers that have stepped.
         precision, accumulation_steps: the options.
+        monitored, mode: the names of the monitored metrics, and "min" or "max", which is better of them.
     """
 
     has_valid: bool = False
@@ -59,12 +61,15 @@ class Facts:
     mixes_samples: bool = False
     drop_last: bool = False
     shuffles: bool = False
+    is_in_order: bool = False
     assigns_splits: bool = False
     draws_in_training: bool = False
     draws_in_validation: bool = False
     num_optimizers: int = 0
     precision: str = "fp32"
     accumulation_steps: int = 1
+    monitored: list[str] = dataclasses.field(default_factory=list)
+    mode: str = "min"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +105,9 @@ class SampleRead:
         is_handled: whether the loss and its gradient are finite all the same for these: a mark, as of a missing label.
         changed: indices of samples that were not the same at the end, under the same seeds.
         is_random: whether a sample differs under another seed.
+        is_augmented: whether only its input does, and its target is a class.
+        is_sorted: whether each class is one block of samples.
+        spreads, scale_of_targets: how the values of the inputs are spread, and those of targets that are floats.
         dataset: a name of the object that the indices of its Subsets belong to, and these indices.
         has_target: whether samples have inputs and a target apart.
         probability: that of such a relation of inputs and targets, or a stronger one, if they were independent; None if
@@ -114,6 +122,10 @@ class SampleRead:
     is_handled: bool = False
     changed: list[int] = dataclasses.field(default_factory=list)
     is_random: bool = False
+    is_augmented: bool = False
+    is_sorted: bool = False
+    spreads: list[Any] = dataclasses.field(default_factory=list)
+    scale_of_targets: float = 0.0
     dataset: int = 0
     indices: list[int] = dataclasses.field(default_factory=list)
     has_target: bool = False
@@ -139,9 +151,14 @@ class Record:
         modes: what is to say about modules that are in the wrong mode.
         num_modules: how many modules have modes, and are used.
         moved: buffers of frozen parts that have changed.
+        validated: the networks that validations use, if training changes none of them, though it changes others.
+        shared: parameters that are two and have one memory.
+        strayed: schedulers of optimizers that the model does not have.
         calls: what was seen in calls, by the name of the relation.
         schedulers: how often each scheduler was stepped.
         misfits: what is wrong with each if it is stepped as often as the planned training has steps, and epochs.
+        coupled: what couples the samples of a batch by intention, "" if nothing does.
+        trained_names: the names of what train steps log.
         leaks: of the integers of a batch that were changed: how many are targets, and of how many the score changed.
         streamed: how many samples a stream has with so many workers, None for more than are counted.
         weights: the file with the weights after the last step, if the trial saves them.
@@ -163,9 +180,14 @@ class Record:
     modes: list[str] = dataclasses.field(default_factory=list)
     num_modules: int = 0
     moved: list[str] = dataclasses.field(default_factory=list)
+    validated: list[str] = dataclasses.field(default_factory=list)
+    shared: list[str] = dataclasses.field(default_factory=list)
+    strayed: list[str] = dataclasses.field(default_factory=list)
     calls: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     schedulers: dict[str, int] = dataclasses.field(default_factory=dict)
     misfits: dict[str, tuple[str, str]] = dataclasses.field(default_factory=dict)
+    coupled: str = ""
+    trained_names: list[str] = dataclasses.field(default_factory=list)
     leaks: tuple[int, int] = (0, 0)
     streamed: dict[int, int | None] = dataclasses.field(default_factory=dict)
     weights: str = ""

@@ -24,6 +24,7 @@ from helios_lite.planning.schedule_reading import Schedule
 from helios_lite.processes import rng
 from helios_lite.state import TrainingState
 from helios_lite.tools.audit.calls import CallWatch, GradientWatch, GrowthWatch, RandomWatch, rng_states
+from helios_lite.tools.audit.couplings import coupling_of
 from helios_lite.tools.audit.program_data import (
     SampleReader,
     change_train,
@@ -68,7 +69,10 @@ class Recorder(Callback):
         self._initial: list[tuple[Tensor, Tensor]] = []  # What is written back, and its values.
         self._modes = ModeWatch()
         self._moved, self._modes_found = list[str](), list[str]()
-        self._calls, self._random, self._growth = CallWatch(), RandomWatch(), GrowthWatch()
+        self._validated, self._shared, self._strayed = list[str](), list[str](), list[str]()
+        self._random, self._growth = RandomWatch(), GrowthWatch()
+        self._calls = CallWatch(looks_for_couplings=trial.looks_for_couplings, growth=self._growth)
+        self._coupled, self._trained_names = "", dict[str, None]()
         self._gradients = GradientWatch()
         self._optimizers = OptimizerWatch(trial.records_gradients)
         self._schedulers: dict[str, tuple[Any, int]] = {}  # With how often each had been stepped.
@@ -86,6 +90,7 @@ class Recorder(Callback):
             on_loss=self._note_loss,
             on_log=self._note_log,
             before_step=self._note_step,
+            on_graph=self._note_graph if trial.looks_for_couplings else None,
         )
 
     def record(self) -> Record:
@@ -104,9 +109,14 @@ class Recorder(Callback):
             modes=self._modes_found,
             num_modules=self._modes.num_used(),
             moved=self._moved,
+            validated=self._validated,
+            shared=self._shared,
+            strayed=self._strayed,
             calls=calls,
             schedulers=counts,
             misfits=self._misfits,
+            coupled=self._coupled or ("" if self._calls.couplings is None else self._calls.couplings.found()),
+            trained_names=[*self._trained_names],
             leaks=self._leaks,
             streamed=self._streamed,
             weights=str(self._weights) if self._weights.exists() else "",
@@ -121,6 +131,8 @@ class Recorder(Callback):
         data, options = self.datamodule, self.model.trainer
         self._facts.update(describe_splits(data, options.accumulation_steps), precision=options.precision)
         self._facts.update(accumulation_steps=options.accumulation_steps)
+        names = self._program.monitor or ()
+        self._facts.update(monitored=[names] if isinstance(names, str) else [*names], mode=self._program.mode)
         if self._trial.holds_out:
             indices = range(len(data.train.dataset))[1 : 2 * _HELD_OUT : 2]
             self._held_out = (data.train.collate_fn or default_collate)([data.train.dataset[i] for i in indices])
@@ -170,6 +182,9 @@ class Recorder(Callback):
         for name, part in parts:
             if not isinstance(part, LRScheduler) or isinstance(part, ReduceLROnPlateau | SWALR):
                 continue
+            groups = {id(group) for each in optimizers(parts).values() for group in each.param_groups}
+            if groups and not groups & {id(group) for group in part.optimizer.param_groups}:
+                self._strayed.append(name)
             if id(part) not in inner:
                 self._schedulers[name] = part, part.last_epoch
                 with contextlib.suppress(Exception):  # Whatever a schedule of the user may raise.
@@ -242,6 +257,8 @@ class Recorder(Callback):
         with torch.no_grad():
             for value, initial in self._initial:
                 value.copy_(initial)
+            if self._trial.stirs_weights:
+                self._stir(4.0 ** (len(self._steps) - 1))
         ends_when = self._trial.ends_when
         if ends_when is not None and ends_when(self._mean_losses, self._held_out_losses):
             raise Enough
@@ -253,6 +270,8 @@ class Recorder(Callback):
             self._growth.count()
             updated = [*optimizers(stateful_parts(self.model)).values()]
             self._modes_found, self._moved = self._modes.findings(updated)
+            self._validated = self._modes.validated()
+        self._shared = self._optimizers.shared()
         if self._trial.saves_weights:
             torch.save({name: net.state_dict() for name, net in networks.items()}, self._weights)
         if self._reader is not None:
@@ -314,8 +333,8 @@ class Recorder(Callback):
             elif trial.watches:
                 self._norm_before, self._has_stepped = self._trained_norm(), False
                 averaged = self._averaged_norm()
-                size = self.model._context._batch_size
-                with self._modes.during("train"), self._random.during(self._num_calls), self._calls.during(size):
+                calls = self._calls.during(self._size())
+                with self._modes.during("train"), self._random.during(self._num_calls), calls:
                     self._tap.train_step(batch, state)
                 self._note_pairs()
                 if self._averaged_norm() != averaged:
@@ -348,16 +367,21 @@ class Recorder(Callback):
 
     def _probe(self, batch: Any, state: TrainingState) -> list[Loss]:
         """Return the losses of a batch, and change nothing."""
-        with self._tap.probing() as losses:
+        watch = self._calls.during(self._size()) if self._trial.looks_for_couplings else contextlib.nullcontext()
+        with self._tap.probing() as losses, watch:
             self._tap.train_step(batch, state)
         return losses
+
+    def _size(self) -> int:
+        """Return the number of samples in the present batch."""
+        return self.model._context._batch_size
 
     def _change_targets(self, batch: Any, state: TrainingState) -> tuple[int, int]:
         """Return how many integers of the batch are targets of a loss of classes, and of how many the score changes.
 
         One integer is changed at a time. The score of a target must not change with it: otherwise it is an input.
         """
-        device, size = self.model.device, self.model._context._batch_size
+        device, size = self.model.device, self._size()
         start, watch = rng.get_state(device), CallWatch(keeps_scores=True)
 
         def scored(batch: Any) -> list[tuple[Tensor, Tensor]]:
@@ -393,6 +417,14 @@ class Recorder(Callback):
         rng.set_state(start, device)
         return number, changed
 
+    def _stir(self, factor: float) -> None:
+        """Add random numbers to all weights, so many times as large as they are: then outputs differ more."""
+        generator = torch.Generator().manual_seed(0)
+        for net in named_networks(self.model).values():
+            for value in net.parameters():
+                noise = torch.randn(value.shape, generator=generator).to(value)
+                value.add_(noise * value.square().mean().sqrt(), alpha=factor)
+
     def _trained_norm(self) -> float:
         return _sum_of_norms(self._trained())
 
@@ -422,7 +454,15 @@ class Recorder(Callback):
         self._gradients.note_step(name)
         self._optimizers.note_step(name, optimizer)
 
+    def _note_graph(self, loss: Tensor) -> None:
+        if not self._coupled and loss.requires_grad:
+            watch = self._calls.couplings
+            has_statistics = watch is not None and watch.has_statistics
+            self._coupled = coupling_of(loss, self._size(), has_statistics=has_statistics)
+
     def _note_log(self, name: str, value: Any, reduce: Any) -> None:
+        if self._is_stepping:
+            self._trained_names[name] = None
         self._reduced[name] = reduce if isinstance(reduce, str) else ",".join(reduce)
 
     def _valid_step(self, original: Callable[[Any, int], None]) -> Callable[[Any, int], None]:
@@ -431,7 +471,7 @@ class Recorder(Callback):
             watches = self._trial.watches
             with (
                 self._modes.during("valid"),
-                self._calls.during(self.model._context._batch_size) if watches else contextlib.nullcontext(),
+                self._calls.during(self._size()) if watches else contextlib.nullcontext(),
             ):
                 original(batch, step)
             if watches:

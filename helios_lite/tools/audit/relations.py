@@ -43,12 +43,20 @@ RELATIONS = (
     ),
     Relation(
         "overlap",
-        "no sample of the validation, or half of one, is in the train split",
-        "a validation measures what was not trained on",
+        "no sample of the validation or the test, or half of one, is in the train split",
+        "both measure what was not trained on",
         "the datasets have no indices, or are augmented and not Subsets of one dataset; as many are equal as by chance",
         "a split that is cut after samples were repeated or sorted, slices that overlap, random_split with two seeds, "
         "windows of one series that were split at random",
         looks.check_overlap,
+    ),
+    Relation(
+        "preparation",
+        "inputs of a validation are prepared as those of the training, and not augmented",
+        "a network that is validated on other values, or on random ones, is measured wrongly",
+        "inputs have no floats, or several shapes; values of another form of distribution, as where data drift",
+        "a normalization of one split only, a random_split of a dataset that augments",
+        looks.check_preparation,
     ),
     Relation(
         "constant_data",
@@ -61,12 +69,12 @@ RELATIONS = (
     ),
     Relation(
         "targets",
-        "a target is not in the input, targets differ, and the score of a target does not change with it",
-        "a network that gets what it is to predict learns to copy it",
+        "a target is not in the input, targets differ, are mixed, and do not change their own score",
+        "a network that gets what it is to predict learns to copy it, and one that sees a class at a time forgets",
         "no target is known: samples are no tuples and have no part with the name of one, and no loss of classes gets "
         "integers of the batch",
         "a window that ends one value too late, no mask or shift in a causal network, a column of the labels among the "
-        "inputs, labels that were cast to integers too early",
+        "inputs, labels that were cast to integers too early, a missing shuffle=True",
         looks.check_targets,
     ),
     Relation(
@@ -91,7 +99,7 @@ RELATIONS = (
         "validations are not random and do not change the network, and what is not trained is constant",
         "no module has modes; a moving average; batch normalization alone is in evaluation mode",
         "F.dropout without training=self.training, net.train() or net.eval() at the wrong place or missing, a teacher "
-        "or a frozen part that is not put in evaluation mode in setup",
+        "or a frozen part that is not put in evaluation mode in setup, an average of parameters without buffers",
         looks.check_modes,
     ),
     Relation(
@@ -122,7 +130,7 @@ RELATIONS = (
         "growth",
         "as many tensors are alive after an epoch as after the epoch before",
         "otherwise memory runs out in the end",
-        "a deque with a greatest length holds them",
+        "a deque with a greatest length holds them, or steps use them again, as a buffer",
         "a missing detach() or item() of a loss that is kept in a list, a history without an end",
         looks.check_growth,
     ),
@@ -132,7 +140,7 @@ RELATIONS = (
         "otherwise it raises an error, or never comes to its lowest rate",
         "the model holds no scheduler of PyTorch",
         "a length in epochs for a scheduler that is stepped per step, or the other way around; a length that was not "
-        "changed with max_epochs",
+        "changed with max_epochs; an optimizer that was made anew after its scheduler",
         looks.check_schedule,
     ),
     Relation(
@@ -152,7 +160,7 @@ RELATIONS = (
         "a counter, a hidden state or an average in a plain attribute, gradients that are not cleared (zero_grad), a "
         "generator of one's own, weights that are tied before a load and not after it",
         bits.check_resume,
-        ("repeat", "modes", "carried_state", "gradients", "growth"),
+        ("constant_data", "repeat", "modes", "carried_state", "gradients", "growth"),
     ),
     Relation(
         "workers",
@@ -180,7 +188,9 @@ RELATIONS = (
         "no sample looks at another, and the loss is a mean",
         "the train split is a loader of its own, or there are several; a state or queue is carried over batches; no "
         "loss is passed to Model.backward; a loss of all pairs of samples (contrastive); random numbers in collate_fn "
-        "(mixing); train_step moves the weights before it computes the loss (SAM)",
+        "(mixing); train_step moves the weights before it computes the loss (SAM); it differs, but couples samples by "
+        "its form: an index that takes others (mixing), an order of them, or a statistic of the batch that does not "
+        "enter linearly (a root of a mean, a variance, a product of means)",
         "a softmax, mean or reshape over the wrong axis, a loss that is summed or also counts padding, padding that is "
         "not masked, a mean over items of which samples have different numbers, without weight= that says how many",
         sums.check_samples_alone,
@@ -204,26 +214,43 @@ RELATIONS = (
         "data that is chosen by something else than the sampler (rank 0's batch, a cache by position), networks "
         "without parallelize, a loss that is summed",
         sums.check_devices,
-        ("finite", "shapes", "random_state", "samples_alone", "accumulation"),
+        ("finite", "constant_data", "shapes", "random_state", "samples_alone", "accumulation"),
     ),
     Relation(
         "valid_batch_size",
         "metrics do not depend on the batch size of the validation",
         "they are a property of the weights and the samples",
-        "valid_step draws random numbers; metrics reduced by min, max, last or std are not compared; all are 0",
+        "valid_step draws random numbers; metrics reduced by min, max or std are not compared; all are 0; a loss that "
+        "couples samples by its form",
         "a mean of batch means with an uneven last batch, count= that is not the number of items, a ratio that is "
-        "computed per batch (F1, perplexity), padding, batch normalization in training mode",
+        "computed per batch (F1, perplexity), the last batch only, padding, batch normalization in training mode",
         sums.check_valid_batch_size,
         ("modes", "shapes"),
     ),
     Relation(
         "parameters",
-        "every trainable parameter is in one optimizer and gets gradients",
+        "every trainable parameter is in one optimizer, gets gradients and has its own memory",
         "otherwise it keeps its initial value",
         "networks of which nothing is trained are left out",
         "an optimizer that was made before a layer, or of one part of the network, .detach(), no_grad or numpy in the "
-        "forward pass, a layer that is never called",
+        "forward pass, a layer that is never called, a.weight.data = b.weight.data in place of a.weight = b.weight",
         looks.check_parameters,
+    ),
+    Relation(
+        "evaluated",
+        "what validations use is changed by the training",
+        "otherwise all of them measure the same",
+        "there is no validation split",
+        "an average or a copy of the network that is never updated, the teacher in place of the student",
+        looks.check_evaluated,
+    ),
+    Relation(
+        "monitor",
+        "a monitored metric goes the way its name says",
+        "otherwise the worst checkpoint is kept as the best, and a training that improves is stopped",
+        "no metric is monitored; a name that says nothing",
+        'mode="min", the default, for an accuracy',
+        looks.check_monitor,
     ),
     Relation(
         "checkpoint",

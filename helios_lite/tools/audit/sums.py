@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,11 +25,13 @@ from helios_lite.tools.audit.trial import (
 TOLERANCE = 1e-3
 """Relative difference of gradients and losses below which the order of the sums explains it."""
 SCALE_TOLERANCE = 0.05  # The same for gradients of fp16, whose small values are rounded away.
+MOVED_TOLERANCE = 0.05  # The same for metrics of weights that were moved far.
 REPEATS = 24  # How often something random is repeated for its mean.
 STANDARD_ERRORS = 5.0  # By how many of them two means must differ.
 RANDOM_TOLERANCE = 0.02  # The same for means of what is random: that of a ratio is not the ratio of the means.
 PROBE = Trial(steps=2, options=WITHOUT_VALIDATION, is_evaluating=True, repeats=2, changes_targets=True)
 """The same batch twice."""
+_SIZES = (13, 11, 7, 5, 3, 2)  # Of a batch whose samples are compared: a number that features hardly have.
 _TRAINING_ONLY = {**WITHOUT_VALIDATION, "limit_valid_batches": None, "steps_per_epoch": None}
 _COMPARABLE = {**_TRAINING_ONLY, "precision": "fp32", "clip_norm": None}
 """Options of trials whose losses and gradients are compared."""
@@ -68,9 +70,30 @@ def _of_samples(trials: Trials) -> Facts:
     return facts
 
 
+def _unless_coupled(trials: Trials, compare: Callable[[Trials, Facts], str]) -> str:
+    """Return what a comparison says; `NotApplicable` if it differs, and the form of the loss couples the samples."""
+    facts = _of_samples(trials)
+    try:
+        return compare(trials, facts)
+    except Break as difference:
+        if coupled := _coupled(trials, facts):
+            raise NotApplicable(f"{difference}; the loss is that of a batch by its form ({coupled})") from difference
+        raise
+
+
+def _coupled(trials: Trials, facts: Facts) -> str:
+    """Return what couples the samples of a batch, "" if nothing is known to."""
+    if facts.train_kind in ("loader", "several") or facts.batch_size < 2:
+        return ""
+    return trials.kept(_of_losses(trials, facts, _size(facts), 1)).coupled
+
+
 def check_accumulation(trials: Trials) -> str:
     """Compare the gradients of one large batch with those of a window of micro-batches with the same samples."""
-    facts = _of_samples(trials)
+    return _unless_coupled(trials, _compare_accumulation)
+
+
+def _compare_accumulation(trials: Trials, facts: Facts) -> str:
     if facts.train_kind in ("loader", "several"):
         raise NotApplicable("the train split is a loader of its own, whose batches cannot be halved, or several splits")
     if facts.num_optimizers > 1:
@@ -90,13 +113,17 @@ def check_devices(trials: Trials) -> str:
     number = trials.processes
     if number < 2:
         raise NotApplicable("one process was asked for (--devices)")
-    facts = _of_samples(trials)
+    return _unless_coupled(trials, _compare_devices)
+
+
+def _compare_devices(trials: Trials, facts: Facts) -> str:
+    number = trials.processes
     if facts.train_kind != "map":
         raise NotApplicable(
             "the train split has no indices, so it decides itself what each process reads, or is several"
         )
     size = max(1, facts.batch_size // number)
-    options = {"accelerator": "cpu"} if torch.accelerator.device_count() < number else {}
+    options = {"accelerator": "cpu"} if 0 < torch.accelerator.device_count() < number else {}
     one = _gradients(trials, facts, f"one process, {size * number}", size * number, 1, options)
     several = _gradients(trials, facts, f"{number} processes, {size}", size, 1, options, number)
     _compare_gradients(one, several, f"with {number} processes", facts)
@@ -130,7 +157,7 @@ def _gradients(
         processes=processes,
     )
     raises = Break if processes > 1 else NotApplicable  # A program may need batches of its size.
-    return trials.run(trial).checked(f"with batches of {size} ({name}) the training", raises)
+    return trials.kept(trial).checked(f"with batches of {size} ({name}) the training", raises)
 
 
 def _compare_gradients(expected: Record, found: Record, when: str, facts: Facts) -> None:
@@ -188,24 +215,34 @@ def _compare_means(expected: Record, found: Record, when: str) -> None:
 
 def check_samples_alone(trials: Trials) -> str:
     """Compare the loss of a batch with the weighted mean of the losses of its samples."""
-    facts = _of_samples(trials)
+    return _unless_coupled(trials, _compare_samples)
+
+
+def _compare_samples(trials: Trials, facts: Facts) -> str:
     if facts.train_kind in ("loader", "several"):
         raise NotApplicable(
             "the train split is a loader of its own, whose batches cannot be divided, or several splits"
         )
-    size = min(facts.batch_size, facts.length or 16, 16)
-    if size < 2:
+    if min(facts.batch_size, facts.length or 2) < 2:
         raise NotApplicable("batches have one sample")
-    together = _losses(trials, facts, size, 1)
-    alone = _losses(trials, facts, 1, size)
+    size = _size(facts)
+    together, alone = (
+        trials.kept(_of_losses(trials, facts, *sizes)).checked(
+            f"with batches of {sizes[0]} the training", NotApplicable
+        )
+        for sizes in ((size, 1), (1, size))
+    )
     for position in range(facts.num_losses):
-        expected, error, weight = _weighted_mean(together, position, facts.num_losses, [size])
-        found, error_alone, weight_alone = _weighted_mean(alone, position, facts.num_losses, [1] * size)
+        totals, weights = _weighted_mean(together, position, facts.num_losses, [size])
+        totals_alone, weights_alone = _weighted_mean(alone, position, facts.num_losses, [1] * size)
+        (expected, error), (found, error_alone) = (
+            _ratio_and_error(totals, weights),
+            _ratio_and_error(totals_alone, weights_alone),
+        )
+        (weight, weight_error), (other, other_error) = map(_mean_and_error, (weights, weights_alone))
         which = "loss" if facts.num_losses == 1 else f"loss {position + 1}"
-        if abs(weight - weight_alone) > TOLERANCE * abs(weight):
-            raise Break(
-                f"the weight of a batch of {size} is {weight:.6g}, but its samples alone have {weight_alone:.6g}"
-            )
+        if abs(weight - other) > TOLERANCE * abs(weight) + STANDARD_ERRORS * math.hypot(weight_error, other_error):
+            raise Break(f"the weight of a batch of {size} is {weight:.6g}, but its samples alone have {other:.6g}")
         if not math.isfinite(found):
             raise NotApplicable("the loss of a sample alone is not finite")
         tolerance = RANDOM_TOLERANCE if facts.draws_in_training else TOLERANCE
@@ -217,10 +254,17 @@ def check_samples_alone(trials: Trials) -> str:
     return f"{size} samples together and alone" + (f", {REPEATS} times" if facts.draws_in_training else "")
 
 
-def _losses(trials: Trials, facts: Facts, size: int, steps: int) -> Record:
+def _size(facts: Facts) -> int:
+    """Return how many samples are compared with a batch of them."""
+    most = max(2, min(facts.batch_size, facts.length or max(_SIZES)))
+    return next(size for size in _SIZES if size <= most)
+
+
+def _of_losses(trials: Trials, facts: Facts, size: int, steps: int) -> Trial:
+    """Return the trial of the losses of batches of a size."""
     repeats = REPEATS if facts.draws_in_training else 1
     limit = None if facts.train_kind == "map" else steps
-    trial = Trial(
+    return Trial(
         steps=steps,
         options={**_COMPARABLE, "accumulation_steps": 1, "limit_train_batches": limit},
         train={**WITHOUT_WORKERS, "batch_size": size, "drop_last": False},
@@ -229,24 +273,33 @@ def _losses(trials: Trials, facts: Facts, size: int, steps: int) -> Record:
         keeps_weights=True,
         starts_from=base(trials).weights,
         repeats=repeats,
+        looks_for_couplings=steps == 1,
     )
-    return trials.run(trial).checked(f"with batches of {size} the training", NotApplicable)
 
 
-def _weighted_mean(record: Record, position: int, num_losses: int, sizes: list[int]) -> tuple[float, float, float]:
-    """Return the mean of a loss over all batches, its standard error, and the sum of the weights."""
-    total = variance = weights = 0.0
+def _weighted_mean(record: Record, position: int, num_losses: int, sizes: list[int]) -> tuple[Tensor, Tensor]:
+    """Return the weighted sum of a loss over all batches, and the sum of the weights, in each repetition."""
+    totals, weights = [], []
     for step, size in zip(record.steps, sizes, strict=True):
         losses = step.losses[position::num_losses]
-        values = torch.tensor([value for value, _ in losses], dtype=torch.float64)
-        weight = losses[0][1]
-        weight = float(size) if weight is None else weight
-        if weight == 0:
-            continue
-        total += weight * float(values.mean())
-        variance += weight**2 * (float(values.var()) / len(values) if len(values) > 1 else 0.0)
-        weights += weight
-    return (total / weights, math.sqrt(variance) / weights, weights) if weights else (0.0, 0.0, 0.0)
+        weight = torch.tensor([size if each is None else each for _, each in losses], dtype=torch.float64)
+        value = torch.tensor([value for value, _ in losses], dtype=torch.float64)
+        totals.append(torch.where(weight == 0, 0.0, weight * value))
+        weights.append(weight)
+    return torch.stack(totals).sum(0), torch.stack(weights).sum(0)
+
+
+def _mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Return the mean of repetitions and its standard error."""
+    return float(values.mean()), float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def _ratio_and_error(totals: Tensor, weights: Tensor) -> tuple[float, float]:
+    """Return the ratio of the means of repetitions and its standard error."""
+    if not bool(weights.any()):
+        return 0.0, 0.0
+    ratio = totals.mean() / weights.mean()
+    return float(ratio), _mean_and_error((totals - ratio * weights) / weights.mean())[1]
 
 
 def check_valid_batch_size(trials: Trials) -> str:
@@ -266,33 +319,69 @@ def check_valid_batch_size(trials: Trials) -> str:
     length = min(facts.valid_length, 2 * size + size // 2 + 1)
     smaller = max(1, min(size, length) // 2 - 1)
     records = [_validated(trials, batch_size, length) for batch_size in (size, smaller)]
-    a, b = (record.validations[0] for record in records)
-    order = {name for name, reduce in records[0].reduced.items() if set(reduce.split(",")) - {"mean", "sum"}}
-    if not any(a.values()) and not any(b.values()):
-        raise NotApplicable("all metrics are 0 after these few updates")
+    if not any(value for record in records for found in record.validations for value in found.values()):
+        raise NotApplicable("all metrics are 0")
+    larger, small = (record.validations for record in records)
+    differences = dict[str, str]()
+    for number, (expected, found) in enumerate(zip(larger, small, strict=False)):
+        when = " and weights that were moved at random" if number else ""
+        before = [*larger[:number], *small[:number]] if number > 1 else []
+        for name in _different(expected, found, records[0].reduced, before):
+            a, b = expected.get(name, math.nan), found.get(name, math.nan)
+            text = f"{name} is {a:.6g} with batches of {size} and {b:.6g} with batches of {smaller}{when}"
+            differences.setdefault(name, text)
+    of_losses = ("loss", *(f"/{name}" for name in records[0].trained_names))
+    losses = [name for name in differences if name.endswith(of_losses)]
+    coupled = _coupled(trials, trials.kept(PROBE).facts) if losses else ""
+    for name in losses if coupled else ():
+        text = differences.pop(name)
+        if not differences:
+            raise NotApplicable(f"{text}; the loss is that of a batch by its form ({coupled})")
+    if differences:
+        raise Break("; ".join([*differences.values()][:4]))
+    return f"{len(records[0].validations[0])} metrics of {length} samples in batches of {size} and {smaller}"
+
+
+def _different(
+    a: dict[str, float], b: dict[str, float], reduced: dict[str, str], before: Sequence[dict[str, float]]
+) -> list[str]:
+    """Return the names of metrics that differ.
+
+    Args:
+        a, b: the metrics of two batch sizes.
+        reduced: how each is reduced.
+        before: those of validations with weights that were moved less. After some, where the weights are so large that
+            rounding may show, only what was always 0 or 1 is compared, and by more.
+    """
+    order = {name for name, reduce in reduced.items() if set(reduce.split(",")) - {"mean", "sum", "last"}}
+    tolerance, found = MOVED_TOLERANCE if before else TOLERANCE, []
     for name, value in a.items():
-        if name.split("/", 1)[-1].split("/")[0] in order or any(name.endswith(f"/{metric}") for metric in order):
-            continue
         other = b.get(name, math.nan)
-        if abs(value - other) > TOLERANCE * max(abs(value), abs(other)) + 1e-6 or math.isnan(value) != math.isnan(
-            other
-        ):
-            raise Break(f"{name} is {value:.6g} with batches of {size} and {other:.6g} with batches of {smaller}")
-    return f"{len(a)} metrics of {length} samples in batches of {size} and {smaller}"
+        is_of_order = name.split("/", 1)[-1].split("/")[0] in order or any(name.endswith(f"/{each}") for each in order)
+        if is_of_order or (before and not math.isfinite(value + other)):
+            continue
+        if any(each.get(name) not in (0.0, 1.0) for each in before):
+            continue
+        is_other = abs(value - other) > tolerance * max(abs(value), abs(other)) + 1e-6
+        if is_other or math.isnan(value) != math.isnan(other):
+            found.append(name)
+    return found
 
 
 def _validated(trials: Trials, size: int, length: int) -> Record:
-    """Return the record of a training that begins with a validation of the first samples."""
+    """Return the record of validations of the first samples, with trained weights and with others."""
     options = {**WITHOUT_VALIDATION, "sanity_batches": length, "limit_valid_batches": None, "precision": "fp32"}
     trial = Trial(
-        steps=1,
-        options={**options, "valid_every_steps": 1_000_000},
+        steps=3,
+        options={**options, "valid_every_steps": 1, "check_finite": False},
         valid={**WITHOUT_WORKERS, "batch_size": size, "drop_last": False},
         valid_samples=length,
         starts_from=base(trials).weights,
+        stirs_weights=True,
     )
-    record = trials.run(trial).checked(f"with validation batches of {size} the training", NotApplicable)
+    record = trials.run(trial)  # With weights that were moved, steps may fail; what was validated before is compared.
     if not record.validations:
+        record.checked(f"with validation batches of {size} the training", NotApplicable)
         raise Break(f"with validation batches of {size} there is no validation")
     return record
 

@@ -62,6 +62,9 @@ class Trial:
         reads_samples: whether samples are read before and after the training, and looked at.
         watches: whether what steps call is watched: modes of modules, losses and what they get, random numbers, tensors
             that stay alive.
+        looks_for_couplings: whether to look for what couples the samples of a batch, with `repeats`.
+        stirs_weights: whether to add random numbers to all weights after every step, of their own size and then of 4
+            and 16 times that, so that a validation after it is one of other outputs.
         changes_targets: whether integers of a batch are changed one by one, to see which scores of a loss change with
             the target that they belong to.
         keeps_length: whether the training has the length that the program has planned.
@@ -93,6 +96,8 @@ class Trial:
     records_gradients: bool = False
     reads_samples: bool = False
     watches: bool = False
+    looks_for_couplings: bool = False
+    stirs_weights: bool = False
     changes_targets: bool = False
     keeps_length: bool = False
     holds_rate: bool = False

@@ -43,6 +43,7 @@ class ModeWatch:
         self._networks: Mapping[str, nn.Module] = {}
         self._before: dict[str, str] = {}  # Digests of parameters and buffers.
         self._drops_in_validation = False  # A dropout that belongs to no module.
+        self._validated: set[str] = set()  # Parameters that modules have which validations use.
 
     def watch(self, networks: Mapping[str, nn.Module]) -> None:
         """Watch the modules of the networks from now on."""
@@ -50,6 +51,9 @@ class ModeWatch:
         self._before = _digests(networks)
         for name, net in networks.items():
             for path, module in net.named_modules():
+                own = [f"{name}.{path}.{key}".replace("..", ".") for key, _ in module.named_parameters(recurse=False)]
+                if own:
+                    module.register_forward_pre_hook(self._note_use(own))
                 if _has_modes(module):
                     self._uses[f"{name}.{path}"] = _Use(net, path)
                     module.register_forward_pre_hook(self._enter(f"{name}.{path}"))
@@ -107,7 +111,19 @@ class ModeWatch:
                 found.append(
                     f"{name} is in training mode in some steps, but trained in evaluation mode in step {first}"
                 )
+            elif use.in_validation and use.has_first_statistics() and not is_constant:
+                found.append(
+                    f"{name} is validated with the statistics that it was made with, though its weights change"
+                )
         return found, self._moved(trained, after)
+
+    def validated(self) -> list[str]:
+        """Return the networks that validations have used, if none of their parameters has changed, and others have."""
+        after = _digests(self._networks)
+        changed = {path for path in after if after[path] != self._before.get(path)}
+        if not self._validated or not changed or self._validated & changed:
+            return []
+        return sorted({path.split(".")[0] for path in self._validated})
 
     def _moved(self, trained: set[int], after: Mapping[str, str]) -> list[str]:
         """Return the names of buffers that have changed in parts that no optimizer trains and nothing else moves."""
@@ -122,6 +138,13 @@ class ModeWatch:
                     ]
                     moved += [each for each in names if after.get(each) != self._before.get(each)]
         return moved
+
+    def _note_use(self, names: list[str]) -> Any:
+        def note(module: nn.Module, args: Any) -> None:
+            if self._step == "valid":
+                self._validated.update(names)
+
+        return note
 
     def _enter(self, name: str) -> Any:
         def enter(module: nn.Module, args: Any) -> None:
@@ -164,6 +187,12 @@ class _Use:
     def parameters_around(self) -> list[tuple[str, nn.Parameter]]:
         """Return the parameters of the nearest module around it that has any, by their names in the network."""
         return _parameters_around(self._net, self._path)
+
+    def has_first_statistics(self) -> bool:
+        """Return whether it is batch normalization that has never learned its statistics."""
+        module = self._net.get_submodule(self._path)
+        mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
+        return mean is not None and variance is not None and not bool(mean.any()) and bool((variance == 1).all())
 
     def is_kept_on_purpose(self) -> bool:
         """Return whether it is batch normalization in evaluation mode in a network that is in training mode."""
@@ -271,6 +300,18 @@ class OptimizerWatch:
             for full_name, value in parameters:
                 has_gradient = full_name in self._seen or value.grad is not None
                 found[full_name] = counts[id(value)], has_gradient, self._seen.get(full_name, False), is_trained
+        return found
+
+    def shared(self) -> list[str]:
+        """Return pairs of parameters that are not one, though they have the same memory."""
+        places, found = dict[tuple[int, int], tuple[str, int]](), list[str]()
+        for name, net in self._networks.items():
+            for path, value in net.named_parameters():
+                if value.numel() > 0 and value.layout is torch.strided:
+                    place = (value.data_ptr(), value.numel())
+                    other, identity = places.setdefault(place, (f"{name}.{path}", id(value)))
+                    if identity != id(value) and value.data_ptr() != 0:
+                        found.append(f"{other} and {name}.{path}")
         return found
 
     def note_step(self, name: str, optimizer: Optimizer) -> None:
