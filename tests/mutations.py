@@ -1096,8 +1096,8 @@ MUTATIONS = [
     Mutation("loading/iterable_loader.py", "if length is not None and given < length:", "if False:", FEWER),
     Mutation(
         "loading/sample_order.py",
-        "itertools.islice(sampler, limit + 1)",
-        "itertools.islice(sampler, limit)",
+        "itertools.islice(batches, limit + 1)",
+        "itertools.islice(batches, limit)",
         LOADERS + "test_a_sampler_without_an_end_is_an_error_that_says_how_many_were_drawn",
     ),
     Mutation(

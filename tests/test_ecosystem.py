@@ -1,9 +1,11 @@
 """Libraries that a contributor need not install, with small data; `.ci/ecosystem` installs them and runs this."""
 
+import functools
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,14 @@ import pytest
 import torch
 from helpers.compare import same, timeless
 from helpers.models import Tiny, data, quiet
+from helpers.pages import blocks
 from helpers.rows import read_rows
 
 from helios_lite import DataModule, FitResult, Split
 
 pytestmark = [pytest.mark.ecosystem, pytest.mark.filterwarnings("default")]  # Of others.
+
+DOCS = Path(__file__).parents[1] / "docs"
 
 RAY = """
 import json, os, signal, sys
@@ -121,27 +126,63 @@ def test_the_schedule_free_optimizer_and_metrics_of_torcheval_and_torchmetrics_g
     assert tested["test/error"] == pytest.approx(values["valid/error"])
 
 
-def test_a_dataset_of_hugging_face_is_read_as_any_other_and_goes_on_with_the_same_bits(tmp_path: Path) -> None:
+class Reads(Tiny):
+    """Takes samples in the form of each library."""
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        x, index = (batch["x"], batch["index"]) if isinstance(batch, dict) else batch
+        super().train_step((index, x), state)
+
+
+ROWS = {"index": list(range(12)), "x": [[i % 7 / 7, i % 3 / 7, 1 / 7] for i in range(12)]}
+
+
+def test_datasets_of_hugging_face_indexed_or_streamed_go_on_with_the_same_bits(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
-    rows = {"index": list(range(12)), "x": [[i % 7 / 7, i % 3 / 7, 1 / 7] for i in range(12)]}
-    dataset = datasets.Dataset.from_dict(rows).with_format("torch")
+    indexed = datasets.Dataset.from_dict(ROWS).with_format("torch")
+    require_same_when_cut(lambda: Split(indexed, batch_size=2, shuffle=True), tmp_path / "indexed")
 
-    class Reads(Tiny):
-        def train_step(self, batch: Any, state: Any) -> None:
-            super().train_step((batch["index"], batch["x"]), state)
+    def streamed() -> Split:  # It has a state, and shuffles its shards by the epoch.
+        return Split(indexed.to_iterable_dataset(num_shards=6).shuffle(seed=3, buffer_size=1), batch_size=2)
 
-    models = []
-    for name, limits in (("whole", [7]), ("cut", [4, 7])):
-        seen: list[int] = []
+    require_same_when_cut(streamed, tmp_path / "streamed")
+
+
+def test_shards_of_webdataset_come_in_the_order_of_the_epoch_and_go_on_with_the_same_bits(tmp_path: Path) -> None:
+    webdataset = pytest.importorskip("webdataset")
+    numpy = pytest.importorskip("numpy")
+    paths = [str(tmp_path / f"{i}.tar") for i in range(4)]
+    for i, path in enumerate(paths):
+        with webdataset.TarWriter(path) as shard:
+            for index in range(3 * i, 3 * i + 3):
+                x = numpy.array(ROWS["x"][index], numpy.float32)
+                shard.write({"__key__": f"{index}", "x.npy": x, "y.cls": index})
+    program: dict[str, Any] = {}
+    exec(next(code for code, _ in blocks((DOCS / "loaders.md").read_text(), "py") if "webdataset" in code), program)
+    for num_workers in (0, 2):
+        split = functools.partial(Split, program["Shards"](paths), batch_size=2, num_workers=num_workers)
+        require_same_when_cut(split, tmp_path / f"{num_workers} workers")
+
+
+def require_same_when_cut(make_split: Callable[[], Split], root: Path) -> None:
+    """Require that a training is the same if it is stopped within its second epoch.
+
+    Each epoch has all samples, in another order.
+    """
+    models, seen = [], []
+    for name, limits in (("whole", [12]), ("cut", [8, 12])):
+        samples: list[int] = []
         for steps in limits:
             model = Reads()
-            split = Split(dataset, batch_size=4, shuffle=True)
-            quiet(root=tmp_path / name, max_steps=steps).fit(model, DataModule(train=split))
-            seen += model.seen
-        models.append((model, seen))
-    assert same(models[0][0].state_dict(), models[1][0].state_dict())
-    assert models[0][1] == models[1][1]
-    assert sorted(models[0][1][:12]) == list(range(12))
+            quiet(root=root / name, max_steps=steps).fit(model, DataModule(train=make_split()))
+            samples += model.seen
+        models.append(model)
+        seen.append(samples)
+    assert seen[0] == seen[1]
+    assert same(models[0].state_dict(), models[1].state_dict())
+    first, second = seen[0][:12], seen[0][12:]
+    assert sorted(first) == sorted(second) == list(range(12))
+    assert first != second
 
 
 def trained(kind: type[Tiny], root: Path, max_steps: int) -> tuple[Tiny, FitResult]:
