@@ -342,7 +342,7 @@ def test_a_buffer_whose_tensors_are_used_again_may_grow() -> None:
             growth.count()
             kept += [torch.zeros(1) for _ in range(4)]
             with watch.during(16):
-                torch.stack(kept[-8:-4] if is_used and len(kept) > 8 else [torch.zeros(1)])
+                torch.stack(kept[-8:-4] if is_used and len(kept) > 8 else [torch.zeros(1) for _ in range(12)])
         assert bool(growth.findings(4)) != is_used
 
 

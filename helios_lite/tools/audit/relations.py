@@ -225,7 +225,7 @@ RELATIONS = (
         "a mean of batch means with an uneven last batch, count= that is not the number of items, a ratio that is "
         "computed per batch (F1, perplexity), the last batch only, padding, batch normalization in training mode",
         sums.check_valid_batch_size,
-        ("modes", "shapes"),
+        ("modes", "shapes", "samples_alone"),
     ),
     Relation(
         "parameters",
