@@ -1480,8 +1480,8 @@ MUTATIONS = [
     ),
     Mutation(
         "training/loop.py",
-        "self.log, contextlib.closing(self.train_data):",
-        "self.log:",
+        "self.log, contextlib.closing(self.train_data), ",
+        "self.log, ",
         PASSES + "test_workers_of_a_pass_that_goes_on_end_with_the_training",
     ),
     Mutation(
@@ -2733,8 +2733,8 @@ MUTATIONS = [
     Mutation("networks/fsdp.py", 'precision == "bf16" and ("dtype"', 'False and ("dtype"', IN_BF16),
     Mutation("networks/fsdp.py", "if p._backward_hooks or (", "if (", MARKED),
     Mutation("networks/parallel.py", "named_parameters() if p.ndim > 0)", "named_parameters() if False)", MARKED),
-    Mutation("networks/parallel.py", "if p.is_meta or (is_sharded and p.ndim > 0))", "if p.is_meta)", MARKED),
-    Mutation("networks/parallel.py", "if p.is_meta or (is_sharded and p.ndim > 0))", "if is_sharded)", MARKED),
+    Mutation("networks/parallel.py", "(is_sharded and p.ndim > 0) or not can", "not can", MARKED),
+    Mutation("networks/parallel.py", " or not can_replace_memory(p, self.device)", "", MARKED),
     Mutation("networks/meta_device.py", "torch.nan if _can_be_nan(new) else 0", "0", UNFILLED),
     Mutation("networks/meta_device.py", "complex(torch.nan, torch.nan)", "0", UNFILLED),
     Mutation("networks/meta_device.py", "complex(torch.nan, torch.nan)", "torch.nan", UNFILLED),
