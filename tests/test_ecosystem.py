@@ -1,6 +1,7 @@
 """Libraries that a contributor need not install, with small data; `.ci/ecosystem` installs them and runs this."""
 
 import functools
+import itertools
 import json
 import os
 import subprocess
@@ -23,73 +24,182 @@ pytestmark = [pytest.mark.ecosystem, pytest.mark.filterwarnings("default")]  # O
 DOCS = Path(__file__).parents[1] / "docs"
 
 RAY = """
-import json, os, signal, sys
+import functools, json, os, signal, threading, time
 from pathlib import Path
-import ray.train, torch
-from helios_lite import Callback
-from helpers.models import Tiny, data, quiet
+import ray, ray.train, torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from torch import nn
+from helios_lite import Callback, DataModule, Model, Split
+from helpers.models import Indices, Tiny, data, quiet
 
-class ReportToRay(Callback):
-    def on_validation_metrics(self, metrics):
-        ray.train.report(metrics)
+HERE, OPTIONS = Path(os.environ["HERE"]), {"accelerator": "cpu"}
+WORKERS = {"env_vars": {name: os.environ[name] for name in ("PYTHONPATH", "HERE")}}
 
-class Killed(Callback):
-    def on_training_batch_end(self, state, should_log=False):
-        flag = Path(os.environ["KILL"])
-        if state.step == 4 and self.model.global_rank == 1 and flag.exists():
-            flag.unlink()
-            os.kill(os.getpid(), signal.SIGKILL)
+def Trainer(**options):
+    torch.set_num_threads(1)
+    return quiet(**options | OPTIONS)
+"""
 
+KILLED = """
 class Reported(ray.train.UserCallback):
     def after_report(self, run_context, metrics, checkpoint):
-        with open(os.environ["KILL"] + ".jsonl", "a") as file:
+        with open(HERE / "reported.jsonl", "a") as file:
             file.write(json.dumps(metrics) + "\\n")
 
-def train(config, *more, **options):
-    options |= {"root": config["root"], "max_epochs": 3, "save_every_steps": 1, "accelerator": "cpu"}
-    quiet(callbacks=[Killed(), *more], **options).fit(Tiny(), data(train=16))
+class Sum(Tiny):
+    def on_training_batch_end(self, state, should_log=False):
+        if state.step == 4 and self.global_rank == 1 and (HERE / "flag").exists():
+            (HERE / "flag").unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
 
-def train_in_ray(config):
-    torch.set_num_threads(1)
-    train(config, ReportToRay())
+def make_data():
+    return data(train=16)
 
 if __name__ == "__main__":
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-    here = Path.cwd()
-    torch.set_num_threads(1)
-    os.environ["KILL"] = str(here / "flag")
-    train({"root": str(here / "whole")}, devices=2)
-    (here / "flag").touch()
-    environment = {name: os.environ[name] for name in ("PYTHONPATH", "KILL")}
-    ray.init(num_cpus=2, include_dashboard=False, runtime_env={"env_vars": environment})
-    failures = FailureConfig(max_failures=2)
-    TorchTrainer(
-        train_in_ray,
-        train_loop_config={"root": str(here / "killed")},
-        scaling_config=ScalingConfig(num_workers=2),
-        run_config=RunConfig(storage_path=str(here / "ray"), failure_config=failures, callbacks=[Reported()]),
-    ).fit()
+    Trainer(root=HERE / "whole", max_epochs=3, save_every_steps=2, devices=2).fit(Sum("sum"), make_data())
+    (HERE / "flag").touch()
+    ray.init(num_cpus=2, include_dashboard=False, runtime_env=WORKERS)
+    RunConfig = functools.partial(RunConfig, callbacks=[Reported()])
+"""
+
+ELASTIC = """
+OPTIONS |= {"max_epochs": 10**6, "save_every_steps": None, "save_every_epochs": None, "log_every_steps": 1}
+OPTIONS |= {"keep_last": -1}
+STEPS = 20  # Of the last worker.
+
+def saved(root):
+    return sorted(int(path.stem.split("_iter_")[1]) for path in (root / "sum/checkpoints").glob("*.pth"))
+
+def notes(root):
+    return (root / "notes").read_text().splitlines() if (root / "notes").exists() else []
+
+class Sum(Model):
+    def setup(self, fast_init=False):
+        self.net = self.parallelize(nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1)))
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=0.01)
+
+    def train_step(self, batch, state):
+        index, x = batch
+        root = self.run_folder.parent
+        if root.name == "shared":
+            self.wait(state.step, root)
+        samples = sorted(i for part in self.gather(index.tolist()) for i in part)
+        if self.global_rank == 0:
+            with open(root / "notes", "a") as file:
+                file.write(json.dumps([self.world_size, state.step + 1, samples]) + "\\n")
+        self.backward((self.net(x) - 1).square().mean())
+        self.optimizer_step(self.optimizer)
+
+    def wait(self, step, root):
+        # One worker saves and waits for another; they wait for the save that they ask for, and then for their end.
+        if self.world_size == 1 and step == 2:
+            self.request_save()
+        while len(saved(root)) == self.world_size and step > 2:
+            time.sleep(0.05)
+        if self.world_size == 2:
+            time.sleep(0.1)
+        elif len(saved(root)) > 1 and step == saved(root)[1] + STEPS:
+            self.request_stop()
+
+def make_data():
+    return DataModule(train=Split(Indices(44), global_batch_size=8, shuffle=True))
+
+def until(condition):
+    while not condition():
+        time.sleep(0.05)
+
+def a_node_comes_and_goes(cluster, root):
+    try:
+        until(lambda: saved(root))
+        node = cluster.add_node(num_cpus=1)
+        until(lambda: any(line.startswith("[2,") for line in notes(root)))
+        client, deadline = ray._raylet.GcsClient(address=cluster.address), int(1000 * time.time()) + 60_000
+        reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+        is_accepted, why_not = client.drain_node(node.node_id, reason, "it is the test", deadline)
+        assert is_accepted, why_not
+        until(lambda: len(saved(root)) > 1)
+        cluster.remove_node(node)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+
+if __name__ == "__main__":
+    import atexit, traceback
+    from ray.cluster_utils import Cluster
+    from ray.core.generated import autoscaler_pb2
+    ScalingConfig = functools.partial(ScalingConfig, elastic_resize_monitor_interval_s=1)
+    head = {"num_cpus": 1, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)  # A thread adds to it.
+    atexit.register(cluster.shutdown)
+    ray.init(address=cluster.address, runtime_env=WORKERS)
+    threading.Thread(target=a_node_comes_and_goes, args=(cluster, HERE / "shared"), daemon=True).start()
+"""
+
+ALONE = """
+    OPTIONS["max_steps"] = max(saved(HERE / "shared"))
+    Trainer(root=HERE / "alone").fit(Sum("sum"), make_data())
 """
 
 
-def test_a_program_in_two_workers_of_ray_of_which_one_is_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
-    pytest.importorskip("ray.train")
-    (tmp_path / "program.py").write_text(RAY)
-    environment = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1]}"}
-    subprocess.run([sys.executable, "program.py"], cwd=tmp_path, env={**os.environ, **environment}, check=True)
-    assert not (tmp_path / "flag").exists()
-    whole, killed = (
-        torch.load(max((tmp_path / name / "tiny/checkpoints").glob("*_iter_6.pth")), weights_only=True)
-        for name in ("whole", "killed")
+def run_in_ray(here: Path, before: str, num_workers: str = "2", after: str = "") -> None:
+    """Run the program of docs/engines.md, with what it leaves to the reader before it."""
+    callbacks, program = (code for code, _ in blocks((DOCS / "engines.md").read_text(), "py"))
+    program = program.replace("/mnt/shared/runs", f"{here}/shared").replace("=2)", f"={num_workers})")
+    (here / "program.py").write_text(
+        RAY + before.replace("\nif __name__", f"\n{callbacks}\nif __name__") + program + after
     )
+    paths = f"{Path(__file__).parent}:{Path(__file__).parents[1]}"
+    of_ray = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5"}
+    environment = {**os.environ, **of_ray, "PYTHONPATH": paths, "HERE": str(here), "HOME": str(here)}
+    subprocess.run([sys.executable, "program.py"], cwd=here, env=environment, check=True, timeout=550)
+
+
+def test_the_program_of_the_page_in_two_workers_of_ray_one_of_them_killed_ends_with_the_same_bits(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("ray.train")
+    run_in_ray(tmp_path, KILLED)
+    assert not (tmp_path / "flag").exists()
+    whole, killed = newest(tmp_path / "whole"), newest(tmp_path / "shared")
+    assert whole["state"]["step"] == 6
     for part in ("state", "model", "monitor", "metrics", "ranks"):
         assert same(timeless(whole[part]), timeless(killed[part])), part
-    reported = [json.loads(line) for line in (tmp_path / "flag.jsonl").read_text().splitlines()]
-    losses = [row["valid/loss"] for row in read_rows(tmp_path / "whole/tiny") if "valid/loss" in row]
+    reported = [json.loads(line) for line in (tmp_path / "reported.jsonl").read_text().splitlines()]
+    losses = [row["valid/loss"] for row in read_rows(tmp_path / "whole/sum") if "valid/loss" in row]
     found = {metrics["valid/loss"] for ranks in reported for metrics in ranks}
     assert {losses[-1]} <= found <= set(losses)  # What was reported right before the kill may not have arrived.
     assert {len(ranks) for ranks in reported} == {2}
+
+
+def test_workers_of_ray_that_come_and_are_preempted_change_no_update_and_the_notice_is_a_save(tmp_path: Path) -> None:
+    pytest.importorskip("ray.train")
+    run_in_ray(tmp_path, ELASTIC, "(1, 2)", ALONE)
+    starts = [  # Each a number of workers, and their steps.
+        (workers, {step: samples for _, step, samples in lines})
+        for workers, lines in itertools.groupby(notes(tmp_path / "shared"), key=lambda note: note[0])
+    ]
+    assert [workers for workers, _ in starts] == [1, 2, 1]
+    _, asked, last = (number(path) for path in sorted((tmp_path / "shared/sum/checkpoints").glob("*.pth"), key=number))
+    assert min(starts[2][1]) == asked + 1 < last
+    assert {**starts[0][1], **starts[1][1], **starts[2][1]} == {
+        step: samples for _, step, samples in notes(tmp_path / "alone")
+    }
+    found, expected = newest(tmp_path / "shared")["model"], newest(tmp_path / "alone")["model"]
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def number(path: Path) -> int:
+    return int(path.stem.split("_iter_")[1])
+
+
+def newest(root: Path) -> dict[str, Any]:
+    return torch.load(max((root / "sum/checkpoints").glob("*.pth"), key=number), weights_only=True)
+
+
+def notes(root: Path) -> list[tuple[int, int, list[int]]]:
+    """Return of each step the number of workers, the step and the samples."""
+    return [tuple(json.loads(line)) for line in (root / "notes").read_text().splitlines()]
 
 
 def test_the_schedule_free_optimizer_and_metrics_of_torcheval_and_torchmetrics_go_on_with_the_same_bits(
