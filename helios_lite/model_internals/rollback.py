@@ -18,10 +18,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
+from helios_lite.data import DataModule
 from helios_lite.networks.dtensors import is_dtensor
 
 _ATOMS = frozenset({bool, int, float, complex, str, bytes, NoneType, torch.device, torch.dtype, torch.Size})
-_CLOSED = (type, ModuleType, FunctionType, MethodType, BuiltinFunctionType, Dataset, DataLoader)
+_CLOSED = (type, ModuleType, FunctionType, MethodType, BuiltinFunctionType, Dataset, DataLoader, DataModule)
 _OPEN_OF_PYTORCH = (nn.Module, Optimizer, LRScheduler, torch.amp.GradScaler)
 _HANDLES = (type(threading.Lock()), type(threading.RLock()), threading.Thread, io.IOBase)
 """What has one of these among its attributes, as a logger or a bar, belongs to the world outside of the model."""

@@ -298,6 +298,21 @@ def test_what_cannot_be_taken_back_is_an_error_in_the_first_step(model: Model, t
     assert text in str(error.value)
 
 
+class DecayingLater(Fitting):
+    """Changes its weights before the second update."""
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        if state.step == 1:
+            with torch.no_grad():
+                self.net[0].weight.mul_(0.9)
+        super().train_step(batch, state)
+
+
+def test_weights_that_change_before_a_later_update_are_an_error_too() -> None:
+    with pytest.raises(RuntimeError, match=r"train_step has changed net\.0\.weight before the step"):
+        quiet(max_steps=3, verify_every_steps=1).fit(DecayingLater(lr=0.1), fitting_data())
+
+
 class Repeating(Fitting):
     """Updates its weights twice with each batch."""
 
