@@ -2734,6 +2734,12 @@ MUTATIONS = [
     Mutation("networks/fsdp.py", "if p._backward_hooks or (", "if (", MARKED),
     Mutation("networks/parallel.py", "named_parameters() if p.ndim > 0)", "named_parameters() if False)", MARKED),
     Mutation("networks/parallel.py", "(is_sharded and p.ndim > 0) or not can", "not can", MARKED),
+    Mutation(
+        "networks/parallel.py",
+        "            check_version()\n",
+        "",
+        NETWORKS + "test_a_version_that_ends_with_other_weights_is_an_error",
+    ),
     Mutation("networks/parallel.py", " or not can_replace_memory(p, self.device)", "", MARKED),
     Mutation("networks/meta_device.py", "torch.nan if _can_be_nan(new) else 0", "0", UNFILLED),
     Mutation("networks/meta_device.py", "complex(torch.nan, torch.nan)", "0", UNFILLED),

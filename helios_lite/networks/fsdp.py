@@ -50,6 +50,15 @@ def make_mesh(device: torch.device, world: World, *, is_hybrid: bool) -> DeviceM
     )
 
 
+def check_version() -> None:
+    """Raise a RuntimeError if this PyTorch is one of those that are not known to train shards rightly."""
+    if torch.__version__ < "2.13":
+        raise RuntimeError(
+            f"strategy: sharded networks need PyTorch 2.13 or newer, and this is {torch.__version__}: older ones have "
+            "ended with other weights, silently; update PyTorch, or use strategy='ddp'"
+        )
+
+
 def shard(
     net: nn.Module, blocks: Collection[nn.Module], mesh: DeviceMesh, device: torch.device, precision: str
 ) -> None:

@@ -19,7 +19,16 @@ from torch.utils.checkpoint import checkpoint
 
 from helios_lite.networks import dtensors, sharded_optimizers
 from helios_lite.networks.forward_turns import ForwardTurns
-from helios_lite.networks.fsdp import check_gradients, check_hooks, explain, make_mesh, reshard, shard, sharded_modules
+from helios_lite.networks.fsdp import (
+    check_gradients,
+    check_hooks,
+    check_version,
+    explain,
+    make_mesh,
+    reshard,
+    shard,
+    sharded_modules,
+)
 from helios_lite.networks.gradient_reducer import GradientReducer
 from helios_lite.networks.meta_device import materialize
 from helios_lite.networks.shard_units import scalars
@@ -119,6 +128,7 @@ class ParallelStrategy:
         move_in_place(net, self.device)  # Before anything refers to them.
         self._note_owner(net, kind)
         if is_sharded:
+            check_version()
             mesh = make_mesh(self.device, self.world, is_hybrid=self._strategy == "hsdp")
             shard(net, blocks, mesh, self.device, self._precision)
             if self._order is None:

@@ -336,6 +336,13 @@ def test_attributes_of_parameters_are_kept_and_hooks_that_would_be_dropped_are_a
         assert error.startswith("parallelize: last.bias has a hook that would never be called; register it after")
 
 
+def test_a_version_that_ends_with_other_weights_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.12.1+cpu"))
+    strategies = ParallelStrategy(torch.device("cpu"), World(0, 0, 2, 2), "fsdp")
+    with pytest.raises(RuntimeError, match=r"^strategy: sharded networks need PyTorch 2.13 or newer, and this is 2.12"):
+        strategies.wrap(nn.Linear(2, 2), ())
+
+
 class Adapted(nn.Module):
     """A frozen layer in bf16 with an adapter in fp32 that has a child in float64; their scale has another dtype."""
 
