@@ -2282,7 +2282,7 @@ MUTATIONS = [
         Mutation(f"processes/{file}.py", old, new, FIRST_MOMENT)
         for file, old, new in (
             ("forkserver", "signal.SIG_DFL)  # It dies of it", "signal.default_int_handler)  # It dies of it"),
-            ("forkserver", "receive_again(signal.SIGTERM, signal.SIGUSR1)", "receive_again(*SIGNALS)"),
+            ("forkserver", "receive_again(signal.SIGTERM)", "receive_again(*SIGNALS)"),
             (
                 "forkserver",
                 "signal.signal(signal.SIGUSR1, keep_for_call)",
@@ -2293,7 +2293,7 @@ MUTATIONS = [
     ),
     Mutation(
         "processes/forkserver.py",
-        "    receive_again(signal.SIGINT)\n",
+        "    receive_again(signal.SIGINT, signal.SIGUSR1)\n",
         "",
         "processes/test_forkserver.py::test_a_process_holds_no_signal_back_when_it_imports_the_program",
     ),

@@ -69,7 +69,7 @@ class _Name(str):
 
 def _begin(name: str, variables: Mapping[str, str]) -> str:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # It dies of it while it imports the program, without a traceback.
-    receive_again(signal.SIGINT)
+    receive_again(signal.SIGINT, signal.SIGUSR1)
     gc.freeze()  # What the server has imported stays; to look through it would copy its memory.
     os.environ.clear()
     os.environ.update(variables)
@@ -131,7 +131,8 @@ def _restore(before: dict[str, str | None]) -> None:
 if _RESTORED in os.environ:
     _restore(json.loads(os.environ[_RESTORED]))
     signal.signal(signal.SIGUSR1, keep_for_call)  # Its copies inherit that.
-    receive_again(signal.SIGTERM, signal.SIGUSR1)
-    # A Ctrl-C in a terminal reaches the server too, which ignores it later, and so does a copy that has just been made.
-    # That receives it when it begins afresh, or, if it is a process of the program itself, when it begins.
-    util.register_after_fork(receive_again, lambda receive: receive(signal.SIGINT))
+    receive_again(signal.SIGTERM)
+    # A Ctrl-C in a terminal reaches the server too, which ignores it later, and so does a copy that has just been made;
+    # and what a handler in Python got before `os.fork` has returned is forgotten. A copy receives both when it begins
+    # afresh, or, if it is a process of the program itself, when it begins.
+    util.register_after_fork(receive_again, lambda receive: receive(signal.SIGINT, signal.SIGUSR1))
