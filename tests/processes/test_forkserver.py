@@ -177,7 +177,7 @@ def test_a_signal_in_the_first_moment_of_a_process_ends_it(
     monkeypatch: pytest.MonkeyPatch, number: int, status: int
 ) -> None:
     if number == signal.SIGINT and signal.getsignal(number) == signal.SIG_IGN:
-        pytest.skip("SIGINT is ignored here, as in a process of the background, and so by a copy of the server at first")
+        pytest.skip("SIGINT is ignored here, as in the background, and so by a copy of the server at first")
     real: Any = forkserver.read_signed
 
     def signalled(fd: int) -> Any:
