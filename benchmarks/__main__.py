@@ -27,6 +27,7 @@ NAMES = (
     "ddp",
     "validation_memory",
     "sharded_validation",
+    "sharded_steps",
     "sharded",
 )
 

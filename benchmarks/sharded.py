@@ -20,9 +20,9 @@ STATE = 3 * 4 * BLOCKS * WIDTH**2  # Bytes: weights and AdamW's two averages, fl
 MEASURED = 1  # Not rank 0, which writes more than its part.
 
 
-def make() -> nn.Module:
+def make(blocks: int = BLOCKS, width: int = WIDTH) -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(*(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(BLOCKS)))
+    return nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(blocks)))
 
 
 def batch() -> Tensor:
@@ -89,10 +89,7 @@ class Stack(Model):
 
 
 class Steps(Stack):
-    """Notes the time of every step, and the memory of all of them."""
-
-    def on_training_start(self) -> None:
-        self.began = time.perf_counter()
+    """Notes the memory of all steps."""
 
     def train_step(self, batch: Tensor, state: TrainingState) -> None:
         self.backward(self.net(batch).square().mean())
@@ -102,8 +99,7 @@ class Steps(Stack):
         pass
 
     def on_training_batch_end(self, state: TrainingState, should_log: bool = False) -> None:
-        self.seconds.append(time.perf_counter() - self.began)
-        self.began = time.perf_counter()
+        pass
 
     def on_training_end(self) -> None:
         self.grown.append(self.memory.growth())
@@ -148,50 +144,44 @@ def trainer_steps() -> Result:
         options = {"progress": False, "print_banner": False, "root": None, "max_steps": STEPS}
         options |= {"devices": PROCESSES, "accelerator": "cpu", "strategy": "fsdp"}
         Trainer(**options).fit(model, DataModule(train=[batch()] * PROCESSES * STEPS))
-        return of_steps(noted(folder, MEASURED)) | {"weights": weights(next(model.net.parameters()))}
-
-
-def of_steps(noted: dict[str, Any]) -> Result:
-    """The first steps make the states of the optimizer, and memory for what is gathered."""
-    return {"case": "steps", "step_seconds": statistics.median(noted["seconds"][2:]), "grown": noted["grown"][0]}
+        found = {"case": "steps", "grown": noted(folder, MEASURED)["grown"][0]}
+        return found | {"weights": weights(next(model.net.parameters()))}
 
 
 def hand_steps() -> Result:
     environment()
     with tempfile.TemporaryDirectory() as folder:
         multiprocessing.spawn(one_process_of_steps, (folder,), nprocs=PROCESSES)
-        return of_steps(noted(Path(folder), MEASURED)) | {"weights": noted(Path(folder), 0)["weights"]}
+        return noted(Path(folder), MEASURED)
 
 
-def sharded() -> tuple[nn.Module, torch.optim.Optimizer]:
+def sharded(net: nn.Module) -> tuple[nn.Module, torch.optim.Optimizer]:
     from torch.distributed.fsdp import fully_shard
 
-    net = make()
     for block in net:
         fully_shard(block)
     fully_shard(net)
     return net, torch.optim.AdamW(net.parameters(), lr=1e-4)
 
 
-def join(rank: int, folder: str) -> None:
+def join(rank: int, folder: str, processes: int = PROCESSES) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group(
-        "gloo", f"file://{folder}/meeting", timedelta(seconds=120), world_size=PROCESSES, rank=rank
+        "gloo", f"file://{folder}/meeting", timedelta(seconds=120), world_size=processes, rank=rank
     )
 
 
 def one_process_of_steps(rank: int, folder: str) -> None:
     join(rank, folder)
-    net, optimizer = sharded()
-    memory, seconds = Memory(), []
+    net, optimizer = sharded(make())
+    memory = Memory()
     memory.start()
     for _ in range(STEPS):
-        began = time.perf_counter()
         net(batch()).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
-        seconds.append(time.perf_counter() - began)
-    found = {"seconds": seconds, "grown": [memory.growth()], "weights": weights(next(net.parameters()).full_tensor())}
+    grown = memory.growth()
+    found = {"case": "steps", "grown": grown, "weights": weights(next(net.parameters()).full_tensor())}
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
     distributed.destroy_process_group()
 
@@ -220,7 +210,7 @@ def one_process(rank: int, folder: str, background: bool) -> None:
         optimizer.step()
         optimizer.zero_grad()
 
-    net, optimizer = sharded()
+    net, optimizer = sharded(make())
     update()
     for step in range(SAVES):
         distributed.barrier()
@@ -237,7 +227,7 @@ def one_process(rank: int, folder: str, background: bool) -> None:
         update()
     end = weights(next(net.parameters()).full_tensor())
     del net, optimizer
-    net, optimizer = sharded()
+    net, optimizer = sharded(make())
     memory.start()
     start = time.perf_counter()
     parts = dict(zip(("net", "optimizer"), get_state_dict(net, optimizer), strict=True))
@@ -257,7 +247,6 @@ def one_process(rank: int, folder: str, background: bool) -> None:
 def figures(runs: Runs) -> list[Figure]:
     part, target = 1 / STATE, 1 / PROCESSES + 0.1
     return [
-        Figure("time of a step / by hand", "ratio", ratios(runs, "steps", "hand_steps", "step_seconds"), 1.02),
         Figure("memory of all steps / by hand", "ratio", ratios(runs, "steps", "hand_steps", "grown"), 1.02),
         Figure("growth in a save", "part of the state", each(runs, "trainer", "save_grown", part), target),
         Figure("a save by hand", "part of the state", each(runs, "hand", "save_grown", part)),
@@ -288,8 +277,8 @@ QUESTION = Question(
     title="What do training, saving and resuming cost when four processes share a network?",
     timed=f"""
     {BLOCKS} linear layers of {WIDTH} x {WIDTH}, with AdamW {STATE / 1e9:.1f} GB of state, sharded by FSDP2 over
-    {PROCESSES} processes of one thread each (gloo). A step is timed on rank {MEASURED}, the median of {STEPS - 2}.
-    Growth is that of the resident memory of this rank, to its highest point, of the saves the largest, since buffers
+    {PROCESSES} processes of one thread each (gloo). Growth is that of the resident memory of rank {MEASURED}, to its
+    highest point, of all {STEPS} steps, and of the saves the largest, since buffers
     are used again; a rank's own part is {1 / PROCESSES} of the state. A save is timed on rank 0, from
     on_training_batch_end to the next on_training_batch_start, the median of {SAVES}; a resume from the end of `setup`
     to `on_training_start`. By hand: `torch.distributed.checkpoint` (`save`, `async_save`, `load`) with
