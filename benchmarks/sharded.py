@@ -1,4 +1,4 @@
-"""What training, saving and resuming cost when four processes share a network: python -m benchmarks.sharded"""
+"""What saving and resuming cost when four processes share a network: python -m benchmarks.sharded"""
 
 import json
 import os
@@ -274,7 +274,7 @@ def figures(runs: Runs) -> list[Figure]:
 
 QUESTION = Question(
     name="sharded",
-    title="What do training, saving and resuming cost when four processes share a network?",
+    title="What do saving and resuming cost when four processes share a network?",
     timed=f"""
     {BLOCKS} linear layers of {WIDTH} x {WIDTH}, with AdamW {STATE / 1e9:.1f} GB of state, sharded by FSDP2 over
     {PROCESSES} processes of one thread each (gloo). Growth is that of the resident memory of rank {MEASURED}, to its
