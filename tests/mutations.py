@@ -2736,6 +2736,12 @@ MUTATIONS = [
     Mutation("networks/parallel.py", "(is_sharded and p.ndim > 0) or not can", "not can", MARKED),
     Mutation(
         "networks/parallel.py",
+        "functools.partial(_itself, p) if is_swapped else weakref.ref(p)",
+        "weakref.ref(p)",
+        NETWORKS + "test_parameters_of_classes_that_pytorch_moves_by_swapping_can_be_moved_again",
+    ),
+    Mutation(
+        "networks/parallel.py",
         "            check_version()\n",
         "",
         NETWORKS + "test_a_version_that_ends_with_other_weights_is_an_error",

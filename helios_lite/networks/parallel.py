@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils.checkpoint import checkpoint
 
 from helios_lite.networks import dtensors, sharded_optimizers
@@ -78,7 +79,7 @@ class ParallelStrategy:
         self._order: GatherOrder | None = None  # Of those that are sharded.
         self._until_closed: list[Callable[[], Any]] = []  # End what holds as long as networks are sharded.
         # By identity, all parameters that networks have, or had before they were sharded: which ones they are.
-        self._owners: dict[int, tuple[weakref.ref[Tensor], str]] = {}
+        self._owners: dict[int, tuple[Callable[[], Tensor | None], str]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out references that cannot be pickled with a model that has been set up."""
@@ -122,13 +123,13 @@ class ParallelStrategy:
             if (is_sharded and p.ndim > 0) or not can_replace_memory(p, self.device)
         )
         if is_sharded:
+            check_version()
             check_gradients(net)
         self._networks.append(net)
         kind = type(net).__name__
         move_in_place(net, self.device)  # Before anything refers to them.
-        self._note_owner(net, kind)
+        self._note_owner(net, kind, is_sharded=is_sharded)
         if is_sharded:
-            check_version()
             mesh = make_mesh(self.device, self.world, is_hybrid=self._strategy == "hsdp")
             shard(net, blocks, mesh, self.device, self._precision)
             if self._order is None:
@@ -142,7 +143,7 @@ class ParallelStrategy:
                 ]
             self._order.add(net)
             self._sharded.append(net)
-            self._note_owner(net, kind)
+            self._note_owner(net, kind, is_sharded=is_sharded)
             if scalars(net):
                 self._replicate(nn.ParameterList(scalars(net)))
         else:
@@ -153,8 +154,16 @@ class ParallelStrategy:
         self._find_buffers()
         return net
 
-    def _note_owner(self, net: nn.Module, kind: str) -> None:
-        self._owners |= {id(p): (weakref.ref(p), f"{name} of a {kind}") for name, p in net.named_parameters()}
+    def _note_owner(self, net: nn.Module, kind: str, *, is_sharded: bool) -> None:
+        """Note whose the parameters are.
+
+        They are referred to weakly, so that their memory can go, but for those that PyTorch moves by swapping, such as
+        quantized ones: `nn.Module.to` refuses them then.
+        """
+        for name, p in net.named_parameters():
+            is_swapped = not is_sharded and is_traceable_wrapper_subclass(p)
+            refer: Callable[[], Tensor | None] = functools.partial(_itself, p) if is_swapped else weakref.ref(p)
+            self._owners[id(p)] = (refer, f"{name} of a {kind}")
 
     def _owner(self, p: Tensor) -> str | None:
         """Return which parameter a tensor is or was in a network that was passed before; None if it is new."""
@@ -409,6 +418,10 @@ class ParallelStrategy:
         """Wait in an evaluation until no rank runs a forward pass before it comes here. Call on every rank."""
         if self._turns is not None:
             self._turns.finish()
+
+
+def _itself(p: Tensor) -> Tensor:
+    return p
 
 
 def _broadcast(tensors: Sequence[Tensor], *, is_main: bool) -> None:

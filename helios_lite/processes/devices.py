@@ -223,7 +223,7 @@ def move_in_place(net: nn.Module, device: torch.device) -> None:
         RuntimeError: something refers weakly to such a parameter.
     """
     for p in net.parameters():
-        if p.is_meta or p.device.type == device.type or can_replace_memory(p, device):
+        if p.is_meta or can_replace_memory(p, device):
             continue
         kind, attributes, gradient = type(p), vars(p), p.grad
         p.grad = None
@@ -244,7 +244,7 @@ def can_replace_memory(p: Tensor, device: torch.device) -> bool:
     PyTorch can do that for the devices that it knows by itself, and not for those that packages add: `nn.Module.to`
     makes new parameters for them.
     """
-    return torch._has_compatible_shallow_copy_type(p, torch.empty(0, device=device))
+    return p.device.type == device.type or torch._has_compatible_shallow_copy_type(p, torch.empty(0, device=device))
 
 
 class DeviceMover:

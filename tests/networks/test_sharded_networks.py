@@ -24,6 +24,7 @@ from helpers.sharded import Deep, Stack, fit
 from hybrid import STEPS
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.testing._internal.two_tensor import TwoTensor
 
 from helios_lite import DataModule, Model, Split
 from helios_lite.callbacks import EMA
@@ -341,6 +342,17 @@ def test_a_version_that_ends_with_other_weights_is_an_error(monkeypatch: pytest.
     strategies = ParallelStrategy(torch.device("cpu"), World(0, 0, 2, 2), "fsdp")
     with pytest.raises(RuntimeError, match=r"^strategy: sharded networks need PyTorch 2.13 or newer, and this is 2.12"):
         strategies.wrap(nn.Linear(2, 2), ())
+
+
+def test_parameters_of_classes_that_pytorch_moves_by_swapping_can_be_moved_again() -> None:
+    """As quantized ones are."""
+    net = nn.Linear(2, 1)
+    net.weight = weight = nn.Parameter(TwoTensor(torch.ones(1, 2), torch.ones(1, 2)))
+    strategies = ParallelStrategy(torch.device("cpu"), World(), "ddp")
+    for _ in range(2):  # The second time nothing is to be done.
+        assert strategies.wrap(net, ()) is net
+        net.to(torch.device("cpu"))  # As an evaluation does.
+    assert net.weight is weight
 
 
 class Adapted(nn.Module):
