@@ -29,6 +29,7 @@ TOML has no null: if the annotation of an argument allows None, the string "none
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import sys
 import tomllib
@@ -36,7 +37,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from helios_lite.arguments import require_kind, require_path
+from helios_lite.arguments import did_you_mean, require_kind, require_path
 from helios_lite.data import DataModule
 from helios_lite.model import Model
 from helios_lite.object_tables import (
@@ -44,6 +45,7 @@ from helios_lite.object_tables import (
     ConfigTypeError,
     build,
     build_object,
+    import_from,
     import_object,
     is_subclass,
     unknown_message,
@@ -146,7 +148,11 @@ def _make(path: Path, function: str, overrides: Mapping[str, Any]) -> tuple[Trai
     folder = path.resolve().parent
     _add_to_path(folder)
     with ShortTraceback():
-        make = import_object(f"{path.stem}.{function}", str(path), folder)
+        module = import_from(folder, path.stem, str(path))
+        make = getattr(module, function, None)
+        if not callable(make):
+            functions = [name for name, value in vars(module).items() if inspect.isfunction(value)]
+            raise ConfigError(f"{path}: has no function {function!r}; {did_you_mean(function, functions)}")
         made = make()
         kinds = (Trainer, Model, DataModule)
         is_three = isinstance(made, tuple | list) and len(made) == len(kinds)

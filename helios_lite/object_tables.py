@@ -13,13 +13,13 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import NoneType, UnionType
+from types import ModuleType, NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
 from torch import nn
 from torch.utils.data import Dataset, Sampler
 
-from helios_lite.arguments import did_you_mean
+from helios_lite.arguments import did_you_mean, shown
 from helios_lite.data import DataModule, Split
 from helios_lite.hooks import Hooks
 from helios_lite.loggers import Logger
@@ -241,24 +241,40 @@ def import_object(path: Any, key: str, folder: Path | None) -> Callable[..., Any
     module_name, _, name = path.rpartition(".") if isinstance(path, str) else ("", "", "")
     if not module_name or not name or module_name.startswith("."):  # Relative to nothing.
         raise ConfigTypeError(f'{key}={path!r}: must be an import path, "package.module.Class"')
+    module = import_from(folder, module_name, f"{key}={path!r}")
+    if not hasattr(module, name):
+        raise ConfigError(unknown_message(path, vars(module), f"{key}={path!r}"))
+    found = getattr(module, name)
+    if not callable(found):
+        raise ConfigTypeError(f"{key}={path!r}: must be a class or a function, but is {shown(found)}")
+    return found  # type: ignore[no-any-return]
+
+
+def import_from(folder: Path | None, module_name: str, where: str) -> ModuleType:
+    """Return a module. Those in the folder of a file take precedence.
+
+    Args:
+        folder: that of a file; None for any module that Python finds.
+        module_name: the name.
+        where: begins the message of an error.
+
+    Raises:
+        ConfigError: there is no such module, or another one has its name already.
+    """
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
             raise  # The module exists, but a module that it imports does not.
-        raise ConfigError(f"{key}={path!r}: there is no module {error.name!r}") from error
+        raise ConfigError(f"{where}: there is no module {error.name!r}") from error
     top = module_name.split(".")[0]
     files = [] if folder is None else [folder / f"{top}.py", folder / top / "__init__.py"]
     local_files = [file.resolve() for file in files if file.is_file()]
     used = getattr(sys.modules[top], "__file__", None)
     if local_files and top != "helios_lite" and (used is None or Path(used).resolve() not in local_files):
         # Python keeps the first module that was imported by a name, such as the module of a file in another folder.
-        raise ConfigError(
-            f"{key}={path!r}: means {local_files[0]}, but another module {top!r} is imported already: {used}"
-        )
-    if not callable(getattr(module, name, None)):
-        raise ConfigError(unknown_message(path, vars(module), f"{key}={path!r}"))
-    return getattr(module, name)  # type: ignore[no-any-return]
+        raise ConfigError(f"{where}: means {local_files[0]}, but another module {top!r} is imported already: {used}")
+    return module
 
 
 def unknown_message(

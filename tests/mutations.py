@@ -379,6 +379,7 @@ RIGHT = AUDIT + "nothing_breaks_in_a_right_program_and_few_relations_are_left_ou
 REPLAY = "calls/test_replay.py::test_"
 REPLAYED_AS_IT_WAS = REPLAY + "a_step_is_looked_at_with_the_state_and_the_batch_that_it_had"
 NOT_EQUAL = "tools/test_diff.py::test_runs_without_a_common_step_are_not_called_equal"
+UNREAD = "tools/test_diff.py::test_a_damaged_checkpoint_is_named_and_all_else_compared"
 UNMEASURED = "tools/test_diff.py::test_only_what_the_trainer_measures_is_left_out"
 SAMPLES_NOT_KNOWN = "tools/test_diff.py::test_samples_are_not_named_where_it_is_not_known_which_they_were"
 REPLAYED = REPLAY + "a_step_of_a_resumed_run_is_computed_again_bit_for_bit_and_no_file_changes"
@@ -6055,6 +6056,21 @@ MUTATIONS = [
     ),
     Mutation("tools/diff.py", "None not in (before, now) and before != now", "False", PLANTED_CAUSES),
     Mutation("tools/diff.py", "if resumed[0] != resumed[1]:", "if False:", PLANTED_CAUSES),
+    Mutation("tools/diff.py", " and not self.checkpoints.unread", "", UNREAD),
+    Mutation("tools/diff.py", "for why in found.checkpoints.unread:", "for why in ():", UNREAD),
+    Mutation("tools/diff.py", "            must_be_seen = True\n", "            raise\n", UNREAD),
+    Mutation(
+        "config.py",
+        "        if not callable(make):",
+        "        if False:",
+        "test_config.py::test_a_function_that_a_file_does_not_have_is_named",
+    ),
+    Mutation(
+        "object_tables.py",
+        "    if not callable(found):",
+        "    if False:",
+        "test_config.py::test_a_class_that_is_a_number_is_told_from_one_that_is_missing",
+    ),
     Mutation("tools/diff.py", "    if code:\n", "    if False:\n", PLANTED_CAUSES),
     Mutation("tools/diff.py", 'elif "batch_digest" in first.what', "elif False", PLANTED_CAUSES),
     # What rows have to tell runs apart.

@@ -340,6 +340,26 @@ def test_an_error_of_a_constructor_stays_what_it_is_with_a_note(write):
     assert functions(caught.value) == ["load", "build", "__init__"]
 
 
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [("mak", "has no function 'mak'; did you mean make?"), ("answer", "has no function 'answer'; there are make")],
+)
+def test_a_function_that_a_file_does_not_have_is_named(function, message, tmp_path):
+    path = tmp_path / f"with_{function}.py"
+    path.write_text("answer = 42\ndef make(): ...\n")
+    with pytest.raises(ConfigError) as caught:
+        load(f"{path}:{function}")
+    assert str(caught.value) == f"{path}: {message}"
+
+
+def test_a_class_that_is_a_number_is_told_from_one_that_is_missing(write, tmp_path):
+    (tmp_path / "numbered.py").write_text("Answer = 42")
+    with pytest.raises(
+        ConfigError, match=r"^model\.class='numbered\.Answer': must be a class or a function, but is 42"
+    ):
+        load(write('class = "numbered.Answer"'))
+
+
 def test_a_module_that_misses_another_one_is_not_called_missing_itself(write, tmp_path):
     (tmp_path / "needy.py").write_text("import not_there_at_all")
     with pytest.raises(ModuleNotFoundError, match="not_there_at_all"):

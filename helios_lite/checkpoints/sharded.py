@@ -132,8 +132,8 @@ class _FolderWriter(FileSystemWriter):
             return super().write_data(plan, planner)
 
     def finish(self, metadata: Metadata, results: Any) -> None:
-        super().finish(metadata, results)  # Older versions of PyTorch put the places into a copy of the metadata.
-        self._publish(_places(metadata, {result.index: result.storage_data for part in results for result in part}))
+        super().finish(metadata, results)
+        self._publish(_places(metadata))
 
 
 class _FolderReader(FileSystemReader):
@@ -177,12 +177,12 @@ def _own_group() -> Any:
     return dist.new_group(backend="gloo")
 
 
-def _places(metadata: Metadata, storage: dict[MetadataIndex, Any]) -> Places:
-    """Return what the metadata of a checkpoint of tensors says, and where each chunk is stored, as plain data."""
+def _places(metadata: Metadata) -> Places:
+    """Return what the metadata of a checkpoint of tensors says, as plain data."""
     places: Places = {}
     for name, entry in metadata.state_dict_metadata.items():
         assert isinstance(entry, TensorStorageMetadata)  # `ShardWriter.write` takes no others.
-        stored = [storage[MetadataIndex(name, chunk.offsets)] for chunk in entry.chunks]
+        stored = [metadata.storage_data[MetadataIndex(name, chunk.offsets)] for chunk in entry.chunks]
         places[name] = {
             "shape": tuple(entry.size),
             "dtype": entry.properties.dtype,

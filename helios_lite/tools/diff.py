@@ -57,6 +57,7 @@ _WITHOUT_EFFECT = tuple(
 )
 _WITHOUT_EFFECT += ("trainer.callbacks", "trainer.loggers", "data.valid", "data.test")
 """What says how long a run is and what it shows, and not what a step computes."""
+_UNREADABLE = (files.CheckpointError, OSError)
 Row = dict[str, Any]
 Start = dict[str, Any]
 Difference = tuple[str, str, str]
@@ -99,6 +100,7 @@ class Comparison:
         step: that of the first difference, None without one.
         what: the names of what differs there; of a row in the order of cause and effect.
         relative: the relative difference of the first value in a row that differs, None if no value does.
+        unread: why checkpoints of a step that both have could not be compared.
     """
 
     text: str
@@ -108,6 +110,7 @@ class Comparison:
     step: int | None = None
     what: tuple[str, ...] = ()
     relative: float | None = None
+    unread: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +137,8 @@ class Found:
         """Return "differ", "equal", or "not compared"."""
         if self.causes:
             return "differ"
-        return "equal" if self.rows.number + self.checkpoints.number > 0 else "not compared"
+        is_compared = self.rows.number + self.checkpoints.number > 0 and not self.checkpoints.unread
+        return "equal" if is_compared else "not compared"
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as plain values, for JSON."""
@@ -186,9 +190,13 @@ def _show(found: Found) -> None:
             print(f"{name} was resumed at step {_listed(resumed)}")
     print(harmless(found.rows.text))
     print(harmless(found.checkpoints.text))
+    for why in found.checkpoints.unread:
+        print(harmless(f"not compared: {why}"))
     for i, cause in enumerate(found.causes):
         print(harmless(f"{'most likely' if i == 0 else 'or'} {cause.kind}: {cause.text}"))
-    if found.status == "not compared":
+    if found.status == "not compared" and found.rows.number + found.checkpoints.number > 0:
+        print("the runs are equal bit for bit in the rest that both have")
+    elif found.status == "not compared":
         print(
             "nothing could be compared: the runs have no metrics of the same steps, and no checkpoints of the same step"
         )
@@ -471,7 +479,12 @@ def _skips_nothing(folder: Path, end: int, must_be_seen: bool) -> bool:
         end: the step.
         must_be_seen: whether a checkpoint of this step or a later one has to show it.
     """
-    skipped = {step: _read(path)["state"].get("skipped_steps", 0) for step, path in _checkpoints(folder).items()}
+    skipped = {}
+    for step, path in _checkpoints(folder).items():
+        try:
+            skipped[step] = read_checkpoint(path)["state"].get("skipped_steps", 0)
+        except _UNREADABLE:
+            must_be_seen = True
     if any(step >= end and number == 0 for step, number in skipped.items()):
         return True
     return not must_be_seen and not any(skipped.values())
@@ -483,18 +496,32 @@ def _skips_nothing(folder: Path, end: int, must_be_seen: bool) -> bool:
 def _compare_checkpoints(a: Path, b: Path) -> Comparison:
     """Compare the checkpoints that two runs have at the same steps."""
     files_a, files_b = _checkpoints(a), _checkpoints(b)
-    common = sorted(files_a.keys() & files_b.keys())
-    for i, step in enumerate(common):
-        found = next(_content_differences(_read(files_a[step]), _read(files_b[step])), None)
+    compared, unread = list[int](), list[str]()
+    for step in sorted(files_a.keys() & files_b.keys()):
+        try:
+            content_a, content_b = (read_checkpoint(paths[step]) for paths in (files_a, files_b))
+        except _UNREADABLE as error:
+            unread.append(str(error))
+            continue
+        found = next(_content_differences(content_a, content_b), None)
         if found is not None:
-            before = "" if i == 0 else f"equal at step {common[i - 1]}; "
+            before = f"equal at step {compared[-1]}; " if compared else ""
             name, description = found
-            text = f"checkpoints: {before}at step {step} {printable(name)} {description}"
-            return Comparison(text, True, i + 1, common[i - 1] if i > 0 else 0, step, (name,))
-    if not common:
-        return Comparison("checkpoints: the runs have none at the same step")
-    text = f"checkpoints: equal at step {', '.join(map(str, common))}"
-    return Comparison(text, False, len(common), common[-1])
+            return Comparison(
+                f"checkpoints: {before}at step {step} {printable(name)} {description}",
+                differs=True,
+                number=len(compared) + 1,
+                equal_until=compared[-1] if compared else 0,
+                step=step,
+                what=(name,),
+                unread=tuple(unread),
+            )
+        compared.append(step)
+    if not compared:
+        none = "cannot be compared" if unread else "the runs have none at the same step"
+        return Comparison(f"checkpoints: {none}", unread=tuple(unread))
+    text = f"checkpoints: equal at step {', '.join(map(str, compared))}"
+    return Comparison(text, number=len(compared), equal_until=compared[-1], unread=tuple(unread))
 
 
 def _checkpoints(folder: Path) -> dict[int, Path]:
@@ -507,13 +534,6 @@ def _checkpoints(folder: Path) -> dict[int, Path]:
             if counters is not None:
                 found.setdefault(counters[0], path)
     return found
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return read_checkpoint(path)
-    except (files.CheckpointError, OSError) as error:
-        raise UsageError(str(error)) from error
 
 
 def _content_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

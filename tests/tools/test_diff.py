@@ -321,6 +321,21 @@ def test_what_a_foreign_folder_lacks_or_has_damaged_is_told_in_a_line(
         assert "\x1b" not in text
 
 
+def test_a_damaged_checkpoint_is_named_and_all_else_compared(first: Path, tmp_path: Path, capsys: Any) -> None:
+    other = tmp_path / "run"
+    shutil.copytree(first, other)
+    path = next(other.glob("checkpoints/*_iter_4*"))
+    path.write_bytes(path.read_bytes()[:-1000])
+    status, text = told(capsys, first, other)
+    assert status == 2
+    assert "8 rows are equal, up to step 8 checkpoints: equal at step 8 not compared: " in text
+    assert path.name in text
+    assert "the runs are equal bit for bit in the rest that both have" in text
+    status, text = told(capsys, other, train(tmp_path / "other", seed=1, max_steps=4))
+    assert status == 1
+    assert "most likely initial weights" in text
+
+
 def test_a_checkpoint_that_would_call_a_function_is_refused(first: Path, tmp_path: Path, capsys: Any) -> None:
     import pickle
 
@@ -366,7 +381,7 @@ def test_json_has_the_keys_that_the_page_names(first: Path, tmp_path: Path, caps
     assert {"name": "trainer.seed", "a": "0", "b": "1"} in found["options"]
     assert found["starts"] == {name: [{"step": 0, "checkpoint": None}] for name in "ab"}
     for part in ("rows", "checkpoints"):
-        assert found[part].keys() == {"text", "differs", "number", "equal_until", "step", "what", "relative"}
+        assert found[part].keys() == {"text", "differs", "number", "equal_until", "step", "what", "relative", "unread"}
     rows = found["rows"]
     assert (rows["differs"], rows["number"], rows["equal_until"], rows["step"]) == (True, 1, 0, 1)
     assert rows["what"] == ["samples_digest", "batch_digest", "train/loss", "weights_digest"]

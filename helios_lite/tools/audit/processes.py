@@ -19,6 +19,7 @@ import torch
 
 from helios_lite.callbacks import Profile
 from helios_lite.checkpoints.naming import find
+from helios_lite.config import ConfigError
 from helios_lite.processes.forkserver import fresh_process
 from helios_lite.processes.launch import NO_GUARD_STATUS, NO_GUARD_TEXT
 from helios_lite.tools.audit.record import Record
@@ -118,8 +119,9 @@ def _run(source: Source, trial: Trial, folder: Path, result: Path, rank: int, po
         os.environ.update(ranks, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     try:
         record = run_trial(source, trial, folder)
-    except Exception as error:
-        record = Record(error=f"{type(error).__name__}: {error}", traceback=traceback.format_exc())
+    except (Exception, SystemExit) as error:
+        shown = "" if isinstance(error, ConfigError) else traceback.format_exc()
+        record = Record(error=f"{type(error).__name__}: {error}", traceback=shown)
     if rank == 0:
         partial = result.with_suffix(".part")
         partial.write_bytes(pickle.dumps(record))
