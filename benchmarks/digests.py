@@ -84,7 +84,7 @@ def measured(sizes: tuple[int, ...]) -> Result:
         "ratio": statistics.median(ratios),
         "step": step,
         "weights": weights(*model.net.parameters()),
-        "case": sizes,
+        "case": str(sizes),
     }
 
 
@@ -112,7 +112,7 @@ QUESTION = Question(
     A row reads the batch and the weights once. For a small network it is the number of PyTorch's operations that
     counts, and for a large one the time to read its weights, of which a step reads and writes a multiple.
     """,
-    rounds=5,
+    rounds=3,
     variants={name: (lambda sizes=sizes: measured(sizes)) for name, sizes in NETWORKS.items()},  # type: ignore[misc]
     figures=figures,
 )
