@@ -19,6 +19,7 @@ from tqdm import tqdm
 from benchmarks.rounds import Figure, Question, Result, Runs, each, weights
 from helios_lite import DataModule, Model, Trainer, TrainingState
 from helios_lite.metrics.measurements import is_measured
+from helios_lite.metrics.rows import DIGESTS, HIGHEST_LOSS
 
 EPOCHS, STEPS, VALID_STEPS, BATCH = 40, 250, 25, 32
 ROUNDS = 200  # Of epochs that take turns.
@@ -274,9 +275,11 @@ def beside(loops: Loops, train: Batches, valid: Batches = (), **options: Any) ->
 
 
 def exact(rows: str) -> list[dict[str, float]]:
-    """Return the rows of a file without what is measured, which differs from run to run."""
+    """Return the rows of a file without what is measured, which differs from run to run, and what names their cause."""
+    left_out = (*DIGESTS, HIGHEST_LOSS)
     return [
-        {name: value for name, value in json.loads(row).items() if not is_measured(name)} for row in rows.splitlines()
+        {name: value for name, value in json.loads(row).items() if not is_measured(name) and name not in left_out}
+        for row in rows.splitlines()
     ]
 
 
@@ -336,7 +339,7 @@ QUESTION = Question(
     figure is the median of {ROUNDS} differences. All must end with the same bits. With everything on, an epoch also has
     a validation of {VALID_STEPS} batches, a `log` in every step, a row in metrics.jsonl per log point and validation, a
     line, and bars on a terminal. One loop by hand does all of this too, and its rows must be the same but for what is
-    measured; the other does the same forward passes in evaluation mode, but keeps, shows and writes nothing.
+    measured and for digests; the other does the same forward passes in evaluation mode, but keeps, shows and writes nothing.
     """,
     remains="""
     The next section shows of what it consists. What the trainer does at the end of an epoch, and a loop by hand does
