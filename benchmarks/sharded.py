@@ -69,7 +69,8 @@ class Stack(Model):
         self.resumed = {"resume_seconds": time.perf_counter() - self.began, "resume_grown": self.memory.growth()}
 
     def train_step(self, batch: Tensor, state: TrainingState) -> None:
-        while state.step > 0 and not list(self.folder.rglob(f"checkpoints/stack_*_iter_{state.step}*")):
+        saved = self.folder / "stack/checkpoints"
+        while state.step > 0 and not list(saved.glob(f"stack_*_iter_{state.step}*")):
             time.sleep(0.01)  # The save before is finished.
         self.backward(self.net(batch).square().mean())
         self.optimizer_step(self.optimizer)

@@ -339,7 +339,8 @@ QUESTION = Question(
     figure is the median of {ROUNDS} differences. All must end with the same bits. With everything on, an epoch also has
     a validation of {VALID_STEPS} batches, a `log` in every step, a row in metrics.jsonl per log point and validation, a
     line, and bars on a terminal. One loop by hand does all of this too, and its rows must be the same but for what is
-    measured and for digests; the other does the same forward passes in evaluation mode, but keeps, shows and writes nothing.
+    measured and for digests; the other does the same forward passes in evaluation mode, but keeps, shows and writes
+    nothing.
     """,
     remains="""
     The next section shows of what it consists. What the trainer does at the end of an epoch, and a loop by hand does
