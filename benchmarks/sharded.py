@@ -290,7 +290,7 @@ QUESTION = Question(
     copies each rank's part first. A resume holds the weights that were read beside those of the network until it has
     loaded them; reading compares checksums, which by hand nothing does.
     """,
-    rounds=3,
+    rounds=2,
     variants={
         "steps": trainer_steps,
         "hand_steps": hand_steps,
