@@ -6086,7 +6086,8 @@ MUTATIONS = [
         "key = device, first, 1",
         DIGESTED + "test_the_digest_of_a_network_is_that_of_its_parameters_and_buffers_each_once",
     ),
-    Mutation("metrics/digests.py", "(bits >> 32).bitwise_xor_(bits)", "bits", SEEN_BITS),
+    Mutation("metrics/digests.py", "(bits >> 32).add_(bits)", "bits", SEEN_BITS),
+    Mutation("metrics/digests.py", "(bits >> 32).add_(bits)", "(bits >> 32).bitwise_xor_(bits)", SEEN_BITS),
     Mutation(
         "metrics/digests.py",
         "[total if start < _BLOCK else total.mul_(_signed(start // _BLOCK * _OTHER_ODD | 1))]",

@@ -25,6 +25,11 @@ _MOST_OF_A_TENSOR = 1 << 16  # Elements of a tensor of a batch that are looked a
 _ODD, _OTHER_ODD = 0x9E3779B97F4A7C15 - (1 << 64), 0xBF58476D1CE4E5B9 - (1 << 64)
 
 
+def bits_of(tensor: Tensor) -> Tensor:
+    """Return the elements of a tensor, of at most 8 bytes each, as integers in the same memory."""
+    return tensor.view(_INTEGERS[tensor.element_size()])
+
+
 def as_text(digest: int) -> str:
     """Return a digest as 16 hexadecimal digits, as rows have it: not every program reads integers of 64 bits."""
     return f"{digest % (1 << 64):016x}"
@@ -49,9 +54,9 @@ class Digests:
             flat: a tensor of one dimension, of any dtype.
             start: the position of its first element.
         """
-        bits = flat.view(_INTEGERS[flat.element_size()])
+        bits = bits_of(flat)
         if bits.dtype == torch.int64:  # Otherwise a change of the highest bit alone would stay one.
-            bits = (bits >> 32).bitwise_xor_(bits)
+            bits = (bits >> 32).add_(bits)
         return self.sums(bits, start)
 
     def sums(self, numbers: Tensor, start: int) -> list[Tensor]:
@@ -189,12 +194,18 @@ def _tensors_of(net: nn.Module) -> list[Tensor]:
 
 def _has_bits(tensor: Tensor) -> bool:
     """Return whether a tensor has elements in memory that are read one after the other; other classes may have none."""
-    return type(tensor) in _PLAIN and tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_quantized)
+    return (
+        type(tensor) in _PLAIN
+        and tensor.layout is torch.strided
+        and not (tensor.is_meta or tensor.is_quantized or tensor.is_nested)
+    )
 
 
 def _flat(tensor: Tensor) -> Tensor:
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor.resolve_conj())
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()
     return tensor if tensor.ndim == 1 else tensor.reshape(-1)
 
 
