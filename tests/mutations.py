@@ -3702,6 +3702,9 @@ MUTATIONS = [
         NAMED_BATCH + "[wrong_modes]",
     ),
     Mutation("tools/audit/couplings.py", "each % size == 0 for each in shape", "False for each in shape", COUPLED),
+    Mutation("tools/audit/couplings.py", "in (0, -first.ndim))", "== 0)", COUPLED),
+    Mutation("tools/audit/couplings.py", "arguments[position] if len(arguments) > position else ", "", COUPLED),
+    Mutation("tools/audit/couplings.py", 'node.name().endswith("AccumulateGrad")', "False", COUPLED),
     Mutation("tools/audit/watches.py", "elif is_constant and around", "elif False", PLANTED + "[careless]"),
     Mutation(
         "tools/audit/calls.py",

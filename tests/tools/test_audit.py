@@ -365,6 +365,7 @@ def test_a_loss_couples_samples_by_its_form_and_not_by_an_error() -> None:
         return functional.cross_entropy(z, y, reduction="none")
 
     order, mask = torch.randperm(13, generator=torch.Generator().manual_seed(0)), torch.arange(13) % 2 == 0
+    weight = torch.nn.Parameter(torch.rand(26, 5))
     for loss, what in (
         (lambda z, y: functional.cross_entropy(z, y), ""),
         (lambda z, y: functional.cross_entropy(z, y, reduction="sum"), ""),
@@ -385,6 +386,11 @@ def test_a_loss_couples_samples_by_its_form_and_not_by_an_error() -> None:
         (lambda z, y: functional.cross_entropy(z[order[:5]], y[order[:5]]), "an index that takes other samples"),
         (lambda z, y: functional.softplus(z[None, :, 0] - z[:, None, 0]).mean(), "sub of all pairs"),
         (lambda z, y: each(z, y).sort().values[:9].mean(), "sort over the samples"),
+        (lambda z, y: z.sort(0).values[0].mean(), "sort over the samples"),
+        (lambda z, y: z.topk(5, -2).values.mean(), "topk over the samples"),
+        (lambda z, y: z.quantile(0.5, dim=0).mean(), "quantile over the samples"),
+        (lambda z, y: z.sort(1).values[:, 0].mean() + z.topk(2).values.mean(), ""),
+        (lambda z, y: functional.cross_entropy(z, y) + weight.norm(), ""),
         (lambda z, y: (z - z.roll(1, 0)).square().mean(), "roll over the samples"),
     ):
         assert coupled(loss).startswith(what), what

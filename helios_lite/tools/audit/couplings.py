@@ -31,7 +31,9 @@ _LINEAR = (
     *("T", "Alias", "Where", "MaskedFill", "AsStrided", "Unbind", "Split", "Copy"),
 )
 _OF_TWO = ("Mul", "Div")  # Linear if one of the two has no gradient.
-_ORDERED = {"sort", "argsort", "topk", "kthvalue", "quantile", "nanquantile", "median", "nanmedian"}
+_ORDERED = {"sort": 1, "argsort": 1, "median": 1, "nanmedian": 1, "topk": 2, "kthvalue": 2}
+_ORDERED |= {"quantile": 2, "nanquantile": 2}
+"""Functions that order values, and which argument of each is the dimension."""
 
 
 def coupling_of(loss: Tensor, size: int, *, has_statistics: bool = False) -> str:
@@ -53,6 +55,8 @@ def coupling_of(loss: Tensor, size: int, *, has_statistics: bool = False) -> str
         if node is None or (node, above, coupled) in seen:
             continue
         seen.add((node, above, coupled))
+        if node.name().endswith("AccumulateGrad"):
+            continue  # A parameter, whose shape may look like that of a batch.
         shapes = [tuple(part.shape) for part in node._input_metadata] or [()]
         if any(_is_of_samples(shape, size) for shape in shapes):
             if coupled:
@@ -119,7 +123,9 @@ class CouplingWatch:
         elif name == "__getitem__":
             self._note_index(arguments[1], size)
         elif (name in ("roll", "flip") and dims in (0, (0,), [0])) or (
-            name in _ORDERED and first.is_floating_point() and (first.ndim == 1 or options.get("dim") == 0)
+            name in _ORDERED
+            and first.is_floating_point()
+            and (first.ndim == 1 or _dim_of_order(name, arguments, options) in (0, -first.ndim))
         ):
             self._found = f"{name} over the samples"
 
@@ -134,6 +140,12 @@ class CouplingWatch:
             self._orders[order] += 1
         else:
             self._found = "an index that takes other samples of the batch"
+
+
+def _dim_of_order(name: str, arguments: Sequence[Any], options: Mapping[str, Any]) -> Any:
+    """Return the dimension that a call orders, None if none is given."""
+    position = _ORDERED[name]
+    return arguments[position] if len(arguments) > position else options.get("dim")
 
 
 def _are_all_pairs(a: Tensor, b: Tensor, output: Any, size: int) -> bool:
