@@ -8,7 +8,7 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from torch.optim.swa_utils import SWALR
 
 from helios_lite.display import console, lines
@@ -120,7 +120,8 @@ class TrainingReport:
         parts, made = [*stateful_parts(self._session.model)], self._session.tables["made"]
         known, found = optimizers(parts), dict[str, dict[str, float]]()
         for scheduler, part in parts:
-            if isinstance(part, LRScheduler) and not isinstance(part, ReduceLROnPlateau | SWALR):
+            is_function = isinstance(part, LambdaLR) and part.last_epoch > 0  # Stepped, it may be constant on purpose.
+            if isinstance(part, LRScheduler) and not (is_function or isinstance(part, ReduceLROnPlateau | SWALR)):
                 for name in (name for name, optimizer in known.items() if moves(part, optimizer)):
                     rates = [group.get("lr") for group in made.get(name, {}).get("groups", ())]
                     found[scheduler] = dict(zip(rate_names(name, len(known), len(rates)), rates, strict=True))

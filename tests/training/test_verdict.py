@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers.models import Tiny, data, quiet
 
+from helios_lite.schedules import constant
 from helios_lite.training import verdict
 from helios_lite.training.verdict import Verdict
 
@@ -107,6 +108,14 @@ class Unmoved(Tiny):
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 1000)  # type: ignore[assignment]
 
 
+class Constant(Tiny):
+    """Its schedule has no warmup, and is constant by intention."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup()
+        self.scheduler = constant(self.optimizer, warmup_steps=0)  # type: ignore[assignment]
+
+
 def test_a_run_says_it_once_on_the_screen_and_in_its_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,5 +138,6 @@ def test_a_run_says_it_once_on_the_screen_and_in_its_log(
         assert log.count("verdict: ") == log.count(f"INFO {waiting}") + log.count(f"INFO {rate}") == 2
         quiet(**options, max_steps=8).fit(Unmoved(), data())  # Of the steps before it nothing is known.
         assert not any("train/lr" in text for text in said())
-        quiet(**options, run_name="other", max_steps=4).fit(Tiny(), data())
-        assert not any("train/lr" in text for text in said())
+        for model in (Tiny("other"), Constant("constant")):
+            quiet(**options, max_steps=4).fit(model, data())
+            assert not any("train/lr" in text for text in said())
