@@ -252,6 +252,7 @@ VERIFIED = "training/test_step_verifier.py::"
 VERIFIED_BITS = VERIFIED + "test_a_training_has_the_same_bits_whichever_steps_are_verified"
 ONE_UPDATE, TWO_UPDATES = VERIFIED_BITS + "[one update]", VERIFIED_BITS + "[several updates]"
 FAULTS = VERIFIED + "test_a_difference_names_rank_and_module_before_the_weights_change"
+RIGHT_VERIFIED = VERIFIED + "test_a_right_program_is_verified_and_has_the_same_bits"
 NOT_VERIFIED = VERIFIED + "test_what_cannot_be_taken_back_is_an_error_in_the_first_step"
 COMPUTED_TWICE = VERIFIED + "test_the_first_step_of_a_start_and_every_nth_are_computed_twice"
 RANKS_VERIFIED = "networks/test_distributed.py::test_a_verified_step_names_on_every_rank_the_one_that_differs"
@@ -540,8 +541,8 @@ MUTATIONS = [
     # Gradients of unusual programs.
     Mutation(
         "model_internals/step_tap.py",
-        '{"retain_graph": True} if retain_graph else {}',
-        '{"retain_graph": retain_graph}',
+        '["backward"](loss, *args, **kwargs)',
+        '["backward"](loss, *args, retain_graph=False)',
         "calls/test_replay.py::test_a_model_may_override_backward_with_the_arguments_that_it_uses",
     ),
     Mutation(
@@ -3701,10 +3702,10 @@ MUTATIONS = [
         "elif False and use.has",
         NAMED_BATCH + "[wrong_modes]",
     ),
-    Mutation("tools/audit/couplings.py", "each % size == 0 for each in shape", "False for each in shape", COUPLED),
     Mutation("tools/audit/couplings.py", "in (0, -first.ndim))", "== 0)", COUPLED),
     Mutation("tools/audit/couplings.py", "arguments[position] if len(arguments) > position else ", "", COUPLED),
     Mutation("tools/audit/couplings.py", 'node.name().endswith("AccumulateGrad")', "False", COUPLED),
+    Mutation("tools/audit/couplings.py", "each % size == 0 for each in shape", "False for each in shape", COUPLED),
     Mutation("tools/audit/watches.py", "elif is_constant and around", "elif False", PLANTED + "[careless]"),
     Mutation(
         "tools/audit/calls.py",
@@ -3791,10 +3792,15 @@ MUTATIONS = [
         REPLAYED,
     ),
     Mutation("loading/train_data.py", "self._passes.num_begun() - 1", "self._passes.num_begun()", REPLAYED_STREAM),
-    Mutation("model_internals/step_tap.py", "return self._probed is None and bool(", "return bool(", PROBED),
+    Mutation(
+        "model_internals/step_tap.py",
+        "        if self._probed is not None:\n            return False\n        has",
+        "        has",
+        PROBED,
+    ),
     Mutation("model_internals/step_tap.py", "if self._probe_runs_backward:", "if False:", PROBED),
     Mutation("model_internals/step_tap.py", 'args[1] if len(args) > 1 else "mean"', '"mean"', TAPPED),
-    Mutation("model_internals/step_tap.py", "vars(self._model).update(self._of_model)", "pass", UNTAPPED),
+    Mutation("model_internals/step_tap.py", "vars(self._model)[name] = self._of_model[name]", "pass", UNTAPPED),
     Mutation("model_internals/step_tap.py", "            handle.remove()", "            pass", UNTAPPED),
     Mutation("calls/step_inspector.py", "self._num_done + 1", "self._num_done", POISONED),
     Mutation("calls/step_inspector.py", "precision.add_gradient_report(self._note_gradients)", "pass", REPLAYED_NORMS),
@@ -5916,7 +5922,85 @@ MUTATIONS = [
         "self._initial_rates()",
         VERDICT + "a_run_says_it_once_on_the_screen_and_in_its_log",
     ),
+    Mutation(
+        "training/training_report.py",
+        "not (is_function or isinstance(",
+        "not (isinstance(",
+        VERDICT + "a_run_says_it_once_on_the_screen_and_in_its_log",
+    ),
     # Steps that are computed twice.
+    Mutation(
+        "model_internals/rollback.py",
+        'if hasattr(value, "__dict__") and self._is_open(value):',
+        "if False:",
+        ONE_UPDATE,
+    ),
+    Mutation(
+        "model_internals/rollback.py", 'has_any = hasattr(value, "__dict__") or', "has_any = attributes or", ONE_UPDATE
+    ),
+    Mutation("model_internals/rollback.py", "isinstance(value, bytearray | array)", "False", ONE_UPDATE),
+    Mutation(
+        "model_internals/rollback.py",
+        "return tensor.data_ptr(), tensor.shape, tensor.stride()",
+        "return (tensor.data_ptr(),)",
+        ONE_UPDATE,
+    ),
+    Mutation(
+        "training/step_verifier.py",
+        "                del module._forward_hooks[key]\n",
+        "                pass\n",
+        RIGHT_VERIFIED + "[copy]",
+    ),
+    Mutation("model_internals/rollback.py", "own.is_nested or ", "", RIGHT_VERIFIED + "[nested]"),
+    Mutation(
+        "model_internals/step_tap.py",
+        '["backward"](loss, *args, **kwargs)',
+        '["backward"](loss, weight)',
+        RIGHT_VERIFIED + "[backward]",
+    ),
+    Mutation(
+        "model_internals/step_tap.py",
+        "is self._wrappers[name]:",
+        "is not None:",
+        VERIFIED + "test_a_step_that_a_verified_step_has_assigned_stays",
+    ),
+    Mutation("training/step_verifier.py", "self._on_outputs.append(", "str(", RIGHT_VERIFIED + "[leaves]"),
+    Mutation(
+        "training/step_verifier.py",
+        "return _OutputHook, ()",
+        "return object.__reduce_ex__(self, 2)",
+        RIGHT_VERIFIED + "[copy]",
+    ),
+    Mutation(
+        "training/step_verifier.py",
+        "isinstance(module, torch.jit.ScriptModule)",
+        "False",
+        RIGHT_VERIFIED + "[scripted]",
+    ),
+    Mutation(
+        "model_internals/rollback.py", "if own.layout is torch.sparse_coo:", "if False:", RIGHT_VERIFIED + "[sparse]"
+    ),
+    Mutation(
+        "model_internals/rollback.py", " and not isinstance(value, random.SystemRandom)", "", RIGHT_VERIFIED + "[file]"
+    ),
+    Mutation(
+        "metrics/digests.py",
+        " or tensor.is_nested)",
+        ")",
+        DIGESTED + "test_a_digest_of_a_batch_reads_what_its_tensors_have_and_passes_over_the_rest",
+    ),
+    Mutation(
+        "metrics/digests.py",
+        "if tensor.is_neg():",
+        "if False:",
+        DIGESTED + "test_a_digest_of_a_batch_reads_what_its_tensors_have_and_passes_over_the_rest",
+    ),
+    Mutation(
+        "training/step_verifier.py",
+        "            after_optimizer_step=self._after_optimizer_step,\n",
+        "",
+        RIGHT_VERIFIED,
+    ),
     Mutation(
         "model_internals/rollback.py",
         "functools.partial(list.__setitem__, value",
@@ -5932,7 +6016,7 @@ MUTATIONS = [
     ),
     Mutation("model_internals/rollback.py", "now is not before or each is not other", "each is not other", ONE_UPDATE),
     Mutation("model_internals/rollback.py", "if isinstance(value, torch.Generator):", "if False:", ONE_UPDATE),
-    Mutation("model_internals/rollback.py", "if isinstance(value, random.Random):", "if False:", ONE_UPDATE),
+    Mutation("model_internals/rollback.py", "if isinstance(value, random.Random) and", "if False and", ONE_UPDATE),
     Mutation("model_internals/rollback.py", "if isinstance(value, of_numpy.RandomState):", "if False:", ONE_UPDATE),
     Mutation("model_internals/rollback.py", "if isinstance(value, of_numpy.Generator):", "if False:", ONE_UPDATE),
     Mutation(
@@ -5941,7 +6025,9 @@ MUTATIONS = [
         "lambda: None",
         ONE_UPDATE,
     ),
-    Mutation("model_internals/rollback.py", "functools.partial(own.copy_, own.clone())", "lambda: None", ONE_UPDATE),
+    Mutation(
+        "model_internals/rollback.py", "functools.partial(_copy_back, own, own.clone())", "lambda: None", ONE_UPDATE
+    ),
     Mutation("model_internals/rollback.py", "        tensor.data = own\n", "        pass\n", ONE_UPDATE),
     Mutation("model_internals/rollback.py", "        tensor.grad = gradient\n", "        pass\n", ONE_UPDATE),
     Mutation(

@@ -7,6 +7,7 @@ import io
 import random
 import sys
 import threading
+from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, NoneType
@@ -19,9 +20,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset
 
 from helios_lite.data import DataModule
+from helios_lite.metrics.digests import bits_of
 from helios_lite.networks.dtensors import is_dtensor
 
 _ATOMS = frozenset({bool, int, float, complex, str, bytes, NoneType, torch.device, torch.dtype, torch.Size})
+_CONTAINERS = (dict, list, deque, set, tuple, frozenset)
 _CLOSED = (type, ModuleType, FunctionType, MethodType, BuiltinFunctionType, Dataset, DataLoader, DataModule)
 _OPEN_OF_PYTORCH = (nn.Module, Optimizer, LRScheduler, torch.amp.GradScaler)
 _HANDLES = (type(threading.Lock()), type(threading.RLock()), threading.Thread, io.IOBase)
@@ -69,16 +72,12 @@ class Rollback:
         """Keep what an object has, and yield what it refers to by name."""
         if isinstance(value, Tensor):
             yield from self._keep_tensor(value)
-        elif isinstance(value, dict):
-            yield from self._keep_dict(value)
-        elif isinstance(value, list):
-            self._undo.append(functools.partial(list.__setitem__, value, slice(None), [*value]))
-            yield from _numbered(value)
-        elif isinstance(value, deque | set):
-            self._undo.append(functools.partial(_fill, value, [*value]))
-            yield from _numbered(value)
-        elif isinstance(value, tuple | frozenset):
-            yield from _numbered(value)
+        elif isinstance(value, _CONTAINERS):
+            yield from self._keep_items(value)
+            if hasattr(value, "__dict__") and self._is_open(value):  # It is of a class of the program.
+                yield from self._keep_attributes(value)
+        elif isinstance(value, bytearray | array):
+            self._undo.append(functools.partial(value.__setitem__, slice(None), value[:]))
         elif (generator := _state_of_generator(value)) is not None:
             self._undo.append(generator)
         elif "numpy" in sys.modules and isinstance(value, sys.modules["numpy"].ndarray):
@@ -91,11 +90,24 @@ class Rollback:
                 "split of the datamodule have the data"
             )
         elif self._is_open(value):
-            if hasattr(value, "__dict__"):
-                yield from self._keep_dict(vars(value))
-            slots = {name: getattr(value, name) for name in _slots(value) if hasattr(value, name)}
-            self._undo.append(functools.partial(_set_slots, value, slots))
-            yield from slots.items()
+            yield from self._keep_attributes(value)
+
+    def _keep_items(self, value: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict):
+            yield from self._keep_dict(value)
+            return
+        if isinstance(value, list):
+            self._undo.append(functools.partial(list.__setitem__, value, slice(None), [*value]))
+        elif isinstance(value, deque | set):
+            self._undo.append(functools.partial(_fill, value, [*value]))
+        yield from _numbered(value)
+
+    def _keep_attributes(self, value: Any) -> Iterator[tuple[str, Any]]:
+        if hasattr(value, "__dict__"):
+            yield from self._keep_dict(vars(value))
+        slots = {name: getattr(value, name) for name in _slots(value) if hasattr(value, name)}
+        self._undo.append(functools.partial(_set_slots, value, slots))
+        yield from slots.items()
 
     def _keep_dict(self, value: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
         kind: Any = OrderedDict if isinstance(value, OrderedDict) else dict
@@ -111,18 +123,22 @@ class Rollback:
         if gradient is not None:
             yield "grad", gradient
         if id(tensor) not in self._held and (own := elements(tensor)) is not None:
+            if own.layout is torch.sparse_coo:
+                self._undo.append(functools.partial(setattr, tensor, "data", own.clone()))
+                return
             if not is_dtensor(tensor):
                 self._undo.append(functools.partial(_point_to, tensor, own))
-            if own.layout is torch.strided:  # Elements that are one in memory are written once.
-                own = own[tuple(slice(0, 1) if step == 0 else slice(None) for step in own.stride())]
-            self._undo.append(functools.partial(own.copy_, own.clone()))
+            # Elements that are one in memory are written once.
+            own = own[tuple(slice(0, 1) if step == 0 else slice(None) for step in own.stride())]
+            self._undo.append(functools.partial(_copy_back, own, own.clone()))
 
     def _is_open(self, value: Any) -> bool:
         """Return whether the attributes of an object are kept."""
         if id(value) in self._opened:
             return True
         attributes = getattr(value, "__dict__", {})
-        if isinstance(value, _CLOSED) or not isinstance(attributes, dict) or not (attributes or _slots(value)):
+        has_any = hasattr(value, "__dict__") or _slots(value)  # One of a class with defaults gets them in a step.
+        if isinstance(value, _CLOSED) or not isinstance(attributes, dict) or not has_any:
             return False
         package = type(value).__module__.partition(".")[0]
         if package in ("torch", "helios_lite"):
@@ -137,8 +153,8 @@ def elements(tensor: Tensor) -> Tensor | None:
     None if there is no such memory, or it cannot be read in order.
     """
     own = tensor.to_local() if is_dtensor(tensor) else tensor  # type: ignore[attr-defined]
-    is_known = type(own).__torch_dispatch__ is Tensor.__torch_dispatch__ and not own.is_meta and not own.is_quantized
-    if not is_known or own.is_inference() or torch._C._functorch.is_functorch_wrapped_tensor(own):
+    is_known = type(own).__torch_dispatch__ is Tensor.__torch_dispatch__ and not (own.is_meta or own.is_quantized)
+    if not is_known or own.is_nested or own.is_inference() or torch._C._functorch.is_functorch_wrapped_tensor(own):
         return None
     return own.data if own.layout in (torch.strided, torch.sparse_coo) else None
 
@@ -187,16 +203,26 @@ def _put_back_leaf(tensor: Tensor, gradient: Tensor | None, requires_grad: bool)
 
 
 def _point_to(tensor: Tensor, own: Tensor) -> None:
-    """Let a tensor have its memory again, if `tensor.data` was assigned."""
-    if own.layout is torch.strided and tensor.data_ptr() != own.data_ptr():
+    """Let a tensor have its memory and its shape again, if `tensor.data` was assigned, or after `unsqueeze_`."""
+    if _place(tensor) != _place(own):
         tensor.data = own
+
+
+def _place(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
+
+
+def _copy_back(own: Tensor, kept: Tensor) -> None:
+    """Let memory have what it had. Where nothing has changed, nothing is written: it may be that of a file to read."""
+    if not own.is_cpu or own.element_size() > 8 or not torch.equal(bits_of(own), bits_of(kept)):
+        own.copy_(kept)
 
 
 def _state_of_generator(value: Any) -> Callable[[], object] | None:
     """Return what puts a generator of random numbers back, None for anything else."""
     if isinstance(value, torch.Generator):
         return functools.partial(value.set_state, value.get_state())
-    if isinstance(value, random.Random):
+    if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
         return functools.partial(value.setstate, value.getstate())
     if "numpy" in sys.modules:
         of_numpy = sys.modules["numpy"].random

@@ -31,6 +31,7 @@ class StepTap:
         on_log: is called with the name, the value and the reduction of each value that is logged.
         before_step: is called with name and optimizer before each step of an optimizer, after `watch_optimizers`.
         on_graph: is called with the tensor of each loss, in a probe too; None for nothing.
+        after_optimizer_step: is called with what `optimizer_step` returns, but in a probe; None for nothing.
     """
 
     def __init__(
@@ -41,8 +42,10 @@ class StepTap:
         on_log: Callable[[str, Tensor | float, Any], None],
         before_step: Callable[[str, Optimizer], None],
         on_graph: Callable[[Tensor], None] | None = None,
+        after_optimizer_step: Callable[[bool], None] | None = None,
     ) -> None:
         self._on_loss, self._on_log, self._before, self._on_graph = on_loss, on_log, before_step, on_graph
+        self._after_optimizer_step = after_optimizer_step
         self._wrappers = dict(zip(_CALLS, (train_step, self._backward, self._optimizer_step, self._log), strict=True))
         self._model: Any = None
         self._originals: dict[str, Callable[..., Any]] = {}
@@ -65,9 +68,10 @@ class StepTap:
     def remove(self) -> None:
         """Give the model back what it had, and its optimizers too."""
         for name in self._originals:
-            vars(self._model).pop(name, None)
-        if self._of_model:
-            vars(self._model).update(self._of_model)
+            if vars(self._model).get(name) is self._wrappers[name]:  # A step may have assigned another one.
+                del vars(self._model)[name]
+                if name in self._of_model:
+                    vars(self._model)[name] = self._of_model[name]
         for handle in self._handles:
             handle.remove()
 
@@ -91,21 +95,26 @@ class StepTap:
 
     # What the model and its optimizers call.
 
-    def _backward(self, loss: Tensor, weight: Tensor | float | None = None, retain_graph: bool = False) -> None:
+    def _backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        weight = kwargs.get("weight", args[0] if args else None)
         found = float(loss.detach()), None if weight is None else float(weight)
         if self._on_graph is not None:
             self._on_graph(loss)
         if self._probed is None:
             self._on_loss(found)
-            options = {"retain_graph": True} if retain_graph else {}  # An override may not know it.
-            self._originals["backward"](loss, weight, **options)
+            self._originals["backward"](loss, *args, **kwargs)  # An override may know less, or more.
             return
         self._probed.append(found)
         if self._probe_runs_backward:
-            loss.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
+            loss.backward(retain_graph=kwargs.get("retain_graph", len(args) > 1 and args[1]))  # type: ignore[no-untyped-call]
 
     def _optimizer_step(self, *args: Any, **kwargs: Any) -> bool:
-        return self._probed is None and bool(self._originals["optimizer_step"](*args, **kwargs))
+        if self._probed is not None:
+            return False
+        has_changed = bool(self._originals["optimizer_step"](*args, **kwargs))
+        if self._after_optimizer_step is not None:
+            self._after_optimizer_step(has_changed)
+        return has_changed
 
     def _log(self, name: str, value: Tensor | float, *args: Any, **kwargs: Any) -> None:
         if self._probed is None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_pre_hooks, register_optimizer_step_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 from helios_lite.metrics.accumulator import MetricAccumulator
 from helios_lite.metrics.digests import Digests, digest_of_elements
@@ -36,6 +37,36 @@ _AVERAGED = "the gradient, averaged over the ranks, of "
 
 class _UpdateReached(BaseException):
     """Ends the first pass before the update; it is no Exception, which a step may catch."""
+
+
+class _OutputHook:
+    """A forward hook. That of a module which a step copies or pickles does nothing.
+
+    Args:
+        module: the module that has it.
+        note: is called with module, inputs and output; None for nothing.
+        copies: gets the copies of the module, which have a hook as well.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module | None = None,
+        note: Callable[..., None] | None = None,
+        copies: list[nn.Module] | None = None,
+    ) -> None:
+        self._module, self._note, self._copies = module, note, copies
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if self._note is not None:
+            self._note(module, inputs, output)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _OutputHook:
+        if self._copies is not None and isinstance(copied := memo.get(id(self._module)), nn.Module):
+            self._copies.append(copied)
+        return _OutputHook()
+
+    def __reduce__(self) -> Any:
+        return _OutputHook, ()
 
 
 class StepVerifier:
@@ -61,6 +92,7 @@ class StepVerifier:
             on_loss=self._note_loss,
             on_log=lambda name, value, reduce: None,
             before_step=lambda name, optimizer: None,
+            after_optimizer_step=self._after_optimizer_step,
         )
         self._digests = Digests()
         self._is_attached = False
@@ -72,6 +104,7 @@ class StepVerifier:
         self._trace: _Trace | None = None
         self._counts = Counter[str]()
         self._num_updates = 0
+        self._on_outputs: list[RemovableHandle] = []
         self._first: _Trace | None = None  # None in the first pass.
 
     def prepare(self) -> float:
@@ -138,6 +171,13 @@ class StepVerifier:
     def _begin_pass(self, first: _Trace | None) -> None:
         self._first, self._trace, self._num_updates = first, {}, 0
         self._counts.clear()
+        self._leave_outputs()
+
+    def _leave_outputs(self) -> None:
+        """Remove the hooks at outputs of a pass. An output may be a parameter or a part of the batch, which stay."""
+        for handle in self._on_outputs:
+            handle.remove()
+        self._on_outputs.clear()
 
     def _trained(self, parameters: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
         """Yield what only steps of optimizers change, by name: parameters of networks, and states of optimizers."""
@@ -161,12 +201,17 @@ class StepVerifier:
     @contextlib.contextmanager
     def _watching(self, parameters: list[tuple[str, nn.Parameter]]) -> Iterator[None]:
         """A context in which modules, parameters and optimizers are watched."""
+        copies: list[nn.Module] = []
         with contextlib.ExitStack() as stack:
             for name, net in named_networks(self._session.model).items():
                 for path, module in net.named_modules():
                     where = f"{name}.{path}" if path else name
-                    hook = functools.partial(self._note_output, f"{where} ({type(module).__name__})")
-                    stack.callback(module.register_forward_hook(hook).remove)
+                    watch = functools.partial(self._note_output, f"{where} ({type(module).__name__})")
+                    if not isinstance(module, torch.jit.ScriptModule):  # Those take none.
+                        hook = _OutputHook(module, watch, copies)
+                        stack.callback(module.register_forward_hook(hook).remove)
+            stack.callback(self._leave_outputs)
+            stack.callback(_remove_hooks, copies)
             # Of several ranks, or if they are clipped, those that are used do not show where a difference comes from.
             is_needed = self._session.world.size > 1 or self._session.options.clip_norm is not None
             for name, p in parameters if is_needed else ():
@@ -197,9 +242,8 @@ class StepVerifier:
             if isinstance(tensor, Tensor):
                 self._note(f"the output of {where}", tensor)
                 if tensor.requires_grad:
-                    tensor.register_hook(  # type: ignore[no-untyped-call]
-                        self._noting(f"the gradient at the output of {where}")
-                    )
+                    note = self._noting(f"the gradient at the output of {where}")
+                    self._on_outputs.append(tensor.register_hook(note))  # type: ignore[no-untyped-call]
 
     def _note_loss(self, loss: Loss) -> None:
         self._note("the loss", torch.tensor(loss[0], dtype=torch.float64))
@@ -219,10 +263,18 @@ class StepVerifier:
                 f"verify_every_steps: {type(optimizer).__name__} computes the loss inside of its step (closure=...), "
                 "so nothing can be compared before the weights change; leave verify_every_steps out"
             )
-        self._num_updates += 1
         prefix = "the gradient in the update of " if self._session.world.size == 1 else _AVERAGED
         for p in with_gradient:
             self._note(prefix + self._names.get(id(p), "a parameter of no network"), p.grad)
+        self._reach_update()
+
+    def _after_optimizer_step(self, has_changed: bool) -> None:
+        """Take a call that was no update, as in the middle of a window, for one: what follows it is done once."""
+        if not (has_changed or self._has_several_updates or self._num_updates > 0 or self._trace is None):
+            self._reach_update()
+
+    def _reach_update(self) -> None:
+        self._num_updates += 1
         if self._first is None:
             if not self._has_several_updates:
                 raise _UpdateReached
@@ -269,6 +321,14 @@ class StepVerifier:
             "(deterministic=True finds those that PyTorch knows of), or train_step uses what is not taken back in "
             "between: a clock, a file, a global variable, something of another library"
         )
+
+
+def _remove_hooks(copies: Iterable[nn.Module]) -> None:
+    """Remove the hooks that copies of modules have taken along."""
+    for module in copies:
+        for key, hook in [*module._forward_hooks.items()]:
+            if isinstance(hook, _OutputHook):
+                del module._forward_hooks[key]
 
 
 def _version(tensor: Tensor) -> int:

@@ -1,7 +1,10 @@
 """`verify_every_steps`: a step is computed twice, and compared before the weights change."""
 
+import copy
 import functools
+import pickle
 import random
+from array import array
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,16 +15,18 @@ import numpy
 import pytest
 import torch
 import torchmetrics
-from helpers.compare import same, saved, timeless
+from helpers.compare import same, saved, timeless, weights
 from helpers.faulty import Failing
 from helpers.fitting import CLOSING, Closing, Fitting
 from helpers.fitting import data as fitting_data
 from helpers.models import Indices, Tiny, data, quiet
 from helpers.rows import read_rows
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from helios_lite import DataModule, Model, Split
 from helios_lite.callbacks import EMA
+from helios_lite.model_internals.attributes import networks
 from helios_lite.tools.audit.processes import run_trial
 from helios_lite.tools.audit.trial import Source, Trial
 from helios_lite.tools.lock import recorded
@@ -41,6 +46,12 @@ class Kept:
 
     def __init__(self) -> None:
         self.number, self.inner, self.slotted = 0, SimpleNamespace(values=[1.0]), Slotted()
+
+
+class Counted(dict):  # type: ignore[type-arg]
+    """A container with an attribute."""
+
+    number = 0
 
 
 class Normalized(nn.Module):
@@ -70,6 +81,7 @@ class Busy(Model):
         self.table: dict[str, Any] = {"values": [0.0], "inner": {"set": {1}}}
         self.recent = OrderedDict.fromkeys("abc", 0.0)
         self.array, self.object = numpy.zeros(2), Kept()
+        self.counted, self.bytes, self.numbers = Counted(), bytearray(1), array("d", [0.0])
         self.drawn = {"torch": torch.Generator().manual_seed(1), "random": random.Random(2)}
         self.drawn |= {"numpy": numpy.random.default_rng(3), "old numpy": numpy.random.RandomState(4)}
         self.mean, self.moved, self.expanded = torch.zeros(3), torch.zeros(3), torch.zeros(1).expand(3)
@@ -95,6 +107,9 @@ class Busy(Model):
         self.table[f"{len(self.names)}"] = len(self.table)
         self.recent.move_to_end(next(iter(self.recent)))
         self.array += random.random()
+        self.counted.number += 1
+        self.bytes[0] += 1
+        self.numbers[0] += 0.5
         self.object.number += 1
         self.object.slotted.number += 1
         self.object.inner.values.append(self.object.number + numpy.random.rand())
@@ -105,7 +120,7 @@ class Busy(Model):
         numbers = [self.number, len(self.names), *self.seen, self.table["values"][0], len(self.table), *self.array]
         numbers += [
             ord(next(iter(self.recent))),
-            self.object.number,
+            *(self.object.number, self.counted.number, *self.bytes, *self.numbers),
             self.object.slotted.number,
             *self.object.inner.values,
             *drawn,
@@ -114,6 +129,7 @@ class Busy(Model):
 
     def train_step(self, batch: Any, state: Any) -> None:
         index, x = batch["index"], batch.pop("x")  # Not there a second time, unless it is put back.
+        index.unsqueeze_(1)
         x += torch.rand_like(x)
         noise = torch.sin(torch.tensor(self.change(x)))
         self.net.layers[0].requires_grad_(False).requires_grad_(True)
@@ -123,7 +139,7 @@ class Busy(Model):
         self.optimizer.param_groups[0]["weight_decay"] += 1e-4
         with self.autocast():
             out = self.net(x + noise)
-            loss = (out - index.unsqueeze(1) / 10 - self.target(x)).square().mean() * 0.01  # So that fp16 skips none.
+            loss = (out - index / 10 - self.target(x)).square().mean() * 0.01  # So that fp16 skips none.
         self.log("loss", loss)
         self.log("metric", self.metric)
         self.net.layers[3].bias.requires_grad_(False)  # Until the update.
@@ -146,6 +162,7 @@ class Busy(Model):
         return [
             *(self.number, self.names, [*self.seen], self.table, [*self.recent], self.array.tolist()),
             *(vars(self.object.inner), self.object.number, self.mean, self.moved, states),
+            *(self.counted.number, self.bytes, self.numbers),
             *(self.drawn["torch"].get_state(), self.drawn["old numpy"].get_state()[1].tolist()),
         ]
 
@@ -244,11 +261,171 @@ def test_a_difference_names_rank_and_module_before_the_weights_change(where: str
     assert same(model.weights(), model.before)
 
 
-def test_a_fault_in_a_micro_batch_is_seen_before_the_update_of_its_window() -> None:
-    model = Failing("output", 4)
-    with pytest.raises(RuntimeError, match=r"step 1, computed twice, .* the output of net.1 \(Faulty\)"):
+@pytest.mark.parametrize(("where", "what"), [("output", r"the output of net.1 \(Faulty\)"), ("second", "the loss")])
+def test_a_fault_in_a_micro_batch_is_seen_before_the_update_of_its_window(where: str, what: str) -> None:
+    model = Failing(where, 4)
+    with pytest.raises(RuntimeError, match=f"step 1, computed twice, .* {what}"):
         quiet(max_steps=2, verify_every_steps=1, accumulation_steps=3).fit(model, DataModule(Split(Indices(12), 4)))
     assert not {"train_step", "backward", "optimizer_step", "log"} & vars(model).keys()
+
+
+# Right programs.
+
+
+class Averaging(Fitting):
+    """Averages its weights after each call of `optimizer_step`, whatever it returns."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup()
+        self.average = AveragedModel(self.net)
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        super().train_step(batch, state)
+        self.average.update_parameters(self.net)
+
+
+class Shift(nn.Module):
+    """Returns its parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.value
+
+
+class Leaves(Fitting):
+    """Has a parameter, and a batch that wants a gradient, among the outputs of modules."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup()
+        self.others = self.parallelize(nn.Sequential(nn.Identity(), Shift()))
+        self.optimizer.add_param_group({"params": [*self.others.parameters()]})
+
+    def loss(self, batch: Any) -> Tensor:
+        x = batch[0].requires_grad_(True)
+        out = self.net(self.others[0](x)) + self.others[1](x)
+        (slope,) = torch.autograd.grad(out.sum(), x, create_graph=True)
+        return (out - batch[1]).square().mean() + slope.square().mean()
+
+
+class Copying(Fitting):
+    """Takes a step ahead with a copy of its network, and keeps it."""
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        self.ahead = copy.deepcopy(self.net)
+        assert len(pickle.dumps(self.net)) > 0
+        nn.functional.mse_loss(self.ahead(batch[0]), batch[1]).backward()
+        torch.optim.SGD(self.ahead.parameters(), lr=0.1).step()
+        self.backward(self.loss(batch) + (self.net(batch[0]) - self.ahead(batch[0]).detach()).square().mean())
+        self.optimizer_step(self.optimizer)
+
+
+class Nested(Fitting):
+    """A module of it gets sequences of several lengths."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup()
+        self.embedding = nn.Linear(3, 3).requires_grad_(False)
+
+    def loss(self, batch: Any) -> Tensor:
+        self.sequences = torch.nested.nested_tensor([x.expand(1 + i, 3) for i, x in enumerate(batch[0])])
+        return nn.functional.mse_loss(self.net(self.embedding(self.sequences).to_padded_tensor(0.0).sum(1)), batch[1])
+
+
+class Scripted(Fitting):
+    """Has a teacher of TorchScript, which takes no hooks."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup()
+        self.teacher = torch.jit.script(nn.Linear(3, 1).requires_grad_(False))
+
+    def loss(self, batch: Any) -> Tensor:
+        return nn.functional.mse_loss(self.net(batch[0]), self.teacher(batch[0]))
+
+
+class Looking(Fitting):
+    """Looks rows up whose gradients are sparse."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.rows = self.parallelize(nn.Embedding(12, 3, sparse=True))
+        super().setup()
+        self.optimizer.add_param_group({"params": [*self.rows.parameters()]})
+
+    def loss(self, batch: Any) -> Tensor:
+        rows = self.rows((12 * batch[1]).round().long()[:, 0])
+        return nn.functional.mse_loss(self.net(batch[0] + rows), batch[1])
+
+
+class Reading(Fitting):
+    """Has a table in a file to read, which cannot be written, and random numbers without a state."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup()
+        self.table = torch.from_numpy(numpy.memmap(__file__, numpy.uint8, "r"))
+        self.secret = random.SystemRandom()
+
+    def loss(self, batch: Any) -> Tensor:
+        return super().loss(batch) * self.table[0]
+
+
+class OwnBackward(Fitting):
+    """Its `backward` has no more arguments than it uses."""
+
+    def backward(self, loss: Tensor) -> None:  # type: ignore[override]
+        super().backward(2 * loss)
+
+
+RIGHT: dict[str, tuple[type[Fitting], dict[str, Any]]] = {
+    "average, skipped": (Averaging, {"precision": "fp16"}),
+    "average, accumulated": (Averaging, {"accumulation_steps": 2}),
+    "leaves": (Leaves, {}),
+    "copy": (Copying, {}),
+    "nested": (Nested, {}),
+    "scripted": (Scripted, {}),
+    "sparse": (Looking, {"accumulation_steps": 2}),
+    "file": (Reading, {}),
+    "backward": (OwnBackward, {}),
+}
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The PyTorch API of nested tensors", "ignore:.*torch.jit", "ignore:The given NumPy array"
+)
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_right_program_is_verified_and_has_the_same_bits(name: str) -> None:
+    made, options = RIGHT[name]
+
+    def trained(**others: Any) -> tuple[Any, int]:
+        model = made(lr=0.1)
+        state = quiet(max_steps=4, **options, **others).fit(model, fitting_data()).state
+        assert not any(each._forward_hooks for net in networks(model) for each in net.modules())  # Nor has a copy any.
+        return weights(model), state.skipped_steps
+
+    plain = trained()
+    assert (plain[1] > 0) == ("fp16" in options.values())
+    assert same(trained(verify_every_steps=1), plain)
+    assert same(trained(verify_every_steps=3), plain)
+
+
+class Switching(Fitting):
+    """Trains by another method after its first step."""
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        super().train_step(batch, state)
+        self.train_step = self.train_less  # type: ignore[method-assign]
+
+    def train_less(self, batch: Any, state: Any) -> None:
+        self.backward(0.1 * self.loss(batch))
+        self.optimizer_step(self.optimizer)
+
+
+def test_a_step_that_a_verified_step_has_assigned_stays() -> None:
+    models = [Switching(lr=0.1), Switching(lr=0.1)]
+    quiet(max_steps=3).fit(models[0], fitting_data())
+    quiet(max_steps=3, verify_every_steps=1000).fit(models[1], fitting_data())
+    assert same(*map(weights, models))
 
 
 # What cannot be verified.
