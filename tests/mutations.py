@@ -5964,6 +5964,12 @@ MUTATIONS = [
         "is not None:",
         VERIFIED + "test_a_step_that_a_verified_step_has_assigned_stays",
     ),
+    Mutation(
+        "training/step_verifier.py",
+        "if self._fault is not None:",
+        "if False:",
+        VERIFIED + "test_a_step_that_catches_errors_does_not_hide_a_difference",
+    ),
     Mutation("training/step_verifier.py", "self._on_outputs.append(", "str(", RIGHT_VERIFIED + "[leaves]"),
     Mutation(
         "training/step_verifier.py",

@@ -105,6 +105,7 @@ class StepVerifier:
         self._counts = Counter[str]()
         self._num_updates = 0
         self._on_outputs: list[RemovableHandle] = []
+        self._fault: RuntimeError | None = None
         self._first: _Trace | None = None  # None in the first pass.
 
     def prepare(self) -> float:
@@ -165,6 +166,8 @@ class StepVerifier:
             rng.set_state(random_numbers, context.device)
             self._begin_pass(self._trace)
             self._tap.train_step(batch, state)
+            if self._fault is not None:
+                raise self._fault  # train_step has caught it, as one that skips what does not fit into memory.
             self._compare(at_end=True)
             self._trace = self._first = None
 
@@ -315,12 +318,13 @@ class StepVerifier:
         causes = [each for each in found if not each[1].startswith(_AVERAGED)]
         where = "; ".join(f"on rank {rank} ({place}) {how} {what}" for rank, what, how, place in causes or found)
         unknown = "" if causes else ". Which rank is the cause cannot be told, as all of them have their part in it"
-        raise RuntimeError(
+        self._fault = RuntimeError(
             f"verify_every_steps: step {self._state.step + 1}, computed twice, is not the same: {where}{unknown}. The "
             "update was not made. Either the hardware is faulty, or a kernel is not deterministic "
             "(deterministic=True finds those that PyTorch knows of), or train_step uses what is not taken back in "
             "between: a clock, a file, a global variable, something of another library"
         )
+        raise self._fault
 
 
 def _remove_hooks(copies: Iterable[nn.Module]) -> None:

@@ -1,5 +1,6 @@
 """`verify_every_steps`: a step is computed twice, and compared before the weights change."""
 
+import contextlib
 import copy
 import functools
 import pickle
@@ -267,6 +268,19 @@ def test_a_fault_in_a_micro_batch_is_seen_before_the_update_of_its_window(where:
     with pytest.raises(RuntimeError, match=f"step 1, computed twice, .* {what}"):
         quiet(max_steps=2, verify_every_steps=1, accumulation_steps=3).fit(model, DataModule(Split(Indices(12), 4)))
     assert not {"train_step", "backward", "optimizer_step", "log"} & vars(model).keys()
+
+
+class Catching(Failing):
+    """Goes on after any error."""
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        with contextlib.suppress(RuntimeError):
+            super().train_step(batch, state)
+
+
+def test_a_step_that_catches_errors_does_not_hide_a_difference() -> None:
+    with pytest.raises(RuntimeError, match="step 1, computed twice, is not the same"):
+        quiet(max_steps=2, verify_every_steps=1).fit(Catching("output", 2), DataModule(Split(Indices(8), 4)))
 
 
 # Right programs.
