@@ -2023,6 +2023,12 @@ MUTATIONS = [
     # Where two runs diverged.
     Mutation("tools/diff.py", "if found[0] not in WHERE_ONLY", "if not found", DIFF + "[option]"),
     Mutation("tools/diff.py", "order = sample_order", "order = range(length) or sample_order", DIFF + "[one sample]"),
+    Mutation(
+        "tools/diff.py",
+        "return None if torch.equal(a, b) else",
+        "return None if True else",
+        "tools/test_diff.py::test_quantized_tensors_are_compared_with_their_scales",
+    ),
     Mutation("tools/diff.py", "wide = torch.complex128", "return None; wide = torch.complex128", DIFF + "[seed]"),
     # Sharded checkpoints.
     Mutation(

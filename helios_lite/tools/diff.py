@@ -570,6 +570,8 @@ def _difference(a: Any, b: Any) -> str | None:
         left, right = getattr(a, what), getattr(b, what)
         if left != right:
             return f"has {what} {_text(left)} in A and {_text(right)} in B"
+    if a.is_quantized:  # Its bytes cannot be read.
+        return None if torch.equal(a, b) else "differs in its quantized elements, or in their scale"
     if a.layout is not torch.strided or b.layout is not torch.strided:
         a, b = a.to_dense(), b.to_dense()
     if a.numel() == 0 or torch.equal(

@@ -13,6 +13,7 @@ from torch import nn
 from helios_lite import Callback, DataModule, Model, Split
 from helios_lite.checkpoints import files
 from helios_lite.tools.command import main
+from helios_lite.tools.diff import _difference
 
 
 class Line(Model):
@@ -387,3 +388,14 @@ def test_json_has_the_keys_that_the_page_names(first: Path, tmp_path: Path, caps
     assert rows["what"] == ["samples_digest", "batch_digest", "train/loss", "weights_digest"]
     assert [cause["kind"] for cause in found["causes"]] == ["initial weights", "data"]
     assert all(cause.keys() == {"kind", "text"} for cause in found["causes"])
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch is going to have another kind of them.
+def test_quantized_tensors_are_compared_with_their_scales() -> None:
+    def quantized(values: list[float], scale: float = 0.1) -> torch.Tensor:
+        return torch.quantize_per_tensor(torch.tensor(values), scale, 0, torch.qint8)
+
+    first = quantized([1.0, 2.0])
+    assert _difference(first, quantized([1.0, 2.0])) is None
+    for other in (quantized([1.0, 3.0]), quantized([1.0, 2.0], 0.2)):
+        assert _difference(first, other) == "differs in its quantized elements, or in their scale"
