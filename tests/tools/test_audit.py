@@ -645,7 +645,7 @@ def test_the_command_takes_a_function_of_a_python_file_and_says_if_nothing_was_c
     for program, error in (
         (str(file), "no relation could be checked\n"),
         (f"{file}:fails", "RuntimeError: no data\n"),
-        (f"{file}:other", "trained.other"),
+        (f"{file}:other", "has no function 'other'"),
     ):
         with pytest.raises(SystemExit) as caught:
             main(["audit", program, "--only", "modes", "--trainer.seed", "3"])
