@@ -6158,6 +6158,15 @@ MUTATIONS = [
     Mutation("tools/diff.py", "None not in (before, now) and before != now", "False", PLANTED_CAUSES),
     Mutation("tools/diff.py", "if resumed[0] != resumed[1]:", "if False:", PLANTED_CAUSES),
     Mutation("tools/diff.py", " and not self.checkpoints.unread", "", UNREAD),
+    Mutation(
+        "tools/audit/processes.py",
+        "except (Exception, SystemExit) as error:",
+        "except Exception as error:",
+        NOTHING_CHECKED,
+    ),
+    Mutation(
+        "tools/audit/processes.py", 'shown = "" if isinstance(error, ConfigError) else ', "shown = ", NOTHING_CHECKED
+    ),
     Mutation("tools/diff.py", "for why in found.checkpoints.unread:", "for why in ():", UNREAD),
     Mutation("tools/diff.py", "            must_be_seen = True\n", "            raise\n", UNREAD),
     Mutation(

@@ -633,6 +633,10 @@ make = RIGHT["classifier"]
 
 def fails():
     raise RuntimeError("no data")
+
+
+def leaves():
+    raise SystemExit(3)
 """
 
 
@@ -645,12 +649,15 @@ def test_the_command_takes_a_function_of_a_python_file_and_says_if_nothing_was_c
     for program, error in (
         (str(file), "no relation could be checked\n"),
         (f"{file}:fails", "RuntimeError: no data\n"),
-        (f"{file}:other", "has no function 'other'"),
+        (f"{file}:leaves", "SystemExit: 3\n"),
+        (f"{file}:other", f"the program itself fails: ConfigError: {file}: has no function 'other'; there are"),
     ):
         with pytest.raises(SystemExit) as caught:
             main(["audit", program, "--only", "modes", "--trainer.seed", "3"])
         assert caught.value.code == 2
-        assert error in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert error in told
+        assert ("Traceback" in told) == ("Error: no data" in error or "SystemExit" in error)  # Not for a wrong word.
     with pytest.raises(SystemExit):
         main(["audit", str(file), "--model.width", "3"])
     assert "model.width: " in capsys.readouterr().err
