@@ -122,8 +122,8 @@ class FitResult:
     def history(self) -> list[dict[str, Any]]:
         """The rows of metrics of the run, of earlier starts too, oldest first, as `pandas.DataFrame(...)` takes them.
 
-        Each has "step", "epoch" and "seconds", metrics by full name, and texts that name what has made it
-        ("weights_digest", "samples_digest", "batch_digest"). Training rows and validations are rows of
+        Each has "step", "epoch" and "seconds", metrics by full name, and in a run with a folder texts that name what
+        has made it ("weights_digest", "samples_digest", "batch_digest"). Training rows and validations are rows of
         their own, and so is what was logged after the last step. They are read from metrics.jsonl, where a value that
         is not finite is None.
         """

@@ -116,6 +116,7 @@ CONSOLIDATED = "checkpoints/test_sharded.py::test_one_process_consolidates_inspe
 WORST = "calls/test_replay.py::test_the_worst_step_is_that_with_the_highest_loss_of_all"
 RECORDED = "calls/test_replay.py::test_what_differs_from_a_row_of_the_run_is_named"
 DIGESTED = "metrics/test_digests.py::"
+DEFINED_DIGEST = DIGESTED + "test_a_digest_is_what_its_definition_says_in_blocks_and_in_parts_of_them"
 SEEN_BITS = DIGESTED + "test_a_digest_tells_what_differs_in_a_bit_in_two_signs_or_in_the_order"
 CUT_BETWEEN_ROWS = DIGESTED + "test_a_run_that_was_cut_between_two_rows_has_the_same_rows"
 ROW_DIGESTS = DIGESTED + "test_a_row_has_the_digests_of_its_samples_its_last_batch_and_its_weights"
@@ -1816,8 +1817,8 @@ MUTATIONS = [
     ),
     Mutation(
         "loading/iterable_loader.py",
-        "if type(loader) in (list, tuple):",
-        "if False:",
+        "    if _is_list(loader):",
+        "    if False:",
         LOADERS + "test_the_last_batch_is_marked_where_the_length_cannot_be_wrong",
     ),
     Mutation(
@@ -6196,18 +6197,38 @@ MUTATIONS = [
         "key = device, first, 1",
         DIGESTED + "test_the_digest_of_a_network_is_that_of_its_parameters_and_buffers_each_once",
     ),
-    Mutation("metrics/digests.py", "(bits >> 32).add_(bits)", "bits", SEEN_BITS),
-    Mutation("metrics/digests.py", "(bits >> 32).add_(bits)", "(bits >> 32).bitwise_xor_(bits)", SEEN_BITS),
+    Mutation(
+        "training/training_log.py",
+        'self._has_digests = session.folder is not None or session.method == "replay"',
+        "self._has_digests = True",
+        "training/test_history.py::test_it_has_every_row_of_the_run_once_with_files_and_without",
+    ),
+    Mutation("metrics/digests.py", "folds=flat.element_size() == 8", "folds=False", SEEN_BITS),
     Mutation(
         "metrics/digests.py",
-        "[total if start < _BLOCK else total.mul_(_signed(start // _BLOCK * _OTHER_ODD | 1))]",
-        "[total]",
+        "return (numbers >> 32).add_(numbers) if",
+        "return (numbers >> 32).bitwise_xor_(numbers) if",
+        SEEN_BITS,
+    ),
+    Mutation("metrics/digests.py", "32, out=memory).add_(numbers)", "32, out=memory)", DEFINED_DIGEST),
+    Mutation("metrics/digests.py", "        begin = -first % _BLOCK", "        begin = first", DEFINED_DIGEST),
+    Mutation("metrics/digests.py", "indices.mul_(_OTHER_ODD).bitwise_or_(1)", "1", DEFINED_DIGEST),
+    Mutation(
+        "metrics/digests.py",
+        ".view(-1, _BLOCK).mul(odd).sum(1)",
+        ".view(-1, _BLOCK).sum(1)",
+        "test_emulated_device.py::test_the_trainer_is_right_on_another_device",
+    ),
+    Mutation(
+        "metrics/digests.py",
+        "total if start < _BLOCK else total.mul_(_signed(start // _BLOCK * _OTHER_ODD | 1))",
+        "total",
         DIGESTED + "test_parts_of_a_digest_add_up_wherever_they_are_cut",
     ),
     Mutation(
         "metrics/digests.py",
-        "total = torch.dot(numbers.long(), odd) if numbers.is_cpu else",
-        "total = numbers.long().sum() if True else",
+        "total = torch.dot(self._long(numbers, folds=folds), odd)",
+        "total = numbers.long().sum()",
         SEEN_BITS,
     ),
     Mutation(

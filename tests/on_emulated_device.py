@@ -34,6 +34,7 @@ from helios_lite.checkpoints import sharded
 from helios_lite.checkpoints.sharded_content import ShardedTensors
 from helios_lite.loading.loaders import make_loader
 from helios_lite.metrics.accumulator import MetricAccumulator
+from helios_lite.metrics.digests import Digests
 from helios_lite.processes import devices
 from helios_lite.processes.world import World
 
@@ -222,6 +223,17 @@ def test_a_run_ends_with_the_bits_of_the_cpu_whole_or_cut(tmp_path: Path) -> Non
             quiet(max_steps=steps, root=tmp_path / name, callbacks=[EMA()]).fit(model, data(train=23))
         ends.append(weights(model))
     assert same(*ends)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_digest_is_that_of_the_cpu(dtype: torch.dtype) -> None:
+    values = torch.randn(150_000, dtype=dtype)  # Whole blocks, and parts of two others.
+    expected = sum(map(int, Digests().parts(values, 999))) % 2**64
+    on_device = values.to(DEVICE)
+    with recorded() as waits:
+        parts = Digests().parts(on_device, 999)
+    assert not waits
+    assert sum(map(int, parts)) % 2**64 == expected
 
 
 def test_splits_of_tensors_on_the_device_are_gathered_there() -> None:

@@ -109,8 +109,10 @@ class IterableLoader:
         is_restored = self._state_to_load is not None
         if batches == 0:
             self._load_state()
-        seed = seed_of_epoch(self._seed, self._phase, epoch)
-        seeding.set_epoch_and_seed(self._iterable, epoch, seed, for_training=is_training(self._phase))
+        for_training, draws = is_training(self._phase), not _is_list(self._iterable)
+        if draws:
+            seed = seed_of_epoch(self._seed, self._phase, epoch)
+            seeding.set_epoch_and_seed(self._iterable, epoch, seed, for_training=for_training)
         self._load_state()
         length = _length(self._iterable)
         if length is None and isinstance(self._limit, float):
@@ -121,7 +123,7 @@ class IterableLoader:
             logger.info("reading and dropping %d batches of the %s split to reach the position", batches, self._phase)
             iterator = self._read_to(batches, window)
         else:
-            if is_training(self._phase) and not self.takes_state():
+            if for_training and draws and not self.takes_state():
                 self._rng_at_start = rng.get_state(torch.device("cpu"))
             with sent_to_workers(), held_back(_IGNORED_BY_WORKERS):
                 iterator = iter(self._iterable)
@@ -297,12 +299,17 @@ def _length(iterable: Any) -> int | None:
 def _has_known_order(loader: Any) -> bool:
     """Return whether the order of samples does not depend on the random numbers of the training."""
     is_stock = type(loader) is DataLoader and type(loader.batch_sampler) in (BatchSampler, type(None))
-    return type(loader) in (list, tuple) or (is_stock and isinstance(loader.sampler, _SIZED_SAMPLERS))
+    return _is_list(loader) or (is_stock and isinstance(loader.sampler, _SIZED_SAMPLERS))
+
+
+def _is_list(loader: Any) -> bool:
+    """Return whether batches are read from a list, which draws no random numbers."""
+    return type(loader) in (list, tuple)
 
 
 def _has_exact_length(loader: Any) -> bool:
     """Return whether this is a list of batches, or a DataLoader of a map-style dataset with PyTorch's own samplers."""
-    if type(loader) in (list, tuple):
+    if _is_list(loader):
         return True
     if type(loader) is not DataLoader or isinstance(loader.dataset, IterableDataset):
         return False

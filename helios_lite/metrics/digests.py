@@ -17,8 +17,12 @@ from helios_lite.nested import leaves
 from helios_lite.processes.world import World
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_BLOCK = 1 << 18  # The positions whose numbers are kept: 2 MiB on each device, which fit into the cache of a processor.
+_BLOCK = 1 << 15  # Positions whose odd numbers are kept: together with as many elements they fit into a cache.
 _FIRST = 1 << 12  # So many are made at once at least.
+_SMALL = 1 << 12  # New memory for so many takes less time than a part of the memory that is kept.
+_MOST_ON_DEVICE = 1 << 22  # Elements that an accelerator multiplies at once, which takes 8 bytes for each.
+_MOST_SLICES = 64
+_MOST_JOINED = 1 << 14  # Elements on the CPU, where copying more takes longer than looking at each tensor.
 _MOST_SLICES = 64
 _PLAIN = (Tensor, nn.Parameter)
 _MOST_OF_A_TENSOR = 1 << 16  # Elements of a tensor of a batch that are looked at.
@@ -46,6 +50,7 @@ class Digests:
     def __init__(self) -> None:
         self._numbers: dict[torch.device, Tensor] = {}
         self._slices: dict[tuple[torch.device, int, int], Tensor] = {}  # The last ones: to cut takes as long as to add.
+        self._memory = torch.empty(0, dtype=torch.int64)  # For a block on the CPU: new memory takes longer.
 
     def parts(self, flat: Tensor, start: int = 0) -> list[Tensor]:
         """Return int64 tensors without a dimension whose sum is the digest. It waits for no device.
@@ -54,23 +59,56 @@ class Digests:
             flat: a tensor of one dimension, of any dtype.
             start: the position of its first element.
         """
-        bits = bits_of(flat)
-        if bits.dtype == torch.int64:  # Otherwise a change of the highest bit alone would stay one.
-            bits = (bits >> 32).add_(bits)
-        return self.sums(bits, start)
+        return self.sums(bits_of(flat), start, folds=flat.element_size() == 8)
 
-    def sums(self, numbers: Tensor, start: int) -> list[Tensor]:
-        """Return the parts of the sum of integers times the odd numbers of their positions, as `parts` does."""
+    def sums(self, numbers: Tensor, start: int, *, folds: bool = False) -> list[Tensor]:
+        """Return the parts of the sum of integers times the odd numbers of their positions, as `parts` does.
+
+        Args:
+            numbers: a tensor of one dimension.
+            start: the position of its first element.
+            folds: whether the upper half of the bits is added to them. Otherwise a change of the highest of 64 bits
+                alone would stay one.
+        """
         length, first = numbers.numel(), start % _BLOCK
         if first + length <= _BLOCK:
-            odd = self._of_positions(numbers.device, first, length)
-            # `dot` takes half the time, and only the CPU has it for integers.
-            total = torch.dot(numbers.long(), odd) if numbers.is_cpu else (numbers * odd).sum()
-            return [total if start < _BLOCK else total.mul_(_signed(start // _BLOCK * _OTHER_ODD | 1))]
-        size, rest = _BLOCK - first, list[Tensor]()
-        for i in range(size, length, _BLOCK):
-            rest += self.sums(numbers[i : i + _BLOCK], start + i)
-        return [*self.sums(numbers[:size], start), *rest]
+            return [self._of_part(numbers, start, folds=folds)]
+        begin = -first % _BLOCK
+        end = begin + (length - begin) // _BLOCK * _BLOCK
+        most = length if numbers.is_cpu else _MOST_ON_DEVICE
+        parts = [self._of_part(numbers[:begin], start, folds=folds)] if begin > 0 else []
+        for i in range(begin, end, most):
+            parts.append(self._of_blocks(numbers[i : min(i + most, end)], start + i, folds=folds))
+        return [*parts, self._of_part(numbers[end:], start + end, folds=folds)] if end < length else parts
+
+    def _of_part(self, numbers: Tensor, start: int, *, folds: bool) -> Tensor:
+        """Return the sum of numbers whose positions are in one block."""
+        odd = self._of_positions(numbers.device, start % _BLOCK, numbers.numel())
+        if numbers.is_cpu:  # `dot` takes half the time, and only the CPU has it for integers.
+            total = torch.dot(self._long(numbers, folds=folds), odd)
+        else:
+            total = ((numbers >> 32).add_(numbers) if folds else numbers).mul(odd).sum()
+        return total if start < _BLOCK else total.mul_(_signed(start // _BLOCK * _OTHER_ODD | 1))
+
+    def _of_blocks(self, numbers: Tensor, start: int, *, folds: bool) -> Tensor:
+        """Return the sum of the numbers of whole blocks."""
+        odd = self._of_positions(numbers.device, 0, _BLOCK)
+        if numbers.is_cpu:
+            sums = torch.stack([torch.dot(self._long(block, folds=folds), odd) for block in numbers.split(_BLOCK)])
+        else:
+            sums = ((numbers >> 32).add_(numbers) if folds else numbers).view(-1, _BLOCK).mul(odd).sum(1)
+        indices = torch.arange(start // _BLOCK, start // _BLOCK + len(sums), device=numbers.device)
+        return sums.mul_(indices.mul_(_OTHER_ODD).bitwise_or_(1)).sum()
+
+    def _long(self, numbers: Tensor, *, folds: bool) -> Tensor:
+        """Return integers on the CPU, at most a block, as those of 64 bits, in memory that the next call uses again."""
+        length = numbers.numel()
+        if length <= _SMALL or (numbers.dtype == torch.int64 and not folds):
+            return (numbers >> 32).add_(numbers) if folds else numbers.long()
+        if len(self._memory) == 0:
+            self._memory = torch.empty(_BLOCK, dtype=torch.int64)
+        memory = self._memory[:length]
+        return torch.bitwise_right_shift(numbers, 32, out=memory).add_(numbers) if folds else memory.copy_(numbers)
 
     def _of_positions(self, device: torch.device, first: int, length: int) -> Tensor:
         """Return the odd numbers of so many positions in a block."""
@@ -238,15 +276,16 @@ def _parts_of(digests: Digests, tensors: Iterable[Tensor], most: int | None = No
 
 
 def _joined(group: list[Tensor]) -> list[Tensor]:
-    """Return tensors of one dimension, neighbours put together that have no more elements than a block."""
+    """Return tensors of one dimension, neighbours put together that have few elements."""
     if len(group) == 1:
         return group
     lengths = [flat.numel() for flat in group]
-    if sum(lengths) <= _BLOCK:
+    most = _MOST_JOINED if group[0].is_cpu else _MOST_ON_DEVICE
+    if sum(lengths) <= most:
         return [torch.cat(group)]
     joined, held, size = list[Tensor](), list[Tensor](), 0
     for flat, length in zip(group, lengths, strict=True):
-        if held and size + length > _BLOCK:
+        if held and size + length > most:
             joined.append(torch.cat(held) if len(held) > 1 else held[0])
             held, size = [], 0
         held.append(flat)

@@ -100,11 +100,12 @@ class Planning:
             ends_epoch: whether the epoch has ended.
         """
         steps, epochs = state.step - self._start[0], state.epoch + ends_epoch - self._start[1]
-        total, max_epochs = self._planned.known_total(), self._options.max_epochs
+        max_epochs = self._options.max_epochs
         if ends_epoch and steps > 0:
             self._warn_of_unused(is_last=max_epochs == state.epoch + 1, epochs=epochs)
         if steps < _FEWEST or not self._unknown:
             return
+        total = self._planned.known_total()
         counts = self._steps_of_schedulers()
         for schedule in [each for each in self._unknown if each.name in counts]:
             number = counts[schedule.name] - self._counts.get(schedule.name, 0)

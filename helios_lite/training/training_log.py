@@ -66,6 +66,8 @@ class TrainingLog:
         self._throughput = Throughput()
         self._epoch_totals = EpochMeans()
         self._rates = LearningRates()
+        # Only rows of a file have digests, and those of a replay, which are compared with them.
+        self._has_digests = session.folder is not None or session.method == "replay"
         self._digests = Digests()
         self._digested: list[nn.Module] = []  # The networks, to look for which in every row would take longer.
         self._last_batch: list[Tensor] = []  # The parts of its digest.
@@ -139,7 +141,8 @@ class TrainingLog:
         """Note the optimizers among the stateful parts of the model, which may have replaced them."""
         self._optimizers = optimizers(parts)
         self._rates.set_optimizers(self._optimizers)
-        self._digested = [part for _, part in parts if is_network(part)]
+        if self._has_digests:
+            self._digested = [part for _, part in parts if is_network(part)]
         self._session.context.precision.set_optimizers([*self._optimizers.values()], self._session.check_held)
         self.epoch_means = {}
         if self._state.epoch_batch == 0:
@@ -163,7 +166,8 @@ class TrainingLog:
         """
         self._rates.watch()
         self._session.context.expect_row(True)
-        if batch is not None and self._session.world.is_main:  # Before the step, which may change it in place.
+        if batch is not None and self._has_digests and self._session.world.is_main:
+            # Before the step, which may change the batch in place.
             self._last_batch = digest_of_batch(self._digests, batch)
 
     @contextlib.contextmanager
@@ -349,13 +353,14 @@ class TrainingLog:
 
     def _take_window(self) -> None:
         """Note the digests of what was read since the last row, for the row that is written next."""
-        samples, batch = self._session.train_data.take_digest(), added(self._last_batch)
-        self._window_digests, self._last_batch = {"samples_digest": samples, "batch_digest": batch}, []
+        if self._has_digests:
+            samples, batch = self._session.train_data.take_digest(), added(self._last_batch)
+            self._window_digests, self._last_batch = {"samples_digest": samples, "batch_digest": batch}, []
 
     def _take_digests(self) -> dict[str, Any]:
         """Return the columns of a row that are no metrics, those that are known. Call on every rank."""
-        digests = {**self._window_digests, "weights_digest": self._digest_of_weights()}
-        self._window_digests = {}
+        weights = self._digest_of_weights() if self._has_digests else None
+        digests, self._window_digests = {**self._window_digests, "weights_digest": weights}, {}
         return {name: digest for name, digest in digests.items() if digest is not None}
 
     def _digest_of_weights(self) -> str | None:
