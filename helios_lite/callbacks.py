@@ -336,7 +336,7 @@ class ActivationStatistics(Callback):
         self._measured: dict[str, list[Tensor]] = {}  # Mean, standard deviation and zeros of each call.
 
     def setup(self, fast_init: bool = False) -> None:
-        """Find the modules; an AttributeError names a path that does not exist."""
+        """Find the modules; an AttributeError names a path that does not exist, a ValueError one that is scripted."""
         self._modules.update((path, self._find(path)) for path in self.paths)
 
     def on_training_batch_start(self, state: TrainingState) -> None:
@@ -366,7 +366,10 @@ class ActivationStatistics(Callback):
     def _find(self, path: str) -> nn.Module:
         name, _, rest = path.partition(".")
         net: nn.Module = getattr(self.model, name)
-        return net.get_submodule(rest)
+        module = net if isinstance(net, torch.jit.ScriptModule) else net.get_submodule(rest)
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"ActivationStatistics: {path} is a scripted module, or a part of one, and takes no hooks")
+        return module
 
     def _measure(self, path: str) -> Any:
         def hook(module: nn.Module, arguments: Any, output: Any) -> None:

@@ -437,6 +437,42 @@ MUTATIONS = [
     Mutation(
         "networks/parallel.py", "module.forward = functools.partial(_forward_of_class, module)", "pass", BY_BLOCKS
     ),
+    Mutation(
+        "networks/parallel.py",
+        "if isinstance(module, torch.jit.ScriptModule):",
+        "if False:",
+        LAUNCH + "test_a_scripted_network_is_not_compiled_once_more",
+    ),
+    Mutation(
+        "networks/parallel.py",
+        "if {*module._buffers.keys()} - module._non_persistent_buffers_set",
+        "if module._buffers.keys() - module._non_persistent_buffers_set",
+        LAUNCH + "test_a_scripted_network_is_not_compiled_once_more",
+    ),
+    Mutation(
+        "networks/fsdp.py",
+        "if isinstance(module, torch.jit.ScriptModule):",
+        "if False:",
+        "networks/test_situations.py::test_shards_train_what_one_process_trains_or_say_why_not",
+    ),
+    Mutation(
+        "networks/parallel.py",
+        "self.world.size > 1 and not isinstance(net, torch.jit.ScriptModule):",
+        "self.world.size > 1:",
+        "networks/test_situations.py::test_shards_train_what_one_process_trains_or_say_why_not",
+    ),
+    Mutation(
+        "model_internals/attributes.py",
+        " if not isinstance(part, torch.jit.ScriptModule))",
+        ")",
+        "calls/test_replay.py::test_the_first_module_with_an_output_or_gradient_that_is_not_finite_is_named",
+    ),
+    Mutation(
+        "callbacks.py",
+        "if isinstance(module, torch.jit.ScriptModule):",
+        "if False:",
+        "test_callbacks.py::test_activations_of_a_module_that_takes_no_hooks_are_an_error_that_names_it",
+    ),
     Mutation("training/session.py", "self.compiled.load()", "pass", RESTART),
     Mutation("training/checkpointer.py", "session.compiled.save()", "pass", RESTART),
     Mutation(
@@ -3324,7 +3360,7 @@ MUTATIONS = [
     ),
     Mutation(
         "model_internals/checks.py",
-        "names = module._buffers.keys() - module._non_persistent_buffers_set",
+        "names = {*module._buffers.keys()} - module._non_persistent_buffers_set",
         "names = module._buffers.keys()",
         COMPLETENESS + "test_a_trained_tensor_that_no_checkpoint_holds_is_named_before_the_first_step",
     ),
@@ -5983,12 +6019,6 @@ MUTATIONS = [
         "return _OutputHook, ()",
         "return object.__reduce_ex__(self, 2)",
         RIGHT_VERIFIED + "[copy]",
-    ),
-    Mutation(
-        "training/step_verifier.py",
-        "isinstance(module, torch.jit.ScriptModule)",
-        "False",
-        RIGHT_VERIFIED + "[scripted]",
     ),
     Mutation(
         "model_internals/rollback.py", "if own.layout is torch.sparse_coo:", "if False:", RIGHT_VERIFIED + "[sparse]"

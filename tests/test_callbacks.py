@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.compare import same, weights
-from helpers.models import HOOKS, Indices, Tiny, data, quiet
+from helpers.models import HOOKS, Indices, Scripted, Tiny, data, quiet
 from helpers.rows import read_rows
 from torch import nn
 from torch.utils.data import DataLoader
@@ -192,6 +192,11 @@ class Batches:
 def test_activations_of_a_module_that_is_not_there_are_an_error_that_names_it() -> None:
     with pytest.raises(AttributeError, match="7"):
         quiet(max_epochs=1, callbacks=[ActivationStatistics(["net.7"])]).fit(Tiny(), data())
+
+
+def test_activations_of_a_module_that_takes_no_hooks_are_an_error_that_names_it() -> None:
+    with pytest.raises(ValueError, match="net is a scripted module, or a part of one, and takes no hooks"):
+        quiet(max_epochs=1, callbacks=[ActivationStatistics(["net"])]).fit(Scripted(), data())
 
 
 class Single(Tiny):

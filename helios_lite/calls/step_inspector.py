@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from helios_lite.callbacks import Callback
 from helios_lite.calls.replay_result import Replay, ReplayedBatch
 from helios_lite.metrics.measurements import is_measured, learning_rates
-from helios_lite.model_internals.attributes import named_networks
+from helios_lite.model_internals.attributes import hooked_modules, named_networks
 from helios_lite.model_internals.step_tap import Loss, StepTap
 from helios_lite.nested import items, leaves, rebuilt
 from helios_lite.networks.dtensors import full_tensor, is_dtensor
@@ -45,7 +45,7 @@ class NotFiniteFinder:
         """Context in which the modules of networks are watched."""
         with contextlib.ExitStack() as stack:
             for name, net in networks.items():
-                for path, module in net.named_modules():
+                for path, module in hooked_modules(net):
                     handle = module.register_forward_hook(self._hook(f"{name}.{path}" if path else name))
                     stack.callback(handle.remove)
             yield

@@ -94,7 +94,9 @@ class Digests:
         """Return the sum of the numbers of whole blocks."""
         odd = self._of_positions(numbers.device, 0, _BLOCK)
         if numbers.is_cpu:
-            sums = torch.stack([torch.dot(self._long(block, folds=folds), odd) for block in numbers.split(_BLOCK)])
+            sums = torch.stack(
+                [torch.dot(self._long(block, folds=folds), odd) for block in numbers.view(-1, _BLOCK).unbind()]
+            )
         else:
             sums = ((numbers >> 32).add_(numbers) if folds else numbers).view(-1, _BLOCK).mul(odd).sum(1)
         indices = torch.arange(start // _BLOCK, start // _BLOCK + len(sums), device=numbers.device)

@@ -164,6 +164,11 @@ def named_networks(owner: object) -> dict[str, nn.Module]:
     return {name: part for name, part in stateful_parts(owner) if is_network(part)}
 
 
+def hooked_modules(net: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the modules of a network that take hooks, by path; scripted ones take none."""
+    return ((path, part) for path, part in net.named_modules() if not isinstance(part, torch.jit.ScriptModule))
+
+
 def networks(owner: object) -> list[nn.Module]:
     """Return the attributes that are networks."""
     return [*named_networks(owner).values()]

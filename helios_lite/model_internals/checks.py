@@ -144,7 +144,7 @@ def _is_held_otherwise(parts: Sequence[tuple[str, Any]]) -> Callable[[Tensor], b
     for _, part in parts:
         if isinstance(part, nn.Module):
             for module in part.modules():
-                names = module._buffers.keys() - module._non_persistent_buffers_set
+                names = {*module._buffers.keys()} - module._non_persistent_buffers_set
                 identities |= {id(module._buffers[name]) for name in names}
         elif not isinstance(part, Optimizer | LRScheduler | AttributeState):  # A resume assigns an attribute anew.
             pending = deque([part.state_dict()])

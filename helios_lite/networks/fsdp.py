@@ -165,9 +165,14 @@ def check_hooks(parameters: Iterable[tuple[str, Any]]) -> None:
             )
 
 
-def check_gradients(net: nn.Module) -> None:
-    """Raise a ValueError that names a module whose gradients are sparse, which FSDP2 cannot average."""
+def check_modules(net: nn.Module) -> None:
+    """Raise a ValueError that names a module that FSDP2 cannot shard: a scripted one, or one with sparse gradients."""
     for name, module in net.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(
+                f"parallelize: {name or 'the network'} is scripted, and cannot be sharded; use strategy='ddp', or do "
+                "not script what is trained"
+            )
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse and module.weight.requires_grad:
             raise ValueError(
                 f"parallelize: {name or 'the network'} is an {type(module).__name__} with sparse=True, whose gradients "

@@ -21,8 +21,8 @@ from torch.utils.checkpoint import checkpoint
 from helios_lite.networks import dtensors, sharded_optimizers
 from helios_lite.networks.forward_turns import ForwardTurns
 from helios_lite.networks.fsdp import (
-    check_gradients,
     check_hooks,
+    check_modules,
     check_version,
     explain,
     make_mesh,
@@ -112,8 +112,6 @@ class ParallelStrategy:
         if self._compile:
             for part in blocks or [net]:
                 compile_in_place(part)
-        if self._strategy != "ddp" and self.world.size > 1:
-            dtensors.load_any_placement(net)
         is_frozen = not any(p.requires_grad for p in net.parameters())
         is_sharded = self._strategy != "ddp" and self.world.size > 1 and not is_frozen
         self._check_not_shared(net, is_sharded=is_sharded)
@@ -124,7 +122,9 @@ class ParallelStrategy:
         )
         if is_sharded:
             check_version()
-            check_gradients(net)
+            check_modules(net)
+        if self._strategy != "ddp" and self.world.size > 1 and not isinstance(net, torch.jit.ScriptModule):
+            dtensors.load_any_placement(net)
         self._networks.append(net)
         kind = type(net).__name__
         move_in_place(net, self.device)  # Before anything refers to them.
@@ -206,7 +206,7 @@ class ParallelStrategy:
     def _find_buffers(self) -> None:
         modules = dict.fromkeys(module for net in self._networks for module in net.modules())
         self._with_buffers = [
-            module for module in modules if module._buffers.keys() - module._non_persistent_buffers_set
+            module for module in modules if {*module._buffers.keys()} - module._non_persistent_buffers_set
         ]
 
     def check_passed(self, parts: Sequence[tuple[str, Any]]) -> None:
@@ -446,8 +446,10 @@ def compile_in_place(module: nn.Module) -> None:
     """Compile a module by its method `compile`, also if its `forward` is one of PyTorch's own.
 
     The compiler skips what is called from files of torch.nn only, and so it would leave out, without a word, a network
-    or a block whose class is one of them, such as `nn.TransformerEncoderLayer`.
+    or a block whose class is one of them, such as `nn.TransformerEncoderLayer`. A scripted module is compiled already.
     """
+    if isinstance(module, torch.jit.ScriptModule):
+        return
     if type(module).forward.__module__.startswith("torch.nn.") and "forward" not in vars(module):
         # Unlike a closure, it can be copied and pickled with the module.
         module.forward = functools.partial(_forward_of_class, module)

@@ -19,7 +19,13 @@ from torch.utils.hooks import RemovableHandle
 
 from helios_lite.metrics.accumulator import MetricAccumulator
 from helios_lite.metrics.digests import Digests, digest_of_elements
-from helios_lite.model_internals.attributes import named_networks, optimizers, share_groups, stateful_parts
+from helios_lite.model_internals.attributes import (
+    hooked_modules,
+    named_networks,
+    optimizers,
+    share_groups,
+    stateful_parts,
+)
 from helios_lite.model_internals.rollback import Rollback, elements
 from helios_lite.model_internals.step_tap import Loss, StepTap
 from helios_lite.nested import leaves
@@ -207,12 +213,11 @@ class StepVerifier:
         copies: list[nn.Module] = []
         with contextlib.ExitStack() as stack:
             for name, net in named_networks(self._session.model).items():
-                for path, module in net.named_modules():
+                for path, module in hooked_modules(net):
                     where = f"{name}.{path}" if path else name
                     watch = functools.partial(self._note_output, f"{where} ({type(module).__name__})")
-                    if not isinstance(module, torch.jit.ScriptModule):  # Those take none.
-                        hook = _OutputHook(module, watch, copies)
-                        stack.callback(module.register_forward_hook(hook).remove)
+                    hook = _OutputHook(module, watch, copies)
+                    stack.callback(module.register_forward_hook(hook).remove)
             stack.callback(self._leave_outputs)
             stack.callback(_remove_hooks, copies)
             # Of several ranks, or if they are clipped, those that are used do not show where a difference comes from.

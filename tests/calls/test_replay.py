@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.compare import same, weights
-from helpers.models import quiet
+from helpers.models import quiet, scripted
 from helpers.replayed import Digests, Dropped, data, digest, digests, files, trainer
 from helpers.rows import read_rows
 from torch import nn
@@ -152,7 +152,7 @@ def test_launched_processes_replay_a_step_or_its_cause_and_their_weights_come_ba
 
 
 class Inverse(nn.Module):
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 1 / x
 
 
@@ -183,7 +183,14 @@ def fragile_data() -> DataModule:
     return DataModule(Split(TensorDataset(x), batch_size=2))
 
 
-@pytest.mark.parametrize(("module", "where"), [(Inverse(), "the output of net.1"), (Root(), "the gradient at net.0")])
+PLACES = {  # A module of TorchScript takes no hook, but the next one does.
+    "output": (Inverse(), "the output of net.1"),
+    "gradient": (Root(), "the gradient at net.0"),
+    "scripted": (scripted(Inverse()), "the output of net.2, whose input is not finite"),
+}
+
+
+@pytest.mark.parametrize(("module", "where"), PLACES.values(), ids=PLACES)
 def test_the_first_module_with_an_output_or_gradient_that_is_not_finite_is_named(
     module: nn.Module, where: str, tmp_path: Path
 ) -> None:

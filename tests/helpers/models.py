@@ -1,5 +1,6 @@
 """Small models, their data and a silent trainer; datasets return their index, so that order is visible."""
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,13 @@ from helios_lite.checkpoints.files import FORMAT_VERSION
 from helios_lite.hooks import Hooks
 
 HOOKS = [name for name in vars(Hooks) if not name.startswith("_")]
+
+
+def scripted(net: nn.Module) -> nn.Module:
+    """Return a network as TorchScript, which newer versions of PyTorch advise against."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.script(net)
 
 
 class Indices(Dataset):
@@ -47,10 +55,13 @@ class Tiny(Model):
         self.validated: list[int] = []
 
     def setup(self, fast_init: bool = False) -> None:
-        self.net = self.parallelize(nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.2), nn.Linear(8, 1)))
+        self.net = self.parallelize(self.network())
         if not fast_init:
             self.optimizer = torch.optim.Adam(self.net.parameters(), lr=0.01)
             self.scheduler = torch.optim.lr_scheduler.ExponentialLR(self.optimizer, 0.97)
+
+    def network(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.2), nn.Linear(8, 1))
 
     def train_step(self, batch: Any, state: Any) -> None:
         index, x = batch
@@ -64,6 +75,13 @@ class Tiny(Model):
         index, x = batch
         self.validated += index.tolist()
         self.log("loss", (self.net(x) - 1).square().mean())
+
+
+class Scripted(Tiny):
+    """Its network is of TorchScript."""
+
+    def network(self) -> nn.Module:
+        return scripted(super().network())
 
 
 class Judged(Tiny):

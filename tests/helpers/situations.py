@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from helios_lite import DataModule, Model, Split
 from helios_lite.callbacks import EMA
+from helpers.models import scripted
 
 PER_STEP, LENGTH = 12, 30  # The last batch of an epoch has half the samples.
 
@@ -760,6 +761,27 @@ class Sparse(Situation):
 
     def loss(self, x: Tensor, index: Tensor) -> Tensor:
         return (self.net(index) - 1).square().mean()
+
+
+class Scripted(Situation):
+    """A network of TorchScript, whose modules take no hooks."""
+
+    sharded = "is scripted, and cannot be sharded"
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.net = self.parallelize(scripted(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))))
+        self.optimizer = self.sgd(self.net.parameters())
+
+
+class ScriptedTeacher(Situation):
+    """A frozen network of TorchScript beside one that is trained."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.teacher = self.parallelize(scripted(nn.Linear(4, 4).requires_grad_(False)))
+        super().setup()
+
+    def loss(self, x: Tensor, index: Tensor) -> Tensor:
+        return F.mse_loss(self.net(x), self.teacher(x))
 
 
 class Types(Situation):

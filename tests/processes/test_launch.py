@@ -20,7 +20,7 @@ import pytest
 import torch
 from helpers import scripts, troubled
 from helpers.compare import same, weights
-from helpers.models import Plain, Tiny
+from helpers.models import Plain, Scripted, Tiny, quiet
 from helpers.processes import DEADLINE, SLOWNESS, alive, deadline, launched, wait_for
 from helpers.rows import read_status
 from helpers.tracebacks import MOST, PACKAGE, functions
@@ -526,6 +526,13 @@ def test_a_network_compiled_by_blocks_learns_the_same_and_its_checkpoint_needs_n
     assert same(loaded.net.state_dict(), model.net.state_dict())
     x = torch.rand(2, 3)
     assert same(pickle.loads(pickle.dumps(model.net))(x), loaded.net(x))
+
+
+def test_a_scripted_network_is_not_compiled_once_more() -> None:
+    models = Scripted(), Scripted()
+    for model, compiled in zip(models, (False, True), strict=True):
+        quiet(max_epochs=2, compile=compiled).fit(model, data())
+    assert same(*map(weights, models))
 
 
 def test_the_example_takes_a_number_of_devices(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from helpers.compare import same, saved, timeless, weights
 from helpers.faulty import Failing
 from helpers.fitting import CLOSING, Closing, Fitting
 from helpers.fitting import data as fitting_data
-from helpers.models import Indices, Tiny, data, quiet
+from helpers.models import Indices, Tiny, data, quiet, scripted
 from helpers.rows import read_rows
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -353,7 +353,7 @@ class Scripted(Fitting):
 
     def setup(self, fast_init: bool = False) -> None:
         super().setup()
-        self.teacher = torch.jit.script(nn.Linear(3, 1).requires_grad_(False))
+        self.teacher = scripted(nn.Linear(3, 1).requires_grad_(False))
 
     def loss(self, batch: Any) -> Tensor:
         return nn.functional.mse_loss(self.net(batch[0]), self.teacher(batch[0]))
@@ -404,9 +404,7 @@ RIGHT: dict[str, tuple[type[Fitting], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.filterwarnings(
-    "ignore:The PyTorch API of nested tensors", "ignore:.*torch.jit", "ignore:The given NumPy array"
-)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:The given NumPy array")
 @pytest.mark.parametrize("name", RIGHT)
 def test_a_right_program_is_verified_and_has_the_same_bits(name: str) -> None:
     made, options = RIGHT[name]

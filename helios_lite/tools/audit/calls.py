@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
+from helios_lite.model_internals.attributes import hooked_modules
 from helios_lite.nested import leaves
 from helios_lite.tools.audit.couplings import CouplingWatch
 from helios_lite.tools.audit.record import digest
@@ -78,7 +79,7 @@ class CallWatch:
     def watch(self, networks: Mapping[str, nn.Module]) -> None:
         """Watch recurrent and attention modules of the networks from now on."""
         for name, net in networks.items():
-            for path, module in net.named_modules():
+            for path, module in hooked_modules(net):
                 where = f"{name}.{path}".rstrip(".")
                 if isinstance(module, nn.RNNBase | nn.RNNCellBase):
                     module.register_forward_pre_hook(self._enter_recurrent(where), with_kwargs=True)

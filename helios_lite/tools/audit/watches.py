@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 
 from helios_lite.metrics.measurements import learning_rates
+from helios_lite.model_internals.attributes import hooked_modules
 from helios_lite.tools.audit.record import digest
 
 _MAX_ELEMENTS = 50_000_000  # What the gradients that are kept may have in all.
@@ -50,7 +51,7 @@ class ModeWatch:
         self._is_watching, self._networks = True, networks
         self._before = _digests(networks)
         for name, net in networks.items():
-            for path, module in net.named_modules():
+            for path, module in hooked_modules(net):
                 own = [f"{name}.{path}.{key}".replace("..", ".") for key, _ in module.named_parameters(recurse=False)]
                 if own:
                     module.register_forward_pre_hook(self._note_use(own))
@@ -231,10 +232,10 @@ def _has_modes(module: nn.Module) -> bool:
 
 def _parameters_around(net: nn.Module, path: str) -> list[tuple[str, nn.Parameter]]:
     """Return the parameters of the nearest module around a path that has any, by their names in the network."""
-    parts = path.split(".") if path else []
+    parts, modules = path.split(".") if path else [], dict(net.named_modules(remove_duplicate=False))
     for length in range(len(parts), -1, -1):
         prefix = ".".join(parts[:length])
-        found = list(net.get_submodule(prefix).named_parameters(prefix))
+        found = list(modules[prefix].named_parameters(prefix))
         if found:
             return found
     return []
