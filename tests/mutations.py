@@ -473,6 +473,19 @@ MUTATIONS = [
         "if False:",
         "test_callbacks.py::test_activations_of_a_module_that_takes_no_hooks_are_an_error_that_names_it",
     ),
+    Mutation("training/step_verifier.py", "self._moved |= changed &", "changed &", RIGHT_VERIFIED + "[moved keys]"),
+    Mutation(
+        "training/step_verifier.py",
+        "0 if own is None or own.layout is not torch.strided else own.data_ptr()",
+        "0",
+        RIGHT_VERIFIED + "[replaced keys]",
+    ),
+    Mutation(
+        "training/step_verifier.py",
+        "if is_first and sum(p.numel() for _, p in others) <= sum(trained.values()):",
+        "if is_first:",
+        "training/test_step_verifier.py::test_what_cannot_be_taken_back_is_an_error_in_the_first_step",
+    ),
     Mutation("training/session.py", "self.compiled.load()", "pass", RESTART),
     Mutation("training/checkpointer.py", "session.compiled.save()", "pass", RESTART),
     Mutation(
@@ -6133,8 +6146,8 @@ MUTATIONS = [
     Mutation("training/step_verifier.py", "        if key not in first:\n", "        if False:\n", FAULTS),
     Mutation(
         "training/step_verifier.py",
-        "                if digest != digests[name]:\n",
-        "                if False:\n",
+        "if digest != digests[name]}",
+        "if False}",
         NOT_VERIFIED,
     ),
     Mutation(
@@ -6151,8 +6164,8 @@ MUTATIONS = [
     ),
     Mutation(
         "training/step_verifier.py",
-        "                if _version(tensor) != version:\n",
-        "                if False:\n",
+        "a, b in zip(watched, versions, now, strict=True) if a != b}",
+        "a, b in zip(watched, versions, now, strict=True) if False}",
         VERIFIED + "test_weights_that_change_before_a_later_update_are_an_error_too",
     ),
     Mutation(

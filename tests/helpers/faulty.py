@@ -33,8 +33,15 @@ def flip(tensor: Any) -> Any:
     return tensor
 
 
+def _flip_once(gradient: Tensor) -> Tensor | None:
+    return flip(gradient.clone()) if Faulty.count == Faulty.at else None
+
+
 class Failing(Model):
-    """A faulty module between two layers, and on request a faulty loss, gradient of a parameter, or second update."""
+    """A faulty module between two layers, and on request a faulty loss, gradient of a parameter, or second update.
+
+    The gradient is faulty when the kernel has made it ("kernel"), or when `backward` has ended ("parameter").
+    """
 
     def __init__(self, where: str = "", at: int = 0) -> None:
         super().__init__("failing")
@@ -43,6 +50,8 @@ class Failing(Model):
     def setup(self, fast_init: bool = False) -> None:
         self.net = self.parallelize(nn.Sequential(nn.Linear(3, 4), Faulty(), nn.Linear(4, 1)))
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1)
+        if Faulty.where == "kernel":
+            self.net[0].weight.register_hook(_flip_once)
         if Faulty.where == "second":
             self.other = self.parallelize(nn.Linear(3, 1))
             self.second = torch.optim.SGD(self.other.parameters(), lr=0.1)

@@ -1678,7 +1678,7 @@ def verified_steps(root: Path, world: World) -> dict[str, Any]:
         for model in (Plain(weighted=True), OneSided()):
             quiet(max_steps=5, accumulation_steps=2, sanity_batches=0, **options).fit(model, data(27, batch_size=3))
             found["weights"].append(weights(model))
-    for where in ("output", "gradient", "parameter"):
+    for where in ("output", "gradient", "kernel", "parameter"):
         failing = Failing(where, at=2 * world.rank)
         with pytest.raises(RuntimeError, match="verify_every_steps") as error:
             quiet(max_epochs=1, verify_every_steps=1).fit(failing, DataModule(Split(Indices(8), 4)))
@@ -1692,6 +1692,7 @@ def test_a_verified_step_names_on_every_rank_the_one_that_differs(result: Result
     for where, text in (
         ("output", "the first difference is in the output of net.1 (Faulty). The update"),
         ("gradient", "the first difference is in the gradient at the output of net.0 (Linear). The update"),
+        ("kernel", "the first difference is in the gradient of net.0.weight. The update"),
         ("parameter", "the gradient, averaged over the ranks, of net.0.weight. Which rank is the cause cannot be told"),
     ):
         (first, is_same), (second, is_same_too) = found[where]

@@ -18,7 +18,7 @@ import torch
 import torchmetrics
 from helpers.compare import same, saved, timeless, weights
 from helpers.faulty import Failing
-from helpers.fitting import CLOSING, Closing, Fitting
+from helpers.fitting import CLOSING, Closing, Fitting, network
 from helpers.fitting import data as fitting_data
 from helpers.models import Indices, Tiny, data, quiet, scripted
 from helpers.rows import read_rows
@@ -384,6 +384,47 @@ class Reading(Fitting):
         return super().loss(batch) * self.table[0]
 
 
+class MovedKeys(Fitting):
+    """Moves a copy of its network towards it before each step, as momentum contrast does; one way has no versions."""
+
+    way = "copy_"
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup()
+        self.keys = self.parallelize(network().requires_grad_(False))
+
+    @torch.no_grad()
+    def move(self) -> None:
+        for key, p in zip(self.keys.parameters(), self.net.parameters(), strict=True):
+            if self.way == "copy_":
+                key.mul_(0.5).add_(p, alpha=0.5)
+            else:
+                key.data = 0.5 * key + 0.5 * p
+
+    def loss(self, batch: Any) -> Tensor:
+        self.move()
+        return super().loss(batch) + nn.functional.mse_loss(self.net(batch[0]), self.keys(batch[0]))
+
+
+class ReplacedKeys(MovedKeys):
+    """Gives the copy new memory."""
+
+    way = "data"
+
+
+class LargeKeys(Fitting):
+    """Moves what has more parameters than what it trains, which would take too much memory to copy."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup()
+        self.keys = nn.ModuleList([network(), nn.Linear(3, 10)]).requires_grad_(False)
+
+    def loss(self, batch: Any) -> Tensor:
+        with torch.no_grad():
+            self.keys[1].weight.mul_(0.5)
+        return super().loss(batch)
+
+
 class OwnBackward(Fitting):
     """Its `backward` has no more arguments than it uses."""
 
@@ -400,6 +441,8 @@ RIGHT: dict[str, tuple[type[Fitting], dict[str, Any]]] = {
     "scripted": (Scripted, {}),
     "sparse": (Looking, {"accumulation_steps": 2}),
     "file": (Reading, {}),
+    "moved keys": (MovedKeys, {"accumulation_steps": 2}),
+    "replaced keys": (ReplacedKeys, {}),
     "backward": (OwnBackward, {}),
 }
 
@@ -474,6 +517,7 @@ class ByHand(Fitting):
     [
         (Drawing(), "sources.0 is an iterator (range_iterator), whose position"),
         (Decaying(), "train_step has changed net.0.weight before the step of an optimizer, or otherwise"),
+        (LargeKeys(), "train_step has changed keys.1.weight before the step of an optimizer, or otherwise"),
         (ByHand(), "train_step has changed net.0.weight before the step of an optimizer, or otherwise"),
         (Closing(*CLOSING["lbfgs"][:1], **CLOSING["lbfgs"][1]), "LBFGS computes the loss inside of its step"),
         (Closing(*CLOSING["sam"][:1], **CLOSING["sam"][1]), "SAM computes the loss inside of its step"),
