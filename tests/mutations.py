@@ -486,6 +486,8 @@ MUTATIONS = [
         "if is_first:",
         "training/test_step_verifier.py::test_what_cannot_be_taken_back_is_an_error_in_the_first_step",
     ),
+    Mutation("tools/audit/couplings.py", "return found or {0} if name", "return found if name", COUPLED),
+    Mutation("tools/audit/couplings.py", "{each % ndim for each in", "{each for each in", COUPLED),
     Mutation("training/session.py", "self.compiled.load()", "pass", RESTART),
     Mutation("training/checkpointer.py", "session.compiled.save()", "pass", RESTART),
     Mutation(

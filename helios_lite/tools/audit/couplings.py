@@ -34,6 +34,8 @@ _OF_TWO = ("Mul", "Div")  # Linear if one of the two has no gradient.
 _ORDERED = {"sort": 1, "argsort": 1, "median": 1, "nanmedian": 1, "topk": 2, "kthvalue": 2}
 _ORDERED |= {"quantile": 2, "nanquantile": 2}
 """Functions that order values, and which argument of each is the dimension."""
+_OVER = {"mean": 1, "sum": 1, "roll": 2, "flip": 1}
+"""Functions over dimensions, and the first argument of each that is one."""
 
 
 def coupling_of(loss: Tensor, size: int, *, has_statistics: bool = False) -> str:
@@ -111,18 +113,18 @@ class CouplingWatch:
         if self._found or size < 2 or not tensors or any(isinstance(each, nn.Parameter) for each in tensors[:2]):
             return
         first = tensors[0]
-        dims = options.get("dims", options.get("dim", arguments[-1] if len(arguments) > 1 else None))
+        dims = _dims(name, arguments, options, first.ndim) if name in _OVER and first.ndim > 0 else set[int]()
         if len(tensors) > 1 and _are_all_pairs(first, tensors[1], output, size):
             self._found = f"{name.strip('_')} of all pairs"
         elif name == "index_select" and len(arguments) > 2 and first.shape[arguments[1]] == size:
             self._note_index(arguments[2], size)  # Hidden states have their samples in the second dimension.
         elif first.ndim == 0 or len(first) != size:
             return
-        elif name in ("mean", "sum") and dims == 0 and first.ndim > 1 and not first.requires_grad:
+        elif name in ("mean", "sum") and dims == {0} and first.ndim > 1 and not first.requires_grad:
             self.has_statistics = True
         elif name == "__getitem__":
             self._note_index(arguments[1], size)
-        elif (name in ("roll", "flip") and dims in (0, (0,), [0])) or (
+        elif (name in ("roll", "flip") and 0 in dims) or (
             name in _ORDERED
             and first.is_floating_point()
             and (first.ndim == 1 or _dim_of_order(name, arguments, options) in (0, -first.ndim))
@@ -140,6 +142,15 @@ class CouplingWatch:
             self._orders[order] += 1
         else:
             self._found = "an index that takes other samples of the batch"
+
+
+def _dims(name: str, arguments: Sequence[Any], options: Mapping[str, Any], ndim: int) -> set[int]:
+    """Return the dimensions that a call of a function of `_OVER` has; 0 if it rolls all elements as one row."""
+    given = options.get("dims", options.get("dim", arguments[_OVER[name] :]))
+    while isinstance(given, tuple | list) and len(given) == 1:
+        given = given[0]
+    found = {each % ndim for each in (given if isinstance(given, tuple | list) else [given]) if type(each) is int}
+    return found or {0} if name == "roll" else found
 
 
 def _dim_of_order(name: str, arguments: Sequence[Any], options: Mapping[str, Any]) -> Any:
