@@ -6248,6 +6248,12 @@ MUTATIONS = [
         "self._has_digests = True",
         "training/test_history.py::test_it_has_every_row_of_the_run_once_with_files_and_without",
     ),
+    Mutation(
+        "metrics/digests.py",
+        "tensor.dtype.to_real())",
+        "tensor.dtype)",
+        "networks/test_sharded_networks.py::test_digests_of_rows_do_not_depend_on_how_networks_and_samples_are_divided",
+    ),
     Mutation("metrics/digests.py", "folds=flat.element_size() == 8", "folds=False", SEEN_BITS),
     Mutation(
         "metrics/digests.py",

@@ -304,7 +304,7 @@ def _parts_of_rank(digests: Digests, tensors: Iterable[Tensor], world: World) ->
     for tensor in tensors:
         if not isinstance(tensor, DTensor) and not _has_bits(tensor):
             continue
-        kind = (tensor.device, tensor.dtype)
+        kind = (tensor.device, tensor.dtype.to_real())  # As `_flat` returns them.
         start = starts.setdefault(kind, len(starts) << 40)
         starts[kind] += tensor.numel() * (2 if tensor.is_complex() else 1)
         if isinstance(tensor, DTensor):

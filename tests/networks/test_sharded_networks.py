@@ -889,6 +889,30 @@ def test_shards_of_each_of_two_machines_are_replicated_and_do_what_one_process_d
 # What rows have to tell runs apart.
 
 
+class Rotation(nn.Module):
+    """A block of complex numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 1, dtype=torch.complex64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.to(torch.complex64) @ self.weight).abs()
+
+
+class Rotating(Deep):
+    """A block of complex numbers before one of real ones."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.net = self.parallelize(nn.Sequential(Rotation(), nn.Linear(1, 1)), (Rotation, nn.Linear))
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.01)
+
+
+def first_digest(folder: Path) -> str:
+    """Return the digest of the weights with which a run in a folder has begun."""
+    return read_starts(folder / "deep/config.json")[0]["weights_digest"]
+
+
 @scenario(ranks=2)
 def digests_of_rows(root: Path, world: World) -> Any:
     """The rows of networks that are sharded, and of replicated ones; and the digest of the full weights at the end."""
@@ -899,17 +923,23 @@ def digests_of_rows(root: Path, world: World) -> Any:
         full = copy.deepcopy(Stack())
         full.load_state_dict({name: full_tensor(value) for name, value in model.net.state_dict().items()})
         last = digest_of_weights(Digests(), [full], World(), has_shards=False)
-        found[strategy] = folder / "deep", read_starts(folder / "deep/config.json"), last
+        fit(Rotating(), 18, strategy=strategy, root=folder / "rotating")
+        firsts = [first_digest(folder), first_digest(folder / "rotating")]
+        found[strategy] = folder / "deep", firsts, last
     return found
 
 
 def test_digests_of_rows_do_not_depend_on_how_networks_and_samples_are_divided(result: Results, tmp_path: Path) -> None:
     fit(Deep(), 18, batch_size=4, strategy="ddp", root=tmp_path, log_every_steps=3)
-    alone, start = read_rows(tmp_path / "deep"), read_starts(tmp_path / "deep/config.json")[0]
-    for folder, starts, last in result(digests_of_rows, ranks=2).values():
+    alone = read_rows(tmp_path / "deep")
+    fit(Rotating(), 18, strategy="ddp", root=tmp_path / "rotating")
+    expected = [
+        read_starts(each / "deep/config.json")[0]["weights_digest"] for each in (tmp_path, tmp_path / "rotating")
+    ]
+    for folder, firsts, last in result(digests_of_rows, ranks=2).values():
         rows = read_rows(folder)
         assert [row.get("samples_digest") for row in rows[:2]] == [row.get("samples_digest") for row in alone[:2]]
-        assert starts[0]["weights_digest"] == start["weights_digest"]
+        assert firsts == expected
         assert rows[-1]["weights_digest"] == last
         differences = compare(tmp_path / "deep", folder)  # What runs of one and of two processes differ by is named.
         assert ("environment.processes", "1", "2") in differences.options
