@@ -7,10 +7,10 @@ from helpers.fuzzing import difference, first_difference, make_case
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
-SEED, CASES = 0, 12
+SEED, NUMBERS = 0, (*range(8), 10, 14, 15, 19, 24)  # Among them are those that notice what others do not.
 
 
-@pytest.mark.parametrize("number", range(CASES))
+@pytest.mark.parametrize("number", NUMBERS)
 def test_a_random_training_cut_at_random_places_ends_like_one_that_was_not(number: int, tmp_path: Path) -> None:
     assert difference(make_case(SEED, number), tmp_path) is None
 

@@ -1,5 +1,6 @@
 """Resumed equals uninterrupted, bit for bit, wherever a run is cut."""
 
+import json
 import random
 import shutil
 import sys
@@ -11,7 +12,7 @@ import pytest
 import torch
 from helpers import resumable
 from helpers.compare import same, saved
-from helpers.models import Tiny, data, quiet
+from helpers.models import Indices, Stream, Tiny, data, quiet
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -109,6 +110,26 @@ class Numbered(Tiny):
 
     def valid_step(self, batch: Any, step: int) -> None:
         self.log("score", self.cycle)
+
+
+class OfStream(Numbered):
+    """Takes batches of numbers."""
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        super().train_step((batch, batch[:, None].expand(-1, 3).float()), state)
+
+
+def test_a_checkpoint_has_its_score_where_a_resume_ends_the_epoch_that_was_validated(tmp_path: Path) -> None:
+    """The epochs of a stream have three steps, which it is not known to have before it ends."""
+    options: dict[str, Any] = {"monitor": "valid/score", "valid_every_steps": 3, "valid_every_epochs": None}
+    found = []
+    for name, cuts in (("whole", [7]), ("cut", [3, 7])):
+        for step in cuts:
+            stream = DataModule(Split(Stream(6), 2), Split(Indices(5), 4))
+            quiet(root=tmp_path / name, max_steps=step, keep_last=-1, **options).fit(OfStream(), stream)
+        found.append(json.loads((tmp_path / name / "tiny/checkpoints/manifest.json").read_text())["checkpoints"])
+    assert [(each["epoch"], each["step"], each["score"]) for each in found[0]][:2] == [(0, 3, 1), (1, 3, 1)]
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize(("mode", "best"), [("min", 1.0), ("max", 3.0)])
