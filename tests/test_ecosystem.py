@@ -59,7 +59,7 @@ def make_data():
 if __name__ == "__main__":
     Trainer(root=HERE / "whole", max_epochs=3, save_every_steps=2, devices=2).fit(Sum("sum"), make_data())
     (HERE / "flag").touch()
-    ray.init(num_cpus=2, include_dashboard=False, runtime_env=WORKERS)
+    ray.init("local", num_cpus=2, include_dashboard=False, runtime_env=WORKERS)
     RunConfig = functools.partial(RunConfig, callbacks=[Reported()])
 """
 
@@ -131,7 +131,7 @@ if __name__ == "__main__":
     ScalingConfig = functools.partial(ScalingConfig, elastic_resize_monitor_interval_s=1)
     head = {"num_cpus": 1, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head, shutdown_at_exit=False)  # A thread adds to it.
-    atexit.register(cluster.shutdown)
+    atexit.register(lambda: (ray.shutdown(), cluster.shutdown()))  # It ends no node that this process is connected to.
     ray.init(address=cluster.address, runtime_env=WORKERS)
     threading.Thread(target=a_node_comes_and_goes, args=(cluster, HERE / "shared"), daemon=True).start()
 """
