@@ -21,7 +21,6 @@ _BLOCK = 1 << 15  # Positions whose odd numbers are kept: together with as many 
 _FIRST = 1 << 12  # So many are made at once at least.
 _SMALL = 1 << 12  # New memory for so many takes less time than a part of the memory that is kept.
 _MOST_ON_DEVICE = 1 << 22  # Elements that an accelerator multiplies at once, which takes 8 bytes for each.
-_MOST_SLICES = 64
 _MOST_JOINED = 1 << 14  # Elements on the CPU, where copying more takes longer than looking at each tensor.
 _MOST_SLICES = 64
 _PLAIN = (Tensor, nn.Parameter)
@@ -50,7 +49,7 @@ class Digests:
     def __init__(self) -> None:
         self._numbers: dict[torch.device, Tensor] = {}
         self._slices: dict[tuple[torch.device, int, int], Tensor] = {}  # The last ones: to cut takes as long as to add.
-        self._memory = torch.empty(0, dtype=torch.int64)  # For a block on the CPU: new memory takes longer.
+        self._memory: Tensor | None = None  # For a block on the CPU: new memory takes longer.
 
     def parts(self, flat: Tensor, start: int = 0) -> list[Tensor]:
         """Return int64 tensors without a dimension whose sum is the digest. It waits for no device.
@@ -107,8 +106,9 @@ class Digests:
         length = numbers.numel()
         if length <= _SMALL or (numbers.dtype == torch.int64 and not folds):
             return (numbers >> 32).add_(numbers) if folds else numbers.long()
-        if len(self._memory) == 0:
-            self._memory = torch.empty(_BLOCK, dtype=torch.int64)
+        if self._memory is None:
+            with torch.inference_mode(False):  # It is written anywhere.
+                self._memory = torch.empty(_BLOCK, dtype=torch.int64, device="cpu")
         memory = self._memory[:length]
         return torch.bitwise_right_shift(numbers, 32, out=memory).add_(numbers) if folds else memory.copy_(numbers)
 

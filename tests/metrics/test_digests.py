@@ -84,6 +84,16 @@ def test_a_digest_is_what_its_definition_says_in_blocks_and_in_parts_of_them(dty
         assert digest(values[:length], start) == by_definition(values[:length], start)
 
 
+def test_a_digest_is_the_same_whatever_mode_and_device_are_the_default() -> None:
+    values, digests = torch.randn(9000), Digests()
+    with torch.inference_mode(), torch.device("meta"):
+        found = [digests.parts(values)]
+    found.append(digests.parts(values))
+    with torch.inference_mode():
+        found.append(digests.parts(values))
+    assert [int(total) % 2**64 for (total,) in found] == [digest(values)] * 3
+
+
 def test_parts_of_a_digest_add_up_wherever_they_are_cut() -> None:
     values = torch.arange(100_000) % 1009  # More than two of the blocks in which it is computed.
     whole = digest(values)

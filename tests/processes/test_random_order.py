@@ -16,7 +16,7 @@ SORTED = 4096  # Up to this length a permutation is sorted, and longer ones go t
 
 
 def test_every_number_comes_once() -> None:
-    for length in (*range(1, 1030), *range(1030, 5001, 17), SORTED - 1, SORTED, SORTED + 1):
+    for length in range(1, 5001):
         order = RandomOrder(length, seed=length).tensor()
         assert torch.equal(order.sort().values, torch.arange(length)), length
     for length in (*range(1, 40), 255, 256, 257, 1000, 99_991, 300_000):
