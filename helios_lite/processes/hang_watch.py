@@ -26,6 +26,9 @@ from helios_lite.processes.output import write_stacks, write_stderr
 from helios_lite.processes.peers import SECONDS_FOR_FILES, exit_now, process_state, within
 from helios_lite.processes.world import World, is_launched, limit_waiting
 
+SECONDS_FOR_STACKS = 0.5
+"""In which loading processes write theirs, which the report of the hang would otherwise come in between."""
+
 _PACKAGE = str(Path(__file__).parents[1])
 _TORCH = str(Path(torch.__file__).parent)
 _LIBRARIES = ("<frozen", *{_PACKAGE, *(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib"))})
@@ -166,9 +169,12 @@ class HangWatch:
 
     def _exchange(self, own: Stand) -> list[Stand]:
         """Write the stacks and the stand of this rank; return the stands of all ranks that can do so in time."""
-        for child in active_children():  # Loading processes write their stacks to stderr.
+        children = active_children()
+        for child in children:  # Loading processes write their stacks to stderr.
             with contextlib.suppress(OSError):
                 os.kill(child.pid or 0, signal.SIGUSR2)
+        if children:
+            time.sleep(SECONDS_FOR_STACKS)
         if self._folder is None:
             write_stacks()
             return [own]
