@@ -291,15 +291,16 @@ class EMA(Callback):
 
 def _widen(net: nn.Module) -> None:
     """Replace the floating-point parameters and buffers of a network that have fewer bits than 32."""
-    wide: dict[int, Any] = {}  # By the tensor that is replaced, since a network may have one at several places.
+    # Held until the end: of a scripted network they are made when they are asked for, and others would get their
+    # identities. By these, since a network may have a tensor at several places.
+    parameters, buffers = ([each for each in some if _is_narrow(each)] for some in (net.parameters(), net.buffers()))
+    wide: dict[int, Tensor] = {id(p): nn.Parameter(p.detach().float(), p.requires_grad) for p in parameters}
+    wide |= {id(buffer): buffer.float() for buffer in buffers}
     for module in net.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None and _is_narrow(parameter):
-                made = nn.Parameter(parameter.detach().float(), parameter.requires_grad)
-                module._parameters[name] = wide.setdefault(id(parameter), made)
-        for name, buffer in module._buffers.items():
-            if buffer is not None and _is_narrow(buffer):
-                module._buffers[name] = wide.setdefault(id(buffer), buffer.float())
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None and id(tensor) in wide:
+                    tensors[name] = wide[id(tensor)]  # type: ignore[assignment]
 
 
 def _is_narrow(tensor: Tensor) -> bool:

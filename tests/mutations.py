@@ -473,21 +473,54 @@ MUTATIONS = [
         "if False:",
         "test_callbacks.py::test_activations_of_a_module_that_takes_no_hooks_are_an_error_that_names_it",
     ),
-    Mutation("training/step_verifier.py", "self._moved |= changed &", "changed &", RIGHT_VERIFIED + "[moved keys]"),
     Mutation(
         "training/step_verifier.py",
-        "0 if own is None or own.layout is not torch.strided else own.data_ptr()",
-        "0",
-        RIGHT_VERIFIED + "[replaced keys]",
+        'group["params"] if p.requires_grad}',
+        'group["params"]}',
+        RIGHT_VERIFIED + "[late keys]",
     ),
     Mutation(
         "training/step_verifier.py",
-        "if is_first and sum(p.numel() for _, p in others) <= sum(trained.values()):",
-        "if is_first:",
+        "others = {id(p): p for _, p in parameters",
+        "others = {i: p for i, (_, p) in enumerate(parameters)",
+        RIGHT_VERIFIED + "[late keys]",
+    ),
+    Mutation(
+        "training/step_verifier.py",
+        "return first.shape != second.shape or not torch.equal(bits_of(first), bits_of(second))",
+        "return True",
+        RIGHT_VERIFIED + "[new memory]",
+    ),
+    Mutation(
+        "model_internals/rollback.py",
+        "yield from value.named_parameters(recurse=False)",
+        "yield from ()",
+        RIGHT_VERIFIED + "[scripted student]",
+    ),
+    Mutation(
+        "model_internals/rollback.py",
+        "            yield from buffers.items()\n",
+        "",
+        RIGHT_VERIFIED + "[scripted student]",
+    ),
+    Mutation(
+        "model_internals/rollback.py",
+        "in self._opened or isinstance(value, nn.Module):",
+        "in self._opened:",
+        RIGHT_VERIFIED + "[locked keys]",
+    ),
+    Mutation("model_internals/rollback.py", "    tensor.copy_(kept)", "    pass", RIGHT_VERIFIED + "[inference]"),
+    Mutation(
+        "training/step_verifier.py",
+        " if sum(p.numel() for p in others.values()) <= sum(trained.values()) else []",
+        "",
         "training/test_step_verifier.py::test_what_cannot_be_taken_back_is_an_error_in_the_first_step",
     ),
-    Mutation("tools/audit/couplings.py", "return found or {0} if name", "return found if name", COUPLED),
-    Mutation("tools/audit/couplings.py", "{each % ndim for each in", "{each for each in", COUPLED),
+    Mutation("tools/audit/couplings.py", "if shift != 0} if given else {0}", "if shift != 0}", COUPLED),
+    Mutation(
+        "tools/audit/couplings.py", "return {each % ndim for each, shift in", "return {each for each, shift in", COUPLED
+    ),
+    Mutation("tools/audit/couplings.py", "strict=False) if shift != 0}", "strict=False)}", COUPLED),
     Mutation("training/session.py", "self.compiled.load()", "pass", RESTART),
     Mutation("training/checkpointer.py", "session.compiled.save()", "pass", RESTART),
     Mutation(
@@ -6062,7 +6095,7 @@ MUTATIONS = [
         "training/step_verifier.py",
         "            after_optimizer_step=self._after_optimizer_step,\n",
         "",
-        RIGHT_VERIFIED,
+        RIGHT_VERIFIED + "[large average, accumulated]",
     ),
     Mutation(
         "model_internals/rollback.py",
@@ -6094,7 +6127,10 @@ MUTATIONS = [
     Mutation("model_internals/rollback.py", "        tensor.data = own\n", "        pass\n", ONE_UPDATE),
     Mutation("model_internals/rollback.py", "        tensor.grad = gradient\n", "        pass\n", ONE_UPDATE),
     Mutation(
-        "model_internals/rollback.py", "        tensor.requires_grad_(requires_grad)\n", "        pass\n", ONE_UPDATE
+        "model_internals/rollback.py",
+        "        tensor.requires_grad_(requires_grad)\n",
+        "        pass\n",
+        RIGHT_VERIFIED + "[toggling]",
     ),
     Mutation(
         "model_internals/rollback.py",
@@ -6102,7 +6138,12 @@ MUTATIONS = [
         "            pass\n",
         ONE_UPDATE,
     ),
-    Mutation("model_internals/rollback.py", "slice(0, 1) if step == 0 else slice(None)", "slice(None)", ONE_UPDATE),
+    Mutation(
+        "model_internals/rollback.py",
+        "slice(0, 1) if step == 0 else slice(None)",
+        "slice(None)",
+        RIGHT_VERIFIED + "[toggling]",
+    ),
     Mutation(
         "model_internals/rollback.py",
         "isinstance(value, Iterator) and not isinstance(value, io.IOBase)",
@@ -6153,8 +6194,8 @@ MUTATIONS = [
     Mutation("training/step_verifier.py", "        if key not in first:\n", "        if False:\n", FAULTS),
     Mutation(
         "training/step_verifier.py",
-        "if digest != digests[name]}",
-        "if False}",
+        "                if digest != digests[name]:\n",
+        "                if False:\n",
         NOT_VERIFIED,
     ),
     Mutation(
@@ -6171,8 +6212,8 @@ MUTATIONS = [
     ),
     Mutation(
         "training/step_verifier.py",
-        "a, b in zip(watched, versions, now, strict=True) if a != b}",
-        "a, b in zip(watched, versions, now, strict=True) if False}",
+        "                if _has_changed(tensor, *version):\n",
+        "                if False:\n",
         VERIFIED + "test_weights_that_change_before_a_later_update_are_an_error_too",
     ),
     Mutation(
@@ -6258,6 +6299,18 @@ MUTATIONS = [
         "tensor.dtype.to_real())",
         "tensor.dtype)",
         "networks/test_sharded_networks.py::test_digests_of_rows_do_not_depend_on_how_networks_and_samples_are_divided",
+    ),
+    Mutation(
+        "loading/split_loader.py",
+        "if self.has_digest and self._order is not None",
+        "if self._order is not None",
+        DIGESTED + "test_nobody_makes_digests_of_samples_that_no_row_has",
+    ),
+    Mutation(
+        "callbacks.py",
+        "                    tensors[name] = wide[id(tensor)]",
+        "                    tensors[name] = wide.setdefault(0, wide[id(tensor)])",
+        CALLBACKS + "test_the_average_of_a_scripted_network_has_each_of_its_parameters",
     ),
     Mutation("metrics/digests.py", "folds=flat.element_size() == 8", "folds=False", SEEN_BITS),
     Mutation(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.compare import same, weights
-from helpers.models import HOOKS, Indices, Scripted, Tiny, data, quiet
+from helpers.models import HOOKS, Indices, Scripted, Tiny, data, quiet, scripted
 from helpers.rows import read_rows
 from torch import nn
 from torch.utils.data import DataLoader
@@ -510,6 +510,31 @@ def test_an_average_of_small_floating_point_numbers_moves_and_resumes(dtype: tor
         assert model.net.weight.dtype is dtype
         assert model.net.weight[0].item() == 40.0
         assert result.metrics["valid/weight"] == torch.tensor(expected).to(dtype).item()
+
+
+class Narrow(Tiny):
+    """Four layers of the same shape in bf16."""
+
+    is_scripted = False
+
+    def network(self) -> nn.Module:
+        net = nn.Sequential(*(nn.Linear(3, 3) for _ in range(4))).to(torch.bfloat16)
+        return scripted(net) if self.is_scripted else net
+
+    def train_step(self, batch: Any, state: Any) -> None:
+        super().train_step((batch[0], batch[1].bfloat16()), state)
+
+
+def test_the_average_of_a_scripted_network_has_each_of_its_parameters() -> None:
+    averages = []
+    with torch.jit.optimized_execution(False):
+        for is_scripted in (False, True):
+            model, ema = Narrow(), EMA(decay=0.5)
+            model.is_scripted = is_scripted
+            quiet(max_epochs=1, callbacks=[ema], valid_every_epochs=None).fit(model, DataModule(data().train))
+            averages.append({name: value.clone() for name, value in ema.averaged.module.state_dict().items()})
+    assert same(*averages)
+    assert all(value.dtype is torch.float32 for value in averages[1].values())
 
 
 def test_a_network_that_is_not_there_is_an_error_with_those_that_are() -> None:

@@ -103,6 +103,14 @@ class Rollback:
         yield from _numbered(value)
 
     def _keep_attributes(self, value: Any) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, torch.jit.ScriptModule):  # What it has is in C++, and not among its attributes.
+            buffers = dict(value.named_buffers(recurse=False))
+            for name, kept in {**buffers, "training": value.training}.items():
+                self._undo.append(functools.partial(setattr, value, name, kept))
+            yield from buffers.items()
+            yield from value.named_parameters(recurse=False)
+            yield from value.named_children()
+            return
         if hasattr(value, "__dict__"):
             yield from self._keep_dict(vars(value))
         slots = {name: getattr(value, name) for name in _slots(value) if hasattr(value, name)}
@@ -122,7 +130,10 @@ class Rollback:
             self._undo.append(functools.partial(_put_back_leaf, tensor, gradient, tensor.requires_grad))
         if gradient is not None:
             yield "grad", gradient
-        if id(tensor) not in self._held and (own := elements(tensor)) is not None:
+        if tensor.is_inference() and tensor.layout is torch.strided and not tensor.is_nested:
+            with torch.inference_mode():
+                self._undo.append(functools.partial(_copy_in_inference, tensor, tensor.clone()))
+        elif id(tensor) not in self._held and (own := elements(tensor)) is not None:
             if own.layout is torch.sparse_coo:
                 self._undo.append(functools.partial(setattr, tensor, "data", own.clone()))
                 return
@@ -134,7 +145,7 @@ class Rollback:
 
     def _is_open(self, value: Any) -> bool:
         """Return whether the attributes of an object are kept."""
-        if id(value) in self._opened:
+        if id(value) in self._opened or isinstance(value, nn.Module):
             return True
         attributes = getattr(value, "__dict__", {})
         has_any = hasattr(value, "__dict__") or _slots(value)  # One of a class with defaults gets them in a step.
@@ -157,6 +168,11 @@ def elements(tensor: Tensor) -> Tensor | None:
     if not is_known or own.is_nested or own.is_inference() or torch._C._functorch.is_functorch_wrapped_tensor(own):
         return None
     return own.data if own.layout in (torch.strided, torch.sparse_coo) else None
+
+
+@torch.inference_mode()
+def _copy_in_inference(tensor: Tensor, kept: Tensor) -> None:
+    tensor.copy_(kept)
 
 
 def _numbered(items: Collection[Any]) -> Iterator[tuple[str, Any]]:

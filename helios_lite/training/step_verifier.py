@@ -18,7 +18,7 @@ from torch.optim.optimizer import _global_optimizer_pre_hooks, register_optimize
 from torch.utils.hooks import RemovableHandle
 
 from helios_lite.metrics.accumulator import MetricAccumulator
-from helios_lite.metrics.digests import Digests, digest_of_elements
+from helios_lite.metrics.digests import Digests, bits_of, digest_of_elements
 from helios_lite.model_internals.attributes import (
     hooked_modules,
     named_networks,
@@ -106,7 +106,6 @@ class StepVerifier:
         self._has_several_updates = False  # As far as is known.
         self._optimizers: list[Optimizer] = []
         self._names: dict[int, str] = {}  # Of parameters by identity.
-        self._moved = set[str]()  # Parameters of no optimizer that train_step changes, such as those of a mean teacher.
         # Of the pass at work, and of the first one: what has been computed, and the number of updates.
         self._trace: _Trace | None = None
         self._counts = Counter[str]()
@@ -152,25 +151,23 @@ class StepVerifier:
         self._names = {id(p): name for name, p in parameters}
         held = {} if self._has_several_updates else {id(each): (name, each) for name, each in self._trained(parameters)}
         is_first = state.step + 1 == self._first_step
-        copied = {id(p): held.pop(id(p)) for p in self._copied(parameters, is_first=is_first) if id(p) in held}
+        for p in self._copied(parameters):
+            held.pop(id(p), None)
         with self._watching(parameters):
             opened = [context.precision, model._tables, *context.parallel.averages()]
             before = Rollback({"": model, "batch": batch}, opened, held)
-            watched = [*held.values(), *copied.values()]
-            versions = [_version(tensor) for _, tensor in watched]
-            digests = self._digests_of(watched) if is_first else {}  # Later versions tell, which takes no time.
+            versions = [_version(tensor) for _, tensor in held.values()]
+            digests = self._digests_of(held.values()) if is_first else {}  # Later versions tell, which takes no time.
             random_numbers = rng.get_state(context.device)
             self._begin_pass(None)
             with context.logging_to(MetricAccumulator(context.device)), contextlib.suppress(_UpdateReached):
                 self._tap.train_step(batch, state)
             context.parallel.reshard()
-            now = [_version(tensor) for _, tensor in watched]
-            changed = {name for (name, _), a, b in zip(watched, versions, now, strict=True) if a != b}
-            if is_first:
-                changed |= {name for name, digest in self._digests_of(watched).items() if digest != digests[name]}
-                self._moved |= changed & {name for name, _ in copied.values()}
-            for name, _ in held.values():
-                if name in changed:
+            for (name, tensor), version in zip(held.values(), versions, strict=True):
+                if _has_changed(tensor, *version):
+                    raise _not_taken_back(name)
+            for name, digest in self._digests_of(held.values()).items() if is_first else ():
+                if digest != digests[name]:
                     raise _not_taken_back(name)
             before.restore()
             del before  # Its copies are not needed any more.
@@ -202,18 +199,15 @@ class StepVerifier:
                     if isinstance(value, Tensor):
                         yield f"{name} of {self._names.get(id(p), 'an optimizer')}", value
 
-    def _copied(self, parameters: Sequence[tuple[str, Tensor]], *, is_first: bool) -> list[Tensor]:
-        """Return the parameters of no optimizer that are copied and taken back, because train_step changes them.
+    def _copied(self, parameters: Sequence[tuple[str, Tensor]]) -> list[Tensor]:
+        """Return the parameters that no optimizer trains, which train_step may change itself, and which are copied.
 
-        In the first step it is not known which. All are copied then, unless they have more elements than what is
-        trained, as a large network has to which a small one is added.
+        None if they have more elements than what is trained, as a large network has to which a small one is added.
         """
         groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
-        trained = {id(p): p.numel() for group in groups for p in group["params"]}
-        others = [(name, p) for name, p in parameters if id(p) not in trained]
-        if is_first and sum(p.numel() for _, p in others) <= sum(trained.values()):
-            return [p for _, p in others]
-        return [p for name, p in others if name in self._moved]
+        trained = {id(p): p.numel() for group in groups for p in group["params"] if p.requires_grad}
+        others = {id(p): p for _, p in parameters if id(p) not in trained}
+        return [*others.values()] if sum(p.numel() for p in others.values()) <= sum(trained.values()) else []
 
     def _digests_of(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
         found = {name: digest for name, tensor in tensors if (digest := self._digest(tensor)) is not None}
@@ -358,11 +352,20 @@ def _remove_hooks(copies: Iterable[nn.Module]) -> None:
                 del module._forward_hooks[key]
 
 
-def _version(tensor: Tensor) -> tuple[int, int]:
-    """Return how often a tensor has changed in place, and where its memory is; 0 where PyTorch does not say it."""
-    own = elements(tensor)
-    memory = 0 if own is None or own.layout is not torch.strided else own.data_ptr()
-    return 0 if tensor.is_inference() else tensor._version, memory
+def _version(tensor: Tensor) -> tuple[int, Tensor | None]:
+    """Return how often a tensor has changed in place, 0 if PyTorch does not count, and its memory, which is held."""
+    return 0 if tensor.is_inference() else tensor._version, elements(tensor)
+
+
+def _has_changed(tensor: Tensor, version: int, own: Tensor | None) -> bool:
+    """Return whether a tensor has changed since `_version`, or has new memory with other values."""
+    now, memory = _version(tensor)
+    if now != version or own is None or memory is None or own.layout is not torch.strided:
+        return now != version
+    if own.data_ptr() == memory.data_ptr():
+        return False
+    first, second = (torch.view_as_real(each) if each.is_complex() else each for each in (own, memory))
+    return first.shape != second.shape or not torch.equal(bits_of(first), bits_of(second))
 
 
 def _not_taken_back(name: str) -> RuntimeError:

@@ -184,6 +184,18 @@ def test_a_row_has_the_digests_of_its_samples_its_last_batch_and_its_weights(tmp
     assert timeless(without_files) == timeless(plain)
 
 
+@pytest.mark.parametrize("has_folder", [True, False])
+def test_nobody_makes_digests_of_samples_that_no_row_has(
+    has_folder: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also at the end of a pass that is no epoch; its order may be too long for the memory."""
+    added = []
+    add = SampleDigest.add
+    monkeypatch.setattr(SampleDigest, "add", lambda self, indices: (added.append(len(indices)), add(self, indices)))
+    quiet(max_steps=20, steps_per_epoch=4, root=tmp_path if has_folder else None).fit(Tiny(), data(train=22))
+    assert sum(added) == (20 * 4 - 6 if has_folder else 0)  # The last batch of a pass has two.
+
+
 class Drawn:
     """A sampler, whose order nothing else can make."""
 

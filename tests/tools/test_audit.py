@@ -397,6 +397,7 @@ def test_a_loss_couples_samples_by_its_form_and_not_by_an_error() -> None:
         (lambda z, y: (z - torch.roll(z, shifts=1)).square().mean(), "roll over the samples"),
         (lambda z, y: (z - z.flip(1, 0)).square().mean(), "flip over the samples"),
         (lambda z, y: (z - z.flip([-2])).square().mean(), "flip over the samples"),
+        (lambda z, y: (z - z.roll((0, 1), (0, 1))).square().mean(), ""),
         (lambda z, y: (z - z.roll(1, dims=1)).square().mean() + (z - z.flip(-1)).square().mean(), ""),
     ):
         assert coupled(loss).startswith(what), what

@@ -5,6 +5,7 @@ import copy
 import functools
 import pickle
 import random
+import threading
 from array import array
 from collections import OrderedDict, deque
 from collections.abc import Iterator
@@ -412,6 +413,102 @@ class ReplacedKeys(MovedKeys):
     way = "data"
 
 
+class LateKeys(MovedKeys):
+    """Moves the copy, of which it has two names, in some steps only, not in the first; its optimizer has it too."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.both = self.parallelize(nn.ModuleList([network(), network().requires_grad_(False)]))
+        self.net, self.keys = self.both
+        self.optimizer = self.made(self.both.parameters(), **self.options)
+        self.number = 0
+
+    def move(self) -> None:
+        self.number += 1
+        if self.number % 2 == 0:
+            super().move()
+
+
+class Locked(nn.Sequential):
+    """Has what cannot be copied."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.lock = threading.Lock()
+
+
+class LockedKeys(MovedKeys):
+    """The copy and the network have a lock."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup()
+        self.net = self.parallelize(Locked(*self.net, nn.BatchNorm1d(1)))
+        self.keys = self.parallelize(Locked(*self.keys))
+        self.optimizer = self.made(self.net.parameters(), **self.options)
+
+    def move(self) -> None:
+        with torch.no_grad():
+            self.keys[0].weight.mul_(0.5)
+
+
+class ScriptedStudent(Fitting):
+    """Its network is of TorchScript, with statistics, and so is a copy that it moves."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        self.net = self.parallelize(scripted(nn.Sequential(*network(), nn.BatchNorm1d(1))))
+        self.keys = self.parallelize(scripted(nn.Sequential(*network()).requires_grad_(False)))
+        self.optimizer = self.made(self.net.parameters(), **self.options)
+
+    def loss(self, batch: Any) -> Tensor:
+        with torch.no_grad():
+            for p in self.keys.parameters():
+                p.mul_(0.5)
+        return super().loss(batch) + nn.functional.mse_loss(self.net(batch[0]), self.keys(batch[0]))
+
+
+class Queueing(Fitting):
+    """Has a tensor of inference mode, which it changes there."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup()
+        with torch.inference_mode():
+            self.queue = torch.zeros(3)
+
+    def loss(self, batch: Any) -> Tensor:
+        with torch.inference_mode():
+            self.queue.mul_(0.5).add_(batch[0].mean(0))
+        return super().loss(batch) * float(self.queue.sum())
+
+
+class LargeAveraging(Averaging):
+    """Has frozen parts that are larger than what it trains, so that none is copied."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup()
+        self.large = nn.Linear(3, 20).requires_grad_(False)
+
+
+class Toggling(Fitting):
+    """Freezes a part and unfreezes it in turn, and counts in a tensor whose elements are one in memory."""
+
+    def setup(self, fast_init: bool = False) -> None:
+        super().setup()
+        self.count = torch.zeros(1).expand(3)
+
+    def loss(self, batch: Any) -> Tensor:
+        self.net[0].weight.requires_grad_(not self.net[0].weight.requires_grad)
+        self.count[:1].add_(1)
+        return super().loss(batch) * float(self.count[2])
+
+
+class Moving(Fitting):
+    """Gives its parameters new memory in each step, with the same values."""
+
+    def loss(self, batch: Any) -> Tensor:
+        for p in self.net.parameters():
+            p.data = p.data.clone()
+        return super().loss(batch)
+
+
 class LargeKeys(Fitting):
     """Moves what has more parameters than what it trains, which would take too much memory to copy."""
 
@@ -443,6 +540,13 @@ RIGHT: dict[str, tuple[type[Fitting], dict[str, Any]]] = {
     "file": (Reading, {}),
     "moved keys": (MovedKeys, {"accumulation_steps": 2}),
     "replaced keys": (ReplacedKeys, {}),
+    "late keys": (LateKeys, {}),
+    "locked keys": (LockedKeys, {}),
+    "scripted student": (ScriptedStudent, {}),
+    "inference": (Queueing, {}),
+    "new memory": (Moving, {}),
+    "large average, accumulated": (LargeAveraging, {"accumulation_steps": 2}),
+    "toggling": (Toggling, {}),
     "backward": (OwnBackward, {}),
 }
 
@@ -454,7 +558,8 @@ def test_a_right_program_is_verified_and_has_the_same_bits(name: str) -> None:
 
     def trained(**others: Any) -> tuple[Any, int]:
         model = made(lr=0.1)
-        state = quiet(max_steps=4, **options, **others).fit(model, fitting_data()).state
+        with torch.jit.optimized_execution(False):  # Code that is optimized after some calls rounds otherwise.
+            state = quiet(max_steps=4, **options, **others).fit(model, fitting_data()).state
         assert not any(each._forward_hooks for net in networks(model) for each in net.modules())  # Nor has a copy any.
         return weights(model), state.skipped_steps
 

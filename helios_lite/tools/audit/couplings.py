@@ -146,11 +146,20 @@ class CouplingWatch:
 
 def _dims(name: str, arguments: Sequence[Any], options: Mapping[str, Any], ndim: int) -> set[int]:
     """Return the dimensions that a call of a function of `_OVER` has; 0 if it rolls all elements as one row."""
-    given = options.get("dims", options.get("dim", arguments[_OVER[name] :]))
+    given = _listed(
+        next((options[each] for each in ("dims", "dim", "axis") if each in options), arguments[_OVER[name] :])
+    )
+    if name != "roll":
+        return {each % ndim for each in given}
+    shifts = _listed(options.get("shifts", arguments[1:2]))
+    return {each % ndim for each, shift in zip(given, shifts, strict=False) if shift != 0} if given else {0}
+
+
+def _listed(given: Any) -> list[int]:
+    """Return the integers that a call was given, one or several."""
     while isinstance(given, tuple | list) and len(given) == 1:
         given = given[0]
-    found = {each % ndim for each in (given if isinstance(given, tuple | list) else [given]) if type(each) is int}
-    return found or {0} if name == "roll" else found
+    return [each for each in (given if isinstance(given, tuple | list) else [given]) if type(each) is int]
 
 
 def _dim_of_order(name: str, arguments: Sequence[Any], options: Mapping[str, Any]) -> Any:

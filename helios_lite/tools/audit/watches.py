@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -232,10 +232,11 @@ def _has_modes(module: nn.Module) -> bool:
 
 def _parameters_around(net: nn.Module, path: str) -> list[tuple[str, nn.Parameter]]:
     """Return the parameters of the nearest module around a path that has any, by their names in the network."""
-    parts, modules = path.split(".") if path else [], dict(net.named_modules(remove_duplicate=False))
+    parts, around = path.split(".") if path else [], [net]
+    for part in parts:  # `get_submodule` is nothing that a scripted module has.
+        around.append(cast(nn.Module, around[-1]._modules[part]))
     for length in range(len(parts), -1, -1):
-        prefix = ".".join(parts[:length])
-        found = list(modules[prefix].named_parameters(prefix))
+        found = list(around[length].named_parameters(".".join(parts[:length])))
         if found:
             return found
     return []
