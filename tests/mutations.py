@@ -6302,7 +6302,7 @@ MUTATIONS = [
     ),
     Mutation(
         "loading/split_loader.py",
-        "if self.has_digest and self._order is not None",
+        "if self._has_digest and self._order is not None",
         "if self._order is not None",
         DIGESTED + "test_nobody_makes_digests_of_samples_that_no_row_has",
     ),

@@ -69,7 +69,7 @@ class SplitLoader:
         self._num_finished = 0  # Batches before those of the order.
         self._num_digested = 0  # Batches of the order that are in the digest.
         self._digest = SampleDigest()
-        self.has_digest = True
+        self._has_digest = True
         self._begun: BegunEpoch | None = None
         self._is_restored = False  # Whether that is of a checkpoint, and no epoch was read since.
         self.changes: Changes | None = None
@@ -157,6 +157,10 @@ class SplitLoader:
         assert self._order is not None
         return next(self._order.tensors(batches - self._num_finished)).clone()
 
+    def leave_out_digest(self) -> None:
+        """Add no samples to the digest from now on, because nobody asks for it."""
+        self._has_digest = False
+
     def add_to_digest(self, batches: int) -> None:
         """Add the samples of all ranks in the batches that are finished to the digest.
 
@@ -164,7 +168,7 @@ class SplitLoader:
             batches: how many batches of the last `epoch` are finished.
         """
         first, last = self._num_digested, batches - self._num_finished
-        if self.has_digest and self._order is not None and last > first:
+        if self._has_digest and self._order is not None and last > first:
             self._digest.add(sample_order.as_tensor(self._order.of_all_ranks(first, last)))
             self._num_digested = last
 

@@ -37,7 +37,6 @@ class TrainData:
         epoch_batches: number of batches in the present epoch, None if unknown. With `steps_per_epoch` it is the most
             that there can be, as the last window of a pass may be shorter.
         knows_last_batch: whether the last batch of the present epoch is known to be the last.
-        has_digests: whether the digests of samples are asked for, as rows of a file have them.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class TrainData:
         self._repeats = options.overfit_batches is not None  # Every epoch has the batches of the first, unshuffled.
         self.epoch_batches: int | None = None
         self.knows_last_batch = False
-        self.has_digests = True
+        self._has_digests = True
         self._count = count
         self._keepers: dict[str, LoaderKeeper] = {}  # By "train", or "train/labelled" of several splits.
         self._loader: Loader | None = None
@@ -175,8 +174,8 @@ class TrainData:
             self._passes, self._ends_passes = None, False
         self._state = state
         earlier, loader = self._loader, self.loader()
-        for _, part, _ in self._begun_batches(0):
-            part.has_digest = self.has_digests
+        for _, part, _ in () if self._has_digests else self._begun_batches(0):
+            part.leave_out_digest()
         is_resumed = len(self._restored) > 0
         if is_resumed:  # Only now, since a hook may have put another split in place, as it has when this was saved.
             mine = self._of_this_rank(self._restored)
@@ -212,6 +211,10 @@ class TrainData:
         num_finished = state.epoch_batch if self._passes is None else self._passes.num_begun() - 1
         found = {name: loader.indices_after(num - 1) for name, loader, num in self._begun_batches(num_finished + 1)}
         return found if isinstance(self._loader, SeveralLoader) else found.get("")
+
+    def leave_out_digests(self) -> None:
+        """Compute no digests of samples, because no row has them."""
+        self._has_digests = False
 
     def take_digest(self) -> str | None:
         """Return the digest of the samples of all ranks in the batches that are finished and that no row has.

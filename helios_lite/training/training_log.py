@@ -68,7 +68,8 @@ class TrainingLog:
         self._rates = LearningRates()
         # Only rows of a file have digests, and those of a replay, which are compared with them.
         self._has_digests = session.folder is not None or session.method == "replay"
-        session.train_data.has_digests = self._has_digests
+        if not self._has_digests:
+            session.train_data.leave_out_digests()
         self._digests = Digests()
         self._digested: list[nn.Module] = []  # The networks, to look for which in every row would take longer.
         self._last_batch: list[Tensor] = []  # The parts of its digest.
