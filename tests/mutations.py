@@ -6312,6 +6312,12 @@ MUTATIONS = [
         "                    tensors[name] = wide.setdefault(0, wide[id(tensor)])",
         CALLBACKS + "test_the_average_of_a_scripted_network_has_each_of_its_parameters",
     ),
+    Mutation(
+        "loading/iterable_loader.py",
+        "if for_training and draws and not",
+        "if for_training and not",
+        LOADERS + "test_a_list_of_batches_keeps_no_states_of_random_numbers_and_a_loader_does",
+    ),
     Mutation("metrics/digests.py", "folds=flat.element_size() == 8", "folds=False", SEEN_BITS),
     Mutation(
         "metrics/digests.py",

@@ -1405,3 +1405,11 @@ def test_batches_of_workers_are_pinned_for_a_device_unless_the_split_says_it():
 
     assert [pins(), pins(num_workers=1), pins(num_workers=1, pin_memory=False)] == [False, True, False]
     assert [pins(pin_memory=True), make_loader(Split(Indices(4), 2), "train", 0)._loader.pin_memory] == [True, False]
+
+
+def test_a_list_of_batches_keeps_no_states_of_random_numbers_and_a_loader_does() -> None:
+    """It draws none, and its epochs begin without the time that reading the states takes."""
+    for source, keeps in (([torch.ones(2)] * 3, False), (DataLoader(Indices(4), 2), True)):
+        loader = make_loader(source, "train", 0)
+        assert len([*loader.epoch(0).batches]) > 1
+        assert ("rng" in loader.state_dict()) == keeps
